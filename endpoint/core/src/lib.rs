@@ -1,0 +1,1 @@
+//! The pure endpoint: Noise handshakes, records, windows, framing, streams and their multiplexer.

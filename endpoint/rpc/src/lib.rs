@@ -1,0 +1,1 @@
+//! Calls and notifications over an endpoint stream.

@@ -1,0 +1,1 @@
+//! The executor: registers, accepts streams, runs processes, serves files.

@@ -1,0 +1,1 @@
+//! Reach an executor by environment id: processes and files.

@@ -1,0 +1,1 @@
+//! Wire formats of Rendez: frames, tickets, registry and RPC types, limits.

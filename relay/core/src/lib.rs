@@ -1,0 +1,1 @@
+//! The pure switchboard of one executor: ports, claims, lanes.

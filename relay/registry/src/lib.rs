@@ -1,0 +1,1 @@
+//! Environments, registrations, tokens and tickets, over a Store.

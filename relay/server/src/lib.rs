@@ -1,0 +1,1 @@
+//! The relay: registry and rendezvous behind one listener.

@@ -1,0 +1,1 @@
+//! Whole-system tests: tidy, end to end, conformance.
