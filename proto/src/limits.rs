@@ -1,0 +1,137 @@
+//! Every size and count that crosses a crate, why it is what it is, and how
+//! they relate. The assertions at the end do not compile if a relation breaks.
+//!
+//! "Codex" marks values that the stock binary fixes (WIRE.md names the section).
+
+use std::time::Duration;
+
+// ---- websocket and frame -------------------------------------------------
+
+/// Largest websocket message in bytes. Codex, section 2: its ends close the
+/// socket above it.
+pub const MESSAGE_MAX_BYTES: usize = 256 * 1024;
+/// Longest stream id in bytes. A UUID has 36; the rest is room for other
+/// orchestrators, while a relay keeps one id per stream.
+pub const STREAM_ID_MAX_BYTES: usize = 128;
+/// Longest environment id in bytes: fits a DNS label twice and any log line.
+pub const ENVIRONMENT_ID_MAX_BYTES: usize = 128;
+/// Longest registration id in bytes; ours have 26.
+pub const REGISTRATION_ID_MAX_BYTES: usize = 128;
+/// Longest reset reason that is kept, in bytes; ours are a closed set of words.
+pub const RESET_REASON_MAX_BYTES: usize = 64;
+
+// ---- records and messages ------------------------------------------------
+
+/// Most plaintext bytes in one record. Codex, section 5: 61,441 is a reset.
+pub const RECORD_PLAINTEXT_MAX_BYTES: usize = 60 * 1024;
+/// AES-GCM tag in bytes.
+pub const TAG_BYTES: usize = 16;
+/// Largest Noise message in bytes (Noise, section 3).
+pub const NOISE_MESSAGE_MAX_BYTES: usize = 65_535;
+/// Largest application message in bytes. Codex, section 5: more is a reset.
+pub const APPLICATION_MESSAGE_MAX_BYTES: usize = 64 * 1024 * 1024;
+/// Room for a frame's fields around its payload: a stream id, numbers, a proof
+/// and two trace fields.
+pub const FRAME_OVERHEAD_MAX_BYTES: usize = 2 * 1024;
+/// Longest harness key authorization in bytes. Codex, section 1.2.
+pub const AUTHORIZATION_MAX_BYTES: usize = 4096;
+
+// ---- windows -------------------------------------------------------------
+
+/// How many records ahead of the next one a receiver holds. Codex, section 5:
+/// 65 ahead is a reset.
+pub const REORDER_MAX_RECORDS: u32 = 64;
+/// How many bytes of early records a Codex-profile receiver holds (section 5).
+pub const CODEX_REORDER_MAX_BYTES: usize = 1024 * 1024;
+/// Records in flight, not yet acknowledged, in a reliable profile. The same as
+/// the reorder distance: whatever is in flight may be held.
+pub const WINDOW_MAX_RECORDS: u32 = 64;
+/// Bytes in flight, not yet acknowledged: the exact sealed bytes are kept.
+pub const WINDOW_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Received plaintext that waits for the application, per stream, before
+/// credit stops: a reader that stops reading stops the writer.
+pub const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+
+// ---- streams -------------------------------------------------------------
+
+/// Open streams per executor websocket. Codex, section 4: the 129th is reset.
+pub const STREAMS_PER_EXECUTOR: usize = 128;
+/// Handshakes that wait for the registry's verdict. Codex, section 4.
+pub const PENDING_HANDSHAKES: usize = 32;
+/// Failed handshakes before an executor refuses all for
+/// [`HANDSHAKE_COOLDOWN`]. Codex, section 4.
+pub const HANDSHAKE_FAILURES: u32 = 8;
+/// How long an executor refuses handshakes after too many failures.
+pub const HANDSHAKE_COOLDOWN: Duration = Duration::from_secs(10);
+/// How long an initiator waits for message 2. Codex, section 4.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a stream of a reliable profile outlives its websocket.
+pub const STREAM_GRACE: Duration = Duration::from_secs(90);
+
+// ---- relay ---------------------------------------------------------------
+
+/// Bytes of one stream that wait in one port's outbox.
+pub const LANE_MAX_BYTES: usize = 4 * 1024 * 1024 + 512 * 1024;
+/// Orchestrator websockets per executor at one relay: each may carry one or
+/// more of the executor's [`STREAMS_PER_EXECUTOR`].
+pub const ORCHESTRATORS_PER_EXECUTOR: usize = 128;
+/// Bytes that the deficit round robin grants a lane per turn: one full record.
+pub const LANE_QUANTUM_BYTES: usize = 64 * 1024;
+
+// ---- liveness ------------------------------------------------------------
+
+/// How often an end sends a websocket ping. Codex, section 2.
+pub const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// Silence after which a websocket is given up. Codex, section 2.
+pub const PONG_TIMEOUT: Duration = Duration::from_secs(60);
+
+// ---- registry ------------------------------------------------------------
+
+/// Largest request body in bytes: two public keys and an authorization are
+/// under 8 KiB.
+pub const REGISTRY_BODY_MAX_BYTES: usize = 64 * 1024;
+/// How long an orchestrator's ticket and its key authorization live.
+pub const ORCHESTRATOR_TICKET_TTL: Duration = Duration::from_secs(60);
+/// Longest ticket in bytes, as text in a URL.
+pub const TICKET_MAX_BYTES: usize = 2048;
+
+// ---- executor sessions ----------------------------------------------------
+
+/// Output kept per process, newest first out last. Codex, section 6.2: 1 MiB;
+/// we keep more, for a slow orchestrator or a long cut.
+pub const PROCESS_OUTPUT_RETAINED_BYTES: usize = 8 * 1024 * 1024;
+/// Largest chunk of process output in bytes. Codex, section 6.2.
+pub const PROCESS_CHUNK_MAX_BYTES: usize = 8 * 1024;
+/// How long a session outlives its last stream. Codex, section 6.2, measured
+/// 80 s; ours outlives [`STREAM_GRACE`] too.
+pub const SESSION_GRACE: Duration = Duration::from_secs(100);
+/// How long a finished process stays readable. Codex, section 6.2.
+pub const PROCESS_LINGER: Duration = Duration::from_secs(80);
+/// Requests of one stream that run at once.
+pub const REQUESTS_IN_FLIGHT: usize = 64;
+/// Requests that wait behind the running ones. Codex, section 5: 128.
+pub const REQUESTS_QUEUED: usize = 128;
+/// Largest file that `fs/readFile` returns: its base64 in JSON must fit one
+/// application message, or the whole stream would end.
+pub const READ_FILE_MAX_BYTES: usize = 47 * 1024 * 1024;
+/// Processes of one session that run or linger: bounds memory at
+/// `PROCESSES_PER_SESSION * PROCESS_OUTPUT_RETAINED_BYTES` in theory, and file
+/// descriptors in practice.
+pub const PROCESSES_PER_SESSION: usize = 1024;
+/// Sessions of one executor, attached and detached.
+pub const SESSIONS_PER_EXECUTOR: usize = 1024;
+
+const _: () = {
+    assert!(RECORD_PLAINTEXT_MAX_BYTES + TAG_BYTES <= NOISE_MESSAGE_MAX_BYTES);
+    assert!(NOISE_MESSAGE_MAX_BYTES + FRAME_OVERHEAD_MAX_BYTES <= MESSAGE_MAX_BYTES);
+    assert!(WINDOW_MAX_RECORDS <= REORDER_MAX_RECORDS);
+    assert!(WINDOW_MAX_BYTES >= WINDOW_MAX_RECORDS as usize * RECORD_PLAINTEXT_MAX_BYTES);
+    // fresh data of a conforming sender always fits its lane
+    assert!(LANE_MAX_BYTES >= WINDOW_MAX_BYTES + MESSAGE_MAX_BYTES);
+    assert!(RECEIVE_BUFFER_BYTES >= RECORD_PLAINTEXT_MAX_BYTES * 2);
+    assert!(LANE_QUANTUM_BYTES >= NOISE_MESSAGE_MAX_BYTES);
+    assert!(SESSION_GRACE.as_secs() > STREAM_GRACE.as_secs());
+    assert!(PONG_TIMEOUT.as_secs() >= 2 * PING_INTERVAL.as_secs());
+    assert!(READ_FILE_MAX_BYTES / 3 * 4 + 4096 < APPLICATION_MESSAGE_MAX_BYTES);
+    assert!(PENDING_HANDSHAKES <= STREAMS_PER_EXECUTOR);
+};
