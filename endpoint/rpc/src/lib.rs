@@ -1,1 +1,16 @@
-//! Calls and notifications over an endpoint stream.
+//! Calls and notifications over an endpoint's streams.
+//!
+//! ```text
+//! caller · services          whole messages, typed calls
+//!      │
+//!   channel                  one open stream: recv, send, close
+//!      │
+//!   endpoint                 the Mux behind a mutex, and who to wake
+//!      │
+//!   rendez-transport's pump  one websocket
+//! ```
+
+pub mod memory;
+pub mod messages;
+
+pub use messages::{Messages, StreamClosed};
