@@ -1,1 +1,20 @@
-//! The one async loop that drives a pure protocol core over a websocket.
+//! Drives a pure core over one websocket.
+//!
+//! The crate knows bytes, not frames. A core implements [`Protocol`]; a
+//! websocket library is hidden behind [`Socket`]; [`pump()`] is the only loop
+//! between the two, at both endpoints and in the relay. When it ends it says
+//! [why](Ended), and what to do next is the caller's decision.
+//!
+//! Nothing is queued ahead of the socket: the pump asks the core for the next
+//! bytes when the socket has room, and flushes once per batch.
+
+pub mod backoff;
+pub mod dial;
+pub mod protocol;
+pub mod pump;
+pub mod socket;
+pub mod tls;
+
+pub use protocol::{CloseFrame, Protocol, Violation};
+pub use pump::{Ended, pump};
+pub use socket::{Incoming, Outgoing, Socket, SocketError};

@@ -1,0 +1,174 @@
+//! Opens a websocket to a relay.
+//!
+//! The URL carries a ticket, so no error and no log line of this module holds
+//! more of it than scheme, host and port.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Error as WsError;
+use url::Url;
+
+use crate::socket;
+
+/// How long name look-up, TCP, TLS and upgrade may take together.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A dialled websocket over TCP or TLS.
+pub type DialledSocket = WebSocketStream<Box<dyn Io>>;
+
+/// What a websocket runs over.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// Why no websocket was opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The URL is not `ws://` or `wss://` with a host.
+    #[error("the relay's websocket URL is not usable: {0}")]
+    Url(String),
+    /// Nobody could be reached.
+    #[error("cannot reach the relay at {at}: {why}")]
+    Unreachable {
+        /// Host and port.
+        at: String,
+        /// The operating system's or the TLS library's words.
+        why: String,
+    },
+    /// It took longer than [`DIAL_TIMEOUT`].
+    #[error("the relay at {0} did not answer in time")]
+    Timeout(String),
+    /// The relay answered the upgrade with 4xx: the ticket is no good any more.
+    #[error("the relay refused the ticket (HTTP {0})")]
+    Refused(u16),
+    /// The relay answered the upgrade with another status: try again later.
+    #[error("the relay is not available (HTTP {0})")]
+    Unavailable(u16),
+}
+
+/// Dials `url` with TCP_NODELAY set.
+///
+/// # Errors
+/// [`DialError`] tells a refused ticket from temporary trouble.
+pub async fn dial(url: &str, tls: Arc<ClientConfig>) -> Result<DialledSocket, DialError> {
+    let target = Target::parse(url)?;
+    let at = target.at();
+    tokio::time::timeout(DIAL_TIMEOUT, target.open(tls))
+        .await
+        .unwrap_or(Err(DialError::Timeout(at)))
+}
+
+struct Target {
+    url: Url,
+    host: String,
+    port: u16,
+    secure: bool,
+}
+
+impl Target {
+    fn parse(text: &str) -> Result<Self, DialError> {
+        let url = Url::parse(text).map_err(|error| DialError::Url(error.to_string()))?;
+        let secure = match url.scheme() {
+            "ws" => false,
+            "wss" => true,
+            other => return Err(DialError::Url(format!("scheme {other:?}, not ws or wss"))),
+        };
+        let host = url.host_str().ok_or_else(|| DialError::Url("no host".into()))?;
+        // IPv6 literals stand in brackets in a URL, and nowhere else
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = url.port().unwrap_or(if secure { 443 } else { 80 });
+        Ok(Self { url, host, port, secure })
+    }
+
+    fn at(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
+    async fn open(self, tls: Arc<ClientConfig>) -> Result<DialledSocket, DialError> {
+        let unreachable = |why: &dyn std::fmt::Display| DialError::Unreachable {
+            at: self.at(),
+            why: why.to_string(),
+        };
+        let tcp = TcpStream::connect((self.host.as_str(), self.port))
+            .await
+            .map_err(|error| unreachable(&error))?;
+        tcp.set_nodelay(true).map_err(|error| unreachable(&error))?;
+        let io: Box<dyn Io> = if self.secure {
+            let name =
+                ServerName::try_from(self.host.clone()).map_err(|error| unreachable(&error))?;
+            let tls = TlsConnector::from(tls).connect(name, tcp).await;
+            Box::new(tls.map_err(|error| unreachable(&error))?)
+        } else {
+            Box::new(tcp)
+        };
+        let upgrade = tokio_tungstenite::client_async_with_config(
+            self.url.as_str(),
+            io,
+            Some(socket::config()),
+        );
+        match upgrade.await {
+            Ok((socket, _)) => Ok(socket),
+            Err(WsError::Http(answer)) => Err(match answer.status() {
+                status if status.is_client_error() => DialError::Refused(status.as_u16()),
+                status => DialError::Unavailable(status.as_u16()),
+            }),
+            Err(error) => Err(unreachable(&error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    fn tls() -> Arc<ClientConfig> {
+        crate::tls::client_config().unwrap()
+    }
+
+    #[tokio::test]
+    async fn wrong_urls_are_named_without_their_query() {
+        for url in ["http://h/?ticket=secret", "nonsense?ticket=secret", "ws://"] {
+            let error = dial(url, tls()).await.err().unwrap();
+            assert!(matches!(error, DialError::Url(_)));
+            assert!(!error.to_string().contains("secret"));
+        }
+    }
+
+    async fn answer_upgrade_with(status: &'static str) -> DialError {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("ws://{}/?ticket=secret", listener.local_addr().unwrap());
+        let server = async move {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let _ = tcp.read(&mut request).await.unwrap();
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+            tcp.write_all(answer.as_bytes()).await.unwrap();
+        };
+        let (error, ()) = tokio::join!(dial(&url, tls()), server);
+        error.err().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_refused_ticket_differs_from_an_unavailable_relay() {
+        assert!(matches!(answer_upgrade_with("401 No").await, DialError::Refused(401)));
+        assert!(matches!(answer_upgrade_with("503 No").await, DialError::Unavailable(503)));
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_unreachable_and_the_ticket_stays_secret() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        drop(listener);
+        let error = dial(&format!("ws://{at}/?ticket=secret"), tls()).await.err().unwrap();
+        assert!(matches!(error, DialError::Unreachable { .. }));
+        assert!(!format!("{error} {error:?}").contains("secret"));
+    }
+}

@@ -1,0 +1,263 @@
+//! The one loop between a core and a websocket.
+//!
+//! Invariants:
+//! * Reading and writing advance independently, so two ends with full sockets
+//!   cannot block each other.
+//! * A flush happens once per batch, not once per message.
+//! * One poll handles at most [`BATCH`] messages each way, then yields, so one
+//!   busy socket does not starve the others of its thread.
+//! * A peer that is silent for [`limits::PONG_TIMEOUT`] is gone. Time during
+//!   which we chose not to read does not count.
+
+use std::future::{Future as _, poll_fn};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use rendez_proto::limits;
+use tokio::time::{Sleep, sleep_until};
+
+use crate::protocol::{CloseFrame, Protocol, Violation};
+use crate::socket::{Incoming, Outgoing, Socket, SocketError};
+
+/// Messages read, and messages written, before the task yields.
+const BATCH: usize = 64;
+/// How long a close frame may take to leave.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Why a pump ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// The peer closed, with its code.
+    ByPeer(Option<u16>),
+    /// We closed, with our reason.
+    ByUs(CloseFrame),
+    /// The path broke.
+    Lost(SocketError),
+    /// The peer was silent for too long.
+    Silent,
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Ended::ByPeer(Some(code)) => write!(f, "closed by the peer (code {code})"),
+            Ended::ByPeer(None) => f.write_str("closed by the peer"),
+            Ended::ByUs(frame) => write!(f, "closed ({} {})", frame.code, frame.reason),
+            Ended::Lost(error) => error.fmt(f),
+            Ended::Silent => f.write_str("the peer was silent for too long"),
+        }
+    }
+}
+
+/// Runs `protocol` over `socket` until one of them ends.
+///
+/// Cancelling the future drops the socket without a close frame.
+pub async fn pump<S: Socket, P: Protocol>(socket: S, protocol: &mut P) -> Ended {
+    let start = now();
+    let mut pump = Pump {
+        socket,
+        protocol,
+        dirty: false,
+        last_heard: start,
+        next_ping: start + limits::PING_INTERVAL,
+        reading: true,
+        farewell: None,
+        timer: Box::pin(sleep_until(start.into())),
+    };
+    poll_fn(|cx| pump.poll(cx)).await
+}
+
+struct Pump<'a, S, P> {
+    socket: S,
+    protocol: &'a mut P,
+    /// Something was buffered since the last completed flush.
+    dirty: bool,
+    last_heard: Instant,
+    next_ping: Instant,
+    /// Whether the core wanted to read when it was last asked.
+    reading: bool,
+    /// Our close frame is buffered; the socket ends when it is flushed, or at
+    /// this deadline.
+    farewell: Option<(Instant, Ended)>,
+    timer: Pin<Box<Sleep>>,
+}
+
+/// Whether a step did something, so that another round may find more to do.
+#[derive(PartialEq)]
+enum Progress {
+    Some,
+    None,
+}
+
+impl<S: Socket, P: Protocol> Pump<'_, S, P> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        match self.round(cx) {
+            Ok(()) => Poll::Pending,
+            Err(ended) => Poll::Ready(ended),
+        }
+    }
+
+    fn round(&mut self, cx: &mut Context<'_>) -> Result<(), Ended> {
+        self.protocol.register(cx.waker());
+        let now = now();
+        // 1 time
+        if self.protocol.poll_timeout().is_some_and(|deadline| deadline <= now) {
+            self.protocol.handle_timeout(now);
+        }
+        self.check_liveness(now)?;
+        // 2 write: pull while the socket has room
+        let wrote = self.write(cx, now)?;
+        // 3 read: while the core has room
+        let read = self.read(cx, now)?;
+        // 4 flush what both have buffered (a read may have buffered a pong)
+        self.flush(cx)?;
+        if wrote == Progress::Some || read == Progress::Some {
+            // Answers to what was read, or the rest of a large batch: after
+            // the other tasks had their turn.
+            cx.waker().wake_by_ref();
+        } else {
+            self.arm(cx);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Progress, Ended> {
+        if self.farewell.is_some() {
+            return Ok(Progress::None);
+        }
+        for _ in 0..BATCH {
+            match self.socket.poll_ready(cx) {
+                Poll::Pending => return Ok(Progress::None),
+                Poll::Ready(ready) => ready.map_err(Ended::Lost)?,
+            }
+            let message = match self.protocol.poll_transmit(now) {
+                Some(message) => Outgoing::Binary(message),
+                None if self.next_ping <= now => {
+                    self.next_ping = now + limits::PING_INTERVAL;
+                    Outgoing::Ping
+                }
+                None => match self.protocol.closing() {
+                    Some(frame) => {
+                        self.say_farewell(now, frame.clone(), Ended::ByUs(frame))?;
+                        return Ok(Progress::Some);
+                    }
+                    None => return Ok(Progress::None),
+                },
+            };
+            self.socket.start_send(message).map_err(Ended::Lost)?;
+            self.dirty = true;
+        }
+        Ok(Progress::Some)
+    }
+
+    fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Progress, Ended> {
+        for _ in 0..BATCH {
+            if !self.protocol.wants_read() && self.farewell.is_none() {
+                self.reading = false;
+                return Ok(Progress::None);
+            }
+            if !self.reading {
+                self.reading = true;
+                self.last_heard = now;
+            }
+            let incoming = match self.socket.poll_read(cx) {
+                Poll::Pending => return Ok(Progress::None),
+                Poll::Ready(None) => return Err(self.ended(Ended::ByPeer(None))),
+                Poll::Ready(Some(Err(SocketError::TooBig))) if self.farewell.is_none() => {
+                    self.say_farewell(now, CloseFrame::TOO_BIG, Ended::Lost(SocketError::TooBig))?;
+                    return Ok(Progress::Some);
+                }
+                Poll::Ready(Some(Err(error))) => return Err(self.ended(Ended::Lost(error))),
+                Poll::Ready(Some(Ok(incoming))) => incoming,
+            };
+            self.last_heard = now;
+            match incoming {
+                // What still arrives while we leave is not for anybody.
+                Incoming::Binary(_) if self.farewell.is_some() => {}
+                Incoming::Binary(message) => {
+                    if let Err(Violation(frame)) = self.protocol.handle_message(now, message) {
+                        self.say_farewell(now, frame.clone(), Ended::ByUs(frame))?;
+                    }
+                }
+                Incoming::Text if self.farewell.is_none() => {
+                    let frame = CloseFrame::TEXT;
+                    self.say_farewell(now, frame.clone(), Ended::ByUs(frame))?;
+                }
+                Incoming::Text => {}
+                Incoming::Alive => self.dirty = true,
+                Incoming::Close(code) => {
+                    // The library has buffered the answering close frame.
+                    let _ = self.socket.poll_flush(cx);
+                    return Err(self.ended(Ended::ByPeer(code)));
+                }
+            }
+        }
+        Ok(Progress::Some)
+    }
+
+    fn flush(&mut self, cx: &mut Context<'_>) -> Result<(), Ended> {
+        if self.dirty {
+            match self.socket.poll_flush(cx) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(flushed) => {
+                    flushed.map_err(|error| self.ended(Ended::Lost(error)))?;
+                    self.dirty = false;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Buffers our close frame. The loop goes on until the peer answers it.
+    fn say_farewell(&mut self, now: Instant, frame: CloseFrame, ended: Ended) -> Result<(), Ended> {
+        match self.socket.start_send(Outgoing::Close(frame)) {
+            Ok(()) => {
+                self.dirty = true;
+                self.farewell = Some((now + CLOSE_TIMEOUT, ended));
+                Ok(())
+            }
+            Err(_) => Err(ended),
+        }
+    }
+
+    /// Our own reason wins over how the socket then came down.
+    fn ended(&mut self, otherwise: Ended) -> Ended {
+        self.farewell.take().map_or(otherwise, |(_, ended)| ended)
+    }
+
+    fn check_liveness(&mut self, now: Instant) -> Result<(), Ended> {
+        match &self.farewell {
+            Some((deadline, _)) if *deadline <= now => Err(self.ended(Ended::Silent)),
+            None if self.reading && now >= self.last_heard + limits::PONG_TIMEOUT => {
+                Err(Ended::Silent)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Wakes the task at the next deadline of the core or of the connection.
+    fn arm(&mut self, cx: &mut Context<'_>) {
+        let mut deadline = self.next_ping.max(now());
+        if self.reading {
+            deadline = deadline.min(self.last_heard + limits::PONG_TIMEOUT);
+        }
+        if let Some((farewell, _)) = &self.farewell {
+            deadline = *farewell;
+        } else if let Some(core) = self.protocol.poll_timeout() {
+            deadline = deadline.min(core);
+        }
+        self.timer.as_mut().reset(deadline.into());
+        if self.timer.as_mut().poll(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+    }
+}
+
+/// The runtime's clock, so that tests may pause it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests;

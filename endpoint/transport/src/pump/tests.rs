@@ -1,0 +1,217 @@
+//! The pump against a real websocket library, over an in-memory pipe.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::task::Waker;
+
+use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::io::DuplexStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use super::*;
+use crate::socket;
+
+/// A core that records what it hears and sends what it is told to.
+#[derive(Default)]
+struct Core {
+    heard: Vec<Bytes>,
+    outbox: VecDeque<Bytes>,
+    full: bool,
+    closing: Option<CloseFrame>,
+    refuse: Option<CloseFrame>,
+    waker: Option<Waker>,
+}
+
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Core>>);
+
+impl Shared {
+    fn change(&self, change: impl FnOnce(&mut Core)) {
+        let mut core = self.0.lock().unwrap();
+        change(&mut core);
+        if let Some(waker) = core.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Protocol for Shared {
+    fn handle_message(&mut self, _: Instant, message: Bytes) -> Result<(), Violation> {
+        let mut core = self.0.lock().unwrap();
+        core.heard.push(message);
+        core.refuse.clone().map_or(Ok(()), |frame| Err(Violation(frame)))
+    }
+    fn wants_read(&self) -> bool {
+        !self.0.lock().unwrap().full
+    }
+    fn poll_transmit(&mut self, _: Instant) -> Option<Bytes> {
+        self.0.lock().unwrap().outbox.pop_front()
+    }
+    fn poll_timeout(&self) -> Option<Instant> {
+        None
+    }
+    fn handle_timeout(&mut self, _: Instant) {}
+    fn register(&mut self, waker: &Waker) {
+        self.0.lock().unwrap().waker = Some(waker.clone());
+    }
+    fn closing(&self) -> Option<CloseFrame> {
+        self.0.lock().unwrap().closing.clone()
+    }
+}
+
+type Ws = WebSocketStream<DuplexStream>;
+
+async fn pair() -> (Ws, Ws) {
+    let (left, right) = tokio::io::duplex(1024);
+    (
+        WebSocketStream::from_raw_socket(left, Role::Server, Some(socket::config())).await,
+        WebSocketStream::from_raw_socket(right, Role::Client, None).await,
+    )
+}
+
+/// Starts a pump; returns the core, the far end, and the pump's task.
+async fn start() -> (Shared, Ws, tokio::task::JoinHandle<Ended>) {
+    let (ours, theirs) = pair().await;
+    let core = Shared::default();
+    let mut driven = core.clone();
+    let task = tokio::spawn(async move { pump(ours, &mut driven).await });
+    (core, theirs, task)
+}
+
+fn binary(bytes: &'static [u8]) -> Message {
+    Message::Binary(Bytes::from_static(bytes))
+}
+
+#[tokio::test]
+async fn messages_pass_both_ways_even_when_both_pipes_are_full() {
+    let (core, theirs, task) = start().await;
+    let big = Bytes::from(vec![7; 50_000]);
+    core.change(|core| core.outbox.extend((0..50).map(|_| big.clone())));
+    let (mut sink, mut stream) = theirs.split();
+    let send = async {
+        for _ in 0..50 {
+            sink.send(Message::Binary(big.clone())).await.unwrap();
+        }
+        sink.close().await.unwrap();
+    };
+    let receive = async {
+        let mut count = 0;
+        while let Some(Ok(message)) = stream.next().await {
+            if message.is_binary() {
+                assert_eq!(message.into_data(), big);
+                count += 1;
+            }
+            if count == 50 {
+                break;
+            }
+        }
+        count
+    };
+    let ((), received) = tokio::join!(send, receive);
+    assert_eq!(received, 50);
+    assert!(matches!(task.await.unwrap(), Ended::ByPeer(_)));
+    assert_eq!(core.0.lock().unwrap().heard.len(), 50);
+}
+
+#[tokio::test]
+async fn a_full_core_is_not_read_for() {
+    let (core, mut theirs, task) = start().await;
+    core.change(|core| core.full = true);
+    tokio::task::yield_now().await;
+    // more than pipe and buffers hold: cannot complete while nobody reads
+    let flood = async {
+        for _ in 0..8 {
+            theirs.send(Message::Binary(Bytes::from(vec![1; 50_000]))).await.unwrap();
+        }
+        theirs
+    };
+    let mut flood = std::pin::pin!(flood);
+    for _ in 0..1000 {
+        tokio::select! {
+            biased;
+            _ = &mut flood => panic!("the pump read for a full core"),
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    assert!(core.0.lock().unwrap().heard.is_empty());
+    core.change(|core| core.full = false);
+    let theirs = flood.await;
+    drop(theirs);
+    assert!(matches!(task.await.unwrap(), Ended::Lost(_)));
+    assert_eq!(core.0.lock().unwrap().heard.len(), 8);
+}
+
+#[tokio::test]
+async fn text_and_violations_and_large_messages_get_their_close_code() {
+    async fn close_code(setup: impl FnOnce(&mut Core), message: Message) -> (u16, Ended) {
+        let (core, mut theirs, task) = start().await;
+        core.change(setup);
+        theirs.send(message).await.unwrap();
+        let code = loop {
+            match theirs.next().await.unwrap().unwrap() {
+                Message::Close(frame) => break frame.unwrap().code.into(),
+                _ => continue,
+            }
+        };
+        let _ = theirs.flush().await;
+        drop(theirs);
+        (code, task.await.unwrap())
+    }
+    let (code, ended) = close_code(|_| {}, Message::text("hello")).await;
+    assert_eq!(code, 1003);
+    assert!(matches!(ended, Ended::ByUs(frame) if frame == CloseFrame::TEXT));
+
+    let frame = CloseFrame { code: 1002, reason: "test" };
+    let (code, _) = close_code(|core| core.refuse = Some(frame), binary(b"x")).await;
+    assert_eq!(code, 1002);
+
+    let (ours, theirs) = pair().await;
+    let mut core = Shared::default();
+    let task = tokio::spawn(async move { pump(ours, &mut core).await });
+    let (mut sink, mut stream) = theirs.split();
+    let send = async {
+        // the pump may hang up before all of it is out
+        let _ = sink.send(Message::Binary(Bytes::from(vec![0; 300 * 1024]))).await;
+    };
+    let receive = async {
+        loop {
+            match stream.next().await {
+                Some(Ok(Message::Close(frame))) => break frame.map(|frame| u16::from(frame.code)),
+                Some(Ok(_)) => {}
+                _ => break None,
+            }
+        }
+    };
+    let ((), code) = tokio::join!(send, receive);
+    assert_eq!(code, Some(1009));
+    assert!(matches!(task.await.unwrap(), Ended::Lost(SocketError::TooBig)));
+}
+
+#[tokio::test]
+async fn closing_sends_what_is_left_first() {
+    let (core, mut theirs, task) = start().await;
+    core.change(|core| {
+        core.outbox.push_back(Bytes::from_static(b"last words"));
+        core.closing = Some(CloseFrame::NORMAL);
+    });
+    assert_eq!(theirs.next().await.unwrap().unwrap(), binary(b"last words"));
+    assert!(theirs.next().await.unwrap().unwrap().is_close());
+    let _ = theirs.flush().await;
+    drop(theirs);
+    assert!(matches!(task.await.unwrap(), Ended::ByUs(frame) if frame == CloseFrame::NORMAL));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pings_go_out_and_silence_ends_the_connection() {
+    let (_core, mut theirs, task) = start().await;
+    let before = tokio::time::Instant::now();
+    // Read pings without ever flushing the answers.
+    let ping = std::future::poll_fn(|cx| Socket::poll_read(&mut theirs, cx)).await;
+    assert!(matches!(ping, Some(Ok(Incoming::Alive))));
+    assert_eq!(before.elapsed().as_secs(), limits::PING_INTERVAL.as_secs());
+    assert!(matches!(task.await.unwrap(), Ended::Silent));
+    assert_eq!(before.elapsed().as_secs(), limits::PONG_TIMEOUT.as_secs());
+}

@@ -1,0 +1,137 @@
+//! A websocket, whichever library speaks it.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::{Sink, Stream};
+use rendez_proto::limits;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::{CapacityError, ProtocolError};
+use tokio_tungstenite::tungstenite::protocol::{self, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+use crate::protocol::CloseFrame;
+
+/// Bytes that one read may take from the kernel. A 60 KiB record is four
+/// reads; the default of 128 KiB would cost that much memory per idle socket.
+pub const READ_BUFFER_BYTES: usize = 16 * 1024;
+/// Bytes that are gathered before a write without a flush reaches the kernel:
+/// many small frames become one system call.
+pub const WRITE_BUFFER_BYTES: usize = 32 * 1024;
+
+/// What arrives.
+#[derive(Debug)]
+pub enum Incoming {
+    /// A binary message.
+    Binary(Bytes),
+    /// A text message; nobody speaks these here.
+    Text,
+    /// A ping or pong: a sign of life. Pings are answered by the library.
+    Alive,
+    /// The peer closes, with its code.
+    Close(Option<u16>),
+}
+
+/// What is sent.
+#[derive(Debug)]
+pub enum Outgoing {
+    /// A binary message.
+    Binary(Bytes),
+    /// A ping.
+    Ping,
+    /// The end.
+    Close(CloseFrame),
+}
+
+/// Why a socket broke.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// The peer sent a message above the limit.
+    #[error("the peer sent a message above the limit")]
+    TooBig,
+    /// The peer broke RFC 6455.
+    #[error("the peer broke the websocket protocol: {0}")]
+    Protocol(String),
+    /// The path is gone.
+    #[error("connection lost: {0}")]
+    Lost(String),
+}
+
+/// A websocket as the [pump](crate::pump()) needs it; the methods are those of
+/// `Stream` and `Sink`.
+pub trait Socket: Send + Unpin {
+    /// The next incoming message; `None` after the close handshake.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming, SocketError>>>;
+    /// Ready when [`start_send`](Self::start_send) may be called.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SocketError>>;
+    /// Buffers a message.
+    ///
+    /// # Errors
+    /// The socket broke.
+    fn start_send(&mut self, message: Outgoing) -> Result<(), SocketError>;
+    /// Ready when everything buffered is with the kernel.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SocketError>>;
+}
+
+/// The limits and buffers of every websocket of ours.
+pub fn config() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(WRITE_BUFFER_BYTES)
+        .max_write_buffer_size(WRITE_BUFFER_BYTES + 2 * limits::MESSAGE_MAX_BYTES)
+        .max_message_size(Some(limits::MESSAGE_MAX_BYTES))
+        .max_frame_size(Some(limits::MESSAGE_MAX_BYTES))
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for WebSocketStream<T> {
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming, SocketError>>> {
+        Pin::new(self).poll_next(cx).map(|next| {
+            Some(match next? {
+                Ok(message) => Ok(match message {
+                    Message::Binary(bytes) => Incoming::Binary(bytes),
+                    Message::Text(_) => Incoming::Text,
+                    Message::Close(frame) => Incoming::Close(frame.map(|frame| frame.code.into())),
+                    Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Incoming::Alive,
+                }),
+                Err(error) => Err(error.into()),
+            })
+        })
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SocketError>> {
+        Sink::poll_ready(Pin::new(self), cx).map_err(SocketError::from)
+    }
+
+    fn start_send(&mut self, message: Outgoing) -> Result<(), SocketError> {
+        let message = match message {
+            Outgoing::Binary(bytes) => Message::Binary(bytes),
+            Outgoing::Ping => Message::Ping(Bytes::new()),
+            Outgoing::Close(frame) => Message::Close(Some(protocol::CloseFrame {
+                code: frame.code.into(),
+                reason: frame.reason.into(),
+            })),
+        };
+        Sink::start_send(Pin::new(self), message).map_err(SocketError::from)
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SocketError>> {
+        Sink::poll_flush(Pin::new(self), cx).map_err(SocketError::from)
+    }
+}
+
+impl From<Error> for SocketError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Capacity(CapacityError::MessageTooLong { .. }) => Self::TooBig,
+            // A peer that vanishes without a close frame, as stock ends do
+            // (WIRE.md, section 2), broke no rule worth telling.
+            Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
+                Self::Lost("closed without a close frame".into())
+            }
+            Error::Protocol(error) => Self::Protocol(error.to_string()),
+            other => Self::Lost(other.to_string()),
+        }
+    }
+}
