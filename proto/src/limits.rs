@@ -94,6 +94,43 @@ pub const REGISTRY_BODY_MAX_BYTES: usize = 64 * 1024;
 pub const ORCHESTRATOR_TICKET_TTL: Duration = Duration::from_secs(60);
 /// Longest ticket in bytes, as text in a URL.
 pub const TICKET_MAX_BYTES: usize = 2048;
+/// Longest subject of a ticket in bytes: the id of a token has 16.
+pub const TICKET_SUBJECT_MAX_BYTES: usize = 64;
+/// How long the record of a used ticket outlives the ticket: covers a clock
+/// that is set back.
+pub const REDEEMED_TICKET_MARGIN: Duration = Duration::from_secs(600);
+/// Records of used tickets that one redemption may purge.
+pub const REDEEMED_PURGE_BATCH: u32 = 64;
+/// Longest bearer token in bytes that is looked at; ours have 66.
+pub const BEARER_MAX_BYTES: usize = 256;
+/// Bytes of a too large request body that are read and dropped, so that the
+/// answer is not lost in a connection reset.
+pub const REGISTRY_BODY_DRAIN_BYTES: usize = 1024 * 1024;
+/// How long a request body may take to arrive. Codex, section 1: its clients
+/// give up after 6 to 10 s.
+pub const REGISTRY_BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long `/register` tries again while the database is busy. Codex, section
+/// 1.1: its executors wait 10 s and exit on any failure.
+pub const REGISTER_PATIENCE: Duration = Duration::from_secs(8);
+/// Pause between two of those tries.
+pub const REGISTER_RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// How long one statement waits for another writer of the database.
+pub const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Connections to the database: one writes, the others read meanwhile.
+pub const DATABASE_CONNECTIONS: u32 = 4;
+/// Environments of one registry: bounds what a token with the pattern `*` can
+/// create.
+pub const ENVIRONMENTS_MAX: u32 = 100_000;
+/// Tokens of one registry, revoked ones included.
+pub const TOKENS_MAX: u32 = 100_000;
+/// Entries of one page of a list.
+pub const LIST_PAGE_MAX: u32 = 1000;
+/// Longest label of a token in bytes.
+pub const TOKEN_LABEL_MAX_BYTES: usize = 128;
+/// Security profiles that one request may name.
+pub const PROFILES_PER_REQUEST: usize = 16;
+/// Longest Host header in bytes: a DNS name has 253, a port adds six.
+pub const HOST_MAX_BYTES: usize = 260;
 
 // ---- executor sessions ----------------------------------------------------
 
@@ -134,4 +171,19 @@ const _: () = {
     assert!(PONG_TIMEOUT.as_secs() >= 2 * PING_INTERVAL.as_secs());
     assert!(READ_FILE_MAX_BYTES / 3 * 4 + 4096 < APPLICATION_MESSAGE_MAX_BYTES);
     assert!(PENDING_HANDSHAKES <= STREAMS_PER_EXECUTOR);
+    // a ticket as base64: header, fields with their lengths, signature
+    assert!(
+        (2 + 8 * 2
+            + ENVIRONMENT_ID_MAX_BYTES
+            + REGISTRATION_ID_MAX_BYTES
+            + TICKET_SUBJECT_MAX_BYTES
+            + (8 + 32 + 8 + 16 + 32)
+            + 64)
+            .div_ceil(3)
+            * 4
+            <= TICKET_MAX_BYTES
+    );
+    assert!(TICKET_MAX_BYTES <= AUTHORIZATION_MAX_BYTES);
+    assert!(REGISTER_PATIENCE.as_secs() < 10);
+    assert!(DATABASE_BUSY_TIMEOUT.as_secs() < REGISTER_PATIENCE.as_secs());
 };

@@ -1,1 +1,346 @@
-//! Being written.
+//! Signed permissions: one type for every websocket ticket and for the
+//! authorization of an orchestrator's key.
+//!
+//! The registry signs, the relay verifies with the registry's public key, and
+//! everybody else passes the text on unread. A ticket is base64url without
+//! padding (one text per byte string) over canonical bytes:
+//!
+//! ```text
+//! offset
+//! 0        version, 1 byte: 1
+//! 1        purpose, 1 byte: 1 executor, 2 orchestrator, 3 key authorization
+//! 2        eight fields, each [length: u16 big endian][bytes]
+//!            environment   UTF-8, an EnvironmentId
+//!            registration  UTF-8, a RegistrationId
+//!            generation    8 bytes, big endian
+//!            subject       UTF-8, the id of the token that asked for it
+//!            profile       UTF-8, a profile's name
+//!            expires       8 bytes, big endian, seconds since 1970; empty: never
+//!            id            16 bytes, random: what "used once" counts
+//!            binding       32 bytes; zero unless purpose is 3
+//! end-64   Ed25519 signature over domain(purpose) || everything before it
+//! ```
+//!
+//! Invariants: nothing follows the fields, so that equal claims have equal
+//! bytes; there is no algorithm field, so there is nothing to downgrade; each
+//! purpose has a signature domain of its own, so that a ticket for one never
+//! verifies as another, whatever its purpose byte says.
+
+use std::fmt;
+use std::str::FromStr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ed25519_dalek::{SIGNATURE_LENGTH, Signature, Signer as _, SigningKey, VerifyingKey};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest as _, Sha256};
+
+use crate::ids::{EnvironmentId, Generation, RegistrationId};
+use crate::keys::PublicKey;
+use crate::limits;
+use crate::profile::Profile;
+
+const VERSION: u8 = 1;
+/// Bytes of [`Claims::id`].
+pub const ID_BYTES: usize = 16;
+/// Bytes of [`Claims::binding`].
+pub const BINDING_BYTES: usize = 32;
+
+/// Declares a text that is a bearer secret: it goes into JSON in clear, never
+/// into `Debug`, and is wiped when dropped.
+macro_rules! secret_text {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone)]
+        pub struct $name(secrecy::SecretString);
+
+        impl $name {
+            /// The text itself; not for logs.
+            pub fn expose(&self) -> &str {
+                secrecy::ExposeSecret::expose_secret(&self.0)
+            }
+        }
+
+        impl From<String> for $name {
+            fn from(text: String) -> Self {
+                Self(text.into())
+            }
+        }
+
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(concat!(stringify!($name), "(redacted)"))
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.serialize_str(self.expose())
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                String::deserialize(from).map(Self::from)
+            }
+        }
+    };
+}
+pub(crate) use secret_text;
+
+/// A ticket or a key authorization as text: opaque to all but the registry
+/// that issued it, which may not be ours. At most
+/// [`limits::AUTHORIZATION_MAX_BYTES`].
+#[derive(Clone)]
+pub struct TicketText(SecretString);
+
+impl TicketText {
+    /// The text itself; not for logs.
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+/// A text that is too long for a ticket or an authorization.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the ticket has {len} bytes, at most {max} are allowed", max = limits::AUTHORIZATION_MAX_BYTES)]
+pub struct TicketTooLong {
+    /// Its length in bytes.
+    pub len: usize,
+}
+
+impl TryFrom<String> for TicketText {
+    type Error = TicketTooLong;
+    fn try_from(text: String) -> Result<Self, TicketTooLong> {
+        if text.len() > limits::AUTHORIZATION_MAX_BYTES {
+            return Err(TicketTooLong { len: text.len() });
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl FromStr for TicketText {
+    type Err = TicketTooLong;
+    fn from_str(text: &str) -> Result<Self, TicketTooLong> {
+        Self::try_from(text.to_owned())
+    }
+}
+
+impl fmt::Debug for TicketText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TicketText(redacted)")
+    }
+}
+
+impl Serialize for TicketText {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.expose())
+    }
+}
+
+impl<'de> Deserialize<'de> for TicketText {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Self::try_from(String::deserialize(from)?).map_err(serde::de::Error::custom)
+    }
+}
+
+/// What a ticket permits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// To open the executor's websocket, while its registration is current.
+    Executor,
+    /// To open one orchestrator's websocket, once.
+    Orchestrator,
+    /// To complete one handshake between two keys.
+    KeyAuthorization,
+}
+
+impl Purpose {
+    const ALL: [Purpose; 3] = [Purpose::Executor, Purpose::Orchestrator, Purpose::KeyAuthorization];
+
+    fn code(self) -> u8 {
+        match self {
+            Purpose::Executor => 1,
+            Purpose::Orchestrator => 2,
+            Purpose::KeyAuthorization => 3,
+        }
+    }
+
+    /// What the signature covers before the bytes: it separates purposes, and
+    /// tickets from anything else that the key may ever sign.
+    fn domain(self) -> &'static [u8] {
+        match self {
+            Purpose::Executor => b"rendez/ticket/v1/executor\0",
+            Purpose::Orchestrator => b"rendez/ticket/v1/orchestrator\0",
+            Purpose::KeyAuthorization => b"rendez/ticket/v1/key-authorization\0",
+        }
+    }
+}
+
+/// What the registry vouches for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claims {
+    /// What the ticket permits.
+    pub purpose: Purpose,
+    /// Where.
+    pub environment: EnvironmentId,
+    /// The registration that it was issued under.
+    pub registration: RegistrationId,
+    /// That registration's place in the environment's order.
+    pub generation: Generation,
+    /// Id of the token that asked for it; not a secret.
+    pub subject: String,
+    /// The profile that was chosen.
+    pub profile: Profile,
+    /// When it ends, in seconds since 1970; `None` for an executor's, which
+    /// ends with its registration.
+    pub expires_at_unix_secs: Option<u64>,
+    /// Random; names this ticket where it may be used only once.
+    pub id: [u8; ID_BYTES],
+    /// [`binding`] of the two keys for a key authorization, else zero.
+    pub binding: [u8; BINDING_BYTES],
+}
+
+/// Why a ticket was refused. Its bearer is at fault, except for `Expired`,
+/// which waiting may cause too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum TicketError {
+    /// Not a ticket of this version.
+    #[error("the ticket is malformed")]
+    Malformed,
+    /// Not signed by this key for the purpose that it names.
+    #[error("the ticket's signature is not this registry's")]
+    BadSignature,
+    /// It was good until its time came.
+    #[error("the ticket is expired")]
+    Expired,
+    /// A genuine ticket for something else.
+    #[error("the ticket is for another purpose")]
+    WrongPurpose,
+}
+
+/// Ties a key authorization to the two keys it is for: SHA-256 over the
+/// orchestrator key's fingerprint, then the executor key's, both in the form
+/// of the chosen profile's suite.
+pub fn binding(orchestrator: &PublicKey, executor: &PublicKey) -> [u8; BINDING_BYTES] {
+    let mut hash = Sha256::new();
+    hash.update(orchestrator.fingerprint());
+    hash.update(executor.fingerprint());
+    hash.finalize().into()
+}
+
+/// Issuing and verifying.
+#[derive(Debug)]
+pub enum Ticket {}
+
+impl Ticket {
+    /// Signs `claims`. Only the registry has the key, and calls this.
+    ///
+    /// # Errors
+    /// [`SubjectTooLong`] if the subject is over [`limits::TICKET_SUBJECT_MAX_BYTES`].
+    pub fn issue(claims: &Claims, key: &SigningKey) -> Result<TicketText, SubjectTooLong> {
+        if claims.subject.len() > limits::TICKET_SUBJECT_MAX_BYTES {
+            return Err(SubjectTooLong);
+        }
+        let mut bytes = encode(claims);
+        let signature = key.sign(&signed(claims.purpose, &bytes));
+        bytes.extend_from_slice(&signature.to_bytes());
+        Ok(TicketText(URL_SAFE_NO_PAD.encode(bytes).into()))
+    }
+
+    /// Checks a ticket at `now_unix_secs` and says what it permits. Whether it
+    /// was used before, and whether its registration is current, is for the
+    /// caller to find out.
+    ///
+    /// # Errors
+    /// See [`TicketError`]; the first that applies, in that order, except that
+    /// the purpose is compared before the time.
+    pub fn verify(
+        text: &str,
+        key: &VerifyingKey,
+        purpose: Purpose,
+        now_unix_secs: u64,
+    ) -> Result<Claims, TicketError> {
+        if text.len() > limits::TICKET_MAX_BYTES {
+            return Err(TicketError::Malformed);
+        }
+        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| TicketError::Malformed)?;
+        let (body, signature) =
+            bytes.split_last_chunk::<SIGNATURE_LENGTH>().ok_or(TicketError::Malformed)?;
+        let claims = decode(body).ok_or(TicketError::Malformed)?;
+        key.verify_strict(&signed(claims.purpose, body), &Signature::from_bytes(signature))
+            .map_err(|_| TicketError::BadSignature)?;
+        if claims.purpose != purpose {
+            return Err(TicketError::WrongPurpose);
+        }
+        match claims.expires_at_unix_secs {
+            Some(end) if now_unix_secs >= end => Err(TicketError::Expired),
+            _ => Ok(claims),
+        }
+    }
+}
+
+/// The subject of the claims does not fit a ticket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the ticket's subject has over {} bytes", limits::TICKET_SUBJECT_MAX_BYTES)]
+pub struct SubjectTooLong;
+
+fn signed(purpose: Purpose, body: &[u8]) -> Vec<u8> {
+    [purpose.domain(), body].concat()
+}
+
+fn encode(claims: &Claims) -> Vec<u8> {
+    let expires = claims.expires_at_unix_secs.map(u64::to_be_bytes);
+    let fields: [&[u8]; 8] = [
+        claims.environment.as_str().as_bytes(),
+        claims.registration.as_str().as_bytes(),
+        &claims.generation.0.to_be_bytes(),
+        claims.subject.as_bytes(),
+        claims.profile.name().as_bytes(),
+        expires.as_ref().map_or(&[], |end| end.as_slice()),
+        &claims.id,
+        &claims.binding,
+    ];
+    let mut bytes = vec![VERSION, claims.purpose.code()];
+    for field in fields {
+        // ids and the subject are bounded far below 2^16; the assertion in
+        // `limits` relates them to TICKET_MAX_BYTES
+        bytes.extend_from_slice(&(field.len() as u16).to_be_bytes());
+        bytes.extend_from_slice(field);
+    }
+    bytes
+}
+
+fn decode(body: &[u8]) -> Option<Claims> {
+    let (&[version, purpose], mut rest) = body.split_first_chunk()?;
+    if version != VERSION {
+        return None;
+    }
+    let mut field = || {
+        let (length, after) = rest.split_first_chunk::<2>()?;
+        let (field, after) = after.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
+        rest = after;
+        Some(field)
+    };
+    let text = |field| std::str::from_utf8(field).ok();
+    let number = |field: &[u8]| field.try_into().ok().map(u64::from_be_bytes);
+
+    let claims = Claims {
+        purpose: Purpose::ALL.into_iter().find(|known| known.code() == purpose)?,
+        environment: text(field()?)?.parse().ok()?,
+        registration: text(field()?)?.parse().ok()?,
+        generation: Generation(number(field()?)?),
+        subject: text(field()?)
+            .filter(|subject| subject.len() <= limits::TICKET_SUBJECT_MAX_BYTES)?
+            .to_owned(),
+        profile: text(field()?)?.parse().ok()?,
+        expires_at_unix_secs: match field()? {
+            [] => None,
+            end => Some(number(end)?),
+        },
+        id: field()?.try_into().ok()?,
+        binding: field()?.try_into().ok()?,
+    };
+    rest.is_empty().then_some(claims)
+}

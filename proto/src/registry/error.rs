@@ -1,0 +1,133 @@
+//! The body of every failure, in the shape that stock clients parse:
+//!
+//! ```json
+//! {"error": {"code": "environment_offline", "message": "..."},
+//!  "rendez": {"state": "offline"}}
+//! ```
+//!
+//! Codes are a closed set and part of the protocol; messages are for people.
+//! Stock orchestrators retry 408, 429, 5xx, and 409 with exactly
+//! `environment_offline` (WIRE.md, section 1.2).
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The body of an answer that is not a success.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: ErrorDetail,
+    /// Our addition to `environment_offline`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rendez: Option<Absence>,
+}
+
+/// A code for programs and a message for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message} ({code})")]
+pub struct ErrorDetail {
+    /// What went wrong.
+    pub code: ErrorCode,
+    /// The same in words, with what to do about it.
+    pub message: String,
+}
+
+impl ErrorDetail {
+    /// Puts the two together.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+/// Why an environment has no executor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Absence {
+    /// Whether one ever was.
+    pub state: AbsenceState,
+}
+
+/// Whether an executor ever registered for an environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AbsenceState {
+    /// No executor ever registered under this id: perhaps it is misspelt.
+    Unknown,
+    /// An executor registered, and is not connected.
+    Offline,
+}
+
+macro_rules! error_codes {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// What went wrong, for programs.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(from = "String", into = "String")]
+        pub enum ErrorCode {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl ErrorCode {
+            /// All codes.
+            pub const ALL: &'static [ErrorCode] = &[$(ErrorCode::$name,)*];
+
+            /// The code's text on the wire.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(ErrorCode::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+error_codes! {
+    /// The request is not what the API says: the sender's fault.
+    InvalidRequest = "invalid_request",
+    /// The request's body is too large: the sender's fault.
+    BodyTooLarge = "body_too_large",
+    /// The request's body did not arrive in time.
+    RequestTimeout = "request_timeout",
+    /// No profile that both sides know and allow.
+    UnsupportedProfile = "unsupported_profile",
+    /// A registration without profile and key, from an executor that is too old.
+    LegacyRegistration = "legacy_registration",
+    /// No bearer token, or one that is unknown, expired or revoked.
+    Unauthorized = "unauthorized",
+    /// The token has another role or does not cover the environment.
+    Forbidden = "forbidden",
+    /// A bound on how much there may be is reached.
+    LimitReached = "limit_reached",
+    /// No executor is connected for the environment: try again later.
+    EnvironmentOffline = "environment_offline",
+    /// Another executor has claimed the environment since.
+    RegistrationSuperseded = "registration_superseded",
+    /// No such path, or no such thing.
+    NotFound = "not_found",
+    /// The path exists, the method does not.
+    MethodNotAllowed = "method_not_allowed",
+    /// The registry cannot answer now: try again later.
+    Unavailable = "unavailable",
+    /// The registry's fault.
+    Internal = "internal",
+    /// A code of a newer or foreign registry; never sent by ours.
+    Other = "other",
+}
+
+impl From<String> for ErrorCode {
+    fn from(text: String) -> Self {
+        let known = Self::ALL.iter().find(|code| code.as_str() == text);
+        known.copied().unwrap_or(ErrorCode::Other)
+    }
+}
+
+impl From<ErrorCode> for String {
+    fn from(code: ErrorCode) -> Self {
+        code.as_str().to_owned()
+    }
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
