@@ -75,6 +75,19 @@ pub const LANE_MAX_BYTES: usize = 4 * 1024 * 1024 + 512 * 1024;
 /// Orchestrator websockets per executor at one relay: each may carry one or
 /// more of the executor's [`STREAMS_PER_EXECUTOR`].
 pub const ORCHESTRATORS_PER_EXECUTOR: usize = 128;
+/// Streams that one orchestrator websocket may have. Stock ones have one; more
+/// than a quarter of the executor's would shut others out.
+pub const STREAMS_PER_ORCHESTRATOR: usize = 32;
+/// Stream ids that one executor's switchboard remembers, those in
+/// [`STREAM_GRACE`] included: bounds its memory against orchestrators that
+/// come and go.
+pub const CLAIMS_PER_EXECUTOR: usize = 1024;
+/// Acks and heartbeats that wait in one port's outbox, ahead of its lanes.
+/// They are cumulative, so dropping one costs nothing but time.
+pub const EXPRESS_MAX_FRAMES: usize = 256;
+/// How long the executor is not read for the sake of one orchestrator that
+/// cannot take resends and does not read. Then that stream is reset.
+pub const STALL_MAX: Duration = Duration::from_secs(2);
 /// Bytes that the deficit round robin grants a lane per turn: one full record.
 pub const LANE_QUANTUM_BYTES: usize = 64 * 1024;
 
@@ -155,6 +168,17 @@ pub const READ_FILE_MAX_BYTES: usize = 47 * 1024 * 1024;
 /// `PROCESSES_PER_SESSION * PROCESS_OUTPUT_RETAINED_BYTES` in theory, and file
 /// descriptors in practice.
 pub const PROCESSES_PER_SESSION: usize = 1024;
+/// Writes to one process's stdin that wait for it to read; the next one is
+/// refused. Fewer than [`REQUESTS_IN_FLIGHT`], so that a child that does not
+/// read cannot keep out the call that ends it.
+pub const WRITES_UNANSWERED_PER_PROCESS: usize = 32;
+/// Bytes of such writes; one write of any size is taken when none waits.
+pub const STDIN_QUEUED_BYTES: usize = 8 * 1024 * 1024;
+/// Ids of applied writes that a process remembers, oldest out first: a client
+/// repeats at most what was unanswered when its stream broke.
+pub const WRITE_IDS_PER_PROCESS: usize = 8 * WRITES_UNANSWERED_PER_PROCESS;
+/// Files that `fs/readFile` holds in memory at once, over all sessions.
+pub const FILE_READS_AT_ONCE: usize = 4;
 /// Sessions of one executor, attached and detached.
 pub const SESSIONS_PER_EXECUTOR: usize = 1024;
 
@@ -170,6 +194,9 @@ const _: () = {
     assert!(SESSION_GRACE.as_secs() > STREAM_GRACE.as_secs());
     assert!(PONG_TIMEOUT.as_secs() >= 2 * PING_INTERVAL.as_secs());
     assert!(READ_FILE_MAX_BYTES / 3 * 4 + 4096 < APPLICATION_MESSAGE_MAX_BYTES);
+    assert!(WRITES_UNANSWERED_PER_PROCESS < REQUESTS_IN_FLIGHT);
+    assert!(STREAMS_PER_ORCHESTRATOR * 2 <= STREAMS_PER_EXECUTOR);
+    assert!(CLAIMS_PER_EXECUTOR >= 2 * STREAMS_PER_EXECUTOR);
     assert!(PENDING_HANDSHAKES <= STREAMS_PER_EXECUTOR);
     // a ticket as base64: header, fields with their lengths, signature
     assert!(

@@ -9,6 +9,7 @@
 //! field is written once.
 
 pub mod fs;
+pub mod path;
 pub mod process;
 pub mod session;
 
