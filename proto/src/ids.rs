@@ -86,6 +86,13 @@ macro_rules! text_id {
             }
         }
 
+        /// So that maps keyed by the id can be asked with a `&str`.
+        impl std::borrow::Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
         impl From<$name> for String {
             fn from(id: $name) -> String {
                 id.0.into()

@@ -1,1 +1,50 @@
-//! The pure switchboard of one executor: ports, claims, lanes.
+//! The relay's thinking part: one pure [`Hub`] per executor.
+//!
+//! ```text
+//!  orchestrator ports                    executor port
+//!   ┌──────┐   claim ┌─────────────────┐
+//!   │ port ├─────────┤ lane ─► outbox ─┼──► one websocket
+//!   └──────┘ ◄─ lane ┤                 │    many streams
+//!   ┌──────┐   claim ├─────────────────┤
+//!   │ port ├─────────┤ lane ─► outbox ─┤
+//!   └──────┘         └─────────────────┘
+//! ```
+//!
+//! Invariants:
+//! 1. The hub reads the stream id and the kind of body ([`peek`]), nothing
+//!    else, and forwards the very same bytes.
+//! 2. A stream id belongs to the [`Subject`] that used it first, until the
+//!    stream is over and its grace with it. Stream ids are not capabilities.
+//! 3. Order within a stream is kept; only acks and heartbeats overtake.
+//! 4. An orchestrator is not read while one of its lanes towards the executor
+//!    is full: TCP holds that one peer back, nobody else.
+//! 5. A lane towards an orchestrator that is full is a decision of
+//!    [`overflow`]: shed (the endpoints resend) or a short stall, then a reset
+//!    of that one stream.
+//! 6. Every queue is bounded by [`limits`]; what is dropped is counted by
+//!    reason ([`Dropped`]).
+//!
+//! A shell owns the websockets. It calls, in this order: `handle_message` for
+//! what arrives, `poll_transmit` while the port's socket has room,
+//! `poll_wake` after every call that changes something, `handle_timeout` at
+//! least every [`SWEEP_INTERVAL`].
+//!
+//! [`peek`]: rendez_proto::peek
+//! [`limits`]: rendez_proto::limits
+
+mod claim;
+mod hub;
+mod outbox;
+pub mod overflow;
+mod routing;
+mod stats;
+
+use std::time::Duration;
+
+pub use claim::Subject;
+pub use hub::{Capabilities, Hub, JoinError, PortKey, Standing, Violation};
+pub use stats::{Dropped, Stats};
+
+/// How often [`Hub::handle_timeout`] must be called; deadlines are met to
+/// within this.
+pub const SWEEP_INTERVAL: Duration = Duration::from_millis(250);

@@ -1,0 +1,347 @@
+//! The switchboard of one executor. See the crate's documentation.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
+
+use bytes::Bytes;
+use rendez_proto::ids::{Generation, StreamId};
+use rendez_proto::limits;
+use rendez_proto::peek::{PeekError, peek};
+use slab::Slab;
+
+use crate::claim::{Claim, Holder, Subject};
+use crate::outbox::Outbox;
+use crate::overflow::Direction;
+use crate::stats::{Dropped, Stats};
+
+/// One websocket. A key of a port that is gone simply misses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PortKey {
+    index: usize,
+    epoch: u64,
+}
+
+/// What an orchestrator's ticket says of its endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Its streams resend what is lost and may resume on another websocket.
+    pub resends: bool,
+}
+
+/// Why a websocket may not join.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum JoinError {
+    /// A newer registration of the environment has joined before.
+    #[error("registration generation {offered} is older than {current}")]
+    Stale {
+        /// The generation that wanted to join.
+        offered: Generation,
+        /// The newest that ever did.
+        current: Generation,
+    },
+    /// [`limits::ORCHESTRATORS_PER_EXECUTOR`] are connected.
+    #[error("too many orchestrators are connected to this executor")]
+    TooManyOrchestrators,
+}
+
+/// A message that ends its sender's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an orchestrator sent a frame that cannot be routed: {0}")]
+pub struct Violation(#[from] pub PeekError);
+
+/// Whether a port is still wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is part of the hub.
+    Joined,
+    /// Another websocket of the same executor, or a newer registration, took
+    /// its place; it should close.
+    Superseded,
+}
+
+/// All ports, claims and lanes around one executor.
+#[derive(Debug, Default)]
+pub struct Hub {
+    ports: Slab<Port>,
+    /// Of ports, so that a stale [`PortKey`] misses.
+    next_epoch: u64,
+    pub(crate) executor: Option<PortKey>,
+    orchestrators: usize,
+    generation: Generation,
+    pub(crate) claims: Slab<Claim>,
+    pub(crate) by_stream: HashMap<StreamId, usize>,
+    /// Bounded by the number of ports: a port stands in it once.
+    wake: VecDeque<PortKey>,
+    pub(crate) stats: Stats,
+}
+
+#[derive(Debug)]
+pub(crate) struct Port {
+    epoch: u64,
+    side: Side,
+    pub(crate) outbox: Outbox,
+    /// Lanes fed by this port that are full; it is not read meanwhile.
+    pub(crate) full_lanes: usize,
+    /// Claims that this port holds.
+    pub(crate) streams: usize,
+    wake_pending: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Executor,
+    Orchestrator { subject: Subject, can: Capabilities },
+}
+
+impl Hub {
+    /// Adds the executor's websocket. An older one, of an older registration
+    /// or of the same one, is superseded.
+    ///
+    /// # Errors
+    /// [`JoinError::Stale`]
+    pub fn join_executor(
+        &mut self,
+        generation: Generation,
+        now: Instant,
+    ) -> Result<PortKey, JoinError> {
+        if generation < self.generation {
+            return Err(JoinError::Stale { offered: generation, current: self.generation });
+        }
+        if let Some(old) = self.executor {
+            self.leave(old, now);
+        }
+        self.generation = generation;
+        let key = self.insert(Side::Executor, Direction::ToExecutor);
+        self.executor = Some(key);
+        Ok(key)
+    }
+
+    /// Adds an orchestrator's websocket.
+    ///
+    /// # Errors
+    /// [`JoinError::TooManyOrchestrators`]
+    pub fn join_orchestrator(
+        &mut self,
+        subject: Subject,
+        can: Capabilities,
+    ) -> Result<PortKey, JoinError> {
+        if self.orchestrators >= limits::ORCHESTRATORS_PER_EXECUTOR {
+            return Err(JoinError::TooManyOrchestrators);
+        }
+        self.orchestrators += 1;
+        let side = Side::Orchestrator { subject, can };
+        Ok(self.insert(side, Direction::ToOrchestrator))
+    }
+
+    /// Removes a websocket and tells the far ends of its streams.
+    pub fn leave(&mut self, key: PortKey, now: Instant) {
+        if self.port(key).is_none() {
+            return;
+        }
+        let port = self.ports.remove(key.index);
+        if !port.wake_pending {
+            // Whoever drives the port's socket learns from `standing`.
+            self.wake.push_back(key);
+        }
+        match port.side {
+            Side::Executor => self.executor_left(),
+            Side::Orchestrator { .. } => {
+                self.orchestrators -= 1;
+                self.orchestrator_left(key, now);
+            }
+        }
+    }
+
+    /// Takes one message of a port.
+    ///
+    /// # Errors
+    /// [`Violation`] ends an orchestrator's connection. An executor's frame
+    /// that cannot be routed is only dropped: its connection carries the
+    /// streams of others.
+    pub fn handle_message(
+        &mut self,
+        from: PortKey,
+        message: Bytes,
+        now: Instant,
+    ) -> Result<(), Violation> {
+        let Some(port) = self.port(from) else { return Ok(()) };
+        let side = port.side;
+        match (peek(&message), side) {
+            (Ok(frame), Side::Executor) => self.route_from_executor(frame, message.clone(), now),
+            (Ok(frame), Side::Orchestrator { subject, can }) => {
+                self.route_from_orchestrator(from, subject, can, frame, message.clone(), now);
+            }
+            (Err(error), side) => {
+                self.stats.count_dropped(Dropped::Malformed, 1);
+                if side != Side::Executor {
+                    return Err(Violation(error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the port's socket should be read.
+    pub fn wants_read(&self, key: PortKey) -> bool {
+        self.port(key).is_none_or(|port| port.full_lanes == 0)
+    }
+
+    /// Whether the port is still part of the hub.
+    pub fn standing(&self, key: PortKey) -> Standing {
+        if self.port(key).is_some() { Standing::Joined } else { Standing::Superseded }
+    }
+
+    /// The next message for the port's socket.
+    pub fn poll_transmit(&mut self, key: PortKey) -> Option<Bytes> {
+        let port = port_mut(&mut self.ports, key)?;
+        let direction = match port.side {
+            Side::Executor => Direction::ToExecutor,
+            Side::Orchestrator { .. } => Direction::ToOrchestrator,
+        };
+        let (frame, index) = port.outbox.pop(&mut self.claims)?;
+        if let Some(index) = index {
+            let lane = self.claims[index].lane(direction);
+            if lane.full && lane.has_room_again() {
+                self.release(index, direction);
+            }
+            self.remove_if_over(index);
+        }
+        Some(frame)
+    }
+
+    /// A port whose driver should look again: it has something to send, may
+    /// read again, or is superseded.
+    pub fn poll_wake(&mut self) -> Option<PortKey> {
+        let key = self.wake.pop_front()?;
+        if let Some(port) = port_mut(&mut self.ports, key) {
+            port.wake_pending = false;
+        }
+        Some(key)
+    }
+
+    /// Resets stalled streams and forgets streams whose grace is over.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        // A sweep over at most CLAIMS_PER_EXECUTOR claims, off the frame path.
+        let due: Vec<usize> = self
+            .claims
+            .iter()
+            .filter(|(_, claim)| {
+                claim.stalled_until.is_some_and(|deadline| deadline <= now)
+                    || matches!(claim.holder, Holder::Away { until } if until <= now)
+            })
+            .map(|(index, _)| index)
+            .collect();
+        for index in due {
+            if self.claims[index].stalled_until.is_some_and(|deadline| deadline <= now) {
+                self.reset_overloaded(index);
+            } else {
+                self.claims[index].holder = Holder::Nobody;
+                self.remove_if_over(index);
+            }
+        }
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) has something to do.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.claims
+            .iter()
+            .filter_map(|(_, claim)| match claim.holder {
+                Holder::Away { until } => Some(until),
+                _ => claim.stalled_until,
+            })
+            .min()
+    }
+
+    /// Counters since the hub was made.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Whether an executor is connected.
+    pub fn has_executor(&self) -> bool {
+        self.executor.is_some()
+    }
+
+    /// Connected orchestrators.
+    pub fn orchestrators(&self) -> usize {
+        self.orchestrators
+    }
+
+    /// Stream ids that are known, those in their grace included.
+    pub fn streams(&self) -> usize {
+        self.claims.len()
+    }
+
+    /// Whether nothing is left that would be lost with the hub.
+    pub fn is_empty(&self) -> bool {
+        self.ports.is_empty() && self.claims.is_empty()
+    }
+}
+
+impl Hub {
+    fn insert(&mut self, side: Side, direction: Direction) -> PortKey {
+        let epoch = self.next_epoch;
+        self.next_epoch += 1;
+        let outbox = Outbox::new(direction);
+        let port = Port { epoch, side, outbox, full_lanes: 0, streams: 0, wake_pending: false };
+        PortKey { index: self.ports.insert(port), epoch }
+    }
+
+    fn port(&self, key: PortKey) -> Option<&Port> {
+        self.ports.get(key.index).filter(|port| port.epoch == key.epoch)
+    }
+
+    pub(crate) fn port_mut(&mut self, key: PortKey) -> Option<&mut Port> {
+        port_mut(&mut self.ports, key)
+    }
+
+    pub(crate) fn wake(&mut self, key: PortKey) {
+        if let Some(port) = port_mut(&mut self.ports, key)
+            && !port.wake_pending
+        {
+            port.wake_pending = true;
+            self.wake.push_back(key);
+        }
+    }
+
+    /// Appends a frame to a claim's lane; `false` if that end is not connected.
+    pub(crate) fn push(&mut self, index: usize, direction: Direction, frame: Bytes) -> bool {
+        let Some(key) = self.sink(index, direction) else { return false };
+        let Some(port) = port_mut(&mut self.ports, key) else { return false };
+        self.stats.forwarded_frames[direction as usize] += 1;
+        self.stats.forwarded_bytes[direction as usize] += frame.len() as u64;
+        port.outbox.push(index, &mut self.claims[index], frame);
+        self.wake(key);
+        true
+    }
+
+    /// The port that a claim's lane empties into.
+    pub(crate) fn sink(&self, index: usize, direction: Direction) -> Option<PortKey> {
+        match direction {
+            Direction::ToExecutor => self.executor,
+            Direction::ToOrchestrator => self.holder(index),
+        }
+    }
+
+    /// The port that a claim's lane is filled from.
+    pub(crate) fn source(&self, index: usize, direction: Direction) -> Option<PortKey> {
+        match direction {
+            Direction::ToExecutor => self.holder(index),
+            Direction::ToOrchestrator => self.executor,
+        }
+    }
+
+    fn holder(&self, index: usize) -> Option<PortKey> {
+        match self.claims[index].holder {
+            Holder::Port(key) => Some(key),
+            Holder::Away { .. } | Holder::Nobody => None,
+        }
+    }
+}
+
+fn port_mut(ports: &mut Slab<Port>, key: PortKey) -> Option<&mut Port> {
+    ports.get_mut(key.index).filter(|port| port.epoch == key.epoch)
+}
+
+#[cfg(test)]
+mod tests;

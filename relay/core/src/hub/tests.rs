@@ -1,0 +1,447 @@
+//! The switchboard's invariants, one test each, and a random walk over all.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use rendez_proto::frame::{Body, Frame, ResetReason};
+use rendez_proto::ids::Seq;
+
+use super::*;
+
+const STOCK: Capabilities = Capabilities { resends: false };
+const OURS: Capabilities = Capabilities { resends: true };
+
+fn alice() -> Subject {
+    Subject([1; 32])
+}
+
+fn bob() -> Subject {
+    Subject([2; 32])
+}
+
+fn t0() -> Instant {
+    // The only clock in these tests: all times are offsets from it.
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    #[allow(clippy::disallowed_methods)]
+    *START.get_or_init(Instant::now)
+}
+
+fn frame(stream: &str, body: Body) -> Bytes {
+    Frame::bare(stream.parse().unwrap(), body).encode()
+}
+
+fn data(stream: &str, seq: u32, len: usize) -> Bytes {
+    frame(stream, Body::Data { seq: Seq(seq), record: vec![7; len].into() })
+}
+
+fn ack(stream: &str) -> Bytes {
+    frame(stream, Body::Ack)
+}
+
+fn reset_of(message: &Bytes) -> Option<ResetReason> {
+    match Frame::decode(message.clone()).unwrap().body {
+        Body::Reset { reason } => Some(ResetReason::parse(&reason)),
+        _ => None,
+    }
+}
+
+/// A hub with an executor and helpers that read like the shell.
+struct Bench {
+    hub: Hub,
+    executor: PortKey,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut hub = Hub::default();
+        let executor = hub.join_executor(Generation(1), t0()).unwrap();
+        Self { hub, executor }
+    }
+
+    fn orchestrator(&mut self, subject: Subject, can: Capabilities) -> PortKey {
+        self.hub.join_orchestrator(subject, can).unwrap()
+    }
+
+    fn send(&mut self, from: PortKey, message: &Bytes) {
+        self.hub.handle_message(from, message.clone(), t0()).unwrap();
+    }
+
+    fn drain(&mut self, port: PortKey) -> Vec<Bytes> {
+        std::iter::from_fn(|| self.hub.poll_transmit(port)).collect()
+    }
+
+    fn woken(&mut self) -> Vec<PortKey> {
+        std::iter::from_fn(|| self.hub.poll_wake()).collect()
+    }
+}
+
+#[test]
+fn the_same_bytes_go_out() {
+    let mut b = Bench::new();
+    let a = b.orchestrator(alice(), OURS);
+    let mut message = data("s", 1, 10).to_vec();
+    message.extend([0xaa, 0x06, 0x01, 0xff]); // a field from the future
+    let message = Bytes::from(message);
+    b.send(a, &message);
+    assert_eq!(b.woken(), [b.executor]);
+    let out = b.drain(b.executor);
+    assert_eq!(out.len(), 1);
+    assert_eq!(out[0].as_ptr(), message.as_ptr(), "forwarded without a copy");
+    b.send(b.executor, &data("s", 1, 20));
+    assert_eq!(b.woken(), [a]);
+    assert_eq!(b.drain(a), [data("s", 1, 20)]);
+}
+
+#[test]
+fn a_stream_id_is_not_a_capability() {
+    let mut b = Bench::new();
+    let a = b.orchestrator(alice(), OURS);
+    let thief = b.orchestrator(bob(), OURS);
+    b.send(a, &data("s", 1, 1));
+    b.drain(b.executor);
+    b.send(thief, &data("s", 2, 1));
+    assert_eq!(b.drain(b.executor), [] as [Bytes; 0], "nothing reached the executor");
+    assert_eq!(b.hub.stats().dropped(Dropped::ForeignStream), 1);
+    let told = b.drain(thief);
+    assert_eq!(reset_of(&told[0]), Some(ResetReason::StreamInUse));
+    // answers still go to the owner, who noticed nothing
+    b.send(b.executor, &data("s", 1, 1));
+    assert_eq!(b.drain(thief), [] as [Bytes; 0]);
+    assert_eq!(b.drain(a), [data("s", 1, 1)]);
+    // nor does the thief inherit it within the grace period
+    b.hub.leave(a, t0());
+    b.send(thief, &data("s", 2, 1));
+    assert_eq!(b.hub.stats().dropped(Dropped::ForeignStream), 2);
+}
+
+#[test]
+fn an_orchestrator_takes_its_stream_to_a_new_websocket() {
+    let mut b = Bench::new();
+    let old = b.orchestrator(alice(), OURS);
+    b.send(old, &data("s", 1, 1));
+    b.drain(b.executor);
+    b.hub.leave(old, t0());
+    assert_eq!(
+        b.drain(b.executor).iter().map(reset_of).collect::<Vec<_>>(),
+        [Some(ResetReason::OrchestratorGone)]
+    );
+    b.send(b.executor, &data("s", 1, 1));
+    assert_eq!(b.hub.stats().dropped(Dropped::PeerAway), 1);
+    let new = b.orchestrator(alice(), OURS);
+    b.send(new, &frame("s", Body::Resume { next_seq: 1 }));
+    assert_eq!(b.drain(b.executor).len(), 1);
+    b.send(b.executor, &data("s", 1, 1));
+    assert_eq!(b.drain(new), [data("s", 1, 1)]);
+    // also while the old one is not noticed dead
+    let newer = b.orchestrator(alice(), OURS);
+    b.send(newer, &frame("s", Body::Resume { next_seq: 2 }));
+    b.send(b.executor, &data("s", 2, 1));
+    assert_eq!(b.drain(newer), [data("s", 2, 1)]);
+    b.hub.leave(new, t0());
+    b.send(b.executor, &data("s", 3, 1));
+    assert_eq!(b.drain(newer), [data("s", 3, 1)]);
+}
+
+#[test]
+fn grace_ends() {
+    let mut b = Bench::new();
+    let a = b.orchestrator(alice(), OURS);
+    b.send(a, &data("s", 1, 1));
+    b.hub.leave(a, t0());
+    b.drain(b.executor);
+    assert_eq!(b.hub.poll_timeout(), Some(t0() + limits::STREAM_GRACE));
+    b.hub.handle_timeout(t0() + limits::STREAM_GRACE - Duration::from_millis(1));
+    assert_eq!(b.hub.streams(), 1);
+    b.hub.handle_timeout(t0() + limits::STREAM_GRACE);
+    assert_eq!(b.hub.streams(), 0);
+}
+
+#[test]
+fn a_stock_stream_ends_with_either_websocket() {
+    let mut b = Bench::new();
+    let a = b.orchestrator(alice(), STOCK);
+    b.send(a, &data("s", 1, 1));
+    b.hub.leave(a, t0());
+    let out = b.drain(b.executor);
+    assert_eq!(out[0], data("s", 1, 1), "what came before the end is delivered");
+    assert_eq!(reset_of(&out[1]), Some(ResetReason::OrchestratorGone));
+    assert_eq!(b.hub.streams(), 0);
+
+    let a = b.orchestrator(alice(), STOCK);
+    b.send(a, &data("t", 1, 1));
+    b.send(b.executor, &data("t", 1, 1));
+    b.hub.leave(b.executor, t0());
+    let out = b.drain(a);
+    assert_eq!(out[0], data("t", 1, 1));
+    assert_eq!(reset_of(&out[1]), Some(ResetReason::ExecutorGone));
+    assert_eq!(b.hub.streams(), 0);
+    // and the next try is told at once
+    b.send(a, &data("u", 1, 1));
+    assert_eq!(reset_of(&b.drain(a)[0]), Some(ResetReason::ExecutorGone));
+}
+
+#[test]
+fn the_newest_registration_wins() {
+    let mut b = Bench::new();
+    let newer = b.hub.join_executor(Generation(2), t0()).unwrap();
+    assert_eq!(b.hub.standing(b.executor), Standing::Superseded);
+    assert!(b.woken().contains(&b.executor), "its driver is told");
+    assert_eq!(
+        b.hub.join_executor(Generation(1), t0()),
+        Err(JoinError::Stale { offered: Generation(1), current: Generation(2) })
+    );
+    // a second websocket of the same registration replaces the first
+    let again = b.hub.join_executor(Generation(2), t0()).unwrap();
+    assert_eq!(b.hub.standing(newer), Standing::Superseded);
+    assert_eq!(b.hub.standing(again), Standing::Joined);
+    // the old driver's goodbye does no harm
+    b.hub.leave(newer, t0());
+    assert!(b.hub.has_executor());
+}
+
+#[test]
+fn what_cannot_be_routed_ends_an_orchestrator_but_not_an_executor() {
+    let mut b = Bench::new();
+    let a = b.orchestrator(alice(), OURS);
+    let junk = Bytes::from_static(b"\xff\xff");
+    assert!(b.hub.handle_message(a, junk.clone(), t0()).is_err());
+    assert!(b.hub.handle_message(b.executor, junk, t0()).is_ok());
+    assert_eq!(b.hub.stats().dropped(Dropped::Malformed), 2);
+    assert_eq!(b.hub.standing(b.executor), Standing::Joined);
+}
+
+#[test]
+fn a_full_lane_to_the_executor_stops_only_its_orchestrator() {
+    let mut b = Bench::new();
+    let flood = b.orchestrator(alice(), STOCK);
+    let quiet = b.orchestrator(bob(), STOCK);
+    let mut sent = 0;
+    while b.hub.wants_read(flood) {
+        b.send(flood, &data("flood", sent, 60_000));
+        sent += 1;
+    }
+    assert!(sent as usize * 60_000 <= limits::LANE_MAX_BYTES);
+    assert!(b.hub.wants_read(quiet) && b.hub.wants_read(b.executor));
+    // fairness: the quiet one's 100 small frames are out within their share
+    for seq in 0..100 {
+        b.send(quiet, &data("quiet", seq, 200));
+    }
+    b.woken();
+    let mut quiet_out = 0;
+    let mut popped = 0;
+    while quiet_out < 100 {
+        let out = Frame::decode(b.hub.poll_transmit(b.executor).unwrap()).unwrap();
+        popped += 1;
+        quiet_out += usize::from(out.stream.as_str() == "quiet");
+    }
+    assert!(popped <= 102, "the flood took {} turns", popped - 100);
+    // nothing is lost, and reading resumes with room to spare
+    let rest = b.drain(b.executor).len();
+    assert_eq!(popped + rest, 100 + sent as usize);
+    assert!(b.hub.wants_read(flood));
+    assert!(b.woken().contains(&flood));
+}
+
+#[test]
+fn a_reader_that_does_not_read_sheds_only_its_own() {
+    let mut b = Bench::new();
+    let slow = b.orchestrator(alice(), OURS);
+    let quick = b.orchestrator(bob(), OURS);
+    b.send(slow, &ack("slow"));
+    b.send(quick, &ack("quick"));
+    for seq in 0..200 {
+        assert!(b.hub.wants_read(b.executor));
+        b.send(b.executor, &data("slow", seq, 60_000));
+        b.send(b.executor, &data("quick", seq, 100));
+        assert_eq!(b.drain(quick), [data("quick", seq, 100)]);
+    }
+    let kept = b.drain(slow);
+    assert!(kept.iter().map(Bytes::len).sum::<usize>() <= limits::LANE_MAX_BYTES);
+    for (seq, message) in kept.iter().enumerate() {
+        assert_eq!(*message, data("slow", seq as u32, 60_000), "the oldest are kept, in order");
+    }
+    assert_eq!(b.hub.stats().dropped(Dropped::LaneFull), 200 - kept.len() as u64);
+}
+
+#[test]
+fn a_stock_reader_stalls_the_executor_briefly_and_is_then_reset() {
+    let mut b = Bench::new();
+    let slow = b.orchestrator(alice(), STOCK);
+    let quick = b.orchestrator(bob(), STOCK);
+    b.send(slow, &data("slow", 0, 1));
+    b.send(quick, &data("quick", 0, 1));
+    b.drain(b.executor);
+    let mut sent = 0;
+    while b.hub.wants_read(b.executor) {
+        b.send(b.executor, &data("slow", sent, 60_000));
+        sent += 1;
+    }
+    // reading in time loses nothing
+    assert_eq!(b.drain(slow).len(), sent as usize);
+    assert!(b.hub.wants_read(b.executor));
+    assert_eq!(b.hub.poll_timeout(), None);
+    // not reading costs the stream, not the others
+    while b.hub.wants_read(b.executor) {
+        b.send(b.executor, &data("slow", sent, 60_000));
+    }
+    b.hub.handle_timeout(t0() + limits::STALL_MAX);
+    assert!(b.hub.wants_read(b.executor));
+    assert_eq!(
+        b.drain(slow).iter().map(reset_of).collect::<Vec<_>>(),
+        [Some(ResetReason::Overloaded)]
+    );
+    assert_eq!(
+        b.drain(b.executor).iter().map(reset_of).collect::<Vec<_>>(),
+        [Some(ResetReason::Overloaded)]
+    );
+    assert_eq!(b.hub.stats().resets(ResetReason::Overloaded), 2);
+    b.send(b.executor, &data("quick", 1, 1));
+    assert_eq!(b.drain(quick), [data("quick", 1, 1)]);
+}
+
+#[test]
+fn only_acks_overtake() {
+    let mut b = Bench::new();
+    let a = b.orchestrator(alice(), OURS);
+    let reset = frame("s", Body::Reset { reason: "finished".into() });
+    for message in [data("s", 1, 9), reset.clone(), ack("s")] {
+        b.send(a, &message);
+    }
+    assert_eq!(b.drain(b.executor), [ack("s"), data("s", 1, 9), reset]);
+    for _ in 0..=limits::EXPRESS_MAX_FRAMES {
+        b.send(a, &ack("s"));
+    }
+    assert_eq!(b.hub.stats().dropped(Dropped::ExpressFull), 1);
+}
+
+#[test]
+fn a_reset_ends_the_claim_once_it_is_delivered() {
+    let mut b = Bench::new();
+    let a = b.orchestrator(alice(), OURS);
+    b.send(a, &data("s", 1, 1));
+    b.drain(b.executor);
+    b.send(b.executor, &frame("s", Body::Reset { reason: "x".into() }));
+    assert_eq!(b.hub.streams(), 1);
+    b.drain(a);
+    assert_eq!(b.hub.streams(), 0);
+    b.send(b.executor, &data("s", 2, 1));
+    assert_eq!(b.hub.stats().dropped(Dropped::UnknownStream), 1);
+}
+
+#[test]
+fn counts_are_bounded() {
+    let mut b = Bench::new();
+    let a = b.orchestrator(alice(), OURS);
+    for i in 0..limits::STREAMS_PER_ORCHESTRATOR {
+        b.send(a, &data(&format!("s{i}"), 1, 1));
+    }
+    b.send(a, &data("one more", 1, 1));
+    assert_eq!(b.hub.streams(), limits::STREAMS_PER_ORCHESTRATOR);
+    assert_eq!(reset_of(&b.drain(a)[0]), Some(ResetReason::Overloaded));
+    for _ in 1..limits::ORCHESTRATORS_PER_EXECUTOR {
+        b.orchestrator(bob(), OURS);
+    }
+    assert_eq!(b.hub.join_orchestrator(bob(), OURS), Err(JoinError::TooManyOrchestrators));
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Join { who: u8, resends: bool },
+    Leave(prop::sample::Index),
+    JoinExecutor { newer: bool },
+    Send { port: prop::sample::Index, stream: u8, len: usize, kind: u8 },
+    Drain { port: prop::sample::Index, frames: usize },
+    Advance(u64),
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    let port = any::<prop::sample::Index>;
+    prop_oneof![
+        1 => (0..3u8, any::<bool>()).prop_map(|(who, resends)| Op::Join { who, resends }),
+        1 => port().prop_map(Op::Leave),
+        1 => any::<bool>().prop_map(|newer| Op::JoinExecutor { newer }),
+        20 => (port(), 0..5u8, prop_oneof![Just(10usize), Just(200_000)], 0..10u8)
+            .prop_map(|(port, stream, len, kind)| Op::Send { port, stream, len, kind }),
+        8 => (port(), 0..100usize).prop_map(|(port, frames)| Op::Drain { port, frames }),
+        1 => (0..120_000u64).prop_map(Op::Advance),
+    ]
+}
+
+proptest! {
+    /// Whatever happens: lanes stay bounded, frames of a stream leave in the
+    /// order in which they came, and a drained hub holds nobody back.
+    #[test]
+    fn random_walk(ops in proptest::collection::vec(any_op(), 1..300)) {
+        let mut b = Bench::new();
+        let mut generation = 1;
+        let mut ports = vec![b.executor];
+        let mut now = t0();
+        let mut seq = 0;
+        let mut last_out = std::collections::BTreeMap::new();
+        let mut check_order = |port: PortKey, message: Bytes| {
+            if let Body::Data { seq, .. } = Frame::decode(message.clone()).unwrap().body {
+                let stream = Frame::decode(message).unwrap().stream;
+                let last = last_out.insert((port.epoch, stream), seq);
+                assert!(last.is_none_or(|last| last < seq), "reordered");
+            }
+        };
+        for op in ops {
+            match op {
+                Op::Join { who, resends } => {
+                    let can = Capabilities { resends };
+                    ports.push(b.hub.join_orchestrator(Subject([who; 32]), can).unwrap());
+                }
+                Op::Leave(port) => b.hub.leave(ports[port.index(ports.len())], now),
+                Op::JoinExecutor { newer } => {
+                    generation += u64::from(newer);
+                    ports.push(b.hub.join_executor(Generation(generation), now).unwrap());
+                }
+                Op::Send { port, stream, len, kind } => {
+                    let port = ports[port.index(ports.len())];
+                    if b.hub.wants_read(port) {
+                        seq += 1;
+                        let stream = format!("s{stream}");
+                        let message = match kind {
+                            0 => ack(&stream),
+                            1 => frame(&stream, Body::Reset { reason: "x".into() }),
+                            _ => data(&stream, seq, len),
+                        };
+                        b.hub.handle_message(port, message, now).unwrap();
+                    }
+                }
+                Op::Drain { port, frames } => {
+                    let port = ports[port.index(ports.len())];
+                    for _ in 0..frames {
+                        match b.hub.poll_transmit(port) {
+                            Some(message) => check_order(port, message),
+                            None => break,
+                        }
+                    }
+                }
+                Op::Advance(ms) => {
+                    now += Duration::from_millis(ms);
+                    b.hub.handle_timeout(now);
+                }
+            }
+            for (_, claim) in &b.hub.claims {
+                for lane in [&claim.to_executor, &claim.to_orchestrator] {
+                    prop_assert!(lane.bytes() <= limits::LANE_MAX_BYTES);
+                }
+            }
+            b.woken();
+        }
+        for port in &ports {
+            while let Some(message) = b.hub.poll_transmit(*port) {
+                check_order(*port, message);
+            }
+        }
+        for port in &ports {
+            prop_assert!(b.hub.wants_read(*port), "held back with empty lanes");
+        }
+        for port in ports {
+            b.hub.leave(port, now);
+        }
+        b.hub.handle_timeout(now + limits::STREAM_GRACE);
+        prop_assert!(b.hub.is_empty());
+    }
+}

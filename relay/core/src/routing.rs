@@ -1,0 +1,291 @@
+//! How a frame finds its lane, and what becomes of streams when a port goes.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use rendez_proto::frame::{Body, Frame, ResetReason};
+use rendez_proto::ids::StreamId;
+use rendez_proto::limits;
+use rendez_proto::peek::{Kind, Peek};
+
+use crate::claim::{Claim, Holder, Subject};
+use crate::hub::{Capabilities, Hub, PortKey};
+use crate::outbox::ExpressFull;
+use crate::overflow::{Direction, OnFull, on_full};
+use crate::stats::Dropped;
+
+/// Why a frame is refused, and what its sender is told.
+struct Refused(Dropped, ResetReason);
+
+impl Hub {
+    pub(crate) fn route_from_executor(&mut self, frame: Peek<'_>, message: Bytes, now: Instant) {
+        let Some(&index) = self.by_stream.get(frame.stream) else {
+            return self.stats.count_dropped(Dropped::UnknownStream, 1);
+        };
+        self.forward(index, Direction::ToOrchestrator, frame.kind, message, now);
+    }
+
+    pub(crate) fn route_from_orchestrator(
+        &mut self,
+        from: PortKey,
+        subject: Subject,
+        can: Capabilities,
+        frame: Peek<'_>,
+        message: Bytes,
+        now: Instant,
+    ) {
+        match self.claim(from, subject, can, frame.stream) {
+            Ok(index) => self.forward(index, Direction::ToExecutor, frame.kind, message, now),
+            Err(Refused(dropped, reason)) => {
+                self.stats.count_dropped(dropped, 1);
+                // A reset is never answered by a reset.
+                if frame.kind != Kind::Reset
+                    && let Ok(stream) = frame.stream.parse()
+                {
+                    self.refuse(from, stream, reason);
+                }
+            }
+        }
+    }
+
+    /// The claim on `stream`, taken by its first frame.
+    fn claim(
+        &mut self,
+        from: PortKey,
+        subject: Subject,
+        can: Capabilities,
+        stream: &str,
+    ) -> Result<usize, Refused> {
+        const TOO_MANY: Refused = Refused(Dropped::TooManyStreams, ResetReason::Overloaded);
+        const NOBODY: Refused = Refused(Dropped::PeerAway, ResetReason::ExecutorGone);
+        if let Some(&index) = self.by_stream.get(stream) {
+            let claim = &mut self.claims[index];
+            if claim.holder == Holder::Port(from) {
+                claim.ending = false;
+                return Ok(index);
+            }
+            // The same orchestrator may take its stream along to a new
+            // websocket, also while the old one has not been noticed dead.
+            if claim.subject != subject {
+                return Err(Refused(Dropped::ForeignStream, ResetReason::StreamInUse));
+            }
+            self.hold(index, from)?;
+            return Ok(index);
+        }
+        if self.executor.is_none() {
+            return Err(NOBODY);
+        }
+        if self.claims.len() >= limits::CLAIMS_PER_EXECUTOR {
+            return Err(TOO_MANY);
+        }
+        let port = self.port_mut(from).ok_or(TOO_MANY)?;
+        if port.streams >= limits::STREAMS_PER_ORCHESTRATOR {
+            return Err(TOO_MANY);
+        }
+        let stream: StreamId = stream.parse().map_err(|_| TOO_MANY)?;
+        port.streams += 1;
+        let index = self.claims.insert(Claim::new(stream.clone(), subject, can.resends, from));
+        self.by_stream.insert(stream, index);
+        Ok(index)
+    }
+
+    /// Moves a claim to another port of its owner.
+    fn hold(&mut self, index: usize, port: PortKey) -> Result<(), Refused> {
+        let new = self.port_mut(port).filter(|new| new.streams < limits::STREAMS_PER_ORCHESTRATOR);
+        let new = new.ok_or(Refused(Dropped::TooManyStreams, ResetReason::Overloaded))?;
+        new.streams += 1;
+        self.release(index, Direction::ToExecutor);
+        self.clear(index, Direction::ToOrchestrator);
+        if let Holder::Port(old) = self.claims[index].holder
+            && let Some(old) = self.port_mut(old)
+        {
+            old.streams -= 1;
+        }
+        let claim = &mut self.claims[index];
+        claim.holder = Holder::Port(port);
+        claim.ending = false;
+        Ok(())
+    }
+
+    fn forward(
+        &mut self,
+        index: usize,
+        direction: Direction,
+        kind: Kind,
+        message: Bytes,
+        now: Instant,
+    ) {
+        let Some(sink) = self.sink(index, direction) else {
+            return self.stats.count_dropped(Dropped::PeerAway, 1);
+        };
+        if kind.may_overtake() {
+            let pushed = self.port_mut(sink).map(|port| port.outbox.push_express(message));
+            return match pushed {
+                Some(Err(ExpressFull)) | None => {
+                    self.stats.count_dropped(Dropped::ExpressFull, 1);
+                }
+                Some(Ok(())) => self.wake(sink),
+            };
+        }
+        let resends = self.claims[index].resends;
+        let decision = on_full(direction, resends);
+        let fits =
+            self.claims[index].lane(direction).bytes() + message.len() <= limits::LANE_MAX_BYTES;
+        if decision == OnFull::Shed && !fits {
+            return self.stats.count_dropped(Dropped::LaneFull, 1);
+        }
+        if kind == Kind::Reset {
+            self.claims[index].ending = true;
+        }
+        self.push(index, direction, message);
+        if self.claims[index].lane(direction).is_at_limit() {
+            match decision {
+                OnFull::Shed => {}
+                OnFull::StopReading => self.hold_back(index, direction),
+                OnFull::StallThenReset => {
+                    let deadline = now + limits::STALL_MAX;
+                    self.claims[index].stalled_until.get_or_insert(deadline);
+                    self.hold_back(index, direction);
+                }
+            }
+        }
+    }
+
+    /// Stops reading the source of a full lane.
+    fn hold_back(&mut self, index: usize, direction: Direction) {
+        let source = self.source(index, direction);
+        let lane = self.claims[index].lane(direction);
+        if !lane.full
+            && let Some(source) = source
+        {
+            lane.full = true;
+            if let Some(port) = self.port_mut(source) {
+                port.full_lanes += 1;
+            }
+        }
+    }
+
+    /// Reads the source of a lane again.
+    pub(crate) fn release(&mut self, index: usize, direction: Direction) {
+        let source = self.source(index, direction);
+        let claim = &mut self.claims[index];
+        if direction == Direction::ToOrchestrator {
+            claim.stalled_until = None;
+        }
+        if std::mem::take(&mut claim.lane(direction).full)
+            && let Some(source) = source
+        {
+            if let Some(port) = self.port_mut(source) {
+                port.full_lanes -= 1;
+            }
+            self.wake(source);
+        }
+    }
+
+    /// Empties a lane; returns how many frames are lost.
+    fn clear(&mut self, index: usize, direction: Direction) -> u64 {
+        self.release(index, direction);
+        self.claims[index].lane(direction).queued = false;
+        if let Some(sink) = self.sink(index, direction)
+            && let Some(port) = self.port_mut(sink)
+        {
+            port.outbox.forget(index);
+        }
+        self.claims[index].lane(direction).clear()
+    }
+
+    /// Resets a stream that stalled the executor for too long.
+    pub(crate) fn reset_overloaded(&mut self, index: usize) {
+        let lost = self.clear(index, Direction::ToOrchestrator);
+        self.stats.count_dropped(Dropped::Overloaded, lost);
+        self.reset(index, Direction::ToOrchestrator, ResetReason::Overloaded);
+        self.reset(index, Direction::ToExecutor, ResetReason::Overloaded);
+        self.claims[index].ending = true;
+        self.remove_if_over(index);
+    }
+
+    /// Tells one end of a stream that it is over, or that its far end is away.
+    fn reset(&mut self, index: usize, direction: Direction, reason: ResetReason) {
+        let frame = reset_frame(self.claims[index].stream.clone(), reason);
+        if self.push(index, direction, frame) {
+            self.stats.count_reset(reason);
+        }
+    }
+
+    /// Tells a port that a stream is not its own. It has no lane there, so the
+    /// answer takes the express queue.
+    fn refuse(&mut self, port: PortKey, stream: StreamId, reason: ResetReason) {
+        let frame = reset_frame(stream, reason);
+        let pushed = self.port_mut(port).map(|port| port.outbox.push_express(frame));
+        if let Some(Ok(())) = pushed {
+            self.stats.count_reset(reason);
+            self.wake(port);
+        }
+    }
+
+    pub(crate) fn executor_left(&mut self) {
+        self.executor = None;
+        for index in self.claims_where(|_| true) {
+            let lane = &mut self.claims[index].to_executor;
+            lane.queued = false;
+            let lost = lane.clear();
+            self.stats.count_dropped(Dropped::PeerAway, lost);
+            self.release(index, Direction::ToExecutor);
+            // The executor's port is gone, and its count of full lanes with it.
+            self.claims[index].to_orchestrator.full = false;
+            self.claims[index].stalled_until = None;
+            self.reset(index, Direction::ToOrchestrator, ResetReason::ExecutorGone);
+            if !self.claims[index].resends {
+                self.claims[index].ending = true;
+            }
+            self.remove_if_over(index);
+        }
+    }
+
+    pub(crate) fn orchestrator_left(&mut self, key: PortKey, now: Instant) {
+        for index in self.claims_where(|claim| claim.holder == Holder::Port(key)) {
+            let lane = &mut self.claims[index].to_orchestrator;
+            lane.queued = false;
+            let lost = lane.clear();
+            self.stats.count_dropped(Dropped::PeerAway, lost);
+            self.release(index, Direction::ToOrchestrator);
+            // The orchestrator's port is gone, and its count of full lanes with it.
+            self.claims[index].to_executor.full = false;
+            let over = self.claims[index].ending;
+            if !over {
+                self.reset(index, Direction::ToExecutor, ResetReason::OrchestratorGone);
+            }
+            let claim = &mut self.claims[index];
+            claim.holder = if claim.resends && !over {
+                Holder::Away { until: now + limits::STREAM_GRACE }
+            } else {
+                Holder::Nobody
+            };
+            self.remove_if_over(index);
+        }
+    }
+
+    fn claims_where(&self, wanted: impl Fn(&Claim) -> bool) -> Vec<usize> {
+        self.claims.iter().filter(|(_, claim)| wanted(claim)).map(|(index, _)| index).collect()
+    }
+
+    pub(crate) fn remove_if_over(&mut self, index: usize) {
+        if !self.claims[index].is_over() {
+            return;
+        }
+        for direction in [Direction::ToExecutor, Direction::ToOrchestrator] {
+            self.clear(index, direction);
+        }
+        let claim = self.claims.remove(index);
+        if let Holder::Port(port) = claim.holder
+            && let Some(port) = self.port_mut(port)
+        {
+            port.streams -= 1;
+        }
+        self.by_stream.remove(claim.stream.as_str());
+    }
+}
+
+fn reset_frame(stream: StreamId, reason: ResetReason) -> Bytes {
+    Frame::bare(stream, Body::Reset { reason: reason.as_str().to_owned() }).encode()
+}

@@ -1,0 +1,98 @@
+//! What a hub counts. Shells turn it into metrics.
+
+use rendez_proto::frame::ResetReason;
+
+/// Why a frame was not forwarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Dropped {
+    /// The bytes cannot be routed.
+    Malformed,
+    /// The stream belongs to another orchestrator.
+    ForeignStream,
+    /// From the executor, for a stream that nobody claims.
+    UnknownStream,
+    /// The other end of the stream is not connected.
+    PeerAway,
+    /// The orchestrator, or the executor, has too many streams.
+    TooManyStreams,
+    /// The lane of a stream that resends was full.
+    LaneFull,
+    /// The queue of acks was full.
+    ExpressFull,
+    /// The stream was reset as overloaded and this waited in its lane.
+    Overloaded,
+}
+
+impl Dropped {
+    /// All reasons, for counters.
+    pub const ALL: [Dropped; 8] = [
+        Dropped::Malformed,
+        Dropped::ForeignStream,
+        Dropped::UnknownStream,
+        Dropped::PeerAway,
+        Dropped::TooManyStreams,
+        Dropped::LaneFull,
+        Dropped::ExpressFull,
+        Dropped::Overloaded,
+    ];
+
+    /// A word for counters.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Dropped::Malformed => "malformed",
+            Dropped::ForeignStream => "foreign_stream",
+            Dropped::UnknownStream => "unknown_stream",
+            Dropped::PeerAway => "peer_away",
+            Dropped::TooManyStreams => "too_many_streams",
+            Dropped::LaneFull => "lane_full",
+            Dropped::ExpressFull => "express_full",
+            Dropped::Overloaded => "overloaded",
+        }
+    }
+}
+
+/// Counters of one hub since it was made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Frames put into an outbox, by direction: to the executor, to orchestrators.
+    pub forwarded_frames: [u64; 2],
+    /// Bytes of those.
+    pub forwarded_bytes: [u64; 2],
+    dropped: [u64; Dropped::ALL.len()],
+    resets: [u64; ResetReason::ALL.len()],
+}
+
+impl Stats {
+    /// Frames that were dropped for this reason.
+    pub fn dropped(&self, why: Dropped) -> u64 {
+        self.dropped[why as usize]
+    }
+
+    /// Resets that the hub itself sent for this reason.
+    pub fn resets(&self, why: ResetReason) -> u64 {
+        self.resets[why as usize]
+    }
+
+    pub(crate) fn count_dropped(&mut self, why: Dropped, frames: u64) {
+        self.dropped[why as usize] += frames;
+    }
+
+    pub(crate) fn count_reset(&mut self, why: ResetReason) {
+        self.resets[why as usize] += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_own_counter() {
+        for (i, why) in Dropped::ALL.into_iter().enumerate() {
+            assert_eq!(why as usize, i, "{}", why.as_str());
+        }
+        for (i, why) in ResetReason::ALL.into_iter().enumerate() {
+            assert_eq!(why as usize, i, "{why}");
+        }
+    }
+}
