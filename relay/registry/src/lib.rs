@@ -1,1 +1,40 @@
-//! Environments, registrations, tokens and tickets, over a Store.
+//! Environments, registrations, tokens and tickets, over a [`Store`].
+//!
+//! ```text
+//! http     extract, authenticate, parse, call, convert; one status table
+//!   |
+//! service  the rules; owns time, ids and signatures          -> Presence (the relay)
+//!   |
+//! store    one transaction per method, `now` is an argument  -> SQLite
+//! ```
+//!
+//! Invariants
+//!
+//! * The newest registration of an environment is its current one. Its
+//!   generation is higher than any before it, and generations never reset.
+//! * An orchestrator's ticket opens one websocket, and an authorization
+//!   completes one handshake, both within a minute and under the registration
+//!   that they were issued for.
+//! * The database holds no secret in clear: tokens as hashes, tickets as ids.
+//!   The signing key lives in a file beside it.
+//! * `/register` waits rather than fails: stock executors exit on any failure.
+//!
+//! The relay embeds [`Registry`]: its router serves HTTP, and
+//! [`Registry::check_executor`] and [`Registry::redeem_orchestrator`] judge
+//! the tickets that arrive in websocket URLs.
+
+pub mod http;
+pub mod model;
+pub mod public_url;
+pub mod seam;
+pub mod service;
+pub mod signer;
+pub mod stats;
+pub mod store;
+pub mod token;
+
+pub use public_url::{PublicUrl, RENDEZVOUS_PATH};
+pub use seam::{Clock, NobodyConnected, Presence, Random};
+pub use service::tickets::TicketRefused;
+pub use service::{OpenError, Options, Registry};
+pub use store::Store;

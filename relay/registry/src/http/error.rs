@@ -1,0 +1,195 @@
+//! From each operation's errors to codes, and from codes to statuses: the one
+//! table of both.
+
+use axum::Json;
+use axum::http::header::{CACHE_CONTROL, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use rendez_proto::registry::error::{Absence, ErrorBody, ErrorCode, ErrorDetail};
+
+use crate::model::Forbidden;
+use crate::public_url::InvalidPublicUrl;
+use crate::service::AuthError;
+use crate::service::admin::{CreateTokenError, ListError};
+use crate::service::registrations::{ConnectError, IssueError, RegisterError, ValidateError};
+use crate::store::StoreError;
+
+/// Seconds that a client should wait after a 503. Stock clients ignore it.
+const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("2");
+
+/// The status of a code. Stock clients retry 408, 429, 5xx and 409 with
+/// `environment_offline`; an executor takes 401 as a verdict on its own token
+/// (WIRE.md, sections 1.2 and 1.3).
+pub fn status(code: ErrorCode) -> StatusCode {
+    match code {
+        ErrorCode::InvalidRequest
+        | ErrorCode::UnsupportedProfile
+        | ErrorCode::LegacyRegistration => StatusCode::BAD_REQUEST,
+        ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
+        ErrorCode::Forbidden | ErrorCode::LimitReached => StatusCode::FORBIDDEN,
+        ErrorCode::NotFound => StatusCode::NOT_FOUND,
+        ErrorCode::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+        ErrorCode::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+        ErrorCode::EnvironmentOffline | ErrorCode::RegistrationSuperseded => StatusCode::CONFLICT,
+        ErrorCode::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorCode::Internal | ErrorCode::Other => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// An answer that is not a success.
+#[derive(Debug)]
+pub(super) struct Failure {
+    body: ErrorBody,
+}
+
+impl Failure {
+    pub(super) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { body: ErrorBody { error: ErrorDetail::new(code, message), rendez: None } }
+    }
+
+    pub(super) fn code(&self) -> ErrorCode {
+        self.body.error.code
+    }
+
+    /// Our own fault: the log gets the reason, the client does not.
+    fn ours(code: ErrorCode, error: &dyn std::error::Error) -> Self {
+        tracing::warn!(%code, %error, "a request failed");
+        Self::new(
+            code,
+            match code {
+                ErrorCode::Unavailable => "the registry is not available at the moment; try again",
+                _ => "the registry failed; its log says why",
+            },
+        )
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = status(self.code());
+        let mut response = (status, Json(self.body)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        match status {
+            StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(RETRY_AFTER, RETRY_AFTER_SECS);
+            }
+            StatusCode::UNAUTHORIZED => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+impl From<ErrorDetail> for Failure {
+    fn from(error: ErrorDetail) -> Self {
+        Self { body: ErrorBody { error, rendez: None } }
+    }
+}
+
+impl From<AuthError> for Failure {
+    fn from(error: AuthError) -> Self {
+        match error {
+            AuthError::Store(error) => error.into(),
+            _ => Self::new(ErrorCode::Unauthorized, error.to_string()),
+        }
+    }
+}
+
+impl From<Forbidden> for Failure {
+    fn from(error: Forbidden) -> Self {
+        Self::new(ErrorCode::Forbidden, error.to_string())
+    }
+}
+
+impl From<InvalidPublicUrl> for Failure {
+    fn from(error: InvalidPublicUrl) -> Self {
+        Self::new(ErrorCode::InvalidRequest, error.to_string())
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        match &error {
+            StoreError::LimitReached { .. } => {
+                Self::new(ErrorCode::LimitReached, error.to_string())
+            }
+            StoreError::Unavailable(_) => Self::ours(ErrorCode::Unavailable, &error),
+            StoreError::Corrupt(_) => Self::ours(ErrorCode::Internal, &error),
+        }
+    }
+}
+
+impl From<IssueError> for Failure {
+    fn from(error: IssueError) -> Self {
+        Self::ours(ErrorCode::Internal, &error)
+    }
+}
+
+impl From<RegisterError> for Failure {
+    fn from(error: RegisterError) -> Self {
+        match error {
+            RegisterError::Forbidden(error) => error.into(),
+            RegisterError::Store(error) => error.into(),
+            RegisterError::Issue(error) => error.into(),
+        }
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        let message = error.to_string();
+        match error {
+            ConnectError::Forbidden(error) => error.into(),
+            ConnectError::Absent(state) => Self {
+                body: ErrorBody {
+                    error: ErrorDetail::new(ErrorCode::EnvironmentOffline, message),
+                    rendez: Some(Absence { state }),
+                },
+            },
+            ConnectError::NoCommonProfile { .. } => {
+                Self::new(ErrorCode::UnsupportedProfile, message)
+            }
+            ConnectError::Store(error) => error.into(),
+            ConnectError::Issue(error) => error.into(),
+        }
+    }
+}
+
+impl From<ValidateError> for Failure {
+    fn from(error: ValidateError) -> Self {
+        match error {
+            ValidateError::Forbidden(error) => error.into(),
+            ValidateError::Superseded => {
+                Self::new(ErrorCode::RegistrationSuperseded, error.to_string())
+            }
+            ValidateError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<ListError> for Failure {
+    fn from(error: ListError) -> Self {
+        match error {
+            ListError::Forbidden(error) => error.into(),
+            ListError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<CreateTokenError> for Failure {
+    fn from(error: CreateTokenError) -> Self {
+        match error {
+            CreateTokenError::Pattern(_)
+            | CreateTokenError::Label
+            | CreateTokenError::ExpiresAtOnce => {
+                Self::new(ErrorCode::InvalidRequest, error.to_string())
+            }
+            CreateTokenError::Store(error) => error.into(),
+            CreateTokenError::Random(error) => Self::ours(ErrorCode::Internal, &error),
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! One function per route.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, HOST};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use rendez_proto::ids::EnvironmentId;
+use rendez_proto::registry::admin::CreateToken;
+use rendez_proto::registry::error::ErrorCode;
+use rendez_proto::registry::{ConnectRequest, RegisterRequest, ValidateReply, ValidateRequest};
+use serde::{Deserialize, Serialize};
+
+use super::body;
+use super::error::Failure;
+use crate::model::{Caller, Role, TokenId};
+use crate::public_url::WebsocketBase;
+use crate::service::registrations::Verdict;
+use crate::service::{AuthError, Registry};
+use crate::stats::{Operation, Outcome};
+
+type PathParam = Result<Path<String>, PathRejection>;
+type Page = Result<Query<After>, QueryRejection>;
+
+/// Where a page of a list starts.
+#[derive(Debug, Deserialize)]
+pub(super) struct After {
+    after: Option<String>,
+}
+
+pub(super) async fn register(
+    State(registry): State<Registry>,
+    path: PathParam,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let work = async {
+        let caller = caller(&registry, &headers).await?;
+        let environment = environment(path)?;
+        caller.may(Role::Executor, &environment)?;
+        let request = RegisterRequest::parse(&body::read(body).await?)?;
+        let base = base(&registry, &uri, &headers)?;
+        Ok(registry.register(&caller, &environment, &request, &base).await?)
+    };
+    answer(&registry, Operation::Register, work.await.map(ok))
+}
+
+pub(super) async fn connect(
+    State(registry): State<Registry>,
+    path: PathParam,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let work = async {
+        let caller = caller(&registry, &headers).await?;
+        let environment = environment(path)?;
+        caller.may(Role::Orchestrator, &environment)?;
+        let request = ConnectRequest::parse(&body::read(body).await?)?;
+        let base = base(&registry, &uri, &headers)?;
+        Ok(registry.connect(&caller, &environment, &request, &base).await?)
+    };
+    answer(&registry, Operation::Connect, work.await.map(ok))
+}
+
+pub(super) async fn validate(
+    State(registry): State<Registry>,
+    path: PathParam,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let work = async {
+        let caller = caller(&registry, &headers).await?;
+        let environment = environment(path)?;
+        caller.may(Role::Executor, &environment)?;
+        let request = ValidateRequest::parse(&body::read(body).await?)?;
+        Ok(registry.validate(&caller, &environment, &request).await?)
+    };
+    let result = work.await.map(|verdict| match verdict {
+        Verdict::Valid => (Outcome::Ok, json(&ValidateReply { valid: true })),
+        Verdict::Denied(_) => (Outcome::Denied, json(&ValidateReply { valid: false })),
+    });
+    answer(&registry, Operation::Validate, result)
+}
+
+pub(super) async fn environments(
+    State(registry): State<Registry>,
+    page: Page,
+    headers: HeaderMap,
+) -> Response {
+    let work = async {
+        let caller = caller(&registry, &headers).await?;
+        let after = after::<EnvironmentId>(page)?;
+        Ok(registry.environments(&caller, after.as_ref()).await?)
+    };
+    answer(&registry, Operation::Environments, work.await.map(ok))
+}
+
+pub(super) async fn list_tokens(
+    State(registry): State<Registry>,
+    page: Page,
+    headers: HeaderMap,
+) -> Response {
+    let work = async {
+        caller(&registry, &headers).await?.must_be(&[Role::Admin])?;
+        let after = after::<TokenId>(page)?;
+        Ok(registry.list_tokens(after.as_ref()).await?)
+    };
+    answer(&registry, Operation::Tokens, work.await.map(ok))
+}
+
+pub(super) async fn create_token(
+    State(registry): State<Registry>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let work = async {
+        let caller = caller(&registry, &headers).await?;
+        caller.must_be(&[Role::Admin])?;
+        let request = CreateToken::parse(&body::read(body).await?)?;
+        Ok(registry.create_token(&request).await?)
+    };
+    let created = |reply| (Outcome::Ok, (StatusCode::CREATED, json(&reply)).into_response());
+    answer(&registry, Operation::Tokens, work.await.map(created))
+}
+
+pub(super) async fn revoke_token(
+    State(registry): State<Registry>,
+    path: PathParam,
+    headers: HeaderMap,
+) -> Response {
+    let work = async {
+        caller(&registry, &headers).await?.must_be(&[Role::Admin])?;
+        let unknown = || Failure::new(ErrorCode::NotFound, "there is no such token");
+        let id = text(path)?.parse::<TokenId>().map_err(|_| unknown())?;
+        if registry.revoke_token(&id).await? { Ok(()) } else { Err(unknown()) }
+    };
+    let result = work.await.map(|()| (Outcome::Ok, StatusCode::NO_CONTENT.into_response()));
+    answer(&registry, Operation::Tokens, result)
+}
+
+pub(super) async fn not_found(State(registry): State<Registry>) -> Response {
+    let failure = Failure::new(ErrorCode::NotFound, "there is nothing at this path");
+    answer(&registry, Operation::UnknownRoute, Err(failure))
+}
+
+pub(super) async fn method_not_allowed(State(registry): State<Registry>) -> Response {
+    let failure = Failure::new(ErrorCode::MethodNotAllowed, "this path has no such method");
+    answer(&registry, Operation::UnknownRoute, Err(failure))
+}
+
+// ---- helpers -------------------------------------------------------------
+
+fn answer(
+    registry: &Registry,
+    operation: Operation,
+    result: Result<(Outcome, Response), Failure>,
+) -> Response {
+    match result {
+        Ok((outcome, response)) => {
+            registry.stats().count(operation, outcome);
+            response
+        }
+        Err(failure) => {
+            registry.stats().count(operation, Outcome::Error(failure.code()));
+            tracing::debug!(?operation, code = %failure.code(), "request refused");
+            failure.into_response()
+        }
+    }
+}
+
+fn ok<T: Serialize>(reply: T) -> (Outcome, Response) {
+    (Outcome::Ok, json(&reply))
+}
+
+/// Replies carry secrets or change at any time: nobody may keep them.
+fn json<T: Serialize>(reply: &T) -> Response {
+    let mut response = Json(reply).into_response();
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+async fn caller(registry: &Registry, headers: &HeaderMap) -> Result<Caller, Failure> {
+    let value = headers.get(AUTHORIZATION).ok_or(AuthError::Missing)?;
+    let text = value.to_str().map_err(|_| AuthError::Unknown)?;
+    let bearer = match text.split_once(' ') {
+        Some((scheme, bearer)) if scheme.eq_ignore_ascii_case("bearer") => bearer.trim(),
+        _ => return Err(AuthError::Missing.into()),
+    };
+    Ok(registry.authenticate(bearer).await?)
+}
+
+fn text(path: PathParam) -> Result<String, Failure> {
+    match path {
+        Ok(Path(text)) => Ok(text),
+        Err(_) => Err(Failure::new(ErrorCode::InvalidRequest, "the path is not valid UTF-8")),
+    }
+}
+
+fn environment(path: PathParam) -> Result<EnvironmentId, Failure> {
+    text(path)?.parse().map_err(|error: rendez_proto::ids::InvalidId| {
+        Failure::new(ErrorCode::InvalidRequest, error.to_string())
+    })
+}
+
+fn after<T: std::str::FromStr>(page: Page) -> Result<Option<T>, Failure> {
+    let invalid = || Failure::new(ErrorCode::InvalidRequest, "`after` is not an id");
+    let Query(page) = page.map_err(|_| invalid())?;
+    page.after.map(|after| after.parse().map_err(|_| invalid())).transpose()
+}
+
+fn base(registry: &Registry, uri: &Uri, headers: &HeaderMap) -> Result<WebsocketBase, Failure> {
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    let host = host.or_else(|| uri.authority().map(|authority| authority.as_str()));
+    Ok(registry.public_url().base(host)?)
+}

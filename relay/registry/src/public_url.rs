@@ -1,0 +1,107 @@
+//! Under which URL clients reach this relay: the base of the websocket URLs
+//! that replies carry.
+
+use std::fmt;
+use std::str::FromStr;
+
+use rendez_proto::limits;
+use rendez_proto::registry::RendezvousUrl;
+use rendez_proto::ticket::TicketText;
+use url::Url;
+
+/// Path of the rendezvous websocket below the base. The ticket is the query
+/// parameter `ticket`.
+pub const RENDEZVOUS_PATH: &str = "/v1/rendezvous";
+
+/// Where clients reach the relay.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum PublicUrl {
+    /// Wherever this request was sent to, without TLS: right for a relay that
+    /// is reached directly, wrong behind a proxy that ends TLS.
+    #[default]
+    FromHost,
+    /// A configured base.
+    Fixed(WebsocketBase),
+}
+
+/// A `ws://` or `wss://` URL without a trailing slash, query or fragment.
+#[derive(Clone, PartialEq, Eq)]
+pub struct WebsocketBase(Box<str>);
+
+/// Why a public URL was refused. The operator, or the client with its Host
+/// header, is at fault.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidPublicUrl {
+    /// Not a URL.
+    #[error("the public URL is not a URL: {0}")]
+    Syntax(#[from] url::ParseError),
+    /// Another scheme.
+    #[error("the public URL must start with http://, https://, ws:// or wss://")]
+    Scheme,
+    /// Parts that a base cannot have.
+    #[error("the public URL must have no user, query or fragment")]
+    Parts,
+    /// No usable Host header, where the URL depends on it.
+    #[error("the request has no usable Host header, and the relay has no public URL configured")]
+    Host,
+}
+
+impl FromStr for PublicUrl {
+    type Err = InvalidPublicUrl;
+    fn from_str(text: &str) -> Result<Self, InvalidPublicUrl> {
+        let url = Url::parse(text)?;
+        let scheme = match url.scheme() {
+            "http" | "ws" => "ws",
+            "https" | "wss" => "wss",
+            _ => return Err(InvalidPublicUrl::Scheme),
+        };
+        let user = !url.username().is_empty() || url.password().is_some();
+        if user || url.query().is_some() || url.fragment().is_some() {
+            return Err(InvalidPublicUrl::Parts);
+        }
+        let (_, rest) = url.as_str().split_once(':').ok_or(InvalidPublicUrl::Scheme)?;
+        let base = format!("{scheme}:{}", rest.trim_end_matches('/'));
+        Ok(Self::Fixed(WebsocketBase(base.into())))
+    }
+}
+
+impl PublicUrl {
+    /// The base for a request with this Host header.
+    ///
+    /// # Errors
+    /// [`InvalidPublicUrl::Host`] if the header is needed and not usable.
+    pub fn base(&self, host: Option<&str>) -> Result<WebsocketBase, InvalidPublicUrl> {
+        match self {
+            PublicUrl::Fixed(base) => Ok(base.clone()),
+            PublicUrl::FromHost => {
+                let plain = |b: u8| {
+                    b.is_ascii_alphanumeric()
+                        || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']')
+                };
+                host.filter(|host| host.len() <= limits::HOST_MAX_BYTES && host.bytes().all(plain))
+                    .and_then(|host| Url::parse(&format!("ws://{host}")).ok())
+                    .map(|url| WebsocketBase(url.as_str().trim_end_matches('/').into()))
+                    .ok_or(InvalidPublicUrl::Host)
+            }
+        }
+    }
+}
+
+impl WebsocketBase {
+    /// The URL that `ticket` opens.
+    pub fn rendezvous(&self, ticket: &TicketText) -> RendezvousUrl {
+        format!("{}{RENDEZVOUS_PATH}?ticket={}", self.0, ticket.expose()).into()
+    }
+}
+
+impl fmt::Display for WebsocketBase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for WebsocketBase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WebsocketBase({})", self.0)
+    }
+}

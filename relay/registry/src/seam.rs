@@ -1,0 +1,72 @@
+//! What the registry takes from its surroundings: time, randomness, and the
+//! relay's knowledge of who is connected. Tests put fixed ones in their place.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use rendez_proto::ids::{EnvironmentId, RegistrationId};
+
+/// Tells the time.
+pub trait Clock: Send + Sync + 'static {
+    /// Seconds since 1970.
+    fn now_unix_secs(&self) -> u64;
+}
+
+/// The system's clock. A clock before 1970 reads as 1970.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now_unix_secs(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    }
+}
+
+/// Makes ids and secrets.
+pub trait Random: Send + Sync + 'static {
+    /// Fills `bytes` with unpredictable ones.
+    ///
+    /// # Errors
+    /// The system has none to give.
+    fn fill(&self, bytes: &mut [u8]) -> Result<(), NoRandomness>;
+}
+
+/// The operating system gave no randomness; nothing can be issued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the operating system gave no randomness")]
+pub struct NoRandomness;
+
+/// The operating system's generator.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemRandom;
+
+impl Random for SystemRandom {
+    fn fill(&self, bytes: &mut [u8]) -> Result<(), NoRandomness> {
+        getrandom::fill(bytes).map_err(|_| NoRandomness)
+    }
+}
+
+/// `N` bytes from `random`.
+pub(crate) fn random_bytes<const N: usize>(random: &dyn Random) -> Result<[u8; N], NoRandomness> {
+    let mut bytes = [0; N];
+    random.fill(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Which executors are connected; the relay knows.
+#[async_trait]
+pub trait Presence: Send + Sync + 'static {
+    /// The registration whose executor's websocket is open, if one is.
+    async fn connected(&self, environment: &EnvironmentId) -> Option<RegistrationId>;
+}
+
+/// For a registry without a relay, such as that of `rendez token create`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NobodyConnected;
+
+#[async_trait]
+impl Presence for NobodyConnected {
+    async fn connected(&self, _: &EnvironmentId) -> Option<RegistrationId> {
+        None
+    }
+}

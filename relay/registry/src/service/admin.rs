@@ -1,0 +1,182 @@
+//! Tokens, and what there is.
+
+use rendez_proto::ids::EnvironmentId;
+use rendez_proto::limits;
+use rendez_proto::registry::admin::{
+    CreateToken, EnvironmentEntry, EnvironmentList, TokenCreated, TokenEntry, TokenList, TokenText,
+};
+use zeroize::Zeroizing;
+
+use super::Registry;
+use crate::model::{
+    Caller, Environment, Forbidden, InvalidPattern, Role, Token, TokenId, TokenPattern,
+};
+use crate::seam::NoRandomness;
+use crate::store::StoreError;
+use crate::token::{BearerToken, SECRET_BYTES};
+
+/// Why a token was not created.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateTokenError {
+    /// The caller's fault.
+    #[error(transparent)]
+    Pattern(#[from] InvalidPattern),
+    /// The caller's fault.
+    #[error(
+        "a label has at most {} bytes and no control characters",
+        limits::TOKEN_LABEL_MAX_BYTES
+    )]
+    Label,
+    /// The caller's fault.
+    #[error("a token cannot live for zero seconds")]
+    ExpiresAtOnce,
+    /// Ours, for now.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Ours.
+    #[error(transparent)]
+    Random(#[from] NoRandomness),
+}
+
+/// Why environments were not listed.
+#[derive(Debug, thiserror::Error)]
+pub enum ListError {
+    /// The caller's fault.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
+    /// Ours, for now.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Registry {
+    /// The environments that the caller's token covers, one page of them.
+    ///
+    /// # Errors
+    /// See [`ListError`].
+    pub async fn environments(
+        &self,
+        caller: &Caller,
+        after: Option<&EnvironmentId>,
+    ) -> Result<EnvironmentList, ListError> {
+        caller.must_be(&[Role::Admin, Role::Orchestrator])?;
+        let page = self.store().environments(after, limits::LIST_PAGE_MAX).await?;
+        // a full page may have a successor, even if the caller sees none of it
+        let full = page.len() >= limits::LIST_PAGE_MAX as usize;
+        let next = page.last().filter(|_| full).map(|last| last.registration.environment.clone());
+        let mut environments = Vec::new();
+        for environment in page {
+            if caller.environments.matches(&environment.registration.environment) {
+                environments.push(self.entry(environment).await);
+            }
+        }
+        Ok(EnvironmentList { environments, next })
+    }
+
+    async fn entry(&self, environment: Environment) -> EnvironmentEntry {
+        let Environment { created_at, registration } = environment;
+        let connected = self.inner.options.presence.connected(&registration.environment).await;
+        EnvironmentEntry {
+            online: connected.as_ref() == Some(&registration.id),
+            environment_id: registration.environment,
+            executor_registration_id: registration.id,
+            generation: registration.generation,
+            profiles: registration.profiles,
+            created_at_unix_secs: created_at,
+            registered_at_unix_secs: registration.registered_at,
+        }
+    }
+
+    /// Makes a token. Whoever calls this has checked that it may: over HTTP, an
+    /// admin; on the machine, whoever can write the state directory.
+    ///
+    /// # Errors
+    /// See [`CreateTokenError`].
+    pub async fn create_token(&self, new: &CreateToken) -> Result<TokenCreated, CreateTokenError> {
+        let environments = new.environments.parse::<TokenPattern>()?;
+        if new.label.len() > limits::TOKEN_LABEL_MAX_BYTES
+            || new.label.chars().any(char::is_control)
+        {
+            return Err(CreateTokenError::Label);
+        }
+        if new.expires_in_secs == Some(0) {
+            return Err(CreateTokenError::ExpiresAtOnce);
+        }
+        let secret = Zeroizing::new(self.random::<SECRET_BYTES>()?);
+        let bearer = BearerToken::new(new.role, TokenId::from_random(self.random()?), *secret);
+        let now = self.now();
+        let token = Token {
+            id: bearer.id().clone(),
+            role: new.role,
+            environments,
+            label: new.label.clone(),
+            secret_hash: bearer.secret_hash(),
+            created_at: now,
+            expires_at: new.expires_in_secs.map(|seconds| now.saturating_add(seconds)),
+            revoked_at: None,
+        };
+        self.store().insert_token(&token).await?;
+        tracing::info!(
+            token = %token.id,
+            role = ?token.role,
+            environments = token.environments.as_str(),
+            "token created"
+        );
+        Ok(TokenCreated { token: bearer.to_text(), entry: token_entry(token) })
+    }
+
+    /// Makes an admin token if there is no token at all, which is so on the
+    /// first start.
+    ///
+    /// # Errors
+    /// See [`CreateTokenError`].
+    pub async fn bootstrap(&self) -> Result<Option<TokenText>, CreateTokenError> {
+        if !self.store().tokens(None, 1).await?.is_empty() {
+            return Ok(None);
+        }
+        let first = CreateToken {
+            role: Role::Admin,
+            environments: "*".to_owned(),
+            label: "first".to_owned(),
+            expires_in_secs: None,
+        };
+        Ok(Some(self.create_token(&first).await?.token))
+    }
+
+    /// All tokens, revoked ones included, one page of them. For admins.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn list_tokens(&self, after: Option<&TokenId>) -> Result<TokenList, StoreError> {
+        let page = self.store().tokens(after, limits::LIST_PAGE_MAX).await?;
+        let full = page.len() >= limits::LIST_PAGE_MAX as usize;
+        let next = page.last().filter(|_| full).map(|last| last.id.to_string());
+        Ok(TokenList { tokens: page.into_iter().map(token_entry).collect(), next })
+    }
+
+    /// Ends a token at once: its bearer, its tickets and its authorizations
+    /// are refused from then on. Websockets that are open stay open. `false`:
+    /// there is no such token. For admins.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn revoke_token(&self, id: &TokenId) -> Result<bool, StoreError> {
+        let found = self.store().revoke_token(id, self.now()).await?;
+        if found {
+            tracing::info!(token = %id, "token revoked");
+        }
+        Ok(found)
+    }
+}
+
+fn token_entry(token: Token) -> TokenEntry {
+    TokenEntry {
+        id: token.id.to_string(),
+        role: token.role,
+        environments: token.environments.as_str().to_owned(),
+        label: token.label,
+        created_at_unix_secs: token.created_at,
+        expires_at_unix_secs: token.expires_at,
+        revoked_at_unix_secs: token.revoked_at,
+    }
+}

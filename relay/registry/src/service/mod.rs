@@ -1,0 +1,192 @@
+//! The registry's use cases: who may do what, with which consequences.
+//!
+//! [`Registry`] owns time, ids and signatures; the store only remembers. Each
+//! operation has one error type that says who is at fault.
+
+pub mod admin;
+pub mod registrations;
+pub mod tickets;
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ed25519_dalek::VerifyingKey;
+
+use crate::model::Caller;
+use crate::public_url::PublicUrl;
+use crate::seam::{Clock, NoRandomness, NobodyConnected, Presence, Random};
+use crate::seam::{SystemClock, SystemRandom, random_bytes};
+use crate::signer::{Signer, SignerError};
+use crate::stats::Stats;
+use crate::store::sqlite::{SqliteOpenError, SqliteStore};
+use crate::store::{Store, StoreError};
+use crate::token::BearerToken;
+
+/// Name of the database file in the state directory.
+pub const DATABASE_FILE: &str = "registry.sqlite";
+
+/// The registry. Clones share it.
+#[derive(Clone)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Arc<dyn Store>,
+    signer: Signer,
+    options: Options,
+    stats: Stats,
+}
+
+/// What a registry is given besides its state.
+#[derive(Clone)]
+pub struct Options {
+    /// Base of the websocket URLs in replies.
+    pub public_url: PublicUrl,
+    /// Who knows which executors are connected.
+    pub presence: Arc<dyn Presence>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Ids and secrets.
+    pub random: Arc<dyn Random>,
+}
+
+impl Default for Options {
+    /// The system's time and randomness, URLs from the Host header, and nobody
+    /// connected.
+    fn default() -> Self {
+        Self {
+            public_url: PublicUrl::default(),
+            presence: Arc::new(NobodyConnected),
+            clock: Arc::new(SystemClock),
+            random: Arc::new(SystemRandom),
+        }
+    }
+}
+
+/// The state directory cannot be used. The operator has to act.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It cannot be made.
+    #[error("{}: {source}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The signing key is the trouble.
+    #[error(transparent)]
+    Signer(#[from] SignerError),
+    /// The database is the trouble.
+    #[error("{}: {source}", path.display())]
+    Database {
+        /// The database file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SqliteOpenError,
+    },
+}
+
+impl Registry {
+    /// Opens the registry in `state_dir`: makes the directory (mode 0700), the
+    /// signing key and the SQLite database if they do not exist. Several
+    /// processes may have the same directory open.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn open(state_dir: &Path, options: Options) -> Result<Self, OpenError> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(state_dir)
+            .map_err(|source| OpenError::Directory { path: state_dir.to_owned(), source })?;
+        let signer = Signer::open(state_dir, &*options.random)?;
+        let path = state_dir.join(DATABASE_FILE);
+        let store = SqliteStore::open(&path)
+            .await
+            .map_err(|source| OpenError::Database { path, source })?;
+        Ok(Self::new(Arc::new(store), signer, options))
+    }
+
+    /// A registry over any store.
+    pub fn new(store: Arc<dyn Store>, signer: Signer, options: Options) -> Self {
+        Self { inner: Arc::new(Inner { store, signer, options, stats: Stats::default() }) }
+    }
+
+    /// What verifies this registry's tickets.
+    pub fn verifying_key(&self) -> VerifyingKey {
+        self.inner.signer.verifying_key()
+    }
+
+    /// What was asked and how it ended, since the start.
+    pub fn stats(&self) -> &Stats {
+        &self.inner.stats
+    }
+
+    /// Base of websocket URLs.
+    pub(crate) fn public_url(&self) -> &PublicUrl {
+        &self.inner.options.public_url
+    }
+
+    /// Finds out who bears this token.
+    ///
+    /// # Errors
+    /// See [`AuthError`].
+    pub async fn authenticate(&self, bearer: &str) -> Result<Caller, AuthError> {
+        let bearer = BearerToken::parse(bearer).map_err(|_| AuthError::Unknown)?;
+        let stored = self.store().token(bearer.id()).await?.ok_or(AuthError::Unknown)?;
+        if !bearer.is_proof_of(&stored.secret_hash) || bearer.role() != stored.role {
+            return Err(AuthError::Unknown);
+        }
+        if stored.revoked_at.is_some() {
+            return Err(AuthError::Revoked);
+        }
+        if !stored.is_active(self.now()) {
+            return Err(AuthError::Expired);
+        }
+        Ok(Caller { token: stored.id, role: stored.role, environments: stored.environments })
+    }
+
+    fn store(&self) -> &dyn Store {
+        &*self.inner.store
+    }
+
+    fn now(&self) -> u64 {
+        self.inner.options.clock.now_unix_secs()
+    }
+
+    fn random<const N: usize>(&self) -> Result<[u8; N], NoRandomness> {
+        random_bytes(&*self.inner.options.random)
+    }
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("stats", self.stats()).finish_non_exhaustive()
+    }
+}
+
+/// The bearer token was not accepted. Its bearer is at fault, except for
+/// `Store`.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    /// There is none.
+    #[error("a bearer token is required")]
+    Missing,
+    /// Not a token of this registry, or the wrong secret.
+    #[error("the token is not known here")]
+    Unknown,
+    /// Genuine, and withdrawn.
+    #[error("the token was revoked")]
+    Revoked,
+    /// Genuine, and past its time.
+    #[error("the token is expired")]
+    Expired,
+    /// We could not look.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

@@ -1,0 +1,140 @@
+//! The registry's signing key: a file of its own in the state directory, mode
+//! 0600, made on first start. It is never in the database.
+//!
+//! The file is one line, `ed25519 <seed as base64>`. Losing it invalidates all
+//! tickets: executors then register again by themselves.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ed25519_dalek::{SigningKey, VerifyingKey};
+use rendez_proto::ticket::{Claims, SubjectTooLong, Ticket, TicketText};
+use zeroize::Zeroizing;
+
+use crate::seam::{NoRandomness, Random};
+
+/// Name of the key's file in the state directory.
+pub const SIGNING_KEY_FILE: &str = "signing.key";
+
+const ALGORITHM: &str = "ed25519";
+
+/// Signs tickets.
+#[derive(Clone)]
+pub struct Signer(SigningKey);
+
+/// The signing key cannot be had. The operator has to act.
+#[derive(Debug, thiserror::Error)]
+pub enum SignerError {
+    /// The file cannot be read or made.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Others can read it.
+    #[error("{}: others can read the signing key (mode {mode:o}); run chmod 600 on it, or remove it to have a new one made", path.display())]
+    Mode {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// It holds something else.
+    #[error("{}: not a signing key; remove it to have a new one made", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No key can be made.
+    #[error(transparent)]
+    Random(#[from] NoRandomness),
+}
+
+impl Signer {
+    /// The signer with this key.
+    pub fn from_seed(seed: &[u8; 32]) -> Self {
+        Self(SigningKey::from_bytes(seed))
+    }
+
+    /// Reads the key in `state_dir`, which must exist, or makes one there. Of
+    /// several processes that start at once, one makes it and all use it.
+    ///
+    /// # Errors
+    /// See [`SignerError`].
+    pub fn open(state_dir: &Path, random: &dyn Random) -> Result<Self, SignerError> {
+        let path = state_dir.join(SIGNING_KEY_FILE);
+        match read(&path) {
+            Err(SignerError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                create(state_dir, &path, random)?;
+                read(&path)
+            }
+            result => result,
+        }
+    }
+
+    /// What verifies the tickets.
+    pub fn verifying_key(&self) -> VerifyingKey {
+        self.0.verifying_key()
+    }
+
+    /// Signs a ticket.
+    pub(crate) fn issue(&self, claims: &Claims) -> Result<TicketText, SubjectTooLong> {
+        Ticket::issue(claims, &self.0)
+    }
+}
+
+impl fmt::Debug for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Signer(redacted)")
+    }
+}
+
+fn read(path: &Path) -> Result<Signer, SignerError> {
+    let io = |source| SignerError::Io { path: path.to_owned(), source };
+    let content = || SignerError::Content { path: path.to_owned() };
+    let file = File::open(path).map_err(io)?;
+    let mode = file.metadata().map_err(io)?.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(SignerError::Mode { path: path.to_owned(), mode });
+    }
+    let mut text = Zeroizing::new(String::new());
+    file.take(256).read_to_string(&mut text).map_err(io)?;
+    let (algorithm, seed) = text.trim_end().split_once(' ').ok_or_else(content)?;
+    let seed = Zeroizing::new(STANDARD.decode(seed).map_err(|_| content())?);
+    let seed: &[u8; 32] = seed.as_slice().try_into().map_err(|_| content())?;
+    if algorithm == ALGORITHM { Ok(Signer::from_seed(seed)) } else { Err(content()) }
+}
+
+/// Writes a new key beside its place and links it there, so that nobody ever
+/// reads half a key and no key is replaced.
+fn create(state_dir: &Path, path: &Path, random: &dyn Random) -> Result<(), SignerError> {
+    let mut seed = Zeroizing::new([0; 32]);
+    random.fill(seed.as_mut())?;
+    let text = Zeroizing::new(format!("{ALGORITHM} {}\n", STANDARD.encode(seed.as_ref())));
+
+    let draft = state_dir.join(format!("{SIGNING_KEY_FILE}.{}", std::process::id()));
+    let io = |source| SignerError::Io { path: draft.clone(), source };
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&draft)
+        .map_err(io)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io)?;
+    let linked = match fs::hard_link(&draft, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    };
+    fs::remove_file(&draft).map_err(io)?;
+    linked
+        .and_then(|()| File::open(state_dir)?.sync_all())
+        .map_err(|source| SignerError::Io { path: path.to_owned(), source })
+}

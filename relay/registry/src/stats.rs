@@ -1,0 +1,142 @@
+//! Counters by operation and outcome. The registry only counts; whoever embeds
+//! it translates them into metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rendez_proto::registry::error::ErrorCode;
+
+/// What was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Operation {
+    /// POST .../register
+    Register,
+    /// POST .../connect
+    Connect,
+    /// POST .../validate
+    Validate,
+    /// GET /v1/environments
+    Environments,
+    /// Everything under /v1/tokens
+    Tokens,
+    /// A path that does not exist
+    UnknownRoute,
+    /// At the websocket, what is no good ticket of either kind
+    UnknownTicket,
+    /// An executor's ticket at the websocket
+    ExecutorTicket,
+    /// An orchestrator's ticket at the websocket
+    OrchestratorTicket,
+}
+
+impl Operation {
+    /// All operations.
+    pub const ALL: [Operation; 9] = [
+        Operation::Register,
+        Operation::Connect,
+        Operation::Validate,
+        Operation::Environments,
+        Operation::Tokens,
+        Operation::UnknownRoute,
+        Operation::UnknownTicket,
+        Operation::ExecutorTicket,
+        Operation::OrchestratorTicket,
+    ];
+}
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// As asked; for `/validate`: `valid: true`.
+    Ok,
+    /// A verdict of `valid: false`.
+    Denied,
+    /// A ticket was refused.
+    Ticket(TicketFault),
+    /// An answer with this code.
+    Error(ErrorCode),
+}
+
+/// Why a ticket was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TicketFault {
+    /// Not a ticket.
+    Malformed,
+    /// Signed by somebody else.
+    BadSignature,
+    /// Too late.
+    Expired,
+    /// For something else.
+    WrongPurpose,
+    /// Used before.
+    Used,
+    /// Its token is revoked or expired.
+    Revoked,
+    /// A newer registration took over.
+    Superseded,
+    /// Its environment is unknown here.
+    Unknown,
+}
+
+impl TicketFault {
+    const ALL: [TicketFault; 8] = [
+        TicketFault::Malformed,
+        TicketFault::BadSignature,
+        TicketFault::Expired,
+        TicketFault::WrongPurpose,
+        TicketFault::Used,
+        TicketFault::Revoked,
+        TicketFault::Superseded,
+        TicketFault::Unknown,
+    ];
+}
+
+fn outcomes() -> impl Iterator<Item = Outcome> {
+    [Outcome::Ok, Outcome::Denied]
+        .into_iter()
+        .chain(TicketFault::ALL.map(Outcome::Ticket))
+        .chain(ErrorCode::ALL.iter().copied().map(Outcome::Error))
+}
+
+/// One counter per operation and outcome.
+#[derive(Debug)]
+pub struct Stats {
+    counters: Vec<(Operation, Outcome, AtomicU64)>,
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        let pairs = Operation::ALL
+            .into_iter()
+            .flat_map(|operation| outcomes().map(move |outcome| (operation, outcome)));
+        Self { counters: pairs.map(|(op, outcome)| (op, outcome, AtomicU64::new(0))).collect() }
+    }
+}
+
+impl Stats {
+    pub(crate) fn count(&self, operation: Operation, outcome: Outcome) {
+        if let Some(counter) = self.counter(operation, outcome) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How often `operation` ended with `outcome`.
+    pub fn get(&self, operation: Operation, outcome: Outcome) -> u64 {
+        self.counter(operation, outcome).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// All counters that are not zero.
+    pub fn nonzero(&self) -> impl Iterator<Item = (Operation, Outcome, u64)> + '_ {
+        self.counters
+            .iter()
+            .map(|(operation, outcome, n)| (*operation, *outcome, n.load(Ordering::Relaxed)))
+            .filter(|(_, _, n)| *n > 0)
+    }
+
+    // about 200 entries: a scan is cheap beside the request that it counts
+    fn counter(&self, operation: Operation, outcome: Outcome) -> Option<&AtomicU64> {
+        self.counters
+            .iter()
+            .find(|(op, out, _)| *op == operation && *out == outcome)
+            .map(|(_, _, counter)| counter)
+    }
+}

@@ -1,0 +1,374 @@
+//! The store in one SQLite file, shared by the processes of one machine.
+//!
+//! WAL: readers never wait; writers take turns, and take theirs at `BEGIN`
+//! (`IMMEDIATE`), so that no transaction fails half way for lock order.
+//! `synchronous=NORMAL`: after a power cut the last commits may be gone. That
+//! is safe here: a lost registration's ticket names an id that is not current,
+//! whatever its generation, and a lost redemption would have to be replayed
+//! within the minute that the ticket lives.
+
+use std::fs::{OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use async_trait::async_trait;
+use rendez_proto::ids::{EnvironmentId, Generation};
+use rendez_proto::keys::PublicKey;
+use rendez_proto::limits;
+use rendez_proto::profile::Profile;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
+    SqliteSynchronous,
+};
+use sqlx::{Row as _, SqlSafeStr as _, Sqlite, Transaction};
+
+use super::{Redeemed, Redemption, Store, StoreError};
+use crate::model::{Environment, NewRegistration, Registration, Role, Token, TokenId};
+
+/// The SQLite store.
+#[derive(Debug, Clone)]
+pub struct SqliteStore {
+    pool: SqlitePool,
+}
+
+/// The database file cannot be used. The operator has to act.
+#[derive(Debug, thiserror::Error)]
+pub enum SqliteOpenError {
+    /// The file cannot be made or is not ours.
+    #[error("database file: {0}")]
+    File(#[from] io::Error),
+    /// SQLite refuses it.
+    #[error("database: {0}")]
+    Database(#[from] sqlx::Error),
+    /// Its schema is not one of ours, or a newer one.
+    #[error("database schema: {0}")]
+    Schema(#[from] sqlx::migrate::MigrateError),
+}
+
+impl SqliteStore {
+    /// Opens the database, makes it (mode 0600) if it does not exist, and
+    /// brings its schema up to date.
+    ///
+    /// # Errors
+    /// See [`SqliteOpenError`].
+    pub async fn open(path: &Path) -> Result<Self, SqliteOpenError> {
+        // SQLite gives its WAL and index files the mode of this one
+        OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+        std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
+
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Normal)
+            .foreign_keys(true)
+            .busy_timeout(limits::DATABASE_BUSY_TIMEOUT);
+        let pool = SqlitePoolOptions::new()
+            .max_connections(limits::DATABASE_CONNECTIONS)
+            .acquire_timeout(limits::DATABASE_BUSY_TIMEOUT)
+            .connect_with(options)
+            .await?;
+
+        let migrator = migrator();
+        if migrator.run(&pool).await.is_err() {
+            // perhaps another process was faster; then there is nothing to do
+            migrator.run(&pool).await?;
+        }
+        Ok(Self { pool })
+    }
+
+    /// Waits for transactions to end and closes the file.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    async fn write(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?)
+    }
+}
+
+fn migrator() -> Migrator {
+    let first = include_str!("../../migrations/sqlite/0001_init.sql");
+    Migrator::with_migrations(vec![Migration::new(
+        1,
+        "init".into(),
+        MigrationType::Simple,
+        first.into_sql_str(),
+        false,
+    )])
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn insert_token(&self, token: &Token) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        let count: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM tokens").fetch_one(&mut *tx).await?;
+        if count >= i64::from(limits::TOKENS_MAX) {
+            return Err(StoreError::LimitReached { what: "tokens", max: limits::TOKENS_MAX });
+        }
+        sqlx::query(
+            "INSERT INTO tokens (id, role, environments, label, secret_sha256, created_at, \
+             expires_at, revoked_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(token.id.as_str())
+        .bind(role_name(token.role))
+        .bind(token.environments.as_str())
+        .bind(&token.label)
+        .bind(token.secret_hash.as_slice())
+        .bind(seconds(token.created_at))
+        .bind(token.expires_at.map(seconds))
+        .bind(token.revoked_at.map(seconds))
+        .execute(&mut *tx)
+        .await?;
+        Ok(tx.commit().await?)
+    }
+
+    async fn token(&self, id: &TokenId) -> Result<Option<Token>, StoreError> {
+        sqlx::query("SELECT * FROM tokens WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_optional(&self.pool)
+            .await?
+            .map(|row| token(&row))
+            .transpose()
+    }
+
+    async fn tokens(&self, after: Option<&TokenId>, limit: u32) -> Result<Vec<Token>, StoreError> {
+        sqlx::query("SELECT * FROM tokens WHERE id > ? ORDER BY id LIMIT ?")
+            .bind(after.map_or("", TokenId::as_str))
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(token)
+            .collect()
+    }
+
+    async fn revoke_token(&self, id: &TokenId, now: u64) -> Result<bool, StoreError> {
+        let done =
+            sqlx::query("UPDATE tokens SET revoked_at = coalesce(revoked_at, ?) WHERE id = ?")
+                .bind(seconds(now))
+                .bind(id.as_str())
+                .execute(&self.pool)
+                .await?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    async fn put_registration(
+        &self,
+        new: &NewRegistration,
+        now: u64,
+    ) -> Result<Registration, StoreError> {
+        let mut tx = self.write().await?;
+        let last: Option<i64> =
+            sqlx::query_scalar("SELECT generation FROM environments WHERE id = ?")
+                .bind(new.environment.as_str())
+                .fetch_optional(&mut *tx)
+                .await?;
+        let next = match last {
+            Some(last) => last.checked_add(1).ok_or(StoreError::Corrupt("generation"))?,
+            None => {
+                let count: i64 = sqlx::query_scalar("SELECT count(*) FROM environments")
+                    .fetch_one(&mut *tx)
+                    .await?;
+                if count >= i64::from(limits::ENVIRONMENTS_MAX) {
+                    let max = limits::ENVIRONMENTS_MAX;
+                    return Err(StoreError::LimitReached { what: "environments", max });
+                }
+                1
+            }
+        };
+        sqlx::query(
+            "INSERT INTO environments (id, generation, created_at) VALUES (?, ?, ?) \
+             ON CONFLICT (id) DO UPDATE SET generation = excluded.generation",
+        )
+        .bind(new.environment.as_str())
+        .bind(next)
+        .bind(seconds(now))
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query(
+            "INSERT OR REPLACE INTO registrations (environment, id, generation, x25519, \
+             mlkem768, profiles, token, registered_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(new.environment.as_str())
+        .bind(new.id.as_str())
+        .bind(next)
+        .bind(new.key.x25519().as_slice())
+        .bind(new.key.mlkem768().map(|key| key.as_slice()))
+        .bind(profile_names(&new.profiles))
+        .bind(new.token.as_str())
+        .bind(seconds(now))
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(Registration {
+            environment: new.environment.clone(),
+            id: new.id.clone(),
+            generation: Generation(next.unsigned_abs()),
+            key: new.key.clone(),
+            profiles: new.profiles.clone(),
+            token: new.token.clone(),
+            registered_at: now,
+        })
+    }
+
+    async fn registration(
+        &self,
+        environment: &EnvironmentId,
+    ) -> Result<Option<Registration>, StoreError> {
+        sqlx::query("SELECT * FROM registrations WHERE environment = ?")
+            .bind(environment.as_str())
+            .fetch_optional(&self.pool)
+            .await?
+            .map(|row| registration(&row))
+            .transpose()
+    }
+
+    async fn environments(
+        &self,
+        after: Option<&EnvironmentId>,
+        limit: u32,
+    ) -> Result<Vec<Environment>, StoreError> {
+        sqlx::query(
+            "SELECT registrations.*, environments.created_at FROM registrations \
+             JOIN environments ON environments.id = registrations.environment \
+             WHERE registrations.environment > ? ORDER BY registrations.environment LIMIT ?",
+        )
+        .bind(after.map_or("", EnvironmentId::as_str))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(Environment {
+                created_at: number(row, "created_at")?,
+                registration: registration(row)?,
+            })
+        })
+        .collect()
+    }
+
+    async fn redeem(&self, redemption: &Redemption, now: u64) -> Result<Redeemed, StoreError> {
+        let mut tx = self.write().await?;
+        let subject = sqlx::query("SELECT * FROM tokens WHERE id = ?")
+            .bind(redemption.subject.as_str())
+            .fetch_optional(&mut *tx)
+            .await?
+            .map(|row| token(&row))
+            .transpose()?;
+        if !subject.is_some_and(|token| token.is_active(now)) {
+            return Ok(Redeemed::TokenInactive);
+        }
+        let done = sqlx::query(
+            "INSERT INTO redeemed_tickets (id, expires_at) VALUES (?, ?) ON CONFLICT DO NOTHING",
+        )
+        .bind(redemption.ticket.as_slice())
+        .bind(seconds(redemption.expires_at))
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query(
+            "DELETE FROM redeemed_tickets WHERE id IN \
+             (SELECT id FROM redeemed_tickets WHERE expires_at < ? ORDER BY expires_at LIMIT ?)",
+        )
+        .bind(seconds(now.saturating_sub(limits::REDEEMED_TICKET_MARGIN.as_secs())))
+        .bind(limits::REDEEMED_PURGE_BATCH)
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(if done.rows_affected() == 1 { Redeemed::Now } else { Redeemed::Before })
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => {
+                StoreError::Corrupt("value")
+            }
+            error => StoreError::Unavailable(Box::new(error)),
+        }
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Executor => "executor",
+        Role::Orchestrator => "orchestrator",
+        Role::Admin => "admin",
+    }
+}
+
+/// SQLite's integers are signed; times beyond its range mean "never" as well
+/// as any.
+fn seconds(time: u64) -> i64 {
+    i64::try_from(time).unwrap_or(i64::MAX)
+}
+
+fn number(row: &SqliteRow, column: &'static str) -> Result<u64, StoreError> {
+    u64::try_from(row.try_get::<i64, _>(column)?).map_err(|_| StoreError::Corrupt(column))
+}
+
+fn optional_number(row: &SqliteRow, column: &'static str) -> Result<Option<u64>, StoreError> {
+    row.try_get::<Option<i64>, _>(column)?
+        .map(|value| u64::try_from(value).map_err(|_| StoreError::Corrupt(column)))
+        .transpose()
+}
+
+fn text<T: std::str::FromStr>(row: &SqliteRow, column: &'static str) -> Result<T, StoreError> {
+    row.try_get::<&str, _>(column)?.parse().map_err(|_| StoreError::Corrupt(column))
+}
+
+fn bytes<const N: usize>(row: &SqliteRow, column: &'static str) -> Result<[u8; N], StoreError> {
+    row.try_get::<&[u8], _>(column)?.try_into().map_err(|_| StoreError::Corrupt(column))
+}
+
+fn token(row: &SqliteRow) -> Result<Token, StoreError> {
+    let role = [Role::Executor, Role::Orchestrator, Role::Admin];
+    let name: &str = row.try_get("role")?;
+    Ok(Token {
+        id: text(row, "id")?,
+        role: role
+            .into_iter()
+            .find(|role| role_name(*role) == name)
+            .ok_or(StoreError::Corrupt("role"))?,
+        environments: text(row, "environments")?,
+        label: row.try_get("label")?,
+        secret_hash: bytes(row, "secret_sha256")?,
+        created_at: number(row, "created_at")?,
+        expires_at: optional_number(row, "expires_at")?,
+        revoked_at: optional_number(row, "revoked_at")?,
+    })
+}
+
+fn registration(row: &SqliteRow) -> Result<Registration, StoreError> {
+    let x25519 = bytes(row, "x25519")?;
+    let key = match row.try_get::<Option<&[u8]>, _>("mlkem768")? {
+        None => PublicKey::x25519_only(x25519),
+        Some(mlkem768) => PublicKey::hybrid(
+            x25519,
+            Box::<[u8]>::from(mlkem768).try_into().map_err(|_| StoreError::Corrupt("mlkem768"))?,
+        ),
+    };
+    Ok(Registration {
+        environment: text(row, "environment")?,
+        id: text(row, "id")?,
+        generation: Generation(number(row, "generation")?),
+        key,
+        profiles: profiles(row.try_get("profiles")?)?,
+        token: text(row, "token")?,
+        registered_at: number(row, "registered_at")?,
+    })
+}
+
+fn profile_names(profiles: &[Profile]) -> String {
+    profiles.iter().map(|profile| profile.name()).collect::<Vec<_>>().join(" ")
+}
+
+fn profiles(names: &str) -> Result<Vec<Profile>, StoreError> {
+    names
+        .split_ascii_whitespace()
+        .map(|name| name.parse().map_err(|_| StoreError::Corrupt("profile")))
+        .collect()
+}

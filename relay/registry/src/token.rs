@@ -1,0 +1,109 @@
+//! Bearer tokens: `rdz_<role letter>_<id>_<secret>`.
+//!
+//! The role's letter is `e`, `o` or `a`; the id is 16 hexadecimal digits; the
+//! secret is 32 random bytes as base64url without padding, 43 characters. Only
+//! the SHA-256 of the secret is stored: it is random and long, so a slow hash
+//! would add nothing. The prefix is for secret scanners.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rendez_proto::limits;
+use rendez_proto::registry::admin::TokenText;
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+use zeroize::{Zeroize as _, Zeroizing};
+
+use crate::model::{Role, TokenId};
+
+/// Bytes of a token's secret.
+pub const SECRET_BYTES: usize = 32;
+
+/// A token as its bearer knows it.
+pub struct BearerToken {
+    role: Role,
+    id: TokenId,
+    secret: Zeroizing<[u8; SECRET_BYTES]>,
+}
+
+/// The text is not a token of this registry. It is not repeated here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("this is not a Rendez token")]
+pub struct InvalidToken;
+
+fn letter(role: Role) -> char {
+    match role {
+        Role::Executor => 'e',
+        Role::Orchestrator => 'o',
+        Role::Admin => 'a',
+    }
+}
+
+impl BearerToken {
+    /// A new token out of random bytes.
+    pub fn new(role: Role, id: TokenId, secret: [u8; SECRET_BYTES]) -> Self {
+        Self { role, id, secret: Zeroizing::new(secret) }
+    }
+
+    /// Reads a token's text.
+    ///
+    /// # Errors
+    /// [`InvalidToken`], without saying in what way: a stranger needs no help.
+    pub fn parse(text: &str) -> Result<Self, InvalidToken> {
+        if text.len() > limits::BEARER_MAX_BYTES {
+            return Err(InvalidToken);
+        }
+        // the secret may hold '_' itself
+        let mut parts = text.splitn(4, '_');
+        let mut next = || parts.next().ok_or(InvalidToken);
+        if next()? != "rdz" {
+            return Err(InvalidToken);
+        }
+        let role = match next()? {
+            "e" => Role::Executor,
+            "o" => Role::Orchestrator,
+            "a" => Role::Admin,
+            _ => return Err(InvalidToken),
+        };
+        let id = next()?.parse().map_err(|_| InvalidToken)?;
+        let mut bytes = URL_SAFE_NO_PAD.decode(next()?).map_err(|_| InvalidToken)?;
+        let secret = <[u8; SECRET_BYTES]>::try_from(bytes.as_slice());
+        bytes.zeroize();
+        Ok(Self::new(role, id, secret.map_err(|_| InvalidToken)?))
+    }
+
+    /// The role that the text claims; the stored one counts.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Which token it is.
+    pub fn id(&self) -> &TokenId {
+        &self.id
+    }
+
+    /// What is stored of the secret.
+    pub fn secret_hash(&self) -> [u8; 32] {
+        Sha256::digest(self.secret.as_slice()).into()
+    }
+
+    /// Whether the secret is the stored one, in constant time.
+    pub fn is_proof_of(&self, stored_hash: &[u8; 32]) -> bool {
+        self.secret_hash().ct_eq(stored_hash).into()
+    }
+
+    /// The text to hand to the bearer.
+    pub fn to_text(&self) -> TokenText {
+        let mut secret = URL_SAFE_NO_PAD.encode(self.secret.as_slice());
+        let text = format!("rdz_{}_{}_{secret}", letter(self.role), self.id);
+        secret.zeroize();
+        text.into()
+    }
+}
+
+impl fmt::Debug for BearerToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BearerToken({:?}, {}, redacted)", self.role, self.id)
+    }
+}
