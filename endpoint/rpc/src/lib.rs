@@ -10,7 +10,13 @@
 //!   rendez-transport's pump  one websocket
 //! ```
 
+pub mod caller;
+pub mod channel;
+pub mod endpoint;
 pub mod memory;
 pub mod messages;
 
+pub use caller::{CallError, Caller, Notified};
+pub use channel::Channel;
+pub use endpoint::{AuthorizationRequest, Driver, Endpoint, Incoming, OpenError};
 pub use messages::{Messages, StreamClosed};

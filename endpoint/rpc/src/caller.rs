@@ -1,0 +1,277 @@
+//! Typed calls over a stream.
+//!
+//! A caller numbers its requests, and one task reads the answers. Notifications
+//! go to a handler in the order in which they came; the handler may wait, and
+//! then everything behind it in the stream waits too, so that a slow consumer
+//! holds its producer back instead of growing a queue here.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rendez_proto::rpc::{self, Message, Method, Notification, RequestId, RpcError};
+use serde_json::Value;
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+
+use crate::messages::{Messages, StreamClosed};
+
+/// Takes the notifications of the other end.
+pub trait Notified: Send + Sync + 'static {
+    /// One notification; waiting holds the stream back.
+    fn notified(&self, method: String, params: Value) -> impl Future<Output = ()> + Send;
+    /// The stream is over; nothing follows.
+    fn closed(&self);
+}
+
+/// Calls methods of the other end of a stream. Dropping it closes the stream.
+pub struct Caller<M: Messages> {
+    messages: Arc<M>,
+    pending: Arc<Pending>,
+    reader: AbortHandle,
+}
+
+/// Why a call has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The other end says no.
+    #[error(transparent)]
+    Refused(#[from] RpcError),
+    /// The stream ended first. Whether the call took effect is unknown.
+    #[error("the stream closed before the answer came; whether the call took effect is unknown")]
+    Interrupted,
+    /// The stream was over before the call was sent: it had no effect.
+    #[error("the stream is closed")]
+    NotSent,
+    /// The answer does not parse.
+    #[error("the other end answered {method} with something else: {why}")]
+    Malformed {
+        /// The method called.
+        method: &'static str,
+        /// What did not parse.
+        why: String,
+    },
+}
+
+/// Requests without an answer yet. Bounded by the tasks that wait for one.
+#[derive(Default)]
+struct Pending(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    next_id: i64,
+    closed: bool,
+    answers: HashMap<i64, oneshot::Sender<Result<Value, RpcError>>>,
+}
+
+impl<M: Messages> Caller<M> {
+    /// Starts reading. Must be called within a tokio runtime.
+    pub fn new(messages: M, notified: impl Notified) -> Self {
+        let messages = Arc::new(messages);
+        let pending = Arc::new(Pending::default());
+        let reader = tokio::spawn(read(messages.clone(), pending.clone(), notified));
+        Self { messages, pending, reader: reader.abort_handle() }
+    }
+
+    /// Calls `T` and waits for its answer.
+    ///
+    /// # Errors
+    /// [`CallError`] tells whether the call may have taken effect.
+    pub async fn call<T: Method>(&self, params: &T::Params) -> Result<T::Reply, CallError> {
+        let call = self.pending.register().ok_or(CallError::NotSent)?;
+        let request = rpc::request::<T>(RequestId::Number(call.id), params);
+        self.messages.send(request.into()).await.map_err(|StreamClosed| CallError::NotSent)?;
+        let result = call.answer().await?;
+        serde_json::from_value(result)
+            .map_err(|error| CallError::Malformed { method: T::NAME, why: error.to_string() })
+    }
+
+    /// Sends a notification.
+    ///
+    /// # Errors
+    /// [`CallError::NotSent`]
+    pub async fn notify<N: Notification>(&self, params: &N) -> Result<(), CallError> {
+        let message = rpc::notification(params);
+        self.messages.send(message.into()).await.map_err(|StreamClosed| CallError::NotSent)
+    }
+
+    /// The stream below.
+    pub fn messages(&self) -> &M {
+        &self.messages
+    }
+}
+
+impl<M: Messages> Drop for Caller<M> {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+/// A registered request; dropping it forgets the answer.
+struct Call<'a> {
+    id: i64,
+    pending: &'a Pending,
+    answer: oneshot::Receiver<Result<Value, RpcError>>,
+}
+
+impl Call<'_> {
+    async fn answer(mut self) -> Result<Value, CallError> {
+        match (&mut self.answer).await {
+            Ok(outcome) => outcome.map_err(CallError::Refused),
+            Err(_) => Err(CallError::Interrupted),
+        }
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.pending.lock().answers.remove(&self.id);
+    }
+}
+
+impl Pending {
+    fn register(&self) -> Option<Call<'_>> {
+        let mut waiting = self.lock();
+        if waiting.closed {
+            return None;
+        }
+        let id = waiting.next_id;
+        waiting.next_id += 1;
+        let (sender, answer) = oneshot::channel();
+        waiting.answers.insert(id, sender);
+        Some(Call { id, pending: self, answer })
+    }
+
+    fn answered(&self, id: &RequestId, outcome: Result<Value, RpcError>) {
+        // An answer that nobody asked for is ignored, as stock harnesses do.
+        if let RequestId::Number(id) = id
+            && let Some(sender) = self.lock().answers.remove(id)
+        {
+            let _ = sender.send(outcome);
+        }
+    }
+
+    fn close(&self) {
+        let mut waiting = self.lock();
+        waiting.closed = true;
+        waiting.answers.clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn read<M: Messages>(messages: Arc<M>, pending: Arc<Pending>, notified: impl Notified) {
+    while let Some(bytes) = messages.recv().await {
+        match Message::parse(&bytes) {
+            Ok(Message::Response { id, outcome }) => pending.answered(&id, outcome),
+            Ok(Message::Notification { method, params }) => {
+                notified.notified(method, params).await;
+            }
+            Ok(Message::Request { id, method, .. }) => {
+                let refusal = rpc::response(id, Err(RpcError::unknown_method(&method)));
+                if messages.send(refusal.into()).await.is_err() {
+                    break;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(bytes = bytes.len(), "the executor sent no JSON-RPC: {error}");
+                break;
+            }
+        }
+    }
+    pending.close();
+    notified.closed();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{End, pair};
+    use serde_json::json;
+    use tokio::sync::mpsc;
+
+    struct Echo;
+    impl Method for Echo {
+        const NAME: &'static str = "echo";
+        type Params = Value;
+        type Reply = Value;
+    }
+
+    struct Sink(mpsc::UnboundedSender<Option<(String, Value)>>);
+    impl Notified for Sink {
+        async fn notified(&self, method: String, params: Value) {
+            let _ = self.0.send(Some((method, params)));
+        }
+        fn closed(&self) {
+            let _ = self.0.send(None);
+        }
+    }
+
+    fn start() -> (Caller<End>, End, mpsc::UnboundedReceiver<Option<(String, Value)>>) {
+        let (ours, theirs) = pair(8);
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Caller::new(ours, Sink(sender)), theirs, receiver)
+    }
+
+    async fn next_request(end: &End) -> (RequestId, Value) {
+        match Message::parse(&end.recv().await.unwrap()).unwrap() {
+            Message::Request { id, params, .. } => (id, params),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_find_their_calls_in_any_order() {
+        let (caller, executor, _) = start();
+        let (one, two) = (json!(1), json!(2));
+        let calls = async { tokio::join!(caller.call::<Echo>(&one), caller.call::<Echo>(&two)) };
+        let serve = async {
+            let first = next_request(&executor).await;
+            let second = next_request(&executor).await;
+            for (id, params) in [second, first] {
+                executor.send(rpc::response(id, Ok(params)).into()).await.unwrap();
+            }
+        };
+        let ((first, second), ()) = tokio::join!(calls, serve);
+        assert_eq!((first.unwrap(), second.unwrap()), (json!(1), json!(2)));
+    }
+
+    #[tokio::test]
+    async fn a_lost_stream_leaves_the_outcome_unknown() {
+        let (caller, executor, mut notified) = start();
+        let params = json!(1);
+        let serve = async {
+            next_request(&executor).await;
+            drop(executor);
+        };
+        let (outcome, ()) = tokio::join!(caller.call::<Echo>(&params), serve);
+        assert!(matches!(outcome, Err(CallError::Interrupted)));
+        assert!(notified.recv().await.unwrap().is_none());
+        assert!(matches!(caller.call::<Echo>(&params).await, Err(CallError::NotSent)));
+    }
+
+    #[tokio::test]
+    async fn refusals_notifications_and_requests_of_the_other_end() {
+        let (caller, executor, mut notified) = start();
+        let params = json!(1);
+        let serve = async {
+            let (id, _) = next_request(&executor).await;
+            for message in [
+                br#"{"method":"n","params":{"a":1}}"#.to_vec(),
+                br#"{"id":"x","method":"network/policyRequest"}"#.to_vec(),
+                br#"{"id":99,"result":{}}"#.to_vec(),
+                rpc::response(id, Err(RpcError::not_found("no"))),
+            ] {
+                executor.send(message.into()).await.unwrap();
+            }
+            let answer = Message::parse(&executor.recv().await.unwrap()).unwrap();
+            assert!(matches!(answer, Message::Response { outcome: Err(error), .. }
+                    if error.code == rpc::code::METHOD_NOT_FOUND));
+        };
+        let (outcome, ()) = tokio::join!(caller.call::<Echo>(&params), serve);
+        assert!(matches!(outcome, Err(CallError::Refused(error)) if error.message == "no"));
+        assert_eq!(notified.recv().await.unwrap(), Some(("n".into(), json!({"a": 1}))));
+    }
+}

@@ -1,0 +1,83 @@
+//! An open stream as tasks see it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rendez_endpoint::{Closed, Key, SendError};
+
+use crate::endpoint::{Endpoint, Phase, Signals};
+use crate::messages::{Messages, StreamClosed};
+
+/// One stream. Dropping it closes the stream in good order: what was sent is
+/// still delivered.
+pub struct Channel {
+    endpoint: Endpoint,
+    key: Key,
+    signals: Arc<Signals>,
+}
+
+impl Channel {
+    pub(crate) fn new(endpoint: Endpoint, key: Key, signals: Arc<Signals>) -> Self {
+        Self { endpoint, key, signals }
+    }
+
+    /// Waits until the handshake is done.
+    pub(crate) async fn opened(&self) -> Result<(), Closed> {
+        let mut phase = self.signals.phase.subscribe();
+        match phase.wait_for(|phase| *phase != Phase::Opening).await.as_deref() {
+            Ok(Phase::Closed(why)) => Err(why.clone()),
+            Ok(_) => Ok(()),
+            // The sender lives as long as `self`.
+            Err(_) => Err(Closed::Lost),
+        }
+    }
+
+    /// Waits until the stream is over, and says why.
+    pub async fn closed(&self) -> Closed {
+        let mut phase = self.signals.phase.subscribe();
+        match phase.wait_for(|phase| matches!(phase, Phase::Closed(_))).await.as_deref() {
+            Ok(Phase::Closed(why)) => why.clone(),
+            _ => Closed::Lost,
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        matches!(*self.signals.phase.borrow(), Phase::Closed(_))
+    }
+}
+
+impl Messages for Channel {
+    async fn recv(&self) -> Option<Bytes> {
+        loop {
+            let readable = self.signals.readable.notified();
+            // Asked in this order, so that what arrived before the end is
+            // delivered before the end.
+            let closed = self.is_closed();
+            if let Some(message) = self.endpoint.recv(self.key) {
+                return Some(message);
+            }
+            if closed {
+                return None;
+            }
+            readable.await;
+        }
+    }
+
+    async fn send(&self, message: Bytes) -> Result<(), StreamClosed> {
+        loop {
+            // Created before the attempt: notify_waiters reaches it from then on.
+            let writable = self.signals.writable.notified();
+            match self.endpoint.send(self.key, &message) {
+                Ok(()) => return Ok(()),
+                Err(SendError::Blocked) => writable.await,
+                Err(_) => return Err(StreamClosed),
+            }
+        }
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        self.endpoint.close(self.key);
+    }
+}

@@ -1,0 +1,128 @@
+//! Which hub serves which environment, on this node.
+//!
+//! Touched when a websocket opens or closes and by the sweeper, never per
+//! frame. A hub exists while it has a port or remembers a stream; joining
+//! happens under the directory's lock, so the sweeper never removes a hub that
+//! somebody is about to join.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
+use rendez_registry::Presence;
+use rendez_relay_core::{Capabilities, JoinError, SWEEP_INTERVAL, Subject};
+use tokio_util::sync::CancellationToken;
+
+use crate::edge::port::{HubPort, SharedHub};
+
+/// All hubs of a node.
+#[derive(Default)]
+pub struct Directory {
+    entries: Mutex<HashMap<EnvironmentId, Entry>>,
+}
+
+struct Entry {
+    hub: Arc<SharedHub>,
+    /// Of the executor that joined last.
+    registration: Option<RegistrationId>,
+}
+
+impl Directory {
+    /// Joins an executor's websocket; an older one is superseded.
+    ///
+    /// # Errors
+    /// [`JoinError::Stale`]
+    pub fn join_executor(
+        &self,
+        environment: &EnvironmentId,
+        registration: &RegistrationId,
+        generation: Generation,
+        now: Instant,
+    ) -> Result<HubPort, JoinError> {
+        let mut entries = self.lock();
+        let entry = entry(&mut entries, environment);
+        let port = entry.hub.join_executor(generation, now)?;
+        entry.registration = Some(registration.clone());
+        Ok(port)
+    }
+
+    /// Joins an orchestrator's websocket.
+    ///
+    /// # Errors
+    /// [`JoinError::TooManyOrchestrators`]
+    pub fn join_orchestrator(
+        &self,
+        environment: &EnvironmentId,
+        subject: Subject,
+        can: Capabilities,
+    ) -> Result<HubPort, JoinError> {
+        entry(&mut self.lock(), environment).hub.join_orchestrator(subject, can)
+    }
+
+    /// Runs the timers of all hubs until cancelled.
+    pub async fn sweep(self: Arc<Self>, cancel: CancellationToken) {
+        let mut tick = tokio::time::interval(SWEEP_INTERVAL);
+        while cancel.run_until_cancelled(tick.tick()).await.is_some() {
+            let now = Instant::now();
+            self.lock().retain(|_, entry| entry.hub.sweep(now));
+        }
+    }
+
+    /// Closes every websocket: the relay is going away.
+    pub fn restart(&self) {
+        for entry in self.lock().values() {
+            entry.hub.restart();
+        }
+    }
+
+    /// Hubs, executors and orchestrators on this node.
+    pub fn census(&self) -> Census {
+        let entries = self.lock();
+        let mut census = Census { hubs: entries.len(), ..Census::default() };
+        for entry in entries.values() {
+            entry.hub.read(|hub| {
+                census.executors += usize::from(hub.has_executor());
+                census.orchestrators += hub.orchestrators();
+                census.streams += hub.streams();
+            });
+        }
+        census
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<EnvironmentId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is on a node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Hubs, with those that only remember streams.
+    pub hubs: usize,
+    /// Connected executors.
+    pub executors: usize,
+    /// Connected orchestrators.
+    pub orchestrators: usize,
+    /// Known streams.
+    pub streams: usize,
+}
+
+fn entry<'a>(
+    entries: &'a mut HashMap<EnvironmentId, Entry>,
+    environment: &EnvironmentId,
+) -> &'a mut Entry {
+    entries
+        .entry(environment.clone())
+        .or_insert_with(|| Entry { hub: Arc::default(), registration: None })
+}
+
+#[async_trait]
+impl Presence for Directory {
+    async fn connected(&self, environment: &EnvironmentId) -> Option<RegistrationId> {
+        let entries = self.lock();
+        let entry = entries.get(environment)?;
+        entry.hub.read(|hub| hub.has_executor()).then(|| entry.registration.clone())?
+    }
+}

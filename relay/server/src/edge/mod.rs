@@ -1,0 +1,190 @@
+//! Where websockets arrive: ticket, upgrade, a port in a hub, the pump.
+//!
+//! | answer | when | what stock ends do (WIRE.md, sections 1 and 2) |
+//! | --- | --- | --- |
+//! | 101 | the ticket is good | |
+//! | 400 | not a websocket upgrade; the ticket is not used up | |
+//! | 401 | no ticket, or one that is malformed, forged, expired, used or revoked | an executor registers again, an orchestrator connects again |
+//! | 409 | a newer registration is current | an executor registers again |
+//! | 503 | full, shutting down, or the store cannot be asked | both try again later |
+//!
+//! Close codes: [`MALFORMED`](port::MALFORMED), [`SUPERSEDED`](port::SUPERSEDED),
+//! [`RESTARTING`](port::RESTARTING), and the pump's own.
+
+pub mod port;
+mod socket;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use rendez_proto::limits;
+use rendez_proto::registry::error::{ErrorBody, ErrorCode, ErrorDetail};
+use rendez_proto::ticket::{Claims, Purpose};
+use rendez_registry::{Registry, TicketRefused};
+use rendez_relay_core::{Capabilities, JoinError, Subject};
+use rendez_transport::socket::{READ_BUFFER_BYTES, WRITE_BUFFER_BYTES};
+use rendez_transport::{Ended, pump};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::port::HubPort;
+use self::socket::AcceptedSocket;
+use crate::directory::Directory;
+
+/// What the rendezvous route needs.
+#[derive(Clone)]
+pub(crate) struct Edge {
+    pub(crate) registry: Registry,
+    pub(crate) directory: Arc<Directory>,
+    /// Every websocket's task.
+    pub(crate) sockets: TaskTracker,
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// `GET /v1/rendezvous?ticket=...`
+pub(crate) async fn rendezvous(
+    State(edge): State<Edge>,
+    RawQuery(query): RawQuery,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Response {
+    // First, so that a request that cannot be upgraded uses up no ticket.
+    let upgrade = match upgrade {
+        Ok(upgrade) => upgrade,
+        Err(_) => return Refusal::NotAnUpgrade.into_response(),
+    };
+    match edge.admit(ticket_of(query.as_deref().unwrap_or_default())).await {
+        Ok((claims, port)) => edge.upgrade(upgrade, claims, port),
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+/// Tickets are URL-safe text, so nothing needs decoding.
+fn ticket_of(query: &str) -> &str {
+    query.split('&').find_map(|pair| pair.strip_prefix("ticket=")).unwrap_or_default()
+}
+
+impl Edge {
+    async fn admit(&self, ticket: &str) -> Result<(Claims, HubPort), Refusal> {
+        if self.shutdown.is_cancelled() {
+            return Err(Refusal::ShuttingDown);
+        }
+        let claims = self.registry.admit(ticket).await?;
+        let port = if claims.purpose == Purpose::Executor {
+            self.directory.join_executor(
+                &claims.environment,
+                &claims.registration,
+                claims.generation,
+                Instant::now(),
+            )?
+        } else {
+            // The ticket names the orchestrator's key: streams are its own.
+            let can = Capabilities { resends: claims.profile.is_reliable() };
+            let subject = Subject(claims.binding);
+            self.directory.join_orchestrator(&claims.environment, subject, can)?
+        };
+        Ok((claims, port))
+    }
+
+    fn upgrade(&self, upgrade: WebSocketUpgrade, claims: Claims, mut port: HubPort) -> Response {
+        let token = self.sockets.token();
+        upgrade
+            .read_buffer_size(READ_BUFFER_BYTES)
+            .write_buffer_size(WRITE_BUFFER_BYTES)
+            .max_write_buffer_size(WRITE_BUFFER_BYTES + 2 * limits::MESSAGE_MAX_BYTES)
+            .max_message_size(limits::MESSAGE_MAX_BYTES)
+            .max_frame_size(limits::MESSAGE_MAX_BYTES)
+            .on_upgrade(move |socket| async move {
+                let _token = token;
+                opened(&claims);
+                let ended = pump(AcceptedSocket(socket), &mut port).await;
+                drop(port);
+                closed(&claims, &ended);
+            })
+    }
+}
+
+fn opened(claims: &Claims) {
+    tracing::info!(
+        environment = %claims.environment,
+        registration = %claims.registration,
+        role = role(claims),
+        token = claims.subject,
+        profile = %claims.profile,
+        "connected"
+    );
+}
+
+fn closed(claims: &Claims, ended: &Ended) {
+    tracing::info!(
+        environment = %claims.environment,
+        registration = %claims.registration,
+        role = role(claims),
+        why = %ended,
+        "disconnected"
+    );
+}
+
+fn role(claims: &Claims) -> &'static str {
+    match claims.purpose {
+        Purpose::Executor => "executor",
+        Purpose::Orchestrator | Purpose::KeyAuthorization => "orchestrator",
+    }
+}
+
+/// Why an upgrade was refused.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("this is a websocket endpoint; send an upgrade request")]
+    NotAnUpgrade,
+    #[error("the relay is shutting down; try again")]
+    ShuttingDown,
+    #[error(transparent)]
+    Ticket(#[from] TicketRefused),
+    #[error(transparent)]
+    Join(#[from] JoinError),
+}
+
+impl Refusal {
+    fn status(&self) -> (StatusCode, ErrorCode) {
+        match self {
+            Refusal::NotAnUpgrade => (StatusCode::BAD_REQUEST, ErrorCode::InvalidRequest),
+            Refusal::Ticket(TicketRefused::Unavailable(_))
+            | Refusal::ShuttingDown
+            | Refusal::Join(JoinError::TooManyOrchestrators) => {
+                (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
+            }
+            Refusal::Ticket(TicketRefused::Superseded) | Refusal::Join(JoinError::Stale { .. }) => {
+                (StatusCode::CONFLICT, ErrorCode::RegistrationSuperseded)
+            }
+            Refusal::Ticket(_) => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
+        }
+    }
+
+    fn into_response(self) -> Response {
+        let (status, code) = self.status();
+        tracing::debug!(status = status.as_u16(), why = %self, "refused an upgrade");
+        (
+            status,
+            axum::Json(ErrorBody { error: ErrorDetail::new(code, self.to_string()), rendez: None }),
+        )
+            .into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ticket_is_found_among_other_parameters() {
+        assert_eq!(ticket_of("ticket=a.b-c"), "a.b-c");
+        assert_eq!(ticket_of("x=1&ticket=abc&y=2"), "abc");
+        assert_eq!(ticket_of("notticket=abc"), "");
+        assert_eq!(ticket_of(""), "");
+    }
+}

@@ -1,0 +1,147 @@
+//! A hub behind a mutex, and its ports as protocols for the pump.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::Instant;
+
+use bytes::Bytes;
+use rendez_proto::ids::Generation;
+use rendez_relay_core::{Capabilities, Hub, JoinError, PortKey, Standing, Subject};
+use rendez_transport::{CloseFrame, Protocol, Violation};
+
+/// 1002: an orchestrator sent what cannot be routed.
+pub const MALFORMED: CloseFrame = CloseFrame { code: 1002, reason: "malformed_frame" };
+/// 4001: another websocket took the executor's place.
+pub const SUPERSEDED: CloseFrame = CloseFrame { code: 4001, reason: "superseded" };
+/// 1012: the relay is going away; come back.
+pub const RESTARTING: CloseFrame = CloseFrame { code: 1012, reason: "relay_restarting" };
+
+/// The switchboard of one executor and the tasks that drive its ports.
+#[derive(Default)]
+pub struct SharedHub(Mutex<Switchboard>);
+
+#[derive(Default)]
+struct Switchboard {
+    hub: Hub,
+    /// Taken out when woken, so there is at most one per port.
+    wakers: HashMap<PortKey, Waker>,
+    /// The relay is going away: every port closes.
+    restarting: bool,
+}
+
+impl SharedHub {
+    pub(crate) fn join_executor(
+        self: &Arc<Self>,
+        generation: Generation,
+        now: Instant,
+    ) -> Result<HubPort, JoinError> {
+        self.change(|hub| hub.join_executor(generation, now)).map(|key| self.port(key))
+    }
+
+    pub(crate) fn join_orchestrator(
+        self: &Arc<Self>,
+        subject: Subject,
+        can: Capabilities,
+    ) -> Result<HubPort, JoinError> {
+        self.change(|hub| hub.join_orchestrator(subject, can)).map(|key| self.port(key))
+    }
+
+    /// Runs the hub's timers; `false` if nothing is left of it.
+    pub(crate) fn sweep(&self, now: Instant) -> bool {
+        self.change(|hub| {
+            hub.handle_timeout(now);
+            !hub.is_empty()
+        })
+    }
+
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&Hub) -> T) -> T {
+        read(&self.lock().hub)
+    }
+
+    /// Closes every websocket with [`RESTARTING`].
+    pub(crate) fn restart(&self) {
+        let mut board = self.lock();
+        board.restarting = true;
+        let wakers = std::mem::take(&mut board.wakers);
+        drop(board);
+        wakers.into_values().for_each(Waker::wake);
+    }
+
+    fn port(self: &Arc<Self>, key: PortKey) -> HubPort {
+        HubPort { shared: self.clone(), key }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Switchboard> {
+        // A hub has no invariant that a panic elsewhere could break halfway.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the hub, then wakes the ports that it names, without the lock.
+    fn change<T>(&self, change: impl FnOnce(&mut Hub) -> T) -> T {
+        let mut board = self.lock();
+        let result = change(&mut board.hub);
+        // One frame wakes one port: no allocation in the common case.
+        let mut first = None;
+        let mut rest = Vec::new();
+        while let Some(key) = board.hub.poll_wake() {
+            let Some(waker) = board.wakers.remove(&key) else { continue };
+            match first {
+                None => first = Some(waker),
+                Some(_) => rest.push(waker),
+            }
+        }
+        drop(board);
+        first.into_iter().chain(rest).for_each(Waker::wake);
+        result
+    }
+}
+
+/// One websocket's place in a hub; dropping it leaves the hub.
+pub struct HubPort {
+    shared: Arc<SharedHub>,
+    key: PortKey,
+}
+
+impl Protocol for HubPort {
+    fn handle_message(&mut self, now: Instant, message: Bytes) -> Result<(), Violation> {
+        self.shared
+            .change(|hub| hub.handle_message(self.key, message, now))
+            .map_err(|_| Violation(MALFORMED))
+    }
+
+    fn wants_read(&self) -> bool {
+        self.shared.read(|hub| hub.wants_read(self.key))
+    }
+
+    fn poll_transmit(&mut self, _now: Instant) -> Option<Bytes> {
+        self.shared.change(|hub| hub.poll_transmit(self.key))
+    }
+
+    /// The hub's deadlines are the sweeper's: they must pass also when no
+    /// websocket is left to drive them.
+    fn poll_timeout(&self) -> Option<Instant> {
+        None
+    }
+
+    fn handle_timeout(&mut self, _now: Instant) {}
+
+    fn register(&mut self, waker: &Waker) {
+        self.shared.lock().wakers.insert(self.key, waker.clone());
+    }
+
+    fn closing(&self) -> Option<CloseFrame> {
+        let board = self.shared.lock();
+        match board.hub.standing(self.key) {
+            Standing::Superseded => Some(SUPERSEDED),
+            Standing::Joined => board.restarting.then_some(RESTARTING),
+        }
+    }
+}
+
+impl Drop for HubPort {
+    fn drop(&mut self) {
+        self.shared.change(|hub| hub.leave(self.key, Instant::now()));
+        self.shared.lock().wakers.remove(&self.key);
+    }
+}

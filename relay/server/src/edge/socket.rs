@@ -1,0 +1,52 @@
+//! axum's websocket as the pump's.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::extract::ws;
+use bytes::Bytes;
+use futures_util::{Sink, Stream};
+use rendez_transport::{Incoming, Outgoing, Socket, SocketError};
+
+/// An accepted websocket.
+pub(crate) struct AcceptedSocket(pub(crate) ws::WebSocket);
+
+impl Socket for AcceptedSocket {
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming, SocketError>>> {
+        Pin::new(&mut self.0).poll_next(cx).map(|next| {
+            Some(match next? {
+                Ok(message) => Ok(match message {
+                    ws::Message::Binary(bytes) => Incoming::Binary(bytes),
+                    ws::Message::Text(_) => Incoming::Text,
+                    ws::Message::Close(frame) => Incoming::Close(frame.map(|frame| frame.code)),
+                    ws::Message::Ping(_) | ws::Message::Pong(_) => Incoming::Alive,
+                }),
+                Err(error) => Err(broken(error)),
+            })
+        })
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SocketError>> {
+        Sink::poll_ready(Pin::new(&mut self.0), cx).map_err(broken)
+    }
+
+    fn start_send(&mut self, message: Outgoing) -> Result<(), SocketError> {
+        let message = match message {
+            Outgoing::Binary(bytes) => ws::Message::Binary(bytes),
+            Outgoing::Ping => ws::Message::Ping(Bytes::new()),
+            Outgoing::Close(frame) => ws::Message::Close(Some(ws::CloseFrame {
+                code: frame.code,
+                reason: frame.reason.into(),
+            })),
+        };
+        Sink::start_send(Pin::new(&mut self.0), message).map_err(broken)
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SocketError>> {
+        Sink::poll_flush(Pin::new(&mut self.0), cx).map_err(broken)
+    }
+}
+
+fn broken(error: axum::Error) -> SocketError {
+    SocketError::from_boxed(error.into_inner())
+}
