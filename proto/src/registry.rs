@@ -322,3 +322,183 @@ mod profile_names {
         Ok(known)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::registry::error::{Absence, AbsenceState, ErrorBody};
+
+    fn key() -> PublicKey {
+        PublicKey::hybrid([1; 32], Box::new([2; 1184]))
+    }
+
+    fn register(body: Value) -> Result<RegisterRequest, ErrorCode> {
+        RegisterRequest::parse(body.to_string().as_bytes()).map_err(|error| error.code)
+    }
+
+    fn names(list: &[&str]) -> Value {
+        json!({ "profiles": list })
+    }
+
+    #[test]
+    fn a_stock_registration_offers_the_codex_profile_only() {
+        let body = json!({"security_profile": "noise_hybrid_ik_v1", "executor_public_key": key()});
+        let request = register(body.clone()).unwrap();
+        assert_eq!(request.offered(), [Profile::NoiseHybridIkV1]);
+        assert_eq!(serde_json::to_value(&request).unwrap(), body);
+    }
+
+    #[test]
+    fn our_registration_adds_profiles_that_its_key_can_do() {
+        let offered = |key: PublicKey, first: &str, more: &[&str]| {
+            register(json!({
+                "security_profile": first, "executor_public_key": key,
+                "rendez": names(more), "something": "newer",
+            }))
+            .map(|request| request.offered())
+        };
+        let all = ["rendez_hybrid_ik_v1", "from_the_future", "rendez_ik_v1", "rendez_ik_v1"];
+        assert_eq!(
+            offered(key(), "noise_hybrid_ik_v1", &all).unwrap(),
+            [Profile::NoiseHybridIkV1, Profile::RendezHybridIkV1, Profile::RendezIkV1]
+        );
+        let ik = PublicKey::x25519_only([1; 32]);
+        assert_eq!(offered(ik.clone(), "rendez_ik_v1", &all).unwrap(), [Profile::RendezIkV1]);
+        assert_eq!(offered(ik, "noise_hybrid_ik_v1", &[]), Err(ErrorCode::InvalidRequest));
+    }
+
+    #[test]
+    fn registrations_that_cannot_be_are_told_apart() {
+        use ErrorCode::*;
+        for body in ["", " \n", "{}", r#"{"name":"box"}"#, r#"{"security_profile":null}"#] {
+            let error = RegisterRequest::parse(body.as_bytes()).unwrap_err();
+            assert_eq!(error.code, LegacyRegistration, "{body:?}");
+        }
+        for body in ["not json", "[]", "7", r#"{"security_profile":"#, "\u{fffd}"] {
+            let error = RegisterRequest::parse(body.as_bytes()).unwrap_err();
+            assert_eq!(error.code, InvalidRequest, "{body:?}");
+        }
+        let profile = "noise_hybrid_ik_v1";
+        let mut short = serde_json::to_value(key()).unwrap();
+        short["mlkem768_public_key"] = json!("AQ==");
+        let many = vec!["x"; limits::PROFILES_PER_REQUEST + 1];
+        for (body, code) in [
+            (json!({"security_profile": "direct_jsonrpc_v1"}), UnsupportedProfile),
+            (json!({"executor_public_key": key()}), InvalidRequest),
+            (json!({"security_profile": profile}), InvalidRequest),
+            (json!({"security_profile": 7, "executor_public_key": key()}), InvalidRequest),
+            (json!({"security_profile": profile, "executor_public_key": short}), InvalidRequest),
+            (
+                json!({"security_profile": profile, "executor_public_key": key(),
+                       "rendez": names(&many)}),
+                InvalidRequest,
+            ),
+        ] {
+            assert_eq!(register(body.clone()), Err(code), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_stock_reply_is_read_and_ours_is_a_superset_of_it() {
+        let stock = json!({
+            "environment_id": "env-abc",
+            "url": "ws://127.0.0.1:18080/rv/env-abc?role=executor&reg=reg-1",
+            "security_profile": "noise_hybrid_ik_v1",
+            "executor_registration_id": "reg-1",
+            "transport_policy": {
+                "version": 1, "assignment_epoch": "5",
+                "outbound_tcp_nodelay": true, "rendezvous_accepted_tcp_nodelay": true,
+            },
+        });
+        let mut reply: RegisterReply = serde_json::from_value(stock.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&reply).unwrap(), stock);
+        assert_eq!(reply.transport_policy, Some(TransportPolicy::nodelay(Generation(5))));
+        assert!(!format!("{reply:?}").contains("18080"), "the URL is a secret");
+
+        reply.rendez = Some(Profiles { profiles: vec![Profile::RendezIkV1] });
+        let mut ours = stock;
+        ours["rendez"] = names(&["rendez_ik_v1"]);
+        assert_eq!(serde_json::to_value(&reply).unwrap(), ours);
+    }
+
+    #[test]
+    fn a_stock_connect_is_read_and_answered() {
+        let body = json!({"harness_public_key": key()});
+        let request = ConnectRequest::parse(body.to_string().as_bytes()).unwrap();
+        assert_eq!(serde_json::to_value(&request).unwrap(), body);
+
+        let reply = json!({
+            "environment_id": "env-abc",
+            "url": "ws://127.0.0.1:18080/x",
+            "security_profile": "noise_hybrid_ik_v1",
+            "executor_registration_id": "reg-1",
+            "executor_public_key": key(),
+            "harness_key_authorization": "auth-1",
+        });
+        let parsed: ConnectReply = serde_json::from_value(reply.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&parsed).unwrap(), reply);
+        assert!(!format!("{parsed:?}").contains("auth-1"));
+    }
+
+    #[test]
+    fn the_orchestrators_order_and_key_choose_the_profile() {
+        use Profile::*;
+        let connect = |key: PublicKey, accepted: Option<&[&str]>| {
+            let mut body = json!({ "harness_public_key": key });
+            if let Some(accepted) = accepted {
+                body["rendez"] = names(accepted);
+            }
+            ConnectRequest::parse(body.to_string().as_bytes()).unwrap()
+        };
+        let offered = [NoiseHybridIkV1, RendezHybridIkV1, RendezIkV1];
+        let both: &[&str] = &["unknown", "rendez_ik_v1", "rendez_hybrid_ik_v1"];
+        let ik = PublicKey::x25519_only([1; 32]);
+
+        assert_eq!(connect(key(), None).choose(&offered), Some(NoiseHybridIkV1));
+        assert_eq!(connect(key(), None).choose(&[RendezHybridIkV1]), None);
+        assert_eq!(connect(key(), Some(both)).choose(&offered), Some(RendezIkV1));
+        assert_eq!(connect(key(), Some(both)).choose(&offered[..2]), Some(RendezHybridIkV1));
+        assert_eq!(connect(key(), Some(&[])).choose(&offered), None);
+        // an X25519 key cannot do the hybrid suite
+        assert_eq!(connect(ik.clone(), None).choose(&offered), None);
+        assert_eq!(
+            connect(ik, Some(&["rendez_hybrid_ik_v1", "rendez_ik_v1"])).choose(&offered),
+            Some(RendezIkV1)
+        );
+    }
+
+    #[test]
+    fn validation_bodies_are_the_stock_ones() {
+        let body = json!({
+            "executor_registration_id": "reg-1",
+            "harness_public_key": key(),
+            "harness_key_authorization": "auth-1",
+        });
+        let request = ValidateRequest::parse(body.to_string().as_bytes()).unwrap();
+        assert_eq!(serde_json::to_value(&request).unwrap(), body);
+        assert_eq!(
+            serde_json::to_string(&ValidateReply { valid: true }).unwrap(),
+            r#"{"valid":true}"#
+        );
+    }
+
+    #[test]
+    fn errors_have_the_stock_shape_and_closed_codes() {
+        let body = ErrorBody {
+            error: ErrorDetail::new(ErrorCode::EnvironmentOffline, "not here"),
+            rendez: Some(Absence { state: AbsenceState::Unknown }),
+        };
+        let text = r#"{"error":{"code":"environment_offline","message":"not here"},"rendez":{"state":"unknown"}}"#;
+        assert_eq!(serde_json::to_string(&body).unwrap(), text);
+        assert_eq!(serde_json::from_str::<ErrorBody>(text).unwrap(), body);
+
+        let foreign = r#"{"error":{"code":"brand_new","message":""}}"#;
+        let foreign: ErrorBody = serde_json::from_str(foreign).unwrap();
+        assert_eq!(foreign.error.code, ErrorCode::Other);
+        for code in ErrorCode::ALL {
+            assert_eq!(ErrorCode::from(code.as_str().to_owned()), *code);
+        }
+    }
+}

@@ -198,7 +198,8 @@ pub struct Claims {
     pub expires_at_unix_secs: Option<u64>,
     /// Random; names this ticket where it may be used only once.
     pub id: [u8; ID_BYTES],
-    /// [`binding`] of the two keys for a key authorization, else zero.
+    /// [`binding`] of the two keys for a key authorization, the fingerprint of
+    /// the orchestrator's key for its ticket, else zero.
     pub binding: [u8; BINDING_BYTES],
 }
 
@@ -343,4 +344,145 @@ fn decode(body: &[u8]) -> Option<Claims> {
         binding: field()?.try_into().ok()?,
     };
     rest.is_empty().then_some(claims)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key() -> SigningKey {
+        SigningKey::from_bytes(&[7; 32])
+    }
+
+    fn claims(purpose: Purpose) -> Claims {
+        Claims {
+            purpose,
+            environment: "env-abc".parse().unwrap(),
+            registration: "reg-1".parse().unwrap(),
+            generation: Generation(3),
+            subject: "00112233aabbccdd".to_owned(),
+            profile: Profile::RendezHybridIkV1,
+            expires_at_unix_secs: Some(1_800_000_060),
+            id: [0xa1; ID_BYTES],
+            binding: [0xb2; BINDING_BYTES],
+        }
+    }
+
+    fn verify(text: &str, purpose: Purpose, now: u64) -> Result<Claims, TicketError> {
+        Ticket::verify(text, &key().verifying_key(), purpose, now)
+    }
+
+    /// Layout and signature were also made with another Ed25519 implementation.
+    const GOLDEN: &str = "\
+        AQIAB2Vudi1hYmMABXJlZy0xAAgAAAAAAAAAAwAQMDAxMTIyMzNhYWJiY2NkZAATcmVuZG\
+        V6X2h5YnJpZF9pa192MQAIAAAAAGtJ0jwAEKGhoaGhoaGhoaGhoaGhoaEAILKysrKysrKy\
+        srKysrKysrKysrKysrKysrKysrKysrKyhpFxx7oJE8FkJvF1uAb_1s32DAgxMhxyQ9X0KZ\
+        PZqEsL_p-hFVZcN_FOF2-b4_ndYnyufdW0bvtaXZt2RMtAAw";
+
+    #[test]
+    fn the_bytes_are_stable() {
+        let ticket = Ticket::issue(&claims(Purpose::Orchestrator), &key()).unwrap();
+        assert_eq!(ticket.expose(), GOLDEN);
+        let read = verify(GOLDEN, Purpose::Orchestrator, 1_800_000_059).unwrap();
+        assert_eq!(read, claims(Purpose::Orchestrator));
+    }
+
+    #[test]
+    fn a_ticket_without_an_end_has_none() {
+        let claims = Claims { expires_at_unix_secs: None, ..claims(Purpose::Executor) };
+        let ticket = Ticket::issue(&claims, &key()).unwrap();
+        assert_eq!(verify(ticket.expose(), Purpose::Executor, u64::MAX), Ok(claims));
+    }
+
+    #[test]
+    fn time_purpose_and_key_are_checked() {
+        use TicketError::*;
+        let end = 1_800_000_060;
+        assert_eq!(verify(GOLDEN, Purpose::Orchestrator, end), Err(Expired));
+        for other in [Purpose::Executor, Purpose::KeyAuthorization] {
+            assert_eq!(verify(GOLDEN, other, end - 1), Err(WrongPurpose));
+            // the purpose is decided first, so an expired one tells nothing more
+            assert_eq!(verify(GOLDEN, other, end), Err(WrongPurpose));
+        }
+        let stranger = SigningKey::from_bytes(&[8; 32]).verifying_key();
+        assert_eq!(Ticket::verify(GOLDEN, &stranger, Purpose::Orchestrator, 0), Err(BadSignature));
+    }
+
+    /// The purpose byte alone must not turn one kind into another.
+    #[test]
+    fn purposes_have_separate_signatures() {
+        let mut bytes = URL_SAFE_NO_PAD.decode(GOLDEN).unwrap();
+        bytes[1] = Purpose::Executor.code();
+        let forged = URL_SAFE_NO_PAD.encode(bytes);
+        assert_eq!(verify(&forged, Purpose::Executor, 0), Err(TicketError::BadSignature));
+    }
+
+    #[test]
+    fn what_is_not_a_ticket_is_malformed() {
+        let long = "A".repeat(limits::TICKET_MAX_BYTES + 1);
+        let padded = format!("{GOLDEN}=");
+        for text in ["", "A", "not base64!", &long, &padded, &GOLDEN[..GOLDEN.len() - 1]] {
+            assert_eq!(verify(text, Purpose::Orchestrator, 0), Err(TicketError::Malformed));
+        }
+        // well signed, but with bytes behind the fields, or of another version
+        for change in [|b: &mut Vec<u8>| b.push(0), |b: &mut Vec<u8>| b[0] = 2] {
+            let mut body = encode(&claims(Purpose::Orchestrator));
+            change(&mut body);
+            let signature = key().sign(&signed(Purpose::Orchestrator, &body)).to_bytes();
+            let text = URL_SAFE_NO_PAD.encode([body.as_slice(), &signature].concat());
+            assert_eq!(verify(&text, Purpose::Orchestrator, 0), Err(TicketError::Malformed));
+        }
+    }
+
+    #[test]
+    fn the_largest_ticket_fits() {
+        let claims = Claims {
+            environment: "e".repeat(limits::ENVIRONMENT_ID_MAX_BYTES).parse().unwrap(),
+            registration: "r".repeat(limits::REGISTRATION_ID_MAX_BYTES).parse().unwrap(),
+            subject: "s".repeat(limits::TICKET_SUBJECT_MAX_BYTES),
+            ..claims(Purpose::KeyAuthorization)
+        };
+        let ticket = Ticket::issue(&claims, &key()).unwrap();
+        assert!(ticket.expose().len() <= limits::TICKET_MAX_BYTES);
+        assert_eq!(verify(ticket.expose(), Purpose::KeyAuthorization, 0), Ok(claims.clone()));
+        let over = Claims { subject: claims.subject + "s", ..claims };
+        assert_eq!(Ticket::issue(&over, &key()).unwrap_err(), SubjectTooLong);
+    }
+
+    #[test]
+    fn the_binding_depends_on_both_keys_and_their_order() {
+        let a = PublicKey::x25519_only([1; 32]);
+        let b = PublicKey::x25519_only([2; 32]);
+        assert_ne!(binding(&a, &b), binding(&b, &a));
+        assert_ne!(binding(&a, &b), binding(&a, &a));
+    }
+
+    #[test]
+    fn texts_are_bounded_and_not_shown() {
+        assert!("x".repeat(limits::AUTHORIZATION_MAX_BYTES).parse::<TicketText>().is_ok());
+        assert!("x".repeat(limits::AUTHORIZATION_MAX_BYTES + 1).parse::<TicketText>().is_err());
+        let text: TicketText = "planted".parse().unwrap();
+        assert!(!format!("{text:?}").contains("planted"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_changed_byte_is_noticed(at in 0_usize..1000, flip in 1_u8..) {
+            let mut bytes = URL_SAFE_NO_PAD.decode(GOLDEN).unwrap();
+            let at = at % bytes.len();
+            bytes[at] ^= flip;
+            let text = URL_SAFE_NO_PAD.encode(bytes);
+            let error = verify(&text, Purpose::Orchestrator, 0).unwrap_err();
+            prop_assert!(matches!(error, TicketError::Malformed | TicketError::BadSignature));
+        }
+
+        #[test]
+        fn any_text_is_survived(text in ".{0,300}", bytes: Vec<u8>) {
+            prop_assert!(verify(&text, Purpose::Executor, 0).is_err());
+            let bytes = URL_SAFE_NO_PAD.encode(bytes);
+            prop_assert!(verify(&bytes, Purpose::Executor, 0).is_err());
+        }
+    }
 }

@@ -134,3 +134,41 @@ pub struct TokenEntry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at_unix_secs: Option<u64>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::error::ErrorCode;
+
+    #[test]
+    fn a_token_request_has_defaults_and_no_unknown_members() {
+        let parse = |text: &str| CreateToken::parse(text.as_bytes());
+        let least = parse(r#"{"role":"orchestrator"}"#).unwrap();
+        assert_eq!(least.environments, "*");
+        assert_eq!((least.label.as_str(), least.expires_in_secs), ("", None));
+        for bad in [r#"{"role":"king"}"#, "{}", r#"{"role":"admin","source_cidr":"10.0.0.0/8"}"#] {
+            assert_eq!(parse(bad).unwrap_err().code, ErrorCode::InvalidRequest, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_created_token_shows_its_text_in_json_only() {
+        let created = TokenCreated {
+            token: "rdz_e_planted".to_owned().into(),
+            entry: TokenEntry {
+                id: "00112233aabbccdd".to_owned(),
+                role: Role::Executor,
+                environments: "dev-*".to_owned(),
+                label: String::new(),
+                created_at_unix_secs: 5,
+                expires_at_unix_secs: Some(9),
+                revoked_at_unix_secs: None,
+            },
+        };
+        assert_eq!(
+            serde_json::to_string(&created).unwrap(),
+            r#"{"token":"rdz_e_planted","id":"00112233aabbccdd","role":"executor","environments":"dev-*","label":"","created_at_unix_secs":5,"expires_at_unix_secs":9}"#
+        );
+        assert!(!format!("{created:?}").contains("planted"));
+    }
+}
