@@ -51,6 +51,25 @@ pub const WINDOW_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Received plaintext that waits for the application, per stream, before
 /// credit stops: a reader that stops reading stops the writer.
 pub const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+/// Unsent bytes of one stream before its writer is told to wait: enough to
+/// fill a window while the writer wakes up. One message is always taken.
+pub const SEND_QUEUE_BYTES: usize = 1024 * 1024;
+/// How long an acknowledgement waits for a record to ride on.
+pub const ACK_DELAY: Duration = Duration::from_millis(5);
+/// Received records that are acknowledged at once: a quarter of the window,
+/// so that a sender never runs dry waiting for a delayed acknowledgement.
+pub const ACK_EVERY_RECORDS: u32 = WINDOW_MAX_RECORDS / 4;
+/// Credit that is worth a frame of its own, in records.
+pub const CREDIT_STEP_RECORDS: u32 = WINDOW_MAX_RECORDS / 4;
+/// Later records that must be acknowledged before a gap is resent early. A
+/// relay reorders little: it sheds.
+pub const FAST_RESEND_RECORDS: u32 = 3;
+/// First retransmission timeout, before any round trip was measured.
+pub const RTO_INITIAL: Duration = Duration::from_secs(1);
+/// Shortest retransmission timeout: below us is TCP, which repairs faster.
+pub const RTO_MIN: Duration = Duration::from_millis(250);
+/// Longest retransmission timeout, and the longest gap between probes.
+pub const RTO_MAX: Duration = Duration::from_secs(10);
 
 // ---- streams -------------------------------------------------------------
 
@@ -65,6 +84,15 @@ pub const HANDSHAKE_FAILURES: u32 = 8;
 pub const HANDSHAKE_COOLDOWN: Duration = Duration::from_secs(10);
 /// How long an initiator waits for message 2. Codex, section 4.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an executor waits for the registry's verdict: its own HTTP time
+/// limit (Codex, section 1.3: 10 s) and some.
+pub const AUTHORIZATION_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often the end of a reliable stream is announced before the announcer
+/// stops waiting for the answer.
+pub const FINISH_ATTEMPTS: u32 = 5;
+/// Frames of streams that do not exist (resets, mostly) that wait for the
+/// socket. More are dropped: their peers ask again or time out.
+pub const CONTROL_QUEUE_FRAMES: usize = 256;
 /// How long a stream of a reliable profile outlives its websocket.
 pub const STREAM_GRACE: Duration = Duration::from_secs(90);
 
@@ -198,6 +226,10 @@ const _: () = {
     assert!(STREAMS_PER_ORCHESTRATOR * 2 <= STREAMS_PER_EXECUTOR);
     assert!(CLAIMS_PER_EXECUTOR >= 2 * STREAMS_PER_EXECUTOR);
     assert!(PENDING_HANDSHAKES <= STREAMS_PER_EXECUTOR);
+    assert!(RTO_INITIAL.as_millis() >= RTO_MIN.as_millis());
+    assert!(RTO_MAX.as_millis() >= RTO_INITIAL.as_millis());
+    assert!(ACK_DELAY.as_millis() * 4 < RTO_MIN.as_millis());
+    assert!(RECEIVE_BUFFER_BYTES >= WINDOW_MAX_RECORDS as usize * RECORD_PLAINTEXT_MAX_BYTES);
     // a ticket as base64: header, fields with their lengths, signature
     assert!(
         (2 + 8 * 2

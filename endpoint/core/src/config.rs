@@ -1,0 +1,145 @@
+//! What goes into a [`Mux`](crate::Mux) and what comes out of it.
+
+use bytes::Bytes;
+use rendez_proto::ids::{EnvironmentId, RegistrationId, StreamId};
+use rendez_proto::keys::PublicKey;
+use rendez_proto::limits;
+use rendez_proto::profile::Profile;
+
+use crate::error::Closed;
+use crate::noise::Identity;
+
+/// Which end of the streams this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The Noise responder, which asks the registry about each peer.
+    Executor,
+    /// The Noise initiator.
+    Orchestrator,
+}
+
+/// How a [`Mux`](crate::Mux) behaves.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Which end this is.
+    pub role: Role,
+    /// This endpoint's keys.
+    pub identity: Identity,
+    /// The environment that the executor serves: bound into every handshake.
+    pub environment: EnvironmentId,
+    /// The profiles that an executor accepts, or an orchestrator may connect with.
+    pub profiles: Vec<Profile>,
+    /// Bounds on streams.
+    pub limits: Limits,
+}
+
+impl Config {
+    /// An executor that accepts `profiles`, with default limits.
+    pub fn executor(
+        identity: Identity,
+        environment: EnvironmentId,
+        profiles: Vec<Profile>,
+    ) -> Self {
+        let limits = Limits::default();
+        Self { role: Role::Executor, identity, environment, profiles, limits }
+    }
+
+    /// An orchestrator that may connect with any profile, with default limits.
+    pub fn orchestrator(identity: Identity, environment: EnvironmentId) -> Self {
+        Self {
+            role: Role::Orchestrator,
+            identity,
+            environment,
+            profiles: Profile::ALL.to_vec(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Bounds on a [`Mux`](crate::Mux).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Streams at once, those included that wait for a verdict or to be read
+    /// out. Each may buffer [`RECEIVE_BUFFER_BYTES`](limits::RECEIVE_BUFFER_BYTES)
+    /// plus one message in each direction.
+    pub streams: usize,
+    /// Handshakes that wait for the registry's verdict.
+    pub pending_handshakes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            streams: limits::STREAMS_PER_EXECUTOR,
+            pending_handshakes: limits::PENDING_HANDSHAKES,
+        }
+    }
+}
+
+/// A stream to start.
+#[derive(Debug, Clone)]
+pub struct Connect {
+    /// Its name; random.
+    pub stream: StreamId,
+    /// Its profile: one that the executor offers.
+    pub profile: Profile,
+    /// The executor's current registration, from the registry.
+    pub registration: RegistrationId,
+    /// The executor's key, from the registry.
+    pub peer: PublicKey,
+    /// What the registry gave for the executor to check; at most
+    /// [`AUTHORIZATION_MAX_BYTES`](limits::AUTHORIZATION_MAX_BYTES) of UTF-8.
+    pub authorization: Bytes,
+}
+
+/// Names a stream of one [`Mux`](crate::Mux). A key whose stream is gone
+/// never names another: it simply misses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    pub(crate) slot: usize,
+    pub(crate) generation: u32,
+}
+
+/// What the application should hear.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A peer proved `peer` and asks to be let in. Ask the registry, then call
+    /// [`Mux::authorize`](crate::Mux::authorize) or
+    /// [`Mux::refuse`](crate::Mux::refuse).
+    AuthorizationNeeded {
+        /// The stream.
+        key: Key,
+        /// Its name on the relay.
+        stream: StreamId,
+        /// The registration that the peer addressed.
+        registration: RegistrationId,
+        /// The key that the peer proved to hold.
+        peer: PublicKey,
+        /// The registry's word that the peer brought; UTF-8.
+        authorization: Bytes,
+    },
+    /// The stream is open in both directions.
+    Opened {
+        /// The stream.
+        key: Key,
+    },
+    /// Messages wait. Take them until there are none; only then comes the next
+    /// event of this kind.
+    Readable {
+        /// The stream.
+        key: Key,
+    },
+    /// A message that was turned away may be sent again.
+    Writable {
+        /// The stream.
+        key: Key,
+    },
+    /// The stream is over and everything that arrived was taken. The last
+    /// event of its key.
+    Closed {
+        /// The stream.
+        key: Key,
+        /// Why.
+        why: Closed,
+    },
+}

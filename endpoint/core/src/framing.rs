@@ -1,0 +1,270 @@
+//! Whole messages to record plaintexts and back (WIRE.md, section 5).
+//!
+//! ```text
+//! messages  = (length: u32 big-endian, 1 to 64 MiB) (bytes) ...
+//! plaintext = up to 60 KiB of that stream, cut and joined anywhere
+//! ```
+//!
+//! Neither side trusts a length: a reader allocates as bytes arrive, and a
+//! writer copies each byte once, into the buffer that is sealed.
+
+use std::collections::VecDeque;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use rendez_proto::limits::{APPLICATION_MESSAGE_MAX_BYTES, SEND_QUEUE_BYTES};
+
+const HEADER_BYTES: usize = 4;
+
+/// Messages that wait to be cut into records.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    queue: VecDeque<Bytes>,
+    /// How much of the front message, its header included, was taken.
+    taken: usize,
+    bytes: usize,
+}
+
+/// A message that no peer would accept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a message has 1 to {APPLICATION_MESSAGE_MAX_BYTES} bytes, not {0}")]
+pub struct InvalidLength(pub u64);
+
+impl Outbox {
+    /// Whether another message may be queued: always when nothing waits, and
+    /// otherwise while less than [`SEND_QUEUE_BYTES`] wait. So at most that
+    /// and one message are queued.
+    pub fn has_room(&self) -> bool {
+        self.bytes < SEND_QUEUE_BYTES
+    }
+
+    /// Whether a writer that was turned away should try again.
+    pub fn is_drained(&self) -> bool {
+        self.bytes < SEND_QUEUE_BYTES / 2
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Bytes that wait, headers included.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Queues a message. Ask [`has_room`](Self::has_room) first.
+    ///
+    /// # Errors
+    /// [`InvalidLength`] for an empty message or one above 64 MiB.
+    pub fn push(&mut self, message: Bytes) -> Result<(), InvalidLength> {
+        if message.is_empty() || message.len() > APPLICATION_MESSAGE_MAX_BYTES {
+            return Err(InvalidLength(message.len() as u64));
+        }
+        self.bytes += HEADER_BYTES + message.len();
+        self.queue.push_back(message);
+        Ok(())
+    }
+
+    /// Appends up to `max` of the waiting bytes to `plaintext`.
+    pub fn take(&mut self, max: usize, plaintext: &mut BytesMut) {
+        let mut room = max;
+        while room > 0
+            && let Some(message) = self.queue.front()
+        {
+            let before = room;
+            let header = (message.len() as u32).to_be_bytes(); // push checked the length
+            let head = &header[self.taken.min(HEADER_BYTES)..];
+            let head = &head[..head.len().min(room)];
+            plaintext.extend_from_slice(head);
+            room -= head.len();
+            self.taken += head.len();
+            let body = &message[self.taken.saturating_sub(HEADER_BYTES)..];
+            let body = &body[..body.len().min(room)];
+            plaintext.extend_from_slice(body);
+            room -= body.len();
+            self.taken += body.len();
+            self.bytes -= before - room;
+            if self.taken == HEADER_BYTES + message.len() {
+                self.queue.pop_front();
+                self.taken = 0;
+            }
+        }
+    }
+}
+
+/// Messages that are put together again.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    partial: Partial,
+    whole: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+enum Partial {
+    Header { bytes: [u8; HEADER_BYTES], have: usize },
+    Body { len: usize, bytes: BytesMut },
+}
+
+impl Default for Partial {
+    fn default() -> Self {
+        Partial::Header { bytes: [0; HEADER_BYTES], have: 0 }
+    }
+}
+
+impl Inbox {
+    /// Takes the next plaintext in order. A message that lies within it is a
+    /// slice, not a copy.
+    ///
+    /// # Errors
+    /// [`InvalidLength`]: the peer broke the protocol; nothing more can be read.
+    pub fn push(&mut self, mut plaintext: Bytes) -> Result<(), InvalidLength> {
+        while !plaintext.is_empty() {
+            match &mut self.partial {
+                Partial::Header { bytes, have } => {
+                    let take = plaintext.len().min(HEADER_BYTES - *have);
+                    plaintext.copy_to_slice(&mut bytes[*have..*have + take]);
+                    *have += take;
+                    if *have < HEADER_BYTES {
+                        return Ok(());
+                    }
+                    let len = u32::from_be_bytes(*bytes) as usize;
+                    if len == 0 || len > APPLICATION_MESSAGE_MAX_BYTES {
+                        return Err(InvalidLength(len as u64));
+                    }
+                    self.partial = if plaintext.len() >= len {
+                        let message = plaintext.split_to(len);
+                        self.finish(message);
+                        Partial::default()
+                    } else {
+                        Partial::Body { len, bytes: BytesMut::new() }
+                    };
+                }
+                Partial::Body { len, bytes } => {
+                    let take = plaintext.len().min(*len - bytes.len());
+                    bytes.extend_from_slice(&plaintext.split_to(take));
+                    if bytes.len() == *len {
+                        let message = std::mem::take(bytes).freeze();
+                        self.partial = Partial::default();
+                        self.finish(message);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The next whole message.
+    pub fn pop(&mut self) -> Option<Bytes> {
+        let message = self.whole.pop_front()?;
+        self.bytes -= message.len();
+        Some(message)
+    }
+
+    /// Whether no whole message waits.
+    pub fn is_empty(&self) -> bool {
+        self.whole.is_empty()
+    }
+
+    /// Bytes of whole messages that wait.
+    pub fn unread_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn finish(&mut self, message: Bytes) {
+        self.bytes += message.len();
+        self.whole.push_back(message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn messages_survive_any_cutting(
+            messages in proptest::collection::vec(
+                proptest::collection::vec(any::<u8>(), 1..300), 0..20),
+            cuts in proptest::collection::vec(0usize..200, 1..50),
+        ) {
+            let mut outbox = Outbox::default();
+            for message in &messages {
+                outbox.push(message.clone().into()).unwrap();
+            }
+            let total: usize = messages.iter().map(|m| m.len() + 4).sum();
+            prop_assert_eq!(outbox.bytes(), total);
+            let mut inbox = Inbox::default();
+            let (mut got, mut wire) = (Vec::new(), Vec::new());
+            // a cut of 0 gives an empty record, which is allowed
+            for max in cuts.iter().copied().chain(std::iter::repeat_n(97, total / 97 + 1)) {
+                let mut plaintext = BytesMut::new();
+                outbox.take(max, &mut plaintext);
+                prop_assert!(plaintext.len() <= max);
+                wire.extend_from_slice(&plaintext);
+                inbox.push(plaintext.freeze()).unwrap();
+                prop_assert_eq!(outbox.bytes(), total - wire.len());
+                if max % 2 == 0 {
+                    got.extend(std::iter::from_fn(|| inbox.pop()));
+                }
+            }
+            got.extend(std::iter::from_fn(|| inbox.pop()));
+            prop_assert!(outbox.is_empty());
+            prop_assert_eq!(inbox.unread_bytes(), 0);
+            let naive: Vec<u8> = messages.iter()
+                .flat_map(|m| [&(m.len() as u32).to_be_bytes(), m.as_slice()].concat())
+                .collect();
+            prop_assert_eq!(wire, naive);
+            prop_assert_eq!(got, messages.into_iter().map(Bytes::from).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn any_bytes_end_in_an_error_or_a_state_never_a_panic(
+            records in proptest::collection::vec(
+                proptest::collection::vec(any::<u8>(), 0..50), 0..20),
+        ) {
+            let mut inbox = Inbox::default();
+            for record in records {
+                if inbox.push(record.into()).is_err() {
+                    break;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn lengths_outside_of_the_protocol_are_refused() {
+        let mut outbox = Outbox::default();
+        assert_eq!(outbox.push(Bytes::new()), Err(InvalidLength(0)));
+        let huge = Bytes::from(vec![0; APPLICATION_MESSAGE_MAX_BYTES + 1]);
+        assert!(outbox.push(huge.clone()).is_err());
+        assert!(outbox.push(huge.slice(1..)).is_ok());
+        for bad in [0, APPLICATION_MESSAGE_MAX_BYTES as u32 + 1, u32::MAX] {
+            let header = Bytes::copy_from_slice(&bad.to_be_bytes());
+            assert_eq!(Inbox::default().push(header), Err(InvalidLength(bad.into())));
+        }
+    }
+
+    #[test]
+    fn a_message_of_any_size_is_taken_by_an_empty_outbox() {
+        let mut outbox = Outbox::default();
+        assert!(outbox.has_room());
+        outbox.push(Bytes::from(vec![0; 2 * SEND_QUEUE_BYTES])).unwrap();
+        assert!(!outbox.has_room());
+        outbox.take(SEND_QUEUE_BYTES + 5, &mut BytesMut::new());
+        assert!(outbox.has_room() && !outbox.is_drained());
+    }
+
+    #[test]
+    fn a_message_within_a_record_is_not_copied() {
+        let mut outbox = Outbox::default();
+        outbox.push(Bytes::from_static(b"abc")).unwrap();
+        let mut plaintext = BytesMut::new();
+        outbox.take(100, &mut plaintext);
+        let plaintext = plaintext.freeze();
+        let mut inbox = Inbox::default();
+        inbox.push(plaintext.clone()).unwrap();
+        assert_eq!(inbox.pop().unwrap().as_ptr(), plaintext[4..].as_ptr());
+    }
+}

@@ -1,0 +1,39 @@
+//! Noise: identities, handshakes as typestates, and the keys they leave behind.
+//!
+//! ```text
+//! initiate ──message 1──► respond
+//!    │                       │
+//! AwaitingResponse      AwaitingAuthorization ──authorize──► Established
+//!    │                       │        └──reject (or drop)
+//!    └──finish ◄──message 2──┘
+//!    ▼
+//! Established { Sealer, Opener, payload }
+//! ```
+//!
+//! Invariants:
+//!
+//! * A responder has no keys before somebody handed it an [`Authorized`] made
+//!   for the very key that the initiator proved to hold.
+//! * Randomness comes in as a 32-byte seed per handshake; the same seed gives
+//!   the same bytes.
+//! * No message above [`limits::NOISE_MESSAGE_MAX_BYTES`] reaches a Noise
+//!   library.
+//!
+//! [`limits::NOISE_MESSAGE_MAX_BYTES`]: rendez_proto::limits::NOISE_MESSAGE_MAX_BYTES
+
+mod aead;
+mod dh;
+mod handshake;
+mod hybrid_ik;
+mod identity;
+mod ik;
+mod prologue;
+mod seal;
+
+pub use handshake::{
+    AUTHENTICATION_REJECTED, Authorized, AwaitingAuthorization, AwaitingResponse, Established,
+    HandshakeError, Rejected, initiate, respond,
+};
+pub use identity::{Identity, IdentitySeed};
+pub use prologue::Prologue;
+pub use seal::{Opener, Refused, Sealer};

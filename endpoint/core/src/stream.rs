@@ -1,0 +1,444 @@
+//! One stream, from its handshake to its end.
+//!
+//! ```text
+//! connect ─► Dialing ──message 2──────────────┐
+//!                                             ▼
+//! message 1 ─► Asking ──authorize──────────► Open ──finished──► Ended ──read out──► gone
+//!                 │                           │                   ▲
+//!                 └── refused, impatient,     └── reset, lost, ───┘
+//!                     reset, timeout ► Ended      misbehaved
+//! ```
+//!
+//! A reliable stream that is open also knows whether its peer can be reached
+//! ([`link`]). What ends a stream is an [`Ending`]: why, and who is told. The
+//! [`Mux`](crate::Mux) turns it into an event and a frame.
+
+mod control;
+mod dialing;
+mod link;
+mod open;
+mod reliable;
+
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use rendez_proto::frame::{Body, Frame, ResetReason};
+use rendez_proto::ids::StreamId;
+use rendez_proto::limits::AUTHORIZATION_TIMEOUT;
+use rendez_proto::profile::Profile;
+use sha2::{Digest as _, Sha256};
+
+use crate::error::{Closed, Misbehaviour, SendError};
+use crate::framing::Inbox;
+use crate::noise::{Authorized, AwaitingAuthorization, HandshakeError};
+use crate::stats::Stats;
+
+pub(crate) use dialing::Dialing;
+use open::Open;
+
+/// Why a stream ends, and who hears of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ending {
+    pub(crate) why: Closed,
+    pub(crate) tell: Tell,
+}
+
+/// Who hears of an ending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tell {
+    Nobody,
+    Peer(ResetReason),
+}
+
+impl Ending {
+    pub(crate) fn misbehaved(how: Misbehaviour) -> Self {
+        Self { why: Closed::PeerMisbehaved(how), tell: Tell::Peer(ResetReason::ProtocolError) }
+    }
+
+    fn out_of_sequence() -> Self {
+        Self { why: Closed::OutOfSequence, tell: Tell::Peer(ResetReason::ProtocolError) }
+    }
+
+    fn reset_by_peer(reason: &str) -> Self {
+        let why = match ResetReason::parse(reason) {
+            ResetReason::Finished => Closed::Finished,
+            reason => Closed::Reset(reason),
+        };
+        Self { why, tell: Tell::Nobody }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) id: StreamId,
+    pub(crate) profile: Profile,
+    state: State,
+    /// The application was told that there is something to read, and has not
+    /// read until there was nothing.
+    readable: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    Dialing(Box<Dialing>),
+    Asking(Box<Asking>),
+    Open(Box<Open>, Option<Accepted>),
+    Ended { why: Closed, unread: Inbox },
+}
+
+/// An executor's side of a handshake that waits for the registry's verdict.
+#[derive(Debug)]
+struct Asking {
+    handshake: AwaitingAuthorization,
+    accepted: Accepted,
+    until: Instant,
+}
+
+/// The digest of the message 1 that was accepted, to know it when it comes
+/// again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Accepted([u8; 32]);
+
+impl Accepted {
+    fn new(message_1: &[u8]) -> Self {
+        Self(Sha256::digest(message_1).into())
+    }
+}
+
+/// What to do about a handshake frame for a stream that exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Again {
+    /// Nothing more.
+    Handled,
+    /// Tell the peer, but keep the stream.
+    Refuse,
+}
+
+impl Stream {
+    pub(crate) fn dialing(id: StreamId, profile: Profile, dialing: Dialing) -> Self {
+        Self { id, profile, state: State::Dialing(Box::new(dialing)), readable: false }
+    }
+
+    pub(crate) fn asking(
+        id: StreamId,
+        profile: Profile,
+        handshake: AwaitingAuthorization,
+        message_1: &[u8],
+        now: Instant,
+    ) -> Self {
+        let asking = Asking {
+            handshake,
+            accepted: Accepted::new(message_1),
+            until: now + AUTHORIZATION_TIMEOUT,
+        };
+        Self { id, profile, state: State::Asking(Box::new(asking)), readable: false }
+    }
+
+    pub(crate) fn is_asking(&self) -> bool {
+        matches!(self.state, State::Asking(_))
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.state, State::Open(..))
+    }
+
+    // ---- the executor's verdict --------------------------------------------
+
+    /// Opens the stream. A stream that does not ask is left alone.
+    pub(crate) fn authorize(
+        &mut self,
+        now: Instant,
+        proof: Authorized,
+        socket: bool,
+    ) -> Result<Option<Bytes>, HandshakeError> {
+        let Some(asking) = self.take_asking() else { return Ok(None) };
+        let (keys, message) = asking.handshake.authorize(proof)?;
+        let message_2 = self.message_2(message);
+        let (open, once) = if self.profile.is_reliable() {
+            let open = Open::reliable_responder(keys.sealer, keys.opener, now, socket, message_2);
+            (open, None) // it repeats message 2 until that is confirmed
+        } else {
+            (Open::codex(keys.sealer, keys.opener), Some(message_2))
+        };
+        self.state = State::Open(Box::new(open), Some(asking.accepted));
+        Ok(once)
+    }
+
+    /// Message 2 that tells the peer about rejected credentials.
+    pub(crate) fn reject(&mut self) -> Option<Bytes> {
+        let message = self.take_asking()?.handshake.reject().ok()?;
+        Some(self.message_2(message))
+    }
+
+    fn take_asking(&mut self) -> Option<Asking> {
+        if !self.is_asking() {
+            return None;
+        }
+        let ended = State::Ended { why: Closed::HandshakeRejected, unread: Inbox::default() };
+        match std::mem::replace(&mut self.state, ended) {
+            State::Asking(asking) => Some(*asking),
+            _ => None,
+        }
+    }
+
+    fn message_2(&self, message: Bytes) -> Bytes {
+        let body = Body::Handshake { message, profile: wire_name(self.profile) };
+        Frame::bare(self.id.clone(), body).encode()
+    }
+
+    // ---- the application ---------------------------------------------------
+
+    pub(crate) fn send(&mut self, message: &Bytes) -> Result<(), SendError> {
+        match &mut self.state {
+            State::Open(open, _) => open.send(message),
+            State::Dialing(_) | State::Asking(_) => Err(SendError::Blocked),
+            State::Ended { why, .. } => Err(SendError::Closed(*why)),
+        }
+    }
+
+    pub(crate) fn recv(&mut self) -> Option<Bytes> {
+        let message = match &mut self.state {
+            State::Open(open, _) => open.recv(),
+            State::Ended { unread, .. } => unread.pop(),
+            State::Dialing(_) | State::Asking(_) => None,
+        };
+        if message.is_none() {
+            self.readable = false;
+        }
+        message
+    }
+
+    /// Graceful for an open stream; any other is over at once.
+    pub(crate) fn close(&mut self) -> Result<(), Ending> {
+        match &mut self.state {
+            State::Open(open, _) => {
+                open.close();
+                Ok(())
+            }
+            State::Dialing(_) | State::Asking(_) => {
+                Err(Ending { why: Closed::Finished, tell: Tell::Peer(ResetReason::Finished) })
+            }
+            State::Ended { unread, .. } => {
+                *unread = Inbox::default();
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether the application must be told that there is something to read.
+    /// Asking counts as telling.
+    pub(crate) fn take_readable(&mut self) -> bool {
+        let waits = match &self.state {
+            State::Open(open, _) => !open.inbox.is_empty(),
+            State::Ended { unread, .. } => !unread.is_empty(),
+            State::Dialing(_) | State::Asking(_) => false,
+        };
+        waits && !std::mem::replace(&mut self.readable, true)
+    }
+
+    pub(crate) fn take_writable(&mut self) -> bool {
+        match &mut self.state {
+            State::Open(open, _) => open.take_writable(),
+            _ => false,
+        }
+    }
+
+    pub(crate) fn is_congested(&self) -> bool {
+        matches!(&self.state, State::Open(open, _) if open.is_congested())
+    }
+
+    /// The reason, once the stream is over and everything was read.
+    pub(crate) fn read_out(&self) -> Option<Closed> {
+        match &self.state {
+            State::Ended { why, unread } if unread.is_empty() => Some(*why),
+            _ => None,
+        }
+    }
+
+    /// Ends the stream; what arrived stays readable. Returns the frame that
+    /// tells the peer, and whether a writer waits to hear of it.
+    pub(crate) fn end(&mut self, ending: Ending) -> (Option<Bytes>, bool) {
+        let unauthenticated = |reason: ResetReason| {
+            let reason = match (self.profile.is_reliable(), reason) {
+                (true, reason) | (false, reason @ ResetReason::Finished) => reason,
+                (false, _) => ResetReason::ProtocolError, // all that stock executors say
+            };
+            reset(&self.id, reason)
+        };
+        let mut unread = Inbox::default();
+        let mut owes_writable = false;
+        let farewell = match (&mut self.state, ending.tell) {
+            (State::Ended { .. }, _) => return (None, false),
+            (State::Open(open, _), tell) => {
+                unread = std::mem::take(&mut open.inbox);
+                owes_writable = open.owes_writable;
+                match tell {
+                    Tell::Nobody => None,
+                    Tell::Peer(reason) => {
+                        open.farewell(&self.id, reason).or_else(|| Some(unauthenticated(reason)))
+                    }
+                }
+            }
+            (_, Tell::Nobody) => None,
+            (_, Tell::Peer(reason)) => Some(unauthenticated(reason)),
+        };
+        self.state = State::Ended { why: ending.why, unread };
+        (farewell, owes_writable)
+    }
+
+    // ---- the socket --------------------------------------------------------
+
+    pub(crate) fn socket_lost(&mut self, now: Instant) -> Result<(), Ending> {
+        match &mut self.state {
+            State::Open(open, _) => open.socket_lost(now),
+            State::Dialing(_) | State::Asking(_) if !self.profile.is_reliable() => {
+                Err(Ending { why: Closed::Lost, tell: Tell::Nobody })
+            }
+            State::Dialing(_) | State::Asking(_) | State::Ended { .. } => Ok(()),
+        }
+    }
+
+    pub(crate) fn socket_opened(&mut self, now: Instant) {
+        match &mut self.state {
+            State::Open(open, _) => open.socket_opened(now),
+            State::Dialing(dialing) => dialing.again(),
+            State::Asking(_) | State::Ended { .. } => {}
+        }
+    }
+
+    /// Any frame but a handshake.
+    pub(crate) fn handle_frame(
+        &mut self,
+        now: Instant,
+        frame: Frame,
+        stats: &mut Stats,
+    ) -> Result<(), Ending> {
+        match (&mut self.state, &frame.body) {
+            (State::Open(open, _), _) => open.handle_frame(now, frame, stats),
+            (State::Dialing(_) | State::Asking(_), Body::Reset { reason }) => {
+                Err(Ending::reset_by_peer(reason))
+            }
+            // WIRE.md, section 4: early data cancels the handshake.
+            (State::Asking(_), Body::Data { .. }) if !self.profile.is_reliable() => {
+                Err(Ending::misbehaved(Misbehaviour::Impatient))
+            }
+            _ => {
+                stats.unexpected += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// A handshake frame, at an executor.
+    pub(crate) fn handle_message_1(&mut self, message: &[u8]) -> Result<Again, Ending> {
+        let known = match &self.state {
+            State::Asking(asking) => Some(asking.accepted),
+            State::Open(_, accepted) => *accepted,
+            State::Dialing(_) | State::Ended { .. } => None,
+        };
+        let same = known == Some(Accepted::new(message));
+        match &mut self.state {
+            State::Open(open, _) if same => {
+                open.handshake_again();
+                Ok(Again::Handled)
+            }
+            // WIRE.md, section 3: refused, but the stream lives.
+            State::Open(..) if !self.profile.is_reliable() => Ok(Again::Refuse),
+            State::Asking(_) if !self.profile.is_reliable() => {
+                Err(Ending::misbehaved(Misbehaviour::Impatient))
+            }
+            // A relay may repeat or damage a handshake; that must not hurt.
+            _ => Ok(Again::Handled),
+        }
+    }
+
+    /// A handshake frame, at an orchestrator. Returns whether it opened the
+    /// stream.
+    pub(crate) fn handle_message_2(
+        &mut self,
+        message: &[u8],
+        stats: &mut Stats,
+    ) -> Result<bool, Ending> {
+        match &mut self.state {
+            State::Dialing(dialing) => {
+                let Some(keys) = dialing.finish(message, stats)? else { return Ok(false) };
+                let open = if self.profile.is_reliable() {
+                    Open::reliable_initiator(keys.sealer, keys.opener)
+                } else {
+                    Open::codex(keys.sealer, keys.opener)
+                };
+                self.state = State::Open(Box::new(open), None);
+                Ok(true)
+            }
+            State::Open(open, _) => {
+                open.confirm_again();
+                Ok(false)
+            }
+            State::Asking(_) | State::Ended { .. } => Ok(false),
+        }
+    }
+
+    pub(crate) fn wants_control(&self) -> bool {
+        match &self.state {
+            State::Dialing(dialing) => dialing.wants_transmit(),
+            State::Open(open, _) => open.wants_control(),
+            State::Asking(_) | State::Ended { .. } => false,
+        }
+    }
+
+    pub(crate) fn poll_control(&mut self, now: Instant) -> Result<Option<Bytes>, Ending> {
+        match &mut self.state {
+            State::Dialing(dialing) => Ok(dialing.poll_transmit(now)),
+            State::Open(open, _) => open.poll_control(now, &self.id),
+            State::Asking(_) | State::Ended { .. } => Ok(None),
+        }
+    }
+
+    pub(crate) fn wants_record(&self) -> bool {
+        matches!(&self.state, State::Open(open, _) if open.wants_record())
+    }
+
+    pub(crate) fn poll_record(
+        &mut self,
+        now: Instant,
+        scratch: &mut BytesMut,
+        stats: &mut Stats,
+    ) -> Result<Option<Bytes>, Ending> {
+        match &mut self.state {
+            State::Open(open, _) => open.poll_record(now, &self.id, scratch, stats),
+            _ => Ok(None),
+        }
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Result<(), Ending> {
+        match &mut self.state {
+            State::Dialing(dialing) => dialing.handle_timeout(now),
+            State::Asking(asking) if asking.until <= now => Err(Ending {
+                why: Closed::HandshakeTimeout,
+                tell: Tell::Peer(ResetReason::HandshakeRefused),
+            }),
+            State::Open(open, _) => open.handle_timeout(now),
+            State::Asking(_) | State::Ended { .. } => Ok(()),
+        }
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        match &self.state {
+            State::Dialing(dialing) => Some(dialing.poll_timeout()),
+            State::Asking(asking) => Some(asking.until),
+            State::Open(open, _) => open.poll_timeout(),
+            State::Ended { .. } => None,
+        }
+    }
+}
+
+/// An unauthenticated reset.
+pub(crate) fn reset(id: &StreamId, reason: ResetReason) -> Bytes {
+    Frame::bare(id.clone(), Body::Reset { reason: reason.as_str().to_owned() }).encode()
+}
+
+/// The profile's name in a handshake frame: stock peers send and expect none.
+pub(crate) fn wire_name(profile: Profile) -> String {
+    if profile.is_reliable() { profile.name().to_owned() } else { String::new() }
+}

@@ -1,0 +1,124 @@
+//! An initiator that waits for message 2.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use rendez_proto::frame::{Body, Frame, ResetReason};
+use rendez_proto::ids::StreamId;
+use rendez_proto::limits::{HANDSHAKE_FAILURES, HANDSHAKE_TIMEOUT};
+use rendez_proto::profile::Profile;
+
+use super::link::Probe;
+use super::{Ending, Tell, wire_name};
+use crate::error::Closed;
+use crate::noise::{AUTHENTICATION_REJECTED, AwaitingResponse, Established};
+use crate::stats::Stats;
+use crate::window::Rto;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Dialing {
+    /// `None` only while a message is being read.
+    handshake: Option<AwaitingResponse>,
+    /// Goes out first, once. Stock harnesses announce a stream with it.
+    resume: Option<Bytes>,
+    message_1: Bytes,
+    again: Probe,
+    /// Whether message 1 is repeated until it is answered.
+    repeats: bool,
+    until: Instant,
+    failures: u32,
+}
+
+impl Dialing {
+    pub(crate) fn new(
+        id: &StreamId,
+        profile: Profile,
+        handshake: AwaitingResponse,
+        message: Bytes,
+        now: Instant,
+    ) -> Self {
+        let reliable = profile.is_reliable();
+        let resume = Frame::bare(id.clone(), Body::Resume { next_seq: 0 });
+        let message_1 = Body::Handshake { message, profile: wire_name(profile) };
+        Self {
+            handshake: Some(handshake),
+            resume: (!reliable).then(|| resume.encode()),
+            message_1: Frame::bare(id.clone(), message_1).encode(),
+            again: Probe::due(),
+            repeats: reliable,
+            until: now + HANDSHAKE_TIMEOUT,
+            failures: 0,
+        }
+    }
+
+    /// There is a new socket.
+    pub(crate) fn again(&mut self) {
+        if self.repeats {
+            self.again = Probe::due();
+        }
+    }
+
+    /// Reads message 2. `None`: it was damaged or forged; wait for another.
+    pub(crate) fn finish(
+        &mut self,
+        message: &[u8],
+        stats: &mut Stats,
+    ) -> Result<Option<Established>, Ending> {
+        let rejected = |why| Ending { why, tell: Tell::Nobody };
+        let Some(handshake) = self.handshake.take() else {
+            return Err(rejected(Closed::HandshakeRejected));
+        };
+        match handshake.finish(message) {
+            Ok(keys) if keys.payload.is_empty() => Ok(Some(keys)),
+            Ok(keys) if keys.payload == AUTHENTICATION_REJECTED => {
+                Err(rejected(Closed::AuthenticationRejected))
+            }
+            Ok(_) => Err(rejected(Closed::HandshakeRejected)),
+            Err(refused) => {
+                stats.handshake_failures += 1;
+                self.failures += 1;
+                self.handshake = refused.state;
+                if self.failures >= HANDSHAKE_FAILURES || self.handshake.is_none() {
+                    return Err(rejected(Closed::HandshakeRejected));
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    pub(crate) fn wants_transmit(&self) -> bool {
+        self.resume.is_some() || self.again.is_due()
+    }
+
+    pub(crate) fn poll_transmit(&mut self, now: Instant) -> Option<Bytes> {
+        if let Some(resume) = self.resume.take() {
+            return Some(resume);
+        }
+        if !self.again.is_due() {
+            return None;
+        }
+        self.again.sent(now, &Rto::new());
+        Some(self.message_1.clone())
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Result<(), Ending> {
+        if self.until <= now {
+            return Err(Ending {
+                why: Closed::HandshakeTimeout,
+                tell: Tell::Peer(ResetReason::Finished),
+            });
+        }
+        if self.repeats {
+            self.again.handle_timeout(now);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Instant {
+        match self.again.poll_timeout() {
+            Some(at) if self.repeats => at.min(self.until),
+            _ => self.until,
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Whether the peer of a reliable stream can be reached.
+//!
+//! ```text
+//!          socket lost                     socket opened
+//!   Up ───────────────────► Down ───────────────────────────► Probing
+//!   ▲ │                       │ ▲         socket lost            │ │
+//!   │ └── the relay hints: gone ┼───────────────────────────────►│ │
+//!   │                         │ └────────────────────────────────┘ │
+//!   │                         └──── grace over: the stream is lost─┤
+//!   └────────────── anything that the peer authenticated ──────────┘
+//! ```
+//!
+//! While probing, only resumes go out, ever less often; records wait until the
+//! peer was heard, so nothing is sent into the void.
+
+use std::time::Instant;
+
+use rendez_proto::limits::STREAM_GRACE;
+
+use crate::window::Rto;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) enum Link {
+    Up,
+    Down { until: Instant },
+    Probing { until: Instant, probe: Probe },
+}
+
+impl Link {
+    pub(super) fn is_up(&self) -> bool {
+        matches!(self, Link::Up)
+    }
+
+    pub(super) fn socket_lost(&mut self, now: Instant) {
+        *self = Link::Down { until: self.until(now) };
+    }
+
+    pub(super) fn socket_opened(&mut self, now: Instant) {
+        *self = Link::Probing { until: self.until(now), probe: Probe::due() };
+    }
+
+    /// The relay says that the peer is away.
+    pub(super) fn peer_gone(&mut self, now: Instant, rto: &Rto) {
+        if self.is_up() {
+            let probe = Probe::after(now, rto);
+            *self = Link::Probing { until: now + STREAM_GRACE, probe };
+        }
+    }
+
+    /// The peer was heard. Returns whether it was out of reach before.
+    pub(super) fn heard(&mut self) -> bool {
+        !matches!(std::mem::replace(self, Link::Up), Link::Up)
+    }
+
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        match self {
+            Link::Up => false,
+            Link::Down { until } | Link::Probing { until, .. } => *until <= now,
+        }
+    }
+
+    pub(super) fn probe(&mut self) -> Option<&mut Probe> {
+        match self {
+            Link::Probing { probe, .. } => Some(probe),
+            Link::Up | Link::Down { .. } => None,
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        match self {
+            Link::Up => None,
+            Link::Down { until } => Some(*until),
+            Link::Probing { until, probe } => {
+                Some(probe.poll_timeout().map_or(*until, |at| at.min(*until)))
+            }
+        }
+    }
+
+    fn until(&self, now: Instant) -> Instant {
+        match self {
+            Link::Up => now + STREAM_GRACE,
+            Link::Down { until } | Link::Probing { until, .. } => *until,
+        }
+    }
+}
+
+/// Something that is repeated, ever less often, until it is answered.
+#[derive(Debug)]
+pub(super) struct Probe {
+    next: Option<Instant>, // None: due
+    pub(super) attempts: u32,
+}
+
+impl Probe {
+    pub(super) fn due() -> Self {
+        Self { next: None, attempts: 0 }
+    }
+
+    pub(super) fn after(now: Instant, rto: &Rto) -> Self {
+        Self { next: Some(now + rto.current()), attempts: 0 }
+    }
+
+    pub(super) fn is_due(&self) -> bool {
+        self.next.is_none()
+    }
+
+    /// It was sent: the next time is twice as far as the last one.
+    pub(super) fn sent(&mut self, now: Instant, rto: &Rto) {
+        let mut wait = rto.clone();
+        for _ in 0..self.attempts.min(16) {
+            wait.back_off();
+        }
+        self.attempts += 1;
+        self.next = Some(now + wait.current());
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        if self.next.is_some_and(|at| at <= now) {
+            self.next = None;
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.next
+    }
+}

@@ -1,0 +1,398 @@
+//! An open stream: keys, windows and framing, under either kind of profile.
+
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use rendez_proto::frame::{Ack, Body, Frame, ResetReason};
+use rendez_proto::ids::{Seq, StreamId};
+use rendez_proto::limits::{
+    CODEX_REORDER_MAX_BYTES, FRAME_OVERHEAD_MAX_BYTES, RECEIVE_BUFFER_BYTES,
+    RECORD_PLAINTEXT_MAX_BYTES, TAG_BYTES,
+};
+
+use super::control::record_ad;
+use super::reliable::{self, Reliable};
+use super::{Ending, Tell};
+use crate::error::{Closed, Misbehaviour, SendError};
+use crate::framing::{Inbox, Outbox};
+use crate::noise::{Opener, Sealer};
+use crate::stats::Stats;
+use crate::window::{Arrival, RecvWindow};
+
+/// The first sequence of the Codex profile (WIRE.md, section 5).
+const CODEX_FIRST: Seq = Seq(0);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Open {
+    sealer: Sealer,
+    opener: Opener,
+    outbox: Outbox,
+    pub(super) inbox: Inbox,
+    recv: RecvWindow,
+    layer: Layer,
+    /// The application is done; what it sent is still delivered.
+    closing: bool,
+    /// A message was turned away: tell when there is room.
+    pub(super) owes_writable: bool,
+}
+
+#[derive(Debug)]
+enum Layer {
+    Codex { next: Option<Seq> },
+    Reliable(Box<Reliable>),
+}
+
+impl Open {
+    pub(super) fn codex(sealer: Sealer, opener: Opener) -> Self {
+        let recv = RecvWindow::new(CODEX_FIRST, false);
+        Self::new(sealer, opener, recv, Layer::Codex { next: Some(CODEX_FIRST) })
+    }
+
+    pub(super) fn reliable_initiator(sealer: Sealer, opener: Opener) -> Self {
+        let mut recv = RecvWindow::new(reliable::FIRST, true);
+        let layer = Reliable::initiator(&mut recv);
+        Self::new(sealer, opener, recv, Layer::Reliable(Box::new(layer)))
+    }
+
+    pub(super) fn reliable_responder(
+        sealer: Sealer,
+        opener: Opener,
+        now: Instant,
+        socket: bool,
+        message_2: Bytes,
+    ) -> Self {
+        let mut recv = RecvWindow::new(reliable::FIRST, true);
+        let layer = Reliable::responder(&mut recv, now, socket, message_2);
+        Self::new(sealer, opener, recv, Layer::Reliable(Box::new(layer)))
+    }
+
+    fn new(sealer: Sealer, opener: Opener, recv: RecvWindow, layer: Layer) -> Self {
+        Self {
+            sealer,
+            opener,
+            outbox: Outbox::default(),
+            inbox: Inbox::default(),
+            recv,
+            layer,
+            closing: false,
+            owes_writable: false,
+        }
+    }
+
+    // ---- the application ---------------------------------------------------
+
+    pub(super) fn send(&mut self, message: &Bytes) -> Result<(), SendError> {
+        if self.closing {
+            return Err(SendError::Closed(Closed::Finished));
+        }
+        if !self.outbox.has_room() {
+            self.owes_writable = true;
+            return Err(SendError::Blocked);
+        }
+        self.outbox.push(message.clone()).map_err(|_| SendError::TooLarge)
+    }
+
+    pub(super) fn recv(&mut self) -> Option<Bytes> {
+        let message = self.inbox.pop();
+        if let Layer::Reliable(layer) = &mut self.layer {
+            layer.unread_changed(&mut self.recv, self.inbox.unread_bytes());
+        }
+        message
+    }
+
+    pub(super) fn close(&mut self) {
+        self.closing = true;
+        self.finish_when_delivered();
+    }
+
+    /// Whether a blocked writer should try again. Asking clears it.
+    pub(super) fn take_writable(&mut self) -> bool {
+        self.owes_writable && self.outbox.is_drained() && std::mem::take(&mut self.owes_writable)
+    }
+
+    /// Whether this stream cannot slow its peer down by itself and holds too
+    /// much: only the socket can.
+    pub(super) fn is_congested(&self) -> bool {
+        matches!(self.layer, Layer::Codex { .. })
+            && self.inbox.unread_bytes() > RECEIVE_BUFFER_BYTES
+    }
+
+    // ---- the socket --------------------------------------------------------
+
+    pub(super) fn socket_lost(&mut self, now: Instant) -> Result<(), Ending> {
+        match &mut self.layer {
+            Layer::Codex { .. } => Err(Ending { why: Closed::Lost, tell: Tell::Nobody }),
+            Layer::Reliable(layer) => {
+                layer.link.socket_lost(now);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn socket_opened(&mut self, now: Instant) {
+        if let Layer::Reliable(layer) = &mut self.layer {
+            layer.link.socket_opened(now);
+        }
+    }
+
+    /// The same handshake message came again: the peer lacks our answer.
+    pub(super) fn handshake_again(&mut self) {
+        if let Layer::Reliable(layer) = &mut self.layer {
+            layer.resend_message_2();
+        }
+    }
+
+    /// Message 2 came again: the responder lacks a sign that we have it.
+    pub(super) fn confirm_again(&mut self) {
+        if let Layer::Reliable(layer) = &mut self.layer {
+            layer.ack_now();
+        }
+    }
+
+    pub(super) fn handle_frame(
+        &mut self,
+        now: Instant,
+        frame: Frame,
+        stats: &mut Stats,
+    ) -> Result<(), Ending> {
+        if let Body::Data { seq, record } = frame.body {
+            return self.handle_record(now, frame.ack, frame.credit, seq, record, stats);
+        }
+        let Layer::Reliable(layer) = &mut self.layer else {
+            return match frame.body {
+                Body::Reset { reason } => Err(Ending::reset_by_peer(&reason)),
+                _ => Ok(()), // WIRE.md, section 3: ignored by both ends
+            };
+        };
+        if frame.proof.is_none()
+            && let Body::Reset { reason } = &frame.body
+        {
+            return layer.hint(now, ResetReason::parse(reason), stats);
+        }
+        if !layer.proofs.verify(&self.opener, &frame) {
+            stats.refused_control += 1;
+            return Ok(());
+        }
+        layer.heard(now, frame.ack, frame.credit)?;
+        match frame.body {
+            Body::Resume { .. } => layer.reattached(),
+            Body::Heartbeat => layer.ack_now(),
+            Body::Reset { reason } => {
+                let mut ending = Ending::reset_by_peer(&reason);
+                if !layer.is_finishing() {
+                    ending.tell = Tell::Peer(ResetReason::Finished); // so that it stops repeating
+                }
+                return Err(ending);
+            }
+            Body::Ack | Body::Data { .. } | Body::Handshake { .. } => {}
+        }
+        self.finish_when_delivered();
+        Ok(())
+    }
+
+    fn handle_record(
+        &mut self,
+        now: Instant,
+        ack: Ack,
+        credit: u32,
+        seq: Seq,
+        record: Bytes,
+        stats: &mut Stats,
+    ) -> Result<(), Ending> {
+        let arrival = self.recv.classify(seq);
+        match (arrival, &mut self.layer) {
+            (Arrival::Fresh, _) | (Arrival::TooFar, Layer::Codex { .. }) => {}
+            (Arrival::TooFar, Layer::Reliable(_)) => {
+                stats.out_of_window += 1;
+                return Ok(());
+            }
+            (Arrival::Duplicate, layer) => {
+                stats.duplicates += 1;
+                if let Layer::Reliable(layer) = layer {
+                    layer.ack_now();
+                }
+                return Ok(());
+            }
+        }
+        let opened = match &self.layer {
+            Layer::Codex { .. } => self.opener.open(nonce(CODEX_FIRST, seq), &[], record),
+            Layer::Reliable(_) => {
+                let ad = record_ad(ack, credit, seq);
+                self.opener.open(nonce(reliable::FIRST, seq), &ad, record)
+            }
+        };
+        let Ok(plaintext) = opened else {
+            stats.refused_records += 1;
+            return Ok(());
+        };
+        if plaintext.len() > RECORD_PLAINTEXT_MAX_BYTES {
+            return Err(Ending::misbehaved(Misbehaviour::RecordLength));
+        }
+        stats.records_in += 1;
+        stats.bytes_in += plaintext.len() as u64;
+        if arrival == Arrival::TooFar {
+            return Err(Ending::out_of_sequence());
+        }
+        if let Layer::Reliable(layer) = &mut self.layer {
+            layer.heard(now, ack, credit)?;
+        }
+        self.recv.insert(seq, plaintext);
+        let in_order = self.deliver()?;
+        match &mut self.layer {
+            Layer::Reliable(layer) => layer.record_arrived(now, in_order),
+            Layer::Codex { .. } if self.recv.held_bytes() > CODEX_REORDER_MAX_BYTES => {
+                return Err(Ending::out_of_sequence());
+            }
+            Layer::Codex { .. } => {}
+        }
+        self.finish_when_delivered();
+        Ok(())
+    }
+
+    /// Moves what is in order to the inbox. Returns whether nothing is held.
+    fn deliver(&mut self) -> Result<bool, Ending> {
+        while let Some(plaintext) = self.recv.pop() {
+            self.inbox
+                .push(plaintext)
+                .map_err(|_| Ending::misbehaved(Misbehaviour::MessageLength))?;
+        }
+        Ok(self.recv.held_bytes() == 0)
+    }
+
+    fn finish_when_delivered(&mut self) {
+        if let Layer::Reliable(layer) = &mut self.layer
+            && self.closing
+            && self.outbox.is_empty()
+            && layer.send.is_empty()
+        {
+            layer.finish();
+        }
+    }
+
+    /// Whether [`poll_control`](Self::poll_control) has something.
+    pub(super) fn wants_control(&self) -> bool {
+        match &self.layer {
+            Layer::Codex { .. } => self.closing && self.outbox.is_empty(),
+            Layer::Reliable(layer) => layer.wants_control(self.wants_record()),
+        }
+    }
+
+    /// The next frame without a record.
+    pub(super) fn poll_control(
+        &mut self,
+        now: Instant,
+        id: &StreamId,
+    ) -> Result<Option<Bytes>, Ending> {
+        let record_ready = self.wants_record();
+        match &mut self.layer {
+            Layer::Codex { .. } if self.closing && self.outbox.is_empty() => {
+                Err(Ending { why: Closed::Finished, tell: Tell::Peer(ResetReason::Finished) })
+            }
+            Layer::Codex { .. } => Ok(None),
+            Layer::Reliable(layer) => Ok(layer.poll_control(
+                now,
+                id,
+                &self.sealer,
+                &mut self.recv,
+                self.inbox.unread_bytes(),
+                record_ready,
+            )),
+        }
+    }
+
+    /// Whether [`poll_record`](Self::poll_record) has something.
+    pub(super) fn wants_record(&self) -> bool {
+        match &self.layer {
+            Layer::Codex { .. } => !self.outbox.is_empty(),
+            Layer::Reliable(layer) => {
+                layer.link.is_up()
+                    && (layer.send.wants_retransmit()
+                        || (!self.outbox.is_empty()
+                            && (layer.send.next().is_none()
+                                || layer.send.has_room(self.next_frame_bytes()))))
+            }
+        }
+    }
+
+    fn next_frame_bytes(&self) -> usize {
+        self.outbox.bytes().min(RECORD_PLAINTEXT_MAX_BYTES) + TAG_BYTES + FRAME_OVERHEAD_MAX_BYTES
+    }
+
+    /// The next frame with a record: a resend before a new one. `scratch` is
+    /// reused from call to call.
+    pub(super) fn poll_record(
+        &mut self,
+        now: Instant,
+        id: &StreamId,
+        scratch: &mut BytesMut,
+        stats: &mut Stats,
+    ) -> Result<Option<Bytes>, Ending> {
+        if !self.wants_record() {
+            return Ok(None);
+        }
+        if let Layer::Reliable(layer) = &mut self.layer
+            && let Some(wire) = layer.send.poll_retransmit(now)
+        {
+            stats.retransmits += 1;
+            return Ok(Some(wire));
+        }
+        let next = match &self.layer {
+            Layer::Codex { next } => *next,
+            Layer::Reliable(layer) => layer.send.next(),
+        };
+        let seq = next.ok_or_else(Ending::out_of_sequence)?;
+
+        scratch.clear();
+        scratch.reserve(RECORD_PLAINTEXT_MAX_BYTES + TAG_BYTES);
+        self.outbox.take(RECORD_PLAINTEXT_MAX_BYTES, scratch);
+        stats.records_out += 1;
+        stats.bytes_out += scratch.len() as u64;
+        let mut frame = Frame::bare(id.clone(), Body::Ack);
+        let sealed = match &mut self.layer {
+            Layer::Codex { .. } => self.sealer.seal_in_place(nonce(CODEX_FIRST, seq), &[], scratch),
+            Layer::Reliable(layer) => {
+                (frame.ack, frame.credit) = layer.report(&mut self.recv, self.inbox.unread_bytes());
+                let ad = record_ad(frame.ack, frame.credit, seq);
+                self.sealer.seal_in_place(nonce(reliable::FIRST, seq), &ad, scratch)
+            }
+        };
+        sealed.map_err(|_| Ending::out_of_sequence())?;
+        frame.body = Body::Data { seq, record: scratch.split().freeze() };
+        let wire = frame.encode();
+        match &mut self.layer {
+            Layer::Codex { next } => *next = seq.next(),
+            Layer::Reliable(layer) => layer.send.push(wire.clone(), now),
+        }
+        Ok(Some(wire))
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), Ending> {
+        match &mut self.layer {
+            Layer::Codex { .. } => Ok(()),
+            Layer::Reliable(layer) => layer.handle_timeout(now),
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        match &self.layer {
+            Layer::Codex { .. } => None,
+            Layer::Reliable(layer) => layer.poll_timeout(),
+        }
+    }
+
+    /// The frame that tells the peer about the end, authenticated where the
+    /// profile can.
+    pub(super) fn farewell(&mut self, id: &StreamId, reason: ResetReason) -> Option<Bytes> {
+        match &mut self.layer {
+            Layer::Codex { .. } => None,
+            Layer::Reliable(layer) => {
+                layer.farewell(id, &self.sealer, &mut self.recv, self.inbox.unread_bytes(), reason)
+            }
+        }
+    }
+}
+
+fn nonce(first: Seq, seq: Seq) -> u64 {
+    seq.since(first).into()
+}

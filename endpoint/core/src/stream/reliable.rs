@@ -1,0 +1,318 @@
+//! What the `rendez_` profiles add to an open stream: acknowledgements,
+//! retransmission, credit, resume, and proofs on control frames.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use rendez_proto::frame::{Ack, Body, Frame, ResetReason};
+use rendez_proto::ids::{Seq, StreamId};
+use rendez_proto::limits::{
+    ACK_DELAY, ACK_EVERY_RECORDS, CREDIT_STEP_RECORDS, FINISH_ATTEMPTS, STREAM_GRACE,
+};
+
+use super::control::Proofs;
+use super::link::{Link, Probe};
+use super::{Ending, Tell};
+use crate::error::{Closed, Misbehaviour};
+use crate::noise::Sealer;
+use crate::stats::Stats;
+use crate::window::{RecvWindow, SendWindow};
+
+/// The first sequence of our profiles: an acknowledgement of 0 means none.
+pub(super) const FIRST: Seq = Seq(1);
+
+/// The reliable layer of one open stream.
+#[derive(Debug)]
+pub(super) struct Reliable {
+    pub(super) send: SendWindow,
+    pub(super) link: Link,
+    pub(super) proofs: Proofs,
+    /// The highest sequence that the peer was told it may send.
+    told_credit: u32,
+    ack: AckTimer,
+    /// Runs while there is nothing in flight and no credit: asks for some.
+    starved: Option<Probe>,
+    /// Runs once everything was delivered and the stream is to end.
+    finish: Option<Probe>,
+    /// A responder's message 2, until the initiator shows that it has it.
+    unconfirmed: Option<Unconfirmed>,
+}
+
+#[derive(Debug)]
+struct Unconfirmed {
+    message_2: Bytes,
+    again: Probe,
+    until: Instant,
+}
+
+#[derive(Debug, Default)]
+struct AckTimer {
+    now: bool,
+    at: Option<Instant>,
+    records: u32,
+}
+
+impl Reliable {
+    /// An initiator's layer: its first acknowledgement confirms message 2.
+    pub(super) fn initiator(recv: &mut RecvWindow) -> Self {
+        let mut layer = Self::new(recv, Link::Up);
+        layer.ack.now = true;
+        layer
+    }
+
+    /// A responder's layer; `message_2` is the encoded frame.
+    pub(super) fn responder(
+        recv: &mut RecvWindow,
+        now: Instant,
+        socket: bool,
+        message_2: Bytes,
+    ) -> Self {
+        let link = if socket { Link::Up } else { Link::Down { until: now + STREAM_GRACE } };
+        let mut layer = Self::new(recv, link);
+        layer.unconfirmed =
+            Some(Unconfirmed { message_2, again: Probe::due(), until: now + STREAM_GRACE });
+        layer
+    }
+
+    fn new(recv: &mut RecvWindow, link: Link) -> Self {
+        Self {
+            send: SendWindow::new(FIRST),
+            link,
+            proofs: Proofs::default(),
+            told_credit: recv.grant(0),
+            ack: AckTimer::default(),
+            starved: None,
+            finish: None,
+            unconfirmed: None,
+        }
+    }
+
+    /// The peer authenticated something, with this ack and credit.
+    pub(super) fn heard(&mut self, now: Instant, ack: Ack, credit: u32) -> Result<(), Ending> {
+        self.unconfirmed = None;
+        self.send
+            .on_ack(ack, credit, now)
+            .map_err(|_| Ending::misbehaved(Misbehaviour::AckOfUnsent))?;
+        if self.link.heard() {
+            self.reattached();
+        }
+        if self.send.has_credit() || !self.send.is_empty() {
+            self.starved = None;
+        } else if self.starved.is_none() {
+            self.starved = Some(Probe::after(now, self.send.rto()));
+        }
+        Ok(())
+    }
+
+    /// The peer has a new path: what was under way is lost.
+    pub(super) fn reattached(&mut self) {
+        self.send.resend_all();
+        self.ack.now = true;
+    }
+
+    /// A record arrived; `in_order` if nothing before it is missing.
+    pub(super) fn record_arrived(&mut self, now: Instant, in_order: bool) {
+        self.ack.records += 1;
+        if !in_order || self.ack.records >= ACK_EVERY_RECORDS {
+            self.ack.now = true;
+        } else if self.ack.at.is_none() {
+            self.ack.at = Some(now + ACK_DELAY);
+        }
+    }
+
+    /// The peer asked, or sent something twice: it lacks an acknowledgement.
+    pub(super) fn ack_now(&mut self) {
+        self.ack.now = true;
+    }
+
+    /// The application read: maybe there is credit worth telling.
+    pub(super) fn unread_changed(&mut self, recv: &mut RecvWindow, unread: usize) {
+        let credit = recv.grant(unread);
+        let closed = self.told_credit < recv.next();
+        if credit - self.told_credit >= CREDIT_STEP_RECORDS || (closed && credit > self.told_credit)
+        {
+            self.ack.now = true;
+        }
+    }
+
+    /// The ack and credit of a frame that goes out now.
+    pub(super) fn report(&mut self, recv: &mut RecvWindow, unread: usize) -> (Ack, u32) {
+        self.ack = AckTimer::default();
+        self.told_credit = recv.grant(unread);
+        (recv.ack(), self.told_credit)
+    }
+
+    /// Everything was delivered and the stream is to end.
+    pub(super) fn finish(&mut self) {
+        self.finish.get_or_insert_with(Probe::due);
+    }
+
+    /// Whether this side announced the end.
+    pub(super) fn is_finishing(&self) -> bool {
+        self.finish.is_some()
+    }
+
+    /// Whether [`poll_control`](Self::poll_control) has something.
+    pub(super) fn wants_control(&self, record_ready: bool) -> bool {
+        match &self.link {
+            Link::Down { .. } => false,
+            Link::Probing { probe, .. } => probe.is_due() || self.message_2_due(),
+            Link::Up => {
+                self.message_2_due()
+                    || self.finish.as_ref().is_some_and(Probe::is_due)
+                    || (self.ack.now && !record_ready)
+                    || (self.starved.as_ref().is_some_and(Probe::is_due))
+            }
+        }
+    }
+
+    fn message_2_due(&self) -> bool {
+        self.unconfirmed.as_ref().is_some_and(|unconfirmed| unconfirmed.again.is_due())
+    }
+
+    /// Message 2 is asked for again, because message 1 came again.
+    pub(super) fn resend_message_2(&mut self) {
+        if let Some(unconfirmed) = &mut self.unconfirmed {
+            unconfirmed.again = Probe { attempts: unconfirmed.again.attempts, ..Probe::due() };
+        }
+    }
+
+    /// The next frame without a record: message 2, a resume, the end, a
+    /// request for credit, or an acknowledgement.
+    pub(super) fn poll_control(
+        &mut self,
+        now: Instant,
+        id: &StreamId,
+        sealer: &Sealer,
+        recv: &mut RecvWindow,
+        unread: usize,
+        record_ready: bool,
+    ) -> Option<Bytes> {
+        if !self.wants_control(record_ready) {
+            return None;
+        }
+        let rto = self.send.rto();
+        if let Some(unconfirmed) = &mut self.unconfirmed
+            && unconfirmed.again.is_due()
+        {
+            unconfirmed.again.sent(now, rto);
+            return Some(unconfirmed.message_2.clone());
+        }
+        let due = |probe: &mut Probe| {
+            let due = probe.is_due();
+            if due {
+                probe.sent(now, rto);
+            }
+            due
+        };
+        let body = if self.link.probe().is_some_and(due) {
+            Body::Resume { next_seq: recv.next() }
+        } else if self.finish.as_mut().is_some_and(due) {
+            Body::Reset { reason: ResetReason::Finished.as_str().to_owned() }
+        } else if self.starved.as_mut().is_some_and(due) {
+            Body::Heartbeat
+        } else {
+            Body::Ack
+        };
+        self.frame(id, sealer, recv, unread, body)
+    }
+
+    /// An authenticated frame that ends the stream.
+    pub(super) fn farewell(
+        &mut self,
+        id: &StreamId,
+        sealer: &Sealer,
+        recv: &mut RecvWindow,
+        unread: usize,
+        reason: ResetReason,
+    ) -> Option<Bytes> {
+        let body = Body::Reset { reason: reason.as_str().to_owned() };
+        self.frame(id, sealer, recv, unread, body)
+    }
+
+    fn frame(
+        &mut self,
+        id: &StreamId,
+        sealer: &Sealer,
+        recv: &mut RecvWindow,
+        unread: usize,
+        body: Body,
+    ) -> Option<Bytes> {
+        let (ack, credit) = self.report(recv, unread);
+        let mut frame = Frame { ack, credit, ..Frame::bare(id.clone(), body) };
+        self.proofs.prove(sealer, &mut frame).ok()?;
+        Some(frame.encode())
+    }
+
+    /// A reset that nobody authenticated: at best a hint of the relay.
+    pub(super) fn hint(
+        &mut self,
+        now: Instant,
+        reason: ResetReason,
+        stats: &mut Stats,
+    ) -> Result<(), Ending> {
+        match reason {
+            ResetReason::OrchestratorGone | ResetReason::ExecutorGone => {
+                stats.hints += 1;
+                self.link.peer_gone(now, self.send.rto());
+                Ok(())
+            }
+            // Whoever answers a resume like this does not know the stream. To
+            // forge it gains a relay nothing over dropping the resume.
+            ResetReason::UnknownStream | ResetReason::ProtocolError if matches!(&self.link, Link::Probing { probe, .. } if probe.attempts > 0) =>
+            {
+                stats.hints += 1;
+                Err(Ending { why: Closed::Reset(ResetReason::UnknownStream), tell: Tell::Nobody })
+            }
+            _ => {
+                stats.refused_control += 1;
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), Ending> {
+        let lost = Ending { why: Closed::Lost, tell: Tell::Nobody };
+        if self.link.is_over(now) || self.unconfirmed.as_ref().is_some_and(|u| u.until <= now) {
+            return Err(lost);
+        }
+        if let Some(probe) = self.link.probe() {
+            probe.handle_timeout(now);
+        }
+        if let Some(unconfirmed) = &mut self.unconfirmed {
+            unconfirmed.again.handle_timeout(now);
+        }
+        if !self.link.is_up() {
+            return Ok(());
+        }
+        self.send.handle_timeout(now);
+        if self.ack.at.is_some_and(|at| at <= now) {
+            self.ack.at = None;
+            self.ack.now = true;
+        }
+        if let Some(probe) = &mut self.starved {
+            probe.handle_timeout(now);
+        }
+        if let Some(probe) = &mut self.finish {
+            probe.handle_timeout(now);
+            if probe.is_due() && probe.attempts >= FINISH_ATTEMPTS {
+                return Err(Ending { why: Closed::Finished, tell: Tell::Nobody });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let probe = |probe: &Option<Probe>| probe.as_ref().and_then(Probe::poll_timeout);
+        let unconfirmed = self.unconfirmed.as_ref();
+        let always = [
+            self.link.poll_timeout(),
+            unconfirmed.map(|unconfirmed| unconfirmed.until),
+            unconfirmed.and_then(|unconfirmed| unconfirmed.again.poll_timeout()),
+        ];
+        let up = self.link.is_up().then(|| {
+            [self.send.poll_timeout(), self.ack.at, probe(&self.starved), probe(&self.finish)]
+        });
+        always.into_iter().chain(up.into_iter().flatten()).flatten().min()
+    }
+}
