@@ -1,1 +1,7 @@
 //! Whole-system tests: tidy, end to end, conformance.
+//!
+//! This library is what those tests share. Nothing here waits without a
+//! deadline, and nothing that it starts outlives its handle.
+
+pub mod process;
+pub mod stock;

@@ -1,0 +1,114 @@
+//! The stock Codex binary (0.169.0) as either end of a relay.
+//!
+//! `tests/stock/install.sh` puts the binary in place and checks its hash;
+//! `tests/netns.sh` runs a test where the only network is loopback. The binary
+//! tries to reach hosts on the internet when it starts, so [`Home::command`]
+//! refuses to make a command for it anywhere else.
+//!
+//! Each instance gets a fresh home directory and an environment with nothing of
+//! the caller's but PATH: no login, no key and no proxy can get in.
+
+pub mod app_server;
+pub mod codex_exec;
+pub mod containment;
+pub mod executor;
+pub mod model;
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::process::scratch_directory;
+
+/// What every instance logs to stderr: the events that the tests wait for.
+const LOG_FILTER: &str = "codex_exec_server::remote=info,codex_exec_server::relay=info";
+
+/// The path of the stock binary.
+///
+/// The link is there only after the install script found the pinned hash.
+pub fn binary() -> Result<PathBuf> {
+    let link = Path::new(env!("CARGO_MANIFEST_DIR")).join(".stock/codex");
+    ensure!(link.exists(), "{} is not there: run tests/stock/install.sh first", link.display());
+    // The binary looks for its helpers beside itself, not beside a link.
+    link.canonicalize().with_context(|| format!("cannot resolve {}", link.display()))
+}
+
+/// A fresh CODEX_HOME, gone when dropped.
+pub struct Home(TempDir);
+
+impl Home {
+    /// Makes an empty home. It is below cargo's target directory because stock
+    /// Codex makes no helper links in a home below the system's temporary one.
+    pub fn new() -> Result<Self> {
+        let home = tempfile::Builder::new().prefix("codex-home-").tempdir_in(scratch_directory()?);
+        Ok(Self(home.context("cannot make a home for stock Codex")?))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Writes config.toml.
+    pub fn configure(&self, toml: &str) -> Result<()> {
+        std::fs::write(self.path().join("config.toml"), toml).context("cannot write config.toml")
+    }
+
+    /// A command for the stock binary that lives in this home.
+    ///
+    /// # Panics
+    /// Outside a network namespace with loopback only; see `tests/netns.sh`.
+    pub fn command(&self) -> Result<Command> {
+        containment::require_loopback_only();
+        let mut command = Command::new(binary()?);
+        command
+            .env_clear()
+            .envs(env::var_os("PATH").map(|path| ("PATH", path)))
+            .env("HOME", self.path())
+            .env("CODEX_HOME", self.path())
+            .env("RUST_LOG", LOG_FILTER)
+            .env("NO_COLOR", "1");
+        Ok(command)
+    }
+}
+
+/// What a stock harness needs to find its executor (WIRE.md section 7).
+#[derive(Clone)]
+pub struct Harness {
+    /// Base URL of the registry, http or https.
+    pub registry_url: String,
+    /// The environment it asks for.
+    pub environment: String,
+    /// Its bearer token. Visible to other processes of the same user.
+    pub bearer: String,
+}
+
+impl Harness {
+    /// The environment variables that make stock Codex use a remote executor.
+    fn variables(&self) -> [(&'static str, &str); 3] {
+        [
+            ("CODEX_EXEC_SERVER_NOISE_REGISTRY_URL", &self.registry_url),
+            ("CODEX_EXEC_SERVER_NOISE_ENVIRONMENT_ID", &self.environment),
+            ("CODEX_EXEC_SERVER_NOISE_AUTH_TOKEN", &self.bearer),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_home_is_outside_the_temporary_directory_and_goes_away() {
+        let home = Home::new().unwrap();
+        let path = home.path().to_owned();
+        assert!(!path.starts_with(env::temp_dir()), "{}", path.display());
+        home.configure("a = 1").unwrap();
+        assert_eq!(std::fs::read_to_string(path.join("config.toml")).unwrap(), "a = 1");
+        drop(home);
+        assert!(!path.exists());
+    }
+}
