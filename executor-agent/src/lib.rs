@@ -1,1 +1,29 @@
 //! The executor: registers, accepts streams, runs processes, serves files.
+//!
+//! ```text
+//! agent        the whole life: register, dial, pump, back off
+//!   registry   two calls to the registry      identity   the static key
+//!   authorize  the registry's verdict on whoever knocks
+//! session      one stream's calls; what survives streams
+//!   process    children, their output, their input
+//!   fs         files
+//!   sandbox    refuses rules that cannot be enforced
+//! ```
+//!
+//! Sessions, processes and streams outlive the websocket; the websocket may
+//! break at any moment without losing output.
+
+pub mod config;
+pub mod environment;
+mod fs;
+mod process;
+mod sandbox;
+pub mod session;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks; a panic elsewhere leaves data that is still consistent, because no
+/// lock is held over more than one change.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,164 @@
+//! One child: how it is started, and the task that lives as long as it does.
+//!
+//! A child leads a process group of its own, so that signals reach what it
+//! started, too. Its task reads the outputs into the log, waits for the end
+//! and closes the log; a full log of an attached peer stops the reading, and
+//! so the child ([`OutputLog::has_room`](super::log::OutputLog::has_room)).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use rendez_proto::limits;
+use rendez_proto::rpc::RpcError;
+use rendez_proto::rpc::process::{Start, Stream};
+use rustix::process::Pid;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::process::{Child, Command};
+
+use super::handle::{Process, Reach};
+use super::stdin::{Feed, Writer};
+use super::{env, lookup, pty};
+
+/// The end that the child writes to.
+pub(super) type Reader = Box<dyn AsyncRead + Send + Unpin>;
+
+/// All that is needed to start a child, resolved.
+pub(super) struct Launch {
+    pub(super) program: PathBuf,
+    pub(super) arg0: String,
+    pub(super) args: Vec<String>,
+    pub(super) env: BTreeMap<String, String>,
+    pub(super) cwd: PathBuf,
+    tty: bool,
+    pipe_stdin: bool,
+}
+
+/// A child that was started.
+pub(super) struct Launched {
+    pub(super) child: Child,
+    pub(super) reach: Reach,
+    pub(super) outputs: Vec<(Stream, Reader)>,
+    pub(super) stdin: Option<Writer>,
+}
+
+/// Starts what `start` says; blocks, and needs a runtime's context.
+///
+/// # Errors
+/// -32602 for parameters that no program could be started with, -32603 with
+/// the operating system's text.
+pub(super) fn launch(start: Start) -> Result<Launched, RpcError> {
+    let own = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let env = env::resolve(start.env_policy.as_ref(), &start.env, own)?;
+    let mut argv = start.argv.into_iter();
+    let program = argv.next().ok_or_else(|| RpcError::invalid_params("argv must not be empty"))?;
+    let cwd = PathBuf::from(start.cwd.path());
+    let found = lookup::find(&program, env.get("PATH").map(String::as_str), &cwd);
+    let launch = Launch {
+        program: found.map_err(refused)?,
+        arg0: start.arg0.unwrap_or(program),
+        args: argv.collect(),
+        env,
+        cwd,
+        tty: start.tty,
+        pipe_stdin: start.pipe_stdin,
+    };
+    if launch.tty { pty::launch(&launch) } else { launch_on_pipes(&launch) }.map_err(refused)
+}
+
+fn refused(error: io::Error) -> RpcError {
+    match error.kind() {
+        // NUL in an argument or a variable
+        io::ErrorKind::InvalidInput => RpcError::invalid_params(error.to_string()),
+        _ => RpcError::internal(error.to_string()),
+    }
+}
+
+fn launch_on_pipes(launch: &Launch) -> io::Result<Launched> {
+    let mut child = Command::new(&launch.program)
+        .arg0(&launch.arg0)
+        .args(&launch.args)
+        .env_clear()
+        .envs(&launch.env)
+        .current_dir(&launch.cwd)
+        .stdin(if launch.pipe_stdin { Stdio::piped() } else { Stdio::null() })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut outputs: Vec<(Stream, Reader)> = Vec::with_capacity(2);
+    if let Some(stdout) = child.stdout.take() {
+        outputs.push((Stream::Stdout, Box::new(stdout)));
+    }
+    if let Some(stderr) = child.stderr.take() {
+        outputs.push((Stream::Stderr, Box::new(stderr)));
+    }
+    let stdin = child.stdin.take().map(|stdin| Box::new(stdin) as Writer);
+    Ok(Launched { reach: Reach::new(group_of(&child)?, None), outputs, stdin, child })
+}
+
+/// The group that a new child leads: its own id.
+pub(super) fn group_of(child: &Child) -> io::Result<Pid> {
+    child
+        .id()
+        .and_then(|id| Pid::from_raw(id.cast_signed()))
+        .ok_or_else(|| io::Error::other("the child has no process id"))
+}
+
+/// The child's life: ends when it has ended and all its outputs are closed.
+pub(super) async fn live(
+    mut child: Child,
+    outputs: Vec<(Stream, Reader)>,
+    feed: Option<(Feed, Writer)>,
+    process: Arc<Process>,
+) {
+    let terminal = outputs.iter().any(|(stream, _)| *stream == Stream::Pty);
+    let feeder = feed.map(|(feed, writer)| AbortOnDrop(tokio::spawn(feed.run(writer, terminal))));
+    let end = async {
+        let code = match child.wait().await {
+            Ok(status) => exit_code(status),
+            Err(error) => {
+                tracing::warn!(%error, "cannot learn how a child ended");
+                -1
+            }
+        };
+        // writes that still wait are answered: nobody will read them
+        drop(feeder);
+        process.exited(code);
+    };
+    let pumps = outputs.into_iter().map(|(stream, output)| pump(stream, output, &process));
+    tokio::join!(end, join_all(pumps));
+    process.closed();
+}
+
+/// The code as shells tell it: 128 + n after signal n.
+fn exit_code(status: ExitStatus) -> i32 {
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(-1)
+}
+
+async fn pump(stream: Stream, mut output: Reader, process: &Arc<Process>) {
+    let mut buffer = vec![0; limits::PROCESS_CHUNK_MAX_BYTES];
+    loop {
+        process.room().await;
+        match output.read(&mut buffer).await {
+            // a terminal says EIO when its last user is gone
+            Ok(0) | Err(_) => return,
+            Ok(len) => process.output(stream, Bytes::copy_from_slice(&buffer[..len])),
+        }
+    }
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

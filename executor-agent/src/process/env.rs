@@ -1,0 +1,177 @@
+//! The variables that a child gets (WIRE.md, section 6.2).
+//!
+//! Without a policy exactly `Start::env`. With one, in this order: inherit,
+//! default excludes, `exclude`, `set`, `includeOnly`; then `Start::env` on top.
+//! The agent's own credentials are never inherited, whatever the policy says.
+
+use std::collections::BTreeMap;
+
+use rendez_proto::rpc::RpcError;
+use rendez_proto::rpc::process::{EnvPolicy, Inherit};
+
+use crate::config::TOKEN_VARIABLE;
+
+/// What `inherit: core` keeps.
+const CORE: [&str; 9] =
+    ["HOME", "LOGNAME", "PATH", "SHELL", "USER", "USERNAME", "TMPDIR", "TEMP", "TMP"];
+
+/// What is left out unless `ignoreDefaultExcludes`.
+const DEFAULT_EXCLUDES: [&str; 3] = ["*KEY*", "*SECRET*", "*TOKEN*"];
+
+/// Puts a child's variables together. `own` are the executor's; of them those
+/// that are not UTF-8 cannot be passed on by name and are left out.
+///
+/// # Errors
+/// -32602 for a name that no variable can have.
+pub(super) fn resolve(
+    policy: Option<&EnvPolicy>,
+    env: &BTreeMap<String, String>,
+    own: impl Iterator<Item = (String, String)>,
+) -> Result<BTreeMap<String, String>, RpcError> {
+    let mut vars = policy.map(|policy| inherited(policy, own)).unwrap_or_default();
+    vars.extend(env.iter().map(|(name, value)| (name.clone(), value.clone())));
+    match vars.keys().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
+        Some(name) => Err(RpcError::invalid_params(format!(
+            "{name:?} cannot be the name of an environment variable"
+        ))),
+        None => Ok(vars),
+    }
+}
+
+fn inherited(
+    policy: &EnvPolicy,
+    own: impl Iterator<Item = (String, String)>,
+) -> BTreeMap<String, String> {
+    let any = |patterns: &[String], name: &str| patterns.iter().any(|p| matches(p, name));
+    let mut vars: BTreeMap<_, _> = own
+        .filter(|(name, _)| match policy.inherit {
+            Inherit::All => true,
+            Inherit::Core => CORE.iter().any(|core| core.eq_ignore_ascii_case(name)),
+            Inherit::None => false,
+        })
+        .filter(|(name, _)| {
+            policy.ignore_default_excludes || !DEFAULT_EXCLUDES.iter().any(|p| matches(p, name))
+        })
+        .filter(|(name, _)| !any(&policy.exclude, name) && name != TOKEN_VARIABLE)
+        .collect();
+    vars.extend(policy.set.clone());
+    if !policy.include_only.is_empty() {
+        vars.retain(|name, _| any(&policy.include_only, name));
+    }
+    vars
+}
+
+/// Whether `text` as a whole matches `pattern`, where `*` is any text and `?`
+/// any one byte; ASCII case is ignored.
+fn matches(pattern: &str, text: &str) -> bool {
+    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
+    let (mut p, mut t) = (0, 0);
+    // where to go on if the text after the last star has to begin later
+    let mut retry: Option<(usize, usize)> = None;
+    while t < text.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                p += 1;
+                retry = Some((p, t));
+            }
+            Some(&byte) if byte == b'?' || byte.eq_ignore_ascii_case(&text[t]) => {
+                p += 1;
+                t += 1;
+            }
+            _ => match retry {
+                Some((after_star, from)) => {
+                    p = after_star;
+                    t = from + 1;
+                    retry = Some((after_star, from + 1));
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|byte| *byte == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn own() -> BTreeMap<String, String> {
+        map(&[
+            ("PATH", "/bin"),
+            ("HOME", "/root"),
+            ("API_KEY", "k"),
+            ("EDITOR", "vi"),
+            (TOKEN_VARIABLE, "secret"),
+        ])
+    }
+
+    fn names(policy: EnvPolicy, env: &[(&str, &str)]) -> String {
+        let vars = resolve(Some(&policy), &map(env), own().into_iter()).unwrap();
+        vars.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn without_a_policy_the_child_gets_exactly_env() {
+        let vars = resolve(None, &map(&[("A", "1")]), own().into_iter()).unwrap();
+        assert_eq!(vars, map(&[("A", "1")]));
+    }
+
+    #[test]
+    fn inherit_decides_where_to_begin() {
+        let all = EnvPolicy::inherit_all();
+        assert_eq!(names(all.clone(), &[]), "API_KEY=k EDITOR=vi HOME=/root PATH=/bin");
+        let core = EnvPolicy { inherit: Inherit::Core, ..all.clone() };
+        assert_eq!(names(core, &[]), "HOME=/root PATH=/bin");
+        let none = EnvPolicy { inherit: Inherit::None, ..all };
+        assert_eq!(names(none, &[("B", "2")]), "B=2");
+    }
+
+    #[test]
+    fn excludes_then_set_then_include_only_then_env() {
+        let policy = EnvPolicy {
+            ignore_default_excludes: false,
+            exclude: vec!["ed*".into()],
+            set: map(&[("EDITOR", "ed"), ("X_TOKEN", "t"), ("DROPPED", "d")]),
+            include_only: vec!["PATH".into(), "e?itor".into(), "X_*".into()],
+            ..EnvPolicy::inherit_all()
+        };
+        assert_eq!(
+            names(policy, &[("PATH", "/opt"), ("Z", "z")]),
+            "EDITOR=ed PATH=/opt X_TOKEN=t Z=z"
+        );
+    }
+
+    #[test]
+    fn the_agents_token_is_never_inherited() {
+        assert!(!names(EnvPolicy::inherit_all(), &[]).contains("secret"));
+    }
+
+    #[test]
+    fn impossible_names_are_refused() {
+        for bad in ["", "A=B", "A\0"] {
+            let error = resolve(None, &map(&[(bad, "x")]), std::iter::empty()).unwrap_err();
+            assert_eq!(error.code, rendez_proto::rpc::code::INVALID_PARAMS);
+        }
+    }
+
+    #[test]
+    fn patterns() {
+        for (pattern, text) in [
+            ("*", ""),
+            ("*KEY*", "my_key_2"),
+            ("a?c", "ABC"),
+            ("a*b*c", "a-b-b-c"),
+            ("*ab", "aab"),
+            ("", ""),
+        ] {
+            assert!(matches(pattern, text), "{pattern} {text}");
+        }
+        for (pattern, text) in [("?", ""), ("a", "ab"), ("a*b", "ac"), ("", "x"), ("*a?", "ba")] {
+            assert!(!matches(pattern, text), "{pattern} {text}");
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! One process as the rest of the agent sees it: its log, its input, and what
+//! signals reach.
+//!
+//! The log sits behind a mutex that is never held across an await. Whoever
+//! changes it tells three parties: readers that wait for news, pumps that wait
+//! for room, and the [`PushQueue`] of the session.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use bytes::Bytes;
+use rendez_proto::limits;
+use rendez_proto::rpc::notification;
+use rendez_proto::rpc::process::{
+    ClosedNotification, Exited, Output, ProcessId, ReadReply, SignalName, Stream,
+};
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::sync::Notify;
+
+use super::log::{Event, OutputLog};
+use super::stdin::Stdin;
+use crate::lock;
+
+/// A started process, running or not.
+pub(super) struct Process {
+    id: ProcessId,
+    log: Mutex<OutputLog>,
+    /// Something was appended.
+    news: Notify,
+    /// [`OutputLog::has_room`] may have turned true.
+    room: Notify,
+    stdin: Arc<Stdin>,
+    reach: Mutex<Option<Reach>>,
+    push: Arc<PushQueue>,
+    queued: AtomicBool,
+}
+
+/// What signals reach: the process group that the child leads and, on a
+/// terminal, the job in the foreground.
+///
+/// Dropping it kills them, so nobody outlives an agent that goes down in order.
+pub(super) struct Reach {
+    group: Pid,
+    terminal: Option<OwnedFd>,
+    armed: bool,
+}
+
+impl Reach {
+    /// Of a child that leads `group`, with its terminal's controlling end.
+    pub(super) fn new(group: Pid, terminal: Option<OwnedFd>) -> Self {
+        Self { group, terminal, armed: true }
+    }
+
+    /// Drops it without killing anybody.
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+
+    fn send(&self, signal: SignalName) {
+        let foreground =
+            self.terminal.as_ref().and_then(|terminal| rustix::termios::tcgetpgrp(terminal).ok());
+        let (signal, groups) = match signal {
+            // what Ctrl-C does: the foreground only
+            SignalName::Interrupt => (Signal::INT, [foreground.or(Some(self.group)), None]),
+            SignalName::Terminate => (Signal::TERM, [Some(self.group), foreground]),
+            SignalName::Kill => (Signal::KILL, [Some(self.group), foreground]),
+            SignalName::Hangup => (Signal::HUP, [Some(self.group), foreground]),
+        };
+        let second = groups[1].filter(|group| Some(*group) != groups[0]);
+        for group in groups[0].into_iter().chain(second) {
+            // gone already is what the caller wanted
+            let _ = kill_process_group(group, signal);
+        }
+    }
+}
+
+impl Drop for Reach {
+    fn drop(&mut self) {
+        if self.armed {
+            self.send(SignalName::Kill);
+        }
+    }
+}
+
+impl Process {
+    /// A process whose events go to `push` if `attached`.
+    pub(super) fn new(
+        id: ProcessId,
+        stdin: Arc<Stdin>,
+        reach: Reach,
+        push: Arc<PushQueue>,
+        attached: bool,
+    ) -> Arc<Self> {
+        let mut log = OutputLog::new(limits::PROCESS_OUTPUT_RETAINED_BYTES);
+        if attached {
+            log.attach();
+        }
+        Arc::new(Self {
+            id,
+            log: Mutex::new(log),
+            news: Notify::new(),
+            room: Notify::new(),
+            stdin,
+            reach: Mutex::new(Some(reach)),
+            push,
+            queued: AtomicBool::new(false),
+        })
+    }
+
+    /// Its name in the session.
+    pub(super) fn id(&self) -> &ProcessId {
+        &self.id
+    }
+
+    /// Its input.
+    pub(super) fn stdin(&self) -> &Arc<Stdin> {
+        &self.stdin
+    }
+
+    // ---- what happens to the child ----
+
+    /// Appends output.
+    pub(super) fn output(self: &Arc<Self>, stream: Stream, bytes: Bytes) {
+        self.append(|log| log.output(stream, bytes));
+    }
+
+    /// Appends the exit.
+    pub(super) fn exited(self: &Arc<Self>, code: i32) {
+        self.append(|log| log.exited(code));
+    }
+
+    /// Appends the close. What the child left behind without an output of ours
+    /// lives on, out of reach.
+    pub(super) fn closed(self: &Arc<Self>) {
+        if let Some(reach) = lock(&self.reach).take() {
+            reach.disarm();
+        }
+        self.append(OutputLog::closed);
+    }
+
+    fn append(self: &Arc<Self>, change: impl FnOnce(&mut OutputLog)) {
+        change(&mut lock(&self.log));
+        self.news.notify_waiters();
+        self.push.add(self);
+    }
+
+    /// Waits until the child's outputs should be read.
+    pub(super) async fn room(&self) {
+        loop {
+            let changed = self.room.notified();
+            if lock(&self.log).has_room() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    // ---- what peers want ----
+
+    /// Pushes from here on.
+    pub(super) fn attach(&self) {
+        lock(&self.log).attach();
+        self.room.notify_waiters();
+    }
+
+    /// Stops pushing.
+    pub(super) fn detach(&self) {
+        lock(&self.log).detach();
+        self.room.notify_waiters();
+    }
+
+    /// The kept output above `after`.
+    pub(super) fn read(&self, after: u64, max_bytes: u64) -> ReadReply {
+        lock(&self.log).read(after, max_bytes)
+    }
+
+    /// Waits until something has a number above `after`, or nothing ever will.
+    pub(super) async fn news(&self, after: u64) {
+        loop {
+            let changed = self.news.notified();
+            {
+                let log = lock(&self.log);
+                if log.last_seq() > after || log.is_closed() {
+                    return;
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Sends a signal to all that can be reached; false if the process ended.
+    pub(super) fn signal(&self, signal: SignalName) -> bool {
+        let running = !lock(&self.log).has_exited();
+        if let Some(reach) = lock(&self.reach).as_ref() {
+            reach.send(signal);
+        }
+        running
+    }
+
+    fn next_push(&self) -> Option<Vec<u8>> {
+        let event = lock(&self.log).next_push()?;
+        self.room.notify_waiters();
+        let process_id = self.id.clone();
+        Some(match event {
+            Event::Output { seq, stream, bytes } => {
+                notification(&Output { process_id, seq, stream, chunk: bytes.to_vec() })
+            }
+            Event::Exited { seq, code } => {
+                notification(&Exited { process_id, seq, exit_code: code, sandbox_denied: false })
+            }
+            Event::Closed { seq } => notification(&ClosedNotification { process_id, seq }),
+        })
+    }
+}
+
+/// The processes of one session that have something to push, each once, in
+/// turn: one that floods takes one turn like the others.
+#[derive(Default)]
+pub(super) struct PushQueue {
+    turns: Mutex<VecDeque<Weak<Process>>>,
+    added: Notify,
+}
+
+impl PushQueue {
+    fn add(&self, process: &Arc<Process>) {
+        if !process.queued.swap(true, Ordering::AcqRel) {
+            lock(&self.turns).push_back(Arc::downgrade(process));
+            self.added.notify_one();
+        }
+    }
+
+    /// Waits for the next notification, complete; in the order of its numbers
+    /// per process. One task asks at a time.
+    pub(super) async fn next(&self) -> Vec<u8> {
+        loop {
+            let added = self.added.notified();
+            let turn = lock(&self.turns).pop_front();
+            match turn {
+                None => added.await,
+                Some(process) => {
+                    let Some(process) = process.upgrade() else { continue };
+                    process.queued.store(false, Ordering::Release);
+                    if let Some(message) = process.next_push() {
+                        // it may have more; if not, its next turn finds nothing
+                        self.add(&process);
+                        return message;
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! What happened to one process, numbered: the truth that notifications and
+//! `process/read` are views of.
+//!
+//! ```text
+//!        kept chunks                    cursor = last pushed
+//!  ┌──────────────────────┐                  │
+//!  4  5  6  7  8  9  (10 exit)  11  12  13  (14 closed)
+//!  └ evicted below ─┘           └─ unpushed ────────┘
+//! ```
+//!
+//! Invariants:
+//! 1. Numbers start at 1 and have no hole over output, exit and close; the
+//!    close is last.
+//! 2. At most `capacity` bytes are kept, oldest out first, but while a peer is
+//!    attached nothing is evicted before it was pushed.
+//! 3. So that 2 cannot grow without bound, [`OutputLog::has_room`] turns false
+//!    when `capacity` bytes wait for an attached peer; whoever reads the
+//!    child's pipes then stops. A detached log always has room.
+//!
+//! Pure: no clock, no I/O.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use rendez_proto::rpc::process::{self, ReadReply, Stream};
+
+/// What one kept chunk costs besides its bytes; charged, so that a child that
+/// writes single bytes cannot hold a hundred times the capacity.
+const CHUNK_OVERHEAD_BYTES: usize = 128;
+
+/// One process's events.
+#[derive(Debug)]
+pub(super) struct OutputLog {
+    capacity: usize,
+    next_seq: u64,
+    chunks: VecDeque<Chunk>,
+    kept_bytes: usize,
+    exit: Option<(u64, i32)>,
+    closed: Option<u64>,
+    peer: Option<Peer>,
+}
+
+/// An attached peer's place in the log.
+#[derive(Debug)]
+struct Peer {
+    /// The last number that was pushed.
+    cursor: u64,
+    /// Charged bytes of the chunks above it.
+    unpushed_bytes: usize,
+}
+
+#[derive(Debug, Clone)]
+struct Chunk {
+    seq: u64,
+    stream: Stream,
+    bytes: Bytes,
+}
+
+impl Chunk {
+    fn charge(&self) -> usize {
+        self.bytes.len() + CHUNK_OVERHEAD_BYTES
+    }
+}
+
+/// One entry, to be pushed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Event {
+    /// Output appeared.
+    Output {
+        /// Its number.
+        seq: u64,
+        /// Where.
+        stream: Stream,
+        /// What.
+        bytes: Bytes,
+    },
+    /// The process ended.
+    Exited {
+        /// Its number.
+        seq: u64,
+        /// The exit code.
+        code: i32,
+    },
+    /// Nothing follows.
+    Closed {
+        /// Its number.
+        seq: u64,
+    },
+}
+
+impl OutputLog {
+    /// An empty log that keeps `capacity` bytes, without a peer.
+    pub(super) fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            next_seq: 1,
+            chunks: VecDeque::new(),
+            kept_bytes: 0,
+            exit: None,
+            closed: None,
+            peer: None,
+        }
+    }
+
+    /// Appends output.
+    pub(super) fn output(&mut self, stream: Stream, bytes: Bytes) {
+        let chunk = Chunk { seq: self.take_seq(), stream, bytes };
+        self.kept_bytes += chunk.charge();
+        if let Some(peer) = &mut self.peer {
+            peer.unpushed_bytes += chunk.charge();
+        }
+        self.chunks.push_back(chunk);
+        self.evict();
+    }
+
+    /// Appends the exit; a second one is ignored.
+    pub(super) fn exited(&mut self, code: i32) {
+        if self.exit.is_none() {
+            self.exit = Some((self.take_seq(), code));
+        }
+    }
+
+    /// Appends the close; a second one is ignored.
+    pub(super) fn closed(&mut self) {
+        if self.closed.is_none() {
+            self.closed = Some(self.take_seq());
+        }
+    }
+
+    /// Whether the process ended.
+    pub(super) fn has_exited(&self) -> bool {
+        self.exit.is_some()
+    }
+
+    /// Whether the log is complete.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.is_some()
+    }
+
+    /// The last number in use; 0 if there is none.
+    pub(super) fn last_seq(&self) -> u64 {
+        self.next_seq - 1
+    }
+
+    /// Whether the child's pipes should be read (invariant 3).
+    pub(super) fn has_room(&self) -> bool {
+        self.peer.as_ref().is_none_or(|peer| peer.unpushed_bytes < self.capacity)
+    }
+
+    /// A peer attached: events from here on are pushed to it; earlier ones it
+    /// reads.
+    pub(super) fn attach(&mut self) {
+        self.peer = Some(Peer { cursor: self.last_seq(), unpushed_bytes: 0 });
+    }
+
+    /// The peer went.
+    pub(super) fn detach(&mut self) {
+        self.peer = None;
+        self.evict();
+    }
+
+    /// The next event for the attached peer, which is from then on pushed.
+    pub(super) fn next_push(&mut self) -> Option<Event> {
+        let peer = self.peer.as_mut()?;
+        let seq = peer.cursor + 1;
+        let event = if let Some((exit, code)) = self.exit
+            && exit == seq
+        {
+            Event::Exited { seq, code }
+        } else if self.closed == Some(seq) {
+            Event::Closed { seq }
+        } else {
+            let at = self.chunks.binary_search_by_key(&seq, |chunk| chunk.seq).ok()?;
+            let chunk = &self.chunks[at];
+            peer.unpushed_bytes -= chunk.charge();
+            Event::Output { seq, stream: chunk.stream, bytes: chunk.bytes.clone() }
+        };
+        peer.cursor = seq;
+        self.evict();
+        Some(event)
+    }
+
+    /// The kept output above `after`: at least one chunk if there is any, and
+    /// not more than `max_bytes` if it is more than one (WIRE.md, section 6.2).
+    pub(super) fn read(&self, after: u64, max_bytes: u64) -> ReadReply {
+        let from = self.chunks.partition_point(|chunk| chunk.seq <= after);
+        let mut chunks: Vec<process::Chunk> = Vec::new();
+        let mut room = max_bytes;
+        let mut next_seq = self.next_seq;
+        for chunk in self.chunks.range(from..) {
+            let len = chunk.bytes.len() as u64;
+            if let Some(last) = chunks.last()
+                && len > room
+            {
+                next_seq = last.seq + 1;
+                break;
+            }
+            room = room.saturating_sub(len);
+            chunks.push(process::Chunk {
+                seq: chunk.seq,
+                stream: chunk.stream,
+                chunk: chunk.bytes.to_vec(),
+            });
+        }
+        ReadReply {
+            chunks,
+            next_seq,
+            exited: self.exit.is_some(),
+            exit_code: self.exit.map(|(_, code)| code),
+            closed: self.closed.is_some(),
+            failure: None,
+            sandbox_denied: false,
+        }
+    }
+
+    fn take_seq(&mut self) -> u64 {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        seq
+    }
+
+    fn evict(&mut self) {
+        while self.kept_bytes > self.capacity
+            && let Some(oldest) = self.chunks.front()
+            && self.peer.as_ref().is_none_or(|peer| oldest.seq <= peer.cursor)
+        {
+            self.kept_bytes -= oldest.charge();
+            self.chunks.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A log that keeps `chunks` chunks of 10 bytes.
+    fn log(chunks: usize) -> OutputLog {
+        OutputLog::new(chunks * (10 + CHUNK_OVERHEAD_BYTES))
+    }
+
+    fn put(log: &mut OutputLog, count: usize) {
+        (0..count).for_each(|_| log.output(Stream::Stdout, Bytes::from_static(b"0123456789")));
+    }
+
+    fn seqs(reply: &ReadReply) -> Vec<u64> {
+        reply.chunks.iter().map(|chunk| chunk.seq).collect()
+    }
+
+    fn pushed(log: &mut OutputLog) -> Vec<u64> {
+        std::iter::from_fn(|| log.next_push())
+            .map(|event| match event {
+                Event::Output { seq, .. } | Event::Exited { seq, .. } | Event::Closed { seq } => {
+                    seq
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn numbers_run_over_everything_without_a_hole() {
+        let mut log = log(10);
+        log.attach();
+        put(&mut log, 2);
+        log.exited(7);
+        put(&mut log, 1);
+        log.closed();
+        assert_eq!(log.last_seq(), 5);
+        assert_eq!(pushed(&mut log), [1, 2, 3, 4, 5]);
+        let reply = log.read(0, u64::MAX);
+        assert_eq!(seqs(&reply), [1, 2, 4]);
+        assert_eq!((reply.next_seq, reply.exit_code, reply.closed), (6, Some(7), true));
+    }
+
+    #[test]
+    fn exit_and_close_happen_once() {
+        let mut log = log(1);
+        log.exited(1);
+        log.exited(2);
+        log.closed();
+        log.closed();
+        assert_eq!((log.last_seq(), log.read(0, 0).exit_code), (2, Some(1)));
+    }
+
+    #[test]
+    fn reading_is_cut_by_bytes_but_never_to_nothing() {
+        let mut log = log(10);
+        put(&mut log, 3);
+        let reply = log.read(0, 20);
+        assert_eq!((seqs(&reply), reply.next_seq), (vec![1, 2], 3));
+        let reply = log.read(2, 1);
+        assert_eq!((seqs(&reply), reply.next_seq), (vec![3], 4));
+        let reply = log.read(3, u64::MAX);
+        assert_eq!((seqs(&reply), reply.next_seq), (vec![], 4));
+        let reply = log.read(u64::MAX, 0);
+        assert_eq!((seqs(&reply), reply.next_seq), (vec![], 4));
+    }
+
+    #[test]
+    fn a_detached_log_keeps_the_newest_and_leaves_a_hole() {
+        let mut log = log(3);
+        put(&mut log, 10);
+        assert!(log.has_room());
+        assert_eq!(seqs(&log.read(0, u64::MAX)), [8, 9, 10]);
+    }
+
+    #[test]
+    fn nothing_is_evicted_before_an_attached_peer_got_it() {
+        let mut log = log(3);
+        log.attach();
+        put(&mut log, 2);
+        assert!(log.has_room());
+        put(&mut log, 3);
+        assert!(!log.has_room(), "more than the capacity waits");
+        assert_eq!(pushed(&mut log), [1, 2, 3, 4, 5]);
+        assert!(log.has_room());
+        assert_eq!(seqs(&log.read(0, u64::MAX)), [3, 4, 5]);
+    }
+
+    #[test]
+    fn detaching_makes_room_and_attaching_again_pushes_only_what_is_new() {
+        let mut log = log(3);
+        log.attach();
+        put(&mut log, 5);
+        log.detach();
+        assert!(log.has_room());
+        assert_eq!(pushed(&mut log), [] as [u64; 0]);
+        assert_eq!(seqs(&log.read(0, u64::MAX)), [3, 4, 5]);
+        log.attach();
+        put(&mut log, 1);
+        log.closed();
+        assert_eq!(pushed(&mut log), [6, 7]);
+    }
+
+    #[test]
+    fn tiny_chunks_are_charged_for_what_they_cost() {
+        let mut log = OutputLog::new(1024);
+        (0..1024).for_each(|_| log.output(Stream::Stderr, Bytes::from_static(b"x")));
+        assert!(log.read(0, u64::MAX).chunks.len() <= 1024 / CHUNK_OVERHEAD_BYTES);
+    }
+}

@@ -1,0 +1,20 @@
+//! Processes: what runs, what it wrote, what reaches it (WIRE.md, section 6.2).
+//!
+//! ```text
+//! supervisor   the session's names; start, write, signal, read
+//!   child      one task per child: outputs into the log, its end
+//!     pty      a child on a terminal
+//!     env, lookup   what it gets and which program it is
+//!   handle     one process for everybody else; who is told of news
+//!     log      the numbered events (pure)
+//!     stdin    ordered, repeatable writes
+//! ```
+
+mod child;
+mod env;
+mod handle;
+mod log;
+mod lookup;
+mod pty;
+mod stdin;
+pub(crate) mod supervisor;

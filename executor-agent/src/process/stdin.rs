@@ -1,0 +1,334 @@
+//! A child's input: writes in the order of their requests, each id once.
+//!
+//! Requests put jobs into a bounded queue, in their order; one task per child
+//! feeds them to the pipe or terminal. A job is answered when the operating
+//! system has all of its bytes, so a child that does not read delays answers,
+//! and a client that waits for them is slowed down to the child's pace.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rendez_proto::limits;
+use rendez_proto::rpc::RpcError;
+use rendez_proto::rpc::process::WriteStatus;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::lock;
+
+/// The end that the child reads from.
+pub(super) type Writer = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// The terminal's end-of-file character (Ctrl-D).
+const END_OF_FILE: u8 = 4;
+
+/// The requests' end of a child's input.
+pub(super) struct Stdin {
+    queue: Option<mpsc::Sender<Job>>,
+    queued_bytes: Arc<AtomicUsize>,
+    done: Mutex<Done>,
+}
+
+/// What was applied, kept for repetitions.
+#[derive(Default)]
+struct Done {
+    write_ids: VecDeque<String>,
+    closed: bool,
+}
+
+struct Job {
+    kind: Kind,
+    answer: oneshot::Sender<WriteStatus>,
+    /// Gives the bytes back to the queue's account.
+    _charge: Charge,
+}
+
+enum Kind {
+    Write { chunk: Vec<u8>, write_id: Option<String> },
+    Close,
+}
+
+struct Charge(Arc<AtomicUsize>, usize);
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
+    }
+}
+
+/// The child's end of its input; run [`Feed::run`] as a task of its own.
+pub(super) struct Feed {
+    stdin: Arc<Stdin>,
+    jobs: mpsc::Receiver<Job>,
+}
+
+impl Stdin {
+    /// The input of a child without one.
+    pub(super) fn absent() -> Arc<Self> {
+        Arc::new(Self { queue: None, queued_bytes: Arc::default(), done: Mutex::default() })
+    }
+
+    /// An input and the task that feeds it.
+    pub(super) fn open() -> (Arc<Self>, Feed) {
+        let (queue, jobs) = mpsc::channel(limits::WRITES_UNANSWERED_PER_PROCESS);
+        let stdin = Arc::new(Self {
+            queue: Some(queue),
+            queued_bytes: Arc::default(),
+            done: Mutex::default(),
+        });
+        (stdin.clone(), Feed { stdin, jobs })
+    }
+
+    /// Queues a write, now; the future is its answer.
+    pub(super) fn write(
+        self: &Arc<Self>,
+        chunk: Vec<u8>,
+        write_id: Option<String>,
+    ) -> impl Future<Output = Result<WriteStatus, RpcError>> + Send + use<> {
+        self.submit(Kind::Write { chunk, write_id })
+    }
+
+    /// Queues the end of the input, now; the future is its answer.
+    pub(super) fn close(
+        self: &Arc<Self>,
+    ) -> impl Future<Output = Result<WriteStatus, RpcError>> + Send + use<> {
+        self.submit(Kind::Close)
+    }
+
+    fn submit(
+        self: &Arc<Self>,
+        kind: Kind,
+    ) -> impl Future<Output = Result<WriteStatus, RpcError>> + Send + use<> {
+        let write_id = match &kind {
+            Kind::Write { write_id, .. } => write_id.clone(),
+            Kind::Close => None,
+        };
+        let closing = matches!(kind, Kind::Close);
+        let queued = self.enqueue(kind);
+        let stdin = self.clone();
+        async move {
+            match queued? {
+                Some(answer) => {
+                    // a job that is dropped unanswered met the child's end
+                    Ok(answer.await.unwrap_or_else(|_| stdin.settled(closing, write_id.as_deref())))
+                }
+                None => Ok(stdin.settled(closing, write_id.as_deref())),
+            }
+        }
+    }
+
+    /// `None`: there is no input, or not any more.
+    fn enqueue(&self, kind: Kind) -> Result<Option<oneshot::Receiver<WriteStatus>>, RpcError> {
+        let Some(queue) = &self.queue else { return Ok(None) };
+        let bytes = match &kind {
+            Kind::Write { chunk, .. } => chunk.len(),
+            Kind::Close => 0,
+        };
+        let before = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let charge = Charge(self.queued_bytes.clone(), bytes);
+        let too_much = || {
+            RpcError::invalid_request(format!(
+                "the process does not read its stdin: at most {} writes and {} bytes may wait; \
+                 wait for answers before writing more",
+                limits::WRITES_UNANSWERED_PER_PROCESS,
+                limits::STDIN_QUEUED_BYTES,
+            ))
+        };
+        if before > 0 && before.saturating_add(bytes) > limits::STDIN_QUEUED_BYTES {
+            return Err(too_much());
+        }
+        let (answer, answered) = oneshot::channel();
+        match queue.try_send(Job { kind, answer, _charge: charge }) {
+            Ok(()) => Ok(Some(answered)),
+            Err(mpsc::error::TrySendError::Closed(_)) => Ok(None),
+            Err(mpsc::error::TrySendError::Full(_)) => Err(too_much()),
+        }
+    }
+
+    /// The answer when nothing can be applied any more.
+    fn settled(&self, closing: bool, write_id: Option<&str>) -> WriteStatus {
+        let done = lock(&self.done);
+        let applied = if closing { done.closed } else { done.knows(write_id) };
+        if applied { WriteStatus::Accepted } else { WriteStatus::StdinClosed }
+    }
+}
+
+impl Done {
+    fn knows(&self, write_id: Option<&str>) -> bool {
+        write_id.is_some_and(|id| self.write_ids.iter().any(|known| known == id))
+    }
+
+    fn remember(&mut self, write_id: Option<String>) {
+        self.write_ids.extend(write_id);
+        if self.write_ids.len() > limits::WRITE_IDS_PER_PROCESS {
+            self.write_ids.pop_front();
+        }
+    }
+}
+
+impl Feed {
+    /// Feeds `writer` until all requesters are gone. `terminal`: end-of-file is
+    /// typed, because closing one's end of a terminal would hang it up.
+    pub(super) async fn run(mut self, writer: Writer, terminal: bool) {
+        let mut writer = Some(writer);
+        let mut at_line_start = true;
+        while let Some(job) = self.jobs.recv().await {
+            let status = match job.kind {
+                Kind::Write { write_id, .. }
+                    if lock(&self.stdin.done).knows(write_id.as_deref()) =>
+                {
+                    WriteStatus::Accepted
+                }
+                Kind::Write { chunk, write_id } => {
+                    if deliver(&mut writer, &chunk).await {
+                        at_line_start = chunk.last().map_or(at_line_start, |byte| *byte == b'\n');
+                        lock(&self.stdin.done).remember(write_id);
+                        WriteStatus::Accepted
+                    } else {
+                        WriteStatus::StdinClosed
+                    }
+                }
+                Kind::Close if lock(&self.stdin.done).closed => WriteStatus::Accepted,
+                Kind::Close if writer.is_none() => WriteStatus::StdinClosed,
+                Kind::Close => {
+                    if terminal {
+                        // within a line the first one only hands the line over
+                        let keys = [END_OF_FILE; 2];
+                        let keys = if at_line_start { &keys[..1] } else { &keys[..] };
+                        deliver(&mut writer, keys).await;
+                    }
+                    writer = None;
+                    lock(&self.stdin.done).closed = true;
+                    WriteStatus::Accepted
+                }
+            };
+            // who asked may be gone
+            let _ = job.answer.send(status);
+        }
+    }
+}
+
+/// Whether all of `bytes` went out; a writer that failed is dropped.
+async fn deliver(writer: &mut Option<Writer>, bytes: &[u8]) -> bool {
+    let Some(open) = writer else { return false };
+    let sent = async {
+        open.write_all(bytes).await?;
+        open.flush().await
+    };
+    if sent.await.is_err() {
+        *writer = None;
+    }
+    writer.is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use WriteStatus::{Accepted, StdinClosed};
+    use tokio::io::AsyncReadExt as _;
+
+    fn fed(terminal: bool, room: usize) -> (Arc<Stdin>, tokio::io::DuplexStream) {
+        let (stdin, feed) = Stdin::open();
+        let (near, far) = tokio::io::duplex(room);
+        tokio::spawn(feed.run(Box::new(near), terminal));
+        (stdin, far)
+    }
+
+    async fn write(stdin: &Arc<Stdin>, chunk: &str, id: Option<&str>) -> WriteStatus {
+        stdin.write(chunk.into(), id.map(Into::into)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn writes_keep_their_order_and_closing_comes_after_them() {
+        let (stdin, mut far) = fed(false, 4);
+        let jobs = [stdin.write(b"one ".to_vec(), None), stdin.write(b"two".to_vec(), None)];
+        let close = stdin.close();
+        let mut text = String::new();
+        far.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "one two");
+        for job in jobs {
+            assert_eq!(job.await.unwrap(), Accepted);
+        }
+        assert_eq!(close.await.unwrap(), Accepted);
+        assert_eq!(stdin.close().await.unwrap(), Accepted, "closing is idempotent");
+        assert_eq!(write(&stdin, "late", None).await, StdinClosed);
+    }
+
+    #[tokio::test]
+    async fn an_id_is_applied_once_and_remembered_after_the_end() {
+        let (stdin, mut far) = fed(false, 64);
+        assert_eq!(write(&stdin, "a", Some("1")).await, Accepted);
+        assert_eq!(write(&stdin, "a", Some("1")).await, Accepted);
+        assert_eq!(write(&stdin, "b", Some("2")).await, Accepted);
+        stdin.close().await.unwrap();
+        assert_eq!(write(&stdin, "b", Some("2")).await, Accepted);
+        assert_eq!(write(&stdin, "c", Some("3")).await, StdinClosed);
+        let mut text = String::new();
+        far.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "ab");
+    }
+
+    #[tokio::test]
+    async fn the_memory_of_ids_is_bounded() {
+        let mut done = Done::default();
+        (0..limits::WRITE_IDS_PER_PROCESS + 1).for_each(|n| done.remember(Some(n.to_string())));
+        assert_eq!(done.write_ids.len(), limits::WRITE_IDS_PER_PROCESS);
+        assert!(!done.knows(Some("0")) && done.knows(Some("1")) && !done.knows(None));
+    }
+
+    #[tokio::test]
+    async fn a_child_that_closed_its_stdin_is_reported() {
+        let (stdin, far) = fed(false, 4);
+        drop(far);
+        assert_eq!(write(&stdin, "x", Some("1")).await, StdinClosed);
+        assert_eq!(write(&stdin, "x", Some("1")).await, StdinClosed);
+        assert_eq!(stdin.close().await.unwrap(), StdinClosed);
+        assert_eq!(write(&Stdin::absent(), "x", None).await, StdinClosed);
+    }
+
+    #[tokio::test]
+    async fn more_than_the_bound_is_refused_and_nothing_is_lost() {
+        let (stdin, mut far) = fed(false, 1);
+        let mut accepted = Vec::new();
+        let refused = loop {
+            let mut job = Box::pin(stdin.write(b"xy".to_vec(), None));
+            // a refusal is ready at once, a queued write waits for the reader
+            match futures_util::poll!(&mut job) {
+                std::task::Poll::Ready(outcome) => break outcome.unwrap_err(),
+                std::task::Poll::Pending => accepted.push(job),
+            }
+            assert!(accepted.len() <= limits::WRITES_UNANSWERED_PER_PROCESS + 1);
+        };
+        assert!(refused.message.contains("does not read its stdin"), "{refused}");
+        assert!(accepted.len() >= limits::WRITES_UNANSWERED_PER_PROCESS);
+        let mut bytes = vec![0; accepted.len() * 2];
+        far.read_exact(&mut bytes).await.unwrap();
+        for job in accepted {
+            assert_eq!(job.await.unwrap(), Accepted);
+        }
+        assert_eq!(stdin.queued_bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn one_write_of_any_size_is_taken_then_bytes_count() {
+        let (stdin, _far) = fed(false, 1);
+        let mut big = Box::pin(stdin.write(vec![0; limits::STDIN_QUEUED_BYTES * 2], None));
+        assert!(futures_util::poll!(&mut big).is_pending());
+        assert!(stdin.write(vec![0], None).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn on_a_terminal_end_of_file_is_typed() {
+        for (line, typed) in [("line\n", "line\n\u{4}"), ("part", "part\u{4}\u{4}"), ("", "\u{4}")]
+        {
+            let (stdin, mut far) = fed(true, 64);
+            write(&stdin, line, None).await;
+            stdin.close().await.unwrap();
+            let mut text = String::new();
+            far.read_to_string(&mut text).await.unwrap();
+            assert_eq!(text, typed);
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! The processes of one session: names, starting, reaching, forgetting.
+//!
+//! ```text
+//!   start ──► Starting ──launched──► Known (running → exited → closed)
+//!                │ failed                     │ PROCESS_LINGER after the close,
+//!                ▼                            ▼ or room needed for a new one
+//!             forgotten ◄─────────────────────┘
+//! ```
+//!
+//! Calls do their ordered part when they are called and return a future for
+//! the rest, so requests that are called in order take effect in order.
+//! Starting runs in a task of its own: a stream that breaks in the middle
+//! leaves a process that the session knows.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use rendez_proto::limits;
+use rendez_proto::rpc::RpcError;
+use rendez_proto::rpc::process::{
+    CloseStdin, Empty, ProcessId, Read, ReadReply, SANDBOX_NONE, Signal, SignalName, Start,
+    StartReply, Terminate, TerminateReply, Write, WriteReply, WriteStatus,
+};
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+
+use super::child::{self, Launched};
+use super::handle::{Process, PushQueue, Reach};
+use super::stdin::Stdin;
+use crate::{lock, sandbox};
+
+/// One session's processes.
+pub(crate) struct Supervisor {
+    known: Mutex<Known>,
+    push: Arc<PushQueue>,
+}
+
+#[derive(Default)]
+struct Known {
+    entries: BTreeMap<ProcessId, Entry>,
+    attached: bool,
+    /// Set by [`Supervisor::kill_all`]: nothing is started any more.
+    over: bool,
+    closings: u64,
+}
+
+enum Entry {
+    Starting {
+        /// A signal that came too early; the last one counts, but nothing
+        /// counts more than a kill.
+        early: Option<SignalName>,
+    },
+    Running {
+        process: Arc<Process>,
+        task: Option<AbortHandle>,
+    },
+    Closed {
+        process: Arc<Process>,
+        /// Orders closed processes by their close.
+        order: u64,
+    },
+}
+
+impl Entry {
+    fn process(&self) -> Option<&Arc<Process>> {
+        match self {
+            Entry::Starting { .. } => None,
+            Entry::Running { process, .. } | Entry::Closed { process, .. } => Some(process),
+        }
+    }
+}
+
+impl Supervisor {
+    /// No processes, no peer.
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { known: Mutex::default(), push: Arc::default() })
+    }
+
+    // ---- the peer ----
+
+    /// A peer attached: events from here on are for it.
+    pub(crate) fn attach(&self) {
+        let mut known = lock(&self.known);
+        known.attached = true;
+        known.entries.values().filter_map(Entry::process).for_each(|process| process.attach());
+    }
+
+    /// The peer went: processes run on, their output is kept.
+    pub(crate) fn detach(&self) {
+        let mut known = lock(&self.known);
+        known.attached = false;
+        known.entries.values().filter_map(Entry::process).for_each(|process| process.detach());
+    }
+
+    /// The attached peer's next notification.
+    pub(crate) async fn next_notification(&self) -> Vec<u8> {
+        self.push.next().await
+    }
+
+    /// Whether anything runs.
+    pub(crate) fn is_idle(&self) -> bool {
+        let known = lock(&self.known);
+        known.entries.values().all(|entry| matches!(entry, Entry::Closed { .. }))
+    }
+
+    /// Kills every process and forgets it. For good: nothing can be started.
+    pub(crate) fn kill_all(&self) {
+        let entries = {
+            let mut known = lock(&self.known);
+            known.over = true;
+            std::mem::take(&mut known.entries)
+        };
+        for entry in entries.into_values() {
+            if let Entry::Running { process, task } = entry {
+                process.signal(SignalName::Kill);
+                // an orphan outside of the group may hold the outputs for ever
+                task.inspect(AbortHandle::abort);
+            }
+        }
+    }
+
+    // ---- calls ----
+
+    /// `process/start`
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        start: Start,
+    ) -> impl Future<Output = Result<StartReply, RpcError>> + Send + use<> {
+        let process_id = start.process_id.clone();
+        let outcome = self.reserve(&start).map(|()| {
+            let (started, outcome) = oneshot::channel();
+            tokio::spawn(run(Arc::downgrade(self), start, started));
+            outcome
+        });
+        async move {
+            outcome?.await.unwrap_or_else(|_| Err(session_over()))?;
+            Ok(StartReply { process_id, sandbox_type: SANDBOX_NONE.to_owned() })
+        }
+    }
+
+    /// `process/write`
+    pub(crate) fn write(
+        &self,
+        write: Write,
+    ) -> impl Future<Output = Result<WriteReply, RpcError>> + Send + use<> {
+        let queued = if write.write_id.as_deref() == Some("") {
+            Err(RpcError::invalid_params("writeId must not be empty"))
+        } else {
+            Ok(self
+                .input_of(&write.process_id)
+                .map(|stdin| stdin.write(write.chunk, write.write_id)))
+        };
+        async move {
+            let status = match queued? {
+                Ok(answer) => answer.await?,
+                Err(status) => status,
+            };
+            Ok(WriteReply { status })
+        }
+    }
+
+    /// `process/closeStdin`
+    pub(crate) fn close_stdin(
+        &self,
+        close: &CloseStdin,
+    ) -> impl Future<Output = Result<WriteReply, RpcError>> + Send + use<> {
+        let queued = self.input_of(&close.process_id).map(|stdin| stdin.close());
+        async move {
+            let status = match queued {
+                Ok(answer) => answer.await?,
+                Err(status) => status,
+            };
+            Ok(WriteReply { status })
+        }
+    }
+
+    /// `process/signal`
+    pub(crate) fn signal(&self, signal: &Signal) -> Empty {
+        self.send(&signal.process_id, signal.signal);
+        Empty {}
+    }
+
+    /// `process/terminate`
+    pub(crate) fn terminate(&self, terminate: &Terminate) -> TerminateReply {
+        TerminateReply { running: self.send(&terminate.process_id, SignalName::Kill) }
+    }
+
+    /// `process/read`
+    pub(crate) fn read(
+        &self,
+        read: Read,
+    ) -> impl Future<Output = Result<ReadReply, RpcError>> + Send + use<> {
+        let process = match lock(&self.known).entries.get(&read.process_id) {
+            None => {
+                Err(RpcError::invalid_request(format!("unknown process id {}", read.process_id)))
+            }
+            Some(Entry::Starting { .. }) => Err(RpcError::invalid_request(format!(
+                "process {} is still starting",
+                read.process_id
+            ))),
+            Some(Entry::Running { process, .. } | Entry::Closed { process, .. }) => {
+                Ok(process.clone())
+            }
+        };
+        let after = read.after_seq.unwrap_or(0);
+        async move {
+            let process = process?;
+            if let Some(wait) = read.wait_ms.filter(|wait| *wait > 0) {
+                // running out of time is an answer, too
+                let _ =
+                    tokio::time::timeout(Duration::from_millis(wait), process.news(after)).await;
+            }
+            Ok(process.read(after, read.max_bytes.unwrap_or(u64::MAX)))
+        }
+    }
+
+    // ---- inside ----
+
+    /// Takes the name, or says why not.
+    fn reserve(&self, start: &Start) -> Result<(), RpcError> {
+        if start.argv.is_empty() {
+            return Err(RpcError::invalid_params("argv must not be empty"));
+        }
+        sandbox::check(start.sandbox.as_ref())?;
+        sandbox::check_network(start.enforce_managed_network, start.managed_network.as_ref())?;
+        let mut known = lock(&self.known);
+        if known.over {
+            return Err(session_over());
+        }
+        if known.entries.contains_key(&start.process_id) {
+            return Err(RpcError::invalid_request(format!(
+                "process {} already exists",
+                start.process_id
+            )));
+        }
+        if known.entries.len() >= limits::PROCESSES_PER_SESSION && !known.forget_oldest_closed() {
+            return Err(RpcError::invalid_request(format!(
+                "this session runs {} processes, which is the most it can; end one first",
+                limits::PROCESSES_PER_SESSION
+            )));
+        }
+        known.entries.insert(start.process_id.clone(), Entry::Starting { early: None });
+        Ok(())
+    }
+
+    /// The child is there: from `Starting` to `Running`. `None`: the session
+    /// ended meanwhile, and with it the child.
+    fn register(&self, id: &ProcessId, stdin: Arc<Stdin>, reach: Reach) -> Option<Arc<Process>> {
+        let mut known = lock(&self.known);
+        let attached = known.attached;
+        let entry = known.entries.get_mut(id)?;
+        let process = Process::new(id.clone(), stdin, reach, self.push.clone(), attached);
+        let starting =
+            std::mem::replace(entry, Entry::Running { process: process.clone(), task: None });
+        if let Entry::Starting { early: Some(signal) } = starting {
+            process.signal(signal);
+        }
+        Some(process)
+    }
+
+    fn set_task(&self, id: &ProcessId, handle: AbortHandle) {
+        match lock(&self.known).entries.get_mut(id) {
+            Some(Entry::Running { task, .. }) => *task = Some(handle),
+            Some(_) => {}
+            None => handle.abort(),
+        }
+    }
+
+    fn closed(&self, process: &Arc<Process>) {
+        let mut known = lock(&self.known);
+        known.closings += 1;
+        let order = known.closings;
+        if let Some(entry) = known.entries.get_mut(process.id()) {
+            *entry = Entry::Closed { process: process.clone(), order };
+        }
+    }
+
+    fn forget(&self, id: &ProcessId, process: Option<&Arc<Process>>) {
+        let mut known = lock(&self.known);
+        // the name may have been given away again
+        let same = known.entries.get(id).is_some_and(|entry| match (entry.process(), process) {
+            (Some(there), Some(process)) => Arc::ptr_eq(there, process),
+            (None, None) => true,
+            _ => false,
+        });
+        if same {
+            known.entries.remove(id);
+        }
+    }
+
+    fn input_of(&self, id: &ProcessId) -> Result<Arc<Stdin>, WriteStatus> {
+        match lock(&self.known).entries.get(id) {
+            None => Err(WriteStatus::UnknownProcess),
+            Some(Entry::Starting { .. }) => Err(WriteStatus::Starting),
+            Some(Entry::Running { process, .. } | Entry::Closed { process, .. }) => {
+                Ok(process.stdin().clone())
+            }
+        }
+    }
+
+    fn send(&self, id: &ProcessId, signal: SignalName) -> bool {
+        match lock(&self.known).entries.get_mut(id) {
+            None | Some(Entry::Closed { .. }) => false,
+            Some(Entry::Starting { early }) => {
+                if *early != Some(SignalName::Kill) {
+                    *early = Some(signal);
+                }
+                true
+            }
+            Some(Entry::Running { process, .. }) => process.signal(signal),
+        }
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        self.kill_all();
+    }
+}
+
+impl Known {
+    fn forget_oldest_closed(&mut self) -> bool {
+        let oldest = self
+            .entries
+            .iter()
+            .filter_map(|(id, entry)| match entry {
+                Entry::Closed { order, .. } => Some((*order, id)),
+                _ => None,
+            })
+            .min()
+            .map(|(_, id)| id.clone());
+        oldest.is_some_and(|id| self.entries.remove(&id).is_some())
+    }
+}
+
+fn session_over() -> RpcError {
+    RpcError::invalid_request("the session has ended")
+}
+
+/// A process from its start until it is forgotten.
+async fn run(
+    supervisor: Weak<Supervisor>,
+    start: Start,
+    started: oneshot::Sender<Result<(), RpcError>>,
+) {
+    let id = start.process_id.clone();
+    let launched = tokio::task::spawn_blocking(|| child::launch(start))
+        .await
+        .unwrap_or_else(|error| Err(RpcError::internal(error.to_string())));
+    let Some(here) = supervisor.upgrade() else { return };
+    let Launched { child, reach, outputs, stdin: writer } = match launched {
+        Ok(launched) => launched,
+        Err(error) => {
+            here.forget(&id, None);
+            let _ = started.send(Err(error));
+            return;
+        }
+    };
+    let (stdin, feed) = match writer {
+        None => (Stdin::absent(), None),
+        Some(writer) => {
+            let (stdin, feed) = Stdin::open();
+            (stdin, Some((feed, writer)))
+        }
+    };
+    let Some(process) = here.register(&id, stdin, reach) else { return };
+    tracing::debug!(pid = child.id(), "process started");
+    let life = tokio::spawn(child::live(child, outputs, feed, process.clone()));
+    here.set_task(&id, life.abort_handle());
+    drop(here);
+    // who asked may be gone; the process runs on
+    let _ = started.send(Ok(()));
+    // aborted: the session is over
+    if life.await.is_err() {
+        return;
+    }
+    if let Some(here) = supervisor.upgrade() {
+        here.closed(&process);
+    }
+    // who needs the room may forget it earlier
+    let known = Arc::downgrade(&process);
+    drop(process);
+    tokio::time::sleep(limits::PROCESS_LINGER).await;
+    if let (Some(here), Some(process)) = (supervisor.upgrade(), known.upgrade()) {
+        here.forget(&id, Some(&process));
+    }
+}

@@ -1,0 +1,73 @@
+//! What the agent says to rules that it cannot enforce: no.
+//!
+//! A stock harness does not notice an executor that ignores `sandbox` (WIRE.md,
+//! section 6.2), so ignoring it would run code with rights that somebody meant
+//! to withhold.
+
+use rendez_proto::rpc::RpcError;
+use serde_json::Value;
+
+/// Accepts a request without sandbox rules, or whose rules ask for nothing:
+/// `permissions.type` is `disabled`, or `external` (somebody else confines).
+///
+/// # Errors
+/// -32600 for all other rules.
+pub(crate) fn check(sandbox: Option<&Value>) -> Result<(), RpcError> {
+    let Some(sandbox) = sandbox.filter(|sandbox| !sandbox.is_null()) else { return Ok(()) };
+    match sandbox["permissions"]["type"].as_str() {
+        Some("disabled" | "external") => Ok(()),
+        kind => Err(RpcError::invalid_request(format!(
+            "this executor cannot enforce a sandbox of type `{}`, so it refuses the request; \
+             ask without a sandbox, or use an executor that has one",
+            kind.unwrap_or("unknown").chars().take(32).collect::<String>()
+        ))),
+    }
+}
+
+/// Accepts a request without network rules.
+///
+/// # Errors
+/// -32600 for any network rules.
+pub(crate) fn check_network(enforce: bool, rules: Option<&Value>) -> Result<(), RpcError> {
+    if !enforce && rules.is_none_or(Value::is_null) {
+        return Ok(());
+    }
+    Err(RpcError::invalid_request(
+        "this executor cannot enforce managed networking, so it refuses the request",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_rules_that_ask_for_nothing_are_accepted() {
+        for good in [Value::Null, json!({"permissions": {"type": "disabled"}, "cwd": "file:///"})] {
+            assert_eq!(check(Some(&good)), Ok(()));
+        }
+        assert_eq!(check(None), Ok(()));
+        assert_eq!(check(Some(&json!({"permissions": {"type": "external"}}))), Ok(()));
+        for bad in [
+            json!({"permissions": {"type": "managed", "network": "restricted"}}),
+            json!({"permissions": {"type": "later"}}),
+            json!({"permissions": {}}),
+            json!({}),
+            json!("disabled"),
+            json!(1),
+        ] {
+            let error = check(Some(&bad)).unwrap_err();
+            assert_eq!(error.code, rendez_proto::rpc::code::INVALID_REQUEST, "{bad}");
+            assert!(error.message.contains("cannot enforce"));
+        }
+    }
+
+    #[test]
+    fn network_rules_are_refused() {
+        assert_eq!(check_network(false, None), Ok(()));
+        assert_eq!(check_network(false, Some(&Value::Null)), Ok(()));
+        assert!(check_network(true, None).is_err());
+        assert!(check_network(false, Some(&json!({}))).is_err());
+    }
+}

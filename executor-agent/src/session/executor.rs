@@ -1,0 +1,144 @@
+//! What all connections of one agent share: the sessions, the files, and what
+//! is said about the machine.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rendez_proto::limits;
+use rendez_proto::rpc::RpcError;
+use rendez_proto::rpc::session::{Environment, SessionId};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use super::table::{ConnectionId, Table};
+use crate::fs::Files;
+use crate::lock;
+use crate::process::supervisor::Supervisor;
+
+/// One executor's sessions and services; it outlives every connection.
+pub struct Executor {
+    sessions: Mutex<Table<Arc<Supervisor>>>,
+    /// A session was detached: there is a new expiry to wait for.
+    detached: Notify,
+    next_connection: AtomicU64,
+    files: Files,
+    environment: Environment,
+}
+
+/// A connection's hold on its session; dropping it detaches.
+pub(super) struct Attached {
+    executor: Arc<Executor>,
+    connection: ConnectionId,
+    id: SessionId,
+    supervisor: Arc<Supervisor>,
+}
+
+impl Executor {
+    /// An executor without sessions that says `environment` about itself.
+    pub fn new(environment: Environment) -> Arc<Self> {
+        Arc::new(Self {
+            sessions: Mutex::new(Table::new(limits::SESSIONS_PER_EXECUTOR, limits::SESSION_GRACE)),
+            detached: Notify::new(),
+            next_connection: AtomicU64::new(0),
+            files: Files::default(),
+            environment,
+        })
+    }
+
+    /// Ends sessions that were detached for too long, for ever; run it as a
+    /// task for as long as the executor lives.
+    pub async fn sweep(&self) {
+        loop {
+            let next = lock(&self.sessions).next_expiry();
+            match next {
+                None => self.detached.notified().await,
+                Some(at) => {
+                    // a detach in between cannot expire earlier than this one
+                    let _ = timeout_at(at.into(), self.detached.notified()).await;
+                }
+            }
+            let expired = lock(&self.sessions).expire(now());
+            for supervisor in expired {
+                tracing::debug!("session expired");
+                supervisor.kill_all();
+            }
+        }
+    }
+
+    /// Ends all sessions and kills all their processes.
+    pub fn shutdown(&self) {
+        let sessions = lock(&self.sessions).drain();
+        sessions.iter().for_each(|supervisor| supervisor.kill_all());
+    }
+
+    pub(super) fn files(&self) -> &Files {
+        &self.files
+    }
+
+    pub(super) fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
+    pub(super) fn new_connection(&self) -> ConnectionId {
+        ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Opens a session, or takes up the one that is asked for.
+    pub(super) fn attach(
+        self: &Arc<Self>,
+        connection: ConnectionId,
+        resume: Option<SessionId>,
+    ) -> Result<Attached, RpcError> {
+        let (id, supervisor) = match resume {
+            Some(id) => {
+                let supervisor = lock(&self.sessions).resume(&id, connection, now())?;
+                (id, supervisor)
+            }
+            None => {
+                let id = new_id()?;
+                let supervisor = Supervisor::new();
+                let mut sessions = lock(&self.sessions);
+                let gone = sessions.make_room(|supervisor| supervisor.is_idle());
+                sessions.open(id.clone(), supervisor.clone(), connection)?;
+                drop(sessions);
+                drop(gone);
+                (id, supervisor)
+            }
+        };
+        supervisor.attach();
+        Ok(Attached { executor: self.clone(), connection, id, supervisor })
+    }
+}
+
+impl Attached {
+    pub(super) fn id(&self) -> &SessionId {
+        &self.id
+    }
+
+    pub(super) fn supervisor(&self) -> &Arc<Supervisor> {
+        &self.supervisor
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // first, so that whoever resumes the session attaches to it later
+        self.supervisor.detach();
+        if lock(&self.executor.sessions).detach(&self.id, self.connection, now()) {
+            self.executor.detached.notify_one();
+        }
+    }
+}
+
+/// Tokio's clock, which tests can stop.
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
+
+/// A random (version 4) UUID.
+fn new_id() -> Result<SessionId, RpcError> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random)
+        .map_err(|error| RpcError::internal(format!("no random numbers for a session: {error}")))?;
+    Ok(SessionId(uuid::Builder::from_random_bytes(random).into_uuid().to_string()))
+}

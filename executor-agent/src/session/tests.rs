@@ -1,0 +1,722 @@
+//! Sessions over in-memory streams with real child processes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rendez_proto::limits;
+use rendez_proto::rpc::fs::{GetMetadata, ReadFile, ReadFileReply, WriteFile};
+use rendez_proto::rpc::path::PathUri;
+use rendez_proto::rpc::process::*;
+use rendez_proto::rpc::session::*;
+use rendez_proto::rpc::{
+    Message, Method, Notification, RequestId, RpcError, code, notification, request,
+};
+use rendez_rpc::Messages as _;
+use rendez_rpc::memory::{End, pair};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use super::{Executor, serve};
+
+/// A client of one stream that keeps what it has not asked for yet.
+struct Client {
+    end: End,
+    next_id: AtomicI64,
+    inbox: Vec<Message>,
+    server: JoinHandle<()>,
+}
+
+fn executor() -> Arc<Executor> {
+    Executor::new(crate::environment::describe(std::path::Path::new("/tmp")))
+}
+
+impl Client {
+    fn connect(executor: &Arc<Executor>, capacity: usize) -> Self {
+        let (end, other) = pair(capacity);
+        let server = tokio::spawn(serve(executor.clone(), other));
+        Self { end, next_id: AtomicI64::new(1), inbox: Vec::new(), server }
+    }
+
+    /// A stream with a session, and its id.
+    async fn ready(executor: &Arc<Executor>, resume: Option<&SessionId>) -> (Self, SessionId) {
+        let mut client = Self::connect(executor, 64);
+        let id = client.initialize(resume).await.unwrap();
+        (client, id)
+    }
+
+    async fn initialize(&mut self, resume: Option<&SessionId>) -> Result<SessionId, RpcError> {
+        let call = Initialize { client_name: "test".into(), resume_session_id: resume.cloned() };
+        let reply = self.call::<Initialize>(&call).await?;
+        self.raw(&notification(&Initialized {})).await;
+        Ok(reply.session_id)
+    }
+
+    async fn raw(&self, message: &[u8]) {
+        self.end.send(Bytes::copy_from_slice(message)).await.unwrap();
+    }
+
+    /// Sends a call; the answer is for [`Client::answer`].
+    async fn ask<M: Method>(&self, params: &M::Params) -> i64 {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        self.raw(&request::<M>(RequestId::Number(id), params)).await;
+        id
+    }
+
+    async fn answer<M: Method>(&mut self, id: i64) -> Result<M::Reply, RpcError> {
+        let id = RequestId::Number(id);
+        let found = self
+            .find(
+                |message| matches!(message, Message::Response { id: theirs, .. } if *theirs == id),
+            )
+            .await;
+        let Message::Response { outcome, .. } = found else { unreachable!() };
+        outcome.map(|value| serde_json::from_value(value).unwrap())
+    }
+
+    async fn call<M: Method>(&mut self, params: &M::Params) -> Result<M::Reply, RpcError> {
+        let id = self.ask::<M>(params).await;
+        self.answer::<M>(id).await
+    }
+
+    /// The first message that is looked for; others wait.
+    async fn find(&mut self, wanted: impl Fn(&Message) -> bool) -> Message {
+        loop {
+            if let Some(at) = self.inbox.iter().position(&wanted) {
+                return self.inbox.remove(at);
+            }
+            let bytes = self.end.recv().await.expect("the stream ended");
+            self.inbox.push(Message::parse(&bytes).unwrap());
+        }
+    }
+
+    /// The next notification about a process.
+    async fn next_event(&mut self, id: &ProcessId) -> Event {
+        let about = |message: &Message| match message {
+            Message::Notification { params, .. } => params["processId"] == id.0,
+            _ => false,
+        };
+        let Message::Notification { method, params } = self.find(about).await else {
+            unreachable!()
+        };
+        fn parse<N: DeserializeOwned>(params: Value) -> N {
+            serde_json::from_value(params).unwrap()
+        }
+        match method.as_str() {
+            Output::NAME => Event::Output(parse(params)),
+            Exited::NAME => Event::Exited(parse(params)),
+            ClosedNotification::NAME => Event::Closed(parse(params)),
+            other => panic!("unknown notification {other}"),
+        }
+    }
+
+    /// Everything until the close, which must have no hole.
+    async fn finish(&mut self, id: &ProcessId, after: u64) -> Finished {
+        let mut finished = Finished { last_seq: after, ..Finished::default() };
+        loop {
+            let event = self.next_event(id).await;
+            let (Event::Output(Output { seq, .. })
+            | Event::Exited(Exited { seq, .. })
+            | Event::Closed(ClosedNotification { seq, .. })) = event;
+            assert_eq!(seq, finished.last_seq + 1, "a hole or a repetition");
+            finished.last_seq = seq;
+            match event {
+                Event::Output(output) => {
+                    assert!(output.chunk.len() <= limits::PROCESS_CHUNK_MAX_BYTES);
+                    finished.chunks += 1;
+                    let text = match output.stream {
+                        Stream::Stdout => &mut finished.stdout,
+                        Stream::Stderr => &mut finished.stderr,
+                        Stream::Pty => &mut finished.pty,
+                    };
+                    text.extend(output.chunk);
+                }
+                Event::Exited(exited) => finished.code = Some(exited.exit_code),
+                Event::Closed(_) => return finished,
+            }
+        }
+    }
+
+    /// Runs a shell script with PATH only.
+    async fn sh(&mut self, id: &str, script: &str) -> Finished {
+        let start = shell(id, script);
+        self.call::<Start>(&start).await.unwrap();
+        self.finish(&start.process_id, 0).await
+    }
+
+    async fn write(&mut self, id: &str, chunk: &str, write_id: Option<&str>) -> WriteStatus {
+        let write =
+            Write { process_id: pid(id), chunk: chunk.into(), write_id: write_id.map(Into::into) };
+        self.call::<Write>(&write).await.unwrap().status
+    }
+
+    async fn close_stdin(&mut self, id: &str) -> WriteStatus {
+        let close = CloseStdin { process_id: pid(id), write_id: None };
+        self.call::<CloseStdin>(&close).await.unwrap().status
+    }
+
+    async fn signal(&mut self, id: &str, signal: SignalName) {
+        self.call::<Signal>(&Signal { process_id: pid(id), signal }).await.unwrap();
+    }
+
+    async fn terminate(&mut self, id: &str) -> bool {
+        self.call::<Terminate>(&Terminate { process_id: pid(id) }).await.unwrap().running
+    }
+
+    async fn read(&mut self, id: &str, after: u64) -> ReadReply {
+        self.call::<Read>(&read(id, after)).await.unwrap()
+    }
+
+    /// Drops the stream and waits until the executor has noticed.
+    async fn disconnect(self) {
+        drop(self.end);
+        self.server.await.unwrap();
+    }
+}
+
+enum Event {
+    Output(Output),
+    Exited(Exited),
+    Closed(ClosedNotification),
+}
+
+#[derive(Debug, Default)]
+struct Finished {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    pty: Vec<u8>,
+    chunks: usize,
+    code: Option<i32>,
+    last_seq: u64,
+}
+
+impl Finished {
+    fn stdout(&self) -> &str {
+        std::str::from_utf8(&self.stdout).unwrap()
+    }
+}
+
+fn pid(id: &str) -> ProcessId {
+    ProcessId(id.into())
+}
+
+fn path(path: &str) -> PathUri {
+    PathUri::from_path(path).unwrap()
+}
+
+fn shell(id: &str, script: &str) -> Start {
+    let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
+    let path_variable = std::env::var("PATH").unwrap();
+    Start {
+        env: BTreeMap::from([("PATH".to_owned(), path_variable)]),
+        ..Start::new(pid(id), argv, path("/tmp"))
+    }
+}
+
+fn read(id: &str, after: u64) -> Read {
+    Read { process_id: pid(id), after_seq: Some(after), max_bytes: None, wait_ms: None }
+}
+
+// ---- phases --------------------------------------------------------------
+
+#[tokio::test]
+async fn initialize_comes_first_and_once() {
+    let mut client = Client::connect(&executor(), 8);
+    let terminate = Terminate { process_id: pid("p") };
+    let error = client.call::<Terminate>(&terminate).await.unwrap_err();
+    assert_eq!(
+        error,
+        RpcError::invalid_request("client must call initialize before using exec methods")
+    );
+    // a failed one may be repeated
+    let resume = SessionId("gone".into());
+    let error = client.initialize(Some(&resume)).await.unwrap_err();
+    assert_eq!(error, RpcError::invalid_request("unknown session id gone"));
+
+    let reply = client.call::<Initialize>(&Initialize::default()).await.unwrap();
+    assert!(reply.rendez.unwrap().close_stdin);
+    assert_eq!(reply.environment_info.unwrap().cwd.unwrap().path(), "/tmp");
+    let stat = GetMetadata { path: path("/tmp"), sandbox: None };
+    assert_eq!(
+        client.call::<GetMetadata>(&stat).await.unwrap_err(),
+        RpcError::invalid_request("client must send initialized before using filesystem methods")
+    );
+    let again = RpcError::invalid_request("initialize may only be sent once per connection");
+    assert_eq!(client.call::<Initialize>(&Initialize::default()).await.unwrap_err(), again);
+    client.raw(br#"{"method":"initialized"}"#).await;
+    client.call::<GetMetadata>(&stat).await.unwrap();
+    assert_eq!(client.call::<Initialize>(&Initialize::default()).await.unwrap_err(), again);
+    let status = client.call::<EnvironmentStatus>(&EnvironmentStatus {}).await.unwrap();
+    assert_eq!(status.status, "ready");
+}
+
+#[tokio::test]
+async fn bad_calls_get_the_documented_errors() {
+    let (mut client, _) = Client::ready(&executor(), None).await;
+    for (request, code, message) in [
+        (
+            json!({"id": 90, "method": "x/y"}),
+            code::METHOD_NOT_FOUND,
+            "exec-server stub does not implement `x/y` yet",
+        ),
+        (
+            json!({"id": 90, "method": "process/terminate", "params": {}}),
+            code::INVALID_PARAMS,
+            "missing field `processId`",
+        ),
+        (
+            json!({"id": 90, "method": "fs/readFile", "params": {"path": "/tmp"}}),
+            code::INVALID_PARAMS,
+            "invalid URI: relative URL without a base",
+        ),
+        (
+            json!({"id": 90, "method": "process/read", "params": {"processId": "zz"}}),
+            code::INVALID_REQUEST,
+            "unknown process id zz",
+        ),
+        (
+            json!({"id": 90, "method": "process/write",
+                "params": {"processId": "zz", "chunk": "", "writeId": ""}}),
+            code::INVALID_PARAMS,
+            "writeId must not be empty",
+        ),
+    ] {
+        client.raw(request.to_string().as_bytes()).await;
+        let error = client.answer::<EnvironmentInfo>(90).await.unwrap_err();
+        assert_eq!((error.code, error.message.as_str()), (code, message));
+    }
+}
+
+#[tokio::test]
+async fn unknown_notifications_and_answers_are_ignored_but_nonsense_ends_the_stream() {
+    let (mut client, _) = Client::ready(&executor(), None).await;
+    client.raw(br#"{"method":"what/ever","params":{}}"#).await;
+    client.raw(br#"{"id":77,"result":null}"#).await;
+    client.call::<EnvironmentInfo>(&EnvironmentInfo {}).await.unwrap();
+    client.raw(b"{nonsense").await;
+    assert_eq!(client.end.recv().await, None);
+    client.server.await.unwrap();
+}
+
+// ---- running -------------------------------------------------------------
+
+#[tokio::test]
+async fn output_and_exit_code_arrive_in_order() {
+    let (mut client, _) = Client::ready(&executor(), None).await;
+    let done = client.sh("p", "echo out; echo err >&2; exit 7").await;
+    assert_eq!((done.stdout(), done.stderr.as_slice()), ("out\n", b"err\n".as_slice()));
+    assert_eq!((done.code, done.last_seq), (Some(7), 4));
+    assert!(!client.terminate("p").await, "it has ended");
+    assert!(!client.terminate("unknown").await);
+    client.signal("unknown", SignalName::Interrupt).await;
+}
+
+#[tokio::test]
+async fn a_name_is_taken_even_after_the_close() {
+    let (mut client, _) = Client::ready(&executor(), None).await;
+    client.sh("dup", "true").await;
+    let error = client.call::<Start>(&shell("dup", "true")).await.unwrap_err();
+    assert_eq!(error, RpcError::invalid_request("process dup already exists"));
+    client.sh("", "true").await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_started_is_explained_and_its_name_is_free_again() {
+    let (mut client, _) = Client::ready(&executor(), None).await;
+    let good = shell("p", "true");
+    let missing = "No such file or directory (os error 2)";
+    for (start, code, message) in [
+        (Start { argv: vec![], ..good.clone() }, code::INVALID_PARAMS, "argv must not be empty"),
+        (Start { argv: vec!["no-such-x".into()], ..good.clone() }, code::INTERNAL, missing),
+        (Start { argv: vec!["/no/such".into()], ..good.clone() }, code::INTERNAL, missing),
+        (Start { cwd: path("/no/such"), ..good.clone() }, code::INTERNAL, missing),
+        (
+            Start { tty: true, argv: vec!["/no/such".into()], ..good.clone() },
+            code::INTERNAL,
+            missing,
+        ),
+    ] {
+        let error = client.call::<Start>(&start).await.unwrap_err();
+        assert_eq!((error.code, error.message.as_str()), (code, message));
+    }
+    let nul = Start { argv: vec!["sh".into(), "a\0b".into()], ..good.clone() };
+    assert_eq!(client.call::<Start>(&nul).await.unwrap_err().code, code::INVALID_PARAMS);
+    let managed = json!({"permissions": {"type": "managed"}});
+    for refused in [
+        Start { sandbox: Some(managed), ..good.clone() },
+        Start { enforce_managed_network: true, ..good.clone() },
+        Start { managed_network: Some(json!({})), ..good.clone() },
+    ] {
+        let error = client.call::<Start>(&refused).await.unwrap_err();
+        assert_eq!(error.code, code::INVALID_REQUEST);
+        assert!(error.message.contains("cannot enforce"), "{error}");
+    }
+    let open = Start { sandbox: Some(json!({"permissions": {"type": "disabled"}})), ..good };
+    let reply = client.call::<Start>(&open).await.unwrap();
+    assert_eq!(reply.sandbox_type, SANDBOX_NONE);
+    assert_eq!(client.finish(&pid("p"), 0).await.code, Some(0));
+}
+
+#[tokio::test]
+async fn the_child_gets_its_own_path_name_folder_and_variables() {
+    let (mut client, _) = Client::ready(&executor(), None).await;
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().canonicalize().unwrap();
+    std::os::unix::fs::symlink("/bin/sh", root.join("my-sh")).unwrap();
+    let root = root.to_str().unwrap();
+    let start = Start {
+        argv: ["my-sh", "-c", "/bin/pwd; echo $0; echo $A-$HOME"].map(str::to_owned).to_vec(),
+        cwd: path(root),
+        arg0: Some("renamed".into()),
+        env: BTreeMap::from([("PATH".into(), root.into()), ("A".into(), "1".into())]),
+        ..shell("p", "")
+    };
+    client.call::<Start>(&start).await.unwrap();
+    let done = client.finish(&start.process_id, 0).await;
+    assert_eq!(done.stdout(), format!("{root}\nrenamed\n1-\n"));
+
+    let policy = EnvPolicy {
+        exclude: vec!["home".into()],
+        set: BTreeMap::from([("B".into(), "2".into())]),
+        ..EnvPolicy::inherit_all()
+    };
+    let start = Start { env_policy: Some(policy), ..shell("q", "echo $B-$HOME") };
+    client.call::<Start>(&start).await.unwrap();
+    assert_eq!(client.finish(&start.process_id, 0).await.stdout(), "2-\n");
+}
+
+#[tokio::test]
+async fn signals_reach_the_whole_group_and_show_in_the_exit_code() {
+    let (mut client, _) = Client::ready(&executor(), None).await;
+    // the inner one would hold the output open, and the close back, if it survived
+    let script = "sleep 1000 & echo ready; exec sleep 1000";
+    for (signal, code) in
+        [(SignalName::Terminate, 143), (SignalName::Kill, 137), (SignalName::Hangup, 129)]
+    {
+        let start = shell(&format!("{code}"), script);
+        client.call::<Start>(&start).await.unwrap();
+        assert!(matches!(client.next_event(&start.process_id).await, Event::Output(_)));
+        client.signal(&start.process_id.0, signal).await;
+        assert_eq!(client.finish(&start.process_id, 1).await.code, Some(code));
+    }
+    let start = shell("i", "echo ready; exec sleep 1000");
+    client.call::<Start>(&start).await.unwrap();
+    client.next_event(&start.process_id).await;
+    client.signal("i", SignalName::Interrupt).await;
+    assert_eq!(client.finish(&start.process_id, 1).await.code, Some(130));
+    // after the leader's end the rest can still be reached; shells start
+    // background jobs with SIGINT ignored
+    let start = shell("o", script);
+    client.call::<Start>(&start).await.unwrap();
+    client.next_event(&start.process_id).await;
+    client.signal("o", SignalName::Interrupt).await;
+    let Event::Exited(exited) = client.next_event(&start.process_id).await else { panic!() };
+    assert_eq!(exited.exit_code, 130);
+    assert!(!client.terminate("o").await);
+    assert!(matches!(client.next_event(&start.process_id).await, Event::Closed(_)));
+    let start = shell("t", "echo ready; sleep 1000");
+    client.call::<Start>(&start).await.unwrap();
+    client.next_event(&start.process_id).await;
+    assert!(client.terminate("t").await);
+    assert_eq!(client.finish(&start.process_id, 1).await.code, Some(137));
+}
+
+// ---- input ---------------------------------------------------------------
+
+#[tokio::test]
+async fn stdin_is_written_once_per_id_and_can_be_closed() {
+    let (mut client, _) = Client::ready(&executor(), None).await;
+    let start = Start { pipe_stdin: true, ..shell("cat", "cat; echo end") };
+    client.call::<Start>(&start).await.unwrap();
+    assert_eq!(client.write("cat", "a", Some("1")).await, WriteStatus::Accepted);
+    assert_eq!(client.write("cat", "a", Some("1")).await, WriteStatus::Accepted);
+    assert_eq!(client.write("cat", "b\n", Some("2")).await, WriteStatus::Accepted);
+    assert_eq!(client.close_stdin("cat").await, WriteStatus::Accepted);
+    assert_eq!(client.close_stdin("cat").await, WriteStatus::Accepted);
+    let done = client.finish(&start.process_id, 0).await;
+    assert_eq!((done.stdout(), done.code), ("ab\nend\n", Some(0)));
+    assert_eq!(client.write("cat", "c", None).await, WriteStatus::StdinClosed);
+    assert_eq!(client.write("cat", "b\n", Some("2")).await, WriteStatus::Accepted);
+    assert_eq!(client.write("unknown", "c", None).await, WriteStatus::UnknownProcess);
+    assert_eq!(client.close_stdin("unknown").await, WriteStatus::UnknownProcess);
+}
+
+#[tokio::test]
+async fn a_child_without_stdin_reads_nothing() {
+    let (mut client, _) = Client::ready(&executor(), None).await;
+    assert_eq!(client.sh("p", "cat; echo end").await.stdout(), "end\n");
+    assert_eq!(client.write("p", "x", None).await, WriteStatus::StdinClosed);
+}
+
+#[tokio::test]
+async fn pipelined_calls_to_one_process_keep_their_order() {
+    let (mut client, _) = Client::ready(&executor(), None).await;
+    let start = Start { pipe_stdin: true, ..shell("cat", "cat") };
+    client.call::<Start>(&start).await.unwrap();
+    let mut expected = String::new();
+    let mut ids = Vec::new();
+    for n in 0..20 {
+        let chunk = format!("{n}\n");
+        expected += &chunk;
+        let write = Write { process_id: pid("cat"), chunk: chunk.into(), write_id: None };
+        ids.push(client.ask::<Write>(&write).await);
+    }
+    let close =
+        client.ask::<CloseStdin>(&CloseStdin { process_id: pid("cat"), write_id: None }).await;
+    assert_eq!(client.finish(&pid("cat"), 0).await.stdout(), expected);
+    for id in ids {
+        assert_eq!(client.answer::<Write>(id).await.unwrap().status, WriteStatus::Accepted);
+    }
+    assert_eq!(client.answer::<CloseStdin>(close).await.unwrap().status, WriteStatus::Accepted);
+}
+
+#[tokio::test]
+async fn a_child_that_does_not_read_can_still_be_ended() {
+    let (mut client, _) = Client::ready(&executor(), None).await;
+    let start = Start { pipe_stdin: true, ..shell("p", "echo ready; exec sleep 1000") };
+    client.call::<Start>(&start).await.unwrap();
+    client.next_event(&start.process_id).await;
+    // more than a pipe holds
+    let write = Write { process_id: pid("p"), chunk: vec![0; 1 << 20], write_id: None };
+    let stuck = client.ask::<Write>(&write).await;
+    assert!(client.terminate("p").await);
+    assert_eq!(client.answer::<Write>(stuck).await.unwrap().status, WriteStatus::StdinClosed);
+    assert_eq!(client.finish(&start.process_id, 1).await.code, Some(137));
+}
+
+// ---- terminal ------------------------------------------------------------
+
+#[tokio::test]
+async fn a_terminal_has_its_size_echo_interrupt_and_end_of_file() {
+    let (mut client, _) = Client::ready(&executor(), None).await;
+    let tty = |id: &str, script: &str| Start { tty: true, ..shell(id, script) };
+    client.call::<Start>(&tty("size", "stty size; tty >/dev/null && echo tty")).await.unwrap();
+    let done = client.finish(&pid("size"), 0).await;
+    assert_eq!(String::from_utf8(done.pty).unwrap(), "24 80\r\ntty\r\n");
+
+    client.call::<Start>(&tty("cat", "exec cat")).await.unwrap();
+    assert_eq!(client.write("cat", "hi\n", None).await, WriteStatus::Accepted);
+    assert_eq!(client.close_stdin("cat").await, WriteStatus::Accepted);
+    let done = client.finish(&pid("cat"), 0).await;
+    assert_eq!((done.code, String::from_utf8(done.pty).unwrap()), (Some(0), "hi\r\nhi\r\n".into()));
+    assert_eq!(client.write("cat", "late", None).await, WriteStatus::StdinClosed);
+
+    client.call::<Start>(&tty("int", "echo ready; exec sleep 1000")).await.unwrap();
+    client.next_event(&pid("int")).await;
+    client.signal("int", SignalName::Interrupt).await;
+    assert_eq!(client.finish(&pid("int"), 1).await.code, Some(130));
+}
+
+// ---- volume --------------------------------------------------------------
+
+#[tokio::test]
+async fn a_slow_reader_gets_everything_and_stops_the_child_meanwhile() {
+    let total = 3 * limits::PROCESS_OUTPUT_RETAINED_BYTES;
+    let mut client = Client::connect(&executor(), 1);
+    client.initialize(None).await.unwrap();
+    let script = format!("head -c {total} /dev/zero");
+    let start = shell("big", &script);
+    client.call::<Start>(&start).await.unwrap();
+    // the log fills up and the child is held: it cannot have exited
+    let full = limits::PROCESS_OUTPUT_RETAINED_BYTES as u64 / 2 / 8192;
+    let wait = Read { wait_ms: Some(60_000), max_bytes: Some(1), ..read("big", full) };
+    let id = client.ask::<Read>(&wait).await;
+    let reply = loop {
+        // take the answer only; notifications stay unread in this client's inbox
+        let bytes = client.end.recv().await.unwrap();
+        match Message::parse(&bytes).unwrap() {
+            Message::Response { id: RequestId::Number(n), outcome } if n == id => {
+                break serde_json::from_value::<ReadReply>(outcome.unwrap()).unwrap();
+            }
+            other => client.inbox.push(other),
+        }
+    };
+    assert!(!reply.exited);
+    let done = client.finish(&start.process_id, 0).await;
+    assert_eq!((done.stdout.len(), done.code), (total, Some(0)));
+    assert_eq!(done.last_seq as usize, done.chunks + 2);
+}
+
+#[tokio::test]
+async fn a_flood_does_not_starve_another_process() {
+    let mut client = Client::connect(&executor(), 4);
+    client.initialize(None).await.unwrap();
+    client.call::<Start>(&shell("flood", "exec cat /dev/zero")).await.unwrap();
+    assert_eq!(client.sh("small", "echo hi").await.stdout(), "hi\n");
+    assert!(client.terminate("flood").await);
+    assert_eq!(client.finish(&pid("flood"), 0).await.code, Some(137));
+}
+
+// ---- reading -------------------------------------------------------------
+
+#[tokio::test]
+async fn reading_repeats_waits_and_is_cut() {
+    let (mut client, _) = Client::ready(&executor(), None).await;
+    let start = Start { pipe_stdin: true, ..shell("p", "cat") };
+    client.call::<Start>(&start).await.unwrap();
+    let nothing = client.read("p", 0).await;
+    assert_eq!((nothing.chunks.len(), nothing.next_seq, nothing.exited), (0, 1, false));
+    let wait = Read { wait_ms: Some(60_000), ..read("p", 0) };
+    let id = client.ask::<Read>(&wait).await;
+    client.write("p", "one", None).await;
+    let reply = client.answer::<Read>(id).await.unwrap();
+    assert_eq!((reply.chunks[0].chunk.as_slice(), reply.next_seq), (b"one".as_slice(), 2));
+    client.write("p", "two", None).await;
+    client.close_stdin("p").await;
+    client.finish(&pid("p"), 0).await;
+    let cut = Read { max_bytes: Some(3), ..read("p", 0) };
+    let reply = client.call::<Read>(&cut).await.unwrap();
+    assert_eq!((reply.chunks.len(), reply.next_seq, reply.closed), (1, 2, true));
+    let reply = client.read("p", 1).await;
+    assert_eq!((reply.chunks[0].chunk.as_slice(), reply.next_seq), (b"two".as_slice(), 5));
+    assert_eq!(reply.exit_code, Some(0));
+}
+
+#[tokio::test]
+async fn a_long_read_does_not_hold_up_other_calls() {
+    let (mut client, _) = Client::ready(&executor(), None).await;
+    client.call::<Start>(&shell("p", "exec sleep 1000")).await.unwrap();
+    let wait = Read { wait_ms: Some(u64::MAX), ..read("p", 0) };
+    let id = client.ask::<Read>(&wait).await;
+    client.call::<EnvironmentInfo>(&EnvironmentInfo {}).await.unwrap();
+    assert!(client.terminate("p").await);
+    client.answer::<Read>(id).await.unwrap();
+}
+
+// ---- sessions ------------------------------------------------------------
+
+#[tokio::test]
+async fn a_session_survives_its_stream_and_loses_nothing() {
+    let executor = executor();
+    let (mut client, session) = Client::ready(&executor, None).await;
+    let start = Start { pipe_stdin: true, ..shell("p", "echo one; cat") };
+    client.call::<Start>(&start).await.unwrap();
+    assert!(matches!(client.next_event(&start.process_id).await, Event::Output(_)));
+
+    let mut other = Client::connect(&executor, 64);
+    let error = other.initialize(Some(&session)).await.unwrap_err();
+    assert_eq!(error.code, code::SESSION_ATTACHED);
+    client.disconnect().await;
+    assert_eq!(other.initialize(Some(&session)).await.unwrap(), session);
+
+    assert_eq!(other.write("p", "two\n", None).await, WriteStatus::Accepted);
+    // what came before the resume is read, what comes later is pushed
+    let Event::Output(output) = other.next_event(&start.process_id).await else { panic!() };
+    assert_eq!((output.seq, output.chunk.as_slice()), (2, b"two\n".as_slice()));
+    let reply = other.read("p", 0).await;
+    assert_eq!(reply.chunks.iter().map(|chunk| chunk.seq).collect::<Vec<_>>(), [1, 2]);
+    other.close_stdin("p").await;
+    assert_eq!(other.finish(&start.process_id, 2).await.code, Some(0));
+}
+
+#[tokio::test]
+async fn while_nobody_is_attached_the_child_runs_on_and_the_newest_output_is_kept() {
+    let executor = executor();
+    let (mut client, session) = Client::ready(&executor, None).await;
+    let total = 3 * limits::PROCESS_OUTPUT_RETAINED_BYTES;
+    let script = format!("read go; head -c {total} /dev/zero; echo end");
+    let start = Start { pipe_stdin: true, ..shell("p", &script) };
+    client.call::<Start>(&start).await.unwrap();
+    client.write("p", "go\n", None).await;
+    client.disconnect().await;
+
+    let (mut client, _) = Client::ready(&executor, Some(&session)).await;
+    // how far it got before the resume is open; the rest is pushed
+    let reply = loop {
+        let reply =
+            client.call::<Read>(&Read { max_bytes: Some(1), ..read("p", 0) }).await.unwrap();
+        if reply.closed {
+            break client.read("p", 0).await;
+        }
+        while let Some(at) =
+            client.inbox.iter().position(|m| matches!(m, Message::Notification { .. }))
+        {
+            client.inbox.remove(at);
+        }
+    };
+    let first = reply.chunks[0].seq;
+    assert!(first > 1, "older output was dropped");
+    let seqs: Vec<_> = reply.chunks.iter().map(|chunk| chunk.seq).collect();
+    let exit = (first..).zip(&seqs).position(|(expected, seq)| expected != *seq);
+    assert!(exit.is_none_or(|at| at + 2 >= seqs.len()), "a hole in what was kept");
+    assert!(reply.chunks.last().unwrap().chunk.ends_with(b"end\n"));
+    assert_eq!(reply.exit_code, Some(0));
+}
+
+/// Whether a process of this id is there and not a zombie.
+fn is_alive(id: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/{id}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
+}
+
+/// Waits for the operating system; fails if it never happens.
+async fn gone(id: &str) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while is_alive(id) {
+        assert!(std::time::Instant::now() < deadline, "process {id} is still there");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Starts something that lives long, and gives the operating system's id.
+async fn start_sleeper(client: &mut Client) -> String {
+    let start = shell("sleeper", "echo $$; exec sleep 1000");
+    client.call::<Start>(&start).await.unwrap();
+    let Event::Output(output) = client.next_event(&start.process_id).await else { panic!() };
+    String::from_utf8(output.chunk).unwrap().trim().to_owned()
+}
+
+#[tokio::test]
+async fn a_session_that_nobody_resumes_is_killed_after_its_grace() {
+    let executor = executor();
+    let sweeper = tokio::spawn({
+        let executor = executor.clone();
+        async move { executor.sweep().await }
+    });
+    let (mut client, session) = Client::ready(&executor, None).await;
+    let sleeper = start_sleeper(&mut client).await;
+    client.disconnect().await;
+    tokio::time::pause();
+    tokio::time::advance(limits::SESSION_GRACE - Duration::from_millis(10)).await;
+    assert!(is_alive(&sleeper));
+    tokio::time::advance(Duration::from_millis(20)).await;
+    tokio::time::resume();
+    gone(&sleeper).await;
+    let mut client = Client::connect(&executor, 8);
+    let error = client.initialize(Some(&session)).await.unwrap_err();
+    assert_eq!(error.message, format!("unknown session id {session}"));
+    sweeper.abort();
+}
+
+#[tokio::test]
+async fn shutting_down_kills_what_runs() {
+    let executor = executor();
+    let (mut client, _) = Client::ready(&executor, None).await;
+    let sleeper = start_sleeper(&mut client).await;
+    executor.shutdown();
+    gone(&sleeper).await;
+    let error = client.call::<Start>(&shell("late", "true")).await.unwrap_err();
+    assert_eq!(error, RpcError::invalid_request("the session has ended"));
+}
+
+// ---- files ---------------------------------------------------------------
+
+#[tokio::test]
+async fn files_are_served_and_sandboxes_refused() {
+    let (mut client, _) = Client::ready(&executor(), None).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = path(folder.path().join("x").to_str().unwrap());
+    let write = WriteFile { path: file.clone(), data: b"hello".to_vec(), sandbox: None };
+    client.call::<WriteFile>(&write).await.unwrap();
+    let read = ReadFile { path: file.clone(), follow_symlinks: true, sandbox: None };
+    let reply = client.call::<ReadFile>(&read).await.unwrap();
+    assert_eq!(reply, ReadFileReply { data: b"hello".to_vec() });
+    let managed = ReadFile { sandbox: Some(json!({"permissions": {"type": "managed"}})), ..read };
+    let error = client.call::<ReadFile>(&managed).await.unwrap_err();
+    assert_eq!(error.code, code::INVALID_REQUEST);
+    let missing = GetMetadata { path: file.join("y").unwrap(), sandbox: None };
+    assert_eq!(client.call::<GetMetadata>(&missing).await.unwrap_err().code, code::INTERNAL);
+}
