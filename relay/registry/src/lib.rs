@@ -33,6 +33,9 @@ pub mod stats;
 pub mod store;
 pub mod token;
 
+#[cfg(test)]
+mod testing;
+
 pub use public_url::{PublicUrl, RENDEZVOUS_PATH};
 pub use seam::{Clock, NobodyConnected, Presence, Random};
 pub use service::tickets::TicketRefused;

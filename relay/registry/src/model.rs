@@ -247,3 +247,64 @@ pub struct Environment {
     /// The current claim.
     pub registration: Registration,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_whole_ids() {
+        let table: [(&str, &[&str], &[&str]); 6] = [
+            ("*", &["a", "dev-1"], &[]),
+            ("dev", &["dev"], &["dev1", "de", "xdev"]),
+            ("dev-*", &["dev-", "dev-1"], &["dev", "xdev-1"]),
+            ("*-gpu", &["a-gpu", "a-gpu-gpu"], &["gpu", "a-gpu1"]),
+            ("a*b*c", &["abc", "axxbyyc", "abbcbc"], &["ab", "acb", "abcx"]),
+            ("**", &["a"], &[]),
+        ];
+        for (pattern, good, bad) in table {
+            let pattern: TokenPattern = pattern.parse().unwrap();
+            for id in good {
+                assert!(pattern.matches(&id.parse().unwrap()), "{pattern:?} misses {id}");
+            }
+            for id in bad {
+                assert!(!pattern.matches(&id.parse().unwrap()), "{pattern:?} takes {id}");
+            }
+        }
+    }
+
+    #[test]
+    fn patterns_are_bounded_and_plain() {
+        let long = "*".repeat(limits::ENVIRONMENT_ID_MAX_BYTES + 1);
+        for bad in ["", "a b", "a?", "[a]", "a/b", &long] {
+            assert!(bad.parse::<TokenPattern>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_role_is_exactly_its_role() {
+        let environment: EnvironmentId = "dev".parse().unwrap();
+        for role in [Role::Executor, Role::Orchestrator, Role::Admin] {
+            for needed in [Role::Executor, Role::Orchestrator, Role::Admin] {
+                let caller = Caller {
+                    token: TokenId::from_random([0; 8]),
+                    role,
+                    environments: "*".parse().unwrap(),
+                };
+                assert_eq!(caller.may(needed, &environment).is_ok(), role == needed);
+            }
+        }
+    }
+
+    #[test]
+    fn token_ids_are_lower_case_hex() {
+        let id = TokenId::from_random([0, 1, 2, 3, 0xaa, 0xbb, 0xcc, 0xdd]);
+        assert_eq!(id.as_str(), "00010203aabbccdd");
+        assert_eq!(id.as_str().parse(), Ok(id));
+        for bad in
+            ["", "00010203AABBCCDD", "00010203aabbccd", "00010203aabbccdd0", "g0010203aabbccdd"]
+        {
+            assert!(bad.parse::<TokenId>().is_err(), "{bad:?}");
+        }
+    }
+}

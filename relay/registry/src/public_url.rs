@@ -105,3 +105,51 @@ impl fmt::Debug for WebsocketBase {
         write!(f, "WebsocketBase({})", self.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixed(text: &str) -> Result<String, InvalidPublicUrl> {
+        text.parse::<PublicUrl>()?.base(None).map(|base| base.to_string())
+    }
+
+    #[test]
+    fn a_configured_url_becomes_a_websocket_base() {
+        for (text, base) in [
+            ("http://127.0.0.1:7000", "ws://127.0.0.1:7000"),
+            ("https://relay.example.com/", "wss://relay.example.com"),
+            ("https://relay.example.com:8443/a/b/", "wss://relay.example.com:8443/a/b"),
+            ("wss://relay.example.com", "wss://relay.example.com"),
+            ("ws://[::1]:7000", "ws://[::1]:7000"),
+        ] {
+            assert_eq!(fixed(text).unwrap(), base);
+        }
+        for bad in
+            ["relay.example.com", "ftp://x", "https://u:p@x", "https://x/?a", "https://x/#a", ""]
+        {
+            assert!(fixed(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn without_one_the_host_header_decides() {
+        let base = |host| PublicUrl::FromHost.base(host).map(|base| base.to_string());
+        assert_eq!(base(Some("127.0.0.1:7000")).unwrap(), "ws://127.0.0.1:7000");
+        assert_eq!(base(Some("[::1]:7000")).unwrap(), "ws://[::1]:7000");
+        assert_eq!(base(Some("relay.example.com")).unwrap(), "ws://relay.example.com");
+        let long = "a".repeat(limits::HOST_MAX_BYTES + 1);
+        for bad in [
+            None,
+            Some(""),
+            Some("a/b"),
+            Some("a@b"),
+            Some("a?b"),
+            Some(":80"),
+            Some("a:b"),
+            Some(long.as_str()),
+        ] {
+            assert_eq!(base(bad), Err(InvalidPublicUrl::Host), "{bad:?}");
+        }
+    }
+}

@@ -138,3 +138,61 @@ fn create(state_dir: &Path, path: &Path, random: &dyn Random) -> Result<(), Sign
         .and_then(|()| File::open(state_dir)?.sync_all())
         .map_err(|source| SignerError::Io { path: path.to_owned(), source })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::seam::SystemRandom;
+
+    fn open(dir: &Path) -> Result<Signer, SignerError> {
+        Signer::open(dir, &SystemRandom)
+    }
+
+    #[test]
+    fn the_key_is_made_once_and_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = open(dir.path()).unwrap();
+        let second = open(dir.path()).unwrap();
+        assert_eq!(first.verifying_key(), second.verifying_key());
+        let mode = fs::metadata(dir.path().join(SIGNING_KEY_FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the draft is gone");
+
+        let other = tempfile::tempdir().unwrap();
+        assert_ne!(open(other.path()).unwrap().verifying_key(), first.verifying_key());
+    }
+
+    /// Two processes that both found no key: the second must not replace it.
+    #[test]
+    fn a_key_is_never_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = open(dir.path()).unwrap().verifying_key();
+        create(dir.path(), &dir.path().join(SIGNING_KEY_FILE), &SystemRandom).unwrap();
+        assert_eq!(open(dir.path()).unwrap().verifying_key(), key);
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path()).unwrap();
+        let path = dir.path().join(SIGNING_KEY_FILE);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let error = open(dir.path()).unwrap_err();
+        assert!(matches!(error, SignerError::Mode { mode: 0o640, .. }), "{error}");
+    }
+
+    #[test]
+    fn other_content_is_refused_and_not_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path()).unwrap();
+        let path = dir.path().join(SIGNING_KEY_FILE);
+        for content in ["", "ed25519", "ed25519 planted", "ed25519 AAAA", "rsa planted"] {
+            fs::write(&path, content).unwrap();
+            let error = open(dir.path()).unwrap_err();
+            assert!(matches!(error, SignerError::Content { .. }), "{content:?}: {error}");
+            assert!(!error.to_string().contains("planted"));
+        }
+    }
+}

@@ -107,3 +107,57 @@ impl fmt::Debug for BearerToken {
         write!(f, "BearerToken({:?}, {}, redacted)", self.role, self.id)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bearer(role: Role, secret: u8) -> BearerToken {
+        BearerToken::new(role, TokenId::from_random([0xab; 8]), [secret; SECRET_BYTES])
+    }
+
+    #[test]
+    fn the_text_form_is_stable() {
+        for (role, letter) in [(Role::Executor, 'e'), (Role::Orchestrator, 'o'), (Role::Admin, 'a')]
+        {
+            let text = bearer(role, 0xff).to_text();
+            let golden = format!(
+                "rdz_{letter}_abababababababab___________________________________________8"
+            );
+            assert_eq!(text.expose(), golden);
+            let read = BearerToken::parse(&golden).unwrap();
+            assert_eq!((read.role(), read.id()), (role, bearer(role, 0).id()));
+            assert!(read.is_proof_of(&bearer(role, 0xff).secret_hash()));
+            assert!(!read.is_proof_of(&bearer(role, 0xfe).secret_hash()));
+        }
+    }
+
+    #[test]
+    fn other_texts_are_refused() {
+        let good = bearer(Role::Admin, 1).to_text();
+        let good = good.expose();
+        let long = format!("{good}{}", "A".repeat(limits::BEARER_MAX_BYTES));
+        for bad in [
+            "",
+            "rdz",
+            "rdz_a",
+            "sk-live-1",
+            &good[1..],
+            &good[..good.len() - 1],
+            &long,
+            &good.replace("rdz_a", "rdz_x"),
+            &good.replace("abab", "ABAB"),
+            &format!("{good}="),
+        ] {
+            assert_eq!(BearerToken::parse(bad).unwrap_err(), InvalidToken, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_secret_is_not_shown() {
+        let token = bearer(Role::Admin, 1);
+        let text = token.to_text();
+        let secret = text.expose().rsplit('_').next().unwrap();
+        assert!(!format!("{token:?} {text:?}").contains(secret));
+    }
+}

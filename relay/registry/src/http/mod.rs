@@ -10,6 +10,8 @@
 mod body;
 pub mod error;
 mod routes;
+#[cfg(test)]
+mod tests;
 
 use axum::Router;
 use axum::routing::{delete, get, post};

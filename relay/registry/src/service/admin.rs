@@ -180,3 +180,118 @@ fn token_entry(token: Token) -> TokenEntry {
         revoked_at_unix_secs: token.revoked_at,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::AuthError;
+    use crate::testing::{Fixture, START, env};
+
+    fn request(role: Role) -> CreateToken {
+        CreateToken {
+            role,
+            environments: "dev-*".to_owned(),
+            label: "laptop".to_owned(),
+            expires_in_secs: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_works_until_it_is_revoked_or_expired() {
+        let fixture = Fixture::new().await;
+        let registry = &fixture.registry;
+        let short = CreateToken { expires_in_secs: Some(10), ..request(Role::Orchestrator) };
+        let short = registry.create_token(&short).await.unwrap();
+        let long = registry.create_token(&request(Role::Executor)).await.unwrap();
+        assert_eq!(short.entry.expires_at_unix_secs, Some(START + 10));
+
+        let caller = registry.authenticate(long.token.expose()).await.unwrap();
+        assert_eq!(caller.token.as_str(), long.entry.id);
+        assert_eq!((caller.role, caller.environments.as_str()), (Role::Executor, "dev-*"));
+
+        fixture.advance(9);
+        registry.authenticate(short.token.expose()).await.unwrap();
+        fixture.advance(1);
+        let result = registry.authenticate(short.token.expose()).await;
+        assert!(matches!(result, Err(AuthError::Expired)));
+
+        assert!(registry.revoke_token(&caller.token).await.unwrap());
+        let result = registry.authenticate(long.token.expose()).await;
+        assert!(matches!(result, Err(AuthError::Revoked)));
+
+        let list = registry.list_tokens(None).await.unwrap();
+        assert_eq!((list.tokens.len(), list.next), (2, None));
+        let revoked = list.tokens.iter().find(|entry| entry.id == long.entry.id).unwrap();
+        assert_eq!(revoked.revoked_at_unix_secs, Some(START + 10));
+    }
+
+    #[tokio::test]
+    async fn a_changed_token_is_unknown() {
+        let fixture = Fixture::new().await;
+        let token = fixture.token(Role::Executor, "*").await;
+        let (head, secret) = token.split_at(token.len() - 43);
+        let other = fixture.token(Role::Executor, "*").await;
+        let (_, other_secret) = other.split_at(other.len() - 43);
+        for forged in [
+            format!("{head}{other_secret}"),
+            format!("{}{secret}", head.replace("rdz_e", "rdz_a")),
+            format!("rdz_e_0000000000000000_{secret}"),
+            String::new(),
+        ] {
+            let result = fixture.registry.authenticate(&forged).await;
+            assert!(matches!(result, Err(AuthError::Unknown)), "{forged}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nonsense_makes_no_token() {
+        let fixture = Fixture::new().await;
+        let registry = &fixture.registry;
+        let long = "x".repeat(limits::TOKEN_LABEL_MAX_BYTES + 1);
+        for label in [long, "line\nbreak".to_owned()] {
+            let new = CreateToken { label, ..request(Role::Admin) };
+            let result = registry.create_token(&new).await;
+            assert!(matches!(result, Err(CreateTokenError::Label)));
+        }
+        let new = CreateToken { environments: "a b".to_owned(), ..request(Role::Admin) };
+        assert!(matches!(registry.create_token(&new).await, Err(CreateTokenError::Pattern(_))));
+        let new = CreateToken { expires_in_secs: Some(0), ..request(Role::Admin) };
+        assert!(matches!(registry.create_token(&new).await, Err(CreateTokenError::ExpiresAtOnce)));
+        assert!(registry.list_tokens(None).await.unwrap().tokens.is_empty());
+    }
+
+    #[tokio::test]
+    async fn bootstrap_makes_one_admin() {
+        let fixture = Fixture::new().await;
+        let token = fixture.registry.bootstrap().await.unwrap().unwrap();
+        let caller = fixture.registry.authenticate(token.expose()).await.unwrap();
+        assert_eq!(caller.role, Role::Admin);
+        assert!(fixture.registry.bootstrap().await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_caller_sees_the_environments_of_its_pattern() {
+        let fixture = Fixture::new().await;
+        let executor = fixture.caller(Role::Executor, "*").await;
+        for name in ["dev-1", "dev-2", "prod"] {
+            fixture.register(&executor, name).await;
+        }
+        fixture.online(&executor, "dev-2").await;
+        let list = async |role, pattern: &str, after: Option<&str>| {
+            let caller = fixture.caller(role, pattern).await;
+            let after = after.map(env);
+            fixture.registry.environments(&caller, after.as_ref()).await.map(|list| {
+                let seen = |e: EnvironmentEntry| (e.environment_id.to_string(), e.online);
+                list.environments.into_iter().map(seen).collect::<Vec<_>>()
+            })
+        };
+        let (one, two, prod) =
+            (("dev-1".to_owned(), false), ("dev-2".to_owned(), true), ("prod".to_owned(), false));
+        let all = list(Role::Admin, "*", None).await.unwrap();
+        assert_eq!(all, [one.clone(), two.clone(), prod]);
+        assert_eq!(list(Role::Orchestrator, "dev-*", None).await.unwrap(), [one, two.clone()]);
+        assert_eq!(list(Role::Orchestrator, "dev-*", Some("dev-1")).await.unwrap(), [two]);
+        let refused = list(Role::Executor, "*", None).await;
+        assert!(matches!(refused, Err(ListError::Forbidden(Forbidden::Role))));
+    }
+}

@@ -127,6 +127,14 @@ impl Registry {
         &self.inner.stats
     }
 
+    /// Asks the store anything, for readiness checks.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.store().environments(None, 1).await.map(drop)
+    }
+
     /// Base of websocket URLs.
     pub(crate) fn public_url(&self) -> &PublicUrl {
         &self.inner.options.public_url

@@ -144,3 +144,138 @@ impl Registry {
         refused
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rendez_proto::registry::ConnectReply;
+
+    use super::*;
+    use crate::model::{Caller, Role};
+    use crate::testing::{Fixture, base, connect_request, env, ticket};
+
+    struct Pair {
+        fixture: Fixture,
+        executor: Caller,
+        orchestrator: Caller,
+        executor_ticket: String,
+    }
+
+    impl Pair {
+        async fn new() -> Self {
+            let fixture = Fixture::new().await;
+            let executor = fixture.caller(Role::Executor, "dev").await;
+            let orchestrator = fixture.caller(Role::Orchestrator, "dev").await;
+            let executor_ticket = ticket(&fixture.online(&executor, "dev").await.url);
+            Self { fixture, executor, orchestrator, executor_ticket }
+        }
+
+        async fn connect(&self) -> ConnectReply {
+            let request = connect_request(None);
+            let registry = &self.fixture.registry;
+            registry.connect(&self.orchestrator, &env("dev"), &request, &base()).await.unwrap()
+        }
+
+        fn count(&self, operation: Operation, fault: TicketFault) -> u64 {
+            self.fixture.registry.stats().get(operation, Outcome::Ticket(fault))
+        }
+    }
+
+    #[tokio::test]
+    async fn an_orchestrators_ticket_opens_one_websocket_within_its_minute() {
+        let pair = Pair::new().await;
+        let registry = &pair.fixture.registry;
+        let first = ticket(&pair.connect().await.url);
+        let claims = registry.redeem_orchestrator(&first).await.unwrap();
+        assert_eq!((claims.purpose, claims.environment), (Purpose::Orchestrator, env("dev")));
+        assert!(matches!(registry.redeem_orchestrator(&first).await, Err(TicketRefused::Used)));
+        assert_eq!(pair.count(Operation::OrchestratorTicket, TicketFault::Used), 1);
+        assert_eq!(registry.stats().get(Operation::OrchestratorTicket, Outcome::Ok), 1);
+
+        let late = ticket(&pair.connect().await.url);
+        pair.fixture.advance(60);
+        let result = registry.redeem_orchestrator(&late).await;
+        assert!(matches!(result, Err(TicketRefused::Invalid(TicketError::Expired))));
+
+        let revoked = ticket(&pair.connect().await.url);
+        registry.revoke_token(&pair.orchestrator.token).await.unwrap();
+        let result = registry.redeem_orchestrator(&revoked).await;
+        assert!(matches!(result, Err(TicketRefused::Revoked)));
+    }
+
+    #[tokio::test]
+    async fn an_executors_ticket_lasts_as_long_as_its_registration() {
+        let pair = Pair::new().await;
+        let registry = &pair.fixture.registry;
+        pair.fixture.advance(30 * 86_400);
+        for _ in 0..2 {
+            let claims = registry.check_executor(&pair.executor_ticket).await.unwrap();
+            assert_eq!(claims.purpose, Purpose::Executor);
+        }
+        let anew = ticket(&pair.fixture.register(&pair.executor, "dev").await.url);
+        let result = registry.check_executor(&pair.executor_ticket).await;
+        assert!(matches!(result, Err(TicketRefused::Superseded)));
+        registry.check_executor(&anew).await.unwrap();
+
+        registry.revoke_token(&pair.executor.token).await.unwrap();
+        assert!(matches!(registry.check_executor(&anew).await, Err(TicketRefused::Revoked)));
+        assert_eq!(pair.count(Operation::ExecutorTicket, TicketFault::Superseded), 1);
+        assert_eq!(pair.count(Operation::ExecutorTicket, TicketFault::Revoked), 1);
+    }
+
+    /// The same key over another database: a relay that lost its state.
+    #[tokio::test]
+    async fn a_ticket_for_an_environment_that_is_gone_is_refused() {
+        let pair = Pair::new().await;
+        let signing_key = pair.fixture.dir.path().join(crate::signer::SIGNING_KEY_FILE);
+        let fresh = tempfile::tempdir().unwrap();
+        std::fs::copy(&signing_key, fresh.path().join(crate::signer::SIGNING_KEY_FILE)).unwrap();
+        let registry = Registry::open(fresh.path(), crate::Options::default()).await.unwrap();
+        let result = registry.check_executor(&pair.executor_ticket).await;
+        assert!(matches!(result, Err(TicketRefused::Unknown)));
+    }
+
+    #[tokio::test]
+    async fn a_ticket_opens_what_it_is_for() {
+        let pair = Pair::new().await;
+        let registry = &pair.fixture.registry;
+        let reply = pair.connect().await;
+        let (orchestrators, authorization) =
+            (ticket(&reply.url), reply.harness_key_authorization.expose());
+
+        let claims = registry.admit(&pair.executor_ticket).await.unwrap();
+        assert_eq!(claims.purpose, Purpose::Executor);
+        let claims = registry.admit(&orchestrators).await.unwrap();
+        assert_eq!(claims.purpose, Purpose::Orchestrator);
+        assert!(matches!(registry.admit(&orchestrators).await, Err(TicketRefused::Used)));
+
+        let foreign = Pair::new().await;
+        // both fixtures draw the same "random" bytes; this one must have
+        // another signing key
+        let stranger = Registry::new(
+            std::sync::Arc::new(
+                crate::store::sqlite::SqliteStore::open(&foreign.fixture.dir.path().join("other"))
+                    .await
+                    .unwrap(),
+            ),
+            crate::signer::Signer::from_seed(&[9; 32]),
+            crate::Options::default(),
+        );
+        let result = stranger.admit(&pair.executor_ticket).await;
+        assert!(matches!(result, Err(TicketRefused::Invalid(TicketError::BadSignature))));
+
+        for (text, why) in [
+            (authorization, TicketError::WrongPurpose),
+            ("", TicketError::Malformed),
+            ("rubbish", TicketError::Malformed),
+        ] {
+            let result = registry.admit(text).await;
+            assert!(matches!(result, Err(TicketRefused::Invalid(error)) if error == why));
+        }
+        assert_eq!(pair.count(Operation::UnknownTicket, TicketFault::Malformed), 2);
+        // the wrong door
+        let result = registry.check_executor(&orchestrators).await;
+        assert!(matches!(result, Err(TicketRefused::Invalid(TicketError::WrongPurpose))));
+        let result = registry.redeem_orchestrator(&pair.executor_ticket).await;
+        assert!(matches!(result, Err(TicketRefused::Invalid(TicketError::WrongPurpose))));
+    }
+}

@@ -3,6 +3,9 @@
 
 pub mod sqlite;
 
+#[cfg(test)]
+pub(crate) mod contract;
+
 use async_trait::async_trait;
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::ticket;

@@ -372,3 +372,101 @@ fn profiles(names: &str) -> Result<Vec<Profile>, StoreError> {
         .map(|name| name.parse().map_err(|_| StoreError::Corrupt("profile")))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::contract;
+    use crate::testing::{env, key};
+
+    #[tokio::test]
+    async fn it_keeps_the_contract() {
+        let dir = tempfile::tempdir().unwrap();
+        contract::all(&SqliteStore::open(&dir.path().join("db")).await.unwrap()).await;
+    }
+
+    #[tokio::test]
+    async fn what_was_stored_outlives_the_process_and_its_files_are_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let token = Token {
+            id: TokenId::from_random([1; 8]),
+            role: Role::Executor,
+            environments: "*".parse().unwrap(),
+            label: String::new(),
+            secret_hash: [1; 32],
+            created_at: 0,
+            expires_at: Some(u64::MAX),
+            revoked_at: None,
+        };
+        let claim = |id: &str| NewRegistration {
+            environment: env("dev"),
+            id: id.parse().unwrap(),
+            key: key(1),
+            profiles: vec![Profile::NoiseHybridIkV1],
+            token: token.id.clone(),
+        };
+        let store = SqliteStore::open(&path).await.unwrap();
+        store.insert_token(&token).await.unwrap();
+        let first = store.put_registration(&claim("a"), 5).await.unwrap();
+        for file in std::fs::read_dir(dir.path()).unwrap() {
+            let file = file.unwrap();
+            let mode = file.metadata().unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, 0o600, "{:?}", file.file_name());
+        }
+        store.close().await;
+
+        let store = SqliteStore::open(&path).await.unwrap();
+        assert_eq!(store.registration(&env("dev")).await.unwrap().as_ref(), Some(&first));
+        let second = store.put_registration(&claim("b"), 6).await.unwrap();
+        assert_eq!(second.generation, Generation(2));
+    }
+
+    #[tokio::test]
+    async fn several_processes_may_start_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let (a, b, c) = tokio::join!(
+            SqliteStore::open(&path),
+            SqliteStore::open(&path),
+            SqliteStore::open(&path)
+        );
+        for store in [a, b, c] {
+            assert!(store.unwrap().tokens(None, 1).await.unwrap().is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_foreign_value_is_reported_as_such() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+        sqlx::query(
+            "INSERT INTO tokens VALUES ('not-hex', 'admin', '*', '', zeroblob(32), 0, NULL, NULL)",
+        )
+        .execute(&store.pool)
+        .await
+        .unwrap();
+        assert!(matches!(store.tokens(None, 1).await, Err(StoreError::Corrupt("id"))));
+    }
+
+    #[tokio::test]
+    async fn environments_are_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+        let full = format!(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {}) \
+             INSERT INTO environments SELECT 'e' || i, 1, 0 FROM n",
+            limits::ENVIRONMENTS_MAX
+        );
+        sqlx::query(sqlx::AssertSqlSafe(full)).execute(&store.pool).await.unwrap();
+        let new = NewRegistration {
+            environment: env("one-more"),
+            id: "r".parse().unwrap(),
+            key: key(1),
+            profiles: vec![],
+            token: TokenId::from_random([1; 8]),
+        };
+        let error = store.put_registration(&new, 0).await.unwrap_err();
+        assert!(matches!(error, StoreError::LimitReached { what: "environments", .. }));
+    }
+}

@@ -1,0 +1,500 @@
+//! The API as a client sees it: every status, its body and its counter.
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::http::{HeaderMap, Request, StatusCode};
+use rendez_proto::limits;
+use rendez_proto::registry::error::ErrorCode;
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+use crate::model::{Role, TokenId};
+use crate::stats::{Operation, Outcome};
+use crate::store::sqlite::SqliteStore;
+use crate::store::{Store as _, StoreError};
+use crate::testing::{Fixture, connect_request, key, register_request};
+
+const REGISTER: &str = "/cloud/environment/dev/register";
+const CONNECT: &str = "/cloud/environment/dev/connect";
+const VALIDATE: &str = "/cloud/environment/dev/validate";
+
+struct Api {
+    fixture: Fixture,
+    executor: String,
+    orchestrator: String,
+    admin: String,
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Value,
+}
+
+impl Answer {
+    fn code(&self) -> &str {
+        self.body["error"]["code"].as_str().unwrap_or("none")
+    }
+}
+
+impl Api {
+    async fn new() -> Self {
+        let fixture = Fixture::new().await;
+        let executor = fixture.token(Role::Executor, "dev*").await;
+        let orchestrator = fixture.token(Role::Orchestrator, "dev*").await;
+        let admin = fixture.token(Role::Admin, "*").await;
+        Self { fixture, executor, orchestrator, admin }
+    }
+
+    async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.fixture.registry.router().oneshot(request).await.unwrap();
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        let body =
+            if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
+        Answer { status, headers, body }
+    }
+
+    async fn call(&self, method: &str, path: &str, token: &str, body: impl Into<Body>) -> Answer {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "relay.test:7000")
+            .header("authorization", format!("Bearer {token}"))
+            .body(body.into())
+            .unwrap();
+        self.send(request).await
+    }
+
+    async fn post(&self, path: &str, token: &str, body: Value) -> Answer {
+        self.call("POST", path, token, body.to_string()).await
+    }
+
+    fn count(&self, operation: Operation, outcome: Outcome) -> u64 {
+        self.fixture.registry.stats().get(operation, outcome)
+    }
+
+    /// Registers over HTTP and has the websocket open.
+    async fn online(&self) -> Value {
+        let reply = self.post(REGISTER, &self.executor, stock_register()).await;
+        assert_eq!(reply.status, StatusCode::OK);
+        let id = reply.body["executor_registration_id"].as_str().unwrap().parse().unwrap();
+        self.fixture.set_connected("dev", &id);
+        reply.body
+    }
+}
+
+fn stock_register() -> Value {
+    json!({"security_profile": "noise_hybrid_ik_v1", "executor_public_key": key(1)})
+}
+
+fn stock_connect() -> Value {
+    json!({"harness_public_key": key(2)})
+}
+
+fn stock_validate(connect: &Value) -> Value {
+    json!({
+        "executor_registration_id": connect["executor_registration_id"],
+        "harness_public_key": key(2),
+        "harness_key_authorization": connect["harness_key_authorization"],
+    })
+}
+
+#[tokio::test]
+async fn stock_peers_meet() {
+    let api = Api::new().await;
+    let registered = api.online().await;
+    assert_eq!(registered["environment_id"], "dev");
+    assert_eq!(registered["security_profile"], "noise_hybrid_ik_v1");
+    assert_eq!(
+        registered["transport_policy"],
+        json!({"version": 1, "assignment_epoch": "1", "outbound_tcp_nodelay": true,
+               "rendezvous_accepted_tcp_nodelay": true})
+    );
+    let url = registered["url"].as_str().unwrap();
+    assert!(url.starts_with("ws://relay.test:7000/v1/rendezvous?ticket="));
+
+    let connected = api.post(CONNECT, &api.orchestrator, stock_connect()).await;
+    assert_eq!(connected.status, StatusCode::OK);
+    assert_eq!(connected.headers["cache-control"], "no-store");
+    assert_eq!(connected.body["security_profile"], "noise_hybrid_ik_v1");
+    assert_eq!(connected.body["executor_public_key"], json!(key(1)));
+    assert_eq!(connected.body["executor_registration_id"], registered["executor_registration_id"]);
+    let authorization = connected.body["harness_key_authorization"].as_str().unwrap();
+    assert!(authorization.len() <= limits::AUTHORIZATION_MAX_BYTES);
+
+    let ask = stock_validate(&connected.body);
+    let verdict = api.post(VALIDATE, &api.executor, ask.clone()).await;
+    assert_eq!((verdict.status, verdict.body), (StatusCode::OK, json!({"valid": true})));
+    let verdict = api.post(VALIDATE, &api.executor, ask).await;
+    assert_eq!((verdict.status, verdict.body), (StatusCode::OK, json!({"valid": false})));
+
+    for operation in [Operation::Register, Operation::Connect, Operation::Validate] {
+        assert_eq!(api.count(operation, Outcome::Ok), 1, "{operation:?}");
+    }
+    assert_eq!(api.count(Operation::Validate, Outcome::Denied), 1);
+}
+
+#[tokio::test]
+async fn our_peers_agree_on_our_profile() {
+    let api = Api::new().await;
+    let body = serde_json::to_value(register_request()).unwrap();
+    let reply = api.post(REGISTER, &api.executor, body).await.body;
+    let offered = json!(["noise_hybrid_ik_v1", "rendez_hybrid_ik_v1", "rendez_ik_v1"]);
+    assert_eq!(reply["rendez"]["profiles"], offered);
+    let id = reply["executor_registration_id"].as_str().unwrap().parse().unwrap();
+    api.fixture.set_connected("dev", &id);
+
+    let accepted = [rendez_proto::profile::Profile::RendezIkV1];
+    let body = serde_json::to_value(connect_request(Some(&accepted))).unwrap();
+    let reply = api.post(CONNECT, &api.orchestrator, body).await.body;
+    assert_eq!(reply["security_profile"], "rendez_ik_v1");
+    assert_eq!(reply["executor_public_key"]["suite"], "Noise_IK_25519_AESGCM_SHA256");
+    assert_eq!(reply["rendez"]["profiles"], offered);
+}
+
+#[tokio::test]
+async fn without_a_good_bearer_nothing_works() {
+    let api = Api::new().await;
+    let routes = [
+        ("POST", REGISTER, Operation::Register),
+        ("POST", CONNECT, Operation::Connect),
+        ("POST", VALIDATE, Operation::Validate),
+        ("GET", "/v1/environments", Operation::Environments),
+        ("GET", "/v1/tokens", Operation::Tokens),
+        ("POST", "/v1/tokens", Operation::Tokens),
+        ("DELETE", "/v1/tokens/0011223344556677", Operation::Tokens),
+    ];
+    let forged = api.admin.replace("rdz_a_", "rdz_a_0");
+    let headers: [Option<&str>; 6] = [
+        None,
+        Some("Basic YTpi"),
+        Some("Bearer "),
+        Some("Bearer sk-live"),
+        Some(&api.admin),
+        Some(&format!("Bearer {forged}")),
+    ];
+    for (method, path, operation) in routes {
+        let outcome = Outcome::Error(ErrorCode::Unauthorized);
+        let before = api.count(operation, outcome);
+        for header in headers {
+            let mut request = Request::builder().method(method).uri(path);
+            if let Some(value) = header {
+                request = request.header("authorization", value);
+            }
+            let answer = api.send(request.body(Body::empty()).unwrap()).await;
+            assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{method} {path} {header:?}");
+            assert_eq!(answer.code(), "unauthorized");
+            assert_eq!(answer.headers["www-authenticate"], "Bearer");
+        }
+        assert_eq!(api.count(operation, outcome), before + headers.len() as u64);
+    }
+}
+
+#[tokio::test]
+async fn the_wrong_role_or_pattern_is_forbidden() {
+    let api = Api::new().await;
+    let (executor, orchestrator, admin) = (&api.executor, &api.orchestrator, &api.admin);
+    let elsewhere = "/cloud/environment/prod";
+    let cases: [(&str, &str, &str); 16] = [
+        ("POST", REGISTER, orchestrator),
+        ("POST", REGISTER, admin),
+        ("POST", &format!("{elsewhere}/register"), executor),
+        ("POST", CONNECT, executor),
+        ("POST", CONNECT, admin),
+        ("POST", &format!("{elsewhere}/connect"), orchestrator),
+        ("POST", VALIDATE, orchestrator),
+        ("POST", VALIDATE, admin),
+        ("POST", &format!("{elsewhere}/validate"), executor),
+        ("GET", "/v1/environments", executor),
+        ("GET", "/v1/tokens", executor),
+        ("GET", "/v1/tokens", orchestrator),
+        ("POST", "/v1/tokens", executor),
+        ("POST", "/v1/tokens", orchestrator),
+        ("DELETE", "/v1/tokens/0011223344556677", executor),
+        ("DELETE", "/v1/tokens/0011223344556677", orchestrator),
+    ];
+    for (method, path, token) in cases {
+        let answer = api.call(method, path, token, Body::empty()).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{method} {path}");
+        assert_eq!(answer.code(), "forbidden");
+    }
+    let forbidden = Outcome::Error(ErrorCode::Forbidden);
+    assert_eq!(api.count(Operation::Register, forbidden), 3);
+    assert_eq!(api.count(Operation::Tokens, forbidden), 6);
+}
+
+#[tokio::test]
+async fn bad_bodies_are_refused_with_their_reason() {
+    let api = Api::new().await;
+    api.online().await;
+    let mut short_key = stock_register();
+    short_key["executor_public_key"]["x25519_public_key"] = json!("AQ==");
+    let mut other_suite = stock_register();
+    other_suite["executor_public_key"]["suite"] = json!("Noise_XX_25519_AESGCM_SHA256");
+    let direct = json!({"security_profile": "direct_jsonrpc_v1"});
+    let mut ours_only = stock_connect();
+    ours_only["rendez"] = json!({"profiles": ["rendez_ik_v1"]});
+    let mut short_harness_key = stock_connect();
+    short_harness_key["harness_public_key"]["mlkem768_public_key"] = json!("AQ==");
+
+    for (path, body, code) in [
+        (REGISTER, String::new(), "legacy_registration"),
+        (REGISTER, "{}".to_owned(), "legacy_registration"),
+        (REGISTER, "not json".to_owned(), "invalid_request"),
+        (REGISTER, direct.to_string(), "unsupported_profile"),
+        (REGISTER, short_key.to_string(), "invalid_request"),
+        (REGISTER, other_suite.to_string(), "invalid_request"),
+        (CONNECT, String::new(), "invalid_request"),
+        (CONNECT, "[1, 2".to_owned(), "invalid_request"),
+        (CONNECT, "{}".to_owned(), "invalid_request"),
+        (CONNECT, short_harness_key.to_string(), "invalid_request"),
+        // the executor of this test is a stock one
+        (CONNECT, ours_only.to_string(), "unsupported_profile"),
+        (VALIDATE, "{}".to_owned(), "invalid_request"),
+        (VALIDATE, "not json".to_owned(), "invalid_request"),
+    ] {
+        let token = if path == CONNECT { &api.orchestrator } else { &api.executor };
+        let answer = api.call("POST", path, token, body.clone()).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{path} {body}");
+        assert_eq!(answer.code(), code, "{path} {body}");
+        assert!(!answer.body["error"]["message"].as_str().unwrap().is_empty());
+    }
+    let count = |operation, code| api.count(operation, Outcome::Error(code));
+    assert_eq!(count(Operation::Register, ErrorCode::LegacyRegistration), 2);
+    assert_eq!(count(Operation::Register, ErrorCode::InvalidRequest), 3);
+    assert_eq!(count(Operation::Connect, ErrorCode::UnsupportedProfile), 1);
+    assert_eq!(count(Operation::Validate, ErrorCode::InvalidRequest), 2);
+}
+
+#[tokio::test]
+async fn oversized_bodies_are_refused_and_drained_to_a_bound() {
+    let api = Api::new().await;
+    // a valid request, padded to the limit and one byte over
+    let mut body = stock_register().to_string().into_bytes();
+    body.resize(limits::REGISTRY_BODY_MAX_BYTES, b' ');
+    let answer = api.call("POST", REGISTER, &api.executor, body.clone()).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    body.push(b' ');
+    let answer = api.call("POST", REGISTER, &api.executor, body).await;
+    assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(answer.code(), "body_too_large");
+    assert_eq!(api.count(Operation::Register, Outcome::Error(ErrorCode::BodyTooLarge)), 1);
+
+    // one that never ends
+    let piece = Bytes::from(vec![b' '; 64 * 1024]);
+    let endless = futures_util::stream::repeat_with(move || Ok::<_, std::io::Error>(piece.clone()));
+    let answer = api.call("POST", REGISTER, &api.executor, Body::from_stream(endless)).await;
+    assert_eq!(answer.code(), "body_too_large");
+}
+
+/// Time runs only while nothing else can: the database is not touched between
+/// authentication and the end of the wait.
+#[tokio::test]
+async fn a_body_that_does_not_arrive_is_given_up() {
+    tokio::time::pause();
+    let never = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
+    let failure = super::body::read(Body::from_stream(never)).await.unwrap_err();
+    assert_eq!(failure.code(), ErrorCode::RequestTimeout);
+    assert_eq!(super::error::status(failure.code()), StatusCode::REQUEST_TIMEOUT);
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_the_senders_fault() {
+    let broken = futures_util::stream::iter([
+        Ok(Bytes::from_static(b"{")),
+        Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset)),
+    ]);
+    let failure = super::body::read(Body::from_stream(broken)).await.unwrap_err();
+    assert_eq!(failure.code(), ErrorCode::InvalidRequest);
+}
+
+#[tokio::test]
+async fn an_absent_executor_is_a_conflict_that_stock_clients_retry() {
+    let api = Api::new().await;
+    let answer = api.post(CONNECT, &api.orchestrator, stock_connect()).await;
+    assert_eq!(answer.status, StatusCode::CONFLICT);
+    assert_eq!(answer.code(), "environment_offline");
+    assert_eq!(answer.body["rendez"], json!({"state": "unknown"}));
+
+    api.post(REGISTER, &api.executor, stock_register()).await;
+    let answer = api.post(CONNECT, &api.orchestrator, stock_connect()).await;
+    assert_eq!(answer.status, StatusCode::CONFLICT);
+    assert_eq!(answer.code(), "environment_offline");
+    assert_eq!(answer.body["rendez"], json!({"state": "offline"}));
+    let offline = Outcome::Error(ErrorCode::EnvironmentOffline);
+    assert_eq!(api.count(Operation::Connect, offline), 2);
+}
+
+/// 401 would make the executor complete the handshake with a rejection.
+#[tokio::test]
+async fn validate_never_blames_the_executors_token_for_something_else() {
+    let api = Api::new().await;
+    api.online().await;
+    let connected = api.post(CONNECT, &api.orchestrator, stock_connect()).await.body;
+
+    let mut forged = stock_validate(&connected);
+    forged["harness_key_authorization"] = json!("forged");
+    let answer = api.post(VALIDATE, &api.executor, forged).await;
+    assert_eq!((answer.status, answer.body), (StatusCode::OK, json!({"valid": false})));
+
+    let mut old = stock_validate(&connected);
+    old["executor_registration_id"] = json!("reg_of_another_time");
+    let answer = api.post(VALIDATE, &api.executor, old).await;
+    assert_eq!(answer.status, StatusCode::CONFLICT);
+    assert_eq!(answer.code(), "registration_superseded");
+
+    let other = api.fixture.token(Role::Executor, "dev").await;
+    let answer = api.post(VALIDATE, &other, stock_validate(&connected)).await;
+    assert_eq!(answer.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn bad_paths_are_answered_in_the_same_shape() {
+    let api = Api::new().await;
+    for path in ["/", "/cloud/environment/dev", "/cloud/environment/dev/other", "/v2/tokens"] {
+        let answer = api.call("POST", path, &api.executor, Body::empty()).await;
+        assert_eq!((answer.status, answer.code()), (StatusCode::NOT_FOUND, "not_found"), "{path}");
+    }
+    for (method, path) in [("GET", REGISTER), ("PUT", CONNECT), ("POST", "/v1/environments")] {
+        let answer = api.call(method, path, &api.executor, Body::empty()).await;
+        assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
+        assert_eq!(answer.code(), "method_not_allowed");
+    }
+    let long = "x".repeat(limits::ENVIRONMENT_ID_MAX_BYTES + 1);
+    for id in ["a.b", "%20env", "%ff", &long] {
+        let path = format!("/cloud/environment/{id}/register");
+        let answer = api.post(&path, &api.executor, stock_register()).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{id}");
+        assert_eq!(answer.code(), "invalid_request");
+    }
+    let count = |code| api.count(Operation::UnknownRoute, Outcome::Error(code));
+    assert_eq!(count(ErrorCode::NotFound), 4);
+    assert_eq!(count(ErrorCode::MethodNotAllowed), 3);
+}
+
+#[tokio::test]
+async fn a_request_without_a_host_cannot_be_given_a_url() {
+    let api = Api::new().await;
+    let request = Request::post(REGISTER)
+        .header("authorization", format!("bearer {}", api.executor))
+        .body(stock_register().to_string().into())
+        .unwrap();
+    let answer = api.send(request).await;
+    assert_eq!((answer.status, answer.code()), (StatusCode::BAD_REQUEST, "invalid_request"));
+    assert!(answer.body["error"]["message"].as_str().unwrap().contains("Host"));
+}
+
+#[tokio::test]
+async fn a_database_that_fails_is_our_fault_for_now() {
+    let api = Api::new().await;
+    // takes the tables away under the running registry
+    let path = api.fixture.dir.path().join(crate::service::DATABASE_FILE);
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).foreign_keys(false);
+    let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    sqlx::query("DROP TABLE registrations").execute(&pool).await.unwrap();
+    let answer = api.post(CONNECT, &api.orchestrator, stock_connect()).await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(answer.code(), "unavailable");
+    assert_eq!(answer.headers["retry-after"], "2");
+    assert!(!answer.body.to_string().contains("registrations"), "details stay in the log");
+    assert_eq!(api.count(Operation::Connect, Outcome::Error(ErrorCode::Unavailable)), 1);
+}
+
+#[tokio::test]
+async fn a_registration_outwaits_another_writer() {
+    let api = Api::new().await;
+    let path = api.fixture.dir.path().join(crate::service::DATABASE_FILE);
+    let other = SqliteStore::open(&path).await.unwrap();
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+    let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    let lock = pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
+
+    let call = api.post(REGISTER, &api.executor, stock_register());
+    // by the time that one write has given up, so has the registry's first
+    let release = async {
+        let stuck = other.revoke_token(&TokenId::from_random([0; 8]), 0).await;
+        lock.rollback().await.unwrap();
+        stuck
+    };
+    let (answer, stuck) = tokio::join!(call, release);
+    assert!(matches!(stuck, Err(StoreError::Unavailable(_))), "{stuck:?}");
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+}
+
+#[tokio::test]
+async fn admins_manage_tokens() {
+    let api = Api::new().await;
+    let admin = &api.admin;
+    let body = json!({"role": "orchestrator", "environments": "dev", "label": "ci",
+                      "expires_in_secs": 60});
+    let created = api.post("/v1/tokens", admin, body).await;
+    assert_eq!(created.status, StatusCode::CREATED);
+    let (token, id) = (created.body["token"].as_str().unwrap(), &created.body["id"]);
+    assert!(token.starts_with("rdz_o_"));
+    let answer = api.call("GET", "/v1/environments", token, Body::empty()).await;
+    assert_eq!((answer.status, answer.body), (StatusCode::OK, json!({"environments": []})));
+
+    let list = api.call("GET", "/v1/tokens", admin, Body::empty()).await.body;
+    let entry = list["tokens"].as_array().unwrap().iter().find(|entry| entry["id"] == *id).unwrap();
+    assert_eq!((&entry["label"], &entry["role"]), (&json!("ci"), &json!("orchestrator")));
+    assert!(!list.to_string().contains(token), "a token is shown once");
+
+    let path = format!("/v1/tokens/{}", id.as_str().unwrap());
+    let answer = api.call("DELETE", &path, admin, Body::empty()).await;
+    assert_eq!(answer.status, StatusCode::NO_CONTENT);
+    let answer = api.call("GET", "/v1/environments", token, Body::empty()).await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+    assert!(answer.body["error"]["message"].as_str().unwrap().contains("revoked"));
+
+    for id in ["0011223344556677", "nonsense"] {
+        let answer = api.call("DELETE", &format!("/v1/tokens/{id}"), admin, Body::empty()).await;
+        assert_eq!((answer.status, answer.code()), (StatusCode::NOT_FOUND, "not_found"));
+    }
+    for body in [json!({}), json!({"role": "admin", "environments": "a b"})] {
+        let answer = api.post("/v1/tokens", admin, body).await;
+        assert_eq!((answer.status, answer.code()), (StatusCode::BAD_REQUEST, "invalid_request"));
+    }
+    let answer = api.call("GET", "/v1/tokens?after=nonsense", admin, Body::empty()).await;
+    assert_eq!((answer.status, answer.code()), (StatusCode::BAD_REQUEST, "invalid_request"));
+}
+
+#[tokio::test]
+async fn environments_are_listed_in_pages() {
+    let api = Api::new().await;
+    api.online().await;
+    let list = api.call("GET", "/v1/environments", &api.orchestrator, Body::empty()).await.body;
+    assert_eq!(list["environments"][0]["environment_id"], "dev");
+    assert_eq!(list["environments"][0]["online"], true);
+    assert_eq!(list["environments"][0]["profiles"], json!(["noise_hybrid_ik_v1"]));
+    assert_eq!(list.get("next"), None);
+    let path = "/v1/environments?after=dev";
+    let list = api.call("GET", path, &api.orchestrator, Body::empty()).await.body;
+    assert_eq!(list["environments"], json!([]));
+}
+
+/// The table is the protocol: a change here changes what stock clients do.
+#[test]
+fn every_code_has_its_status() {
+    use ErrorCode::*;
+    let table = [
+        (InvalidRequest, 400),
+        (BodyTooLarge, 413),
+        (RequestTimeout, 408),
+        (UnsupportedProfile, 400),
+        (LegacyRegistration, 400),
+        (Unauthorized, 401),
+        (Forbidden, 403),
+        (LimitReached, 403),
+        (EnvironmentOffline, 409),
+        (RegistrationSuperseded, 409),
+        (NotFound, 404),
+        (MethodNotAllowed, 405),
+        (Unavailable, 503),
+        (Internal, 500),
+        (Other, 500),
+    ];
+    assert_eq!(table.len(), ErrorCode::ALL.len());
+    for (code, status) in table {
+        assert_eq!(super::error::status(code).as_u16(), status, "{code}");
+    }
+}

@@ -1,0 +1,158 @@
+//! A registry in a throw-away directory, with time, ids and presence in hand.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use rendez_proto::ids::{EnvironmentId, RegistrationId};
+use rendez_proto::keys::PublicKey;
+use rendez_proto::profile::Profile;
+use rendez_proto::registry::admin::CreateToken;
+use rendez_proto::registry::{
+    ConnectReply, ConnectRequest, Profiles, RegisterReply, RegisterRequest, ValidateRequest,
+};
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+
+use crate::model::{Caller, Role};
+use crate::public_url::WebsocketBase;
+use crate::seam::{Clock, NoRandomness, Presence, Random};
+use crate::{Options, PublicUrl, Registry};
+
+/// When tests begin, in seconds since 1970.
+pub(crate) const START: u64 = 1_800_000_000;
+
+pub(crate) struct FixedClock(pub(crate) AtomicU64);
+
+impl Clock for FixedClock {
+    fn now_unix_secs(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// Different bytes each time, the same in each run.
+#[derive(Default)]
+pub(crate) struct FixedRandom(AtomicU64);
+
+impl Random for FixedRandom {
+    fn fill(&self, bytes: &mut [u8]) -> Result<(), NoRandomness> {
+        for chunk in bytes.chunks_mut(32) {
+            let n = self.0.fetch_add(1, Ordering::SeqCst);
+            chunk.copy_from_slice(&Sha256::digest(n.to_be_bytes())[..chunk.len()]);
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct FixedPresence(Mutex<BTreeMap<EnvironmentId, RegistrationId>>);
+
+#[async_trait]
+impl Presence for FixedPresence {
+    async fn connected(&self, environment: &EnvironmentId) -> Option<RegistrationId> {
+        self.0.lock().unwrap().get(environment).cloned()
+    }
+}
+
+pub(crate) struct Fixture {
+    pub(crate) registry: Registry,
+    pub(crate) clock: Arc<FixedClock>,
+    presence: Arc<FixedPresence>,
+    pub(crate) dir: TempDir,
+}
+
+impl Fixture {
+    pub(crate) async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(FixedClock(AtomicU64::new(START)));
+        let presence = Arc::<FixedPresence>::default();
+        let options = Options {
+            public_url: PublicUrl::FromHost,
+            presence: presence.clone(),
+            clock: clock.clone(),
+            random: Arc::new(FixedRandom::default()),
+        };
+        let registry = Registry::open(dir.path(), options).await.unwrap();
+        Self { registry, clock, presence, dir }
+    }
+
+    pub(crate) fn advance(&self, seconds: u64) {
+        self.clock.0.fetch_add(seconds, Ordering::SeqCst);
+    }
+
+    /// A new token's text.
+    pub(crate) async fn token(&self, role: Role, environments: &str) -> String {
+        let new = CreateToken {
+            role,
+            environments: environments.to_owned(),
+            label: String::new(),
+            expires_in_secs: None,
+        };
+        self.registry.create_token(&new).await.unwrap().token.expose().to_owned()
+    }
+
+    /// The bearer of a new token.
+    pub(crate) async fn caller(&self, role: Role, environments: &str) -> Caller {
+        let token = self.token(role, environments).await;
+        self.registry.authenticate(&token).await.unwrap()
+    }
+
+    pub(crate) async fn register(&self, caller: &Caller, environment: &str) -> RegisterReply {
+        let request = register_request();
+        self.registry.register(caller, &env(environment), &request, &base()).await.unwrap()
+    }
+
+    /// Registers and has the executor's websocket open.
+    pub(crate) async fn online(&self, caller: &Caller, environment: &str) -> RegisterReply {
+        let reply = self.register(caller, environment).await;
+        self.set_connected(environment, &reply.executor_registration_id);
+        reply
+    }
+
+    pub(crate) fn set_connected(&self, environment: &str, registration: &RegistrationId) {
+        self.presence.0.lock().unwrap().insert(env(environment), registration.clone());
+    }
+}
+
+pub(crate) fn env(text: &str) -> EnvironmentId {
+    text.parse().unwrap()
+}
+
+pub(crate) fn base() -> WebsocketBase {
+    PublicUrl::FromHost.base(Some("relay.test:7000")).unwrap()
+}
+
+/// The ticket in a reply's URL.
+pub(crate) fn ticket(url: &rendez_proto::registry::RendezvousUrl) -> String {
+    url.expose().strip_prefix("ws://relay.test:7000/v1/rendezvous?ticket=").unwrap().to_owned()
+}
+
+pub(crate) fn key(n: u8) -> PublicKey {
+    PublicKey::hybrid([n; 32], Box::new([n; 1184]))
+}
+
+/// An executor of ours, which stock orchestrators can use too.
+pub(crate) fn register_request() -> RegisterRequest {
+    RegisterRequest {
+        security_profile: Profile::NoiseHybridIkV1,
+        executor_public_key: key(1),
+        rendez: Some(Profiles { profiles: vec![Profile::RendezHybridIkV1, Profile::RendezIkV1] }),
+    }
+}
+
+pub(crate) fn connect_request(profiles: Option<&[Profile]>) -> ConnectRequest {
+    ConnectRequest {
+        harness_public_key: key(2),
+        rendez: profiles.map(|profiles| Profiles { profiles: profiles.to_vec() }),
+    }
+}
+
+/// What the executor asks after a handshake along `reply`.
+pub(crate) fn validate_request(reply: &ConnectReply) -> ValidateRequest {
+    ValidateRequest {
+        executor_registration_id: reply.executor_registration_id.clone(),
+        harness_public_key: key(2).for_suite(reply.security_profile.suite()).unwrap(),
+        harness_key_authorization: reply.harness_key_authorization.clone(),
+    }
+}

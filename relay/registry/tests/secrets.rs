@@ -1,0 +1,170 @@
+//! A registry at work leaves no secret in its database files and in its log at
+//! the finest level, its dependencies' included. Alone in its binary, since it
+//! takes the process's log.
+
+#![allow(clippy::unwrap_used, reason = "all of it is a test")]
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use axum::body::{Body, to_bytes};
+use axum::http::Request;
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use rendez_proto::ids::{EnvironmentId, RegistrationId};
+use rendez_proto::keys::PublicKey;
+use rendez_proto::registry::admin::{CreateToken, Role};
+use rendez_registry::{Options, Presence, Registry, signer};
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Connected(Mutex<Option<RegistrationId>>);
+
+#[async_trait]
+impl Presence for Connected {
+    async fn connected(&self, _: &EnvironmentId) -> Option<RegistrationId> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+async fn token(registry: &Registry, role: Role) -> String {
+    let new = CreateToken {
+        role,
+        environments: "*".to_owned(),
+        label: "a label".to_owned(),
+        expires_in_secs: None,
+    };
+    registry.create_token(&new).await.unwrap().token.expose().to_owned()
+}
+
+async fn call(registry: &Registry, method: &str, path: &str, token: &str, body: Value) -> Value {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "relay.test")
+        .header("authorization", format!("Bearer {token}"))
+        .body(Body::from(body.to_string()))
+        .unwrap();
+    let response = registry.router().oneshot(request).await.unwrap();
+    let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    serde_json::from_slice(&body).unwrap_or_default()
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap().to_owned()
+}
+
+fn ticket(reply: &Value) -> String {
+    text(&reply["url"]).split_once("ticket=").unwrap().1.to_owned()
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle)
+}
+
+fn files(dir: &Path) -> Vec<u8> {
+    let mut all = Vec::new();
+    for file in std::fs::read_dir(dir).unwrap() {
+        let file = file.unwrap();
+        if file.file_name() != signer::SIGNING_KEY_FILE {
+            all.extend(std::fs::read(file.path()).unwrap());
+        }
+    }
+    all
+}
+
+#[tokio::test]
+async fn no_secret_is_written_down() {
+    let log = Log::default();
+    let writer = log.clone();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
+        .with_writer(move || writer.clone())
+        .with_ansi(false)
+        .init();
+
+    let dir = tempfile::tempdir().unwrap();
+    let presence = Arc::<Connected>::default();
+    let options = Options { presence: presence.clone(), ..Options::default() };
+    let registry = Registry::open(dir.path(), options).await.unwrap();
+    let admin = registry.bootstrap().await.unwrap().unwrap().expose().to_owned();
+    let executor = token(&registry, Role::Executor).await;
+    let orchestrator = token(&registry, Role::Orchestrator).await;
+
+    let key = |n: u8| PublicKey::hybrid([n; 32], Box::new([n; 1184]));
+    let path = |verb: &str| format!("/cloud/environment/dev/{verb}");
+    let body = json!({"security_profile": "noise_hybrid_ik_v1", "executor_public_key": key(1)});
+    let registered = call(&registry, "POST", &path("register"), &executor, body).await;
+    let id = text(&registered["executor_registration_id"]);
+    *presence.0.lock().unwrap() = Some(id.parse().unwrap());
+    let body = json!({"harness_public_key": key(2)});
+    let connected = call(&registry, "POST", &path("connect"), &orchestrator, body).await;
+    let authorization = text(&connected["harness_key_authorization"]);
+    let body = json!({"executor_registration_id": id, "harness_public_key": key(2),
+                      "harness_key_authorization": authorization});
+    for valid in [true, false] {
+        let verdict = call(&registry, "POST", &path("validate"), &executor, body.clone()).await;
+        assert_eq!(verdict, json!({ "valid": valid }));
+    }
+    let (executors, orchestrators) = (ticket(&registered), ticket(&connected));
+    registry.admit(&executors).await.unwrap();
+    registry.admit(&orchestrators).await.unwrap();
+    registry.admit(&orchestrators).await.unwrap_err();
+    registry.admit(&format!("{executors}x")).await.unwrap_err();
+    registry.check_executor(&authorization).await.unwrap_err();
+    // a token that is wrong, in the place of one and in that of a body
+    let wrong = format!("{}A", &executor[..executor.len() - 1]);
+    call(&registry, "POST", &path("register"), &wrong, json!({})).await;
+    call(&registry, "POST", &path("register"), &executor, json!(orchestrator)).await;
+    let created = json!({"role": "orchestrator"});
+    let created = call(&registry, "POST", "/v1/tokens", &admin, created).await;
+    let revoked = format!("/v1/tokens/{}", text(&created["id"]));
+    call(&registry, "DELETE", &revoked, &admin, Value::Null).await;
+    call(&registry, "GET", "/v1/tokens", &admin, Value::Null).await;
+    tracing::info!(?registry, "the end");
+
+    let database = files(dir.path());
+    let log = log.0.lock().unwrap().clone();
+    // the search finds what is there
+    let id = executor.split('_').nth(2).unwrap().as_bytes();
+    assert!(contains(&database, id) && contains(&log, id));
+    assert!(contains(&log, b"SELECT"), "the database's own log is part of it");
+
+    let mut secrets = vec![
+        ("executor's ticket", executors.into_bytes()),
+        ("orchestrator's ticket", orchestrators.into_bytes()),
+        ("authorization", authorization.into_bytes()),
+    ];
+    for token in [&admin, &executor, &orchestrator, &text(&created["token"])] {
+        let secret = token.splitn(4, '_').nth(3).unwrap();
+        secrets.push(("token's text", secret.as_bytes().to_vec()));
+        secrets.push(("token's bytes", URL_SAFE_NO_PAD.decode(secret).unwrap()));
+    }
+    let file = std::fs::read_to_string(dir.path().join(signer::SIGNING_KEY_FILE)).unwrap();
+    let seed = file.trim().split_once(' ').unwrap().1;
+    secrets.push(("signing key's text", seed.as_bytes().to_vec()));
+    secrets.push(("signing key's bytes", STANDARD.decode(seed).unwrap()));
+    for (what, secret) in secrets {
+        assert!(!contains(&database, &secret), "the database holds the {what}");
+        assert!(!contains(&log, &secret), "the log holds the {what}");
+        // also not as the debug form of a byte string
+        let debug = format!("{secret:?}");
+        assert!(!contains(&log, debug.as_bytes()), "the log holds the {what} as numbers");
+    }
+}
