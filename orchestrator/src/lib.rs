@@ -1,1 +1,46 @@
-//! Reach an executor by environment id: processes and files.
+//! Reach an executor by its environment id and work there.
+//!
+//! ```no_run
+//! use rendez_orchestrator::{Client, Command};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::new("http://127.0.0.1:7700", "rdz_o_...".to_owned().into())?;
+//! let executor = client.connect(&"dev".parse()?).await?;
+//! let output = executor.spawn(Command::new("uname").arg("-a")).await?.output().await?;
+//! println!("{} {}", output.exit_code, String::from_utf8_lossy(&output.stdout));
+//! executor.files().write("/tmp/greeting", b"hello").await?;
+//! executor.close().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `client` | the way in: registry, websocket, handshake, session |
+//! | `registry` | the HTTP calls |
+//! | `link` | keeps the websocket up |
+//! | `executor` | one connected executor |
+//! | `process`, `events` | processes, shaped like `tokio::process` |
+//! | `files` | files, shaped like `tokio::fs` |
+//! | `error` | who is at fault when it does not work |
+//!
+//! Nothing is ever run twice: when a connection is lost with a call under way,
+//! its outcome is reported as unknown.
+
+pub mod client;
+pub mod error;
+mod events;
+pub mod executor;
+pub mod files;
+pub mod link;
+pub mod process;
+pub mod registry;
+
+pub use client::Client;
+pub use error::{ConnectError, FileError, ProcessError};
+pub use executor::Executor;
+pub use files::Files;
+pub use link::LinkState;
+pub use process::{Command, Control, Output, Process, ProcessEvent, Stdin};
+pub use rendez_proto::ids::EnvironmentId;
+pub use secrecy::SecretString;

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rendez_proto::rpc::{self, Message, Method, Notification, RequestId, RpcError};
@@ -78,12 +79,19 @@ impl<M: Messages> Caller<M> {
     /// # Errors
     /// [`CallError`] tells whether the call may have taken effect.
     pub async fn call<T: Method>(&self, params: &T::Params) -> Result<T::Reply, CallError> {
-        let call = self.pending.register().ok_or(CallError::NotSent)?;
-        let request = rpc::request::<T>(RequestId::Number(call.id), params);
+        self.request::<T>(params).await?.wait().await
+    }
+
+    /// Sends a call and leaves its answer for later, so that several may be
+    /// under way. Requests reach the other end in the order of these calls.
+    ///
+    /// # Errors
+    /// [`CallError::NotSent`]
+    pub async fn request<T: Method>(&self, params: &T::Params) -> Result<Answer<T>, CallError> {
+        let answer = self.pending.register().ok_or(CallError::NotSent)?;
+        let request = rpc::request::<T>(RequestId::Number(answer.id), params);
         self.messages.send(request.into()).await.map_err(|StreamClosed| CallError::NotSent)?;
-        let result = call.answer().await?;
-        serde_json::from_value(result)
-            .map_err(|error| CallError::Malformed { method: T::NAME, why: error.to_string() })
+        Ok(answer)
     }
 
     /// Sends a notification.
@@ -107,30 +115,34 @@ impl<M: Messages> Drop for Caller<M> {
     }
 }
 
-/// A registered request; dropping it forgets the answer.
-struct Call<'a> {
+/// The answer to a request that was sent; dropping it forgets the answer.
+pub struct Answer<T> {
     id: i64,
-    pending: &'a Pending,
+    pending: Arc<Pending>,
     answer: oneshot::Receiver<Result<Value, RpcError>>,
+    method: PhantomData<fn() -> T>,
 }
 
-impl Call<'_> {
-    async fn answer(mut self) -> Result<Value, CallError> {
-        match (&mut self.answer).await {
-            Ok(outcome) => outcome.map_err(CallError::Refused),
-            Err(_) => Err(CallError::Interrupted),
-        }
+impl<T: Method> Answer<T> {
+    /// Waits for the answer.
+    ///
+    /// # Errors
+    /// [`CallError`] tells whether the call may have taken effect.
+    pub async fn wait(mut self) -> Result<T::Reply, CallError> {
+        let outcome = (&mut self.answer).await.map_err(|_| CallError::Interrupted)?;
+        serde_json::from_value(outcome?)
+            .map_err(|error| CallError::Malformed { method: T::NAME, why: error.to_string() })
     }
 }
 
-impl Drop for Call<'_> {
+impl<T> Drop for Answer<T> {
     fn drop(&mut self) {
         self.pending.lock().answers.remove(&self.id);
     }
 }
 
 impl Pending {
-    fn register(&self) -> Option<Call<'_>> {
+    fn register<T>(self: &Arc<Self>) -> Option<Answer<T>> {
         let mut waiting = self.lock();
         if waiting.closed {
             return None;
@@ -139,7 +151,7 @@ impl Pending {
         waiting.next_id += 1;
         let (sender, answer) = oneshot::channel();
         waiting.answers.insert(id, sender);
-        Some(Call { id, pending: self, answer })
+        Some(Answer { id, pending: self.clone(), answer, method: PhantomData })
     }
 
     fn answered(&self, id: &RequestId, outcome: Result<Value, RpcError>) {

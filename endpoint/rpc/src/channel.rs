@@ -25,7 +25,7 @@ impl Channel {
     pub(crate) async fn opened(&self) -> Result<(), Closed> {
         let mut phase = self.signals.phase.subscribe();
         match phase.wait_for(|phase| *phase != Phase::Opening).await.as_deref() {
-            Ok(Phase::Closed(why)) => Err(why.clone()),
+            Ok(Phase::Closed(why)) => Err(*why),
             Ok(_) => Ok(()),
             // The sender lives as long as `self`.
             Err(_) => Err(Closed::Lost),
@@ -36,13 +36,16 @@ impl Channel {
     pub async fn closed(&self) -> Closed {
         let mut phase = self.signals.phase.subscribe();
         match phase.wait_for(|phase| matches!(phase, Phase::Closed(_))).await.as_deref() {
-            Ok(Phase::Closed(why)) => why.clone(),
+            Ok(Phase::Closed(why)) => *why,
             _ => Closed::Lost,
         }
     }
 
-    fn is_closed(&self) -> bool {
-        matches!(*self.signals.phase.borrow(), Phase::Closed(_))
+    /// Closes the stream in good order and waits until the other end knows.
+    /// What it sends meanwhile must still be read, or this waits for ever.
+    pub async fn finish(&self) -> Closed {
+        self.endpoint.close(self.key);
+        self.closed().await
     }
 }
 
@@ -52,7 +55,7 @@ impl Messages for Channel {
             let readable = self.signals.readable.notified();
             // Asked in this order, so that what arrived before the end is
             // delivered before the end.
-            let closed = self.is_closed();
+            let closed = self.signals.is_closed();
             if let Some(message) = self.endpoint.recv(self.key) {
                 return Some(message);
             }
@@ -67,6 +70,9 @@ impl Messages for Channel {
         loop {
             // Created before the attempt: notify_waiters reaches it from then on.
             let writable = self.signals.writable.notified();
+            if self.signals.is_closed() {
+                return Err(StreamClosed);
+            }
             match self.endpoint.send(self.key, &message) {
                 Ok(()) => return Ok(()),
                 Err(SendError::Blocked) => writable.await,
@@ -79,5 +85,6 @@ impl Messages for Channel {
 impl Drop for Channel {
     fn drop(&mut self) {
         self.endpoint.close(self.key);
+        self.endpoint.forget(self.key);
     }
 }

@@ -9,7 +9,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rendez_endpoint::{
@@ -46,6 +46,20 @@ pub(crate) struct Signals {
     pub(crate) readable: Notify,
     pub(crate) writable: Notify,
     pub(crate) phase: watch::Sender<Phase>,
+}
+
+impl Signals {
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(*self.phase.borrow(), Phase::Closed(_))
+    }
+
+    fn closed(&self, why: Closed) {
+        if !self.is_closed() {
+            self.phase.send_replace(Phase::Closed(why));
+            self.readable.notify_one();
+            self.writable.notify_waiters();
+        }
+    }
 }
 
 /// Where a stream is in its life.
@@ -121,7 +135,6 @@ impl Endpoint {
 
     /// Attaches the core to a socket; give the driver to the pump.
     pub fn attach(&self, registration: RegistrationId) -> Driver {
-        self.lock().closing = None;
         self.change(|mux| mux.socket_opened(now(), registration));
         Driver { endpoint: self.clone() }
     }
@@ -154,12 +167,45 @@ impl Endpoint {
         }
     }
 
-    /// Closes the socket in good order once everything is sent.
+    /// Closes the socket in good order once everything is sent. Final: a
+    /// socket that is attached later closes at once.
     pub fn shut_down(&self, frame: CloseFrame) {
         let mut state = self.lock();
         state.closing = Some(frame);
         if let Some(pump) = state.pump.take() {
             pump.wake();
+        }
+    }
+
+    /// Whether [`shut_down`](Self::shut_down) was called.
+    pub fn is_shut_down(&self) -> bool {
+        self.lock().closing.is_some()
+    }
+
+    /// Whether a stream is open or opening.
+    pub fn has_streams(&self) -> bool {
+        self.lock().streams.values().any(|signals| !signals.is_closed())
+    }
+
+    /// Lets `duration` pass while no socket is attached. The core's timers,
+    /// which a pump runs otherwise, go on: a stream whose grace is over ends.
+    pub async fn wait_detached(&self, duration: Duration) {
+        let until = now() + duration;
+        loop {
+            let next = self.lock().mux.poll_timeout().map_or(until, |at| at.min(until));
+            tokio::time::sleep_until(next.into()).await;
+            let now = now();
+            self.change(|mux| mux.handle_timeout(now));
+            if now >= until {
+                return;
+            }
+        }
+    }
+
+    /// Ends every stream here as lost: there is no way back to the other end.
+    pub fn abandon(&self) {
+        for signals in self.lock().streams.values() {
+            signals.closed(Closed::Lost);
         }
     }
 
@@ -178,6 +224,9 @@ impl Endpoint {
 
     pub(crate) fn close(&self, key: Key) {
         self.change(|mux| mux.close(now(), key));
+    }
+
+    pub(crate) fn forget(&self, key: Key) {
         self.lock().streams.remove(&key);
     }
 
@@ -232,9 +281,7 @@ impl Endpoint {
                 }
                 Event::Closed { key, why } => {
                     if let Some(signals) = state.streams.get(&key) {
-                        signals.phase.send_replace(Phase::Closed(why));
-                        signals.readable.notify_one();
-                        signals.writable.notify_waiters();
+                        signals.closed(why);
                     }
                 }
             }

@@ -16,7 +16,7 @@ pub mod endpoint;
 pub mod memory;
 pub mod messages;
 
-pub use caller::{CallError, Caller, Notified};
+pub use caller::{Answer, CallError, Caller, Notified};
 pub use channel::Channel;
 pub use endpoint::{AuthorizationRequest, Driver, Endpoint, Incoming, OpenError};
 pub use messages::{Messages, StreamClosed};

@@ -1,0 +1,147 @@
+//! Errors by who is at fault and what to do about it.
+
+use rendez_proto::limits;
+use rendez_proto::profile::Profile;
+use rendez_proto::rpc::{RpcError, code};
+use rendez_rpc::{CallError, OpenError};
+use rendez_transport::dial::DialError;
+
+/// Why the registry gave no answer of use.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The relay's URL is not usable.
+    #[error("the relay's URL is not usable: {0}")]
+    Url(String),
+    /// Nobody answered.
+    #[error("cannot reach the relay at {at}: {why}")]
+    Unreachable {
+        /// Host and port.
+        at: String,
+        /// What happened.
+        why: String,
+    },
+    /// The token is unknown, expired or revoked.
+    #[error("the relay does not accept this token: {0}")]
+    TokenRefused(String),
+    /// The token is good, but not for this.
+    #[error("this token may not do that: {0}")]
+    Forbidden(String),
+    /// No executor ever registered under this id.
+    #[error("unknown environment: {0}")]
+    UnknownEnvironment(String),
+    /// The environment is known, its executor is away.
+    #[error("the executor is offline: {0}")]
+    Offline(String),
+    /// The relay cannot serve now.
+    #[error("the relay cannot serve the request now: {0}")]
+    Unavailable(String),
+    /// The relay refuses the request for another reason.
+    #[error("the relay refuses: {0}")]
+    Refused(String),
+    /// The answer is not what the API says.
+    #[error("the relay answered something else than the API says: {0}")]
+    Malformed(String),
+}
+
+/// Why no executor was reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The registry did not let us through.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The registry answered with a profile that we did not ask for: a
+    /// downgrade, refused.
+    #[error("the registry chose profile {0}, which was not offered; refusing")]
+    Downgrade(Profile),
+    /// Another executor took the environment over while we were away.
+    #[error("another executor has taken over the environment")]
+    ExecutorChanged,
+    /// The websocket did not open.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// The encrypted stream did not open.
+    #[error("no encrypted stream to the executor: {0}")]
+    Stream(#[from] OpenError),
+    /// The executor did not open a session.
+    #[error("the executor did not open a session: {0}")]
+    Session(#[source] CallError),
+    /// It took too long.
+    #[error("the executor did not answer in time")]
+    Timeout,
+    /// The system gave no randomness for keys.
+    #[error("the operating system gave no randomness")]
+    NoRandomness,
+}
+
+/// Why something about a process did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// The program or the working directory does not exist on the executor.
+    #[error("the executor cannot start it: {0}")]
+    CannotStart(String),
+    /// The connection was lost. Whether the command runs, ran or will go on is
+    /// unknown; it was not started again.
+    #[error("the connection to the executor was lost; what became of the command is unknown")]
+    Lost,
+    /// The process does not take input (any more).
+    #[error("the process has closed its standard input")]
+    StdinClosed,
+    /// The executor is a stock one, which cannot do this.
+    #[error("the executor does not support {0}")]
+    Unsupported(&'static str),
+    /// The executor says no, for another reason.
+    #[error("the executor refuses: {0}")]
+    Refused(RpcError),
+    /// The executor breaks the protocol.
+    #[error("the executor answered something else than the protocol says: {0}")]
+    Malformed(String),
+}
+
+/// Why something about a file did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// No such file or directory.
+    #[error("{0}")]
+    NotFound(String),
+    /// The path is not absolute, or not a path.
+    #[error("{0}")]
+    InvalidPath(String),
+    /// More bytes than one message carries.
+    #[error("{bytes} bytes are too many for one write, at most {max} are allowed", max = limits::READ_FILE_MAX_BYTES)]
+    TooLarge {
+        /// Bytes to be written.
+        bytes: usize,
+    },
+    /// The executor's system refuses.
+    #[error("{0}")]
+    Refused(RpcError),
+    /// The connection was lost. Whether the change took place is unknown.
+    #[error("the connection to the executor was lost; whether the change took place is unknown")]
+    Lost,
+    /// The executor breaks the protocol.
+    #[error("the executor answered something else than the protocol says: {0}")]
+    Malformed(String),
+}
+
+impl From<CallError> for ProcessError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Refused(error) => Self::Refused(error),
+            CallError::Interrupted | CallError::NotSent => Self::Lost,
+            malformed @ CallError::Malformed { .. } => Self::Malformed(malformed.to_string()),
+        }
+    }
+}
+
+impl From<CallError> for FileError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Refused(error) if error.code == code::NOT_FOUND => {
+                Self::NotFound(error.message)
+            }
+            CallError::Refused(error) => Self::Refused(error),
+            CallError::Interrupted | CallError::NotSent => Self::Lost,
+            malformed @ CallError::Malformed { .. } => Self::Malformed(malformed.to_string()),
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! One connected executor.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rendez_proto::profile::Profile;
+use rendez_proto::rpc::path::PathUri;
+use rendez_proto::rpc::process::ProcessId;
+use rendez_proto::rpc::session::{
+    Environment, EnvironmentInfo, EnvironmentStatus, Extensions, InitializeReply,
+};
+use rendez_rpc::{CallError, Caller, Channel};
+use tokio::sync::{OnceCell, watch};
+use tokio::time::timeout;
+
+use crate::error::ProcessError;
+use crate::events::Events;
+use crate::files::Files;
+use crate::link::{Link, LinkState};
+use crate::process::{Command, Process};
+
+/// How long [`Executor::close`] waits for the executor to hear it.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connected executor and the session there. Dropping it closes the
+/// connection; processes that still run are ended by the executor when the
+/// session's grace is over.
+pub struct Executor {
+    shared: Arc<Shared>,
+}
+
+/// What processes and files share.
+pub(crate) struct Shared {
+    pub(crate) caller: Caller<Channel>,
+    pub(crate) events: Events,
+    pub(crate) extensions: Extensions,
+    environment: OnceCell<Environment>,
+    profile: Profile,
+    // After the caller: the socket goes last.
+    link: Link,
+}
+
+impl Executor {
+    pub(crate) fn new(
+        link: Link,
+        caller: Caller<Channel>,
+        events: Events,
+        session: InitializeReply,
+        profile: Profile,
+    ) -> Self {
+        let shared = Shared {
+            caller,
+            events,
+            extensions: session.rendez.unwrap_or_default(),
+            environment: OnceCell::new_with(session.environment_info),
+            profile,
+            link,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The profile of the connection.
+    pub fn profile(&self) -> Profile {
+        self.shared.profile
+    }
+
+    /// What the executor speaks beyond the stock dialect.
+    pub fn extensions(&self) -> &Extensions {
+        &self.shared.extensions
+    }
+
+    /// What the executor says of its environment: shell, directories, system.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub async fn environment(&self) -> Result<&Environment, CallError> {
+        let ask = || self.shared.caller.call::<EnvironmentInfo>(&EnvironmentInfo {});
+        self.shared.environment.get_or_try_init(ask).await
+    }
+
+    /// One round trip to the executor and back.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub async fn ping(&self) -> Result<(), CallError> {
+        self.shared.caller.call::<EnvironmentStatus>(&EnvironmentStatus {}).await.map(drop)
+    }
+
+    /// Starts a process.
+    ///
+    /// # Errors
+    /// [`ProcessError::CannotStart`] if the program does not exist,
+    /// [`ProcessError::Lost`] if whether it started is unknown.
+    pub async fn spawn(&self, command: Command) -> Result<Process, ProcessError> {
+        let cwd = match command.cwd()? {
+            Some(cwd) => cwd,
+            None => self.default_cwd().await?,
+        };
+        let id = ProcessId(crate::process::random_id()?);
+        let start = command.into_start(id, cwd);
+        Process::start(self.shared.clone(), start).await
+    }
+
+    /// The executor's files.
+    pub fn files(&self) -> Files<'_> {
+        Files::new(&self.shared)
+    }
+
+    /// Whether the connection stands, and every change of that.
+    pub fn link(&self) -> watch::Receiver<LinkState> {
+        self.shared.link.state()
+    }
+
+    /// Closes the connection and waits until the executor knows. Processes
+    /// that still run are ended by the executor when its grace is over.
+    pub async fn close(self) {
+        let finished = self.shared.caller.messages().finish();
+        let _ = timeout(CLOSE_TIMEOUT, finished).await;
+        self.shared.link.close().await;
+    }
+
+    async fn default_cwd(&self) -> Result<PathUri, ProcessError> {
+        let environment = self.environment().await?;
+        environment.cwd.clone().ok_or(ProcessError::Unsupported("a default working directory"))
+    }
+}

@@ -1,0 +1,172 @@
+//! Keeps the websocket below a stream up.
+//!
+//! When the socket of a reliable profile is lost, a new ticket is asked for at
+//! once and the stream goes on over the next socket; the application sees a
+//! pause. That ends when the stream's grace is over, or when there is no way
+//! back: the token is refused, or another executor answers under this name.
+//! Streams of the Codex profile cannot do that and end with their socket.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rendez_proto::ids::{EnvironmentId, RegistrationId};
+use rendez_proto::keys::PublicKey;
+use rendez_proto::profile::Profile;
+use rendez_proto::registry::ConnectReply;
+use rendez_rpc::Endpoint;
+use rendez_transport::backoff::Backoff;
+use rendez_transport::dial::{DialError, DialledSocket};
+use rendez_transport::{CloseFrame, pump};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::client::{Route, random};
+use crate::error::{ConnectError, RegistryError};
+
+/// How long the socket may take to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Whether the connection to an executor stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkState {
+    /// It does.
+    Up,
+    /// It was lost and is being resumed; nothing is lost yet.
+    Resuming,
+    /// It is over.
+    Down,
+}
+
+/// The task that owns the websocket.
+pub(crate) struct Link {
+    endpoint: Endpoint,
+    state: watch::Receiver<LinkState>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Link {
+    pub(crate) fn start(
+        route: Arc<Route>,
+        endpoint: Endpoint,
+        reply: &ConnectReply,
+        socket: DialledSocket,
+    ) -> Self {
+        let (announce, state) = watch::channel(LinkState::Up);
+        let keeper = Keeper {
+            route,
+            endpoint: endpoint.clone(),
+            environment: reply.environment_id.clone(),
+            executor: reply.executor_public_key.clone(),
+            profile: reply.security_profile,
+            announce,
+        };
+        let task = tokio::spawn(keeper.keep(socket, reply.executor_registration_id.clone()));
+        Self { endpoint, state, task: Mutex::new(Some(task)) }
+    }
+
+    pub(crate) fn state(&self) -> watch::Receiver<LinkState> {
+        self.state.clone()
+    }
+
+    /// Closes the socket in good order.
+    pub(crate) async fn close(&self) {
+        self.endpoint.shut_down(CloseFrame::NORMAL);
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut task) = task
+            && timeout(CLOSE_TIMEOUT, &mut task).await.is_err()
+        {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Link {
+    /// The task ends by itself once everything buffered is sent.
+    fn drop(&mut self) {
+        self.endpoint.shut_down(CloseFrame::NORMAL);
+    }
+}
+
+struct Keeper {
+    route: Arc<Route>,
+    endpoint: Endpoint,
+    environment: EnvironmentId,
+    executor: PublicKey,
+    profile: Profile,
+    announce: watch::Sender<LinkState>,
+}
+
+impl Keeper {
+    async fn keep(self, mut socket: DialledSocket, mut registration: RegistrationId) {
+        let mut backoff = Backoff::default();
+        loop {
+            let since = Instant::now();
+            let mut driver = self.endpoint.attach(registration);
+            let ended = pump(socket, &mut driver).await;
+            let wanted = !self.endpoint.is_shut_down() && self.profile.is_reliable();
+            drop(driver);
+            tracing::debug!(environment = %self.environment, why = %ended, "websocket ended");
+            if !wanted {
+                break;
+            }
+            backoff.connected_for(since.elapsed());
+            self.announce.send_replace(LinkState::Resuming);
+            match self.reopen(&mut backoff).await {
+                Some(reopened) => (socket, registration) = reopened,
+                None => break,
+            }
+            self.announce.send_replace(LinkState::Up);
+        }
+        self.endpoint.abandon();
+        self.announce.send_replace(LinkState::Down);
+    }
+
+    /// Tries until it works, at once first; `None` if there is no use.
+    async fn reopen(&self, backoff: &mut Backoff) -> Option<(DialledSocket, RegistrationId)> {
+        while self.endpoint.has_streams() && !self.endpoint.is_shut_down() {
+            let error = match self.try_once().await {
+                Ok(reopened) => return Some(reopened),
+                Err(error) => error,
+            };
+            tracing::debug!(environment = %self.environment, %error, "cannot resume yet");
+            if is_final(&error) {
+                return None;
+            }
+            let jitter = random().map_or(u32::MAX, u32::from_le_bytes);
+            self.endpoint.wait_detached(backoff.next_delay(jitter)).await;
+        }
+        None
+    }
+
+    async fn try_once(&self) -> Result<(DialledSocket, RegistrationId), ConnectError> {
+        let reply = self.route.ask(&self.environment).await?;
+        // Another executor knows nothing of the stream.
+        if reply.executor_public_key != self.executor {
+            return Err(ConnectError::ExecutorChanged);
+        }
+        if reply.security_profile != self.profile {
+            return Err(ConnectError::Downgrade(reply.security_profile));
+        }
+        let socket = self.route.dial(&reply).await?;
+        Ok((socket, reply.executor_registration_id))
+    }
+}
+
+/// Whether trying again cannot help.
+fn is_final(error: &ConnectError) -> bool {
+    match error {
+        ConnectError::Registry(error) => matches!(
+            error,
+            RegistryError::Url(_)
+                | RegistryError::TokenRefused(_)
+                | RegistryError::Forbidden(_)
+                | RegistryError::UnknownEnvironment(_)
+        ),
+        ConnectError::Dial(error) => matches!(error, DialError::Url(_)),
+        ConnectError::Downgrade(_)
+        | ConnectError::ExecutorChanged
+        | ConnectError::NoRandomness => true,
+        ConnectError::Stream(_) | ConnectError::Session(_) | ConnectError::Timeout => false,
+    }
+}

@@ -1,0 +1,357 @@
+//! Processes on an executor.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use rendez_proto::ids::StreamId;
+use rendez_proto::rpc::code;
+use rendez_proto::rpc::path::PathUri;
+use rendez_proto::rpc::process::{
+    CloseStdin, EnvPolicy, ProcessId, Signal, SignalName, Start, Stream, Terminate, Write,
+    WriteReply, WriteStatus,
+};
+use rendez_rpc::{Answer, CallError};
+use tokio::sync::mpsc;
+
+use crate::error::ProcessError;
+use crate::events::Event;
+use crate::executor::Shared;
+
+/// Bytes of standard input per write: two records.
+const WRITE_BYTES: usize = 90 * 1024;
+/// Writes under way at once: hides a round trip, and bounds what an executor
+/// must hold for a process that does not read.
+const WRITES_IN_FLIGHT: usize = 16;
+
+/// What to run, shaped like `tokio::process::Command`.
+#[derive(Debug, Clone)]
+pub struct Command {
+    argv: Vec<String>,
+    cwd: Option<String>,
+    env: BTreeMap<String, String>,
+    clear_env: bool,
+    tty: bool,
+    stdin: bool,
+}
+
+impl Command {
+    /// Runs `program`, found in the executor's `PATH`, without a shell.
+    pub fn new(program: impl Into<String>) -> Self {
+        Self {
+            argv: vec![program.into()],
+            cwd: None,
+            env: BTreeMap::new(),
+            clear_env: false,
+            tty: false,
+            stdin: false,
+        }
+    }
+
+    /// One more argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl Into<String>) -> Self {
+        self.argv.push(arg.into());
+        self
+    }
+
+    /// More arguments.
+    #[must_use]
+    pub fn args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.argv.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// The working directory, an absolute path on the executor. The default is
+    /// the executor's own.
+    #[must_use]
+    pub fn current_dir(mut self, path: impl Into<String>) -> Self {
+        self.cwd = Some(path.into());
+        self
+    }
+
+    /// Sets a variable on top of the executor's environment.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.env.insert(name.into(), value.into());
+        self
+    }
+
+    /// Inherits nothing of the executor's environment.
+    #[must_use]
+    pub fn env_clear(mut self) -> Self {
+        self.clear_env = true;
+        self
+    }
+
+    /// Runs in a terminal of 24 lines and 80 columns; output arrives as
+    /// standard output.
+    #[must_use]
+    pub fn tty(mut self, tty: bool) -> Self {
+        self.tty = tty;
+        self
+    }
+
+    /// Connects standard input; without it the process reads an empty one.
+    #[must_use]
+    pub fn stdin(mut self, stdin: bool) -> Self {
+        self.stdin = stdin;
+        self
+    }
+
+    pub(crate) fn cwd(&self) -> Result<Option<PathUri>, ProcessError> {
+        let path = self.cwd.as_deref().map(PathUri::from_path).transpose();
+        path.map_err(|error| ProcessError::CannotStart(error.to_string()))
+    }
+
+    pub(crate) fn into_start(self, id: ProcessId, cwd: PathUri) -> Start {
+        Start {
+            env: self.env,
+            env_policy: (!self.clear_env).then(EnvPolicy::inherit_all),
+            tty: self.tty,
+            pipe_stdin: self.stdin,
+            ..Start::new(id, self.argv, cwd)
+        }
+    }
+}
+
+/// A process on an executor. Dropping it lets the process run on; see
+/// [`Executor`](crate::Executor) for how long.
+pub struct Process {
+    shared: Arc<Shared>,
+    id: ProcessId,
+    events: mpsc::Receiver<Event>,
+    /// Standard input, if the command asked for it. Take it to write while
+    /// reading: a process that is not read from stops reading.
+    pub stdin: Option<Stdin>,
+    exit_code: Option<i32>,
+    /// Everything was told.
+    ended: bool,
+}
+
+/// What a process did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProcessEvent {
+    /// It wrote to standard output, or to its terminal.
+    Stdout(Vec<u8>),
+    /// It wrote to standard error.
+    Stderr(Vec<u8>),
+    /// It ended: its code, or 128 plus the signal that killed it. Output of
+    /// processes that it left behind may follow.
+    Exited(i32),
+}
+
+/// All that a process did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Its code, or 128 plus the signal that killed it.
+    pub exit_code: i32,
+    /// All of standard output, or of its terminal.
+    pub stdout: Vec<u8>,
+    /// All of standard error.
+    pub stderr: Vec<u8>,
+}
+
+impl Process {
+    pub(crate) async fn start(shared: Arc<Shared>, start: Start) -> Result<Self, ProcessError> {
+        let id = start.process_id.clone();
+        // Before the call: events may overtake its answer.
+        let events = shared.events.subscribe(id.clone());
+        let piped = start.pipe_stdin || start.tty;
+        let stdin = piped.then(|| Stdin::new(shared.clone(), id.clone()));
+        let process = Self { shared, id, events, stdin, exit_code: None, ended: false };
+        let started = process.shared.caller.call::<Start>(&start).await;
+        started.map_err(|error| match error {
+            CallError::Refused(error)
+                if matches!(error.code, code::INTERNAL | code::INVALID_PARAMS) =>
+            {
+                ProcessError::CannotStart(error.message)
+            }
+            other => other.into(),
+        })?;
+        Ok(process)
+    }
+
+    /// What happened next, in the order in which it did; `None` once the
+    /// process has ended and all its output was told.
+    ///
+    /// # Errors
+    /// [`ProcessError::Lost`] if the connection was lost first.
+    pub async fn next(&mut self) -> Result<Option<ProcessEvent>, ProcessError> {
+        if self.ended {
+            return Ok(None);
+        }
+        match self.events.recv().await {
+            Some(Event::Output(Stream::Stdout | Stream::Pty, chunk)) => {
+                Ok(Some(ProcessEvent::Stdout(chunk)))
+            }
+            Some(Event::Output(Stream::Stderr, chunk)) => Ok(Some(ProcessEvent::Stderr(chunk))),
+            Some(Event::Exited(code)) => {
+                self.exit_code = Some(code);
+                Ok(Some(ProcessEvent::Exited(code)))
+            }
+            Some(Event::Closed) => {
+                self.ended = true;
+                Ok(None)
+            }
+            Some(Event::Gap) => {
+                Err(ProcessError::Malformed("process events are missing".to_owned()))
+            }
+            None => Err(ProcessError::Lost),
+        }
+    }
+
+    /// Waits for the end, forgetting all output.
+    ///
+    /// # Errors
+    /// See [`next`](Self::next).
+    pub async fn wait(mut self) -> Result<i32, ProcessError> {
+        self.stdin = None;
+        while self.next().await?.is_some() {}
+        self.exit_code.ok_or(ProcessError::Lost)
+    }
+
+    /// Waits for the end, collecting all output in memory.
+    ///
+    /// # Errors
+    /// See [`next`](Self::next).
+    pub async fn output(mut self) -> Result<Output, ProcessError> {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        while let Some(event) = self.next().await? {
+            match event {
+                ProcessEvent::Stdout(chunk) => stdout.extend(chunk),
+                ProcessEvent::Stderr(chunk) => stderr.extend(chunk),
+                ProcessEvent::Exited(_) => {}
+            }
+        }
+        let exit_code = self.exit_code.ok_or(ProcessError::Lost)?;
+        Ok(Output { exit_code, stdout, stderr })
+    }
+
+    /// A handle for signals that can go to another task.
+    pub fn control(&self) -> Control {
+        Control { shared: self.shared.clone(), id: self.id.clone() }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.shared.events.unsubscribe(&self.id);
+    }
+}
+
+/// Sends signals to a process.
+#[derive(Clone)]
+pub struct Control {
+    shared: Arc<Shared>,
+    id: ProcessId,
+}
+
+impl Control {
+    /// Interrupts the process and its children, as Ctrl-C does.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub async fn interrupt(&self) -> Result<(), ProcessError> {
+        let signal = Signal { process_id: self.id.clone(), signal: SignalName::Interrupt };
+        Ok(self.shared.caller.call::<Signal>(&signal).await.map(drop)?)
+    }
+
+    /// Kills the process and its children; tells whether it still ran.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub async fn terminate(&self) -> Result<bool, ProcessError> {
+        let terminate = Terminate { process_id: self.id.clone() };
+        Ok(self.shared.caller.call::<Terminate>(&terminate).await?.running)
+    }
+}
+
+/// The standard input of a process.
+pub struct Stdin {
+    shared: Arc<Shared>,
+    id: ProcessId,
+    next_write: u64,
+    in_flight: VecDeque<Answer<Write>>,
+}
+
+impl Stdin {
+    fn new(shared: Arc<Shared>, id: ProcessId) -> Self {
+        Self { shared, id, next_write: 0, in_flight: VecDeque::new() }
+    }
+
+    /// Writes all of `bytes`; returns when they are on their way, with a
+    /// bounded number not yet accepted by the executor.
+    ///
+    /// # Errors
+    /// [`ProcessError::StdinClosed`] if the process takes no more.
+    pub async fn write_all(&mut self, bytes: &[u8]) -> Result<(), ProcessError> {
+        for chunk in bytes.chunks(WRITE_BYTES) {
+            while self.in_flight.len() >= WRITES_IN_FLIGHT {
+                self.settle_one().await?;
+            }
+            let write = Write {
+                process_id: self.id.clone(),
+                chunk: chunk.to_vec(),
+                write_id: Some(self.next_write_id()),
+            };
+            self.in_flight.push_back(self.shared.caller.request::<Write>(&write).await?);
+        }
+        Ok(())
+    }
+
+    /// Waits until the executor has taken everything written.
+    ///
+    /// # Errors
+    /// See [`write_all`](Self::write_all).
+    pub async fn flush(&mut self) -> Result<(), ProcessError> {
+        while !self.in_flight.is_empty() {
+            self.settle_one().await?;
+        }
+        Ok(())
+    }
+
+    /// Tells the process that its input has ended.
+    ///
+    /// # Errors
+    /// [`ProcessError::Unsupported`] for a stock executor: its protocol has no
+    /// word for it, and the process goes on waiting.
+    pub async fn close(mut self) -> Result<(), ProcessError> {
+        self.flush().await?;
+        if !self.shared.extensions.close_stdin {
+            return Err(ProcessError::Unsupported("closing standard input"));
+        }
+        let write_id = Some(self.next_write_id());
+        let close = CloseStdin { process_id: self.id.clone(), write_id };
+        accepted(self.shared.caller.call::<CloseStdin>(&close).await?)
+    }
+
+    async fn settle_one(&mut self) -> Result<(), ProcessError> {
+        match self.in_flight.pop_front() {
+            Some(answer) => accepted(answer.wait().await?),
+            None => Ok(()),
+        }
+    }
+
+    /// The executor applies a write id once, so a repeated write is safe.
+    fn next_write_id(&mut self) -> String {
+        self.next_write += 1;
+        self.next_write.to_string()
+    }
+}
+
+fn accepted(reply: WriteReply) -> Result<(), ProcessError> {
+    match reply.status {
+        WriteStatus::Accepted => Ok(()),
+        WriteStatus::StdinClosed | WriteStatus::UnknownProcess => Err(ProcessError::StdinClosed),
+        WriteStatus::Starting => {
+            Err(ProcessError::Malformed("a started process is said to be starting".to_owned()))
+        }
+    }
+}
+
+/// A new process id.
+pub(crate) fn random_id() -> Result<String, ProcessError> {
+    let bytes = crate::client::random()
+        .map_err(|error| ProcessError::CannotStart(error.to_string()))?;
+    Ok(StreamId::from_random(bytes).as_str().to_owned())
+}

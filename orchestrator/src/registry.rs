@@ -1,0 +1,216 @@
+//! The registry's HTTP API, as orchestrators and operators use it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rendez_proto::ids::EnvironmentId;
+use rendez_proto::registry::admin::{
+    CreateToken, EnvironmentEntry, EnvironmentList, TokenCreated, TokenEntry, TokenList,
+};
+use rendez_proto::registry::error::{AbsenceState, ErrorBody, ErrorCode};
+use rendez_proto::registry::{ConnectReply, ConnectRequest};
+use reqwest::{Method, StatusCode};
+use rustls::ClientConfig;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use url::Url;
+
+use crate::error::RegistryError;
+
+/// How long one request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Pages of a listing that are read; more than any real listing has.
+const PAGES_MAX: usize = 10_000;
+
+/// A registry and the token that is shown to it.
+pub struct RegistryClient {
+    http: reqwest::Client,
+    base: Url,
+    token: SecretString,
+}
+
+impl RegistryClient {
+    /// A client for the relay at `base`, such as `https://relay.example.com`.
+    ///
+    /// # Errors
+    /// [`RegistryError::Url`]
+    pub fn new(
+        base: &str,
+        token: SecretString,
+        tls: &Arc<ClientConfig>,
+    ) -> Result<Self, RegistryError> {
+        let url = |why: &dyn std::fmt::Display| RegistryError::Url(why.to_string());
+        let base = Url::parse(base).map_err(|error| url(&error))?;
+        if !matches!(base.scheme(), "http" | "https") || base.host().is_none() {
+            return Err(url(&"it must start with http:// or https:// and name a host"));
+        }
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(ClientConfig::clone(tls))
+            .timeout(REQUEST_TIMEOUT)
+            .redirect(reqwest::redirect::Policy::none())
+            .tcp_nodelay(true)
+            .build()
+            .map_err(|error| url(&error))?;
+        Ok(Self { http, base, token })
+    }
+
+    /// Asks for a way to the executor of `environment`.
+    pub(crate) async fn connect(
+        &self,
+        environment: &EnvironmentId,
+        request: &ConnectRequest,
+    ) -> Result<ConnectReply, RegistryError> {
+        let path = format!("/cloud/environment/{environment}/connect");
+        self.call(Method::POST, &path, Some(request)).await
+    }
+
+    /// The environments that the token may see, ordered by id.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn environments(&self) -> Result<Vec<EnvironmentEntry>, RegistryError> {
+        let mut all = Vec::new();
+        let mut after = String::new();
+        for _ in 0..PAGES_MAX {
+            let path = format!("/v1/environments{after}");
+            let page: EnvironmentList = self.call(Method::GET, &path, None::<&()>).await?;
+            all.extend(page.environments);
+            match page.next {
+                Some(next) => after = format!("?after={next}"),
+                None => break,
+            }
+        }
+        Ok(all)
+    }
+
+    /// Creates a token; its text is shown this once.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn create_token(&self, request: &CreateToken) -> Result<TokenCreated, RegistryError> {
+        self.call(Method::POST, "/v1/tokens", Some(request)).await
+    }
+
+    /// All tokens, without their secrets.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn tokens(&self) -> Result<Vec<TokenEntry>, RegistryError> {
+        let mut all = Vec::new();
+        let mut after = String::new();
+        for _ in 0..PAGES_MAX {
+            let path = format!("/v1/tokens{after}");
+            let page: TokenList = self.call(Method::GET, &path, None::<&()>).await?;
+            all.extend(page.tokens);
+            match page.next {
+                Some(next) => after = format!("?after={next}"),
+                None => break,
+            }
+        }
+        Ok(all)
+    }
+
+    /// Revokes a token by its id.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn revoke_token(&self, id: &str) -> Result<(), RegistryError> {
+        let path = format!("/v1/tokens/{id}");
+        self.send(Method::DELETE, &path, None::<&()>).await.map(drop)
+    }
+
+    async fn call<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<T, RegistryError> {
+        let bytes = self.send(method, path, body).await?;
+        serde_json::from_slice(&bytes).map_err(|error| RegistryError::Malformed(error.to_string()))
+    }
+
+    async fn send<B: Serialize>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<bytes::Bytes, RegistryError> {
+        let url = format!("{}{path}", self.base.as_str().trim_end_matches('/'));
+        let mut request = self.http.request(method, url).bearer_auth(self.token.expose_secret());
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await.map_err(|error| self.unreachable(&error))?;
+        let status = answer.status();
+        let bytes = answer.bytes().await.map_err(|error| self.unreachable(&error))?;
+        if status.is_success() { Ok(bytes) } else { Err(refusal(status, &bytes)) }
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> RegistryError {
+        let port = self.base.port_or_known_default().unwrap_or_default();
+        let at = format!("{}:{port}", self.base.host_str().unwrap_or_default());
+        RegistryError::Unreachable { at, why: root_cause(error) }
+    }
+}
+
+/// reqwest's own words repeat the URL; the cause is at the end of the chain.
+fn root_cause(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "no answer in time".into();
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+fn refusal(status: StatusCode, body: &[u8]) -> RegistryError {
+    let Ok(ErrorBody { error, rendez }) = serde_json::from_slice::<ErrorBody>(body) else {
+        let what = format!("HTTP {status} without an error body; is this a Rendez relay?");
+        return RegistryError::Malformed(what);
+    };
+    let message = error.message;
+    match error.code {
+        ErrorCode::Unauthorized => RegistryError::TokenRefused(message),
+        ErrorCode::Forbidden => RegistryError::Forbidden(message),
+        ErrorCode::EnvironmentOffline => match rendez.map(|absence| absence.state) {
+            Some(AbsenceState::Unknown) => RegistryError::UnknownEnvironment(message),
+            _ => RegistryError::Offline(message),
+        },
+        _ if status.is_server_error() => RegistryError::Unavailable(message),
+        _ => RegistryError::Refused(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(status: u16, body: &str) -> RegistryError {
+        refusal(StatusCode::from_u16(status).unwrap(), body.as_bytes())
+    }
+
+    #[test]
+    fn refusals_say_who_is_at_fault() {
+        let error = |code: &str| format!(r#"{{"error":{{"code":"{code}","message":"m"}}}}"#);
+        assert!(matches!(refused(401, &error("unauthorized")), RegistryError::TokenRefused(_)));
+        assert!(matches!(refused(403, &error("forbidden")), RegistryError::Forbidden(_)));
+        assert!(matches!(refused(409, &error("environment_offline")), RegistryError::Offline(_)));
+        assert!(matches!(refused(503, &error("unavailable")), RegistryError::Unavailable(_)));
+        assert!(matches!(refused(404, "<html>"), RegistryError::Malformed(_)));
+        let unknown = r#"{"error":{"code":"environment_offline","message":"m"},
+            "rendez":{"state":"unknown"}}"#;
+        assert!(matches!(refused(409, unknown), RegistryError::UnknownEnvironment(_)));
+    }
+
+    #[test]
+    fn only_http_urls_with_a_host_are_taken() {
+        let tls = rendez_transport::tls::client_config().unwrap();
+        for bad in ["relay", "ws://relay", "http://"] {
+            let made = RegistryClient::new(bad, "t".to_owned().into(), &tls);
+            assert!(matches!(made, Err(RegistryError::Url(_))), "{bad} was accepted");
+        }
+    }
+}
