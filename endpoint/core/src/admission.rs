@@ -60,8 +60,8 @@ mod tests {
     #[test]
     fn eight_failures_cool_down_for_ten_seconds() {
         let (mut admission, limits) = (Admission::default(), Limits::default());
-        let start = Instant::now();
-        let mut admit = |admission: &mut Admission, ms| {
+        let start = crate::test_origin();
+        let admit = |admission: &mut Admission, ms| {
             admission.admit(start + Duration::from_millis(ms), &limits, 0, 0)
         };
         for _ in 0..7 {
@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn the_limits_turn_away() {
         let (mut admission, limits) = (Admission::default(), Limits::default());
-        let now = Instant::now();
+        let now = crate::test_origin();
         assert_eq!(admission.admit(now, &limits, 127, 31), Ok(()));
         assert_eq!(admission.admit(now, &limits, 128, 0), Err(TurnedAway));
         assert_eq!(admission.admit(now, &limits, 0, 32), Err(TurnedAway));

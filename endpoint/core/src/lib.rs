@@ -46,3 +46,10 @@ pub use error::{Closed, ConnectError, Misbehaviour, Refusal, SendError};
 pub use mux::Mux;
 pub use noise::{Authorized, Identity, IdentitySeed};
 pub use stats::Stats;
+
+/// The origin of virtual time in unit tests.
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests need some instant to start from")]
+fn test_origin() -> std::time::Instant {
+    std::time::Instant::now()
+}

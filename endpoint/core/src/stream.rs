@@ -139,10 +139,6 @@ impl Stream {
         matches!(self.state, State::Asking(_))
     }
 
-    pub(crate) fn is_open(&self) -> bool {
-        matches!(self.state, State::Open(..))
-    }
-
     // ---- the executor's verdict --------------------------------------------
 
     /// Opens the stream. A stream that does not ask is left alone.

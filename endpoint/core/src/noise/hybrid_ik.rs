@@ -85,7 +85,7 @@ impl Handshake {
         let params = params
             .with_prologue(prologue.as_bytes())
             .with_s(KeyPair {
-                public: dh::public(me.x25519()),
+                public: *me.public().x25519(),
                 secret: SensitiveByteArray::new(*me.x25519()),
             })
             .with_s_kem(KeyPair {

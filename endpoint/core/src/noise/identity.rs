@@ -130,6 +130,6 @@ mod tests {
         let identity = Identity::from_seed(&IdentitySeed::from_bytes(bytes));
         let hex: String =
             identity.public().fingerprint().iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(hex, "GOLDEN");
+        assert_eq!(hex, "2ab50b99fa3f993f4b994f7b8d26f45bbe1078ae8ed1575976e161ce598a9996");
     }
 }

@@ -91,7 +91,10 @@ mod tests {
     #[test]
     fn our_golden_bytes() {
         let hybrid = prologue(Profile::RendezHybridIkV1);
-        assert_eq!(sha256(&hybrid), "GOLDEN");
+        assert_eq!(
+            sha256(&hybrid),
+            "6d359eefe95eadc1cc6b4adc67c172f76d578794a0deb9275e25ce7e09e3699c"
+        );
         assert_ne!(hybrid, prologue(Profile::RendezIkV1));
     }
 }

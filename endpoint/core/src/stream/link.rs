@@ -101,6 +101,11 @@ impl Probe {
         Self { next: Some(now + rto.current()), attempts: 0 }
     }
 
+    /// Makes it due, out of turn.
+    pub(super) fn at_once(&mut self) {
+        self.next = None;
+    }
+
     pub(super) fn is_due(&self) -> bool {
         self.next.is_none()
     }

@@ -173,7 +173,7 @@ impl Reliable {
     /// Message 2 is asked for again, because message 1 came again.
     pub(super) fn resend_message_2(&mut self) {
         if let Some(unconfirmed) = &mut self.unconfirmed {
-            unconfirmed.again = Probe { attempts: unconfirmed.again.attempts, ..Probe::due() };
+            unconfirmed.again.at_once();
         }
     }
 

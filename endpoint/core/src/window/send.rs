@@ -261,3 +261,199 @@ impl SendWindow {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rendez_proto::limits::{RTO_INITIAL, RTO_MIN};
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    fn wire(seq: u32) -> Bytes {
+        Bytes::from(seq.to_be_bytes().to_vec())
+    }
+
+    /// A window with records 1 to `count` in flight, sent at `now`.
+    fn filled(count: u32, now: Instant) -> SendWindow {
+        let mut window = SendWindow::new(Seq(1));
+        for seq in 1..=count {
+            assert_eq!(window.next(), Some(Seq(seq)));
+            assert!(window.has_room(4));
+            window.push(wire(seq), now);
+        }
+        window
+    }
+
+    fn resent(window: &mut SendWindow, now: Instant) -> Vec<u32> {
+        std::iter::from_fn(|| window.poll_retransmit(now))
+            .map(|wire| u32::from_be_bytes(wire.as_ref().try_into().unwrap()))
+            .collect()
+    }
+
+    fn ack(up_to: u32, also: &[u32]) -> Ack {
+        Ack { up_to, bits: also.iter().fold(0, |bits, seq| bits | 1 << (seq - up_to - 2)) }
+    }
+
+    #[test]
+    fn room_ends_with_records_bytes_or_credit() {
+        let now = crate::test_origin();
+        let mut window = filled(WINDOW_MAX_RECORDS, now);
+        assert!(!window.has_room(0), "records");
+        window.on_ack(ack(1, &[]), 0, now).unwrap();
+        assert!(!window.has_room(0), "credit");
+        window.on_ack(ack(1, &[]), 1000, now).unwrap();
+        assert!(window.has_room(0));
+        assert!(!window.has_room(WINDOW_MAX_BYTES), "bytes");
+    }
+
+    #[test]
+    fn acks_of_what_was_never_sent_are_an_error() {
+        let now = crate::test_origin();
+        assert_eq!(filled(3, now).on_ack(ack(3, &[]), 0, now), Ok(()));
+        assert_eq!(filled(3, now).on_ack(ack(4, &[]), 0, now), Err(AckOfUnsent));
+        assert_eq!(filled(3, now).on_ack(ack(0, &[4]), 0, now), Err(AckOfUnsent));
+        let all = Ack { up_to: u32::MAX, bits: u32::MAX };
+        assert_eq!(filled(3, now).on_ack(all, 0, now), Err(AckOfUnsent));
+        assert_eq!(filled(0, now).on_ack(ack(0, &[]), 0, now), Ok(()));
+    }
+
+    #[test]
+    fn the_timeout_resends_the_oldest_gap_and_doubles() {
+        let start = crate::test_origin();
+        let mut window = filled(5, start);
+        let first = window.poll_timeout().unwrap();
+        assert_eq!(first, start + RTO_INITIAL);
+        window.handle_timeout(first - Duration::from_millis(1));
+        assert!(!window.wants_retransmit());
+        window.handle_timeout(first);
+        assert_eq!(window.poll_timeout(), None, "nothing to wait for while one is due");
+        assert_eq!(resent(&mut window, first), [1]);
+        assert_eq!(window.poll_timeout(), Some(first + RTO_INITIAL * 2));
+    }
+
+    #[test]
+    fn a_lost_burst_comes_back_in_doubling_bursts() {
+        let start = crate::test_origin();
+        let mut window = filled(20, start);
+        let mut now = window.poll_timeout().unwrap();
+        window.handle_timeout(now);
+        let mut sent = resent(&mut window, now);
+        let mut bursts = vec![sent.len()];
+        while !window.is_empty() {
+            now += Duration::from_millis(10);
+            window.on_ack(ack(*sent.last().unwrap(), &[]), 0, now).unwrap();
+            let burst = resent(&mut window, now);
+            bursts.push(burst.len());
+            sent.extend(burst);
+        }
+        assert_eq!(sent, (1..=20).collect::<Vec<_>>());
+        assert_eq!(bursts, [1, 2, 4, 8, 5, 0]);
+    }
+
+    #[test]
+    fn three_later_acks_resend_a_gap_once() {
+        let now = crate::test_origin();
+        let mut window = filled(6, now);
+        window.on_ack(ack(0, &[2, 3]), 0, now).unwrap();
+        assert!(resent(&mut window, now).is_empty());
+        window.on_ack(ack(0, &[2, 3, 4]), 0, now).unwrap();
+        assert_eq!(resent(&mut window, now), [1]);
+        window.on_ack(ack(0, &[2, 3, 4, 5]), 0, now).unwrap();
+        assert!(resent(&mut window, now).is_empty());
+    }
+
+    #[test]
+    fn a_new_path_resends_everything_unacknowledged() {
+        let now = crate::test_origin();
+        let mut window = filled(5, now);
+        window.on_ack(ack(1, &[4]), 0, now).unwrap();
+        window.resend_all();
+        assert_eq!(resent(&mut window, now), [2, 3, 5]);
+    }
+
+    #[test]
+    fn what_was_sent_twice_measures_no_round_trip() {
+        let start = crate::test_origin();
+        let mut window = filled(1, start);
+        window.resend_all();
+        resent(&mut window, start);
+        window.on_ack(ack(1, &[]), 0, start + Duration::from_millis(1)).unwrap();
+        assert_eq!(window.rto().current(), RTO_INITIAL);
+        window.push(wire(2), start);
+        window.on_ack(ack(2, &[]), 0, start + Duration::from_millis(1)).unwrap();
+        assert_eq!(window.rto().current(), RTO_MIN);
+    }
+
+    #[test]
+    fn numbers_end_and_never_wrap() {
+        let now = crate::test_origin();
+        let mut window = SendWindow::new(Seq(u32::MAX));
+        assert_eq!(window.next(), Some(Seq(u32::MAX)));
+        window.push(wire(u32::MAX), now);
+        assert_eq!(window.next(), None);
+        assert!(!window.has_room(0));
+        window.on_ack(ack(u32::MAX, &[]), 0, now).unwrap();
+        assert!(window.is_empty());
+        assert_eq!(window.next(), None);
+    }
+
+    proptest! {
+        /// Against a plain set of the numbers in flight.
+        #[test]
+        fn like_a_set_of_numbers(
+            steps in proptest::collection::vec((0u8..4, 0u32..80, any::<u32>()), 1..200),
+        ) {
+            let start = crate::test_origin();
+            let mut window = SendWindow::new(Seq(1));
+            let (mut flying, mut next, mut credit) = (BTreeSet::new(), 1u32, WINDOW_MAX_RECORDS);
+            let mut now = start;
+            for (step, near, bits) in steps {
+                now += Duration::from_millis(u64::from(near));
+                match step {
+                    0 | 1 => {
+                        let base = flying.first().copied().unwrap_or(next);
+                        let room = next - base < WINDOW_MAX_RECORDS && next <= credit;
+                        prop_assert_eq!(window.has_room(4), room);
+                        if room {
+                            prop_assert_eq!(window.next(), Some(Seq(next)));
+                            window.push(wire(next), now);
+                            flying.insert(next);
+                            next += 1;
+                        }
+                    }
+                    2 => {
+                        let ack = Ack { up_to: next.saturating_sub(near), bits };
+                        let named = |seq: &u32| {
+                            *seq <= ack.up_to
+                                || seq.checked_sub(ack.up_to + 2)
+                                    .is_some_and(|bit| bit < 32 && bits >> bit & 1 == 1)
+                        };
+                        let unsent = (next..next + 100).any(|seq| named(&seq));
+                        let result = window.on_ack(ack, credit + near, now);
+                        prop_assert_eq!(result.is_err(), unsent);
+                        if !unsent {
+                            credit += near;
+                            flying.retain(|seq| !named(seq));
+                        }
+                    }
+                    _ => {
+                        if near % 2 == 0 {
+                            window.resend_all();
+                        } else {
+                            window.handle_timeout(now);
+                        }
+                    }
+                }
+                prop_assert_eq!(window.is_empty(), flying.is_empty());
+                prop_assert_eq!(window.bytes, flying.len() * 4);
+                let mut check = true;
+                for seq in resent(&mut window, now) {
+                    check &= flying.contains(&seq);
+                }
+                prop_assert!(check, "resent what had arrived");
+                prop_assert_eq!(window.poll_timeout().is_some(), !flying.is_empty());
+            }
+        }
+    }
+}
