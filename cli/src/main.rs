@@ -1,1 +1,90 @@
-fn main() {}
+//! `rendez`: the one binary that people install.
+//!
+//! Each command is a file, and a few lines over a library.
+
+mod context;
+mod dev;
+mod env;
+mod exec;
+mod exit;
+mod token;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use rendez_executor_agent::AgentArgs;
+use rendez_relay::telemetry::{self, LogLevel};
+use rendez_relay::{Relay, RelayArgs, server};
+
+use crate::exit::Exit;
+
+/// Reach machines behind NAT, end-to-end encrypted through a relay that cannot
+/// read along.
+#[derive(Parser)]
+#[command(version, max_term_width = 100, after_help = exit::HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run relay, registry and an executor on this machine, to try things out
+    Dev(dev::DevArgs),
+    Relay(RelayArgs),
+    Agent(AgentArgs),
+    /// Run a command on an executor
+    #[command(visible_alias = "x", after_help = exit::HELP)]
+    Exec(exec::ExecArgs),
+    /// Look at environments
+    #[command(subcommand)]
+    Env(env::EnvCommand),
+    /// Create, list and revoke access tokens
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+}
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    // A server uses all cores; a client is done sooner without more threads.
+    let serves = matches!(command, Command::Dev(_) | Command::Relay(_) | Command::Agent(_));
+    let runtime = if serves {
+        tokio::runtime::Builder::new_multi_thread().enable_all().build()
+    } else {
+        tokio::runtime::Builder::new_current_thread().enable_all().build()
+    };
+    let outcome = match runtime {
+        Ok(runtime) => {
+            let outcome = runtime.block_on(run(command));
+            // Do not wait for a thread that still reads standard input.
+            runtime.shutdown_background();
+            outcome
+        }
+        Err(error) => Err(Exit::software(format!("no async runtime: {error}"))),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(exit) => exit.report(),
+    }
+}
+
+async fn run(command: Command) -> Result<ExitCode, Exit> {
+    match command {
+        Command::Dev(args) => dev::run(args).await,
+        Command::Relay(args) => {
+            telemetry::start(args.log);
+            let relay = Relay::bind(args.into()).await.map_err(Exit::config)?;
+            relay.serve(server::until_signal()).await;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Agent(args) => {
+            telemetry::start(args.log.unwrap_or(LogLevel::Info));
+            let cancel = server::until_signal();
+            rendez_executor_agent::run(args, cancel).await.map_err(Exit::agent)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Exec(args) => exec::run(args).await,
+        Command::Env(command) => env::run(command).await,
+        Command::Token(command) => token::run(command).await,
+    }
+}

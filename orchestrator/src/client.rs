@@ -12,7 +12,6 @@ use rendez_proto::rpc::session::{Initialize, Initialized};
 use rendez_rpc::{Caller, Endpoint};
 use rendez_transport::dial::{DialledSocket, dial};
 use rendez_transport::tls;
-use rustls::ClientConfig;
 use secrecy::SecretString;
 use tokio::time::timeout;
 
@@ -53,11 +52,9 @@ impl Client {
         token: SecretString,
         profiles: Vec<Profile>,
     ) -> Result<Self, ConnectError> {
-        let tls = tls::client_config()
-            .map_err(|error| RegistryError::Url(format!("no TLS trust store: {error}")))?;
-        let registry = RegistryClient::new(relay, token, &tls)?;
+        let registry = RegistryClient::new(relay, token)?;
         let identity = Identity::from_seed(&IdentitySeed::from_bytes(random()?));
-        Ok(Self { route: Arc::new(Route { registry, tls, identity, profiles }) })
+        Ok(Self { route: Arc::new(Route { registry, identity, profiles }) })
     }
 
     /// The registry's other calls.
@@ -99,7 +96,6 @@ impl Client {
 /// How executors are found and reached, first and again.
 pub(crate) struct Route {
     registry: RegistryClient,
-    tls: Arc<ClientConfig>,
     identity: Identity,
     profiles: Vec<Profile>,
 }
@@ -127,7 +123,10 @@ impl Route {
 
     /// Opens the websocket that a ticket is for.
     pub(crate) async fn dial(&self, reply: &ConnectReply) -> Result<DialledSocket, ConnectError> {
-        Ok(dial(reply.url.expose(), self.tls.clone()).await?)
+        let url = reply.url.expose();
+        let tls =
+            tls::for_url(url).map_err(|error| RegistryError::TrustStore(error.to_string()))?;
+        Ok(dial(url, tls).await?)
     }
 }
 
@@ -137,9 +136,7 @@ fn stream_to(reply: &ConnectReply) -> Result<Connect, ConnectError> {
         profile: reply.security_profile,
         registration: reply.executor_registration_id.clone(),
         peer: reply.executor_public_key.clone(),
-        authorization: Bytes::copy_from_slice(
-            reply.harness_key_authorization.expose().as_bytes(),
-        ),
+        authorization: Bytes::copy_from_slice(reply.harness_key_authorization.expose().as_bytes()),
     })
 }
 

@@ -12,6 +12,9 @@ pub enum RegistryError {
     /// The relay's URL is not usable.
     #[error("the relay's URL is not usable: {0}")]
     Url(String),
+    /// The system's certificates cannot be read.
+    #[error("the system's trust store cannot be read: {0}")]
+    TrustStore(String),
     /// Nobody answered.
     #[error("cannot reach the relay at {at}: {why}")]
     Unreachable {
@@ -76,7 +79,10 @@ pub enum ConnectError {
 /// Why something about a process did not work.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
-    /// The program or the working directory does not exist on the executor.
+    /// The program, or the working directory, does not exist on the executor.
+    #[error("not found on the executor: {0}")]
+    NotFound(String),
+    /// The executor cannot start the program.
     #[error("the executor cannot start it: {0}")]
     CannotStart(String),
     /// The connection was lost. Whether the command runs, ran or will go on is

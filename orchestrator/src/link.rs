@@ -159,14 +159,15 @@ fn is_final(error: &ConnectError) -> bool {
         ConnectError::Registry(error) => matches!(
             error,
             RegistryError::Url(_)
+                | RegistryError::TrustStore(_)
                 | RegistryError::TokenRefused(_)
                 | RegistryError::Forbidden(_)
                 | RegistryError::UnknownEnvironment(_)
         ),
         ConnectError::Dial(error) => matches!(error, DialError::Url(_)),
-        ConnectError::Downgrade(_)
-        | ConnectError::ExecutorChanged
-        | ConnectError::NoRandomness => true,
+        ConnectError::Downgrade(_) | ConnectError::ExecutorChanged | ConnectError::NoRandomness => {
+            true
+        }
         ConnectError::Stream(_) | ConnectError::Session(_) | ConnectError::Timeout => false,
     }
 }

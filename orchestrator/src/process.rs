@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use rendez_proto::ids::StreamId;
-use rendez_proto::rpc::code;
 use rendez_proto::rpc::path::PathUri;
 use rendez_proto::rpc::process::{
     CloseStdin, EnvPolicy, ProcessId, Signal, SignalName, Start, Stream, Terminate, Write,
     WriteReply, WriteStatus,
 };
+use rendez_proto::rpc::{RpcError, code};
 use rendez_rpc::{Answer, CallError};
 use tokio::sync::mpsc;
 
@@ -160,14 +160,7 @@ impl Process {
         let stdin = piped.then(|| Stdin::new(shared.clone(), id.clone()));
         let process = Self { shared, id, events, stdin, exit_code: None, ended: false };
         let started = process.shared.caller.call::<Start>(&start).await;
-        started.map_err(|error| match error {
-            CallError::Refused(error)
-                if matches!(error.code, code::INTERNAL | code::INVALID_PARAMS) =>
-            {
-                ProcessError::CannotStart(error.message)
-            }
-            other => other.into(),
-        })?;
+        started.map_err(not_started)?;
         Ok(process)
     }
 
@@ -349,9 +342,25 @@ fn accepted(reply: WriteReply) -> Result<(), ProcessError> {
     }
 }
 
+/// Executors report what the system said as an internal error (WIRE.md,
+/// section 6.2); a missing program is the one case with a meaning of its own.
+fn not_started(error: CallError) -> ProcessError {
+    match error {
+        CallError::Refused(RpcError { code: code::INTERNAL, message })
+            if message.starts_with("No such file or directory") =>
+        {
+            ProcessError::NotFound(message)
+        }
+        CallError::Refused(RpcError { code: code::INTERNAL | code::INVALID_PARAMS, message }) => {
+            ProcessError::CannotStart(message)
+        }
+        other => other.into(),
+    }
+}
+
 /// A new process id.
 pub(crate) fn random_id() -> Result<String, ProcessError> {
-    let bytes = crate::client::random()
-        .map_err(|error| ProcessError::CannotStart(error.to_string()))?;
+    let bytes =
+        crate::client::random().map_err(|error| ProcessError::CannotStart(error.to_string()))?;
     Ok(StreamId::from_random(bytes).as_str().to_owned())
 }

@@ -1,6 +1,5 @@
 //! The registry's HTTP API, as orchestrators and operators use it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use rendez_proto::ids::EnvironmentId;
@@ -9,6 +8,7 @@ use rendez_proto::registry::admin::{
 };
 use rendez_proto::registry::error::{AbsenceState, ErrorBody, ErrorCode};
 use rendez_proto::registry::{ConnectReply, ConnectRequest};
+use rendez_transport::tls;
 use reqwest::{Method, StatusCode};
 use rustls::ClientConfig;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -34,19 +34,17 @@ impl RegistryClient {
     /// A client for the relay at `base`, such as `https://relay.example.com`.
     ///
     /// # Errors
-    /// [`RegistryError::Url`]
-    pub fn new(
-        base: &str,
-        token: SecretString,
-        tls: &Arc<ClientConfig>,
-    ) -> Result<Self, RegistryError> {
+    /// [`RegistryError::Url`] or [`RegistryError::TrustStore`]
+    pub fn new(base: &str, token: SecretString) -> Result<Self, RegistryError> {
         let url = |why: &dyn std::fmt::Display| RegistryError::Url(why.to_string());
         let base = Url::parse(base).map_err(|error| url(&error))?;
         if !matches!(base.scheme(), "http" | "https") || base.host().is_none() {
             return Err(url(&"it must start with http:// or https:// and name a host"));
         }
+        let tls = tls::for_url(base.as_str())
+            .map_err(|error| RegistryError::TrustStore(error.to_string()))?;
         let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(ClientConfig::clone(tls))
+            .tls_backend_preconfigured(ClientConfig::clone(&tls))
             .timeout(REQUEST_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .tcp_nodelay(true)
@@ -207,9 +205,8 @@ mod tests {
 
     #[test]
     fn only_http_urls_with_a_host_are_taken() {
-        let tls = rendez_transport::tls::client_config().unwrap();
         for bad in ["relay", "ws://relay", "http://"] {
-            let made = RegistryClient::new(bad, "t".to_owned().into(), &tls);
+            let made = RegistryClient::new(bad, "t".to_owned().into());
             assert!(matches!(made, Err(RegistryError::Url(_))), "{bad} was accepted");
         }
     }

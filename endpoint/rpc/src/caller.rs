@@ -221,7 +221,10 @@ mod tests {
         }
     }
 
-    fn start() -> (Caller<End>, End, mpsc::UnboundedReceiver<Option<(String, Value)>>) {
+    /// `None`: closed.
+    type Notifications = mpsc::UnboundedReceiver<Option<(String, Value)>>;
+
+    fn start() -> (Caller<End>, End, Notifications) {
         let (ours, theirs) = pair(8);
         let (sender, receiver) = mpsc::unbounded_channel();
         (Caller::new(ours, Sink(sender)), theirs, receiver)

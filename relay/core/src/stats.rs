@@ -73,6 +73,17 @@ impl Stats {
         self.resets[why as usize]
     }
 
+    /// Adds the counters of another hub.
+    pub fn add(&mut self, other: &Stats) {
+        let sum = |ours: &mut [u64], theirs: &[u64]| {
+            ours.iter_mut().zip(theirs).for_each(|(ours, theirs)| *ours += theirs);
+        };
+        sum(&mut self.forwarded_frames, &other.forwarded_frames);
+        sum(&mut self.forwarded_bytes, &other.forwarded_bytes);
+        sum(&mut self.dropped, &other.dropped);
+        sum(&mut self.resets, &other.resets);
+    }
+
     pub(crate) fn count_dropped(&mut self, why: Dropped, frames: u64) {
         self.dropped[why as usize] += frames;
     }

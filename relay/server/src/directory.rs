@@ -12,7 +12,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
 use rendez_registry::Presence;
-use rendez_relay_core::{Capabilities, JoinError, SWEEP_INTERVAL, Subject};
+use rendez_relay_core::{Capabilities, JoinError, SWEEP_INTERVAL, Stats, Subject};
 use tokio_util::sync::CancellationToken;
 
 use crate::edge::port::{HubPort, SharedHub};
@@ -21,6 +21,8 @@ use crate::edge::port::{HubPort, SharedHub};
 #[derive(Default)]
 pub struct Directory {
     entries: Mutex<HashMap<EnvironmentId, Entry>>,
+    /// Counters of hubs that are gone.
+    past: Mutex<Stats>,
 }
 
 struct Entry {
@@ -66,7 +68,13 @@ impl Directory {
         let mut tick = tokio::time::interval(SWEEP_INTERVAL);
         while cancel.run_until_cancelled(tick.tick()).await.is_some() {
             let now = Instant::now();
-            self.lock().retain(|_, entry| entry.hub.sweep(now));
+            self.lock().retain(|_, entry| {
+                let stays = entry.hub.sweep(now);
+                if !stays {
+                    entry.hub.read(|hub| self.past().add(hub.stats()));
+                }
+                stays
+            });
         }
     }
 
@@ -89,6 +97,20 @@ impl Directory {
             });
         }
         census
+    }
+
+    /// What all hubs of this node have counted since it started.
+    pub fn stats(&self) -> Stats {
+        let entries = self.lock();
+        let mut total = self.past().clone();
+        for entry in entries.values() {
+            entry.hub.read(|hub| total.add(hub.stats()));
+        }
+        total
+    }
+
+    fn past(&self) -> MutexGuard<'_, Stats> {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<EnvironmentId, Entry>> {

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::directory::Directory;
+use crate::edge::stats::EdgeStats;
 use crate::edge::{Edge, rendezvous};
 
 /// How long a client may take to send a request's head: a slow sender holds a
@@ -91,6 +92,7 @@ impl Relay {
             directory,
             sockets: TaskTracker::new(),
             shutdown: CancellationToken::new(),
+            stats: Arc::default(),
         };
         let connections = Arc::new(Semaphore::new(config.connections_max));
         Ok(Self { listener, local, edge, connections })
@@ -109,6 +111,11 @@ impl Relay {
     /// What is connected, for counters.
     pub fn directory(&self) -> &Arc<Directory> {
         &self.edge.directory
+    }
+
+    /// How websockets ended.
+    pub fn edge_stats(&self) -> &Arc<EdgeStats> {
+        &self.edge.stats
     }
 
     /// Serves until cancelled, then closes every websocket and returns.

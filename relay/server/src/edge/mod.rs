@@ -13,6 +13,7 @@
 
 pub mod port;
 mod socket;
+pub mod stats;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -34,6 +35,7 @@ use tokio_util::task::TaskTracker;
 
 use self::port::HubPort;
 use self::socket::AcceptedSocket;
+use self::stats::EdgeStats;
 use crate::directory::Directory;
 
 /// What the rendezvous route needs.
@@ -44,6 +46,7 @@ pub(crate) struct Edge {
     /// Every websocket's task.
     pub(crate) sockets: TaskTracker,
     pub(crate) shutdown: CancellationToken,
+    pub(crate) stats: Arc<EdgeStats>,
 }
 
 /// `GET /v1/rendezvous?ticket=...`
@@ -55,7 +58,10 @@ pub(crate) async fn rendezvous(
     // First, so that a request that cannot be upgraded uses up no ticket.
     let upgrade = match upgrade {
         Ok(upgrade) => upgrade,
-        Err(_) => return Refusal::NotAnUpgrade.into_response(),
+        Err(_) => {
+            edge.stats.count_not_an_upgrade();
+            return Refusal::NotAnUpgrade.into_response();
+        }
     };
     match edge.admit(ticket_of(query.as_deref().unwrap_or_default())).await {
         Ok((claims, port)) => edge.upgrade(upgrade, claims, port),
@@ -92,6 +98,7 @@ impl Edge {
 
     fn upgrade(&self, upgrade: WebSocketUpgrade, claims: Claims, mut port: HubPort) -> Response {
         let token = self.sockets.token();
+        let stats = self.stats.clone();
         upgrade
             .read_buffer_size(READ_BUFFER_BYTES)
             .write_buffer_size(WRITE_BUFFER_BYTES)
@@ -103,6 +110,7 @@ impl Edge {
                 opened(&claims);
                 let ended = pump(AcceptedSocket(socket), &mut port).await;
                 drop(port);
+                stats.count_ended((&ended).into());
                 closed(&claims, &ended);
             })
     }

@@ -1,0 +1,157 @@
+//! Which relay, and with which token.
+//!
+//! Flags win over the environment (`RENDEZ_RELAY`, `RENDEZ_TOKEN`), and that
+//! over a running `rendez dev`, which leaves its address and throw-away tokens
+//! in a file that only its user can read.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rendez_orchestrator::{Client, SecretString};
+use serde::{Deserialize, Serialize};
+
+use crate::exit::Exit;
+
+/// Options of every command that talks to a relay.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RelayOptions {
+    /// The relay's URL. Default: the one of a `rendez dev` that runs here
+    #[arg(long, env = "RENDEZ_RELAY", value_name = "URL")]
+    relay: Option<String>,
+
+    /// File that holds the token. The token may also be in RENDEZ_TOKEN; it is
+    /// never given as an argument, where other users could see it
+    #[arg(long, env = "RENDEZ_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+/// What a token is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To reach executors.
+    Orchestrate,
+    /// To administer the relay.
+    Administer,
+}
+
+/// What `rendez dev` leaves for the other commands.
+#[derive(Serialize, Deserialize)]
+pub struct DevContext {
+    /// The relay's URL.
+    pub relay: String,
+    /// For reaching its executor.
+    pub orchestrator_token: String,
+    /// For administering it.
+    pub admin_token: String,
+}
+
+impl RelayOptions {
+    /// A client for the relay and token that these options name.
+    pub fn client(&self, purpose: Purpose) -> Result<Client, Exit> {
+        let (relay, token) = self.resolve(purpose)?;
+        Ok(Client::new(&relay, token)?)
+    }
+
+    fn resolve(&self, purpose: Purpose) -> Result<(String, SecretString), Exit> {
+        let given = self.given_token()?;
+        match (&self.relay, given) {
+            (Some(relay), Some(token)) => Ok((relay.clone(), token)),
+            (Some(_), None) => Err(Exit::no_token(
+                "no token; set RENDEZ_TOKEN or --token-file (see `rendez token create --help`)",
+            )),
+            (None, given) => {
+                let Some(dev) = DevContext::load() else {
+                    return Err(Exit::usage(
+                        "which relay? Set RENDEZ_RELAY and RENDEZ_TOKEN, or start `rendez dev`",
+                    ));
+                };
+                let own = match purpose {
+                    Purpose::Orchestrate => dev.orchestrator_token,
+                    Purpose::Administer => dev.admin_token,
+                };
+                Ok((dev.relay, given.unwrap_or_else(|| own.into())))
+            }
+        }
+    }
+
+    fn given_token(&self) -> Result<Option<SecretString>, Exit> {
+        if let Some(file) = &self.token_file {
+            let text = fs::read_to_string(file)
+                .map_err(|error| Exit::no_token(format!("{}: {error}", file.display())))?;
+            return Ok(Some(text.trim().to_owned().into()));
+        }
+        Ok(std::env::var("RENDEZ_TOKEN").ok().map(|text| text.trim().to_owned().into()))
+    }
+}
+
+impl DevContext {
+    /// Where a running `rendez dev` leaves its context.
+    fn directory() -> PathBuf {
+        match std::env::var_os("XDG_RUNTIME_DIR") {
+            Some(runtime) => Path::new(&runtime).join("rendez"),
+            None => std::env::temp_dir().join(format!("rendez-{}", uid())),
+        }
+    }
+
+    fn path() -> PathBuf {
+        Self::directory().join("dev.json")
+    }
+
+    /// Writes the context; the guard removes it.
+    pub fn publish(&self) -> std::io::Result<Published> {
+        let directory = Self::directory();
+        match fs::DirBuilder::new().mode(0o700).create(&directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+            _ if !is_private(&directory) => {
+                let message = format!("{} is not yours alone", directory.display());
+                return Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, message));
+            }
+            _ => {}
+        }
+        let path = Self::path();
+        let draft = directory.join(format!("dev.json.{}", std::process::id()));
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&draft)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        fs::rename(&draft, &path)?;
+        Ok(Published { path, relay: self.relay.clone() })
+    }
+
+    fn load() -> Option<Self> {
+        // Somebody else's file could send our commands to their relay.
+        if !is_private(&Self::directory()) {
+            return None;
+        }
+        serde_json::from_slice(&fs::read(Self::path()).ok()?).ok()
+    }
+}
+
+/// Removes the context when `rendez dev` ends.
+pub struct Published {
+    path: PathBuf,
+    relay: String,
+}
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        // Unless a later `rendez dev` has put its own there.
+        if DevContext::load().is_some_and(|context| context.relay == self.relay) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn is_private(directory: &Path) -> bool {
+    fs::symlink_metadata(directory)
+        .is_ok_and(|meta| meta.is_dir() && meta.uid() == uid() && meta.mode() & 0o077 == 0)
+}
+
+fn uid() -> u32 {
+    rustix::process::getuid().as_raw()
+}

@@ -1,0 +1,131 @@
+//! `rendez dev`: relay, registry and an executor in one process.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+
+use rendez_executor_agent::{Agent, AgentConfig, State};
+use rendez_orchestrator::EnvironmentId;
+use rendez_proto::registry::admin::{CreateToken, Role};
+use rendez_registry::{PublicUrl, Registry};
+use rendez_relay::telemetry::{self, LogLevel};
+use rendez_relay::{Config, Relay, server};
+use tokio_util::sync::CancellationToken;
+
+use crate::context::DevContext;
+use crate::exit::Exit;
+
+/// Keys, tokens and database live in a throw-away directory that goes away
+/// with the process.
+#[derive(Debug, clap::Args)]
+pub struct DevArgs {
+    /// Address and port of the relay
+    #[arg(long, default_value = "127.0.0.1:7700", value_name = "IP:PORT")]
+    listen: SocketAddr,
+
+    /// The executor's environment id
+    #[arg(long, default_value = "dev", value_name = "ID")]
+    environment: EnvironmentId,
+
+    /// How much to log to stderr
+    #[arg(long, env = "RENDEZ_LOG", value_enum, default_value = "warn", value_name = "LEVEL")]
+    log: LogLevel,
+}
+
+/// Runs until interrupted.
+pub async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
+    telemetry::start(args.log);
+    let cancel = server::until_signal();
+    let state = tempfile::Builder::new().prefix("rendez-dev-").tempdir().map_err(Exit::config)?;
+    let relay = Relay::bind(Config {
+        listen: args.listen,
+        state_dir: state.path().join("relay"),
+        public_url: PublicUrl::default(),
+        connections_max: 1024,
+    })
+    .await
+    .map_err(Exit::config)?;
+    let url = format!("http://{}", relay.local_addr());
+    let registry = relay.registry().clone();
+    let relay = tokio::spawn(relay.serve(cancel.clone()));
+
+    let executor_token = token(&registry, Role::Executor).await?;
+    let agent = Agent::new(AgentConfig::new(
+        &url,
+        args.environment.clone(),
+        executor_token.into(),
+        state.path().join("agent"),
+    ));
+    let agent = agent.map_err(Exit::agent)?;
+
+    let context = DevContext {
+        relay: url.clone(),
+        orchestrator_token: token(&registry, Role::Orchestrator).await?,
+        admin_token: token(&registry, Role::Admin).await?,
+    };
+    let published = context.publish().map_err(Exit::config)?;
+    let ready = CancellationToken::new();
+    let announce = ready.clone();
+    let watch = move |state: State| {
+        if matches!(state, State::Connected { .. }) {
+            announce.cancel();
+        }
+    };
+    let greeting = greeting(&url, &args.environment, &context, state.path());
+    tokio::spawn(async move {
+        ready.cancelled().await;
+        println!("{greeting}");
+    });
+    let agent = agent.run(cancel.clone(), watch).await;
+    cancel.cancel();
+    let _ = relay.await;
+    drop(published);
+    agent.map_err(Exit::agent)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn token(registry: &Registry, role: Role) -> Result<String, Exit> {
+    let request = CreateToken {
+        role,
+        environments: "*".to_owned(),
+        label: "rendez dev".to_owned(),
+        expires_in_secs: None,
+    };
+    let created = registry.create_token(&request).await.map_err(Exit::software)?;
+    Ok(created.token.expose().to_owned())
+}
+
+fn greeting(url: &str, id: &EnvironmentId, context: &DevContext, state: &Path) -> String {
+    let rendez = command_name();
+    let token = &context.orchestrator_token;
+    let state = state.display();
+    format!(
+        "\
+Rendez runs: the relay at {url}, and this machine as executor `{id}`.
+
+In another terminal:
+
+  {rendez} exec {id} -- uname -a
+  {rendez} env ls
+
+From scripts, or with stock Codex as orchestrator:
+
+  export RENDEZ_RELAY={url} RENDEZ_TOKEN={token}
+  export CODEX_EXEC_SERVER_NOISE_REGISTRY_URL={url}
+  export CODEX_EXEC_SERVER_NOISE_ENVIRONMENT_ID={id}
+  export CODEX_EXEC_SERVER_NOISE_AUTH_TOKEN={token}
+
+State and keys are in {state} and go away with this process. Ctrl-C stops it."
+    )
+}
+
+/// `rendez` if that would start this very program, else its path.
+fn command_name() -> String {
+    let Ok(this) = std::env::current_exe() else { return "rendez".to_owned() };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .map(|directory| directory.join("rendez"))
+        .find(|candidate| candidate.is_file());
+    let is_this = found.is_some_and(|found| found.canonicalize().is_ok_and(|found| found == this));
+    if is_this { "rendez".to_owned() } else { this.display().to_string() }
+}

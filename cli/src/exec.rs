@@ -1,0 +1,173 @@
+//! `rendez exec`: run a command on an executor as if it were here.
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use rendez_orchestrator::error::ProcessError;
+use rendez_orchestrator::{
+    Command, Control, EnvironmentId, Executor, LinkState, Process, ProcessEvent, Stdin,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::context::{Purpose, RelayOptions};
+use crate::exit::Exit;
+
+/// Bytes of standard input that are read at once.
+const STDIN_BYTES: usize = 64 * 1024;
+/// The exit code of a program whose reader went away (128 + SIGPIPE).
+const BROKEN_PIPE: u8 = 141;
+
+/// Standard input, output, error and the exit code are the command's. Ctrl-C
+/// interrupts it, a second one kills it.
+#[derive(Debug, clap::Args)]
+pub struct ExecArgs {
+    #[command(flatten)]
+    relay: RelayOptions,
+
+    /// Working directory on the executor [default: the executor's own]
+    #[arg(short = 'C', long, value_name = "DIR")]
+    cwd: Option<String>,
+
+    /// Set a variable for the command; may be repeated
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = assignment)]
+    env: Vec<(String, String)>,
+
+    /// Give the command an empty standard input
+    #[arg(short = 'n', long)]
+    no_stdin: bool,
+
+    /// The environment to run in
+    environment: EnvironmentId,
+
+    /// The command and its arguments, run without a shell
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+fn assignment(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("must be NAME=VALUE".to_owned()),
+    }
+}
+
+/// Runs the command.
+pub async fn run(args: ExecArgs) -> Result<ExitCode, Exit> {
+    let client = args.relay.client(Purpose::Orchestrate)?;
+    let executor = client.connect(&args.environment).await?;
+    if std::io::stderr().is_terminal() {
+        tokio::spawn(tell_about_the_link(executor.link()));
+    }
+    let mut process = executor.spawn(command(&args)).await?;
+    if let Some(stdin) = process.stdin.take() {
+        tokio::spawn(forward_stdin(stdin));
+    }
+    let code = follow(&mut process).await;
+    finish(executor).await;
+    code
+}
+
+fn command(args: &ExecArgs) -> Command {
+    let mut command = Command::new(args.command[0].clone())
+        .args(args.command[1..].iter().cloned())
+        .stdin(!args.no_stdin);
+    if let Some(cwd) = &args.cwd {
+        command = command.current_dir(cwd);
+    }
+    for (name, value) in &args.env {
+        command = command.env(name, value);
+    }
+    command
+}
+
+/// Passes output on until the process has ended.
+async fn follow(process: &mut Process) -> Result<ExitCode, Exit> {
+    let mut interrupts = signal(SignalKind::interrupt()).map_err(Exit::software)?;
+    let control = process.control();
+    let mut interrupted = 0;
+    let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
+    let mut code = 0;
+    loop {
+        let event = tokio::select! {
+            event = process.next() => event?,
+            _ = interrupts.recv() => {
+                interrupted += 1;
+                tokio::spawn(interrupt(control.clone(), interrupted));
+                continue;
+            }
+        };
+        let written = match event {
+            None => return Ok(ExitCode::from(code)),
+            Some(ProcessEvent::Exited(status)) => {
+                // A status has eight bits everywhere we run.
+                code = (status & 0xff) as u8;
+                Ok(())
+            }
+            Some(ProcessEvent::Stdout(chunk)) => pass(&mut stdout, &chunk).await,
+            Some(ProcessEvent::Stderr(chunk)) => pass(&mut stderr, &chunk).await,
+        };
+        if let Err(error) = written {
+            // Nobody reads the output any more: end it, as a pipe would.
+            let _ = control.terminate().await;
+            return if error.kind() == std::io::ErrorKind::BrokenPipe {
+                Ok(ExitCode::from(BROKEN_PIPE))
+            } else {
+                Err(Exit::io(format!("cannot write the command's output: {error}")))
+            };
+        }
+    }
+}
+
+async fn pass(sink: &mut (impl AsyncWriteExt + Unpin), chunk: &[u8]) -> std::io::Result<()> {
+    sink.write_all(chunk).await?;
+    sink.flush().await
+}
+
+async fn interrupt(control: Control, times: u32) {
+    match times {
+        1 => drop(control.interrupt().await),
+        2 => drop(control.terminate().await),
+        // The executor does not react: leave.
+        _ => std::process::exit(130),
+    }
+}
+
+async fn forward_stdin(mut stdin: Stdin) {
+    let mut input = tokio::io::stdin();
+    let mut buffer = vec![0; STDIN_BYTES];
+    loop {
+        match input.read(&mut buffer).await {
+            Ok(0) => break,
+            // A process that stopped reading is no failure; its exit code counts.
+            Ok(read) => match stdin.write_all(&buffer[..read]).await {
+                Ok(()) => {}
+                Err(_) => return,
+            },
+            Err(error) => {
+                eprintln!("rendez: cannot read standard input: {error}");
+                break;
+            }
+        }
+    }
+    if let Err(ProcessError::Unsupported(_)) = stdin.close().await {
+        eprintln!(
+            "rendez: this stock executor cannot be told that standard input has ended; \
+             a command that waits for that goes on waiting (Ctrl-C interrupts it)"
+        );
+    }
+}
+
+async fn tell_about_the_link(mut link: tokio::sync::watch::Receiver<LinkState>) {
+    while link.changed().await.is_ok() {
+        match *link.borrow_and_update() {
+            LinkState::Resuming => eprintln!("rendez: connection lost, resuming"),
+            LinkState::Up => eprintln!("rendez: resumed"),
+            LinkState::Down => return,
+        }
+    }
+}
+
+async fn finish(executor: Executor) {
+    executor.close().await;
+}

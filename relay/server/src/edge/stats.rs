@@ -1,0 +1,119 @@
+//! How websockets ended, and which upgrades were refused before a ticket was
+//! looked at. Refused tickets are the registry's to count.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rendez_transport::{CloseFrame, Ended, SocketError};
+
+use super::port::{MALFORMED, RESTARTING, SUPERSEDED};
+
+/// How a websocket ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum End {
+    /// The peer closed it.
+    ByPeer,
+    /// The path broke, or the peer left without a close frame.
+    Lost,
+    /// The peer was silent for too long.
+    Silent,
+    /// The peer broke RFC 6455.
+    BrokenProtocol,
+    /// The peer sent a message above the limit.
+    TooBig,
+    /// The peer sent text.
+    Text,
+    /// An orchestrator sent a frame that cannot be routed.
+    Malformed,
+    /// Another websocket took an executor's place.
+    Superseded,
+    /// The relay went away.
+    Restarting,
+}
+
+impl End {
+    /// All ends, for counters.
+    pub const ALL: [End; 9] = [
+        End::ByPeer,
+        End::Lost,
+        End::Silent,
+        End::BrokenProtocol,
+        End::TooBig,
+        End::Text,
+        End::Malformed,
+        End::Superseded,
+        End::Restarting,
+    ];
+
+    /// A word for counters.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            End::ByPeer => "by_peer",
+            End::Lost => "lost",
+            End::Silent => "silent",
+            End::BrokenProtocol => "broken_protocol",
+            End::TooBig => "too_big",
+            End::Text => "text",
+            End::Malformed => "malformed",
+            End::Superseded => "superseded",
+            End::Restarting => "restarting",
+        }
+    }
+}
+
+impl From<&Ended> for End {
+    fn from(ended: &Ended) -> Self {
+        match ended {
+            Ended::ByPeer(_) => End::ByPeer,
+            Ended::Silent => End::Silent,
+            Ended::Lost(SocketError::TooBig) => End::TooBig,
+            Ended::Lost(SocketError::Protocol(_)) => End::BrokenProtocol,
+            Ended::Lost(SocketError::Lost(_)) => End::Lost,
+            Ended::ByUs(frame) if *frame == MALFORMED => End::Malformed,
+            Ended::ByUs(frame) if *frame == CloseFrame::TEXT => End::Text,
+            Ended::ByUs(frame) if *frame == SUPERSEDED => End::Superseded,
+            Ended::ByUs(frame) if *frame == RESTARTING => End::Restarting,
+            Ended::ByUs(_) => End::Lost,
+        }
+    }
+}
+
+/// Counters since the relay started.
+#[derive(Debug, Default)]
+pub struct EdgeStats {
+    not_an_upgrade: AtomicU64,
+    ended: [AtomicU64; End::ALL.len()],
+}
+
+impl EdgeStats {
+    /// Requests to the rendezvous that were no websocket upgrade.
+    pub fn not_an_upgrade(&self) -> u64 {
+        self.not_an_upgrade.load(Ordering::Relaxed)
+    }
+
+    /// Websockets that ended this way.
+    pub fn ended(&self, end: End) -> u64 {
+        self.ended[end as usize].load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_not_an_upgrade(&self) {
+        self.not_an_upgrade.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_ended(&self, end: End) {
+        self.ended[end as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_end_has_its_own_counter() {
+        let stats = EdgeStats::default();
+        for end in End::ALL {
+            stats.count_ended(end);
+            assert_eq!(stats.ended(end), 1, "{}", end.as_str());
+        }
+    }
+}
