@@ -157,6 +157,9 @@ pub const REGISTER_PATIENCE: Duration = Duration::from_secs(8);
 pub const REGISTER_RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// How long one statement waits for another writer of the database.
 pub const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a starting process waits for others that start on the same
+/// database.
+pub const DATABASE_OPEN_PATIENCE: Duration = Duration::from_secs(10);
 /// Connections to the database: one writes, the others read meanwhile.
 pub const DATABASE_CONNECTIONS: u32 = 4;
 /// Environments of one registry: bounds what a token with the pattern `*` can

@@ -20,8 +20,7 @@
 //! * `/register` waits rather than fails: stock executors exit on any failure.
 //!
 //! The relay embeds [`Registry`]: its router serves HTTP, and
-//! [`Registry::check_executor`] and [`Registry::redeem_orchestrator`] judge
-//! the tickets that arrive in websocket URLs.
+//! [`Registry::admit`] judges the tickets that arrive in websocket URLs.
 
 pub mod http;
 pub mod model;

@@ -7,6 +7,7 @@
 //! whatever its generation, and a lost redemption would have to be replayed
 //! within the minute that the ticket lives.
 
+use std::error::Error;
 use std::fs::{OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
@@ -23,6 +24,7 @@ use sqlx::sqlite::{
     SqliteSynchronous,
 };
 use sqlx::{Row as _, SqlSafeStr as _, Sqlite, Transaction};
+use tokio::time::{Instant, sleep};
 
 use super::{Redeemed, Redemption, Store, StoreError};
 use crate::model::{Environment, NewRegistration, Registration, Role, Token, TokenId};
@@ -49,15 +51,26 @@ pub enum SqliteOpenError {
 
 impl SqliteStore {
     /// Opens the database, makes it (mode 0600) if it does not exist, and
-    /// brings its schema up to date.
+    /// brings its schema up to date. Waits for other processes that do the
+    /// same: the switch to WAL fails at once if another connection is in the
+    /// way, whatever the busy timeout.
     ///
     /// # Errors
     /// See [`SqliteOpenError`].
     pub async fn open(path: &Path) -> Result<Self, SqliteOpenError> {
-        // SQLite gives its WAL and index files the mode of this one
-        OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
-        std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        create_private(path)?;
+        let deadline = Instant::now() + limits::DATABASE_OPEN_PATIENCE;
+        loop {
+            match Self::connect(path).await {
+                Err(error) if is_busy(&error) && Instant::now() < deadline => {
+                    sleep(limits::REGISTER_RETRY_PAUSE).await;
+                }
+                result => return result,
+            }
+        }
+    }
 
+    async fn connect(path: &Path) -> Result<Self, SqliteOpenError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .journal_mode(SqliteJournalMode::Wal)
@@ -86,6 +99,32 @@ impl SqliteStore {
     async fn write(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
         Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?)
     }
+}
+
+/// Makes the file, for SQLite gives its WAL and index files the same mode. An
+/// existing file is not opened: closing it would drop the locks that SQLite
+/// holds on it elsewhere in this process.
+fn create_private(path: &Path) -> io::Result<()> {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            std::fs::set_permissions(path, Permissions::from_mode(0o600))
+        }
+        result => result.map(drop),
+    }
+}
+
+/// Whether another connection was in the way: SQLITE_BUSY or SQLITE_LOCKED.
+fn is_busy(error: &SqliteOpenError) -> bool {
+    let mut next: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if let Some(sqlx::Error::Database(error)) = error.downcast_ref() {
+            let code = error.code().and_then(|code| code.parse::<u32>().ok());
+            // the low byte is the error, the rest says more about it
+            return matches!(code.map(|code| code & 0xff), Some(5 | 6));
+        }
+        next = error.source();
+    }
+    false
 }
 
 fn migrator() -> Migrator {
@@ -422,17 +461,17 @@ mod tests {
         assert_eq!(second.generation, Generation(2));
     }
 
+    /// Repeated, since it is a race.
     #[tokio::test]
     async fn several_processes_may_start_at_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("db");
-        let (a, b, c) = tokio::join!(
-            SqliteStore::open(&path),
-            SqliteStore::open(&path),
-            SqliteStore::open(&path)
-        );
-        for store in [a, b, c] {
-            assert!(store.unwrap().tokens(None, 1).await.unwrap().is_empty());
+        for _ in 0..20 {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("db");
+            let open = || SqliteStore::open(&path);
+            let (a, b, c, d) = tokio::join!(open(), open(), open(), open());
+            for store in [a, b, c, d] {
+                assert!(store.unwrap().tokens(None, 1).await.unwrap().is_empty());
+            }
         }
     }
 
