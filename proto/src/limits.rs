@@ -64,6 +64,9 @@ pub const CREDIT_STEP_RECORDS: u32 = WINDOW_MAX_RECORDS / 4;
 /// Later records that must be acknowledged before a gap is resent early. A
 /// relay reorders little: it sheds.
 pub const FAST_RESEND_RECORDS: u32 = 3;
+/// Retransmission timeouts in a row after which a stream sends no more records
+/// until its peer has answered a resume.
+pub const SILENT_TIMEOUTS: u32 = 4;
 /// First retransmission timeout, before any round trip was measured.
 pub const RTO_INITIAL: Duration = Duration::from_secs(1);
 /// Shortest retransmission timeout: below us is TCP, which repairs faster.
@@ -88,8 +91,8 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// limit (Codex, section 1.3: 10 s) and some.
 pub const AUTHORIZATION_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often the end of a reliable stream is announced before the announcer
-/// stops waiting for the answer.
-pub const FINISH_ATTEMPTS: u32 = 5;
+/// stops repeating it. A lost announcement costs the peer its grace, no more.
+pub const FINISH_ATTEMPTS: u32 = 3;
 /// Frames of streams that do not exist (resets, mostly) that wait for the
 /// socket. More are dropped: their peers ask again or time out.
 pub const CONTROL_QUEUE_FRAMES: usize = 256;

@@ -44,15 +44,12 @@ impl Config {
         Self { role: Role::Executor, identity, environment, profiles, limits }
     }
 
-    /// An orchestrator that may connect with any profile, with default limits.
+    /// An orchestrator that may connect with the hybrid profiles, with default
+    /// limits. [`Profile::RendezIkV1`] is for those who name it.
     pub fn orchestrator(identity: Identity, environment: EnvironmentId) -> Self {
-        Self {
-            role: Role::Orchestrator,
-            identity,
-            environment,
-            profiles: Profile::ALL.to_vec(),
-            limits: Limits::default(),
-        }
+        let profiles = vec![Profile::RendezHybridIkV1, Profile::NoiseHybridIkV1];
+        let limits = Limits::default();
+        Self { role: Role::Orchestrator, identity, environment, profiles, limits }
     }
 }
 

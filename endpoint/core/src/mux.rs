@@ -59,6 +59,9 @@ struct Entry {
     /// the stream look once more, and saves moving it with every record.
     timer: Option<Instant>,
     congested: bool,
+    /// The application heard the last of it; the stream lingers to repeat its
+    /// end to the peer.
+    reported: bool,
 }
 
 impl Mux {
@@ -113,6 +116,9 @@ impl Mux {
     /// Takes one message from the socket. What is wrong with it is counted in
     /// [`stats`](Self::stats), or ends one stream.
     pub fn handle_message(&mut self, now: Instant, wire: Bytes) {
+        if !self.socket {
+            return; // a straggler of a socket that is gone
+        }
         self.stats.frames_in += 1;
         let Ok(frame) = Frame::decode(wire) else {
             self.stats.malformed += 1;
@@ -286,9 +292,9 @@ impl Mux {
         message
     }
 
-    /// Ends a stream: what was sent is delivered first, then the peer hears of
-    /// it, then [`Event::Closed`] follows. Closing a stream that is over drops
-    /// what was not read.
+    /// Ends a stream: what was sent is delivered first, then the peer is told,
+    /// then [`Event::Closed`] follows. Until then messages may still be read;
+    /// what is unread at the end is dropped.
     pub fn close(&mut self, now: Instant, key: Key) {
         if let Some(slot) = self.find(key) {
             self.with(now, slot, |stream, _, _| stream.close());
@@ -451,6 +457,9 @@ impl Mux {
         let Some(entry) = self.streams.get_mut(slot) else { return };
         if let Err(ending) = change(&mut entry.stream, &mut self.stats, now) {
             self.end(now, slot, ending);
+        } else if entry.stream.is_finished() && !entry.reported {
+            entry.reported = true;
+            self.report(slot, Closed::Finished);
         }
         self.refresh(slot);
         self.release_if_read_out(slot);
@@ -464,14 +473,16 @@ impl Mux {
             self.admission.failed(now);
         }
         let (wire, writer_waits) = stream.end(ending);
-        self.index.remove(&stream.id);
+        let (id, reported) = (stream.id.clone(), self.streams[slot].reported);
+        if self.index.get(&id) == Some(&slot) {
+            self.index.remove(&id);
+        }
         if let Some(wire) = wire
             && self.socket
         {
             self.queue(wire);
         }
-        self.stats.closed += 1;
-        if writer_waits {
+        if writer_waits && !reported {
             self.events.push_back(Event::Writable { key });
         }
     }
@@ -480,10 +491,10 @@ impl Mux {
     fn refresh(&mut self, slot: usize) {
         let key = self.key(slot);
         let entry = &mut self.streams[slot];
-        if entry.stream.take_readable() {
+        if !entry.reported && entry.stream.take_readable() {
             self.events.push_back(Event::Readable { key });
         }
-        if entry.stream.take_writable() {
+        if !entry.reported && entry.stream.take_writable() {
             self.events.push_back(Event::Writable { key });
         }
         if let Some(at) = entry.stream.poll_timeout()
@@ -520,10 +531,17 @@ impl Mux {
 
     fn release_if_read_out(&mut self, slot: usize) {
         if let Some(why) = self.streams.get(slot).and_then(|entry| entry.stream.read_out()) {
-            let key = self.key(slot);
+            if !self.streams[slot].reported {
+                self.report(slot, why);
+            }
             self.remove(slot);
-            self.events.push_back(Event::Closed { key, why });
         }
+    }
+
+    fn report(&mut self, slot: usize, why: Closed) {
+        let key = self.key(slot);
+        self.stats.closed += 1;
+        self.events.push_back(Event::Closed { key, why });
     }
 
     fn insert(&mut self, stream: Stream) -> Key {
@@ -536,6 +554,7 @@ impl Mux {
             in_records: false,
             timer: None,
             congested: false,
+            reported: false,
         });
         self.index.insert(id, slot);
         self.refresh(slot);
@@ -564,9 +583,14 @@ impl Mux {
         self.admission.failed(now);
     }
 
+    /// A handshake's randomness. The generator is replaced by its own output
+    /// each time: whoever steals it later cannot run it backwards to the keys
+    /// of earlier streams.
     fn seed(&mut self) -> Zeroizing<[u8; 32]> {
-        let mut seed = Zeroizing::new([0; 32]);
+        let (mut seed, mut next) = (Zeroizing::new([0; 32]), Zeroizing::new([0; 32]));
         self.rng.fill_bytes(seed.as_mut_slice());
+        self.rng.fill_bytes(next.as_mut_slice());
+        self.rng = ChaCha20Rng::from_seed(*next);
         seed
     }
 
@@ -581,7 +605,7 @@ impl Mux {
     fn find(&self, key: Key) -> Option<usize> {
         self.streams
             .get(key.slot)
-            .is_some_and(|entry| entry.generation == key.generation)
+            .is_some_and(|entry| entry.generation == key.generation && !entry.reported)
             .then_some(key.slot)
     }
 }

@@ -244,6 +244,12 @@ impl Stream {
         matches!(&self.state, State::Open(open, _) if open.is_congested())
     }
 
+    /// Whether the application is done with the stream, though it lingers to
+    /// repeat its end.
+    pub(crate) fn is_finished(&self) -> bool {
+        matches!(&self.state, State::Open(open, _) if open.is_announced())
+    }
+
     /// The reason, once the stream is over and everything was read.
     pub(crate) fn read_out(&self) -> Option<Closed> {
         match &self.state {
@@ -267,7 +273,7 @@ impl Stream {
         let farewell = match (&mut self.state, ending.tell) {
             (State::Ended { .. }, _) => return (None, false),
             (State::Open(open, _), tell) => {
-                unread = std::mem::take(&mut open.inbox);
+                unread = open.take_unread();
                 owes_writable = open.owes_writable;
                 match tell {
                     Tell::Nobody => None,

@@ -4,7 +4,7 @@
 //!          socket lost                     socket opened
 //!   Up ───────────────────► Down ───────────────────────────► Probing
 //!   ▲ │                       │ ▲         socket lost            │ │
-//!   │ └── the relay hints: gone ┼───────────────────────────────►│ │
+//!   │ └── a hint: gone; silence ┼───────────────────────────────►│ │
 //!   │                         │ └────────────────────────────────┘ │
 //!   │                         └──── grace over: the stream is lost─┤
 //!   └────────────── anything that the peer authenticated ──────────┘
@@ -45,6 +45,13 @@ impl Link {
         if self.is_up() {
             let probe = Probe::after(now, rto);
             *self = Link::Probing { until: now + STREAM_GRACE, probe };
+        }
+    }
+
+    /// Something is wrong: ask the peer at once.
+    pub(super) fn doubt(&mut self, now: Instant) {
+        if self.is_up() {
+            *self = Link::Probing { until: now + STREAM_GRACE, probe: Probe::due() };
         }
     }
 

@@ -101,6 +101,17 @@ impl Open {
         message
     }
 
+    /// What arrived and was not read. A stream that its application closed
+    /// has no reader.
+    pub(super) fn take_unread(&mut self) -> Inbox {
+        if self.closing { Inbox::default() } else { std::mem::take(&mut self.inbox) }
+    }
+
+    /// Whether everything was delivered and the peer was told of the end.
+    pub(super) fn is_announced(&self) -> bool {
+        matches!(&self.layer, Layer::Reliable(layer) if layer.is_announced())
+    }
+
     pub(super) fn close(&mut self) {
         self.closing = true;
         self.finish_when_delivered();
@@ -123,6 +134,9 @@ impl Open {
     pub(super) fn socket_lost(&mut self, now: Instant) -> Result<(), Ending> {
         match &mut self.layer {
             Layer::Codex { .. } => Err(Ending { why: Closed::Lost, tell: Tell::Nobody }),
+            Layer::Reliable(layer) if layer.is_announced() => {
+                Err(Ending { why: Closed::Finished, tell: Tell::Nobody })
+            }
             Layer::Reliable(layer) => {
                 layer.link.socket_lost(now);
                 Ok(())
@@ -180,7 +194,7 @@ impl Open {
             Body::Heartbeat => layer.ack_now(),
             Body::Reset { reason } => {
                 let mut ending = Ending::reset_by_peer(&reason);
-                if !layer.is_finishing() {
+                if !layer.is_announced() {
                     ending.tell = Tell::Peer(ResetReason::Finished); // so that it stops repeating
                 }
                 return Err(ending);

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use rendez_proto::frame::{Ack, Body, Frame, ResetReason};
 use rendez_proto::ids::{Seq, StreamId};
 use rendez_proto::limits::{
-    ACK_DELAY, ACK_EVERY_RECORDS, CREDIT_STEP_RECORDS, FINISH_ATTEMPTS, STREAM_GRACE,
+    ACK_DELAY, ACK_EVERY_RECORDS, CREDIT_STEP_RECORDS, FINISH_ATTEMPTS, SILENT_TIMEOUTS,
+    STREAM_GRACE,
 };
 
 use super::control::Proofs;
@@ -147,9 +148,10 @@ impl Reliable {
         self.finish.get_or_insert_with(Probe::due);
     }
 
-    /// Whether this side announced the end.
-    pub(super) fn is_finishing(&self) -> bool {
-        self.finish.is_some()
+    /// Whether the peer was told that the stream is over. From then on this
+    /// side only repeats it, in case it was lost.
+    pub(super) fn is_announced(&self) -> bool {
+        self.finish.as_ref().is_some_and(|finish| finish.attempts > 0)
     }
 
     /// Whether [`poll_control`](Self::poll_control) has something.
@@ -254,15 +256,23 @@ impl Reliable {
         match reason {
             ResetReason::OrchestratorGone | ResetReason::ExecutorGone => {
                 stats.hints += 1;
+                if self.is_announced() {
+                    return Err(Ending { why: Closed::Finished, tell: Tell::Nobody });
+                }
                 self.link.peer_gone(now, self.send.rto());
                 Ok(())
             }
-            // Whoever answers a resume like this does not know the stream. To
-            // forge it gains a relay nothing over dropping the resume.
-            ResetReason::UnknownStream | ResetReason::ProtocolError if matches!(&self.link, Link::Probing { probe, .. } if probe.attempts > 0) =>
-            {
+            // The peer may have forgotten the stream: ask it. Whoever answers
+            // a resume like this has. To forge that gains a relay nothing over
+            // dropping the resume.
+            ResetReason::UnknownStream | ResetReason::ProtocolError => {
                 stats.hints += 1;
-                Err(Ending { why: Closed::Reset(ResetReason::UnknownStream), tell: Tell::Nobody })
+                if matches!(&self.link, Link::Probing { probe, .. } if probe.attempts > 0) {
+                    let why = Closed::Reset(ResetReason::UnknownStream);
+                    return Err(Ending { why, tell: Tell::Nobody });
+                }
+                self.link.doubt(now);
+                Ok(())
             }
             _ => {
                 stats.refused_control += 1;
@@ -286,6 +296,10 @@ impl Reliable {
             return Ok(());
         }
         self.send.handle_timeout(now);
+        if self.send.rto().timeouts() >= SILENT_TIMEOUTS {
+            self.link.doubt(now);
+            return Ok(());
+        }
         if self.ack.at.is_some_and(|at| at <= now) {
             self.ack.at = None;
             self.ack.now = true;

@@ -38,6 +38,11 @@ impl Rto {
         self.doublings = 0;
     }
 
+    /// How often the timeout struck since the peer made progress.
+    pub fn timeouts(&self) -> u32 {
+        self.doublings
+    }
+
     /// The timeout struck.
     pub fn back_off(&mut self) {
         self.doublings = (self.doublings + 1).min(16);

@@ -105,10 +105,10 @@ impl World {
             environment.clone(),
             vec![profile],
         ))
-        .chain(
-            ORCHESTRATORS
-                .map(|end| Config::orchestrator(identity(1 + end as u8), environment.clone())),
-        )
+        .chain(ORCHESTRATORS.map(|end| Config {
+            profiles: vec![profile],
+            ..Config::orchestrator(identity(1 + end as u8), environment.clone())
+        }))
         .enumerate()
         .map(|(end, config)| {
             let mut seed = [0; 32];
