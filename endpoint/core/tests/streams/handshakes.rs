@@ -1,0 +1,442 @@
+//! Who is let in, and what others are told.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use rendez_endpoint::{
+    Authorized, Closed, Connect, ConnectError, Event, Misbehaviour, Refusal, SendError,
+};
+use rendez_proto::frame::{Body, Frame, ResetReason};
+use rendez_proto::limits::{
+    AUTHORIZATION_TIMEOUT, HANDSHAKE_COOLDOWN, HANDSHAKE_TIMEOUT, STREAMS_PER_EXECUTOR,
+};
+use rendez_proto::profile::Profile;
+
+use crate::pair::{Pair, STREAM, identity, kinds, open, pair, registration, reset, stream};
+
+const CODEX_RESET: &str = "reset noise_relay_protocol_error";
+const OUR_RESET: &str = "reset handshake_refused";
+
+fn told(profile: Profile) -> &'static str {
+    if profile.is_reliable() { OUR_RESET } else { CODEX_RESET }
+}
+
+fn closed(events: &[Event]) -> Option<Closed> {
+    events.iter().find_map(|event| match event {
+        Event::Closed { why, .. } => Some(*why),
+        _ => None,
+    })
+}
+
+/// A handshake frame as anybody could send it.
+fn handshake(id: &str, profile: &str, message: &'static [u8]) -> Bytes {
+    let body =
+        Body::Handshake { message: Bytes::from_static(message), profile: profile.to_owned() };
+    Frame::bare(stream(id), body).encode()
+}
+
+#[test]
+fn the_executor_asks_before_anything_is_answered() {
+    for profile in Profile::ALL {
+        let mut pair = pair();
+        pair.connect(STREAM, profile);
+        let wires = pair.drain_orchestrator();
+        pair.feed_executor(wires);
+        assert!(pair.drain_executor().is_empty());
+        let events = pair.executor_events();
+        let [Event::AuthorizationNeeded { key, stream: id, registration: at, peer, authorization }] =
+            &events[..]
+        else {
+            panic!("{events:?}");
+        };
+        assert_eq!(*id, stream(STREAM));
+        assert_eq!(*at, registration("reg-1"));
+        assert_eq!(peer, identity(2).public_for(profile.suite()));
+        assert_eq!(authorization, "auth");
+        assert_eq!(pair.executor.send(*key, &Bytes::from_static(b"x")), Err(SendError::Blocked));
+    }
+}
+
+/// WIRE.md, sections 3 and 4.
+#[test]
+fn the_codex_opening_bytes() {
+    let mut pair = pair();
+    pair.connect_with(STREAM, Profile::NoiseHybridIkV1, Bytes::from_static(b"auth-1"));
+    let wires = pair.drain_orchestrator();
+    assert_eq!(kinds(&wires), ["resume 0", "handshake \"\" 3574"]);
+    pair.feed_executor(wires);
+    pair.let_in();
+    assert_eq!(kinds(&pair.drain_executor()), ["handshake \"\" 3424"]);
+}
+
+#[test]
+fn our_opening_names_the_profile() {
+    let mut pair = pair();
+    pair.connect(STREAM, Profile::RendezIkV1);
+    assert_eq!(kinds(&pair.drain_orchestrator()), ["handshake \"rendez_ik_v1\" 100"]);
+}
+
+#[test]
+fn a_refused_peer_is_told_and_nobody_else() {
+    for profile in Profile::ALL {
+        let mut pair = pair();
+        pair.connect(STREAM, profile);
+        let wires = pair.drain_orchestrator();
+        pair.feed_executor(wires);
+        let key = pair.asking();
+        pair.executor.refuse(pair.now, key, Refusal::Denied);
+        let wires = pair.drain_executor();
+        assert_eq!(kinds(&wires), [told(profile)]);
+        assert_eq!(pair.executor_events(), []);
+        pair.feed_orchestrator(wires);
+        let why = closed(&pair.orchestrator_events());
+        assert!(matches!(why, Some(Closed::Reset(_))), "{why:?}");
+        assert_eq!(pair.executor.stats().handshake_failures, 1);
+        // a late verdict misses
+        let proof = Authorized::by_registry(identity(2).public());
+        pair.executor.authorize(pair.now, key, proof);
+        assert_eq!(pair.executor_events(), []);
+    }
+}
+
+/// WIRE.md, section 1.3.
+#[test]
+fn rejected_credentials_are_told_inside_noise() {
+    for profile in Profile::ALL {
+        let mut pair = pair();
+        pair.connect(STREAM, profile);
+        let wires = pair.drain_orchestrator();
+        pair.feed_executor(wires);
+        let key = pair.asking();
+        pair.executor.refuse(pair.now, key, Refusal::AuthenticationRejected);
+        let wires = pair.drain_executor();
+        assert!(kinds(&wires)[0].starts_with("handshake"));
+        pair.feed_orchestrator(wires);
+        let why = closed(&pair.orchestrator_events());
+        assert_eq!(why, Some(Closed::AuthenticationRejected));
+    }
+}
+
+#[test]
+fn consent_to_another_key_refuses() {
+    let mut pair = pair();
+    pair.connect(STREAM, Profile::RendezHybridIkV1);
+    let wires = pair.drain_orchestrator();
+    pair.feed_executor(wires);
+    let key = pair.asking();
+    let proof = Authorized::by_registry(identity(9).public());
+    pair.executor.authorize(pair.now, key, proof);
+    assert_eq!(kinds(&pair.drain_executor()), [OUR_RESET]);
+    assert_eq!(pair.executor_events(), []);
+}
+
+#[test]
+fn an_authorization_has_4096_bytes_of_utf_8() {
+    let refused = |authorization: Bytes| {
+        let mut pair = pair();
+        pair.connect_with(STREAM, Profile::NoiseHybridIkV1, authorization);
+        let wires = pair.drain_orchestrator();
+        pair.feed_executor(wires);
+        kinds(&pair.drain_executor()) == [CODEX_RESET]
+    };
+    assert!(!refused(Bytes::from(vec![b'a'; 4096])));
+    assert!(refused(Bytes::from_static(b"\xff\xfe")));
+
+    let connect = Connect {
+        stream: stream(STREAM),
+        profile: Profile::NoiseHybridIkV1,
+        registration: registration("reg-1"),
+        peer: identity(1).public().clone(),
+        authorization: Bytes::from(vec![b'a'; 4097]),
+    };
+    let mut pair = pair();
+    let result = pair.orchestrator.connect(pair.now, connect);
+    assert_eq!(result, Err(ConnectError::AuthorizationTooLong));
+}
+
+#[test]
+fn a_silent_executor_is_given_up_in_time() {
+    for profile in Profile::ALL {
+        let mut pair = pair();
+        pair.connect(STREAM, profile);
+        pair.pass_in_silence(HANDSHAKE_TIMEOUT - Duration::from_millis(1));
+        assert_eq!(closed(&pair.orchestrator_events()), None);
+        pair.pass_in_silence(Duration::from_millis(1));
+        assert_eq!(closed(&pair.orchestrator_events()), Some(Closed::HandshakeTimeout));
+        assert_eq!(pair.orchestrator.poll_timeout(), None, "nothing is left behind");
+    }
+}
+
+#[test]
+fn a_silent_registry_is_given_up_too() {
+    let mut pair = pair();
+    pair.connect(STREAM, Profile::NoiseHybridIkV1);
+    let wires = pair.drain_orchestrator();
+    pair.feed_executor(wires);
+    pair.asking();
+    let (_, down) = pair.pass_in_silence(AUTHORIZATION_TIMEOUT);
+    assert_eq!(kinds(&down), [CODEX_RESET]);
+    assert_eq!(closed(&pair.executor_events()), Some(Closed::HandshakeTimeout));
+}
+
+/// WIRE.md, section 4: both cancel the pending handshake.
+#[test]
+fn an_impatient_codex_peer_loses_its_handshake() {
+    for early_data in [false, true] {
+        let mut pair = pair();
+        pair.connect(STREAM, Profile::NoiseHybridIkV1);
+        let wires = pair.drain_orchestrator();
+        pair.feed_executor(wires.clone());
+        pair.asking();
+        if early_data {
+            let body =
+                Body::Data { seq: rendez_proto::ids::Seq(0), record: Bytes::from_static(&[0; 32]) };
+            pair.feed_executor([Frame::bare(stream(STREAM), body).encode()]);
+        } else {
+            pair.feed_executor([wires[1].clone()]);
+        }
+        assert_eq!(kinds(&pair.drain_executor()), [CODEX_RESET]);
+        let why = Closed::PeerMisbehaved(Misbehaviour::Impatient);
+        assert_eq!(closed(&pair.executor_events()), Some(why));
+        assert_eq!(pair.executor.stats().handshake_failures, 1);
+    }
+}
+
+/// A relay may repeat or damage what it carries.
+#[test]
+fn a_repeated_handshake_does_not_hurt_our_profiles() {
+    let mut pair = pair();
+    pair.connect(STREAM, Profile::RendezHybridIkV1);
+    let wires = pair.drain_orchestrator();
+    pair.feed_executor(wires.clone());
+    pair.feed_executor(wires.clone());
+    pair.feed_executor([handshake(STREAM, "rendez_hybrid_ik_v1", b"garbage")]);
+    pair.let_in();
+    let answer = pair.drain_executor();
+    assert_eq!(kinds(&answer), ["handshake \"rendez_hybrid_ik_v1\" 3424"]);
+    // the answer is lost; the same question gets the same answer
+    pair.feed_executor(wires.clone());
+    assert_eq!(pair.drain_executor(), answer);
+    pair.feed_orchestrator(answer);
+    pair.exchange();
+    pair.ask("hello").expect("it is open");
+    pair.exchange();
+    assert_eq!(pair.asked().expect("it arrived"), "hello");
+    // and none once it is clear that the answer has arrived
+    pair.feed_executor(wires);
+    assert!(pair.drain_executor().is_empty());
+}
+
+/// WIRE.md, section 3.
+#[test]
+fn a_second_codex_handshake_is_refused_but_the_stream_lives() {
+    let mut pair = open(Profile::NoiseHybridIkV1);
+    pair.feed_executor([handshake(STREAM, "", b"another")]);
+    assert_eq!(kinds(&pair.drain_executor()), [CODEX_RESET]);
+    pair.ask("still there?").expect("it is open");
+    pair.exchange();
+    assert_eq!(pair.asked().expect("it arrived"), "still there?");
+}
+
+#[test]
+fn lost_handshakes_are_repeated_in_our_profiles_only() {
+    let sent = |profile| {
+        let mut pair = pair();
+        pair.connect(STREAM, profile);
+        let (up, _) = pair.pass_in_silence(HANDSHAKE_TIMEOUT - Duration::from_millis(1));
+        up
+    };
+    let ours = sent(Profile::RendezHybridIkV1);
+    assert_eq!(ours.len(), 4, "at 0, 1, 3 and 7 seconds: {:?}", kinds(&ours));
+    assert!(ours.windows(2).all(|two| two[0] == two[1]), "the same bytes");
+    assert_eq!(
+        kinds(&sent(Profile::NoiseHybridIkV1)),
+        ["resume 0", "handshake \"\" 3574"].map(|kind| kind.replace("3574", "3572"))
+    );
+}
+
+#[test]
+fn message_2_is_repeated_until_it_is_confirmed() {
+    let mut pair = pair();
+    pair.connect(STREAM, Profile::RendezHybridIkV1);
+    let wires = pair.drain_orchestrator();
+    pair.feed_executor(wires);
+    pair.let_in();
+    let (_, down) = pair.pass_in_silence(Duration::from_millis(3_500));
+    assert_eq!(down.len(), 3, "at 0, 1 and 3 seconds: {:?}", kinds(&down));
+    pair.feed_orchestrator(down);
+    pair.exchange();
+    let (_, down) = pair.pass_in_silence(Duration::from_secs(30));
+    assert_eq!(kinds(&down), [""; 0]);
+}
+
+/// Driven like WIRE.md, section 4: with messages that don't decrypt.
+#[test]
+fn eight_failures_turn_everybody_away_for_ten_seconds() {
+    let mut old = open(Profile::NoiseHybridIkV1);
+    for n in 0..8 {
+        old.feed_executor([handshake(&format!("bad-{n}"), "", b"garbage")]);
+    }
+    assert_eq!(kinds(&old.drain_executor()), [CODEX_RESET; 8]);
+    assert_eq!(old.executor.stats().handshake_failures, 8);
+    let good = |pair: &mut Pair, id: &str| {
+        pair.connect(id, Profile::NoiseHybridIkV1);
+        let wires = pair.drain_orchestrator();
+        pair.feed_executor(wires);
+        let asked = pair
+            .executor_events()
+            .iter()
+            .any(|event| matches!(event, Event::AuthorizationNeeded { .. }));
+        let _ = pair.drain_executor();
+        asked
+    };
+    let at_orchestrator = old.at_orchestrator;
+    assert!(!good(&mut old, "a"));
+    assert_eq!(old.executor.stats().handshakes_turned_away, 1);
+    old.now += HANDSHAKE_COOLDOWN;
+    assert!(good(&mut old, "b"));
+    // the stream that was open is unaffected
+    old.at_orchestrator = at_orchestrator;
+    old.ask("hello").expect("it is open");
+    let wires = old.drain_orchestrator();
+    old.feed_executor(wires);
+    assert_eq!(old.asked().expect("it arrived"), "hello");
+}
+
+#[test]
+fn pending_handshakes_and_streams_have_limits() {
+    let mut pair = pair();
+    let mut asking = Vec::new();
+    for n in 0..=STREAMS_PER_EXECUTOR {
+        if n < STREAMS_PER_EXECUTOR {
+            pair.connect(&format!("s{n}"), Profile::RendezIkV1);
+        } else {
+            pair.orchestrator.close(pair.now, pair.at_orchestrator.expect("connected"));
+            let _ = pair.drain_orchestrator();
+            pair.connect("one-more", Profile::RendezIkV1);
+        }
+        let wires = pair.drain_orchestrator();
+        pair.feed_executor(wires);
+        asking.extend(pair.executor_events());
+        if asking.len() == 32 && n != 32 {
+            continue; // let one more come while 32 wait
+        }
+        for event in asking.drain(..) {
+            if let Event::AuthorizationNeeded { key, peer, .. } = event {
+                pair.executor.authorize(pair.now, key, Authorized::by_registry(&peer));
+            }
+        }
+    }
+    // the 33rd pending one was turned away; that left room for one at the end
+    assert_eq!(pair.executor.stats().handshakes_turned_away, 1);
+    pair.executor_events();
+    pair.orchestrator.close(pair.now, pair.at_orchestrator.expect("connected"));
+    let _ = pair.drain_orchestrator();
+    pair.connect("too-many", Profile::RendezIkV1);
+    let wires = pair.drain_orchestrator();
+    pair.feed_executor(wires);
+    assert_eq!(pair.executor.stats().handshakes_turned_away, 2);
+}
+
+#[test]
+fn an_orchestrator_has_limits_too() {
+    let mut pair = pair();
+    let connect = |id: &str| Connect {
+        stream: stream(id),
+        profile: Profile::RendezIkV1,
+        registration: registration("reg-1"),
+        peer: identity(1).public().clone(),
+        authorization: Bytes::new(),
+    };
+    let now = pair.now;
+    for n in 0..STREAMS_PER_EXECUTOR {
+        pair.orchestrator.connect(now, connect(&format!("s{n}"))).expect("there is room");
+    }
+    let refused = |pair: &mut Pair, id| pair.orchestrator.connect(now, connect(id)).err();
+    assert_eq!(refused(&mut pair, "s0"), Some(ConnectError::StreamInUse));
+    assert_eq!(refused(&mut pair, "new"), Some(ConnectError::TooManyStreams));
+    assert_eq!(pair.executor.connect(now, connect("s")).err(), Some(ConnectError::NotOrchestrator));
+}
+
+#[test]
+fn a_profile_that_is_not_offered_is_refused() {
+    let mut pair = pair();
+    for name in ["rendez_ik_v2", "noise_hybrid_ik_v1"] {
+        pair.feed_executor([handshake(STREAM, name, b"whatever")]);
+        assert_eq!(kinds(&pair.drain_executor()), [OUR_RESET]);
+    }
+    assert_eq!(pair.executor_events(), []);
+}
+
+#[test]
+fn a_damaged_answer_is_waited_out_but_not_for_ever() {
+    let mut pair = pair();
+    pair.connect(STREAM, Profile::RendezHybridIkV1);
+    let wires = pair.drain_orchestrator();
+    pair.feed_executor(wires);
+    for _ in 0..7 {
+        pair.feed_orchestrator([handshake(STREAM, "", b"garbage")]);
+    }
+    pair.let_in();
+    pair.exchange();
+    assert!(matches!(pair.orchestrator_events()[..], [Event::Opened { .. }]));
+
+    let mut pair = crate::pair::pair();
+    pair.connect(STREAM, Profile::RendezHybridIkV1);
+    for _ in 0..8 {
+        pair.feed_orchestrator([handshake(STREAM, "", b"garbage")]);
+    }
+    assert_eq!(closed(&pair.orchestrator_events()), Some(Closed::HandshakeRejected));
+}
+
+#[test]
+fn before_a_stream_is_open_any_reset_ends_it() {
+    for profile in Profile::ALL {
+        let mut pair = pair();
+        pair.connect(STREAM, profile);
+        pair.feed_orchestrator([reset(ResetReason::ExecutorGone)]);
+        let why = closed(&pair.orchestrator_events());
+        assert_eq!(why, Some(Closed::Reset(ResetReason::ExecutorGone)));
+    }
+}
+
+#[test]
+fn a_new_registration_does_not_touch_a_handshake_in_flight() {
+    let mut pair = pair();
+    pair.connect(STREAM, Profile::RendezHybridIkV1);
+    let wires = pair.drain_orchestrator();
+    pair.feed_executor(wires.clone());
+    pair.executor.socket_lost(pair.now);
+    pair.executor.socket_opened(pair.now, registration("reg-2"));
+    pair.let_in();
+    pair.feed_executor(wires);
+    pair.exchange();
+    assert!(matches!(pair.orchestrator_events()[..], [Event::Opened { .. }]));
+}
+
+#[test]
+fn data_for_an_unknown_stream_is_answered_and_a_resume_only_if_it_is_proven() {
+    let mut pair = open(Profile::RendezHybridIkV1);
+    pair.ask("x").expect("it is open");
+    let record = pair.drain_orchestrator();
+    pair.orchestrator.socket_lost(pair.now);
+    pair.orchestrator.socket_opened(pair.now, registration("reg-1"));
+    let resume = pair.drain_orchestrator();
+    assert_eq!(kinds(&resume), ["resume 1"]);
+
+    let mut other = crate::pair::pair();
+    other.feed_executor(record);
+    assert_eq!(kinds(&other.drain_executor()), [CODEX_RESET]);
+    other.feed_executor(resume);
+    assert_eq!(kinds(&other.drain_executor()), ["reset unknown_stream"]);
+    let bare = |body| Frame::bare(stream("unknown"), body).encode();
+    other.feed_executor([
+        bare(Body::Resume { next_seq: 0 }),
+        bare(Body::Ack),
+        bare(Body::Heartbeat),
+        bare(Body::Reset { reason: "x".to_owned() }),
+        Bytes::from_static(b"\xff\xff"),
+    ]);
+    assert!(other.drain_executor().is_empty());
+    assert_eq!(other.executor.stats().malformed, 1);
+}

@@ -1,0 +1,7 @@
+//! Two endpoints face to face: one test per rule of the wire contract and of
+//! our own profiles.
+
+mod codex;
+mod handshakes;
+mod pair;
+mod reliable;

@@ -1,0 +1,384 @@
+//! Our own profiles: nothing is lost, and a relay cannot end a stream.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use rendez_endpoint::{Closed, Event, SendError};
+use rendez_proto::frame::{Ack, Body, Frame, ResetReason};
+use rendez_proto::ids::Seq;
+use rendez_proto::limits::{
+    ACK_DELAY, ACK_EVERY_RECORDS, RECEIVE_BUFFER_BYTES, RTO_INITIAL, RTO_MAX, STREAM_GRACE,
+    WINDOW_MAX_RECORDS,
+};
+use rendez_proto::profile::Profile;
+
+use crate::pair::{Pair, STREAM, kinds, open, registration, reset, stream};
+
+const OURS: [Profile; 2] = [Profile::RendezHybridIkV1, Profile::RendezIkV1];
+
+fn ours() -> Pair {
+    open(Profile::RendezHybridIkV1)
+}
+
+fn closed(events: Vec<Event>) -> Option<Closed> {
+    events.into_iter().find_map(|event| match event {
+        Event::Closed { why, .. } => Some(why),
+        _ => None,
+    })
+}
+
+fn frame(wire: &Bytes) -> Frame {
+    Frame::decode(wire.clone()).expect("a frame")
+}
+
+#[test]
+fn sequences_start_at_one_and_acks_ride_on_records() {
+    for profile in OURS {
+        let mut pair = open(profile);
+        pair.ask("question").expect("it is open");
+        let wires = pair.drain_orchestrator();
+        assert_eq!(kinds(&wires), ["data 1"]);
+        pair.feed_executor(wires);
+        assert_eq!(pair.asked().expect("it arrived"), "question");
+        assert!(pair.drain_executor().is_empty(), "an ack waits for a record to ride on");
+        pair.answer("answer").expect("it is open");
+        let wires = pair.drain_executor();
+        assert_eq!(kinds(&wires), ["data 1"]);
+        assert_eq!(frame(&wires[0]).ack, Ack { up_to: 1, bits: 0 });
+        assert!(frame(&wires[0]).credit > WINDOW_MAX_RECORDS);
+        pair.feed_orchestrator(wires);
+        let (up, _) = pair.pass_in_silence(RTO_INITIAL / 2);
+        assert_eq!(kinds(&up), ["ack"], "nothing came to ride on");
+    }
+}
+
+#[test]
+fn a_bare_ack_goes_out_in_time_and_only_once() {
+    let mut pair = ours();
+    pair.ask("question").expect("it is open");
+    let wires = pair.drain_orchestrator();
+    pair.feed_executor(wires);
+    let (_, down) = pair.pass_in_silence(ACK_DELAY - Duration::from_nanos(1));
+    assert_eq!(kinds(&down), [""; 0]);
+    let (_, down) = pair.pass_in_silence(Duration::from_millis(100));
+    assert_eq!(kinds(&down), ["ack"]);
+    pair.feed_orchestrator(down);
+    let (up, down) = pair.pass_in_silence(Duration::from_secs(60));
+    assert_eq!((kinds(&up), kinds(&down)), (vec![], vec![]), "nothing is resent");
+}
+
+#[test]
+fn many_records_are_acknowledged_at_once() {
+    let mut pair = ours();
+    for n in 1..=ACK_EVERY_RECORDS {
+        pair.ask("x").expect("it is open");
+        let wires = pair.drain_orchestrator();
+        pair.feed_executor(wires);
+        let acked = !pair.drain_executor().is_empty();
+        assert_eq!(acked, n == ACK_EVERY_RECORDS, "after {n}");
+    }
+}
+
+#[test]
+fn a_lost_record_is_sent_again_with_the_same_bytes() {
+    for profile in OURS {
+        let mut pair = open(profile);
+        pair.ask("lost").expect("it is open");
+        let lost = pair.drain_orchestrator();
+        let (up, _) = pair.pass_in_silence(RTO_INITIAL);
+        assert_eq!(up, lost);
+        pair.feed_executor(up);
+        assert_eq!(pair.asked().expect("it arrived"), "lost");
+        assert_eq!(pair.orchestrator.stats().retransmits, 1);
+        pair.feed_executor(lost);
+        assert_eq!(pair.asked(), None, "once");
+    }
+}
+
+#[test]
+fn the_window_stops_and_acks_open_it() {
+    let mut pair = ours();
+    let mut wires = Vec::new();
+    for _ in 0..WINDOW_MAX_RECORDS + 10 {
+        pair.ask("x").expect("the queue has room");
+        wires.extend(pair.drain_orchestrator());
+    }
+    assert_eq!(wires.len(), WINDOW_MAX_RECORDS as usize);
+    pair.feed_executor(wires);
+    pair.exchange();
+    let messages = std::iter::from_fn(|| pair.asked()).count();
+    assert_eq!(messages, WINDOW_MAX_RECORDS as usize + 10);
+}
+
+/// What a relay can do to any frame.
+#[test]
+fn nothing_that_a_relay_changes_is_believed() {
+    for profile in OURS {
+        let mut pair = open(profile);
+        pair.ask("true").expect("it is open");
+        let wire = pair.drain_orchestrator().remove(0);
+        let real = frame(&wire);
+        let Body::Data { record, .. } = &real.body else { panic!("a record") };
+        let lies = [
+            Frame { ack: Ack { up_to: 1, bits: 0 }, ..real.clone() },
+            Frame { ack: Ack { up_to: 0, bits: 1 }, ..real.clone() },
+            Frame { credit: real.credit + 1, ..real.clone() },
+            Frame { body: Body::Data { seq: Seq(2), record: record.clone() }, ..real.clone() },
+            Frame { body: Body::Data { seq: Seq(1), record: record.slice(1..) }, ..real.clone() },
+        ];
+        let count = lies.len() as u64;
+        pair.feed_executor(lies.map(|lie| lie.encode()));
+        assert_eq!(pair.executor.stats().refused_records, count);
+        assert_eq!(pair.asked(), None);
+        pair.feed_executor([wire]);
+        assert_eq!(pair.asked().expect("it arrived"), "true");
+
+        let (_, down) = pair.pass_in_silence(ACK_DELAY);
+        let ack = frame(&down[0]);
+        let lies = [
+            Frame { ack: Ack { up_to: 0, bits: 0 }, ..ack.clone() },
+            Frame { credit: ack.credit + 1, ..ack.clone() },
+            Frame { proof: None, ..ack.clone() },
+            Frame { body: Body::Heartbeat, ..ack.clone() },
+            Frame { body: Body::Resume { next_seq: 2 }, ..ack.clone() },
+            Frame { body: Body::Reset { reason: "finished".to_owned() }, ..ack.clone() },
+        ];
+        let count = lies.len() as u64;
+        pair.feed_orchestrator(lies.map(|lie| lie.encode()));
+        assert_eq!(pair.orchestrator.stats().refused_control, count);
+        pair.feed_orchestrator([ack.encode()]);
+        pair.feed_orchestrator([ack.encode()]);
+        assert_eq!(pair.orchestrator.stats().refused_control, count + 1, "a replay");
+        let (up, _) = pair.pass_in_silence(Duration::from_secs(30));
+        assert_eq!(kinds(&up), [""; 0], "the true ack counted");
+    }
+}
+
+#[test]
+fn a_record_of_another_stream_is_refused() {
+    let mut pair = ours();
+    let first = (pair.at_orchestrator, pair.at_executor);
+    pair.connect("other", Profile::RendezHybridIkV1);
+    pair.exchange();
+    pair.let_in();
+    pair.exchange();
+    pair.ask("for the other").expect("it is open");
+    let mut spliced = frame(&pair.drain_orchestrator()[0]);
+    spliced.stream = stream(STREAM);
+    pair.feed_executor([spliced.encode()]);
+    (pair.at_orchestrator, pair.at_executor) = first;
+    assert_eq!(pair.asked(), None);
+    assert_eq!(pair.executor.stats().refused_records, 1);
+}
+
+#[test]
+fn no_unproven_reset_ends_an_open_stream() {
+    let mut pair = ours();
+    for reason in ResetReason::ALL {
+        pair.feed_orchestrator([reset(reason)]);
+        pair.feed_executor([reset(reason)]);
+        pair.exchange();
+    }
+    pair.pass(RTO_MAX);
+    assert_eq!(closed(pair.orchestrator_events()), None);
+    assert_eq!(closed(pair.executor_events()), None);
+    pair.ask("still there?").expect("it is open");
+    pair.exchange();
+    assert_eq!(pair.asked().expect("it arrived"), "still there?");
+}
+
+#[test]
+fn a_hint_stops_records_until_the_peer_is_heard() {
+    let mut pair = ours();
+    pair.feed_orchestrator([reset(ResetReason::ExecutorGone)]);
+    pair.ask("into the void?").expect("it is queued");
+    assert_eq!(kinds(&pair.drain_orchestrator()), [""; 0]);
+    let (up, _) = pair.pass_in_silence(Duration::from_secs(20));
+    assert!(up.len() >= 2 && kinds(&up).iter().all(|kind| kind == "resume 1"), "{up:?}");
+    pair.feed_executor(up);
+    pair.exchange();
+    assert_eq!(pair.asked().expect("it arrived"), "into the void?");
+}
+
+#[test]
+fn a_new_socket_resumes_whatever_was_lost() {
+    for profile in OURS {
+        for lost_at_executor in [true, false] {
+            let mut pair = open(profile);
+            pair.ask("question").expect("it is open");
+            pair.answer("answer").expect("it is open");
+            let _ = (pair.drain_executor(), pair.drain_orchestrator()); // lost with the socket
+            let mux = if lost_at_executor { &mut pair.executor } else { &mut pair.orchestrator };
+            mux.socket_lost(pair.now);
+            assert_eq!(mux.poll_transmit(pair.now), None);
+            mux.socket_opened(pair.now, registration("reg-2"));
+            pair.exchange();
+            assert_eq!(pair.asked().expect("it arrived"), "question");
+            assert_eq!(pair.answered().expect("it arrived"), "answer");
+            assert_eq!(pair.asked(), None);
+            assert_eq!(pair.answered(), None);
+        }
+    }
+}
+
+#[test]
+fn a_lost_resume_is_repeated() {
+    let mut pair = ours();
+    pair.answer("for you").expect("it is open");
+    let _ = pair.drain_executor();
+    pair.orchestrator.socket_lost(pair.now);
+    pair.orchestrator.socket_opened(pair.now, registration("reg-1"));
+    let first = pair.drain_orchestrator();
+    let (again, _) = pair.pass_in_silence(RTO_INITIAL);
+    assert_eq!(kinds(&first), ["resume 1"]);
+    assert_eq!(kinds(&again), ["resume 1"]);
+    pair.feed_executor(again);
+    pair.exchange();
+    assert_eq!(pair.answered().expect("it arrived"), "for you");
+    pair.feed_executor(first);
+    assert_eq!(pair.executor.stats().refused_control, 1, "older than the one that counted");
+}
+
+#[test]
+fn a_stream_outlives_its_socket_for_its_grace() {
+    let mut pair = ours();
+    pair.executor.socket_lost(pair.now);
+    pair.orchestrator.socket_lost(pair.now);
+    pair.ask("queued").expect("it is queued");
+    pair.pass(STREAM_GRACE - Duration::from_millis(1));
+    assert_eq!(closed(pair.orchestrator_events()), None);
+    pair.pass(Duration::from_millis(1));
+    assert_eq!(closed(pair.orchestrator_events()), Some(Closed::Lost));
+    assert_eq!(closed(pair.executor_events()), Some(Closed::Lost));
+    assert_eq!(pair.executor.poll_timeout(), None);
+}
+
+#[test]
+fn a_peer_that_falls_silent_is_probed_and_given_up() {
+    let mut pair = ours();
+    pair.ask("hello?").expect("it is open");
+    let (up, _) = pair.pass_in_silence(Duration::from_secs(60));
+    let kinds = kinds(&up);
+    let records = kinds.iter().filter(|kind| *kind == "data 1").count();
+    assert_eq!(records, 4, "{kinds:?}");
+    assert_eq!(kinds.last().map(String::as_str), Some("resume 1"));
+    pair.pass_in_silence(STREAM_GRACE);
+    assert_eq!(closed(pair.orchestrator_events()), Some(Closed::Lost));
+}
+
+#[test]
+fn an_executor_that_forgot_the_stream_ends_it() {
+    let mut pair = ours();
+    pair.ask("do you know me?").expect("it is open");
+    let mut fresh = crate::pair::pair();
+    std::mem::swap(&mut pair.executor, &mut fresh.executor);
+    pair.exchange();
+    assert_eq!(closed(pair.orchestrator_events()), Some(Closed::Reset(ResetReason::UnknownStream)));
+}
+
+#[test]
+fn closing_delivers_everything_first() {
+    for profile in OURS {
+        let mut pair = open(profile);
+        let key = pair.at_orchestrator.expect("there is a stream");
+        pair.ask("last words").expect("it is open");
+        pair.orchestrator.close(pair.now, key);
+        assert_eq!(pair.ask("more"), Err(SendError::Closed(Closed::Finished)));
+        let lost = pair.drain_orchestrator();
+        assert_eq!(kinds(&lost), ["data 1"]);
+        assert_eq!(closed(pair.orchestrator_events()), None);
+        pair.pass(RTO_INITIAL + ACK_DELAY);
+        assert_eq!(closed(pair.orchestrator_events()), Some(Closed::Finished));
+        assert_eq!(pair.asked().expect("it arrived"), "last words");
+        assert_eq!(closed(pair.executor_events()), Some(Closed::Finished));
+        assert_eq!(pair.orchestrator.poll_timeout(), None, "nothing lingers");
+    }
+}
+
+#[test]
+fn an_announced_end_is_repeated_while_nobody_answers() {
+    let mut pair = ours();
+    let key = pair.at_executor.expect("there is a stream");
+    pair.executor.close(pair.now, key);
+    let first = pair.drain_executor();
+    assert_eq!(kinds(&first), ["reset finished"]);
+    assert!(frame(&first[0]).proof.is_some());
+    assert_eq!(closed(pair.executor_events()), Some(Closed::Finished));
+    let (_, again) = pair.pass_in_silence(Duration::from_secs(30));
+    assert_eq!(kinds(&again), ["reset finished"; 2]);
+    assert_eq!(pair.executor.poll_timeout(), None);
+    assert_eq!(pair.executor_events(), [], "said once");
+    pair.feed_orchestrator([again[1].clone()]);
+    assert_eq!(closed(pair.orchestrator_events()), Some(Closed::Finished));
+}
+
+#[test]
+fn whoever_closed_has_no_unread_messages() {
+    let mut pair = ours();
+    pair.answer("nobody reads this").expect("it is open");
+    pair.exchange();
+    let key = pair.at_orchestrator.expect("there is a stream");
+    pair.orchestrator.close(pair.now, key);
+    pair.executor.close(pair.now, pair.at_executor.expect("there is a stream"));
+    pair.exchange();
+    assert_eq!(closed(pair.orchestrator_events()), Some(Closed::Finished));
+    pair.pass(Duration::from_secs(30));
+    assert_eq!(pair.orchestrator.poll_timeout(), None, "the slot is free");
+}
+
+#[test]
+fn a_reader_that_stops_stops_the_writer_and_lets_it_go_on() {
+    let mut pair = ours();
+    let key = pair.at_orchestrator.expect("there is a stream");
+    let message = Bytes::from(vec![9; 100_000]);
+    let mut sent = 0;
+    while pair.orchestrator.send(key, &message).is_ok() {
+        sent += 1;
+        pair.exchange();
+        pair.pass(ACK_DELAY);
+        assert!(sent < 1000, "no backpressure");
+    }
+    let unread = pair.executor.stats().bytes_in as usize;
+    let most = RECEIVE_BUFFER_BYTES + message.len() + 4;
+    assert!((RECEIVE_BUFFER_BYTES / 2..=most).contains(&unread), "{unread}");
+    assert!(pair.executor.wants_read(), "one stream does not stop the others");
+    // the frame that reopens the credit is lost, and asked for again
+    while pair.asked().is_some() {}
+    let _ = pair.drain_executor();
+    pair.pass(RTO_MAX * 2);
+    while pair.asked().is_some() {}
+    pair.pass(RTO_MAX);
+    assert!(pair.executor.stats().bytes_in as usize > sent * message.len());
+    assert!(pair.orchestrator_events().contains(&Event::Writable { key }));
+}
+
+#[test]
+fn a_message_larger_than_every_buffer_arrives() {
+    let mut pair = ours();
+    let key = pair.at_orchestrator.expect("there is a stream");
+    let message = Bytes::from(vec![3; 3 * RECEIVE_BUFFER_BYTES]);
+    pair.orchestrator.send(key, &message).expect("an empty queue takes it");
+    pair.exchange();
+    assert_eq!(pair.asked(), Some(message));
+}
+
+#[test]
+fn records_take_turns() {
+    let mut pair = ours();
+    let first = pair.at_orchestrator.expect("there is a stream");
+    let second = pair.connect("other", Profile::RendezHybridIkV1);
+    pair.exchange();
+    pair.let_in();
+    pair.exchange();
+    let message = Bytes::from(vec![1; 300_000]);
+    for key in [first, second] {
+        pair.orchestrator.send(key, &message).expect("there is room");
+    }
+    let streams: Vec<String> = pair
+        .drain_orchestrator()
+        .iter()
+        .map(|wire| frame(wire).stream.as_str().to_owned())
+        .collect();
+    assert_eq!(streams.len(), 10);
+    assert!(streams.windows(2).all(|two| two[0] != two[1]), "{streams:?}");
+}
