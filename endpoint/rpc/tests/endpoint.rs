@@ -1,0 +1,218 @@
+//! Two endpoints over a real websocket library, without a relay between.
+
+use bytes::Bytes;
+use rendez_endpoint::{Closed, Config, Connect, Identity, IdentitySeed, Mux};
+use rendez_proto::frame::ResetReason;
+use rendez_proto::ids::RegistrationId;
+use rendez_proto::profile::Profile;
+use rendez_rpc::{Channel, Endpoint, Incoming, Messages, OpenError};
+use rendez_transport::{CloseFrame, Ended, pump, socket};
+use tokio::io::DuplexStream;
+use tokio::task::JoinHandle;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+fn identity(seed: u8) -> Identity {
+    Identity::from_seed(&IdentitySeed::from_bytes([seed; 96]))
+}
+
+fn registration() -> RegistrationId {
+    "reg-1".parse().unwrap()
+}
+
+struct Pair {
+    orchestrator: Endpoint,
+    executor: Endpoint,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let environment: rendez_proto::ids::EnvironmentId = "env".parse().unwrap();
+        let executor = Config::executor(identity(1), environment.clone(), Profile::ALL.to_vec());
+        let orchestrator = Config {
+            profiles: Profile::ALL.to_vec(),
+            ..Config::orchestrator(identity(2), environment)
+        };
+        Self {
+            orchestrator: Endpoint::new(Mux::new(orchestrator, [3; 32])),
+            executor: Endpoint::new(Mux::new(executor, [4; 32])),
+        }
+    }
+
+    /// Joins the two by a new socket; aborting either task cuts it.
+    async fn join(&self) -> [JoinHandle<Ended>; 2] {
+        async fn drive(endpoint: Endpoint, io: DuplexStream, role: Role) -> Ended {
+            let socket = WebSocketStream::from_raw_socket(io, role, Some(socket::config())).await;
+            let mut driver = endpoint.attach(registration());
+            pump(socket, &mut driver).await
+        }
+        let (left, right) = tokio::io::duplex(64 * 1024);
+        [
+            tokio::spawn(drive(self.orchestrator.clone(), left, Role::Client)),
+            tokio::spawn(drive(self.executor.clone(), right, Role::Server)),
+        ]
+    }
+
+    fn connect(&self, profile: Profile, stream: &str) -> Connect {
+        Connect {
+            stream: stream.parse().unwrap(),
+            profile,
+            registration: registration(),
+            peer: identity(1).public().for_suite(profile.suite()).unwrap(),
+            authorization: Bytes::from_static(b"let me in"),
+        }
+    }
+
+    async fn open(&self, profile: Profile) -> (Channel, Channel) {
+        let accept = async {
+            loop {
+                match self.executor.incoming().await {
+                    Incoming::Authorization(request) => {
+                        assert_eq!(request.authorization, "let me in");
+                        request.authorize();
+                    }
+                    Incoming::Opened(channel) => break channel,
+                }
+            }
+        };
+        let connect = async { Ok(self.orchestrator.connect(self.connect(profile, "s")).await?) };
+        let accept = async { Ok::<_, OpenError>(accept.await) };
+        tokio::try_join!(connect, accept)
+            .unwrap_or_else(|error| panic!("{profile}: {error}, {:?}", self.executor.stats()))
+    }
+}
+
+fn big(fill: u8) -> Bytes {
+    Bytes::from(vec![fill; 3_000_000])
+}
+
+#[tokio::test]
+async fn every_profile_carries_large_messages_both_ways() {
+    for profile in Profile::ALL {
+        let pair = Pair::new();
+        let _sockets = pair.join().await;
+        let (ours, theirs) = pair.open(profile).await;
+        let there = async {
+            for fill in 0..5 {
+                ours.send(big(fill)).await.unwrap();
+            }
+            for fill in 5..10 {
+                assert_eq!(ours.recv().await.unwrap(), big(fill));
+            }
+        };
+        let back = async {
+            for fill in 0..5 {
+                assert_eq!(theirs.recv().await.unwrap(), big(fill));
+            }
+            for fill in 5..10 {
+                theirs.send(big(fill)).await.unwrap();
+            }
+        };
+        tokio::join!(there, back);
+        // what was sent before the end arrives before the end
+        ours.send(big(10)).await.unwrap();
+        drop(ours);
+        assert_eq!(theirs.recv().await.unwrap(), big(10));
+        assert_eq!(theirs.recv().await, None, "{profile}");
+        assert!(theirs.send(big(11)).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_refused_stream_says_so() {
+    let pair = Pair::new();
+    let _sockets = pair.join().await;
+    let refuse = async {
+        match pair.executor.incoming().await {
+            Incoming::Authorization(request) => drop(request),
+            Incoming::Opened(_) => panic!("opened without an authorization"),
+        }
+    };
+    let connect = pair.connect(Profile::RendezHybridIkV1, "s");
+    let (outcome, ()) = tokio::join!(pair.orchestrator.connect(connect), refuse);
+    assert!(matches!(
+        outcome.err(),
+        Some(OpenError::Closed(Closed::Reset(ResetReason::HandshakeRefused)))
+    ));
+}
+
+#[tokio::test]
+async fn a_reliable_stream_outlives_its_socket_and_a_codex_stream_does_not() {
+    let pair = Pair::new();
+    let [mine, other] = pair.join().await;
+    let (ours, theirs) = pair.open(Profile::RendezHybridIkV1).await;
+    ours.send(big(1)).await.unwrap();
+    mine.abort();
+    let _ = other.await;
+    let send = async { ours.send(big(2)).await.unwrap() };
+    let receive = async {
+        let _sockets = pair.join().await;
+        assert_eq!(theirs.recv().await.unwrap(), big(1));
+        assert_eq!(theirs.recv().await.unwrap(), big(2));
+    };
+    tokio::join!(send, receive);
+
+    let pair = Pair::new();
+    let [mine, other] = pair.join().await;
+    let (ours, theirs) = pair.open(Profile::NoiseHybridIkV1).await;
+    mine.abort();
+    let _ = other.await;
+    assert_eq!(ours.recv().await, None);
+    assert_eq!(ours.closed().await, Closed::Lost);
+    assert_eq!(theirs.recv().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_socket_the_grace_still_ends() {
+    let pair = Pair::new();
+    let [mine, other] = pair.join().await;
+    let (ours, _theirs) = pair.open(Profile::RendezHybridIkV1).await;
+    mine.abort();
+    let _ = other.await;
+    let grace = rendez_proto::limits::STREAM_GRACE;
+    pair.orchestrator.wait_detached(grace / 2).await;
+    assert!(pair.orchestrator.has_streams());
+    pair.orchestrator.wait_detached(grace).await;
+    assert!(!pair.orchestrator.has_streams());
+    assert_eq!(ours.recv().await, None);
+    assert_eq!(ours.closed().await, Closed::Lost);
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_stops_the_writer() {
+    for profile in Profile::ALL {
+        let pair = Pair::new();
+        let _sockets = pair.join().await;
+        let (ours, theirs) = pair.open(profile).await;
+        let mut sent = 0;
+        let flood = async {
+            loop {
+                ours.send(big(0)).await.unwrap();
+                sent += 1;
+            }
+        };
+        // long enough for anything that is ready to happen
+        let mut flood = Box::pin(flood);
+        for _ in 0..2000 {
+            tokio::select! {
+                biased;
+                _ = &mut flood => {}
+                () = tokio::task::yield_now() => {}
+            }
+        }
+        drop(flood);
+        assert!(sent < 20, "{profile} buffered {sent} messages of 3 MB");
+        for _ in 0..sent {
+            assert_eq!(theirs.recv().await.unwrap(), big(0));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_shut_down_endpoint_closes_its_socket() {
+    let pair = Pair::new();
+    let [mine, other] = pair.join().await;
+    pair.orchestrator.shut_down(CloseFrame::NORMAL);
+    assert!(matches!(mine.await.unwrap(), Ended::ByUs(frame) if frame == CloseFrame::NORMAL));
+    assert!(matches!(other.await.unwrap(), Ended::ByPeer(Some(1000))));
+}
