@@ -4,4 +4,5 @@
 //! deadline, and nothing that it starts outlives its handle.
 
 pub mod process;
+pub mod relay;
 pub mod stock;

@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use rendez_registry::PublicUrl;
+use rendez_transport::telemetry::LogLevel;
 
 use crate::server::Config;
-use crate::telemetry::LogLevel;
 
 /// Run a relay: the registry and the rendezvous, on SQLite.
+#[allow(rustdoc::bare_urls, reason = "the comments are the help text")]
 #[derive(Debug, Clone, clap::Args)]
 pub struct RelayArgs {
     /// Address and port to listen on, without TLS. Put a proxy that ends TLS
@@ -29,8 +30,8 @@ pub struct RelayArgs {
     #[arg(long, env = "RENDEZ_CONNECTIONS_MAX", default_value_t = 20_000, value_name = "N")]
     pub connections_max: usize,
 
-    /// How much to log to stderr
-    #[arg(long, env = "RENDEZ_LOG", value_enum, default_value = "info", value_name = "LEVEL")]
+    /// How much to log to stderr: off, error, warn, info, debug or trace
+    #[arg(long, env = "RENDEZ_LOG", default_value = "info", value_name = "LEVEL")]
     pub log: LogLevel,
 }
 

@@ -16,7 +16,6 @@ pub mod args;
 pub mod directory;
 pub mod edge;
 pub mod server;
-pub mod telemetry;
 
 pub use args::RelayArgs;
 pub use server::{Config, Relay, StartError};

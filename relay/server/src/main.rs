@@ -1,7 +1,8 @@
 //! `rendez-relay`: the relay alone, for servers and images.
 
 use clap::Parser as _;
-use rendez_relay::{Relay, RelayArgs, telemetry};
+use rendez_relay::{Relay, RelayArgs};
+use rendez_transport::telemetry;
 
 #[derive(clap::Parser)]
 #[command(version, about = "The Rendez relay: registry and rendezvous, on SQLite")]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{Request, StatusCode};
 use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
 
 use crate::directory::Directory;
 use crate::edge::stats::EdgeStats;
@@ -125,7 +126,8 @@ impl Relay {
         let sweeper = tokio::spawn(self.edge.directory.clone().sweep(cancel.child_token()));
         let requests = TaskTracker::new();
         while let Some((tcp, permit)) = cancel.run_until_cancelled(self.accept()).await {
-            requests.spawn(serve_connection(tcp, permit, app.clone(), cancel.child_token()));
+            let stats = self.edge.stats.clone();
+            requests.spawn(serve_connection(tcp, permit, app.clone(), stats, cancel.child_token()));
         }
         self.edge.shutdown.cancel();
         self.edge.directory.restart();
@@ -166,16 +168,27 @@ impl Relay {
     }
 }
 
+/// A TCP connection's place among [`Config::connections_max`]. Requests carry a
+/// clone of it, so that an upgraded connection, which HTTP is done with, keeps
+/// its place.
+#[derive(Clone)]
+pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
+
 async fn serve_connection(
     tcp: TcpStream,
-    // Held until the connection, upgraded or not, is gone.
     permit: OwnedSemaphorePermit,
     app: Router,
+    stats: Arc<EdgeStats>,
     cancel: CancellationToken,
 ) {
     // Without it the handshake takes 45 ms instead of 2 (WIRE.md, section 2).
     let _ = tcp.set_nodelay(true);
-    let service = TowerToHyperService::new(app);
+    let place = Place(Arc::new(permit));
+    let service = app.map_request(move |mut request: Request<_>| {
+        request.extensions_mut().insert(place.clone());
+        request
+    });
+    let service = TowerToHyperService::new(service);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -190,8 +203,12 @@ async fn serve_connection(
             connection.await
         }
     };
-    drop(permit);
     if let Err(error) = result {
+        if error.is_timeout() {
+            stats.count_head_timeout();
+        } else if error.is_parse() {
+            stats.count_bad_head();
+        }
         tracing::debug!(%error, "an HTTP connection failed");
     }
 }

@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::{RawQuery, State};
+use axum::extract::{Extension, RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use rendez_proto::limits;
@@ -37,6 +37,7 @@ use self::port::HubPort;
 use self::socket::AcceptedSocket;
 use self::stats::EdgeStats;
 use crate::directory::Directory;
+use crate::server::Place;
 
 /// What the rendezvous route needs.
 #[derive(Clone)]
@@ -53,6 +54,7 @@ pub(crate) struct Edge {
 pub(crate) async fn rendezvous(
     State(edge): State<Edge>,
     RawQuery(query): RawQuery,
+    Extension(place): Extension<Place>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
     // First, so that a request that cannot be upgraded uses up no ticket.
@@ -64,7 +66,7 @@ pub(crate) async fn rendezvous(
         }
     };
     match edge.admit(ticket_of(query.as_deref().unwrap_or_default())).await {
-        Ok((claims, port)) => edge.upgrade(upgrade, claims, port),
+        Ok((claims, port)) => edge.upgrade(upgrade, claims, port, place),
         Err(refusal) => refusal.into_response(),
     }
 }
@@ -96,7 +98,13 @@ impl Edge {
         Ok((claims, port))
     }
 
-    fn upgrade(&self, upgrade: WebSocketUpgrade, claims: Claims, mut port: HubPort) -> Response {
+    fn upgrade(
+        &self,
+        upgrade: WebSocketUpgrade,
+        claims: Claims,
+        mut port: HubPort,
+        place: Place,
+    ) -> Response {
         let token = self.sockets.token();
         let stats = self.stats.clone();
         upgrade
@@ -106,7 +114,7 @@ impl Edge {
             .max_message_size(limits::MESSAGE_MAX_BYTES)
             .max_frame_size(limits::MESSAGE_MAX_BYTES)
             .on_upgrade(move |socket| async move {
-                let _token = token;
+                let _held = (token, place);
                 opened(&claims);
                 let ended = pump(AcceptedSocket(socket), &mut port).await;
                 drop(port);

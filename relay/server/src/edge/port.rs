@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use rendez_proto::ids::Generation;
+use rendez_proto::peek::peek;
 use rendez_relay_core::{Capabilities, Hub, JoinError, PortKey, Standing, Subject};
 use rendez_transport::{CloseFrame, Protocol, Violation};
 
@@ -105,6 +106,7 @@ pub struct HubPort {
 
 impl Protocol for HubPort {
     fn handle_message(&mut self, now: Instant, message: Bytes) -> Result<(), Violation> {
+        trace("received", &message);
         self.shared
             .change(|hub| hub.handle_message(self.key, message, now))
             .map_err(|_| Violation(MALFORMED))
@@ -115,7 +117,9 @@ impl Protocol for HubPort {
     }
 
     fn poll_transmit(&mut self, _now: Instant) -> Option<Bytes> {
-        self.shared.change(|hub| hub.poll_transmit(self.key))
+        let message = self.shared.change(|hub| hub.poll_transmit(self.key))?;
+        trace("sent", &message);
+        Some(message)
     }
 
     /// The hub's deadlines are the sweeper's: they must pass also when no
@@ -136,6 +140,17 @@ impl Protocol for HubPort {
             Standing::Superseded => Some(SUPERSEDED),
             Standing::Joined => board.restarting.then_some(RESTARTING),
         }
+    }
+}
+
+/// Logs what a relay knows of a frame.
+fn trace(way: &'static str, message: &[u8]) {
+    if tracing::enabled!(tracing::Level::TRACE)
+        && let Ok(frame) = peek(message)
+    {
+        let kind = frame.kind.as_str();
+        // The id as a quoted text: its bytes are an orchestrator's choice.
+        tracing::trace!(way, stream = ?frame.stream, kind, bytes = message.len(), "frame");
     }
 }
 

@@ -1,5 +1,5 @@
-//! How websockets ended, and which upgrades were refused before a ticket was
-//! looked at. Refused tickets are the registry's to count.
+//! How websockets ended, and what was refused before a ticket was looked at.
+//! Refused tickets are the registry's to count.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -80,11 +80,25 @@ impl From<&Ended> for End {
 /// Counters since the relay started.
 #[derive(Debug, Default)]
 pub struct EdgeStats {
+    head_timeouts: AtomicU64,
+    bad_heads: AtomicU64,
     not_an_upgrade: AtomicU64,
     ended: [AtomicU64; End::ALL.len()],
 }
 
 impl EdgeStats {
+    /// Connections that were closed because the head of a request, also of a
+    /// second one, was not there in time.
+    pub fn head_timeouts(&self) -> u64 {
+        self.head_timeouts.load(Ordering::Relaxed)
+    }
+
+    /// Connections that were closed because the head of a request was not HTTP
+    /// or too large.
+    pub fn bad_heads(&self) -> u64 {
+        self.bad_heads.load(Ordering::Relaxed)
+    }
+
     /// Requests to the rendezvous that were no websocket upgrade.
     pub fn not_an_upgrade(&self) -> u64 {
         self.not_an_upgrade.load(Ordering::Relaxed)
@@ -93,6 +107,14 @@ impl EdgeStats {
     /// Websockets that ended this way.
     pub fn ended(&self, end: End) -> u64 {
         self.ended[end as usize].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_head_timeout(&self) {
+        self.head_timeouts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_bad_head(&self) {
+        self.bad_heads.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn count_not_an_upgrade(&self) {

@@ -1,0 +1,433 @@
+//! A relay in this process, and raw ends that speak to it byte by byte.
+//!
+//! - The keys of raw ends are made up: a relay never looks into them, so they
+//!   do for everything but a handshake.
+//! - [`Counters`] are all that a relay counts, so that a test can demand that
+//!   one of them went up and no other did.
+//! - A [`Witness`] is a pair of ends that nothing may disturb: it notices every
+//!   frame that is lost, changed or not its own.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use ed25519_dalek::{SigningKey, VerifyingKey};
+use futures_util::{SinkExt as _, StreamExt as _};
+use rendez_proto::frame::{Body, Frame, ResetReason};
+use rendez_proto::ids::{Seq, StreamId};
+use rendez_proto::keys::PublicKey;
+use rendez_proto::profile::Profile;
+use rendez_proto::registry::admin::{CreateToken, Role, TokenText};
+use rendez_proto::registry::error::ErrorBody;
+use rendez_proto::registry::{ConnectReply, ConnectRequest, RegisterReply, RegisterRequest};
+use rendez_registry::Registry;
+use rendez_registry::signer::SIGNING_KEY_FILE;
+use rendez_registry::stats::{Operation, Outcome};
+use rendez_relay::directory::Directory;
+use rendez_relay::edge::stats::{EdgeStats, End};
+use rendez_relay::{Config, Relay};
+use rendez_relay_core::Dropped;
+use rendez_transport::tls;
+use reqwest::{Method, RequestBuilder, StatusCode};
+use serde::de::DeserializeOwned;
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio::time::{interval, timeout};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Longest wait for anything that should happen at once.
+pub const SOON: Duration = Duration::from_secs(10);
+/// How often a counter is looked at while it is waited for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(2);
+/// More connections than any test opens.
+const CONNECTIONS_MAX: usize = 1000;
+
+/// A relay on a free port with a throw-away state directory. Dropping it stops
+/// it.
+pub struct TestRelay {
+    base: String,
+    http: reqwest::Client,
+    registry: Registry,
+    directory: Arc<Directory>,
+    edge: Arc<EdgeStats>,
+    executor_token: TokenText,
+    orchestrator_token: TokenText,
+    _running: DropGuard,
+    state: TempDir,
+}
+
+impl TestRelay {
+    /// Starts a relay; it answers when this returns.
+    pub async fn start() -> Result<Self> {
+        Self::start_for(CONNECTIONS_MAX).await
+    }
+
+    /// The same, for at most this many connections at once.
+    pub async fn start_for(connections_max: usize) -> Result<Self> {
+        let state = tempfile::tempdir()?;
+        let relay = Relay::bind(Config {
+            listen: ([127, 0, 0, 1], 0).into(),
+            state_dir: state.path().to_owned(),
+            public_url: Default::default(),
+            connections_max,
+        })
+        .await?;
+        let base = format!("http://{}", relay.local_addr());
+        let registry = relay.registry().clone();
+        let (directory, edge) = (relay.directory().clone(), relay.edge_stats().clone());
+        let cancel = CancellationToken::new();
+        tokio::spawn(relay.serve(cancel.clone()));
+        Ok(Self {
+            http: http_client(&base)?,
+            base,
+            executor_token: create_token(&registry, Role::Executor, "*").await?,
+            orchestrator_token: create_token(&registry, Role::Orchestrator, "*").await?,
+            registry,
+            directory,
+            edge,
+            _running: cancel.drop_guard(),
+            state,
+        })
+    }
+
+    /// `http://127.0.0.1:PORT`.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn address(&self) -> &str {
+        self.base.trim_start_matches("http://")
+    }
+
+    /// Its state directory.
+    pub fn state(&self) -> &Path {
+        self.state.path()
+    }
+
+    /// A token for executors of every environment.
+    pub fn executor_token(&self) -> &str {
+        self.executor_token.expose()
+    }
+
+    /// A token for orchestrators of every environment.
+    pub fn orchestrator_token(&self) -> &str {
+        self.orchestrator_token.expose()
+    }
+
+    /// A new token.
+    pub async fn token(&self, role: Role, environments: &str) -> Result<TokenText> {
+        create_token(&self.registry, role, environments).await
+    }
+
+    /// What verifies its tickets.
+    pub fn verifying_key(&self) -> VerifyingKey {
+        self.registry.verifying_key()
+    }
+
+    /// What signs its tickets, out of its state directory.
+    pub fn signing_key(&self) -> Result<SigningKey> {
+        let text = std::fs::read_to_string(self.state().join(SIGNING_KEY_FILE))?;
+        let (_, seed) = text.trim_end().split_once(' ').context("a key file has two words")?;
+        let seed = STANDARD.decode(seed)?;
+        Ok(SigningKey::from_bytes(seed.as_slice().try_into()?))
+    }
+
+    // ---- HTTP ------------------------------------------------------------
+
+    /// A request to a path of the relay.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.base))
+    }
+
+    /// A request for one of the registry's calls: `register`, `connect` or
+    /// `validate`.
+    pub fn call(&self, environment: &str, call: &str) -> RequestBuilder {
+        self.request(Method::POST, &format!("/cloud/environment/{environment}/{call}"))
+    }
+
+    /// Registers an executor that offers the Codex profile.
+    pub async fn register(&self, environment: &str) -> Result<RegisterReply> {
+        let request = self.call(environment, "register").bearer_auth(self.executor_token());
+        answer(request.json(&register_request())).await
+    }
+
+    /// Asks for a way to an executor, in the Codex profile.
+    pub async fn connect(&self, environment: &str, key: PublicKey) -> Result<ConnectReply> {
+        let request = self.call(environment, "connect").bearer_auth(self.orchestrator_token());
+        answer(request.json(&ConnectRequest { harness_public_key: key, rendez: None })).await
+    }
+
+    /// Tries to open a websocket at a `ws://` URL, and says how the relay
+    /// refuses.
+    pub async fn refused_upgrade(&self, url: &str) -> Result<(StatusCode, ErrorBody)> {
+        let url = url.replacen("ws://", "http://", 1);
+        let request = self
+            .http
+            .get(url)
+            .header("connection", "Upgrade")
+            .header("upgrade", "websocket")
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
+        refusal(request).await
+    }
+
+    // ---- websockets ------------------------------------------------------
+
+    /// Registers a raw executor and opens its websocket.
+    pub async fn executor(&self, environment: &str) -> Result<Websocket> {
+        Websocket::open(self.register(environment).await?.url.expose()).await
+    }
+
+    /// Opens a raw orchestrator's websocket.
+    pub async fn orchestrator(&self, environment: &str, key: PublicKey) -> Result<Websocket> {
+        Websocket::open(self.connect(environment, key).await?.url.expose()).await
+    }
+
+    // ---- counters --------------------------------------------------------
+
+    /// All that the relay has counted.
+    pub fn counters(&self) -> Counters {
+        let registry = self.registry.stats();
+        let hubs = self.directory.stats();
+        let registry = registry.nonzero().map(|(op, out, n)| (Counter::Registry(op, out), n));
+        let all = registry
+            .chain(End::ALL.map(|end| (Counter::Ended(end), self.edge.ended(end))))
+            .chain(Dropped::ALL.map(|why| (Counter::Dropped(why), hubs.dropped(why))))
+            .chain(ResetReason::ALL.map(|why| (Counter::Reset(why), hubs.resets(why))))
+            .chain([
+                (Counter::NotAnUpgrade, self.edge.not_an_upgrade()),
+                (Counter::HeadTimeout, self.edge.head_timeouts()),
+                (Counter::BadHead, self.edge.bad_heads()),
+            ]);
+        Counters(all.filter(|(_, n)| *n > 0).collect())
+    }
+
+    /// Waits until each of `wanted` has gone up since `before`, and demands
+    /// that they did by one and that nothing else did.
+    pub async fn counted(&self, before: &Counters, wanted: &[Counter]) -> Result<()> {
+        let deadline = Instant::now() + SOON;
+        // A counter does not signal; some go up just after the peer was told.
+        let mut look = interval(LOOK_INTERVAL);
+        let since = loop {
+            look.tick().await;
+            let since = self.counters().since(before);
+            let all = wanted.iter().all(|counter| since.0.contains_key(counter));
+            if all || Instant::now() > deadline {
+                break since;
+            }
+        };
+        let wanted: HashMap<Counter, u64> = wanted.iter().map(|counter| (*counter, 1)).collect();
+        ensure!(since.0 == wanted, "counted {:?} instead of {wanted:?}", since.0);
+        Ok(())
+    }
+
+    /// Connected executors and orchestrators.
+    pub fn connected(&self) -> (usize, usize) {
+        let census = self.directory.census();
+        (census.executors, census.orchestrators)
+    }
+}
+
+/// Something that a relay counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Counter {
+    /// A call of the registry, or a ticket.
+    Registry(Operation, Outcome),
+    /// A request to the rendezvous that is no upgrade.
+    NotAnUpgrade,
+    /// A request head that did not come in time.
+    HeadTimeout,
+    /// A request head that is not HTTP.
+    BadHead,
+    /// The end of a websocket.
+    Ended(End),
+    /// A frame that was not forwarded.
+    Dropped(Dropped),
+    /// A reset that the relay made.
+    Reset(ResetReason),
+}
+
+/// What a relay had counted at some moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counters(HashMap<Counter, u64>);
+
+impl Counters {
+    /// What went up since `before`, by how much.
+    fn since(&self, before: &Counters) -> Counters {
+        let by = |(counter, n): (&Counter, &u64)| {
+            (*counter, n - before.0.get(counter).copied().unwrap_or_default())
+        };
+        Counters(self.0.iter().map(by).filter(|(_, n)| *n > 0).collect())
+    }
+}
+
+async fn create_token(registry: &Registry, role: Role, environments: &str) -> Result<TokenText> {
+    let new = CreateToken {
+        role,
+        environments: environments.to_owned(),
+        label: "test".to_owned(),
+        expires_in_secs: None,
+    };
+    Ok(registry.create_token(&new).await?.token)
+}
+
+/// One connection per request: none stays open and idle.
+fn http_client(base: &str) -> Result<reqwest::Client> {
+    Ok(reqwest::Client::builder()
+        .tls_backend_preconfigured(rustls::ClientConfig::clone(&*tls::for_url(base)?))
+        .no_proxy()
+        .timeout(2 * SOON)
+        .pool_max_idle_per_host(0)
+        .build()?)
+}
+
+/// Sends a request that must succeed.
+pub async fn answer<T: DeserializeOwned>(request: RequestBuilder) -> Result<T> {
+    let answer = request.send().await?;
+    let (status, body) = (answer.status(), answer.bytes().await?);
+    ensure!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body));
+    Ok(serde_json::from_slice(&body)?)
+}
+
+/// Sends a request that must fail, with the body of all failures.
+pub async fn refusal(request: RequestBuilder) -> Result<(StatusCode, ErrorBody)> {
+    let answer = request.send().await?;
+    let (status, body) = (answer.status(), answer.bytes().await?);
+    ensure!(!status.is_success() && !status.is_informational(), "{status} is not a refusal");
+    let error = serde_json::from_slice(&body)
+        .with_context(|| format!("{status}: {}", String::from_utf8_lossy(&body)))?;
+    Ok((status, error))
+}
+
+/// A made-up hybrid key.
+pub fn key(n: u8) -> PublicKey {
+    PublicKey::hybrid([n; 32], Box::new([n; 1184]))
+}
+
+/// What a stock executor sends to `register`.
+pub fn register_request() -> RegisterRequest {
+    RegisterRequest {
+        security_profile: Profile::NoiseHybridIkV1,
+        executor_public_key: key(1),
+        rendez: None,
+    }
+}
+
+/// The ticket in a websocket URL.
+pub fn ticket(url: &str) -> Result<&str> {
+    Ok(url.split_once("ticket=").context("a websocket URL has a ticket")?.1)
+}
+
+/// An encoded data frame.
+pub fn data_frame(stream: &StreamId, seq: u32, record: &[u8]) -> Bytes {
+    let record = Bytes::copy_from_slice(record);
+    Frame::bare(stream.clone(), Body::Data { seq: Seq(seq), record }).encode()
+}
+
+/// A websocket without any endpoint on it. Pings are answered while it is
+/// read.
+pub struct Websocket(WebSocketStream<MaybeTlsStream<TcpStream>>);
+
+impl Websocket {
+    /// Opens a websocket at a `ws://` URL.
+    pub async fn open(url: &str) -> Result<Self> {
+        let (socket, _) = timeout(SOON, connect_async(url)).await.context("opening")??;
+        Ok(Self(socket))
+    }
+
+    /// Sends one message.
+    pub async fn send(&mut self, message: Message) -> Result<()> {
+        timeout(SOON, self.0.send(message)).await.context("sending")?.map_err(Into::into)
+    }
+
+    /// Sends one binary message.
+    pub async fn send_binary(&mut self, bytes: impl Into<Bytes>) -> Result<()> {
+        self.send(Message::Binary(bytes.into())).await
+    }
+
+    /// The next message, which must be binary.
+    pub async fn receive(&mut self) -> Result<Bytes> {
+        match self.next().await? {
+            Some(Message::Binary(bytes)) => Ok(bytes),
+            other => bail!("{other:?} instead of a frame"),
+        }
+    }
+
+    /// Waits for a close frame, before which nothing else may come. Its code
+    /// and reason.
+    pub async fn closed(&mut self) -> Result<(u16, String)> {
+        match self.next().await? {
+            Some(Message::Close(Some(frame))) => {
+                Ok((frame.code.into(), frame.reason.as_str().to_owned()))
+            }
+            other => bail!("{other:?} instead of a close frame"),
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Message>> {
+        let next = async {
+            loop {
+                match self.0.next().await.transpose()? {
+                    Some(Message::Ping(_) | Message::Pong(_)) => {}
+                    other => return Ok(other),
+                }
+            }
+        };
+        timeout(SOON, next).await.context("nothing was received in time")?
+    }
+}
+
+/// An executor and an orchestrator that nothing may disturb.
+pub struct Witness {
+    /// The executor's end.
+    pub executor: Websocket,
+    /// The orchestrator's end.
+    pub orchestrator: Websocket,
+    stream: StreamId,
+    sent: u32,
+}
+
+impl Witness {
+    /// The orchestrator's key, which owns the stream.
+    pub fn key() -> PublicKey {
+        key(200)
+    }
+
+    /// Connects both ends and a stream between them.
+    pub async fn start(relay: &TestRelay, environment: &str) -> Result<Self> {
+        let executor = relay.executor(environment).await?;
+        let orchestrator = relay.orchestrator(environment, Self::key()).await?;
+        let stream = StreamId::from_random([7; 16]);
+        let mut witness = Self { executor, orchestrator, stream, sent: 0 };
+        witness.exchange().await?;
+        Ok(witness)
+    }
+
+    /// The id of its stream.
+    pub fn stream(&self) -> &StreamId {
+        &self.stream
+    }
+
+    /// Sends a frame each way, which must arrive as it is and be the next
+    /// thing that arrives.
+    pub async fn exchange(&mut self) -> Result<()> {
+        self.sent += 1;
+        let there = data_frame(&self.stream, self.sent, b"there");
+        self.orchestrator.send_binary(there.clone()).await?;
+        let received = self.executor.receive().await.context("the witness's executor")?;
+        ensure!(received == there, "the witness's executor received {received:?}");
+        let back = data_frame(&self.stream, self.sent, b"and back");
+        self.executor.send_binary(back.clone()).await?;
+        let received = self.orchestrator.receive().await.context("the witness's orchestrator")?;
+        ensure!(received == back, "the witness's orchestrator received {received:?}");
+        Ok(())
+    }
+}
