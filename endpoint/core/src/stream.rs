@@ -15,6 +15,7 @@
 
 mod control;
 mod dialing;
+mod ending;
 mod link;
 mod open;
 mod reliable;
@@ -34,39 +35,8 @@ use crate::noise::{Authorized, AwaitingAuthorization, HandshakeError};
 use crate::stats::Stats;
 
 pub(crate) use dialing::Dialing;
+pub(crate) use ending::{Ending, Tell, reset, wire_name};
 use open::Open;
-
-/// Why a stream ends, and who hears of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ending {
-    pub(crate) why: Closed,
-    pub(crate) tell: Tell,
-}
-
-/// Who hears of an ending.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Tell {
-    Nobody,
-    Peer(ResetReason),
-}
-
-impl Ending {
-    pub(crate) fn misbehaved(how: Misbehaviour) -> Self {
-        Self { why: Closed::PeerMisbehaved(how), tell: Tell::Peer(ResetReason::ProtocolError) }
-    }
-
-    fn out_of_sequence() -> Self {
-        Self { why: Closed::OutOfSequence, tell: Tell::Peer(ResetReason::ProtocolError) }
-    }
-
-    fn reset_by_peer(reason: &str) -> Self {
-        let why = match ResetReason::parse(reason) {
-            ResetReason::Finished => Closed::Finished,
-            reason => Closed::Reset(reason),
-        };
-        Self { why, tell: Tell::Nobody }
-    }
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -433,14 +403,4 @@ impl Stream {
             State::Ended { .. } => None,
         }
     }
-}
-
-/// An unauthenticated reset.
-pub(crate) fn reset(id: &StreamId, reason: ResetReason) -> Bytes {
-    Frame::bare(id.clone(), Body::Reset { reason: reason.as_str().to_owned() }).encode()
-}
-
-/// The profile's name in a handshake frame: stock peers send and expect none.
-pub(crate) fn wire_name(profile: Profile) -> String {
-    if profile.is_reliable() { profile.name().to_owned() } else { String::new() }
 }

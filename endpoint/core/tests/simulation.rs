@@ -57,7 +57,7 @@ fn each_seed(make: fn(u64) -> World, seeds: std::ops::Range<u64>, mut check: imp
 #[test]
 fn reliable_streams_deliver_everything_exactly_once_and_in_order() {
     let (mut retransmits, mut refused, mut hints, mut hours) = (0, 0, 0, 0.0);
-    each_seed(reliable, 0..300, |world| {
+    each_seed(reliable, 0..200, |world| {
         retransmits += world.total(|stats| stats.retransmits);
         refused += world.total(|stats| stats.refused_records + stats.refused_control);
         hints += world.total(|stats| stats.hints);

@@ -1,0 +1,227 @@
+//! Handshakes: who asks, who is let in, and who is told what.
+
+use std::time::Instant;
+
+use rand_chacha::ChaCha20Rng;
+use rand_core::{Rng as _, SeedableRng as _};
+use rendez_proto::frame::{Body, Frame, ResetReason};
+use rendez_proto::ids::StreamId;
+use rendez_proto::limits::AUTHORIZATION_MAX_BYTES;
+use rendez_proto::profile::Profile;
+use zeroize::Zeroizing;
+
+use super::Mux;
+use crate::admission::TurnedAway;
+use crate::config::{Connect, Event, Key, Role};
+use crate::error::{ConnectError, Refusal};
+use crate::noise::{self, Authorized, Prologue};
+use crate::stream::{Again, Dialing, Stream, reset, wire_name};
+
+impl Mux {
+    /// Starts a stream to an executor. [`Event::Opened`] or [`Event::Closed`]
+    /// follows within [`HANDSHAKE_TIMEOUT`].
+    ///
+    /// # Errors
+    /// [`ConnectError`]; nothing was sent.
+    ///
+    /// [`HANDSHAKE_TIMEOUT`]: rendez_proto::limits::HANDSHAKE_TIMEOUT
+    pub fn connect(&mut self, now: Instant, connect: Connect) -> Result<Key, ConnectError> {
+        let Connect { stream, profile, registration, peer, authorization } = connect;
+        if self.config.role != Role::Orchestrator {
+            return Err(ConnectError::NotOrchestrator);
+        }
+        if !self.config.profiles.contains(&profile) {
+            return Err(ConnectError::ProfileNotAllowed);
+        }
+        if self.index.contains_key(&stream) {
+            return Err(ConnectError::StreamInUse);
+        }
+        if self.streams.len() >= self.config.limits.streams {
+            return Err(ConnectError::TooManyStreams);
+        }
+        if authorization.len() > AUTHORIZATION_MAX_BYTES {
+            return Err(ConnectError::AuthorizationTooLong);
+        }
+        let prologue = Prologue::new(profile, &self.config.environment, &registration, &stream);
+        let seed = self.seed();
+        let (handshake, message) = noise::initiate(
+            profile.suite(),
+            &self.config.identity,
+            &peer,
+            &prologue,
+            &authorization,
+            seed,
+        )?;
+        let dialing = Dialing::new(&stream, profile, handshake, message, now);
+        Ok(self.insert(Stream::dialing(stream, profile, dialing)))
+    }
+
+    /// Lets a peer in. `proof` must be for the key that
+    /// [`Event::AuthorizationNeeded`] named; with any other the peer is
+    /// refused. Does nothing if the stream no longer asks.
+    pub fn authorize(&mut self, now: Instant, key: Key, proof: Authorized) {
+        let Some(slot) = self.find(key) else { return };
+        let (socket, entry) = (self.socket, &mut self.streams[slot]);
+        if !entry.stream.is_asking() {
+            return;
+        }
+        match entry.stream.authorize(now, proof, socket) {
+            Ok(message_2) => {
+                self.stats.opened += 1;
+                self.events.push_back(Event::Opened { key });
+                self.gone.extend(message_2);
+                self.refresh(slot);
+            }
+            Err(_) => {
+                let wire = reset(&entry.stream.id, refusal(entry.stream.profile));
+                self.queue(wire);
+                self.failed(now);
+                self.remove(slot);
+            }
+        }
+    }
+
+    /// Turns a peer away. No event follows. Does nothing if the stream no
+    /// longer asks.
+    pub fn refuse(&mut self, now: Instant, key: Key, why: Refusal) {
+        let Some(slot) = self.find(key) else { return };
+        let stream = &mut self.streams[slot].stream;
+        if !stream.is_asking() {
+            return;
+        }
+        let wire = match why {
+            Refusal::AuthenticationRejected => stream.reject(),
+            Refusal::Denied => None,
+        };
+        match wire {
+            Some(message_2) => self.queue(message_2),
+            None => {
+                let wire = reset(&stream.id, refusal(stream.profile));
+                self.queue(wire);
+                self.failed(now);
+            }
+        }
+        self.remove(slot);
+    }
+
+    pub(super) fn handle_unknown(&mut self, now: Instant, frame: Frame) {
+        self.stats.unknown_stream += 1;
+        if self.config.role != Role::Executor {
+            return; // WIRE.md, section 3: a harness ignores other streams
+        }
+        match frame.body {
+            Body::Handshake { message, profile } => {
+                self.handle_new_handshake(now, frame.stream, &profile, &message);
+            }
+            // Which profile it had, nobody knows; this text all understand.
+            Body::Data { .. } => {
+                self.queue(reset(&frame.stream, ResetReason::ProtocolError));
+            }
+            // Only our own profiles prove a resume.
+            Body::Resume { .. } if frame.proof.is_some() => {
+                self.queue(reset(&frame.stream, ResetReason::UnknownStream));
+            }
+            Body::Resume { .. } | Body::Reset { .. } | Body::Ack | Body::Heartbeat => {}
+        }
+    }
+
+    pub(super) fn handle_new_handshake(
+        &mut self,
+        now: Instant,
+        id: StreamId,
+        profile: &str,
+        message: &[u8],
+    ) {
+        let offered = self.config.profiles.iter().find(|offer| wire_name(**offer) == profile);
+        let pending = self.streams.iter().filter(|(_, entry)| entry.stream.is_asking()).count();
+        let admitted = self.admission.admit(now, &self.config.limits, self.streams.len(), pending);
+        let (Some(&profile), Ok(()), Some(registration)) = (offered, admitted, &self.registration)
+        else {
+            if admitted == Err(TurnedAway) {
+                self.stats.handshakes_turned_away += 1;
+            }
+            let reason = if profile.is_empty() {
+                ResetReason::ProtocolError
+            } else {
+                ResetReason::HandshakeRefused
+            };
+            self.queue(reset(&id, reason));
+            return;
+        };
+        let prologue = Prologue::new(profile, &self.config.environment, registration, &id);
+        let registration = registration.clone();
+        let seed = self.seed();
+        let read = noise::respond(profile.suite(), &self.config.identity, &prologue, message, seed);
+        let handshake = match read {
+            Ok(handshake) if acceptable(handshake.authorization()) => handshake,
+            _ => {
+                self.failed(now);
+                self.queue(reset(&id, refusal(profile)));
+                return;
+            }
+        };
+        let peer = handshake.peer().clone();
+        let authorization = handshake.authorization().clone();
+        let stream = id.clone();
+        let key = self.insert(Stream::asking(id, profile, handshake, message, now));
+        self.events.push_back(Event::AuthorizationNeeded {
+            key,
+            stream,
+            registration,
+            peer,
+            authorization,
+        });
+    }
+
+    pub(super) fn handle_message_1(&mut self, now: Instant, slot: usize, message: &[u8]) {
+        let profile = self.streams[slot].stream.profile;
+        let mut again = Again::Handled;
+        self.with(now, slot, |stream, _, _| {
+            again = stream.handle_message_1(message)?;
+            Ok(())
+        });
+        if again == Again::Refuse {
+            let wire = reset(&self.streams[slot].stream.id, refusal(profile));
+            self.queue(wire);
+        }
+    }
+
+    pub(super) fn handle_message_2(&mut self, now: Instant, slot: usize, message: &[u8]) {
+        let mut opened = false;
+        self.with(now, slot, |stream, stats, _| {
+            opened = stream.handle_message_2(message, stats)?;
+            Ok(())
+        });
+        if opened {
+            self.stats.opened += 1;
+            let key = self.key(slot);
+            self.events.push_back(Event::Opened { key });
+        }
+    }
+
+    fn failed(&mut self, now: Instant) {
+        self.stats.handshake_failures += 1;
+        self.admission.failed(now);
+    }
+
+    /// A handshake's randomness. The generator is replaced by its own output
+    /// each time: whoever steals it later cannot run it backwards to the keys
+    /// of earlier streams.
+    fn seed(&mut self) -> Zeroizing<[u8; 32]> {
+        let (mut seed, mut next) = (Zeroizing::new([0; 32]), Zeroizing::new([0; 32]));
+        self.rng.fill_bytes(seed.as_mut_slice());
+        self.rng.fill_bytes(next.as_mut_slice());
+        self.rng = ChaCha20Rng::from_seed(*next);
+        seed
+    }
+}
+
+/// What a refused handshake is told: stock executors have one word for all.
+fn refusal(profile: Profile) -> ResetReason {
+    if profile.is_reliable() { ResetReason::HandshakeRefused } else { ResetReason::ProtocolError }
+}
+
+/// WIRE.md, section 4.
+fn acceptable(authorization: &[u8]) -> bool {
+    authorization.len() <= AUTHORIZATION_MAX_BYTES && std::str::from_utf8(authorization).is_ok()
+}

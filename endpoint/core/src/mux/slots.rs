@@ -1,0 +1,217 @@
+//! The streams by slot: every change to one is made in [`Mux::with`], which
+//! draws all consequences: events, rings, timers, and the slot itself.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use rendez_proto::limits::CONTROL_QUEUE_FRAMES;
+
+use super::Mux;
+use crate::config::{Event, Key};
+use crate::error::{Closed, Misbehaviour};
+use crate::stats::Stats;
+use crate::stream::{Ending, Stream};
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) generation: u32,
+    pub(super) stream: Stream,
+    in_control: bool,
+    in_records: bool,
+    /// Never later than the stream's own deadline. An early timer only makes
+    /// the stream look once more, and saves moving it with every record.
+    pub(super) timer: Option<Instant>,
+    congested: bool,
+    /// The application heard the last of it; the stream lingers to repeat its
+    /// end to the peer.
+    reported: bool,
+}
+
+impl Mux {
+    pub(super) fn poll_control(&mut self, now: Instant) -> Option<Bytes> {
+        while let Some(slot) = self.control.pop_front() {
+            self.streams[slot].in_control = false;
+            let mut wire = None;
+            self.with(now, slot, |stream, _, now| {
+                wire = stream.poll_control(now)?;
+                Ok(())
+            });
+            if wire.is_some() {
+                return wire;
+            }
+        }
+        None
+    }
+
+    pub(super) fn poll_record(&mut self, now: Instant) -> Option<Bytes> {
+        while let Some(slot) = self.records.pop_front() {
+            self.streams[slot].in_records = false;
+            let mut scratch = std::mem::take(&mut self.scratch);
+            let mut wire = None;
+            self.with(now, slot, |stream, stats, now| {
+                wire = stream.poll_record(now, &mut scratch, stats)?;
+                Ok(())
+            });
+            self.scratch = scratch;
+            if wire.is_some() {
+                return wire;
+            }
+        }
+        None
+    }
+
+    /// Queues a frame of a stream that is gone or never was.
+    pub(super) fn queue(&mut self, wire: Bytes) {
+        if self.gone.len() < CONTROL_QUEUE_FRAMES {
+            self.gone.push_back(wire);
+        } else {
+            self.stats.control_dropped += 1;
+        }
+    }
+
+    /// Changes one stream and draws every consequence.
+    pub(super) fn with(
+        &mut self,
+        now: Instant,
+        slot: usize,
+        change: impl FnOnce(&mut Stream, &mut Stats, Instant) -> Result<(), Ending>,
+    ) {
+        let Some(entry) = self.streams.get_mut(slot) else { return };
+        if let Err(ending) = change(&mut entry.stream, &mut self.stats, now) {
+            self.end(now, slot, ending);
+        } else if entry.stream.is_finished() && !entry.reported {
+            entry.reported = true;
+            self.report(slot, Closed::Finished);
+        }
+        self.refresh(slot);
+        self.release_if_read_out(slot);
+    }
+
+    pub(super) fn end(&mut self, now: Instant, slot: usize, ending: Ending) {
+        let key = self.key(slot);
+        let stream = &mut self.streams[slot].stream;
+        if stream.is_asking() && ending.why == Closed::PeerMisbehaved(Misbehaviour::Impatient) {
+            self.stats.handshake_failures += 1;
+            self.admission.failed(now);
+        }
+        let (wire, writer_waits) = stream.end(ending);
+        let (id, reported) = (stream.id.clone(), self.streams[slot].reported);
+        if self.index.get(&id) == Some(&slot) {
+            self.index.remove(&id);
+        }
+        if let Some(wire) = wire
+            && self.socket
+        {
+            self.queue(wire);
+        }
+        if writer_waits && !reported {
+            self.events.push_back(Event::Writable { key });
+        }
+    }
+
+    /// Tells the application and the rings what a stream wants.
+    pub(super) fn refresh(&mut self, slot: usize) {
+        let key = self.key(slot);
+        let entry = &mut self.streams[slot];
+        if !entry.reported && entry.stream.take_readable() {
+            self.events.push_back(Event::Readable { key });
+        }
+        if !entry.reported && entry.stream.take_writable() {
+            self.events.push_back(Event::Writable { key });
+        }
+        if let Some(at) = entry.stream.poll_timeout()
+            && entry.timer.is_none_or(|timer| at < timer)
+        {
+            if let Some(timer) = entry.timer.replace(at) {
+                self.timers.remove(&(timer, slot));
+            }
+            self.timers.insert((at, slot));
+        }
+        self.schedule(slot);
+    }
+
+    /// Puts a stream into the rings that it belongs in.
+    pub(super) fn schedule(&mut self, slot: usize) {
+        let entry = &mut self.streams[slot];
+        if !entry.in_control && entry.stream.wants_control() {
+            entry.in_control = true;
+            self.control.push_back(slot);
+        }
+        if !entry.in_records && entry.stream.wants_record() {
+            entry.in_records = true;
+            self.records.push_back(slot);
+        }
+        let congested = entry.stream.is_congested();
+        if congested != std::mem::replace(&mut entry.congested, congested) {
+            if congested {
+                self.congested += 1;
+            } else {
+                self.congested -= 1;
+            }
+        }
+    }
+
+    pub(super) fn release_if_read_out(&mut self, slot: usize) {
+        if let Some(why) = self.streams.get(slot).and_then(|entry| entry.stream.read_out()) {
+            if !self.streams[slot].reported {
+                self.report(slot, why);
+            }
+            self.remove(slot);
+        }
+    }
+
+    pub(super) fn report(&mut self, slot: usize, why: Closed) {
+        let key = self.key(slot);
+        self.stats.closed += 1;
+        self.events.push_back(Event::Closed { key, why });
+    }
+
+    pub(super) fn insert(&mut self, stream: Stream) -> Key {
+        self.generation = self.generation.wrapping_add(1);
+        let id = stream.id.clone();
+        let slot = self.streams.insert(Entry {
+            generation: self.generation,
+            stream,
+            in_control: false,
+            in_records: false,
+            timer: None,
+            congested: false,
+            reported: false,
+        });
+        self.index.insert(id, slot);
+        self.refresh(slot);
+        self.key(slot)
+    }
+
+    pub(super) fn remove(&mut self, slot: usize) {
+        let entry = self.streams.remove(slot);
+        if self.index.get(&entry.stream.id) == Some(&slot) {
+            self.index.remove(&entry.stream.id);
+        }
+        if entry.in_control {
+            self.control.retain(|other| *other != slot);
+        }
+        if entry.in_records {
+            self.records.retain(|other| *other != slot);
+        }
+        if let Some(timer) = entry.timer {
+            self.timers.remove(&(timer, slot));
+        }
+        self.congested -= usize::from(entry.congested);
+    }
+
+    pub(super) fn slots(&self) -> Vec<usize> {
+        self.streams.iter().map(|(slot, _)| slot).collect()
+    }
+
+    pub(super) fn key(&self, slot: usize) -> Key {
+        Key { slot, generation: self.streams[slot].generation }
+    }
+
+    pub(super) fn find(&self, key: Key) -> Option<usize> {
+        self.streams
+            .get(key.slot)
+            .is_some_and(|entry| entry.generation == key.generation && !entry.reported)
+            .then_some(key.slot)
+    }
+}

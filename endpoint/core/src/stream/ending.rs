@@ -1,0 +1,50 @@
+//! How a stream ends, and the few frames that need no stream.
+
+use bytes::Bytes;
+use rendez_proto::frame::{Body, Frame, ResetReason};
+use rendez_proto::ids::StreamId;
+use rendez_proto::profile::Profile;
+
+use crate::error::{Closed, Misbehaviour};
+
+/// Why a stream ends, and who hears of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ending {
+    pub(crate) why: Closed,
+    pub(crate) tell: Tell,
+}
+
+/// Who hears of an ending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tell {
+    Nobody,
+    Peer(ResetReason),
+}
+
+impl Ending {
+    pub(crate) fn misbehaved(how: Misbehaviour) -> Self {
+        Self { why: Closed::PeerMisbehaved(how), tell: Tell::Peer(ResetReason::ProtocolError) }
+    }
+
+    pub(super) fn out_of_sequence() -> Self {
+        Self { why: Closed::OutOfSequence, tell: Tell::Peer(ResetReason::ProtocolError) }
+    }
+
+    pub(super) fn reset_by_peer(reason: &str) -> Self {
+        let why = match ResetReason::parse(reason) {
+            ResetReason::Finished => Closed::Finished,
+            reason => Closed::Reset(reason),
+        };
+        Self { why, tell: Tell::Nobody }
+    }
+}
+
+/// An unauthenticated reset.
+pub(crate) fn reset(id: &StreamId, reason: ResetReason) -> Bytes {
+    Frame::bare(id.clone(), Body::Reset { reason: reason.as_str().to_owned() }).encode()
+}
+
+/// The profile's name in a handshake frame: stock peers send and expect none.
+pub(crate) fn wire_name(profile: Profile) -> String {
+    if profile.is_reliable() { profile.name().to_owned() } else { String::new() }
+}
