@@ -1,4 +1,330 @@
-//! Settings.
+//! What an agent needs to know, and how it is told on a command line.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use rendez_proto::ids::EnvironmentId;
+use rendez_proto::profile::Profile;
+use rendez_transport::telemetry::LogLevel;
+use reqwest::Url;
+use secrecy::SecretString;
 
 /// The environment variable with the token; never inherited by children.
 pub const TOKEN_VARIABLE: &str = "RENDEZ_TOKEN";
+
+/// The profiles that an agent offers unless it is told otherwise: the one
+/// between our own endpoints, and the one of stock orchestrators.
+pub const DEFAULT_PROFILES: [Profile; 2] = [Profile::RendezHybridIkV1, Profile::NoiseHybridIkV1];
+
+/// Longest token in bytes, as it is read from a file: a wrong file is noticed
+/// before it is sent anywhere.
+const TOKEN_MAX_BYTES: u64 = 16 * 1024;
+
+/// All settings of an agent.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// Where the registry is.
+    pub relay: RelayUrl,
+    /// The environment that this machine serves.
+    pub environment: EnvironmentId,
+    /// The bearer token, of an executor's role.
+    pub token: SecretString,
+    /// The directory of the identity; made if missing.
+    pub state: PathBuf,
+    /// What orchestrators may choose from, without repetition, at least one.
+    pub profiles: Vec<Profile>,
+    /// Where clients are told that commands start.
+    pub cwd: PathBuf,
+}
+
+/// The base of a registry's API: `http://` or `https://` with a host, without
+/// credentials, query and fragment. A trailing slash does not count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelayUrl(Url);
+
+/// Why a text is not a [`RelayUrl`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the relay's URL must look like https://relay.example.com: {0}")]
+pub struct InvalidRelayUrl(String);
+
+impl FromStr for RelayUrl {
+    type Err = InvalidRelayUrl;
+
+    fn from_str(text: &str) -> Result<Self, InvalidRelayUrl> {
+        let refuse = |why: &str| Err(InvalidRelayUrl(why.to_owned()));
+        let url = Url::parse(text).map_err(|error| InvalidRelayUrl(error.to_string()))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return refuse("it starts with neither http:// nor https://");
+        }
+        if !url.has_host() {
+            return refuse("it names no host");
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return refuse("it must not hold credentials");
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return refuse("it must not have a query or a fragment");
+        }
+        Ok(Self(url))
+    }
+}
+
+impl RelayUrl {
+    /// The URL of one of the registry's calls for `environment`.
+    pub(crate) fn call(&self, environment: &EnvironmentId, call: &str) -> String {
+        format!("{self}/cloud/environment/{environment}/{call}")
+    }
+
+    /// Whether a token would cross a network in clear.
+    pub(crate) fn is_exposed(&self) -> bool {
+        let host = self.0.host_str().unwrap_or_default();
+        let address = host.trim_start_matches('[').trim_end_matches(']');
+        let loopback = host == "localhost"
+            || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+        self.0.scheme() == "http" && !loopback
+    }
+}
+
+impl fmt::Display for RelayUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.as_str().trim_end_matches('/'))
+    }
+}
+
+/// Serve this machine as an environment.
+///
+/// The token is taken from RENDEZ_TOKEN or --token-file, never from the
+/// command line, where other users of the machine could read it.
+#[derive(Debug, Clone, clap::Args)]
+pub struct AgentArgs {
+    /// The relay, such as https://relay.example.com
+    #[arg(long, env = "RENDEZ_RELAY", value_name = "URL")]
+    pub relay: RelayUrl,
+
+    /// The environment that this machine serves: the name that users ask for
+    #[arg(long, env = "RENDEZ_ENVIRONMENT", value_name = "ID")]
+    pub environment: EnvironmentId,
+
+    /// File with the token on its first line; RENDEZ_TOKEN if absent
+    #[arg(long, env = "RENDEZ_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+
+    /// Directory of this agent's static key; made if missing. Default:
+    /// rendez/agent/ID in $XDG_STATE_HOME, or in ~/.local/state
+    #[arg(long, env = "RENDEZ_AGENT_STATE", value_name = "DIR")]
+    pub state: Option<PathBuf>,
+
+    /// A security profile to offer; may be repeated. Default:
+    /// rendez_hybrid_ik_v1 and noise_hybrid_ik_v1, which stock Codex speaks
+    #[arg(long = "profile", value_name = "NAME")]
+    pub profiles: Vec<Profile>,
+
+    /// Directory that clients are told to start commands in. Default: the
+    /// current one
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<PathBuf>,
+
+    /// How much to log to stderr: off, error, warn, info, debug or trace
+    #[arg(long, env = "RENDEZ_LOG", default_value = "info", value_name = "LEVEL")]
+    pub log: LogLevel,
+}
+
+/// Why the settings are not complete.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// There is no token anywhere.
+    #[error("no token: set RENDEZ_TOKEN, or name a file with --token-file")]
+    NoToken,
+    /// The token's file cannot be used.
+    #[error("cannot read a token from {}: {why}", path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        why: String,
+    },
+    /// Nobody said where to keep the key, and there is no home directory.
+    #[error("no place for the agent's key: name one with --state")]
+    NoState,
+    /// The directory for commands cannot be used.
+    #[error("cannot use {} to start commands in: {why}", path.display())]
+    Cwd {
+        /// The directory.
+        path: PathBuf,
+        /// The reason.
+        why: std::io::Error,
+    },
+}
+
+impl AgentArgs {
+    /// Completes the settings from the process's environment and files.
+    ///
+    /// # Errors
+    /// [`ConfigError`] says what is missing and how to give it.
+    pub fn into_config(self) -> Result<AgentConfig, ConfigError> {
+        self.complete(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    fn complete(self, var: impl Fn(&str) -> Option<String>) -> Result<AgentConfig, ConfigError> {
+        let token = match &self.token_file {
+            Some(path) => read_token(path)?,
+            None => {
+                var(TOKEN_VARIABLE).map(|token| token.trim().to_owned()).unwrap_or_default().into()
+            }
+        };
+        if secrecy::ExposeSecret::expose_secret(&token).is_empty() {
+            return Err(ConfigError::NoToken);
+        }
+        let state = match self.state {
+            Some(state) => state,
+            None => var("XDG_STATE_HOME")
+                .map(PathBuf::from)
+                .or_else(|| var("HOME").map(|home| PathBuf::from(home).join(".local/state")))
+                .ok_or(ConfigError::NoState)?
+                .join("rendez/agent")
+                .join(self.environment.as_str()),
+        };
+        let cwd = self.cwd.unwrap_or_else(|| PathBuf::from("."));
+        let cwd = cwd.canonicalize().map_err(|why| ConfigError::Cwd { path: cwd, why })?;
+        let mut profiles = Vec::new();
+        let wanted =
+            if self.profiles.is_empty() { DEFAULT_PROFILES.to_vec() } else { self.profiles };
+        for profile in wanted {
+            if !profiles.contains(&profile) {
+                profiles.push(profile);
+            }
+        }
+        let (relay, environment) = (self.relay, self.environment);
+        Ok(AgentConfig { relay, environment, token, state, profiles, cwd })
+    }
+}
+
+fn read_token(path: &Path) -> Result<SecretString, ConfigError> {
+    use std::io::Read as _;
+    let failed = |why: String| ConfigError::TokenFile { path: path.to_owned(), why };
+    let mut text = zeroize::Zeroizing::new(String::new());
+    std::fs::File::open(path)
+        .and_then(|file| file.take(TOKEN_MAX_BYTES + 1).read_to_string(&mut text))
+        .map_err(|error| failed(error.to_string()))?;
+    if text.len() as u64 > TOKEN_MAX_BYTES {
+        return Err(failed("it is too long for a token".into()));
+    }
+    match text.lines().next().map(str::trim).filter(|token| !token.is_empty()) {
+        Some(token) => Ok(token.to_owned().into()),
+        None => Err(failed("its first line is empty".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+    use secrecy::ExposeSecret as _;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        agent: AgentArgs,
+    }
+
+    fn args(more: &[&str]) -> AgentArgs {
+        let base = ["x", "--relay", "https://r.example/", "--environment", "dev"];
+        Cli::try_parse_from(base.iter().chain(more)).unwrap().agent
+    }
+
+    fn var(name: &str) -> Option<String> {
+        match name {
+            TOKEN_VARIABLE => Some("t0k\n".into()),
+            "HOME" => Some("/home/me".into()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn defaults_are_complete_and_the_token_is_not_shown() {
+        let config = args(&[]).complete(var).unwrap();
+        assert_eq!(config.relay.to_string(), "https://r.example");
+        assert_eq!(config.state, Path::new("/home/me/.local/state/rendez/agent/dev"));
+        assert_eq!(config.profiles, DEFAULT_PROFILES);
+        assert_eq!(config.token.expose_secret(), "t0k");
+        assert!(config.cwd.is_absolute());
+        assert!(!format!("{config:?}").contains("t0k"));
+    }
+
+    #[test]
+    fn flags_win() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), " from-file \nrest").unwrap();
+        let config = args(&[
+            "--token-file",
+            file.path().to_str().unwrap(),
+            "--state",
+            "/s",
+            "--cwd",
+            "/",
+            "--profile",
+            "rendez_ik_v1",
+            "--profile",
+            "rendez_ik_v1",
+        ])
+        .complete(var)
+        .unwrap();
+        assert_eq!(config.token.expose_secret(), "from-file");
+        assert_eq!(
+            (config.state.as_path(), config.cwd.as_path()),
+            (Path::new("/s"), Path::new("/"))
+        );
+        assert_eq!(config.profiles, [Profile::RendezIkV1]);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let none = |_: &str| None;
+        assert!(matches!(args(&[]).complete(none), Err(ConfigError::NoToken)));
+        let token = |name: &str| (name == TOKEN_VARIABLE).then(|| "t".to_owned());
+        assert!(matches!(args(&[]).complete(token), Err(ConfigError::NoState)));
+        for file in ["/no/such/file", "/dev/null", "/dev/zero"] {
+            let error = args(&["--token-file", file]).complete(var).unwrap_err();
+            assert!(error.to_string().contains(file), "{error}");
+        }
+        let error = args(&["--cwd", "/no/such"]).complete(var).unwrap_err();
+        assert!(matches!(error, ConfigError::Cwd { .. }));
+        assert!(Cli::try_parse_from(["x", "--relay", "http://r", "--environment", "a b"]).is_err());
+        let bad = ["x", "--relay", "http://r", "--environment", "a", "--profile", "none"];
+        assert!(Cli::try_parse_from(bad).is_err());
+    }
+
+    #[test]
+    fn relay_urls() {
+        let environment: EnvironmentId = "dev".parse().unwrap();
+        for (url, call) in [
+            ("http://h:1", "http://h:1/cloud/environment/dev/register"),
+            ("http://h:1/a/b/", "http://h:1/a/b/cloud/environment/dev/register"),
+        ] {
+            assert_eq!(url.parse::<RelayUrl>().unwrap().call(&environment, "register"), call);
+        }
+        for bad in [
+            "",
+            "h:1",
+            "ws://h",
+            "http://",
+            "http://u:p@h",
+            "http://h/?q",
+            "http://h/#f",
+            "file:///x",
+        ] {
+            assert!(bad.parse::<RelayUrl>().is_err(), "{bad}");
+        }
+        for (url, exposed) in [
+            ("http://127.0.0.1:1", false),
+            ("http://[::1]:1", false),
+            ("http://localhost", false),
+            ("https://relay.example", false),
+            ("http://relay.example", true),
+            ("http://10.0.0.1", true),
+        ] {
+            assert_eq!(url.parse::<RelayUrl>().unwrap().is_exposed(), exposed, "{url}");
+        }
+    }
+}

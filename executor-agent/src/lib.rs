@@ -13,12 +13,21 @@
 //! Sessions, processes and streams outlive the websocket; the websocket may
 //! break at any moment without losing output.
 
+pub mod agent;
+mod authorize;
 pub mod config;
 pub mod environment;
 mod fs;
+pub mod identity;
 mod process;
+pub mod registry;
 mod sandbox;
 pub mod session;
+#[cfg(test)]
+mod testing;
+
+pub use agent::{Agent, AgentError, State};
+pub use config::{AgentArgs, AgentConfig};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

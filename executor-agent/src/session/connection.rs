@@ -32,23 +32,29 @@ use super::methods;
 use super::table::ConnectionId;
 use crate::process::supervisor::Supervisor;
 
-/// Serves one stream until it is over. The session, if one was opened, is
-/// detached then.
-pub async fn serve<M: Messages>(executor: Arc<Executor>, messages: M) {
+/// Serves one stream until it is over, or until the executor is shut down. The
+/// session, if one was opened, is detached then.
+pub async fn serve<M: Messages>(executor: Arc<Executor>, messages: Arc<M>) {
     let id = executor.new_connection();
     let mut connection = Connection {
-        executor,
+        executor: executor.clone(),
         id,
-        messages: Arc::new(messages),
+        messages,
         slots: Arc::new(Semaphore::new(limits::REQUESTS_IN_FLIGHT)),
         tasks: JoinSet::new(),
         phase: Phase::Fresh,
     };
-    while let Some(message) = connection.messages.recv().await {
-        if connection.handle(&message).await.is_err() {
-            break;
+    let served = async {
+        while let Some(message) = connection.messages.recv().await {
+            if connection.handle(&message).await.is_err() {
+                break;
+            }
         }
-    }
+    };
+    // shut down or not: the stream is over
+    let _ = executor.until_shutdown(served).await;
+    // they hold the stream, too
+    connection.tasks.shutdown().await;
     tracing::debug!(connection = id.0, "stream over");
 }
 

@@ -9,6 +9,7 @@ use rendez_proto::rpc::RpcError;
 use rendez_proto::rpc::session::{Environment, SessionId};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::table::{ConnectionId, Table};
 use crate::fs::Files;
@@ -20,6 +21,7 @@ pub struct Executor {
     sessions: Mutex<Table<Arc<Supervisor>>>,
     /// A session was detached: there is a new expiry to wait for.
     detached: Notify,
+    stopped: CancellationToken,
     next_connection: AtomicU64,
     files: Files,
     environment: Environment,
@@ -39,6 +41,7 @@ impl Executor {
         Arc::new(Self {
             sessions: Mutex::new(Table::new(limits::SESSIONS_PER_EXECUTOR, limits::SESSION_GRACE)),
             detached: Notify::new(),
+            stopped: CancellationToken::new(),
             next_connection: AtomicU64::new(0),
             files: Files::default(),
             environment,
@@ -65,10 +68,16 @@ impl Executor {
         }
     }
 
-    /// Ends all sessions and kills all their processes.
+    /// Ends all streams and sessions and kills all their processes, for good.
     pub fn shutdown(&self) {
+        self.stopped.cancel();
         let sessions = lock(&self.sessions).drain();
         sessions.iter().for_each(|supervisor| supervisor.kill_all());
+    }
+
+    /// Runs `work`; `None` if the executor is shut down before it is done.
+    pub(crate) async fn until_shutdown<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.stopped.run_until_cancelled(work).await
     }
 
     pub(super) fn files(&self) -> &Files {
@@ -98,6 +107,9 @@ impl Executor {
                 let id = new_id()?;
                 let supervisor = Supervisor::new();
                 let mut sessions = lock(&self.sessions);
+                if self.stopped.is_cancelled() {
+                    return Err(RpcError::invalid_request("the executor is shutting down"));
+                }
                 let gone = sessions.make_room(|supervisor| supervisor.is_idle());
                 sessions.open(id.clone(), supervisor.clone(), connection)?;
                 drop(sessions);

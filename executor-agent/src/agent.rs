@@ -1,0 +1,305 @@
+//! An agent's whole life: register, dial, pump, back off, again.
+//!
+//! ```text
+//!            ┌──────── 4xx at the upgrade, or DIALS_PER_REGISTRATION failures ───┐
+//!            ▼                                                                   │
+//!   Registering ──ok──► Registered ──► dial ──ok──► Connected ──socket over──► Waiting
+//!      │    ▲                           │ failed                                 │
+//!      │    └─────── temporary ─────────┴──────────► Waiting ──────► dial ◄──────┘
+//!      └── token or registration refused ──► the end
+//! ```
+//!
+//! Streams, sessions and processes outlive all of this. Nothing temporary ends
+//! an agent; a refused token does, because only a person can help.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join;
+use rendez_endpoint::{Config, Identity, Mux};
+use rendez_proto::ids::RegistrationId;
+use rendez_proto::keys::PublicKey;
+use rendez_proto::registry::RegisterReply;
+use rendez_rpc::{Channel, Endpoint, Incoming, Messages as _};
+use rendez_transport::backoff::Backoff;
+use rendez_transport::dial::{DialError, dial};
+use rendez_transport::{CloseFrame, Ended, pump, tls};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{AgentArgs, AgentConfig, ConfigError};
+use crate::identity::{self, IdentityError};
+use crate::registry::{Registry, RegistryError};
+use crate::session::{Executor, serve};
+use crate::{authorize, environment};
+
+/// Failed dials in a row before the agent registers anew: the relay may have
+/// moved, and only the registry knows where to.
+const DIALS_PER_REGISTRATION: u32 = 3;
+/// How long a stop waits for the peers to be told.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// How the relay says that a newer registration took the environment over.
+const SUPERSEDED: u16 = 4001;
+
+/// An executor, ready to run.
+pub struct Agent {
+    config: AgentConfig,
+    identity: Identity,
+    registry: Registry,
+    tls: Arc<rustls::ClientConfig>,
+    executor: Arc<Executor>,
+    endpoint: Endpoint,
+}
+
+/// What an agent is doing, for people and tests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// It asks the registry for the environment.
+    Registering,
+    /// The environment is its own.
+    Registered {
+        /// The claim.
+        registration: RegistrationId,
+    },
+    /// The websocket is open: orchestrators can reach it.
+    Connected,
+    /// Something temporary went wrong.
+    Waiting {
+        /// What, in words.
+        error: String,
+        /// When it tries again.
+        retry_in: Duration,
+    },
+}
+
+/// Why an agent cannot run, or not any more.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Its settings are not complete.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Its key cannot be had.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// TLS or HTTP cannot be set up on this machine.
+    #[error("cannot set up connections: {0}")]
+    Setup(String),
+    /// The registry does not want it.
+    #[error("{0}")]
+    Registry(#[from] RegistryError),
+}
+
+impl AgentArgs {
+    /// Runs the agent that these arguments describe; its log tells people what
+    /// it does.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn run(self, cancel: CancellationToken) -> Result<(), AgentError> {
+        Agent::new(self.into_config()?)?.run(cancel, |_| {}).await
+    }
+}
+
+impl Agent {
+    /// Reads or makes the key; nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`AgentError::Identity`] or [`AgentError::Setup`].
+    pub fn new(config: AgentConfig) -> Result<Self, AgentError> {
+        let setup = |error: &dyn std::fmt::Display| AgentError::Setup(error.to_string());
+        let identity = Identity::from_seed(&identity::load_or_create(&config.state)?);
+        let tls = tls::client_config().map_err(|error| setup(&error))?;
+        let registry = Registry::new(&config, &tls).map_err(|error| setup(&error))?;
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(|error| setup(&error))?;
+        let core =
+            Config::executor(identity.clone(), config.environment.clone(), config.profiles.clone());
+        let endpoint = Endpoint::new(Mux::new(core, seed));
+        let executor = Executor::new(environment::describe(&config.cwd));
+        Ok(Self { config, identity, registry, tls, executor, endpoint })
+    }
+
+    /// The static key, with both halves.
+    pub fn public_key(&self) -> &PublicKey {
+        self.identity.public()
+    }
+
+    /// Lives until `cancel`, or until only a person can help. Then all
+    /// processes are killed and the peers are told. `on_state` hears of every
+    /// step.
+    ///
+    /// # Errors
+    /// [`AgentError::Registry`] if the token or the registration is refused.
+    pub async fn run(
+        self,
+        cancel: CancellationToken,
+        on_state: impl Fn(State) + Send,
+    ) -> Result<(), AgentError> {
+        if self.config.relay.is_exposed() {
+            tracing::warn!(relay = %self.config.relay, "the token goes to the relay without TLS");
+        }
+        let agent = Arc::new(self);
+        let accepting = AbortOnDrop(tokio::spawn(accept(agent.clone())));
+        let _sweeping = AbortOnDrop(tokio::spawn({
+            let executor = agent.executor.clone();
+            async move { executor.sweep().await }
+        }));
+        let connected = AtomicBool::new(false);
+        let mut life = pin!(agent.live(&on_state, &connected));
+        let outcome = cancel.run_until_cancelled(life.as_mut()).await;
+        agent.executor.shutdown();
+        if let Some(outcome) = outcome {
+            return outcome;
+        }
+        if connected.load(Ordering::Relaxed) {
+            let farewell = async {
+                accepting.finished().await;
+                agent.endpoint.shut_down(CloseFrame::NORMAL);
+            };
+            // the pump, which is part of the life, says the last words
+            if timeout(FAREWELL, join(farewell, life)).await.is_err() {
+                tracing::debug!("stopped before every peer was told");
+            }
+        }
+        Ok(())
+    }
+
+    /// Comes back with an error that nothing but a person can mend, or after
+    /// [`Endpoint::shut_down`].
+    async fn live(
+        &self,
+        on_state: &impl Fn(State),
+        connected: &AtomicBool,
+    ) -> Result<(), AgentError> {
+        let mut backoff = Backoff::default();
+        let mut registered: Option<RegisterReply> = None;
+        let mut failed_dials = 0;
+        loop {
+            let reply = match registered.take() {
+                Some(reply) => reply,
+                None => match self.register(on_state).await {
+                    Ok(reply) => reply,
+                    Err(error) if error.is_final() => return Err(error.into()),
+                    Err(error) => {
+                        wait(&self.endpoint, &mut backoff, error.to_string(), on_state).await;
+                        continue;
+                    }
+                },
+            };
+            match dial(reply.url.expose(), self.tls.clone()).await {
+                Ok(socket) => {
+                    failed_dials = 0;
+                    tracing::info!(registration = %reply.executor_registration_id, "connected");
+                    on_state(State::Connected);
+                    connected.store(true, Ordering::Relaxed);
+                    let since = Instant::now();
+                    let mut driver = self.endpoint.attach(reply.executor_registration_id.clone());
+                    let ended = pump(socket, &mut driver).await;
+                    drop(driver);
+                    connected.store(false, Ordering::Relaxed);
+                    if matches!(ended, Ended::ByUs(_)) {
+                        return Ok(());
+                    }
+                    backoff.connected_for(since.elapsed());
+                    registered = Some(reply);
+                    wait(&self.endpoint, &mut backoff, describe(&ended), on_state).await;
+                }
+                Err(error) => {
+                    failed_dials += 1;
+                    let useless = matches!(error, DialError::Refused(_) | DialError::Url(_));
+                    if !useless && failed_dials < DIALS_PER_REGISTRATION {
+                        registered = Some(reply);
+                    } else {
+                        failed_dials = 0;
+                    }
+                    wait(&self.endpoint, &mut backoff, error.to_string(), on_state).await;
+                }
+            }
+        }
+    }
+
+    async fn register(&self, on_state: &impl Fn(State)) -> Result<RegisterReply, RegistryError> {
+        on_state(State::Registering);
+        let reply = self.registry.register(&self.identity, &self.config.profiles).await?;
+        let registration = reply.executor_registration_id.clone();
+        tracing::info!(environment = %self.config.environment, %registration, "registered");
+        on_state(State::Registered { registration });
+        Ok(reply)
+    }
+}
+
+/// Lets orchestrators in and serves their streams, each in a task of its own;
+/// the core bounds how many there are. Ends when the executor is shut down and
+/// its streams are over.
+async fn accept(agent: Arc<Agent>) {
+    let mut tasks = JoinSet::new();
+    while let Some(incoming) = agent.executor.until_shutdown(agent.endpoint.incoming()).await {
+        match incoming {
+            Incoming::Authorization(request) => {
+                let agent = agent.clone();
+                tasks.spawn(async move { authorize::decide(&agent.registry, request).await });
+            }
+            Incoming::Opened(channel) => {
+                tasks.spawn(attend(agent.executor.clone(), channel));
+            }
+        }
+        while tasks.try_join_next().is_some() {}
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+/// Serves a stream and sees to it that its peer hears of the end.
+async fn attend(executor: Arc<Executor>, channel: Channel) {
+    let channel = Arc::new(channel);
+    serve(executor, channel.clone()).await;
+    // what still arrives is read, else the end would wait behind it
+    let rest = async { while channel.recv().await.is_some() {} };
+    let (why, ()) = join(channel.finish(), rest).await;
+    tracing::debug!(%why, "stream closed");
+}
+
+async fn wait(
+    endpoint: &Endpoint,
+    backoff: &mut Backoff,
+    error: String,
+    on_state: &impl Fn(State),
+) {
+    let mut random = [0xff; 4];
+    // without random numbers the wait is simply the longest
+    let _ = getrandom::fill(&mut random);
+    let retry_in = backoff.next_delay(u32::from_le_bytes(random));
+    tracing::info!(%error, retry_ms = retry_in.as_millis(), "not connected");
+    on_state(State::Waiting { error, retry_in });
+    endpoint.wait_detached(retry_in).await;
+}
+
+fn describe(ended: &Ended) -> String {
+    match ended {
+        Ended::ByPeer(Some(SUPERSEDED)) => {
+            "another executor has taken the environment over".to_owned()
+        }
+        Ended::ByPeer(_) => format!("the relay: {ended}"),
+        other => other.to_string(),
+    }
+}
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl AbortOnDrop {
+    async fn finished(mut self) {
+        // a panic in it has been reported already
+        let _ = (&mut self.0).await;
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests;

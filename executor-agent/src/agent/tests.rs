@@ -1,0 +1,272 @@
+//! An agent against a scripted registry and, in place of a relay, an
+//! orchestrator's endpoint at the other end of its websocket.
+
+use rendez_endpoint::{Connect, IdentitySeed};
+use rendez_proto::ids::StreamId;
+use rendez_proto::profile::Profile;
+use rendez_proto::rpc::session::{Initialize, InitializeReply, Initialized};
+use rendez_proto::rpc::{Message, Method, RequestId, notification, process, request};
+use rendez_rpc::OpenError;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::testing::{FakeRegistry, config};
+
+/// A running agent and what it said.
+struct Running {
+    registry: FakeRegistry,
+    listener: TcpListener,
+    states: mpsc::UnboundedReceiver<State>,
+    cancel: CancellationToken,
+    task: JoinHandle<Result<(), AgentError>>,
+    key: PublicKey,
+    _state: tempfile::TempDir,
+}
+
+impl Running {
+    async fn start() -> Self {
+        let registry = FakeRegistry::start().await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let state = tempfile::tempdir().unwrap();
+        let agent = Agent::new(config(&registry.url(), state.path())).unwrap();
+        let key = agent.public_key().clone();
+        let cancel = CancellationToken::new();
+        let (said, states) = mpsc::unbounded_channel();
+        registry.answer("validate", 200, r#"{"valid":true}"#);
+        let running = agent.run(cancel.clone(), move |state| said.send(state).unwrap());
+        let mut this = Self {
+            listener,
+            states,
+            cancel,
+            key,
+            task: tokio::spawn(async { Ok(()) }),
+            registry,
+            _state: state,
+        };
+        this.grant("reg-1");
+        this.task = tokio::spawn(running);
+        this
+    }
+
+    /// The registry's answer from now on: this registration, our listener.
+    fn grant(&self, registration: &str) {
+        let body = format!(
+            r#"{{"environment_id":"dev","url":"ws://{}/?ticket=x","executor_registration_id":
+            "{registration}","security_profile":"noise_hybrid_ik_v1"}}"#,
+            self.listener.local_addr().unwrap()
+        );
+        self.registry.answer("register", 200, &body);
+    }
+
+    async fn next(&mut self) -> State {
+        self.states.recv().await.expect("the agent ended")
+    }
+
+    async fn registered(&mut self, expected: &str) {
+        assert_eq!(self.next().await, State::Registering);
+        let registration = expected.parse().unwrap();
+        assert_eq!(self.next().await, State::Registered { registration });
+    }
+
+    /// Takes the agent's websocket; `peer` is then at the other end.
+    async fn accept(&mut self, peer: &Peer) -> JoinHandle<Ended> {
+        let (tcp, _) = self.listener.accept().await.unwrap();
+        let socket = tokio_tungstenite::accept_async(tcp).await.unwrap();
+        let mut driver = peer.endpoint.attach(peer.registration.parse().unwrap());
+        let task = tokio::spawn(async move { pump(socket, &mut driver).await });
+        assert_eq!(self.next().await, State::Connected);
+        task
+    }
+
+    async fn stop(self) -> Result<(), AgentError> {
+        self.cancel.cancel();
+        self.task.await.unwrap()
+    }
+}
+
+/// An orchestrator's endpoint.
+struct Peer {
+    endpoint: Endpoint,
+    registration: &'static str,
+    executor: PublicKey,
+}
+
+impl Peer {
+    fn of(agent: &Running, registration: &'static str) -> Self {
+        let seed = IdentitySeed::from_bytes([9; IdentitySeed::BYTES]);
+        let core = Config::orchestrator(Identity::from_seed(&seed), "dev".parse().unwrap());
+        let endpoint = Endpoint::new(Mux::new(core, [1; 32]));
+        Self { endpoint, registration, executor: agent.key.clone() }
+    }
+
+    async fn open(&self, profile: Profile) -> Result<Channel, OpenError> {
+        let connect = Connect {
+            stream: StreamId::from_random([profile as u8; 16]),
+            profile,
+            registration: self.registration.parse().unwrap(),
+            peer: self.executor.for_suite(profile.suite()).unwrap(),
+            authorization: bytes::Bytes::from_static(b"auth-1"),
+        };
+        self.endpoint.connect(connect).await
+    }
+}
+
+async fn call<M: Method>(channel: &Channel, params: &M::Params) -> M::Reply {
+    channel.send(request::<M>(RequestId::Number(1), params).into()).await.unwrap();
+    loop {
+        let message = channel.recv().await.expect("the stream ended");
+        if let Message::Response { outcome, .. } = Message::parse(&message).unwrap() {
+            return serde_json::from_value(outcome.unwrap()).unwrap();
+        }
+    }
+}
+
+async fn initialize(channel: &Channel) -> InitializeReply {
+    let reply = call::<Initialize>(channel, &Initialize::default()).await;
+    channel.send(notification(&Initialized {}).into()).await.unwrap();
+    reply
+}
+
+fn sleeper() -> process::Start {
+    let argv = ["/bin/sh", "-c", "echo $$; exec sleep 1000"].map(str::to_owned).to_vec();
+    let cwd = rendez_proto::rpc::path::PathUri::from_path("/").unwrap();
+    process::Start::new(process::ProcessId("p".into()), argv, cwd)
+}
+
+#[tokio::test]
+async fn it_registers_connects_validates_and_serves_every_profile_it_offers() {
+    let mut agent = Running::start().await;
+    agent.registered("reg-1").await;
+    let peer = Peer::of(&agent, "reg-1");
+    let _socket = agent.accept(&peer).await;
+    for profile in Profile::ALL {
+        let channel = peer.open(profile).await.unwrap();
+        let reply = initialize(&channel).await;
+        assert_eq!(reply.environment_info.unwrap().cwd.unwrap().path(), "/tmp", "{profile}");
+    }
+    let calls: Vec<_> = agent.registry.requests().into_iter().map(|call| call.path).collect();
+    assert_eq!(calls.iter().filter(|path| path.ends_with("/validate")).count(), 3);
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_key_that_the_registry_does_not_know_stays_out() {
+    let mut agent = Running::start().await;
+    agent.registered("reg-1").await;
+    let peer = Peer::of(&agent, "reg-1");
+    let _socket = agent.accept(&peer).await;
+    agent.registry.answer("validate", 200, r#"{"valid":false}"#);
+    assert!(peer.open(Profile::RendezHybridIkV1).await.is_err());
+    agent.registry.answer("validate", 401, "");
+    let error = peer.open(Profile::NoiseHybridIkV1).await.err().unwrap();
+    assert!(
+        matches!(error, OpenError::Closed(rendez_endpoint::Closed::AuthenticationRejected)),
+        "{error}"
+    );
+    agent.registry.answer("validate", 200, r#"{"valid":true}"#);
+    peer.open(Profile::RendezIkV1).await.unwrap();
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_and_its_process_outlive_the_websocket() {
+    let mut agent = Running::start().await;
+    agent.registered("reg-1").await;
+    let peer = Peer::of(&agent, "reg-1");
+    let socket = agent.accept(&peer).await;
+    let channel = peer.open(Profile::RendezHybridIkV1).await.unwrap();
+    initialize(&channel).await;
+    call::<process::Start>(&channel, &sleeper()).await;
+    socket.abort();
+    assert!(matches!(agent.next().await, State::Waiting { .. }));
+    // the same registration serves again
+    let _socket = agent.accept(&peer).await;
+    let terminate = process::Terminate { process_id: process::ProcessId("p".into()) };
+    assert!(call::<process::Terminate>(&channel, &terminate).await.running);
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refused_ticket_leads_to_a_new_registration() {
+    let mut agent = Running::start().await;
+    agent.registered("reg-1").await;
+    agent.grant("reg-2");
+    let (mut tcp, _) = agent.listener.accept().await.unwrap();
+    let refusal = b"HTTP/1.1 403 No\r\ncontent-length: 0\r\n\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut tcp, refusal).await.unwrap();
+    let State::Waiting { error, .. } = agent.next().await else { panic!() };
+    assert_eq!(error, "the relay refused the ticket (HTTP 403)");
+    agent.registered("reg-2").await;
+    let peer = Peer::of(&agent, "reg-2");
+    let _socket = agent.accept(&peer).await;
+    initialize(&peer.open(Profile::NoiseHybridIkV1).await.unwrap()).await;
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn after_some_failed_dials_it_asks_where_the_relay_is() {
+    let mut agent = Running::start().await;
+    agent.registered("reg-1").await;
+    for _ in 0..DIALS_PER_REGISTRATION {
+        drop(agent.listener.accept().await.unwrap());
+        assert!(matches!(agent.next().await, State::Waiting { .. }));
+    }
+    agent.registered("reg-1").await;
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn temporary_trouble_is_waited_out_and_a_refused_token_ends_it() {
+    let mut agent = Running::start().await;
+    agent.registry.answer("register", 503, "");
+    // the first call may have been answered before that
+    let error = loop {
+        match agent.next().await {
+            State::Waiting { error, .. } if error.contains("not available") => break error,
+            State::Registering => {}
+            State::Registered { .. } => {
+                drop(agent.listener.accept().await.unwrap());
+            }
+            State::Waiting { .. } => {
+                drop(tokio::time::timeout(Duration::from_millis(1), agent.listener.accept()).await);
+            }
+            State::Connected => panic!("nobody let it in"),
+        }
+    };
+    assert!(error.contains("503"), "{error}");
+    let body = r#"{"error":{"code":"unauthorized","message":"revoked"}}"#;
+    agent.registry.answer("register", 401, body);
+    let error = agent.task.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("refused the token: revoked"), "{error}");
+}
+
+#[tokio::test]
+async fn stopping_kills_the_processes_and_tells_the_peers() {
+    let mut agent = Running::start().await;
+    agent.registered("reg-1").await;
+    let peer = Peer::of(&agent, "reg-1");
+    let socket = agent.accept(&peer).await;
+    let channel = peer.open(Profile::RendezHybridIkV1).await.unwrap();
+    initialize(&channel).await;
+    channel.send(request::<process::Start>(RequestId::Number(2), &sleeper()).into()).await.unwrap();
+    let pid = loop {
+        let message = channel.recv().await.unwrap();
+        if let Message::Notification { params, .. } = Message::parse(&message).unwrap() {
+            let output: process::Output = serde_json::from_value(params).unwrap();
+            break String::from_utf8(output.chunk).unwrap().trim().to_owned();
+        }
+    };
+    agent.stop().await.unwrap();
+    assert!(matches!(socket.await.unwrap(), Ended::ByPeer(Some(1000))));
+    while channel.recv().await.is_some() {}
+    assert_eq!(channel.closed().await, rendez_endpoint::Closed::Finished);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let alive = || {
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z"))
+    };
+    while alive() {
+        assert!(Instant::now() < deadline, "process {pid} survived its agent");
+        tokio::task::yield_now().await;
+    }
+}

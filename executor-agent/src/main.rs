@@ -1,0 +1,30 @@
+//! `rendez-agent`: the executor alone, for images and servers.
+
+use clap::Parser as _;
+use rendez_executor_agent::AgentArgs;
+use rendez_transport::telemetry;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+#[derive(clap::Parser)]
+#[command(version, about = "The Rendez executor: serves this machine through a relay")]
+struct Cli {
+    #[command(flatten)]
+    agent: AgentArgs,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Cli::parse().agent;
+    telemetry::start(args.log);
+    let cancel = CancellationToken::new();
+    for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
+        let mut signals = signal(kind)?;
+        let cancel = cancel.clone();
+        tokio::spawn(async move {
+            signals.recv().await;
+            cancel.cancel();
+        });
+    }
+    Ok(args.run(cancel).await?)
+}
