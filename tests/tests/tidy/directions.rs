@@ -1,0 +1,156 @@
+//! Who may link what: facts about Cargo, so that "the relay only routes" is
+//! not a promise.
+//!
+//! Three things are allowed in the pure crates that look like exceptions:
+//!
+//! * `aws-lc-rs` has a random generator inside. Endpoint core uses its AEAD
+//!   and nothing else, in one file; `sources` holds that.
+//! * `rand_core` and `rand_chacha` compute from a seed that the caller gives.
+//!   `rand` comes in by `libcrux-traits`, without the feature that asks the
+//!   operating system. All that do ask it go through `getrandom`, so that is
+//!   what is forbidden: to each crate as it is built alone, because in the
+//!   workspace's tests `proptest` switches the feature on for everybody.
+//! * `prost-build` names a temporary file with `getrandom`, on the machine that
+//!   builds. A build script is no part of what it makes, so only normal
+//!   dependencies count there.
+
+use crate::check;
+use crate::graph::{Graph, run};
+
+struct Rule {
+    name: &'static str,
+    who: &'static [&'static str],
+    /// Names of packages; `*` at the end stands for anything.
+    never: &'static [&'static str],
+    what_to_do: &'static str,
+}
+
+const PURE: &[&str] = &["rendez-proto", "rendez-endpoint", "rendez-relay-core"];
+const RELAY: &[&str] = &["rendez-relay-core", "rendez-registry", "rendez-relay"];
+const ENDS: &[&str] = &["rendez-rpc", "rendez-executor-agent", "rendez-orchestrator"];
+
+const RULES: &[Rule] = &[
+    Rule {
+        name: "R1: pure crates have no runtime, no sockets and no database",
+        who: PURE,
+        never: &[
+            "tokio*",
+            "mio",
+            "socket2",
+            "hyper*",
+            "axum*",
+            "tower*",
+            "reqwest",
+            "sqlx*",
+            "tungstenite",
+            "rustls*",
+            "tracing*",
+            "async-trait",
+        ],
+        what_to_do: "move what needs it into a shell crate (transport, rpc, registry, relay), and \
+                     hand its results to the core as arguments",
+    },
+    Rule {
+        name: "R3: the relay has no endpoint and no Noise",
+        who: RELAY,
+        never: &[
+            "rendez-endpoint",
+            "rendez-rpc",
+            "rendez-executor-agent",
+            "rendez-orchestrator",
+            "snow",
+            "clatter",
+            "x25519-dalek",
+            "libcrux-*",
+        ],
+        what_to_do: "the relay forwards bytes; whatever must open them belongs to an endpoint",
+    },
+    Rule {
+        name: "R4: the registry does not know the relay",
+        who: &["rendez-registry"],
+        never: &["rendez-relay-core", "rendez-relay", "rendez-transport"],
+        what_to_do: "they meet in proto::ticket and in the traits of the registry's `seam` module",
+    },
+    Rule {
+        name: "R5: transport knows neither endpoints nor relays",
+        who: &["rendez-transport"],
+        never: &["rendez-endpoint", "rendez-rpc", "rendez-registry", "rendez-relay*"],
+        what_to_do: "transport moves Bytes for whatever implements its Protocol trait",
+    },
+    Rule {
+        name: "the ends do not link the relay",
+        who: ENDS,
+        never: &["rendez-registry", "rendez-relay*", "sqlx*", "axum*"],
+        what_to_do: "only the cli and the tests may put both sides into one binary",
+    },
+    Rule {
+        name: "proto stands below everything of ours",
+        who: &["rendez-proto"],
+        never: &["rendez-*"],
+        what_to_do: "move the shared type into proto, or the code that needs the other crate out",
+    },
+];
+
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name == pattern,
+    }
+}
+
+#[test]
+fn dependencies_point_one_way() {
+    let graph = Graph::host();
+    let mut problems = Vec::new();
+    for rule in RULES {
+        let reached = rule.who.iter().flat_map(|who| graph.reached(who));
+        let mut chains = reached
+            .filter(|(name, _)| rule.never.iter().any(|pattern| matches(pattern, name)))
+            .map(|(_, chain)| format!("  {chain}"))
+            .peekable();
+        if chains.peek().is_some() {
+            problems.push(format!("{}; {}:", rule.name, rule.what_to_do));
+            problems.extend(chains);
+        }
+    }
+    check("a crate depends on what it must not:", problems);
+}
+
+/// A rule against a crate that nobody links, or for a crate that is called
+/// otherwise by now, would hold for ever and say nothing.
+#[test]
+fn every_rule_can_be_broken() {
+    let graph = Graph::host();
+    let names: Vec<&str> = graph.packages().map(|package| package.name.as_str()).collect();
+    let mut problems = Vec::new();
+    for rule in RULES {
+        for pattern in rule.never {
+            if !names.iter().any(|name| matches(pattern, name)) {
+                problems.push(format!("{}: {pattern}", rule.name));
+            }
+        }
+    }
+    check("no package in the graph has these names; correct or remove them:", problems);
+    let endpoint = graph.reached("rendez-endpoint");
+    assert_eq!(endpoint["rendez-proto"], "rendez-endpoint -> rendez-proto");
+    assert!(endpoint.contains_key("snow") && endpoint.contains_key("libcrux-ml-kem"));
+    assert!(endpoint.contains_key("prost-build"), "build dependencies count");
+    assert!(!endpoint.contains_key("proptest"), "development dependencies do not");
+}
+
+#[test]
+fn r1_pure_crates_have_no_randomness_of_the_operating_system() {
+    let mut problems = Vec::new();
+    for package in PURE {
+        let tree = ["tree", "--locked", "-p", package, "-e", "normal", "--prefix", "none"];
+        let tree = run(env!("CARGO"), &tree);
+        assert!(tree.starts_with(package), "cargo tree begins with the package:\n{tree}");
+        let found = tree.lines().find(|line| line.starts_with("getrandom "));
+        problems.extend(found.map(|found| format!("{package}: {found}")));
+    }
+    check(
+        "R1: take a seed as an argument; if a dependency brings it in, switch off the feature \
+         that does (`cargo tree -p PACKAGE -e features -i getrandom`):",
+        problems,
+    );
+}
