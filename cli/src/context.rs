@@ -16,7 +16,7 @@ use crate::exit::Exit;
 
 /// Options of every command that talks to a relay.
 #[derive(Debug, Clone, clap::Args)]
-pub struct RelayOptions {
+pub(crate) struct RelayOptions {
     /// The relay's URL. Default: the one of a `rendez dev` that runs here
     #[arg(long, env = "RENDEZ_RELAY", value_name = "URL")]
     relay: Option<String>,
@@ -29,7 +29,7 @@ pub struct RelayOptions {
 
 /// What a token is wanted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
+pub(crate) enum Purpose {
     /// To reach executors.
     Orchestrate,
     /// To administer the relay.
@@ -38,18 +38,18 @@ pub enum Purpose {
 
 /// What `rendez dev` leaves for the other commands.
 #[derive(Serialize, Deserialize)]
-pub struct DevContext {
+pub(crate) struct DevContext {
     /// The relay's URL.
-    pub relay: String,
+    pub(crate) relay: String,
     /// For reaching its executor.
-    pub orchestrator_token: String,
+    pub(crate) orchestrator_token: String,
     /// For administering it.
-    pub admin_token: String,
+    pub(crate) admin_token: String,
 }
 
 impl RelayOptions {
     /// A client for the relay and token that these options name.
-    pub fn client(&self, purpose: Purpose) -> Result<Client, Exit> {
+    pub(crate) fn client(&self, purpose: Purpose) -> Result<Client, Exit> {
         let (relay, token) = self.resolve(purpose)?;
         Ok(Client::new(&relay, token)?)
     }
@@ -100,7 +100,7 @@ impl DevContext {
     }
 
     /// Writes the context; the guard removes it.
-    pub fn publish(&self) -> std::io::Result<Published> {
+    pub(crate) fn publish(&self) -> std::io::Result<Published> {
         let directory = Self::directory();
         match fs::DirBuilder::new().mode(0o700).create(&directory) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
@@ -133,7 +133,7 @@ impl DevContext {
 }
 
 /// Removes the context when `rendez dev` ends.
-pub struct Published {
+pub(crate) struct Published {
     path: PathBuf,
     relay: String,
 }

@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
+use rendez_executor_agent::config::DEFAULT_PROFILES;
 use rendez_executor_agent::{Agent, AgentConfig, State};
 use rendez_orchestrator::EnvironmentId;
 use rendez_proto::registry::admin::{CreateToken, Role};
 use rendez_registry::{PublicUrl, Registry};
-use rendez_relay::telemetry::{self, LogLevel};
 use rendez_relay::{Config, Relay, server};
+use rendez_transport::telemetry::{self, LogLevel};
 use tokio_util::sync::CancellationToken;
 
 use crate::context::DevContext;
@@ -18,7 +19,7 @@ use crate::exit::Exit;
 /// Keys, tokens and database live in a throw-away directory that goes away
 /// with the process.
 #[derive(Debug, clap::Args)]
-pub struct DevArgs {
+pub(crate) struct DevArgs {
     /// Address and port of the relay
     #[arg(long, default_value = "127.0.0.1:7700", value_name = "IP:PORT")]
     listen: SocketAddr,
@@ -27,13 +28,13 @@ pub struct DevArgs {
     #[arg(long, default_value = "dev", value_name = "ID")]
     environment: EnvironmentId,
 
-    /// How much to log to stderr
-    #[arg(long, env = "RENDEZ_LOG", value_enum, default_value = "warn", value_name = "LEVEL")]
+    /// How much to log to stderr: off, error, warn, info, debug or trace
+    #[arg(long, env = "RENDEZ_LOG", default_value = "warn", value_name = "LEVEL")]
     log: LogLevel,
 }
 
 /// Runs until interrupted.
-pub async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
+pub(crate) async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
     telemetry::start(args.log);
     let cancel = server::until_signal();
     let state = tempfile::Builder::new().prefix("rendez-dev-").tempdir().map_err(Exit::config)?;
@@ -50,13 +51,14 @@ pub async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
     let relay = tokio::spawn(relay.serve(cancel.clone()));
 
     let executor_token = token(&registry, Role::Executor).await?;
-    let agent = Agent::new(AgentConfig::new(
-        &url,
-        args.environment.clone(),
-        executor_token.into(),
-        state.path().join("agent"),
-    ));
-    let agent = agent.map_err(Exit::agent)?;
+    let agent = Agent::new(AgentConfig {
+        relay: url.parse().map_err(Exit::software)?,
+        environment: args.environment.clone(),
+        token: executor_token.into(),
+        state: state.path().join("agent"),
+        profiles: DEFAULT_PROFILES.to_vec(),
+        cwd: std::env::current_dir().map_err(Exit::config)?,
+    })?;
 
     let context = DevContext {
         relay: url.clone(),
@@ -67,7 +69,7 @@ pub async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
     let ready = CancellationToken::new();
     let announce = ready.clone();
     let watch = move |state: State| {
-        if matches!(state, State::Connected { .. }) {
+        if state == State::Connected {
             announce.cancel();
         }
     };
@@ -80,7 +82,7 @@ pub async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
     cancel.cancel();
     let _ = relay.await;
     drop(published);
-    agent.map_err(Exit::agent)?;
+    agent?;
     Ok(ExitCode::SUCCESS)
 }
 

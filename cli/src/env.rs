@@ -9,7 +9,7 @@ use crate::exit::Exit;
 
 /// Look at environments.
 #[derive(Debug, clap::Subcommand)]
-pub enum EnvCommand {
+pub(crate) enum EnvCommand {
     /// List the environments that the token may see
     #[command(visible_alias = "list")]
     Ls {
@@ -23,7 +23,7 @@ pub enum EnvCommand {
 }
 
 /// Runs the command.
-pub async fn run(command: EnvCommand) -> Result<ExitCode, Exit> {
+pub(crate) async fn run(command: EnvCommand) -> Result<ExitCode, Exit> {
     let EnvCommand::Ls { relay, json } = command;
     let client = relay.client(Purpose::Orchestrate)?;
     let environments = client.registry().environments().await?;

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use rendez_orchestrator::error::ProcessError;
 use rendez_orchestrator::{
-    Command, Control, EnvironmentId, Executor, LinkState, Process, ProcessEvent, Stdin,
+    Command, Control, EnvironmentId, LinkState, Process, ProcessEvent, Stdin,
 };
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::context::{Purpose, RelayOptions};
@@ -21,7 +21,7 @@ const BROKEN_PIPE: u8 = 141;
 /// Standard input, output, error and the exit code are the command's. Ctrl-C
 /// interrupts it, a second one kills it.
 #[derive(Debug, clap::Args)]
-pub struct ExecArgs {
+pub(crate) struct ExecArgs {
     #[command(flatten)]
     relay: RelayOptions,
 
@@ -53,7 +53,7 @@ fn assignment(text: &str) -> Result<(String, String), String> {
 }
 
 /// Runs the command.
-pub async fn run(args: ExecArgs) -> Result<ExitCode, Exit> {
+pub(crate) async fn run(args: ExecArgs) -> Result<ExitCode, Exit> {
     let client = args.relay.client(Purpose::Orchestrate)?;
     let executor = client.connect(&args.environment).await?;
     if std::io::stderr().is_terminal() {
@@ -64,7 +64,7 @@ pub async fn run(args: ExecArgs) -> Result<ExitCode, Exit> {
         tokio::spawn(forward_stdin(stdin));
     }
     let code = follow(&mut process).await;
-    finish(executor).await;
+    executor.close().await;
     code
 }
 
@@ -119,7 +119,7 @@ async fn follow(process: &mut Process) -> Result<ExitCode, Exit> {
     }
 }
 
-async fn pass(sink: &mut (impl AsyncWriteExt + Unpin), chunk: &[u8]) -> std::io::Result<()> {
+async fn pass(sink: &mut (impl AsyncWrite + Unpin), chunk: &[u8]) -> std::io::Result<()> {
     sink.write_all(chunk).await?;
     sink.flush().await
 }
@@ -166,8 +166,4 @@ async fn tell_about_the_link(mut link: tokio::sync::watch::Receiver<LinkState>) 
             LinkState::Down => return,
         }
     }
-}
-
-async fn finish(executor: Executor) {
-    executor.close().await;
 }

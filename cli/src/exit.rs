@@ -7,11 +7,13 @@
 use std::fmt::Display;
 use std::process::ExitCode;
 
+use rendez_executor_agent::AgentError;
+use rendez_executor_agent::config::ConfigError;
 use rendez_orchestrator::ConnectError;
 use rendez_orchestrator::error::{FileError, ProcessError, RegistryError};
 
 /// Shown below `--help`.
-pub const HELP: &str = "\
+pub(crate) const HELP: &str = "\
 Exit codes: that of the remote command, 128+N if signal N killed it, 126 if the executor
 cannot start it, 127 if it does not exist there. Of rendez itself, with a message on stderr:
   64 wrong usage                     74 connection lost, outcome of the command unknown
@@ -22,7 +24,7 @@ cannot start it, 127 if it does not exist there. Of rendez itself, with a messag
 
 /// A failure of ours.
 #[derive(Debug)]
-pub struct Exit {
+pub(crate) struct Exit {
     code: u8,
     message: String,
 }
@@ -33,39 +35,47 @@ impl Exit {
     }
 
     /// 64: wrong usage.
-    pub fn usage(message: impl Display) -> Self {
+    pub(crate) fn usage(message: impl Display) -> Self {
         Self::new(64, message)
     }
 
     /// 70: our fault.
-    pub fn software(message: impl Display) -> Self {
+    pub(crate) fn software(message: impl Display) -> Self {
         Self::new(70, message)
     }
 
     /// 74: reading or writing here failed, or the connection was lost.
-    pub fn io(message: impl Display) -> Self {
+    pub(crate) fn io(message: impl Display) -> Self {
         Self::new(74, message)
     }
 
     /// 77: no token.
-    pub fn no_token(message: impl Display) -> Self {
+    pub(crate) fn no_token(message: impl Display) -> Self {
         Self::new(77, message)
     }
 
     /// 78: a file, directory or address cannot be used.
-    pub fn config(message: impl Display) -> Self {
+    pub(crate) fn config(message: impl Display) -> Self {
         Self::new(78, message)
     }
 
-    /// What ended an agent.
-    pub fn agent(error: rendez_executor_agent::AgentError) -> Self {
-        if error.is_refused() { Self::new(77, error) } else { Self::config(error) }
-    }
-
     /// Tells the user and gives the process its code.
-    pub fn report(self) -> ExitCode {
+    pub(crate) fn report(self) -> ExitCode {
         eprintln!("rendez: {}", self.message);
         ExitCode::from(self.code)
+    }
+}
+
+impl From<AgentError> for Exit {
+    fn from(error: AgentError) -> Self {
+        match error {
+            AgentError::Registry(_) | AgentError::Config(ConfigError::NoToken) => {
+                Self::no_token(error)
+            }
+            AgentError::Config(_) | AgentError::Identity(_) | AgentError::Setup(_) => {
+                Self::config(error)
+            }
+        }
     }
 }
 

@@ -13,8 +13,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rendez_executor_agent::AgentArgs;
-use rendez_relay::telemetry::{self, LogLevel};
 use rendez_relay::{Relay, RelayArgs, server};
+use rendez_transport::telemetry;
 
 use crate::exit::Exit;
 
@@ -78,9 +78,8 @@ async fn run(command: Command) -> Result<ExitCode, Exit> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Agent(args) => {
-            telemetry::start(args.log.unwrap_or(LogLevel::Info));
-            let cancel = server::until_signal();
-            rendez_executor_agent::run(args, cancel).await.map_err(Exit::agent)?;
+            telemetry::start(args.log);
+            args.run(server::until_signal()).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Exec(args) => exec::run(args).await,

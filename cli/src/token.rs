@@ -11,7 +11,7 @@ use crate::exit::Exit;
 
 /// Create, list and revoke access tokens.
 #[derive(Debug, clap::Subcommand)]
-pub enum TokenCommand {
+pub(crate) enum TokenCommand {
     /// Create a token and print it, this once
     Create(CreateArgs),
     /// List tokens, without their secrets
@@ -31,7 +31,7 @@ pub enum TokenCommand {
 
 /// Needs an admin token, or the relay's state directory.
 #[derive(Debug, clap::Args)]
-pub struct CreateArgs {
+pub(crate) struct CreateArgs {
     #[command(flatten)]
     relay: RelayOptions,
 
@@ -84,7 +84,7 @@ fn seconds(text: &str) -> Result<u64, String> {
 }
 
 /// Runs the command.
-pub async fn run(command: TokenCommand) -> Result<ExitCode, Exit> {
+pub(crate) async fn run(command: TokenCommand) -> Result<ExitCode, Exit> {
     match command {
         TokenCommand::Create(args) => {
             let created = create(args).await?;

@@ -13,6 +13,7 @@ pub mod dial;
 pub mod protocol;
 pub mod pump;
 pub mod socket;
+pub mod telemetry;
 pub mod tls;
 
 pub use protocol::{CloseFrame, Protocol, Violation};

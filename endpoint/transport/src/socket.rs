@@ -121,6 +121,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for WebSocketStream<T> {
     }
 }
 
+impl SocketError {
+    /// Looks for the library's own error in what a web framework wraps.
+    pub fn from_boxed(error: Box<dyn std::error::Error + Send + Sync>) -> Self {
+        match error.downcast::<Error>() {
+            Ok(error) => (*error).into(),
+            Err(other) => Self::Lost(other.to_string()),
+        }
+    }
+}
+
 impl From<Error> for SocketError {
     fn from(error: Error) -> Self {
         match error {
