@@ -23,7 +23,8 @@ pub enum Arrival {
 /// The receiving side of one direction. Holds opened records only.
 #[derive(Debug)]
 pub struct RecvWindow {
-    next: u32,
+    /// Wider than a sequence number, so that it can lie past the last one.
+    next: u64,
     held: BTreeMap<u32, Bytes>,
     held_bytes: usize,
     /// The highest number that the peer may send, if it follows credit.
@@ -35,7 +36,7 @@ impl RecvWindow {
     /// [`WINDOW_MAX_RECORDS`] records before it hears from us.
     pub fn new(first: Seq, credit: bool) -> Self {
         Self {
-            next: first.0,
+            next: first.0.into(),
             held: BTreeMap::new(),
             held_bytes: 0,
             credit: credit.then(|| first.0.saturating_add(WINDOW_MAX_RECORDS - 1)),
@@ -45,9 +46,10 @@ impl RecvWindow {
     /// Whether a record is worth opening. At most [`REORDER_MAX_RECORDS`]
     /// ahead of the next one, and never beyond the credit.
     pub fn classify(&self, seq: Seq) -> Arrival {
-        if seq.0 < self.next || self.held.contains_key(&seq.0) {
+        let number = u64::from(seq.0);
+        if number < self.next || self.held.contains_key(&seq.0) {
             Arrival::Duplicate
-        } else if seq.0 - self.next > REORDER_MAX_RECORDS
+        } else if number - self.next > u64::from(REORDER_MAX_RECORDS)
             || self.credit.is_some_and(|credit| seq.0 > credit)
         {
             Arrival::TooFar
@@ -68,12 +70,12 @@ impl RecvWindow {
     /// The next plaintext in order.
     pub fn pop(&mut self) -> Option<Bytes> {
         let entry = self.held.first_entry()?;
-        if *entry.key() != self.next {
+        if u64::from(*entry.key()) != self.next {
             return None;
         }
         let plaintext = entry.remove();
         self.held_bytes -= plaintext.len();
-        self.next = self.next.saturating_add(1);
+        self.next += 1;
         Some(plaintext)
     }
 
@@ -82,20 +84,21 @@ impl RecvWindow {
         self.held_bytes
     }
 
-    /// The next number in order.
+    /// The next number in order; the last one, once the numbers have run out.
     pub fn next(&self) -> u32 {
-        self.next
+        u32::try_from(self.next).unwrap_or(u32::MAX)
     }
 
     /// What to tell the peer.
     pub fn ack(&self) -> Ack {
         let bits = self
             .held
-            .range(self.next.saturating_add(1)..)
-            .map(|(seq, _)| seq - self.next - 1)
-            .take_while(|bit| *bit < u32::BITS)
+            .keys()
+            .filter_map(|seq| u64::from(*seq).checked_sub(self.next + 1))
+            .take_while(|bit| *bit < u64::from(u32::BITS))
             .fold(0, |bits, bit| bits | 1 << bit);
-        Ack { up_to: self.next.saturating_sub(1), bits }
+        let up_to = u32::try_from(self.next.saturating_sub(1)).unwrap_or(u32::MAX);
+        Ack { up_to, bits }
     }
 
     /// The highest number that the peer may send, while `unread` bytes of whole
@@ -106,7 +109,8 @@ impl RecvWindow {
         let Some(credit) = &mut self.credit else { return 0 };
         let room = RECEIVE_BUFFER_BYTES.saturating_sub(unread) / RECORD_PLAINTEXT_MAX_BYTES;
         let records = u32::try_from(room).unwrap_or(u32::MAX).min(WINDOW_MAX_RECORDS);
-        *credit = (*credit).max(self.next.saturating_add(records).saturating_sub(1));
+        let highest = (self.next + u64::from(records)).saturating_sub(1);
+        *credit = (*credit).max(u32::try_from(highest).unwrap_or(u32::MAX));
         *credit
     }
 }
@@ -169,6 +173,16 @@ mod tests {
                 prop_assert_eq!(window.classify(Seq(credit + 1)), Arrival::TooFar);
             }
         }
+    }
+
+    #[test]
+    fn the_last_number_is_taken_once() {
+        let mut window = RecvWindow::new(Seq(u32::MAX), false);
+        assert_eq!(window.classify(Seq(u32::MAX)), Arrival::Fresh);
+        window.insert(Seq(u32::MAX), Bytes::from_static(b"last"));
+        assert_eq!(window.pop().unwrap(), "last");
+        assert_eq!(window.classify(Seq(u32::MAX)), Arrival::Duplicate);
+        assert_eq!(window.ack(), Ack { up_to: u32::MAX, bits: 0 });
     }
 
     #[test]

@@ -382,3 +382,26 @@ fn records_take_turns() {
     assert_eq!(streams.len(), 10);
     assert!(streams.windows(2).all(|two| two[0] != two[1]), "{streams:?}");
 }
+
+#[test]
+fn a_proof_covers_the_whole_frame() {
+    let mut pair = ours();
+    pair.orchestrator.socket_lost(pair.now);
+    pair.orchestrator.socket_opened(pair.now, registration("reg-1"));
+    let resume = frame(&pair.drain_orchestrator()[0]);
+    pair.executor.close(pair.now, pair.at_executor.expect("there is a stream"));
+    let end = frame(&pair.drain_executor()[0]);
+
+    let next_seq = Body::Resume { next_seq: 7 };
+    pair.feed_executor([Frame { body: next_seq, ..resume.clone() }.encode()]);
+    assert_eq!(pair.executor.stats().refused_control, 1);
+    pair.feed_executor([resume.encode()]);
+    assert_eq!(pair.executor.stats().refused_control, 1);
+
+    let reason = Body::Reset { reason: "overloaded".to_owned() };
+    pair.feed_orchestrator([Frame { body: reason, ..end.clone() }.encode()]);
+    assert_eq!(pair.orchestrator.stats().refused_control, 1);
+    assert_eq!(closed(pair.orchestrator_events()), None);
+    pair.feed_orchestrator([end.encode()]);
+    assert_eq!(closed(pair.orchestrator_events()), Some(Closed::Finished));
+}
