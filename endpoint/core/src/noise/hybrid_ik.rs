@@ -404,6 +404,46 @@ mod tests {
         assert!(draw::<32>(&mut Staged::default()).is_none());
     }
 
+    /// What only a peer that holds its keys and lies about one can send.
+    #[test]
+    fn an_initiators_invalid_kem_keys_are_refused() {
+        let [me, peer] =
+            [1, 2].map(|byte| Identity::from_seed(&IdentitySeed::from_bytes([byte; 96])));
+        let prologue = Prologue::new(
+            rendez_proto::profile::Profile::NoiseHybridIkV1,
+            &"e".parse().unwrap(),
+            &"r".parse().unwrap(),
+            &"s".parse().unwrap(),
+        );
+        let pair = |public: &[u8]| KeyPair {
+            public: heap(public),
+            secret: SensitiveByteArray::new(heap(me.mlkem768())),
+        };
+        let (good, bad) = (me.mlkem768_public(), &[0xff; MLKEM768_BYTES]);
+        let read = |fixed: &[u8], ephemeral: &[u8]| {
+            let params = HybridHandshakeParams::new(noise_hybrid_ik(), true)
+                .with_prologue(prologue.as_bytes())
+                .with_rs(*peer.public().x25519())
+                .with_rs_kem(heap(peer.mlkem768_public()))
+                .with_s(KeyPair {
+                    public: *me.public().x25519(),
+                    secret: SensitiveByteArray::new(*me.x25519()),
+                })
+                .with_s_kem(pair(fixed))
+                .with_e_kem(pair(ephemeral));
+            STAGED_SEED.set(Some(Zeroizing::new([3; 32])));
+            let mut initiator = Handshake(HybridHandshakeCore::new(params).unwrap());
+            let message = initiator.write(b"").unwrap();
+            let seed = Zeroizing::new([4; 32]);
+            let mut responder = Handshake::responder(&peer, &prologue, seed).unwrap();
+            responder.read(&message).unwrap();
+            responder.peer().map(drop)
+        };
+        assert_eq!(read(good, good), Ok(()));
+        assert_eq!(read(good, bad), Err(HandshakeError::InvalidPeerKey));
+        assert_eq!(read(bad, good), Err(HandshakeError::InvalidPeerKey));
+    }
+
     #[test]
     fn a_seed_serves_one_handshake_only() {
         let me = Identity::from_seed(&IdentitySeed::from_bytes([1; 96]));

@@ -345,6 +345,7 @@ mod tests {
             window.on_ack(ack(*sent.last().unwrap(), &[]), 0, now).unwrap();
             let burst = resent(&mut window, now);
             bursts.push(burst.len());
+            assert!(bursts.len() < 20, "no burst follows: {bursts:?}");
             sent.extend(burst);
         }
         assert_eq!(sent, (1..=20).collect::<Vec<_>>());

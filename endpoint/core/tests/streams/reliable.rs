@@ -96,6 +96,22 @@ fn a_lost_record_is_sent_again_with_the_same_bytes() {
 }
 
 #[test]
+fn a_record_that_comes_again_is_acknowledged_again() {
+    let mut pair = ours();
+    pair.ask("x").expect("it is open");
+    let record = pair.drain_orchestrator();
+    pair.feed_executor(record.clone());
+    let (_, lost) = pair.pass_in_silence(ACK_DELAY);
+    assert_eq!(kinds(&lost), ["ack"]);
+    pair.feed_executor(record);
+    let again = pair.drain_executor();
+    assert_eq!(kinds(&again), ["ack"]);
+    pair.feed_orchestrator(again);
+    let (up, _) = pair.pass_in_silence(Duration::from_secs(30));
+    assert_eq!(kinds(&up), [""; 0]);
+}
+
+#[test]
 fn the_window_stops_and_acks_open_it() {
     let mut pair = ours();
     let mut wires = Vec::new();
