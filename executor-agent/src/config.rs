@@ -98,7 +98,7 @@ impl fmt::Display for RelayUrl {
 /// command line, where other users of the machine could read it.
 #[derive(Debug, Clone, clap::Args)]
 pub struct AgentArgs {
-    /// The relay, such as https://relay.example.com
+    /// The relay, such as `https://relay.example.com`
     #[arg(long, env = "RENDEZ_RELAY", value_name = "URL")]
     pub relay: RelayUrl,
 

@@ -26,6 +26,14 @@ struct Running {
 
 impl Running {
     async fn start() -> Self {
+        let mut agent = Self::start_without_registration().await;
+        agent.grant("reg-1");
+        while !matches!(agent.states.recv().await, Some(State::Registered { .. })) {}
+        agent
+    }
+
+    /// The registry is not available.
+    async fn start_without_registration() -> Self {
         let registry = FakeRegistry::start().await;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let state = tempfile::tempdir().unwrap();
@@ -35,18 +43,8 @@ impl Running {
         let (said, states) = mpsc::unbounded_channel();
         registry.answer("validate", 200, r#"{"valid":true}"#);
         let running = agent.run(cancel.clone(), move |state| said.send(state).unwrap());
-        let mut this = Self {
-            listener,
-            states,
-            cancel,
-            key,
-            task: tokio::spawn(async { Ok(()) }),
-            registry,
-            _state: state,
-        };
-        this.grant("reg-1");
-        this.task = tokio::spawn(running);
-        this
+        let task = tokio::spawn(running);
+        Self { registry, listener, states, cancel, task, key, _state: state }
     }
 
     /// The registry's answer from now on: this registration, our listener.
@@ -95,7 +93,10 @@ struct Peer {
 impl Peer {
     fn of(agent: &Running, registration: &'static str) -> Self {
         let seed = IdentitySeed::from_bytes([9; IdentitySeed::BYTES]);
-        let core = Config::orchestrator(Identity::from_seed(&seed), "dev".parse().unwrap());
+        let core = Config {
+            profiles: Profile::ALL.to_vec(),
+            ..Config::orchestrator(Identity::from_seed(&seed), "dev".parse().unwrap())
+        };
         let endpoint = Endpoint::new(Mux::new(core, [1; 32]));
         Self { endpoint, registration, executor: agent.key.clone() }
     }
@@ -137,7 +138,6 @@ fn sleeper() -> process::Start {
 #[tokio::test]
 async fn it_registers_connects_validates_and_serves_every_profile_it_offers() {
     let mut agent = Running::start().await;
-    agent.registered("reg-1").await;
     let peer = Peer::of(&agent, "reg-1");
     let _socket = agent.accept(&peer).await;
     for profile in Profile::ALL {
@@ -153,7 +153,6 @@ async fn it_registers_connects_validates_and_serves_every_profile_it_offers() {
 #[tokio::test]
 async fn a_key_that_the_registry_does_not_know_stays_out() {
     let mut agent = Running::start().await;
-    agent.registered("reg-1").await;
     let peer = Peer::of(&agent, "reg-1");
     let _socket = agent.accept(&peer).await;
     agent.registry.answer("validate", 200, r#"{"valid":false}"#);
@@ -172,7 +171,6 @@ async fn a_key_that_the_registry_does_not_know_stays_out() {
 #[tokio::test]
 async fn a_stream_and_its_process_outlive_the_websocket() {
     let mut agent = Running::start().await;
-    agent.registered("reg-1").await;
     let peer = Peer::of(&agent, "reg-1");
     let socket = agent.accept(&peer).await;
     let channel = peer.open(Profile::RendezHybridIkV1).await.unwrap();
@@ -190,7 +188,6 @@ async fn a_stream_and_its_process_outlive_the_websocket() {
 #[tokio::test]
 async fn a_refused_ticket_leads_to_a_new_registration() {
     let mut agent = Running::start().await;
-    agent.registered("reg-1").await;
     agent.grant("reg-2");
     let (mut tcp, _) = agent.listener.accept().await.unwrap();
     let refusal = b"HTTP/1.1 403 No\r\ncontent-length: 0\r\n\r\n";
@@ -207,7 +204,6 @@ async fn a_refused_ticket_leads_to_a_new_registration() {
 #[tokio::test]
 async fn after_some_failed_dials_it_asks_where_the_relay_is() {
     let mut agent = Running::start().await;
-    agent.registered("reg-1").await;
     for _ in 0..DIALS_PER_REGISTRATION {
         drop(agent.listener.accept().await.unwrap());
         assert!(matches!(agent.next().await, State::Waiting { .. }));
@@ -218,23 +214,12 @@ async fn after_some_failed_dials_it_asks_where_the_relay_is() {
 
 #[tokio::test]
 async fn temporary_trouble_is_waited_out_and_a_refused_token_ends_it() {
-    let mut agent = Running::start().await;
-    agent.registry.answer("register", 503, "");
-    // the first call may have been answered before that
-    let error = loop {
-        match agent.next().await {
-            State::Waiting { error, .. } if error.contains("not available") => break error,
-            State::Registering => {}
-            State::Registered { .. } => {
-                drop(agent.listener.accept().await.unwrap());
-            }
-            State::Waiting { .. } => {
-                drop(tokio::time::timeout(Duration::from_millis(1), agent.listener.accept()).await);
-            }
-            State::Connected => panic!("nobody let it in"),
-        }
-    };
-    assert!(error.contains("503"), "{error}");
+    let mut agent = Running::start_without_registration().await;
+    for _ in 0..2 {
+        assert_eq!(agent.next().await, State::Registering);
+        let State::Waiting { error, .. } = agent.next().await else { panic!() };
+        assert!(error.contains("not available: HTTP 503"), "{error}");
+    }
     let body = r#"{"error":{"code":"unauthorized","message":"revoked"}}"#;
     agent.registry.answer("register", 401, body);
     let error = agent.task.await.unwrap().unwrap_err();
@@ -242,9 +227,15 @@ async fn temporary_trouble_is_waited_out_and_a_refused_token_ends_it() {
 }
 
 #[tokio::test]
+async fn it_can_be_stopped_while_it_waits() {
+    let mut agent = Running::start_without_registration().await;
+    while !matches!(agent.next().await, State::Waiting { .. }) {}
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn stopping_kills_the_processes_and_tells_the_peers() {
     let mut agent = Running::start().await;
-    agent.registered("reg-1").await;
     let peer = Peer::of(&agent, "reg-1");
     let socket = agent.accept(&peer).await;
     let channel = peer.open(Profile::RendezHybridIkV1).await.unwrap();

@@ -387,3 +387,137 @@ async fn run(
         here.forget(&id, Some(&process));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rendez_proto::rpc::Message;
+    use rendez_proto::rpc::path::PathUri;
+
+    fn pid(id: &str) -> ProcessId {
+        ProcessId(id.into())
+    }
+
+    fn start(id: &str, script: &str) -> Start {
+        let argv = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        Start::new(pid(id), argv, PathUri::from_path("/").unwrap())
+    }
+
+    async fn read(supervisor: &Supervisor, after_seq: u64, wait_ms: u64) -> ReadReply {
+        let (after_seq, wait_ms) = (Some(after_seq), Some(wait_ms));
+        let call = Read { process_id: pid("p"), after_seq, max_bytes: Some(1), wait_ms };
+        supervisor.read(call).await.unwrap()
+    }
+
+    /// The method and number of the next notification.
+    async fn next(supervisor: &Supervisor) -> (String, u64) {
+        let message = supervisor.next_notification().await;
+        let Message::Notification { method, params } = Message::parse(&message).unwrap() else {
+            panic!("not a notification")
+        };
+        (method, params["seq"].as_u64().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_nothing_holds_the_child_and_then_gets_everything() {
+        let supervisor = Supervisor::new();
+        supervisor.attach();
+        let total = 2 * limits::PROCESS_OUTPUT_RETAINED_BYTES;
+        let script = format!("exec head -c {total} /dev/zero");
+        supervisor.start(start("p", &script)).await.unwrap();
+        // wait until it stands still: no event for a while after the log is full
+        let mut last = 0;
+        loop {
+            let reply = read(&supervisor, last, 500).await;
+            let newest = read(&supervisor, u64::MAX, 0).await.next_seq - 1;
+            if newest == last {
+                assert!(!reply.exited, "it was not held");
+                break;
+            }
+            last = newest;
+        }
+        let call = Read { process_id: pid("p"), after_seq: None, max_bytes: None, wait_ms: None };
+        let held = supervisor.read(call).await.unwrap().chunks;
+        let held: usize = held.iter().map(|chunk| chunk.chunk.len()).sum();
+        assert!(held <= limits::PROCESS_OUTPUT_RETAINED_BYTES + limits::PROCESS_CHUNK_MAX_BYTES);
+        assert!(held >= limits::PROCESS_OUTPUT_RETAINED_BYTES / 2, "only {held} bytes");
+        for expected in 1.. {
+            let (method, seq) = next(&supervisor).await;
+            assert_eq!(seq, expected, "nothing was dropped");
+            if method == "process/closed" {
+                break;
+            }
+        }
+        assert!(read(&supervisor, u64::MAX, 0).await.closed);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_goes_away_releases_the_child() {
+        let supervisor = Supervisor::new();
+        supervisor.attach();
+        let total = 2 * limits::PROCESS_OUTPUT_RETAINED_BYTES;
+        let script = format!("exec head -c {total} /dev/zero");
+        supervisor.start(start("p", &script)).await.unwrap();
+        supervisor.detach();
+        let mut after = 0;
+        while !read(&supervisor, after, 60_000).await.closed {
+            after = read(&supervisor, u64::MAX, 0).await.next_seq - 1;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_comes_while_a_process_starts_is_answered_and_kept() {
+        let supervisor = Supervisor::new();
+        supervisor.attach();
+        let started = supervisor.start(start("p", "exec sleep 1000"));
+        // nothing has been awaited, so the child cannot be there yet
+        let write = Write { process_id: pid("p"), chunk: vec![1], write_id: None };
+        assert_eq!(supervisor.write(write).await.unwrap().status, WriteStatus::Starting);
+        let error = supervisor.start(start("p", "true")).await.unwrap_err();
+        assert_eq!(error.message, "process p already exists");
+        assert!(supervisor.terminate(&Terminate { process_id: pid("p") }).running);
+        started.await.unwrap();
+        assert_eq!(next(&supervisor).await, ("process/exited".to_owned(), 1));
+        assert_eq!(read(&supervisor, 0, 0).await.exit_code, Some(137));
+    }
+
+    #[tokio::test]
+    async fn a_full_session_forgets_the_oldest_closed_process() {
+        let supervisor = Supervisor::new();
+        supervisor.attach();
+        let others = (1..limits::PROCESSES_PER_SESSION)
+            .map(|n| (pid(&n.to_string()), Entry::Starting { early: None }));
+        lock(&supervisor.known).entries.extend(others);
+        supervisor.start(start("p", "exec sleep 1000")).await.unwrap();
+        let error = supervisor.start(start("q", "true")).await.unwrap_err();
+        assert!(error.message.contains("end one first"), "{error}");
+        supervisor.terminate(&Terminate { process_id: pid("p") });
+        while next(&supervisor).await.0 != "process/closed" {}
+        // the entry follows its last notification
+        while !matches!(lock(&supervisor.known).entries[&pid("p")], Entry::Closed { .. }) {
+            tokio::task::yield_now().await;
+        }
+        supervisor.start(start("q", "true")).await.unwrap();
+        assert!(!lock(&supervisor.known).entries.contains_key(&pid("p")));
+    }
+
+    #[tokio::test]
+    async fn a_closed_process_is_forgotten_after_a_while() {
+        let supervisor = Supervisor::new();
+        supervisor.attach();
+        supervisor.start(start("p", "true")).await.unwrap();
+        while next(&supervisor).await.0 != "process/closed" {}
+        while !supervisor.is_idle() {
+            tokio::task::yield_now().await;
+        }
+        // its task goes to sleep in the same step in which it says so
+        tokio::task::yield_now().await;
+        tokio::time::pause();
+        tokio::time::advance(limits::PROCESS_LINGER - Duration::from_millis(10)).await;
+        assert_eq!(read(&supervisor, 0, 0).await.exit_code, Some(0));
+        tokio::time::advance(Duration::from_millis(20)).await;
+        while !lock(&supervisor.known).entries.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
