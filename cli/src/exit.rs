@@ -22,6 +22,12 @@ cannot start it, 127 if it does not exist there. Of rendez itself, with a messag
   70 internal error                  77 token missing, refused, or not allowed to do this
                                      78 configuration cannot be used";
 
+/// Prints what is wrong with the command line, or the help that was asked for.
+pub(crate) fn usage(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS }
+}
+
 /// A failure of ours.
 #[derive(Debug)]
 pub(crate) struct Exit {

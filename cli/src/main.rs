@@ -45,7 +45,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => return exit::usage(&error),
+    };
     // A server uses all cores; a client is done sooner without more threads.
     let serves = matches!(command, Command::Dev(_) | Command::Relay(_) | Command::Agent(_));
     let runtime = if serves {

@@ -5,4 +5,5 @@
 
 pub mod process;
 pub mod relay;
+pub mod rendez;
 pub mod stock;

@@ -1,0 +1,124 @@
+//! Our own programs, as people start them.
+
+use std::ffi::OsStr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::process::{Output, Process, run, workspace_binary};
+
+/// Longest wait for one of our programs. Generous: the machine may be busy,
+/// and what is late fails anyway.
+pub const WITHIN: Duration = Duration::from_secs(60);
+
+/// The `rendez` binary with an environment that holds nothing of the tester's.
+pub fn rendez() -> Result<Command> {
+    let mut command = Command::new(workspace_binary("rendez")?);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    Ok(command)
+}
+
+/// `rendez dev` on a free port. Dropping it kills it.
+pub struct Dev {
+    process: Process,
+    /// Where it leaves what other commands need to find it.
+    runtime: TempDir,
+    url: String,
+}
+
+impl Dev {
+    /// Starts it and waits until it invites people to use it.
+    pub async fn start() -> Result<Self> {
+        let runtime = TempDir::new()?;
+        let mut command = rendez()?;
+        command.args(["dev", "--listen", "127.0.0.1:0"]).env("XDG_RUNTIME_DIR", runtime.path());
+        let process = Process::spawn(command)?;
+        let url = process
+            .stdout_line(WITHIN, |line| {
+                let (_, rest) = line.split_once("the relay at ")?;
+                Some(rest.split_once(',')?.0.to_owned())
+            })
+            .await
+            .context("rendez dev said nothing of its relay")?;
+        Ok(Self { process, runtime, url })
+    }
+
+    /// The relay's URL.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// A `rendez` command that finds this `rendez dev` by itself.
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Command> {
+        let mut command = rendez()?;
+        command.args(args).env("XDG_RUNTIME_DIR", self.runtime.path());
+        Ok(command)
+    }
+
+    /// A shell script in which `"$RENDEZ"` is such a command.
+    pub fn shell(&self, script: &str) -> Result<Command> {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", script])
+            .env("RENDEZ", workspace_binary("rendez")?)
+            .env("XDG_RUNTIME_DIR", self.runtime.path());
+        Ok(command)
+    }
+
+    /// Runs such a command to its end.
+    pub async fn run<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        input: &[u8],
+    ) -> Result<Output> {
+        run(self.command(args)?, input, WITHIN).await
+    }
+}
+
+/// `rendez agent`. Dropping it kills it.
+pub struct OurAgent {
+    process: Process,
+    _state: TempDir,
+}
+
+impl OurAgent {
+    /// Starts it and waits until orchestrators can reach it.
+    pub async fn start(relay: &str, environment: &str, token: &str) -> Result<Self> {
+        let state = TempDir::new()?;
+        let mut command = rendez()?;
+        command
+            .args(["agent", "--relay", relay, "--environment", environment, "--log", "info"])
+            .arg("--state")
+            .arg(state.path())
+            .env("RENDEZ_TOKEN", token);
+        let process = Process::spawn(command)?;
+        process
+            .stderr_line(WITHIN, |line| line.contains("connected").then_some(()))
+            .await
+            .context("the agent did not connect")?;
+        Ok(Self { process, _state: state })
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+/// Runs `rendez exec` with an empty standard input.
+pub async fn exec(relay: &str, token: &str, environment: &str, command: &[&str]) -> Result<Output> {
+    let mut rendez = rendez()?;
+    rendez
+        .args(["exec", environment, "--"])
+        .args(command)
+        .env("RENDEZ_RELAY", relay)
+        .env("RENDEZ_TOKEN", token);
+    run(rendez, b"", WITHIN).await
+}

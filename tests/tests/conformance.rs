@@ -1,0 +1,119 @@
+//! Stock Codex against our relay and agent, at either end and at both.
+//!
+//! Runs in a network namespace with loopback only, because the stock binary
+//! tries to reach the internet (`tests/netns.sh`, called by `check.sh`).
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use rendez_proto::profile::Profile;
+use rendez_tests::relay::TestRelay;
+use rendez_tests::rendez::{OurAgent, exec};
+use rendez_tests::stock::Harness;
+use rendez_tests::stock::app_server::AppServer;
+use rendez_tests::stock::codex_exec;
+use rendez_tests::stock::executor::StockExecutor;
+use rendez_tests::stock::model::{FakeModel, ToolCall};
+
+/// Longest wait for anything here. A stock turn takes under a second.
+const WITHIN: Duration = Duration::from_secs(60);
+
+fn harness(relay: &TestRelay, environment: &str) -> Harness {
+    Harness {
+        registry_url: relay.base().to_owned(),
+        environment: environment.to_owned(),
+        bearer: relay.orchestrator_token().to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn our_exec_runs_commands_on_the_stock_executor() -> Result<()> {
+    let relay = TestRelay::start().await?;
+    let executor = StockExecutor::start(relay.base(), "box", relay.executor_token()).await?;
+    executor.connected(1, WITHIN).await?;
+    let run = async |command: &[&str]| {
+        exec(relay.base(), relay.orchestrator_token(), "box", command).await
+    };
+    let output = run(&["sh", "-c", "echo out; echo err >&2; exit 7"]).await?;
+    assert_eq!(output.stdout_text(), "out\n");
+    assert!(output.stderr_text().contains("err\n"), "{}", output.stderr_text());
+    assert_eq!(output.status.code(), Some(7));
+
+    // more than any window, so that order and completeness show
+    let output = run(&["seq", "1", "200000"]).await?;
+    let lines: Vec<String> = (1..=200_000).map(|n| n.to_string()).collect();
+    assert!(output.stdout_text().lines().eq(lines.iter()), "{} bytes", output.stdout.len());
+    let missing = run(&["/no/such/program"]).await?;
+    assert_eq!(missing.status.code(), Some(127), "{}", missing.stderr_text());
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_library_uses_files_of_the_stock_executor() -> Result<()> {
+    let relay = TestRelay::start().await?;
+    let executor = StockExecutor::start(relay.base(), "box", relay.executor_token()).await?;
+    executor.connected(1, WITHIN).await?;
+    let token = relay.orchestrator_token().to_owned();
+    let client = rendez_orchestrator::Client::new(relay.base(), token.into())?;
+    let connected = client.connect(&"box".parse()?).await?;
+    assert_eq!(connected.profile(), Profile::NoiseHybridIkV1);
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("deep/file").display().to_string();
+    let files = connected.files();
+    files.create_dir_all(&directory.path().join("deep").display().to_string()).await?;
+    let data: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+    files.write(&path, &data).await?;
+    assert!(files.read(&path).await? == data);
+    assert_eq!(files.metadata(&path).await?.size, data.len() as u64);
+    files.remove(&path).await?;
+    assert!(matches!(files.read(&path).await, Err(rendez_orchestrator::FileError::NotFound(_))));
+    connected.close().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_stock_harness_reaches_ready_on_our_agent() -> Result<()> {
+    let relay = TestRelay::start().await?;
+    let _agent = OurAgent::start(relay.base(), "box", relay.executor_token()).await?;
+    let mut server = AppServer::start(&harness(&relay, "box")).await?;
+    server.ready(WITHIN).await?;
+    let info = server.environment_info().await?;
+    assert!(info["shell"]["path"].is_string(), "{info}");
+    Ok(())
+}
+
+/// A turn of the stock harness: the model asks for commands, they run, and
+/// what they print comes back to it.
+async fn turn_runs_commands(relay: &TestRelay, environment: &str) -> Result<()> {
+    let calls = vec![
+        ToolCall::exec("echo marker-$((40 + 2)); exit 7"),
+        ToolCall::exec("seq 1 5000 | tail -1"),
+    ];
+    let model = FakeModel::start(calls, "done").await?;
+    let turn =
+        codex_exec::run(&harness(relay, environment), &model, Path::new("/"), "go", WITHIN).await?;
+    let outputs = model.outputs();
+    assert_eq!(outputs.len(), 2, "{outputs:?}");
+    assert_eq!(outputs[0].exit_code(), Some(7), "{:?}", outputs[0]);
+    assert!(outputs[0].text().contains("marker-42"), "{:?}", outputs[0]);
+    assert_eq!(outputs[1].exit_code(), Some(0), "{:?}", outputs[1]);
+    assert!(outputs[1].text().contains("5000"), "{:?}", outputs[1]);
+    assert_eq!(turn.message(), Some("done"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stock_turn_runs_a_command_on_our_agent() -> Result<()> {
+    let relay = TestRelay::start().await?;
+    let _agent = OurAgent::start(relay.base(), "box", relay.executor_token()).await?;
+    turn_runs_commands(&relay, "box").await
+}
+
+#[tokio::test]
+async fn a_stock_turn_runs_a_command_on_the_stock_executor_behind_our_relay() -> Result<()> {
+    let relay = TestRelay::start().await?;
+    let executor = StockExecutor::start(relay.base(), "box", relay.executor_token()).await?;
+    executor.connected(1, WITHIN).await?;
+    turn_runs_commands(&relay, "box").await
+}

@@ -1,0 +1,171 @@
+//! `rendez dev` and the commands that people run through it: real processes,
+//! a real relay, end to end.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use rendez_tests::process::{Process, run};
+use rendez_tests::rendez::{Dev, WITHIN, rendez};
+
+/// How often something outside of our processes is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Some bytes that no text handling survives.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let step = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    std::iter::repeat_with(step).take(len).collect()
+}
+
+#[tokio::test]
+async fn a_command_has_its_streams_and_its_exit_code() -> Result<()> {
+    let dev = Dev::start().await?;
+    let script = "echo out; echo err >&2; exit 7";
+    let output = dev.run(["exec", "dev", "--", "sh", "-c", script], b"").await?;
+    assert_eq!(output.stdout_text(), "out\n");
+    assert_eq!(output.stderr_text(), "err\n");
+    assert_eq!(output.status.code(), Some(7));
+
+    let killed = dev.run(["exec", "dev", "--", "sh", "-c", "kill -9 $$"], b"").await?;
+    assert_eq!(killed.status.code(), Some(128 + 9));
+    Ok(())
+}
+
+#[tokio::test]
+async fn ten_megabytes_of_binary_input_come_back_identical() -> Result<()> {
+    let dev = Dev::start().await?;
+    let input = noise(10_000_000);
+    let output = dev.run(["exec", "dev", "--", "cat"], &input).await?;
+    assert!(output.status.success(), "{}", output.stderr_text());
+    assert!(output.stdout == input, "{} bytes came back", output.stdout.len());
+    Ok(())
+}
+
+#[tokio::test]
+async fn directory_and_variables_are_the_commands() -> Result<()> {
+    let dev = Dev::start().await?;
+    let args = ["exec", "-C", "/", "-e", "GREETING=hello world", "dev", "--", "sh", "-c"];
+    let script = "pwd; echo \"$GREETING\"";
+    let output = dev.run(args.into_iter().chain([script]), b"").await?;
+    assert_eq!(output.stdout_text(), "/\nhello world\n");
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_input_a_command_sees_its_end_at_once() -> Result<()> {
+    let dev = Dev::start().await?;
+    let mut command = dev.command(["exec", "-n", "dev", "--", "cat"])?;
+    command.stdin(std::process::Stdio::piped());
+    let output = run(command, b"not for the command", WITHIN).await?;
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn ctrl_c_interrupts_the_remote_command() -> Result<()> {
+    let dev = Dev::start().await?;
+    let script = "trap 'echo caught; exit 3' INT; echo ready; while :; do sleep 0.1; done";
+    let command = dev.command(["exec", "dev", "--", "sh", "-c", script])?;
+    let mut process = Process::spawn(command)?;
+    process.stdout_line(WITHIN, |line| (line == "ready").then_some(())).await?;
+    process.signal(rustix::process::Signal::INT)?;
+    let status = process.wait(WITHIN).await?;
+    assert_eq!(status.code(), Some(3));
+    assert!(process.stdout().text().contains("caught"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_reader_that_leaves_ends_the_remote_command() -> Result<()> {
+    let dev = Dev::start().await?;
+    let directory = tempfile::tempdir()?;
+    let pid = directory.path().join("pid");
+    let script = format!("echo $$ > {}; exec yes", pid.display());
+    let mut shell = dev.shell("\"$RENDEZ\" exec dev -- sh -c \"$SCRIPT\" | head -1")?;
+    shell.env("SCRIPT", script);
+    let output = run(shell, b"", WITHIN).await?;
+    assert_eq!(output.stdout_text(), "y\n");
+    let pid: i32 = std::fs::read_to_string(pid)?.trim().parse()?;
+    let gone = async {
+        while Path::new(&format!("/proc/{pid}/comm")).exists() {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    };
+    tokio::time::timeout(WITHIN, gone).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn failures_say_whose_they_are() -> Result<()> {
+    let mut dev = Dev::start().await?;
+    let code = async |args: &[&str]| -> Result<(Option<i32>, String)> {
+        let output = dev.run(args, b"").await?;
+        Ok((output.status.code(), output.stderr_text()))
+    };
+    let (status, said) = code(&["exec", "nowhere", "--", "true"]).await?;
+    assert_eq!(status, Some(68));
+    assert!(said.starts_with("rendez: unknown environment"), "{said}");
+
+    let (status, said) = code(&["exec", "dev", "--", "/no/such/program"]).await?;
+    assert_eq!(status, Some(127), "{said}");
+    let (status, said) = code(&["exec", "dev", "--", "/etc/passwd"]).await?;
+    assert_eq!(status, Some(126), "{said}");
+    let (status, said) = code(&["exec", "not an id", "--", "true"]).await?;
+    assert_eq!(status, Some(64), "{said}");
+    assert!(said.contains("allowed are letters"), "{said}");
+
+    let mut refused = dev.command(["exec", "dev", "--", "true"])?;
+    refused.env("RENDEZ_TOKEN", "rdz_o_0000000000000000_nothing");
+    let output = run(refused, b"", WITHIN).await?;
+    assert_eq!(output.status.code(), Some(77));
+    assert!(!output.stderr_text().contains("nothing"), "the token was shown");
+
+    let mut nowhere = rendez()?;
+    nowhere.args(["exec", "dev", "--", "true"]);
+    let output = run(nowhere, b"", WITHIN).await?;
+    assert_eq!(output.status.code(), Some(64));
+    assert!(output.stderr_text().contains("RENDEZ_RELAY"), "{}", output.stderr_text());
+
+    // the relay goes away for good
+    let url = dev.url().to_owned();
+    dev.process().signal(rustix::process::Signal::TERM)?;
+    assert_eq!(dev.process().wait(WITHIN).await?.code(), Some(0));
+    let mut unreachable = rendez()?;
+    unreachable
+        .args(["exec", "dev", "--", "true"])
+        .env("RENDEZ_RELAY", url)
+        .env("RENDEZ_TOKEN", "rdz_o_0000000000000000_nothing");
+    let output = run(unreachable, b"", WITHIN).await?;
+    assert_eq!(output.status.code(), Some(75), "{}", output.stderr_text());
+    Ok(())
+}
+
+#[tokio::test]
+async fn environments_and_tokens_are_listed_created_and_revoked() -> Result<()> {
+    let dev = Dev::start().await?;
+    let listed = dev.run(["env", "ls"], b"").await?.stdout_text();
+    assert!(listed.contains("dev") && listed.contains("online"), "{listed}");
+
+    let create =
+        ["token", "create", "--role", "orchestrator", "--environments", "dev", "--label", "ci"];
+    let token = dev.run(create, b"").await?.stdout_text();
+    let token = token.trim();
+    let try_token = async || -> Result<Option<i32>> {
+        let mut command = dev.command(["exec", "dev", "--", "true"])?;
+        command.env("RENDEZ_TOKEN", token);
+        Ok(run(command, b"", WITHIN).await?.status.code())
+    };
+    assert_eq!(try_token().await?, Some(0));
+    let id = token.split('_').nth(2).unwrap_or_default();
+    let listed = dev.run(["token", "ls"], b"").await?.stdout_text();
+    assert!(listed.contains(id) && !listed.contains(token), "{listed}");
+    assert!(dev.run(["token", "revoke", id], b"").await?.status.success());
+    assert_eq!(try_token().await?, Some(77));
+    Ok(())
+}
