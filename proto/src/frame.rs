@@ -305,8 +305,10 @@ pub(crate) mod tests {
     fn codex_golden_bytes() {
         let resume = Frame::bare(id(), Body::Resume { next_seq: 0 });
         assert_eq!(hex(&resume.encode()), format!("08011224{}3a00", id_hex()));
-        let data =
-            Frame::bare(id(), Body::Data { seq: Seq(1), record: Bytes::from_static(&[0xaa, 0xbb]) });
+        let data = Frame::bare(
+            id(),
+            Body::Data { seq: Seq(1), record: Bytes::from_static(&[0xaa, 0xbb]) },
+        );
         assert_eq!(hex(&data.encode()), format!("08011224{}2a08080118012202aabb", id_hex()));
         let zero =
             Frame::bare(id(), Body::Data { seq: Seq(0), record: Bytes::from_static(&[0xaa]) });
@@ -331,7 +333,10 @@ pub(crate) mod tests {
         };
         assert_eq!(
             hex(&ack.encode()),
-            format!("08011224{}180720013200684672140803121011111111111111111111111111111111", id_hex())
+            format!(
+                "08011224{}180720013200684672140803121011111111111111111111111111111111",
+                id_hex()
+            )
         );
     }
 
@@ -376,8 +381,7 @@ pub(crate) mod tests {
     pub(crate) fn any_frame() -> impl Strategy<Value = Frame> {
         let bytes = || proptest::collection::vec(any::<u8>(), 1..200).prop_map(Bytes::from);
         let body = prop_oneof![
-            (any::<u32>(), bytes())
-                .prop_map(|(seq, record)| Body::Data { seq: Seq(seq), record }),
+            (any::<u32>(), bytes()).prop_map(|(seq, record)| Body::Data { seq: Seq(seq), record }),
             Just(Body::Ack),
             any::<u32>().prop_map(|next_seq| Body::Resume { next_seq }),
             "[a-z_]{1,20}".prop_map(|reason| Body::Reset { reason }),

@@ -133,8 +133,7 @@ impl TryFrom<Wire> for PublicKey {
             .into_iter()
             .find(|suite| suite_name(*suite) == wire.suite)
             .ok_or_else(|| InvalidKey::Suite(wire.suite.chars().take(64).collect()))?;
-        let length =
-            |field, found, expected| InvalidKey::Length { field, found, expected, suite };
+        let length = |field, found, expected| InvalidKey::Length { field, found, expected, suite };
         let x25519 = <[u8; X25519_BYTES]>::try_from(wire.x25519_public_key)
             .map_err(|key| length("x25519_public_key", key.len(), X25519_BYTES))?;
         let mlkem768 = wire.mlkem768_public_key.map(|key| key.0).unwrap_or_default();
