@@ -25,8 +25,11 @@
 //! # Invariants
 //!
 //! * Bytes from the socket never end the endpoint, and never panic. Bytes that
-//!   the peer did not authenticate never end an open stream of a reliable
-//!   profile, and never take a place in its buffers.
+//!   the peer did not authenticate take no place in a stream's buffers, and do
+//!   not end an open stream of a reliable profile, with one exception: whoever
+//!   answers a resume with "unknown stream" ends it, for an executor that was
+//!   restarted has no keys to prove that with. A relay that lies so could as
+//!   well have dropped the resume.
 //! * A record is sealed once. What is sent again is the same bytes.
 //! * Every buffer has a bound in [`rendez_proto::limits`].
 
