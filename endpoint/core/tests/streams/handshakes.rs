@@ -256,6 +256,16 @@ fn lost_handshakes_are_repeated_in_our_profiles_only() {
 }
 
 #[test]
+fn a_new_socket_repeats_the_handshake_at_once() {
+    let mut pair = pair();
+    pair.connect(STREAM, Profile::RendezHybridIkV1);
+    let lost = pair.drain_orchestrator();
+    pair.orchestrator.socket_lost(pair.now);
+    pair.orchestrator.socket_opened(pair.now, registration("reg-1"));
+    assert_eq!(pair.drain_orchestrator(), lost);
+}
+
+#[test]
 fn message_2_is_repeated_until_it_is_confirmed() {
     let mut pair = pair();
     pair.connect(STREAM, Profile::RendezHybridIkV1);

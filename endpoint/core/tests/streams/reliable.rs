@@ -8,7 +8,7 @@ use rendez_proto::frame::{Ack, Body, Frame, ResetReason};
 use rendez_proto::ids::Seq;
 use rendez_proto::limits::{
     ACK_DELAY, ACK_EVERY_RECORDS, RECEIVE_BUFFER_BYTES, RTO_INITIAL, RTO_MAX, STREAM_GRACE,
-    WINDOW_MAX_RECORDS,
+    STREAMS_PER_EXECUTOR, WINDOW_MAX_RECORDS,
 };
 use rendez_proto::profile::Profile;
 
@@ -270,6 +270,20 @@ fn a_stream_outlives_its_socket_for_its_grace() {
 }
 
 #[test]
+fn sockets_that_come_and_go_do_not_extend_the_grace() {
+    let mut pair = ours();
+    for _ in 0..9 {
+        pair.orchestrator.socket_lost(pair.now);
+        pair.pass_in_silence(STREAM_GRACE / 20);
+        pair.orchestrator.socket_opened(pair.now, registration("reg-1"));
+        pair.pass_in_silence(STREAM_GRACE / 20);
+    }
+    assert_eq!(closed(pair.orchestrator_events()), None);
+    pair.pass_in_silence(STREAM_GRACE / 10);
+    assert_eq!(closed(pair.orchestrator_events()), Some(Closed::Lost));
+}
+
+#[test]
 fn a_peer_that_falls_silent_is_probed_and_given_up() {
     let mut pair = ours();
     pair.ask("hello?").expect("it is open");
@@ -339,7 +353,9 @@ fn whoever_closed_has_no_unread_messages() {
     pair.exchange();
     assert_eq!(closed(pair.orchestrator_events()), Some(Closed::Finished));
     pair.pass(Duration::from_secs(30));
-    assert_eq!(pair.orchestrator.poll_timeout(), None, "the slot is free");
+    for n in 0..STREAMS_PER_EXECUTOR {
+        pair.connect(&format!("s{n}"), Profile::RendezIkV1); // panics without a free slot
+    }
 }
 
 #[test]
