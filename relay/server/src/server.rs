@@ -125,20 +125,26 @@ impl Relay {
         let app = self.router();
         let sweeper = tokio::spawn(self.edge.directory.clone().sweep(cancel.child_token()));
         let requests = TaskTracker::new();
-        while let Some((tcp, permit)) = cancel.run_until_cancelled(self.accept()).await {
-            let stats = self.edge.stats.clone();
+        let Self { listener, edge, connections, .. } = self;
+        while let Some((tcp, permit)) =
+            cancel.run_until_cancelled(accept(&listener, &connections)).await
+        {
+            let stats = edge.stats.clone();
             requests.spawn(serve_connection(tcp, permit, app.clone(), stats, cancel.child_token()));
         }
-        self.edge.shutdown.cancel();
-        self.edge.directory.restart();
-        self.edge.sockets.close();
+        // First, so that nobody who is sent away comes back to a relay that
+        // still accepts and answers nothing any more.
+        drop(listener);
+        edge.shutdown.cancel();
+        edge.directory.restart();
+        edge.sockets.close();
         requests.close();
         let closed = async {
-            self.edge.sockets.wait().await;
+            edge.sockets.wait().await;
             requests.wait().await;
         };
         if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
-            let open = self.edge.sockets.len();
+            let open = edge.sockets.len();
             tracing::warn!(open, "websockets did not close in time and are dropped");
         }
         let _ = sweeper.await;
@@ -153,16 +159,19 @@ impl Relay {
             .with_state(self.edge.clone());
         self.edge.registry.router().merge(edge)
     }
+}
 
-    async fn accept(&self) -> (TcpStream, OwnedSemaphorePermit) {
-        loop {
-            let permit = self.connections.clone().acquire_owned().await;
-            match (self.listener.accept().await, permit) {
-                (Ok((tcp, _)), Ok(permit)) => return (tcp, permit),
-                (accepted, _) => {
-                    tracing::warn!(error = ?accepted.err(), "cannot accept connections");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+async fn accept(
+    listener: &TcpListener,
+    connections: &Arc<Semaphore>,
+) -> (TcpStream, OwnedSemaphorePermit) {
+    loop {
+        let permit = connections.clone().acquire_owned().await;
+        match (listener.accept().await, permit) {
+            (Ok((tcp, _)), Ok(permit)) => return (tcp, permit),
+            (accepted, _) => {
+                tracing::warn!(error = ?accepted.err(), "cannot accept connections");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, HOST};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONNECTION, HOST};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use rendez_proto::ids::EnvironmentId;
@@ -63,7 +63,11 @@ pub(super) async fn connect(
         let base = base(&registry, &uri, &headers)?;
         Ok(registry.connect(&caller, &environment, &request, &base).await?)
     };
-    answer(&registry, Operation::Connect, work.await.map(ok))
+    let mut response = answer(&registry, Operation::Connect, work.await.map(ok));
+    // A stock harness whose relay restarts asks again at once, over the pooled
+    // connection if there is one; that this one is dead ends its recovery.
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 pub(super) async fn validate(
