@@ -343,6 +343,15 @@ fn an_announced_end_is_repeated_while_nobody_answers() {
 }
 
 #[test]
+fn an_announced_end_does_not_outlive_its_socket() {
+    let mut pair = ours();
+    pair.executor.close(pair.now, pair.at_executor.expect("there is a stream"));
+    assert_eq!(kinds(&pair.drain_executor()), ["reset finished"]);
+    pair.executor.socket_lost(pair.now);
+    assert_eq!(pair.executor.poll_timeout(), None);
+}
+
+#[test]
 fn whoever_closed_has_no_unread_messages() {
     let mut pair = ours();
     pair.answer("nobody reads this").expect("it is open");
