@@ -16,10 +16,13 @@ const LINES_MAX: usize = 600;
 const LONGER: &[(&str, &str)] = &[];
 
 /// Tests that sleep, and why that is not synchronisation.
-const SLEEPS_IN_TESTS: &[(&str, &str)] = &[(
-    "tests/src/stock/app_server.rs",
-    "polls another process's state, which announces nothing, until a deadline",
-)];
+const SLEEPS_IN_TESTS: &[(&str, &str)] = &[
+    (
+        "tests/src/stock/app_server.rs",
+        "polls another process's state, which announces nothing, until a deadline",
+    ),
+    ("tests/tests/exec.rs", "polls /proc for the end of a process of a process, until a deadline"),
+];
 
 /// Types outside of proto that are written somewhere.
 const SERIALIZED: &[(&str, &str)] =
