@@ -116,6 +116,9 @@ pub const CLAIMS_PER_EXECUTOR: usize = 1024;
 /// Acks and heartbeats that wait in one port's outbox, ahead of its lanes.
 /// They are cumulative, so dropping one costs nothing but time.
 pub const EXPRESS_MAX_FRAMES: usize = 256;
+/// How long a relay remembers a stream after a reset passed, for the far end's
+/// answer: a few round trips.
+pub const RESET_LINGER: Duration = Duration::from_secs(2);
 /// How long the executor is not read for the sake of one orchestrator that
 /// cannot take resends and does not read. Then that stream is reset.
 pub const STALL_MAX: Duration = Duration::from_secs(2);

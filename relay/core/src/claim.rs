@@ -81,6 +81,20 @@ pub(crate) enum Holder {
     Nobody,
 }
 
+/// How far the end of a stream has come. Once it has begun, the claim does not
+/// count as one of its port's streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    No,
+    /// A reset passed. The far end may answer it until then.
+    Passed {
+        direction: Direction,
+        until: Instant,
+    },
+    /// Nothing more is to come.
+    Over,
+}
+
 /// One stream id and who owns it.
 #[derive(Debug)]
 pub(crate) struct Claim {
@@ -93,8 +107,7 @@ pub(crate) struct Claim {
     pub(crate) to_orchestrator: Lane,
     /// When a stalled stream is reset.
     pub(crate) stalled_until: Option<Instant>,
-    /// A reset passed: the claim goes when it is delivered.
-    pub(crate) ending: bool,
+    pub(crate) ending: Ending,
 }
 
 impl Claim {
@@ -107,7 +120,7 @@ impl Claim {
             to_executor: Lane::default(),
             to_orchestrator: Lane::default(),
             stalled_until: None,
-            ending: false,
+            ending: Ending::No,
         }
     }
 
@@ -120,7 +133,21 @@ impl Claim {
 
     /// Whether nothing keeps the claim any more.
     pub(crate) fn is_over(&self) -> bool {
-        let done = self.ending || self.holder == Holder::Nobody;
-        done && self.to_executor.is_empty() && self.to_orchestrator.is_empty()
+        (self.ending == Ending::Over || self.holder == Holder::Nobody)
+            && self.to_executor.is_empty()
+            && self.to_orchestrator.is_empty()
+    }
+
+    /// When the sweeper must look at the claim.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let grace = match self.holder {
+            Holder::Away { until } => Some(until),
+            Holder::Port(_) | Holder::Nobody => None,
+        };
+        let linger = match self.ending {
+            Ending::Passed { until, .. } => Some(until),
+            Ending::No | Ending::Over => None,
+        };
+        [grace, linger, self.stalled_until].into_iter().flatten().min()
     }
 }

@@ -219,37 +219,18 @@ impl Hub {
         Some(key)
     }
 
-    /// Resets stalled streams and forgets streams whose grace is over.
+    /// Resets stalled streams, and forgets those whose grace or end is over.
     pub fn handle_timeout(&mut self, now: Instant) {
         // A sweep over at most CLAIMS_PER_EXECUTOR claims, off the frame path.
-        let due: Vec<usize> = self
-            .claims
-            .iter()
-            .filter(|(_, claim)| {
-                claim.stalled_until.is_some_and(|deadline| deadline <= now)
-                    || matches!(claim.holder, Holder::Away { until } if until <= now)
-            })
-            .map(|(index, _)| index)
-            .collect();
-        for index in due {
-            if self.claims[index].stalled_until.is_some_and(|deadline| deadline <= now) {
-                self.reset_overloaded(index);
-            } else {
-                self.claims[index].holder = Holder::Nobody;
-                self.remove_if_over(index);
-            }
+        let is_due = |claim: &Claim| claim.deadline().is_some_and(|deadline| deadline <= now);
+        for index in self.claims_where(is_due) {
+            self.sweep(index, now);
         }
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) has something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.claims
-            .iter()
-            .filter_map(|(_, claim)| match claim.holder {
-                Holder::Away { until } => Some(until),
-                _ => claim.stalled_until,
-            })
-            .min()
+        self.claims.iter().filter_map(|(_, claim)| claim.deadline()).min()
     }
 
     /// Counters since the hub was made.

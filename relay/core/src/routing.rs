@@ -8,7 +8,7 @@ use rendez_proto::ids::StreamId;
 use rendez_proto::limits;
 use rendez_proto::peek::{Kind, Peek};
 
-use crate::claim::{Claim, Holder, Subject};
+use crate::claim::{Claim, Ending, Holder, Subject};
 use crate::hub::{Capabilities, Hub, PortKey};
 use crate::outbox::ExpressFull;
 use crate::overflow::{Direction, OnFull, on_full};
@@ -59,9 +59,8 @@ impl Hub {
         const TOO_MANY: Refused = Refused(Dropped::TooManyStreams, ResetReason::Overloaded);
         const NOBODY: Refused = Refused(Dropped::PeerAway, ResetReason::ExecutorGone);
         if let Some(&index) = self.by_stream.get(stream) {
-            let claim = &mut self.claims[index];
+            let claim = &self.claims[index];
             if claim.holder == Holder::Port(from) {
-                claim.ending = false;
                 return Ok(index);
             }
             // The same orchestrator may take its stream along to a new
@@ -96,14 +95,10 @@ impl Hub {
         new.streams += 1;
         self.release(index, Direction::ToExecutor);
         self.clear(index, Direction::ToOrchestrator);
-        if let Holder::Port(old) = self.claims[index].holder
-            && let Some(old) = self.port_mut(old)
-        {
-            old.streams -= 1;
-        }
+        self.uncount(index);
         let claim = &mut self.claims[index];
         claim.holder = Holder::Port(port);
-        claim.ending = false;
+        claim.ending = Ending::No;
         Ok(())
     }
 
@@ -135,7 +130,7 @@ impl Hub {
             return self.stats.count_dropped(Dropped::LaneFull, 1);
         }
         if kind == Kind::Reset {
-            self.claims[index].ending = true;
+            self.end(index, direction, now);
         }
         self.push(index, direction, message);
         if self.claims[index].lane(direction).is_at_limit() {
@@ -148,6 +143,38 @@ impl Hub {
                     self.hold_back(index, direction);
                 }
             }
+        }
+    }
+
+    /// Notes that a reset passes.
+    fn end(&mut self, index: usize, direction: Direction, now: Instant) {
+        match self.claims[index].ending {
+            Ending::No => {
+                self.uncount(index);
+                let until = now + limits::RESET_LINGER;
+                self.claims[index].ending = Ending::Passed { direction, until };
+            }
+            Ending::Passed { direction: first, .. } if first != direction => {
+                self.claims[index].ending = Ending::Over;
+            }
+            Ending::Passed { .. } | Ending::Over => {}
+        }
+    }
+
+    /// Ends a stream without waiting for an answer.
+    fn end_at_once(&mut self, index: usize) {
+        self.uncount(index);
+        self.claims[index].ending = Ending::Over;
+    }
+
+    /// Takes a claim off its port's count of streams.
+    fn uncount(&mut self, index: usize) {
+        let claim = &self.claims[index];
+        if claim.ending == Ending::No
+            && let Holder::Port(port) = claim.holder
+            && let Some(port) = self.port_mut(port)
+        {
+            port.streams -= 1;
         }
     }
 
@@ -194,13 +221,28 @@ impl Hub {
         self.claims[index].lane(direction).clear()
     }
 
+    /// Does what is due for a claim.
+    pub(crate) fn sweep(&mut self, index: usize, now: Instant) {
+        let claim = &mut self.claims[index];
+        if claim.stalled_until.is_some_and(|deadline| deadline <= now) {
+            return self.reset_overloaded(index);
+        }
+        if matches!(claim.holder, Holder::Away { until } if until <= now) {
+            claim.holder = Holder::Nobody;
+        }
+        if matches!(claim.ending, Ending::Passed { until, .. } if until <= now) {
+            claim.ending = Ending::Over;
+        }
+        self.remove_if_over(index);
+    }
+
     /// Resets a stream that stalled the executor for too long.
-    pub(crate) fn reset_overloaded(&mut self, index: usize) {
+    fn reset_overloaded(&mut self, index: usize) {
         let lost = self.clear(index, Direction::ToOrchestrator);
         self.stats.count_dropped(Dropped::Overloaded, lost);
         self.reset(index, Direction::ToOrchestrator, ResetReason::Overloaded);
         self.reset(index, Direction::ToExecutor, ResetReason::Overloaded);
-        self.claims[index].ending = true;
+        self.end_at_once(index);
         self.remove_if_over(index);
     }
 
@@ -236,7 +278,7 @@ impl Hub {
             self.claims[index].stalled_until = None;
             self.reset(index, Direction::ToOrchestrator, ResetReason::ExecutorGone);
             if !self.claims[index].resends {
-                self.claims[index].ending = true;
+                self.end_at_once(index);
             }
             self.remove_if_over(index);
         }
@@ -251,7 +293,7 @@ impl Hub {
             self.release(index, Direction::ToOrchestrator);
             // The orchestrator's port is gone, and its count of full lanes with it.
             self.claims[index].to_executor.full = false;
-            let over = self.claims[index].ending;
+            let over = self.claims[index].ending != Ending::No;
             if !over {
                 self.reset(index, Direction::ToExecutor, ResetReason::OrchestratorGone);
             }
@@ -265,7 +307,7 @@ impl Hub {
         }
     }
 
-    fn claims_where(&self, wanted: impl Fn(&Claim) -> bool) -> Vec<usize> {
+    pub(crate) fn claims_where(&self, wanted: impl Fn(&Claim) -> bool) -> Vec<usize> {
         self.claims.iter().filter(|(_, claim)| wanted(claim)).map(|(index, _)| index).collect()
     }
 
@@ -276,12 +318,8 @@ impl Hub {
         for direction in [Direction::ToExecutor, Direction::ToOrchestrator] {
             self.clear(index, direction);
         }
+        self.uncount(index);
         let claim = self.claims.remove(index);
-        if let Holder::Port(port) = claim.holder
-            && let Some(port) = self.port_mut(port)
-        {
-            port.streams -= 1;
-        }
         self.by_stream.remove(claim.stream.as_str());
     }
 }

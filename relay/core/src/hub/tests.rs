@@ -315,17 +315,39 @@ fn only_acks_overtake() {
 }
 
 #[test]
-fn a_reset_ends_the_claim_once_it_is_delivered() {
+fn a_reset_ends_the_claim_when_it_is_answered_or_nobody_answers() {
     let mut b = Bench::new();
     let a = b.orchestrator(alice(), OURS);
-    b.send(a, &data("s", 1, 1));
+    let reset = |stream| frame(stream, Body::Reset { reason: "x".into() });
+    for stream in ["answered", "not answered"] {
+        b.send(a, &data(stream, 1, 1));
+        b.send(a, &reset(stream));
+        b.send(b.executor, &data(stream, 1, 1));
+    }
     b.drain(b.executor);
-    b.send(b.executor, &frame("s", Body::Reset { reason: "x".into() }));
+    assert_eq!(b.drain(a).len(), 2, "what was under way still arrives");
+    b.send(b.executor, &reset("answered"));
+    assert_eq!(b.hub.streams(), 2);
+    assert_eq!(b.drain(a).iter().map(reset_of).collect::<Vec<_>>(), [Some(ResetReason::Other)]);
     assert_eq!(b.hub.streams(), 1);
-    b.drain(a);
+    assert_eq!(b.hub.poll_timeout(), Some(t0() + limits::RESET_LINGER));
+    b.hub.handle_timeout(t0() + limits::RESET_LINGER);
     assert_eq!(b.hub.streams(), 0);
-    b.send(b.executor, &data("s", 2, 1));
+    b.send(b.executor, &data("answered", 2, 1));
     assert_eq!(b.hub.stats().dropped(Dropped::UnknownStream), 1);
+}
+
+#[test]
+fn streams_that_end_do_not_count() {
+    let mut b = Bench::new();
+    let a = b.orchestrator(alice(), OURS);
+    for i in 0..limits::STREAMS_PER_ORCHESTRATOR * 3 {
+        let stream = format!("s{i}");
+        b.send(a, &data(&stream, 1, 1));
+        b.send(a, &frame(&stream, Body::Reset { reason: "x".into() }));
+        b.drain(b.executor);
+    }
+    assert_eq!(b.hub.stats().dropped(Dropped::TooManyStreams), 0);
 }
 
 #[test]
