@@ -361,11 +361,14 @@ impl Websocket {
         }
     }
 
-    /// Waits for a close frame, before which nothing else may come. Its code
-    /// and reason.
+    /// Waits for a close frame, before which nothing else may come, and
+    /// answers it. Its code and reason.
     pub async fn closed(&mut self) -> Result<(u16, String)> {
         match self.next().await? {
             Some(Message::Close(Some(frame))) => {
+                // The library answers while it is read; what then comes is the
+                // end in one way or another.
+                let _ = self.next().await;
                 Ok((frame.code.into(), frame.reason.as_str().to_owned()))
             }
             other => bail!("{other:?} instead of a close frame"),
