@@ -49,7 +49,6 @@ pub struct Agent {
     config: AgentConfig,
     identity: Identity,
     registry: Registry,
-    tls: Arc<rustls::ClientConfig>,
     executor: Arc<Executor>,
     endpoint: Endpoint,
 }
@@ -111,7 +110,7 @@ impl Agent {
     pub fn new(config: AgentConfig) -> Result<Self, AgentError> {
         let setup = |error: &dyn std::fmt::Display| AgentError::Setup(error.to_string());
         let identity = Identity::from_seed(&identity::load_or_create(&config.state)?);
-        let tls = tls::client_config().map_err(|error| setup(&error))?;
+        let tls = tls::for_url(&config.relay.to_string()).map_err(|error| setup(&error))?;
         let registry = Registry::new(&config, &tls).map_err(|error| setup(&error))?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| setup(&error))?;
@@ -119,7 +118,7 @@ impl Agent {
             Config::executor(identity.clone(), config.environment.clone(), config.profiles.clone());
         let endpoint = Endpoint::new(Mux::new(core, seed));
         let executor = Executor::new(environment::describe(&config.cwd));
-        Ok(Self { config, identity, registry, tls, executor, endpoint })
+        Ok(Self { config, identity, registry, executor, endpoint })
     }
 
     /// The static key, with both halves.
@@ -189,7 +188,7 @@ impl Agent {
                     }
                 },
             };
-            match dial(reply.url.expose(), self.tls.clone()).await {
+            match dial(reply.url.expose()).await {
                 Ok(socket) => {
                     failed_dials = 0;
                     tracing::info!(registration = %reply.executor_registration_id, "connected");

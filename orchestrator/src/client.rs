@@ -11,7 +11,6 @@ use rendez_proto::registry::{ConnectReply, ConnectRequest, Profiles};
 use rendez_proto::rpc::session::{Initialize, Initialized};
 use rendez_rpc::{Caller, Endpoint};
 use rendez_transport::dial::{DialledSocket, dial};
-use rendez_transport::tls;
 use secrecy::SecretString;
 use tokio::time::timeout;
 
@@ -115,19 +114,23 @@ impl Route {
             let what = format!("it connects to {} instead of {environment}", reply.environment_id);
             return Err(RegistryError::Malformed(what).into());
         }
-        if !self.profiles.contains(&reply.security_profile) {
-            return Err(ConnectError::Downgrade(reply.security_profile));
+        let offered = reply.rendez.as_ref().map_or(&[][..], |offer| &offer.profiles);
+        match best(&self.profiles, offered, reply.security_profile) {
+            Some(best) if best == reply.security_profile => Ok(reply),
+            _ => Err(ConnectError::Downgrade(reply.security_profile)),
         }
-        Ok(reply)
     }
 
     /// Opens the websocket that a ticket is for.
     pub(crate) async fn dial(&self, reply: &ConnectReply) -> Result<DialledSocket, ConnectError> {
-        let url = reply.url.expose();
-        let tls =
-            tls::for_url(url).map_err(|error| RegistryError::TrustStore(error.to_string()))?;
-        Ok(dial(url, tls).await?)
+        Ok(dial(reply.url.expose()).await?)
     }
+}
+
+/// Of the profiles that we accept, the first one that the executor offers, or
+/// that the registry chose.
+fn best(accepted: &[Profile], offered: &[Profile], chosen: Profile) -> Option<Profile> {
+    accepted.iter().copied().find(|profile| offered.contains(profile) || *profile == chosen)
 }
 
 fn stream_to(reply: &ConnectReply) -> Result<Connect, ConnectError> {
@@ -145,4 +148,20 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], ConnectError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|_| ConnectError::NoRandomness)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worse_profile_than_both_ends_know_is_a_downgrade() {
+        use Profile::{NoiseHybridIkV1 as Codex, RendezHybridIkV1 as Ours, RendezIkV1 as Ik};
+        let accepted = [Ours, Codex];
+        assert_eq!(best(&accepted, &[Codex, Ours], Ours), Some(Ours));
+        assert_eq!(best(&accepted, &[Codex, Ours], Codex), Some(Ours));
+        assert_eq!(best(&accepted, &[Codex], Codex), Some(Codex));
+        assert_eq!(best(&accepted, &[], Codex), Some(Codex), "a stock registry");
+        assert_eq!(best(&accepted, &[], Ik), None);
+    }
 }

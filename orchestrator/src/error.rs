@@ -52,9 +52,9 @@ pub enum ConnectError {
     /// The registry did not let us through.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// The registry answered with a profile that we did not ask for: a
-    /// downgrade, refused.
-    #[error("the registry chose profile {0}, which was not offered; refusing")]
+    /// The registry chose a profile that we do not accept, or a worse one than
+    /// it says that the executor offers: refused.
+    #[error("the registry chose profile {0} although both ends know a better one; refusing")]
     Downgrade(Profile),
     /// Another executor took the environment over while we were away.
     #[error("another executor has taken over the environment")]

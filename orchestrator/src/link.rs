@@ -164,7 +164,7 @@ fn is_final(error: &ConnectError) -> bool {
                 | RegistryError::Forbidden(_)
                 | RegistryError::UnknownEnvironment(_)
         ),
-        ConnectError::Dial(error) => matches!(error, DialError::Url(_)),
+        ConnectError::Dial(error) => matches!(error, DialError::Url(_) | DialError::TrustStore(_)),
         ConnectError::Downgrade(_) | ConnectError::ExecutorChanged | ConnectError::NoRandomness => {
             true
         }

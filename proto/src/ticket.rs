@@ -17,7 +17,7 @@
 //!            profile       UTF-8, a profile's name
 //!            expires       8 bytes, big endian, seconds since 1970; empty: never
 //!            id            16 bytes, random: what "used once" counts
-//!            binding       32 bytes; zero unless purpose is 3
+//!            binding       32 bytes; zero in an executor's ticket
 //! end-64   Ed25519 signature over domain(purpose) || everything before it
 //! ```
 //!

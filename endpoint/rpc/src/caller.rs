@@ -187,8 +187,9 @@ async fn read<M: Messages>(messages: Arc<M>, pending: Arc<Pending>, notified: im
                     break;
                 }
             }
-            Err(error) => {
-                tracing::warn!(bytes = bytes.len(), "the executor sent no JSON-RPC: {error}");
+            // The parser's words may quote what the peer sent: not for a log.
+            Err(_) => {
+                tracing::warn!(bytes = bytes.len(), "the executor sent no JSON-RPC");
                 break;
             }
         }

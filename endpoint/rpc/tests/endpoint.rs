@@ -1,4 +1,5 @@
 //! Two endpoints over a real websocket library, without a relay between.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use bytes::Bytes;
 use rendez_endpoint::{Closed, Config, Connect, Identity, IdentitySeed, Mux};

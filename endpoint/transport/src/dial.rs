@@ -3,10 +3,8 @@
 //! The URL carries a ticket, so no error and no log line of this module holds
 //! more of it than scheme, host and port.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -15,7 +13,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Error as WsError;
 use url::Url;
 
-use crate::socket;
+use crate::{socket, tls};
 
 /// How long name look-up, TCP, TLS and upgrade may take together.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,6 +31,9 @@ pub enum DialError {
     /// The URL is not `ws://` or `wss://` with a host.
     #[error("the relay's websocket URL is not usable: {0}")]
     Url(String),
+    /// The system's certificates cannot be read.
+    #[error("the system's trust store cannot be read: {0}")]
+    TrustStore(String),
     /// Nobody could be reached.
     #[error("cannot reach the relay at {at}: {why}")]
     Unreachable {
@@ -56,12 +57,10 @@ pub enum DialError {
 ///
 /// # Errors
 /// [`DialError`] tells a refused ticket from temporary trouble.
-pub async fn dial(url: &str, tls: Arc<ClientConfig>) -> Result<DialledSocket, DialError> {
+pub async fn dial(url: &str) -> Result<DialledSocket, DialError> {
     let target = Target::parse(url)?;
     let at = target.at();
-    tokio::time::timeout(DIAL_TIMEOUT, target.open(tls))
-        .await
-        .unwrap_or(Err(DialError::Timeout(at)))
+    tokio::time::timeout(DIAL_TIMEOUT, target.open()).await.unwrap_or(Err(DialError::Timeout(at)))
 }
 
 struct Target {
@@ -90,7 +89,7 @@ impl Target {
         format!("{}:{}", self.host, self.port)
     }
 
-    async fn open(self, tls: Arc<ClientConfig>) -> Result<DialledSocket, DialError> {
+    async fn open(self) -> Result<DialledSocket, DialError> {
         let unreachable = |why: &dyn std::fmt::Display| DialError::Unreachable {
             at: self.at(),
             why: why.to_string(),
@@ -102,7 +101,9 @@ impl Target {
         let io: Box<dyn Io> = if self.secure {
             let name =
                 ServerName::try_from(self.host.clone()).map_err(|error| unreachable(&error))?;
-            let tls = TlsConnector::from(tls).connect(name, tcp).await;
+            let config = tls::for_url(self.url.as_str())
+                .map_err(|error| DialError::TrustStore(error.to_string()))?;
+            let tls = TlsConnector::from(config).connect(name, tcp).await;
             Box::new(tls.map_err(|error| unreachable(&error))?)
         } else {
             Box::new(tcp)
@@ -129,14 +130,10 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
-    fn tls() -> Arc<ClientConfig> {
-        crate::tls::client_config().unwrap()
-    }
-
     #[tokio::test]
     async fn wrong_urls_are_named_without_their_query() {
         for url in ["http://h/?ticket=secret", "nonsense?ticket=secret", "ws://"] {
-            let error = dial(url, tls()).await.err().unwrap();
+            let error = dial(url).await.err().unwrap();
             assert!(matches!(error, DialError::Url(_)));
             assert!(!error.to_string().contains("secret"));
         }
@@ -152,7 +149,7 @@ mod tests {
             let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
             tcp.write_all(answer.as_bytes()).await.unwrap();
         };
-        let (error, ()) = tokio::join!(dial(&url, tls()), server);
+        let (error, ()) = tokio::join!(dial(&url), server);
         error.err().unwrap()
     }
 
@@ -167,7 +164,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         drop(listener);
-        let error = dial(&format!("ws://{at}/?ticket=secret"), tls()).await.err().unwrap();
+        let error = dial(&format!("ws://{at}/?ticket=secret")).await.err().unwrap();
         assert!(matches!(error, DialError::Unreachable { .. }));
         assert!(!format!("{error} {error:?}").contains("secret"));
     }

@@ -1,5 +1,6 @@
 //! Logs, for all our programs: to stderr, for people.
 
+use std::io::IsTerminal as _;
 use std::str::FromStr;
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -66,7 +67,11 @@ pub fn start(level: LogLevel) {
     let filter =
         Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("rendez", level);
     let _ = tracing_subscriber::registry()
-        .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr))
+        .with(
+            tracing_subscriber::fmt::layer()
+                .with_ansi(std::io::stderr().is_terminal())
+                .with_writer(std::io::stderr),
+        )
         .with(filter)
         .try_init();
 }
