@@ -76,7 +76,7 @@ impl Pair {
                 }
             }
         };
-        let connect = async { Ok(self.orchestrator.connect(self.connect(profile, "s")).await?) };
+        let connect = self.orchestrator.connect(self.connect(profile, "s"));
         let accept = async { Ok::<_, OpenError>(accept.await) };
         tokio::try_join!(connect, accept)
             .unwrap_or_else(|error| panic!("{profile}: {error}, {:?}", self.executor.stats()))

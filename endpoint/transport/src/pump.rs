@@ -4,7 +4,7 @@
 //! * Reading and writing advance independently, so two ends with full sockets
 //!   cannot block each other.
 //! * A flush happens once per batch, not once per message.
-//! * One poll handles at most [`BATCH`] messages each way, then yields, so one
+//! * One poll handles at most `BATCH` messages each way, then yields, so one
 //!   busy socket does not starve the others of its thread.
 //! * A peer that is silent for [`limits::PONG_TIMEOUT`] is gone. Time during
 //!   which we chose not to read does not count.
