@@ -1,6 +1,6 @@
 //! Brings notifications to their processes, in order and once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rendez_proto::rpc::Notification;
@@ -13,6 +13,11 @@ use tokio::sync::mpsc;
 /// Events of one process that wait for its reader. Chunks have at most 8 KiB,
 /// so about 2 MiB; then the stream waits, and in the end the process.
 const EVENTS_WAITING: usize = 256;
+
+/// Events that are held because one before them has not arrived. A stock
+/// executor sends neighbours in either order now and then; more than a few
+/// means that one is lost.
+const EVENTS_HELD: usize = 64;
 
 /// Something that happened to a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +44,29 @@ struct Feed {
     events: mpsc::Sender<Event>,
     /// The number of the next event (WIRE.md, section 6.2: from 1, no holes).
     next: u64,
+    held: BTreeMap<u64, Event>,
+}
+
+impl Feed {
+    /// Takes an event in; returns those whose turn has come.
+    fn arrange(&mut self, seq: u64, event: Event) -> Vec<Event> {
+        if seq < self.next {
+            return Vec::new(); // a repetition
+        }
+        self.held.insert(seq, event);
+        let mut due = Vec::new();
+        if self.held.len() > EVENTS_HELD
+            && let Some((&first, _)) = self.held.first_key_value()
+        {
+            due.push(Event::Gap);
+            self.next = first;
+        }
+        while let Some(event) = self.held.remove(&self.next) {
+            self.next = self.next.saturating_add(1);
+            due.push(event);
+        }
+        due
+    }
 }
 
 impl Events {
@@ -47,7 +75,7 @@ impl Events {
         let (events, receiver) = mpsc::channel(EVENTS_WAITING);
         let mut state = self.lock();
         if !state.closed {
-            state.processes.insert(id, Feed { events, next: 1 });
+            state.processes.insert(id, Feed { events, next: 1, held: BTreeMap::new() });
         }
         receiver
     }
@@ -57,21 +85,20 @@ impl Events {
     }
 
     async fn deliver(&self, id: &ProcessId, seq: u64, event: Event) {
-        let (events, gap) = {
+        let (events, due) = {
             let mut state = self.lock();
             let Some(feed) = state.processes.get_mut(id) else { return };
-            if seq < feed.next {
-                return; // a repetition
-            }
-            let gap = seq > feed.next;
-            feed.next = seq.saturating_add(1);
-            (feed.events.clone(), gap)
+            let due = feed.arrange(seq, event);
+            (feed.events.clone(), due)
         };
-        if gap {
-            let _ = events.send(Event::Gap).await;
+        for event in due {
+            let last = event == Event::Closed;
+            // A reader that is gone does not want it.
+            let _ = events.send(event).await;
+            if last {
+                self.unsubscribe(id);
+            }
         }
-        // A reader that is gone does not want it.
-        let _ = events.send(event).await;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -97,7 +124,6 @@ impl Notified for Events {
             ClosedNotification::NAME => {
                 if let Some(closed) = parse::<ClosedNotification>(params) {
                     self.deliver(&closed.process_id, closed.seq, Event::Closed).await;
-                    self.unsubscribe(&closed.process_id);
                 }
             }
             // Notifications of the future.
@@ -134,16 +160,40 @@ mod tests {
         events.notified(Output::NAME.into(), params).await;
     }
 
+    fn got(feed: &mut mpsc::Receiver<Event>) -> Vec<Event> {
+        std::iter::from_fn(|| feed.try_recv().ok()).collect()
+    }
+
     #[tokio::test]
-    async fn repetitions_are_dropped_and_gaps_are_told() {
+    async fn events_come_in_order_and_once() {
         let events = Events::default();
         let mut feed = events.subscribe(id());
-        for seq in [1, 1, 2, 5] {
+        let closed = json!({"processId": "p", "seq": 4});
+        events.notified(ClosedNotification::NAME.into(), closed).await;
+        let exited = json!({"processId": "p", "seq": 3, "exitCode": 7});
+        events.notified(Exited::NAME.into(), exited.clone()).await;
+        assert_eq!(got(&mut feed), []);
+        for seq in [2, 1, 1, 2] {
             output(&events, seq).await;
         }
-        let got: Vec<_> = std::iter::from_fn(|| feed.try_recv().ok()).collect();
         let chunk = Event::Output(Stream::Stdout, b"a".to_vec());
-        assert_eq!(got, [chunk.clone(), chunk.clone(), Event::Gap, chunk]);
+        assert_eq!(got(&mut feed), [chunk.clone(), chunk, Event::Exited(7), Event::Closed]);
+        events.notified(Exited::NAME.into(), exited).await;
+        assert_eq!(feed.recv().await, None, "the feed is over");
+    }
+
+    #[tokio::test]
+    async fn an_event_that_never_comes_is_told() {
+        let events = Events::default();
+        let mut feed = events.subscribe(id());
+        for seq in 0..EVENTS_HELD as u64 {
+            output(&events, seq + 2).await;
+        }
+        assert_eq!(got(&mut feed), []);
+        output(&events, EVENTS_HELD as u64 + 2).await;
+        let got = got(&mut feed);
+        assert_eq!(got[0], Event::Gap);
+        assert_eq!(got.len(), EVENTS_HELD + 2);
     }
 
     #[tokio::test]

@@ -19,6 +19,8 @@ use crate::executor::Shared;
 
 /// Bytes of standard input per write: two records.
 const WRITE_BYTES: usize = 90 * 1024;
+/// Bytes of output that are gathered into one event, if they are there.
+const GATHER_BYTES: usize = 256 * 1024;
 /// Writes under way at once: hides a round trip, and bounds what an executor
 /// must hold for a process that does not read.
 const WRITES_IN_FLIGHT: usize = 16;
@@ -123,6 +125,8 @@ pub struct Process {
     /// Standard input, if the command asked for it. Take it to write while
     /// reading: a process that is not read from stops reading.
     pub stdin: Option<Stdin>,
+    /// An event that was met while gathering output.
+    ahead: Option<Event>,
     exit_code: Option<i32>,
     /// Everything was told.
     ended: bool,
@@ -158,7 +162,8 @@ impl Process {
         let events = shared.events.subscribe(id.clone());
         let piped = start.pipe_stdin || start.tty;
         let stdin = piped.then(|| Stdin::new(shared.clone(), id.clone()));
-        let process = Self { shared, id, events, stdin, exit_code: None, ended: false };
+        let process =
+            Self { shared, id, events, stdin, ahead: None, exit_code: None, ended: false };
         let started = process.shared.caller.call::<Start>(&start).await;
         started.map_err(not_started)?;
         Ok(process)
@@ -173,11 +178,15 @@ impl Process {
         if self.ended {
             return Ok(None);
         }
-        match self.events.recv().await {
-            Some(Event::Output(Stream::Stdout | Stream::Pty, chunk)) => {
-                Ok(Some(ProcessEvent::Stdout(chunk)))
-            }
-            Some(Event::Output(Stream::Stderr, chunk)) => Ok(Some(ProcessEvent::Stderr(chunk))),
+        let event = match self.ahead.take() {
+            Some(event) => Some(event),
+            None => self.events.recv().await,
+        };
+        match event {
+            Some(Event::Output(stream, chunk)) => Ok(Some(match stream {
+                Stream::Stdout | Stream::Pty => ProcessEvent::Stdout(self.gather(stream, chunk)),
+                Stream::Stderr => ProcessEvent::Stderr(self.gather(stream, chunk)),
+            })),
             Some(Event::Exited(code)) => {
                 self.exit_code = Some(code);
                 Ok(Some(ProcessEvent::Exited(code)))
@@ -191,6 +200,22 @@ impl Process {
             }
             None => Err(ProcessError::Lost),
         }
+    }
+
+    /// Appends what has arrived of the same stream already: one write instead
+    /// of many for whoever passes it on.
+    fn gather(&mut self, stream: Stream, mut chunk: Vec<u8>) -> Vec<u8> {
+        while chunk.len() < GATHER_BYTES {
+            match self.events.try_recv() {
+                Ok(Event::Output(same, more)) if same == stream => chunk.extend(more),
+                Ok(other) => {
+                    self.ahead = Some(other);
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        chunk
     }
 
     /// Waits for the end, forgetting all output.
