@@ -23,7 +23,7 @@ use rendez_proto::ids::RegistrationId;
 use rendez_proto::keys::PublicKey;
 use rendez_proto::registry::RegisterReply;
 use rendez_rpc::{Channel, Endpoint, Incoming, Messages as _};
-use rendez_transport::backoff::Backoff;
+use rendez_transport::backoff::{self, Backoff};
 use rendez_transport::dial::{DialError, dial};
 use rendez_transport::{CloseFrame, Ended, pump, tls};
 use tokio::task::{JoinHandle, JoinSet};
@@ -203,6 +203,9 @@ impl Agent {
                         return Ok(());
                     }
                     backoff.connected_for(since.elapsed());
+                    if matches!(ended, Ended::ByPeer(Some(SUPERSEDED))) {
+                        backoff.not_at_once();
+                    }
                     registered = Some(reply);
                     wait(&self.endpoint, &mut backoff, describe(&ended), on_state).await;
                 }
@@ -269,7 +272,8 @@ async fn wait(
     let mut random = [0xff; 4];
     // without random numbers the wait is simply the longest
     let _ = getrandom::fill(&mut random);
-    let retry_in = backoff.next_delay(u32::from_le_bytes(random));
+    let cap = if endpoint.has_streams() { backoff::RESUME_CAP } else { backoff::CAP };
+    let retry_in = backoff.next_delay(cap, u32::from_le_bytes(random));
     tracing::info!(%error, retry_ms = retry_in.as_millis(), "not connected");
     on_state(State::Waiting { error, retry_in });
     endpoint.wait_detached(retry_in).await;

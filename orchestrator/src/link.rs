@@ -14,7 +14,7 @@ use rendez_proto::keys::PublicKey;
 use rendez_proto::profile::Profile;
 use rendez_proto::registry::ConnectReply;
 use rendez_rpc::Endpoint;
-use rendez_transport::backoff::Backoff;
+use rendez_transport::backoff::{Backoff, RESUME_CAP};
 use rendez_transport::dial::{DialError, DialledSocket};
 use rendez_transport::{CloseFrame, pump};
 use tokio::sync::watch;
@@ -122,9 +122,14 @@ impl Keeper {
         self.announce.send_replace(LinkState::Down);
     }
 
-    /// Tries until it works, at once first; `None` if there is no use.
+    /// Tries until it works; `None` if there is no use.
     async fn reopen(&self, backoff: &mut Backoff) -> Option<(DialledSocket, RegistrationId)> {
-        while self.endpoint.has_streams() && !self.endpoint.is_shut_down() {
+        loop {
+            let jitter = random().map_or(u32::MAX, u32::from_le_bytes);
+            self.endpoint.wait_detached(backoff.next_delay(RESUME_CAP, jitter)).await;
+            if !self.endpoint.has_streams() || self.endpoint.is_shut_down() {
+                return None;
+            }
             let error = match self.try_once().await {
                 Ok(reopened) => return Some(reopened),
                 Err(error) => error,
@@ -133,10 +138,7 @@ impl Keeper {
             if is_final(&error) {
                 return None;
             }
-            let jitter = random().map_or(u32::MAX, u32::from_le_bytes);
-            self.endpoint.wait_detached(backoff.next_delay(jitter)).await;
         }
-        None
     }
 
     async fn try_once(&self) -> Result<(DialledSocket, RegistrationId), ConnectError> {

@@ -1,14 +1,25 @@
-//! When to try again: exponential with full jitter, reset after stability.
+//! When to try again: at once after a connection that worked, then
+//! exponential with full jitter, reset after stability.
 //!
 //! The delay before try `n` is uniform in `0..=min(cap, base * 2^n)`, so that
-//! thousands of endpoints that lost the same relay do not return at once.
+//! thousands of endpoints that lost the same relay do not return together
+//! again and again. What they lost at one moment they first try at one moment:
+//! a relay that is still there serves them, and one that is not costs each of
+//! them one packet.
 
 use std::time::Duration;
 
-/// The longest wait before the first retry.
+/// The longest wait before the first retry that waits.
 pub const BASE: Duration = Duration::from_millis(500);
 /// The longest wait ever.
 pub const CAP: Duration = Duration::from_secs(30);
+/// The longest wait while streams are held for a resume: people wait for them,
+/// and `rendez_proto::limits::STREAM_GRACE` bounds how long that lasts.
+pub const RESUME_CAP: Duration = Duration::from_secs(1);
+/// A connection that lived this long worked: its loss says nothing about the
+/// next one. Shorter lives are failures, so that a relay that takes
+/// connections only to drop them is not tried in a tight loop.
+pub const WORKED_AFTER: Duration = Duration::from_secs(1);
 /// A connection that lived this long proves that the path is good again.
 pub const STABLE_AFTER: Duration = Duration::from_secs(60);
 
@@ -16,21 +27,33 @@ pub const STABLE_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Backoff {
     failures: u32,
+    at_once: bool,
 }
 
 impl Backoff {
-    /// The wait before the next try. `random` is uniform in `0..=u32::MAX`.
-    pub fn next_delay(&mut self, random: u32) -> Duration {
-        let ceiling = BASE.saturating_mul(1 << self.failures.min(16)).min(CAP);
+    /// The wait before the next try, at most `cap`, which is [`CAP`] or
+    /// [`RESUME_CAP`]. `random` is uniform in `0..=u32::MAX`.
+    pub fn next_delay(&mut self, cap: Duration, random: u32) -> Duration {
+        if std::mem::take(&mut self.at_once) {
+            return Duration::ZERO;
+        }
+        let ceiling = BASE.saturating_mul(1 << self.failures.min(16)).min(cap);
         self.failures = self.failures.saturating_add(1);
         ceiling.mul_f64(f64::from(random) / f64::from(u32::MAX))
     }
 
     /// Tells how long the last connection lived.
     pub fn connected_for(&mut self, lifetime: Duration) {
+        self.at_once = lifetime >= WORKED_AFTER;
         if lifetime >= STABLE_AFTER {
             self.failures = 0;
         }
+    }
+
+    /// The next try waits, however long the last connection lived: somebody
+    /// wants us to stay away.
+    pub fn not_at_once(&mut self) {
+        self.at_once = false;
     }
 }
 
@@ -41,18 +64,42 @@ mod tests {
     #[test]
     fn doubles_up_to_the_cap_and_jitters_down_to_zero() {
         let mut backoff = Backoff::default();
-        let ceilings: Vec<_> = (0..9).map(|_| backoff.next_delay(u32::MAX).as_millis()).collect();
+        let ceilings: Vec<_> =
+            (0..9).map(|_| backoff.next_delay(CAP, u32::MAX).as_millis()).collect();
         assert_eq!(ceilings, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]);
-        assert_eq!(backoff.next_delay(0), Duration::ZERO);
+        assert_eq!(backoff.next_delay(CAP, 0), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_held_stream_is_resumed_sooner_than_that() {
+        let mut backoff = Backoff::default();
+        let mut ceiling = || backoff.next_delay(RESUME_CAP, u32::MAX).as_millis();
+        assert_eq!([ceiling(), ceiling(), ceiling()], [500, 1000, 1000]);
+    }
+
+    #[test]
+    fn what_worked_is_tried_again_at_once_and_only_once() {
+        let mut backoff = Backoff::default();
+        backoff.connected_for(WORKED_AFTER);
+        assert_eq!(backoff.next_delay(CAP, u32::MAX), Duration::ZERO);
+        assert_eq!(backoff.next_delay(CAP, u32::MAX), BASE);
+        backoff.connected_for(WORKED_AFTER - Duration::from_millis(1));
+        assert_eq!(backoff.next_delay(CAP, u32::MAX), BASE * 2, "that was a failure");
+        backoff.connected_for(WORKED_AFTER);
+        backoff.not_at_once();
+        assert_eq!(backoff.next_delay(CAP, u32::MAX), BASE * 4);
     }
 
     #[test]
     fn only_a_stable_connection_resets() {
         let mut backoff = Backoff::default();
-        backoff.next_delay(0);
-        backoff.connected_for(Duration::from_secs(1));
-        assert_eq!(backoff.next_delay(u32::MAX), BASE * 2);
-        backoff.connected_for(STABLE_AFTER);
-        assert_eq!(backoff.next_delay(u32::MAX), BASE);
+        let waited = |backoff: &mut Backoff, lifetime| {
+            backoff.connected_for(lifetime);
+            backoff.not_at_once();
+            backoff.next_delay(CAP, u32::MAX)
+        };
+        assert_eq!(waited(&mut backoff, Duration::ZERO), BASE);
+        assert_eq!(waited(&mut backoff, STABLE_AFTER / 2), BASE * 2);
+        assert_eq!(waited(&mut backoff, STABLE_AFTER), BASE);
     }
 }
