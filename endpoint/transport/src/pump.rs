@@ -152,17 +152,18 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
     }
 
     fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Progress, Ended> {
+        let mut progress = Progress::None;
         for _ in 0..BATCH {
             if !self.protocol.wants_read() && self.farewell.is_none() {
                 self.reading = false;
-                return Ok(Progress::None);
+                return Ok(progress);
             }
             if !self.reading {
                 self.reading = true;
                 self.last_heard = now;
             }
             let incoming = match self.socket.poll_read(cx) {
-                Poll::Pending => return Ok(Progress::None),
+                Poll::Pending => return Ok(progress),
                 Poll::Ready(None) => return Err(self.ended(Ended::ByPeer(None))),
                 Poll::Ready(Some(Err(SocketError::TooBig))) if self.farewell.is_none() => {
                     self.say_farewell(now, CloseFrame::TOO_BIG, Ended::Lost(SocketError::TooBig))?;
@@ -172,6 +173,7 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
                 Poll::Ready(Some(Ok(incoming))) => incoming,
             };
             self.last_heard = now;
+            progress = Progress::Some;
             match incoming {
                 // What still arrives while we leave is not for anybody.
                 Incoming::Binary(_) if self.farewell.is_some() => {}
@@ -193,7 +195,7 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
                 }
             }
         }
-        Ok(Progress::Some)
+        Ok(progress)
     }
 
     fn flush(&mut self, cx: &mut Context<'_>) -> Result<(), Ended> {

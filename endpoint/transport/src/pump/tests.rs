@@ -20,6 +20,8 @@ struct Core {
     heard: Vec<Bytes>,
     outbox: VecDeque<Bytes>,
     full: bool,
+    /// Answer every message with itself, and wake nobody for it.
+    echo: bool,
     closing: Option<CloseFrame>,
     refuse: Option<CloseFrame>,
     waker: Option<Waker>,
@@ -41,6 +43,9 @@ impl Shared {
 impl Protocol for Shared {
     fn handle_message(&mut self, _: Instant, message: Bytes) -> Result<(), Violation> {
         let mut core = self.0.lock().unwrap();
+        if core.echo {
+            core.outbox.push_back(message.clone());
+        }
         core.heard.push(message);
         core.refuse.clone().map_or(Ok(()), |frame| Err(Violation(frame)))
     }
@@ -114,6 +119,19 @@ async fn messages_pass_both_ways_even_when_both_pipes_are_full() {
     assert_eq!(received, 50);
     assert!(matches!(task.await.unwrap(), Ended::ByPeer(_)));
     assert_eq!(core.0.lock().unwrap().heard.len(), 50);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_core_answers_goes_out_at_once() {
+    let (core, mut theirs, _task) = start().await;
+    core.change(|core| core.echo = true);
+    let began = tokio::time::Instant::now();
+    for _ in 0..3 {
+        theirs.send(binary(b"acknowledge this")).await.unwrap();
+        assert_eq!(theirs.next().await.unwrap().unwrap(), binary(b"acknowledge this"));
+    }
+    // the clock stands still unless everybody waits for a timer
+    assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test]
