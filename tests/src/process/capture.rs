@@ -27,7 +27,7 @@ pub struct Capture(Arc<watch::Sender<Captured>>);
 
 impl Capture {
     /// Reads `pipe` to its end in a task of its own.
-    pub(super) fn read(mut pipe: impl AsyncRead + Unpin + Send + 'static) -> Self {
+    pub fn read(mut pipe: impl AsyncRead + Unpin + Send + 'static) -> Self {
         let capture = Self(Arc::new(watch::Sender::new(Captured::default())));
         let sender = capture.0.clone();
         tokio::spawn(async move {
@@ -57,7 +57,7 @@ impl Capture {
     }
 
     /// Waits until the child, and whoever inherited the stream, has closed it.
-    pub(super) async fn closed(&self) {
+    pub async fn closed(&self) {
         // The sender is alive, `self` holds it: this cannot fail.
         let _ = self.0.subscribe().wait_for(|captured| captured.closed).await;
     }

@@ -21,6 +21,7 @@ const SLEEPS_IN_TESTS: &[(&str, &str)] = &[
         "tests/src/stock/app_server.rs",
         "polls another process's state, which announces nothing, until a deadline",
     ),
+    ("tests/src/survive/cuts.rs", "how long an outage lasts is what is tested"),
     ("tests/tests/exec.rs", "polls /proc for the end of a process of a process, until a deadline"),
 ];
 

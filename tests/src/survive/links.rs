@@ -1,0 +1,96 @@
+//! Network namespaces, each with one link, that can be set down.
+//!
+//! ```text
+//!   outside: relay and paths            inside: agent, or orchestrators
+//!   rendez<n>, 10.123.<n>.1/24 ──veth── eth0, 10.123.<n>.2/24
+//! ```
+//!
+//! Only where there is no other network, so that a machine's own is never
+//! touched: run it under `tests/netns.sh`.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tokio::process::Command;
+
+use super::path::Side;
+use crate::process::{Process, run};
+
+/// Longest wait for `ip` or `unshare`.
+const WITHIN: Duration = Duration::from_secs(10);
+
+/// A namespace and its link. Dropping it ends the namespace, once nothing
+/// runs there any more.
+pub struct Link {
+    number: u8,
+    /// Keeps the namespace.
+    holder: Process,
+}
+
+impl Link {
+    /// Makes namespace and link number `number`.
+    pub async fn start(number: u8) -> Result<Self> {
+        let routes = std::fs::read_to_string("/proc/net/route")?;
+        ensure!(
+            routes.lines().count() <= 1 + usize::from(number),
+            "this machine has a network of its own: run this under tests/netns.sh"
+        );
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--net", "sh", "-c", "echo up; exec cat"]);
+        let holder = Process::spawn(unshare)?;
+        holder
+            .stdout_line(WITHIN, |line| (line == "up").then_some(()))
+            .await
+            .context("no network namespace: this needs root there")?;
+        let link = Self { number, holder };
+        let pid = link.holder.id().context("it was not waited for")?.to_string();
+        let (outer, inner) = (format!("10.123.{number}.1/24"), format!("10.123.{number}.2/24"));
+        let name = link.name();
+        let peer = ["type", "veth", "peer", "name", "eth0", "netns"];
+        let add = ["link", "add", &name];
+        ip(Command::new("ip"), &[&add, &peer[..], &[&pid]].concat()).await?;
+        ip(Command::new("ip"), &["addr", "add", &outer, "dev", &name]).await?;
+        ip(Command::new("ip"), &["link", "set", &name, "up"]).await?;
+        ip(link.enter("ip"), &["link", "set", "lo", "up"]).await?;
+        ip(link.enter("ip"), &["addr", "add", &inner, "dev", "eth0"]).await?;
+        ip(link.enter("ip"), &["link", "set", "eth0", "up"]).await?;
+        Ok(link)
+    }
+
+    /// The address outside, which can be reached from inside.
+    pub fn address(&self) -> IpAddr {
+        Ipv4Addr::new(10, 123, self.number, 1).into()
+    }
+
+    /// A command that runs `program` inside.
+    pub fn enter(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        let pid = self.holder.id().unwrap_or_default();
+        command.arg(format!("--net=/proc/{pid}/ns/net")).arg("--").arg(program);
+        command
+    }
+
+    /// Sets one end of the link down, or both up. Down inside, the system
+    /// there knows that it has no network; down outside, it sees a network in
+    /// which nobody answers.
+    pub async fn set_down(&self, side: Option<Side>) -> Result<()> {
+        let state = |at| if side == Some(at) { "down" } else { "up" };
+        let name = self.name();
+        ip(self.enter("ip"), &["link", "set", "eth0", state(Side::Endpoint)]).await?;
+        ip(Command::new("ip"), &["link", "set", &name, state(Side::Relay)]).await
+    }
+
+    fn name(&self) -> String {
+        format!("rendez{}", self.number)
+    }
+}
+
+async fn ip(mut command: Command, args: &[&str]) -> Result<()> {
+    command.args(args);
+    let output = run(command, b"", WITHIN).await?;
+    if !output.status.success() {
+        bail!("ip {}: {}", args.join(" "), output.stderr_text().trim_end());
+    }
+    Ok(())
+}

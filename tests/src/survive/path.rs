@@ -1,0 +1,253 @@
+//! A TCP proxy between an endpoint and the relay that behaves like a bad
+//! network.
+//!
+//! - [`Path::cut`] resets every connection at both sides.
+//! - [`Path::half_close`] ends every connection towards one side, while the
+//!   other direction goes on.
+//! - [`Path::set_dark`] keeps everything back, new connections too, until it
+//!   is light again.
+//! - A relay that is not there resets the endpoint's connection, as the
+//!   kernel would.
+
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Result;
+use futures_util::future::{Either, join, select};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Bytes that one read takes: what a connection may lose to the dark.
+const READ_BYTES: usize = 64 * 1024;
+
+/// One end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The agent's or the orchestrator's.
+    Endpoint,
+    /// The relay's.
+    Relay,
+}
+
+/// What the network is like. The counters tell connections of their own time
+/// from later ones.
+#[derive(Debug, Clone, Copy, Default)]
+struct Weather {
+    dark: bool,
+    cuts: u64,
+    /// By [`Side`].
+    half_closes: [u64; 2],
+}
+
+/// See the module. Dropping it ends the listener, and every connection.
+pub struct Path {
+    local: SocketAddr,
+    weather: watch::Sender<Weather>,
+    carried: Arc<AtomicU64>,
+    listener: JoinHandle<()>,
+}
+
+impl Path {
+    /// Listens on a free port of `address` and leads to `relay`.
+    pub async fn start(address: IpAddr, relay: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind((address, 0)).await?;
+        let local = listener.local_addr()?;
+        let weather = watch::Sender::new(Weather::default());
+        let carried = Arc::new(AtomicU64::new(0));
+        let accepting = accept(listener, relay, weather.subscribe(), carried.clone());
+        Ok(Self { local, weather, carried, listener: tokio::spawn(accepting) })
+    }
+
+    /// The relay's URL by this path.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.local)
+    }
+
+    /// Resets every connection.
+    pub fn cut(&self) {
+        self.weather.send_modify(|weather| weather.cuts += 1);
+    }
+
+    /// Tells one side of every connection that the other has finished.
+    pub fn half_close(&self, towards: Side) {
+        self.weather.send_modify(|weather| weather.half_closes[towards as usize] += 1);
+    }
+
+    /// Keeps everything back, or lets it go on.
+    pub fn set_dark(&self, dark: bool) {
+        self.weather.send_modify(|weather| weather.dark = dark);
+    }
+
+    /// Bytes that passed so far, both ways together.
+    pub fn carried(&self) -> u64 {
+        self.carried.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Path {
+    fn drop(&mut self) {
+        self.listener.abort();
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    relay: SocketAddr,
+    weather: watch::Receiver<Weather>,
+    carried: Arc<AtomicU64>,
+) {
+    while let Ok((endpoint, _)) = listener.accept().await {
+        tokio::spawn(connection(endpoint, relay, weather.clone(), carried.clone()));
+    }
+}
+
+async fn connection(
+    mut endpoint: TcpStream,
+    relay: SocketAddr,
+    mut weather: watch::Receiver<Weather>,
+    carried: Arc<AtomicU64>,
+) {
+    let born = *weather.borrow();
+    let cut = pin!(changed(weather.clone(), move |weather| weather.cuts != born.cuts));
+    let there = async {
+        light(&mut weather).await;
+        TcpStream::connect(relay).await
+    };
+    let (mut far, cut) = match select(pin!(there), cut).await {
+        Either::Left((Ok(far), cut)) => (far, cut),
+        Either::Left((Err(_), _)) | Either::Right(_) => return reset(&endpoint),
+    };
+    let _ = (endpoint.set_nodelay(true), far.set_nodelay(true));
+    let ended = {
+        let (from_endpoint, to_endpoint) = endpoint.split();
+        let (from_relay, to_relay) = far.split();
+        let up = carry(from_endpoint, to_relay, Side::Relay, born, weather.clone(), &carried);
+        let down = carry(from_relay, to_endpoint, Side::Endpoint, born, weather.clone(), &carried);
+        matches!(select(pin!(join(up, down)), cut).await, Either::Left(_))
+    };
+    if !ended {
+        reset(&endpoint);
+        reset(&far);
+    }
+}
+
+/// Carries one direction, until its end, or until it is half-closed.
+async fn carry(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    towards: Side,
+    born: Weather,
+    mut weather: watch::Receiver<Weather>,
+    carried: &AtomicU64,
+) {
+    let closes = move |weather: &Weather| weather.half_closes[towards as usize];
+    let mut closed =
+        pin!(changed(weather.clone(), move |weather| closes(weather) != closes(&born)));
+    let mut buffer = vec![0; READ_BYTES];
+    while let Either::Left((Ok(length @ 1..), _)) =
+        select(pin!(from.read(&mut buffer)), closed.as_mut()).await
+    {
+        light(&mut weather).await;
+        if to.write_all(&buffer[..length]).await.is_err() {
+            break;
+        }
+        carried.fetch_add(length as u64, Ordering::Relaxed);
+    }
+    let _ = to.shutdown().await;
+}
+
+/// Waits while it is dark.
+async fn light(weather: &mut watch::Receiver<Weather>) {
+    // An error: the path is gone, and there is nothing to wait for.
+    let _ = weather.wait_for(|weather| !weather.dark).await;
+}
+
+/// Waits until the weather is `so`, or the path is gone.
+async fn changed(mut weather: watch::Receiver<Weather>, so: impl Fn(&Weather) -> bool) {
+    let _ = weather.wait_for(so).await;
+}
+
+/// Makes the coming close a reset.
+fn reset(connection: &TcpStream) {
+    let _ = connection.set_zero_linger();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    async fn connected() -> (Path, TcpStream, TcpStream) {
+        let relay = TcpListener::bind((HERE, 0)).await.unwrap();
+        let path = Path::start(HERE, relay.local_addr().unwrap()).await.unwrap();
+        let mut endpoint = TcpStream::connect(path.local).await.unwrap();
+        let (mut far, _) = relay.accept().await.unwrap();
+        exchange(&mut endpoint, &mut far).await;
+        (path, endpoint, far)
+    }
+
+    async fn exchange(a: &mut TcpStream, b: &mut TcpStream) {
+        a.write_all(b"ping").await.unwrap();
+        assert_eq!(read(b).await.unwrap(), b"ping");
+        b.write_all(b"pong").await.unwrap();
+        assert_eq!(read(a).await.unwrap(), b"pong");
+    }
+
+    async fn read(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+        let mut buffer = [0; 16];
+        let length = timeout(SOON, stream.read(&mut buffer)).await.unwrap()?;
+        Ok(buffer[..length].to_vec())
+    }
+
+    #[tokio::test]
+    async fn a_cut_resets_both_sides() {
+        let (path, mut endpoint, mut far) = connected().await;
+        assert_eq!(path.carried(), 8);
+        path.cut();
+        let reset = std::io::ErrorKind::ConnectionReset;
+        assert_eq!(read(&mut endpoint).await.unwrap_err().kind(), reset);
+        assert_eq!(read(&mut far).await.unwrap_err().kind(), reset);
+    }
+
+    #[tokio::test]
+    async fn a_half_close_ends_one_direction() {
+        let (path, mut endpoint, mut far) = connected().await;
+        path.half_close(Side::Endpoint);
+        assert_eq!(read(&mut endpoint).await.unwrap(), b"");
+        endpoint.write_all(b"still").await.unwrap();
+        assert_eq!(read(&mut far).await.unwrap(), b"still");
+    }
+
+    #[tokio::test]
+    async fn the_dark_keeps_everything_and_loses_nothing() {
+        let (path, mut endpoint, mut far) = connected().await;
+        path.set_dark(true);
+        endpoint.write_all(b"late").await.unwrap();
+        let mut buffer = [0; 16];
+        let early = timeout(Duration::from_millis(50), far.read(&mut buffer)).await;
+        assert!(early.is_err(), "it came through the dark");
+        path.set_dark(false);
+        assert_eq!(read(&mut far).await.unwrap(), b"late");
+    }
+
+    #[tokio::test]
+    async fn an_absent_relay_resets_the_endpoint() {
+        let relay = TcpListener::bind((HERE, 0)).await.unwrap();
+        let path = Path::start(HERE, relay.local_addr().unwrap()).await.unwrap();
+        drop(relay);
+        let mut endpoint = TcpStream::connect(path.local).await.unwrap();
+        assert!(read(&mut endpoint).await.is_err());
+    }
+}

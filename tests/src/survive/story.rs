@@ -1,0 +1,195 @@
+//! Flows through a world while it is cut, and what must hold in the end.
+//!
+//! What holds: every byte and every line arrives once and in order, each
+//! command started once and its exit code arrives, a user at a terminal is
+//! told and a script is not, and nothing takes longer than its deadline.
+//!
+//! Printed: when something got through again after each cut, from the moment
+//! at which the path was whole; and the bytes that paths carried.
+
+use std::env;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tokio::time::{interval, timeout};
+
+use super::cuts::{ALL, Cut, End};
+use super::flows::{Flows, now_micros};
+use super::links::Link;
+use super::noise::Noise;
+use super::world::World;
+
+/// Longest time without progress, and for a flow's end: above any grace, so
+/// that what was lost says so first.
+const STALL: Duration = Duration::from_secs(120);
+/// A run that takes longer hangs.
+const DEADLINE: Duration = Duration::from_secs(1800);
+/// How often progress is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(2);
+/// What the median of the resume times may be at most on a busy machine, in
+/// any build. The aim is in the documentation of the test.
+const MEDIAN_MAX: Duration = Duration::from_secs(5);
+
+/// How much happens.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Decides the bytes, the kinds of cuts and their moments.
+    pub seed: u64,
+    /// Up, and as many down.
+    pub mebibytes: u64,
+    /// How often something happens.
+    pub cuts: usize,
+}
+
+impl Plan {
+    /// This plan, with what `SEED`, `SURVIVE_MIB` and `SURVIVE_CUTS` say
+    /// instead.
+    ///
+    /// # Errors
+    /// One of them is not a number.
+    pub fn or_from_environment(self) -> Result<Self> {
+        Ok(Self {
+            seed: number("SEED")?.unwrap_or(self.seed),
+            mebibytes: number("SURVIVE_MIB")?.unwrap_or(self.mebibytes),
+            cuts: number("SURVIVE_CUTS")?.map_or(self.cuts, |cuts| cuts as usize),
+        })
+    }
+
+    /// Every kind once, in an order of the seed's, and so on, at sorted
+    /// fractions of what flows.
+    fn events(self, noise: &mut Noise) -> Vec<(f64, Cut)> {
+        let mut moments: Vec<f64> = (0..self.cuts).map(|_| noise.fraction()).collect();
+        moments.sort_by(f64::total_cmp);
+        let mut kinds = Vec::new();
+        while kinds.len() < self.cuts {
+            let mut round = ALL.to_vec();
+            while !round.is_empty() && kinds.len() < self.cuts {
+                let next = noise.below(round.len() as u64) as usize;
+                kinds.push(round.swap_remove(next));
+            }
+        }
+        moments.into_iter().zip(kinds).collect()
+    }
+}
+
+fn number(variable: &str) -> Result<Option<u64>> {
+    let Some(text) = env::var_os(variable) else { return Ok(None) };
+    let number = text.to_str().and_then(|text| text.parse().ok());
+    number.map(Some).with_context(|| format!("{variable} is not a number"))
+}
+
+/// Runs the plan; `links` are the executor's and the orchestrators', if they
+/// are real.
+///
+/// # Errors
+/// What did not hold, with the seed that shows it.
+pub async fn tell(plan: Plan, links: Option<[Link; 2]>) -> Result<()> {
+    println!("{plan:?}");
+    let told = timeout(DEADLINE, run(plan, links)).await;
+    let told = told.unwrap_or_else(|_| bail!("not done after {DEADLINE:?}"));
+    told.with_context(|| format!("SEED={} {plan:?}", plan.seed))
+}
+
+async fn run(plan: Plan, links: Option<[Link; 2]>) -> Result<()> {
+    let mut noise = Noise::new(plan.seed);
+    let mut world = World::start(links).await?;
+    let began = Instant::now();
+    let flows = Flows::start(&world, plan.seed, plan.mebibytes * 1024 * 1024).await?;
+    flows.through_again(0, 0, STALL).await.context("before any cut")?;
+
+    let events = plan.events(&mut noise);
+    let told = events.iter().filter(|(_, cut)| cut.ends_websockets_of(End::Orchestrator)).count();
+    let delays = match cut(&mut world, &flows, &mut noise, &events).await {
+        Ok(delays) => delays,
+        Err(error) => {
+            let words = world.last_words();
+            return Err(error.context(format!("{}\n{words}", flows.explain().await)));
+        }
+    };
+    let terminal = match flows.finish(STALL).await {
+        Ok(terminal) => terminal,
+        Err(error) => return Err(error.context(world.last_words())),
+    };
+
+    let said = |words: &str| terminal.matches(words).count();
+    let (lost, resumed) = (said("connection lost, resuming"), said("resumed"));
+    ensure!(
+        (told == 0 || lost > 0) && resumed == lost,
+        "{told} cuts; a terminal was told of {lost} losses, {resumed} resumes: {terminal:?}"
+    );
+    let carried = |way: &super::world::Way| way.path.carried() as f64 / f64::from(1 << 20);
+    println!(
+        "seed {}: {} MiB each way and 200,000 lines in {:.1} s; paths carried {:.1} MiB \
+         (executor) and {:.1} MiB (orchestrators); a user saw {lost} losses",
+        plan.seed,
+        plan.mebibytes,
+        began.elapsed().as_secs_f64(),
+        carried(&world.executor),
+        carried(&world.orchestrator),
+    );
+    report(plan, "all cuts", delays.iter().map(|(_, delay)| *delay).collect());
+    let resumed = delays.iter().filter(|(cut, _)| cut.ends_websockets());
+    let median = report(plan, "cuts that end websockets", resumed.map(|(_, d)| *d).collect());
+    ensure!(median.is_none_or(|median| median <= MEDIAN_MAX), "median {median:?}");
+    Ok(())
+}
+
+/// Prints how long it took until bytes flowed again; the median.
+fn report(plan: Plan, what: &str, mut delays: Vec<Duration>) -> Option<Duration> {
+    delays.sort_unstable();
+    let (median, longest) = (*delays.get(delays.len() / 2)?, *delays.last()?);
+    println!(
+        "seed {}: {} {what}: bytes flow again after: median {} ms, longest {} ms",
+        plan.seed,
+        delays.len(),
+        median.as_millis(),
+        longest.as_millis()
+    );
+    Some(median)
+}
+
+/// Lets everything happen; how long it took after each until bytes flowed.
+async fn cut(
+    world: &mut World,
+    flows: &Flows,
+    noise: &mut Noise,
+    events: &[(f64, Cut)],
+) -> Result<Vec<(Cut, Duration)>> {
+    let mut delays = Vec::new();
+    for (index, (moment, cut)) in events.iter().enumerate() {
+        // Flows may run ahead of the slowest one, but not up to the next cut.
+        let next = events.get(index + 1).map_or(1.0, |(next, _)| *next);
+        flows.open(moment + (next - moment) / 2.0);
+        progress(flows, *moment).await.with_context(|| format!("before cut {index}, {cut:?}"))?;
+        let began = now_micros();
+        let times = cut.perform(world, flows, noise).await?;
+        let away = Duration::from_micros(times.restored - began);
+        let delay = flows
+            .through_again(times.cut, times.restored, STALL)
+            .await
+            .with_context(|| format!("cut {index}, {cut:?}"))?;
+        println!(
+            "cut {index:2} at {:4.1} %: {cut:?}, {} ms; flows again after {} ms",
+            moment * 100.0,
+            away.as_millis(),
+            delay.as_millis()
+        );
+        delays.push((*cut, delay));
+    }
+    Ok(delays)
+}
+
+/// Waits until every flow has passed `fraction`.
+async fn progress(flows: &Flows, fraction: f64) -> Result<()> {
+    let mut look = interval(LOOK_INTERVAL);
+    let (mut best, mut since) = (flows.passed(), Instant::now());
+    while flows.passed() < fraction {
+        ensure!(!flows.any_ended(), "a flow has ended too early");
+        if flows.passed() > best {
+            (best, since) = (flows.passed(), Instant::now());
+        }
+        ensure!(since.elapsed() < STALL, "no progress for {STALL:?} at {best}");
+        look.tick().await;
+    }
+    Ok(())
+}

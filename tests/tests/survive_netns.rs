@@ -1,0 +1,21 @@
+//! `survive` with real links: agent and orchestrators are in network
+//! namespaces of their own, and an outage sets their link down for ten
+//! seconds, so that it is the system's TCP that has to notice and to recover.
+//!
+//! ```sh
+//! cargo build -p rendez
+//! cargo test -p rendez-tests --test survive_netns --no-run
+//! tests/netns.sh cargo test --offline -p rendez-tests --test survive_netns -- --nocapture
+//! ```
+//!
+//! The variables of `survive` work here, too.
+
+use anyhow::Result;
+use rendez_tests::survive::links::Link;
+use rendez_tests::survive::story::{Plan, tell};
+
+#[tokio::test]
+async fn nothing_is_lost_doubled_or_run_twice_over_real_links() -> Result<()> {
+    let links = [Link::start(0).await?, Link::start(1).await?];
+    tell(Plan { seed: 1, mebibytes: 16, cuts: 14 }.or_from_environment()?, Some(links)).await
+}
