@@ -82,7 +82,8 @@ impl RelayOptions {
                 .map_err(|error| Exit::no_token(format!("{}: {error}", file.display())))?;
             return Ok(Some(text.trim().to_owned().into()));
         }
-        Ok(std::env::var("RENDEZ_TOKEN").ok().map(|text| text.trim().to_owned().into()))
+        let token = std::env::var("RENDEZ_TOKEN").unwrap_or_default();
+        Ok(Some(token.trim().to_owned()).filter(|token| !token.is_empty()).map(Into::into))
     }
 }
 

@@ -8,7 +8,6 @@ use std::fmt::Display;
 use std::process::ExitCode;
 
 use rendez_executor_agent::AgentError;
-use rendez_executor_agent::config::ConfigError;
 use rendez_orchestrator::ConnectError;
 use rendez_orchestrator::error::{FileError, ProcessError, RegistryError};
 
@@ -74,14 +73,7 @@ impl Exit {
 
 impl From<AgentError> for Exit {
     fn from(error: AgentError) -> Self {
-        match error {
-            AgentError::Registry(_) | AgentError::Config(ConfigError::NoToken) => {
-                Self::no_token(error)
-            }
-            AgentError::Config(_) | AgentError::Identity(_) | AgentError::Setup(_) => {
-                Self::config(error)
-            }
-        }
+        Self::new(error.exit_code(), error)
     }
 }
 

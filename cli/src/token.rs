@@ -53,7 +53,7 @@ pub(crate) struct CreateArgs {
 
     /// Write to this state directory of a relay instead of asking one: makes
     /// the first admin token, also while the relay runs
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["relay", "token_file"])]
+    #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
 }
 

@@ -91,6 +91,18 @@ pub enum AgentError {
     Registry(#[from] RegistryError),
 }
 
+impl AgentError {
+    /// The exit code of a program that ends with this error, of sysexits.h: 77
+    /// if the token is missing or refused, so that a supervisor knows that
+    /// trying again is of no use, else 78.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Registry(_) | Self::Config(ConfigError::NoToken) => 77,
+            Self::Config(_) | Self::Identity(_) | Self::Setup(_) => 78,
+        }
+    }
+}
+
 impl AgentArgs {
     /// Runs the agent that these arguments describe; its log tells people what
     /// it does.

@@ -1,5 +1,7 @@
 //! `rendez-agent`: the executor alone, for images and servers.
 
+use std::process::ExitCode;
+
 use clap::Parser as _;
 use rendez_executor_agent::AgentArgs;
 use rendez_transport::telemetry;
@@ -14,7 +16,7 @@ struct Cli {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> anyhow::Result<ExitCode> {
     let args = Cli::parse().agent;
     telemetry::start(args.log);
     let cancel = CancellationToken::new();
@@ -26,5 +28,11 @@ async fn main() -> anyhow::Result<()> {
             cancel.cancel();
         });
     }
-    Ok(args.run(cancel).await?)
+    match args.run(cancel).await {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => {
+            eprintln!("rendez-agent: {error}");
+            Ok(ExitCode::from(error.exit_code()))
+        }
+    }
 }

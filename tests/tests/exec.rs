@@ -169,3 +169,18 @@ async fn environments_and_tokens_are_listed_created_and_revoked() -> Result<()> 
     assert_eq!(try_token().await?, Some(77));
     Ok(())
 }
+
+#[tokio::test]
+async fn a_state_directory_gives_the_first_token_whatever_the_environment_says() -> Result<()> {
+    let state = tempfile::tempdir()?;
+    let mut command = rendez()?;
+    command
+        .args(["token", "create", "--role", "admin", "--state"])
+        .arg(state.path())
+        .env("RENDEZ_RELAY", "http://127.0.0.1:1")
+        .env("RENDEZ_TOKEN", "");
+    let output = run(command, b"", WITHIN).await?;
+    assert!(output.status.success(), "{}", output.stderr_text());
+    assert!(output.stdout_text().starts_with("rdz_a_"));
+    Ok(())
+}
