@@ -83,11 +83,13 @@ struct Pump<'a, S, P> {
     timer: Pin<Box<Sleep>>,
 }
 
-/// Whether a step did something, so that another round may find more to do.
+/// What a step left behind.
 #[derive(PartialEq)]
-enum Progress {
-    Some,
-    None,
+enum Rest {
+    /// Possibly more that could be done now.
+    Ready,
+    /// Nothing; somebody wakes us when that changes.
+    Waiting,
 }
 
 impl<S: Socket, P: Protocol> Pump<'_, S, P> {
@@ -106,15 +108,15 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
             self.protocol.handle_timeout(now);
         }
         self.check_liveness(now)?;
-        // 2 write: pull while the socket has room
-        let wrote = self.write(cx, now)?;
-        // 3 read: while the core has room
+        // 2 read: while the core has room
         let read = self.read(cx, now)?;
+        // 3 write: pull while the socket has room; what the core answers to
+        //   what was just read goes out in the same turn
+        let wrote = self.write(cx, now)?;
         // 4 flush what both have buffered (a read may have buffered a pong)
         self.flush(cx)?;
-        if wrote == Progress::Some || read == Progress::Some {
-            // Answers to what was read, or the rest of a large batch: after
-            // the other tasks had their turn.
+        if read == Rest::Ready || wrote == Rest::Ready {
+            // After the other tasks had their turn.
             cx.waker().wake_by_ref();
         } else {
             self.arm(cx);
@@ -122,13 +124,13 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
         Ok(())
     }
 
-    fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Progress, Ended> {
+    fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Rest, Ended> {
         if self.farewell.is_some() {
-            return Ok(Progress::None);
+            return Ok(Rest::Waiting);
         }
         for _ in 0..BATCH {
             match self.socket.poll_ready(cx) {
-                Poll::Pending => return Ok(Progress::None),
+                Poll::Pending => return Ok(Rest::Waiting),
                 Poll::Ready(ready) => ready.map_err(Ended::Lost)?,
             }
             let message = match self.protocol.poll_transmit(now) {
@@ -140,40 +142,38 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
                 None => match self.protocol.closing() {
                     Some(frame) => {
                         self.say_farewell(now, frame.clone(), Ended::ByUs(frame))?;
-                        return Ok(Progress::Some);
+                        return Ok(Rest::Ready);
                     }
-                    None => return Ok(Progress::None),
+                    None => return Ok(Rest::Waiting),
                 },
             };
             self.socket.start_send(message).map_err(Ended::Lost)?;
             self.dirty = true;
         }
-        Ok(Progress::Some)
+        Ok(Rest::Ready)
     }
 
-    fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Progress, Ended> {
-        let mut progress = Progress::None;
+    fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Rest, Ended> {
         for _ in 0..BATCH {
             if !self.protocol.wants_read() && self.farewell.is_none() {
                 self.reading = false;
-                return Ok(progress);
+                return Ok(Rest::Waiting);
             }
             if !self.reading {
                 self.reading = true;
                 self.last_heard = now;
             }
             let incoming = match self.socket.poll_read(cx) {
-                Poll::Pending => return Ok(progress),
+                Poll::Pending => return Ok(Rest::Waiting),
                 Poll::Ready(None) => return Err(self.ended(Ended::ByPeer(None))),
                 Poll::Ready(Some(Err(SocketError::TooBig))) if self.farewell.is_none() => {
                     self.say_farewell(now, CloseFrame::TOO_BIG, Ended::Lost(SocketError::TooBig))?;
-                    return Ok(Progress::Some);
+                    return Ok(Rest::Ready);
                 }
                 Poll::Ready(Some(Err(error))) => return Err(self.ended(Ended::Lost(error))),
                 Poll::Ready(Some(Ok(incoming))) => incoming,
             };
             self.last_heard = now;
-            progress = Progress::Some;
             match incoming {
                 // What still arrives while we leave is not for anybody.
                 Incoming::Binary(_) if self.farewell.is_some() => {}
@@ -195,7 +195,7 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
                 }
             }
         }
-        Ok(progress)
+        Ok(Rest::Ready)
     }
 
     fn flush(&mut self, cx: &mut Context<'_>) -> Result<(), Ended> {
