@@ -82,6 +82,50 @@ impl Dev {
     }
 }
 
+/// `rendez relay` on a free port. Dropping it kills it.
+pub struct OurRelay {
+    process: Process,
+    state: TempDir,
+    url: String,
+}
+
+impl OurRelay {
+    /// Starts it and waits until it listens.
+    pub async fn start() -> Result<Self> {
+        let state = TempDir::new()?;
+        let mut command = rendez()?;
+        command.args(["relay", "--listen", "127.0.0.1:0", "--log", "info", "--state"]);
+        let process = Process::spawn({
+            command.arg(state.path());
+            command
+        })?;
+        let address = process
+            .stderr_line(WITHIN, |line| Some(line.split_once("listening address=")?.1.to_owned()))
+            .await
+            .context("the relay does not listen")?;
+        Ok(Self { process, state, url: format!("http://{}", address.trim()) })
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// A new token of this role, for every environment.
+    pub async fn token(&self, role: &str) -> Result<String> {
+        let mut command = rendez()?;
+        command.args(["token", "create", "--role", role, "--state"]).arg(self.state.path());
+        let output = run(command, b"", WITHIN).await?;
+        anyhow::ensure!(output.status.success(), "{}", output.stderr_text());
+        Ok(output.stdout_text().trim().to_owned())
+    }
+}
+
 /// `rendez agent`. Dropping it kills it.
 pub struct OurAgent {
     process: Process,
