@@ -122,6 +122,7 @@ impl Relay {
     /// Serves until cancelled, then closes every websocket and returns.
     pub async fn serve(self, cancel: CancellationToken) {
         tracing::info!(address = %self.local, "listening");
+        self.hint_at_tokens().await;
         let app = self.router();
         let sweeper = tokio::spawn(self.edge.directory.clone().sweep(cancel.child_token()));
         let requests = TaskTracker::new();
@@ -149,6 +150,16 @@ impl Relay {
         }
         let _ = sweeper.await;
         tracing::info!("stopped");
+    }
+
+    /// Nobody can do anything with a relay that has no token.
+    async fn hint_at_tokens(&self) {
+        if self.edge.registry.list_tokens(None).await.is_ok_and(|list| list.tokens.is_empty()) {
+            tracing::warn!(
+                "there is no token yet; make the first one with \
+                 `rendez token create --role admin --state` and this relay's state directory"
+            );
+        }
     }
 
     fn router(&self) -> Router {
