@@ -2,7 +2,7 @@
 # Everything that must hold, in one command. Installs what the tests need.
 #
 #   ./check.sh             all steps
-#   ./check.sh lint unit   some of them: lint docs unit e2e conformance
+#   ./check.sh lint tests  some of them: lint docs tests conformance
 #
 # Every step fails loudly; none is skipped because something is missing.
 set -eu
@@ -34,17 +34,14 @@ docs() {
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
 }
 
-# Unit, property, simulation and documentation tests of every crate.
-unit() {
-    say "unit, property and simulation tests"
-    cargo test --workspace --exclude rendez-tests --locked
-}
-
-# The whole system: real relay, real agent, real command line.
-e2e() {
-    say "tidy, end-to-end and bad-input tests"
-    cargo build --workspace --bins --locked
-    cargo test -p rendez-tests --locked
+# Unit, property and simulation tests of every crate, tidy, and the whole
+# system: real relay, real agent, real command line. All targets are built at
+# once, so that every dependency is compiled for one set of features only.
+tests() {
+    say "build"
+    cargo build --workspace --all-targets --locked
+    say "tests"
+    cargo test --workspace --locked
 }
 
 # Against the stock Codex binary, which is kept off every network but loopback.
@@ -52,17 +49,16 @@ conformance() {
     say "conformance with stock Codex"
     command -v npm >/dev/null || fail "npm is missing: it brings the stock Codex binary"
     sh tests/stock/install.sh
-    cargo build --workspace --bins --locked
-    cargo test -p rendez-tests --test conformance --no-run --locked
-    sh tests/netns.sh cargo test -p rendez-tests --test conformance --locked --offline
+    cargo build --workspace --all-targets --locked
+    sh tests/netns.sh cargo test --workspace --test conformance --locked --offline
 }
 
-steps="${*:-lint docs unit e2e conformance}"
+steps="${*:-lint docs tests conformance}"
 prepare
 for step in $steps; do
     case "$step" in
-    lint | docs | unit | e2e | conformance) "$step" ;;
-    *) fail "no step is called '$step'; there are lint, docs, unit, e2e and conformance" ;;
+    lint | docs | tests | conformance) "$step" ;;
+    *) fail "no step is called '$step'; there are lint, docs, tests and conformance" ;;
     esac
 done
 say "all good: $steps"
