@@ -15,6 +15,7 @@ use rendez_proto::registry::error::{ErrorBody, ErrorCode};
 use rendez_proto::registry::{
     Profiles, RegisterReply, RegisterRequest, STREAM_ID_HEADER, ValidateReply, ValidateRequest,
 };
+use rendez_transport::dial::REGISTRY_CONNECT_TIMEOUT;
 use reqwest::{Response, StatusCode};
 use rustls::ClientConfig;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -85,6 +86,7 @@ impl Registry {
             .tls_backend_preconfigured(ClientConfig::clone(tls))
             .redirect(reqwest::redirect::Policy::none())
             .timeout(CALL_TIMEOUT)
+            .connect_timeout(REGISTRY_CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .build()?;
         Ok(Self {
@@ -171,7 +173,7 @@ impl Registry {
 
     fn unreachable(&self, error: &reqwest::Error) -> RegistryError {
         let why = if error.is_timeout() {
-            format!("no answer in {} s", CALL_TIMEOUT.as_secs())
+            "no answer in time".to_owned()
         } else {
             // the outer errors repeat the URL; the innermost says what happened
             let mut cause: &dyn std::error::Error = error;

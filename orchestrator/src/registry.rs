@@ -8,6 +8,7 @@ use rendez_proto::registry::admin::{
 };
 use rendez_proto::registry::error::{AbsenceState, ErrorBody, ErrorCode};
 use rendez_proto::registry::{ConnectReply, ConnectRequest};
+use rendez_transport::dial::REGISTRY_CONNECT_TIMEOUT;
 use rendez_transport::tls;
 use reqwest::{Method, StatusCode};
 use rustls::ClientConfig;
@@ -46,6 +47,7 @@ impl RegistryClient {
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(ClientConfig::clone(&tls))
             .timeout(REQUEST_TIMEOUT)
+            .connect_timeout(REGISTRY_CONNECT_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .tcp_nodelay(true)
             .build()

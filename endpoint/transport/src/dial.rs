@@ -17,6 +17,12 @@ use crate::{socket, tls};
 
 /// How long name look-up, TCP, TLS and upgrade may take together.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long name look-up and TCP may take, of that: long round trips, and one
+/// lost packet. The system asks at ever longer intervals (1, 2, 4, 8 s); who
+/// waits for a network to come back is sooner there with a new try.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// The same for a registry, where the libraries count TLS in.
+pub const REGISTRY_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A dialled websocket over TCP or TLS.
 pub type DialledSocket = WebSocketStream<Box<dyn Io>>;
@@ -42,7 +48,7 @@ pub enum DialError {
         /// The operating system's or the TLS library's words.
         why: String,
     },
-    /// It took longer than [`DIAL_TIMEOUT`].
+    /// It took longer than [`CONNECT_TIMEOUT`] or [`DIAL_TIMEOUT`].
     #[error("the relay at {0} did not answer in time")]
     Timeout(String),
     /// The relay answered the upgrade with 4xx: the ticket is no good any more.
@@ -94,8 +100,10 @@ impl Target {
             at: self.at(),
             why: why.to_string(),
         };
-        let tcp = TcpStream::connect((self.host.as_str(), self.port))
+        let tcp = TcpStream::connect((self.host.as_str(), self.port));
+        let tcp = tokio::time::timeout(CONNECT_TIMEOUT, tcp)
             .await
+            .map_err(|_| DialError::Timeout(self.at()))?
             .map_err(|error| unreachable(&error))?;
         tcp.set_nodelay(true).map_err(|error| unreachable(&error))?;
         let io: Box<dyn Io> = if self.secure {
@@ -167,5 +175,20 @@ mod tests {
         let error = dial(&format!("ws://{at}/?ticket=secret")).await.err().unwrap();
         assert!(matches!(error, DialError::Unreachable { .. }));
         assert!(!format!("{error} {error:?}").contains("secret"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_network_that_swallows_everything_is_tried_anew_soon() {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let at = listener.local_addr().unwrap();
+        // once nobody accepts and the queue is full, the system drops requests
+        let knock = || std::net::TcpStream::connect_timeout(&at, Duration::from_millis(100));
+        let _queued: Vec<_> = std::iter::from_fn(|| knock().ok()).take(100).collect();
+        let began = tokio::time::Instant::now();
+        let error = dial(&format!("ws://{at}/?ticket=secret")).await.err().unwrap();
+        assert!(matches!(error, DialError::Timeout(_)), "{error}");
+        assert_eq!(began.elapsed().as_secs(), CONNECT_TIMEOUT.as_secs());
     }
 }
