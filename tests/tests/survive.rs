@@ -27,5 +27,6 @@ use rendez_tests::survive::story::{Plan, tell};
 
 #[tokio::test]
 async fn nothing_is_lost_doubled_or_run_twice() -> Result<()> {
-    tell(Plan { seed: 1, mebibytes: 48, cuts: 14 }.or_from_environment()?, None).await
+    tell(Plan { seed: 1, mebibytes: 48, cuts: 14, freeze_secs: None }.or_from_environment()?, None)
+        .await
 }

@@ -17,5 +17,9 @@ use rendez_tests::survive::story::{Plan, tell};
 #[tokio::test]
 async fn nothing_is_lost_doubled_or_run_twice_over_real_links() -> Result<()> {
     let links = [Link::start(0).await?, Link::start(1).await?];
-    tell(Plan { seed: 1, mebibytes: 16, cuts: 14 }.or_from_environment()?, Some(links)).await
+    tell(
+        Plan { seed: 1, mebibytes: 16, cuts: 16, freeze_secs: None }.or_from_environment()?,
+        Some(links),
+    )
+    .await
 }

@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use tokio::time::sleep;
 
 use super::flows::{Flows, now_micros};
+use super::links::Away;
 use super::noise::Noise;
 use super::path::Side;
 use super::world::{Way, World};
@@ -84,7 +85,8 @@ impl Cut {
         [End::Executor, End::Orchestrator].iter().any(|end| self.ends_websockets_of(*end))
     }
 
-    /// Lets it happen. The path is whole when this returns.
+    /// Lets it happen. The path is whole when this returns. A freeze lasts
+    /// for `freeze`, or else for some seconds.
     ///
     /// # Errors
     /// The relay did not stop or start, or a process is gone.
@@ -93,6 +95,7 @@ impl Cut {
         world: &mut World,
         flows: &Flows,
         noise: &mut Noise,
+        freeze: Option<Duration>,
     ) -> Result<Times> {
         let cut = now_micros();
         match self {
@@ -106,20 +109,19 @@ impl Cut {
                 world.way(end).path.set_dark(false);
             }
             Cut::Outage(end) => {
-                let way = world.way(end);
-                let side = if noise.below(2) == 0 { Side::Endpoint } else { Side::Relay };
-                outage(way, Some(side)).await?;
+                let how = [Away::Silent, Away::Inside, Away::Outside][noise.below(3) as usize];
+                outage(world.way(end), Some(how)).await?;
                 sleep(OUTAGE).await;
-                outage(way, None).await?;
+                outage(world.way(end), None).await?;
             }
             Cut::Freeze(End::Executor) => {
                 world.agent.signal(Signal::STOP)?;
-                sleep(some_seconds(noise)).await;
+                sleep(freeze.unwrap_or_else(|| some_seconds(noise))).await;
                 world.agent.signal(Signal::CONT)?;
             }
             Cut::Freeze(End::Orchestrator) => {
                 flows.signal(Signal::STOP)?;
-                sleep(some_seconds(noise)).await;
+                sleep(freeze.unwrap_or_else(|| some_seconds(noise))).await;
                 flows.signal(Signal::CONT)?;
             }
         }
@@ -142,12 +144,15 @@ async fn restart(world: &mut World, signal: Signal, noise: &mut Noise) -> Result
     world.start_relay().await
 }
 
-/// Takes a network away at `side`, or brings it back.
-async fn outage(way: &Way, side: Option<Side>) -> Result<()> {
+/// Takes a network away, or brings it back.
+async fn outage(way: &Way, away: Option<Away>) -> Result<()> {
     match &way.link {
-        Some(link) => link.set_down(side).await,
+        Some(link) => {
+            println!("a real link: {away:?}");
+            link.set(away).await
+        }
         None => {
-            way.path.set_dark(side.is_some());
+            way.path.set_dark(away.is_some());
             Ok(())
         }
     }

@@ -14,11 +14,24 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use tokio::process::Command;
 
-use super::path::Side;
 use crate::process::{Process, run};
 
 /// Longest wait for `ip` or `unshare`.
 const WITHIN: Duration = Duration::from_secs(10);
+
+/// A hardware address that no end has.
+const NOBODY: &str = "02:00:00:00:00:01";
+
+/// How a network is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Away {
+    /// The link is down inside: the system there knows that it has none.
+    Inside,
+    /// The link is down outside.
+    Outside,
+    /// Nothing arrives any more, and nobody is told.
+    Silent,
+}
 
 /// A namespace and its link. Dropping it ends the namespace, once nothing
 /// runs there any more.
@@ -71,14 +84,28 @@ impl Link {
         command
     }
 
-    /// Sets one end of the link down, or both up. Down inside, the system
-    /// there knows that it has no network; down outside, it sees a network in
-    /// which nobody answers.
-    pub async fn set_down(&self, side: Option<Side>) -> Result<()> {
-        let state = |at| if side == Some(at) { "down" } else { "up" };
+    /// Takes the network away, or brings it back.
+    pub async fn set(&self, away: Option<Away>) -> Result<()> {
         let name = self.name();
-        ip(self.enter("ip"), &["link", "set", "eth0", state(Side::Endpoint)]).await?;
-        ip(Command::new("ip"), &["link", "set", &name, state(Side::Relay)]).await
+        let state = |down| if away == Some(down) { "down" } else { "up" };
+        ip(self.enter("ip"), &["link", "set", "eth0", state(Away::Inside)]).await?;
+        ip(Command::new("ip"), &["link", "set", &name, state(Away::Outside)]).await?;
+        let (inner, outer) = (format!("10.123.{}.2", self.number), self.address().to_string());
+        for (command, device, far) in
+            [(Command::new("ip"), name.as_str(), inner), (self.enter("ip"), "eth0", outer)]
+        {
+            let nobody = ["lladdr", NOBODY, "nud", "permanent"];
+            if away == Some(Away::Silent) {
+                let replace = ["neigh", "replace", &far, "dev", device];
+                ip(command, &[&replace[..], &nobody].concat()).await?;
+            } else {
+                // Forgets the address; there is none to forget after a link
+                // was down.
+                let flush = ["neigh", "flush", "to", &far, "dev", device, "nud", "all"];
+                ip(command, &flush).await?;
+            }
+        }
+        Ok(())
     }
 
     fn name(&self) -> String {

@@ -24,6 +24,8 @@ use super::world::World;
 const STALL: Duration = Duration::from_secs(120);
 /// A run that takes longer hangs.
 const DEADLINE: Duration = Duration::from_secs(1800);
+/// One in so many cuts does not wait for the one before to be over.
+const HASTE: u64 = 5;
 /// How often progress is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// What the median of the resume times may be at most on a busy machine, in
@@ -39,11 +41,14 @@ pub struct Plan {
     pub mebibytes: u64,
     /// How often something happens.
     pub cuts: usize,
+    /// How long ends are frozen, in seconds; some seconds if not said. Above
+    /// 60, their websockets are given up meanwhile; above 90, their streams.
+    pub freeze_secs: Option<u64>,
 }
 
 impl Plan {
-    /// This plan, with what `SEED`, `SURVIVE_MIB` and `SURVIVE_CUTS` say
-    /// instead.
+    /// This plan, with what `SEED`, `SURVIVE_MIB`, `SURVIVE_CUTS` and
+    /// `SURVIVE_FREEZE_SECS` say instead.
     ///
     /// # Errors
     /// One of them is not a number.
@@ -52,6 +57,7 @@ impl Plan {
             seed: number("SEED")?.unwrap_or(self.seed),
             mebibytes: number("SURVIVE_MIB")?.unwrap_or(self.mebibytes),
             cuts: number("SURVIVE_CUTS")?.map_or(self.cuts, |cuts| cuts as usize),
+            freeze_secs: number("SURVIVE_FREEZE_SECS")?.or(self.freeze_secs),
         })
     }
 
@@ -99,7 +105,8 @@ async fn run(plan: Plan, links: Option<[Link; 2]>) -> Result<()> {
 
     let events = plan.events(&mut noise);
     let told = events.iter().filter(|(_, cut)| cut.ends_websockets_of(End::Orchestrator)).count();
-    let delays = match cut(&mut world, &flows, &mut noise, &events).await {
+    let freeze = plan.freeze_secs.map(Duration::from_secs);
+    let delays = match cut(&mut world, &flows, &mut noise, &events, freeze).await {
         Ok(delays) => delays,
         Err(error) => {
             let words = world.last_words();
@@ -154,16 +161,28 @@ async fn cut(
     flows: &Flows,
     noise: &mut Noise,
     events: &[(f64, Cut)],
+    freeze: Option<Duration>,
 ) -> Result<Vec<(Cut, Duration)>> {
     let mut delays = Vec::new();
+    let mut hasty = false;
     for (index, (moment, cut)) in events.iter().enumerate() {
         // Flows may run ahead of the slowest one, but not up to the next cut.
         let next = events.get(index + 1).map_or(1.0, |(next, _)| *next);
         flows.open(moment + (next - moment) / 2.0);
-        progress(flows, *moment).await.with_context(|| format!("before cut {index}, {cut:?}"))?;
+        if !hasty {
+            let progress = progress(flows, *moment).await;
+            progress.with_context(|| format!("before cut {index}, {cut:?}"))?;
+        }
         let began = now_micros();
-        let times = cut.perform(world, flows, noise).await?;
+        let times = cut.perform(world, flows, noise, freeze).await?;
         let away = Duration::from_micros(times.restored - began);
+        // Some hit what has just begun to resume.
+        if noise.below(HASTE) == 0 && index + 1 < events.len() {
+            println!("cut {index:2} at {:4.1} %: {cut:?}, and at once:", moment * 100.0);
+            hasty = true;
+            continue;
+        }
+        hasty = false;
         let delay = flows
             .through_again(times.cut, times.restored, STALL)
             .await
