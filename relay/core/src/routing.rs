@@ -126,13 +126,16 @@ impl Hub {
         let decision = on_full(direction, resends);
         let fits =
             self.claims[index].lane(direction).bytes() + message.len() <= limits::LANE_MAX_BYTES;
-        if decision == OnFull::Shed && !fits {
-            return self.stats.count_dropped(Dropped::LaneFull, 1);
+        if fits {
+            if kind == Kind::Reset {
+                self.end(index, direction, now);
+            }
+            self.push(index, direction, message);
+        } else {
+            // Besides those that may be shed, the first message of a source
+            // that just took over a lane which was full already.
+            self.stats.count_dropped(Dropped::LaneFull, 1);
         }
-        if kind == Kind::Reset {
-            self.end(index, direction, now);
-        }
-        self.push(index, direction, message);
         if self.claims[index].lane(direction).is_at_limit() {
             match decision {
                 OnFull::Shed => {}

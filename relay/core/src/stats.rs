@@ -15,7 +15,8 @@ pub enum Dropped {
     PeerAway,
     /// The orchestrator, or the executor, has too many streams.
     TooManyStreams,
-    /// The lane of a stream that resends was full.
+    /// The lane of a stream that resends was full, or one that was full changed
+    /// hands.
     LaneFull,
     /// The queue of acks was full.
     ExpressFull,

@@ -243,6 +243,35 @@ fn a_full_lane_to_the_executor_stops_only_its_orchestrator() {
 }
 
 #[test]
+fn a_full_lane_stays_full_when_its_stream_changes_hands() {
+    let mut b = Bench::new();
+    let ports = [b.orchestrator(alice(), OURS), b.orchestrator(alice(), OURS)];
+    let mut seq = 0;
+    let mut send = |b: &mut Bench, from| {
+        b.send(from, &data("s", seq, 240_000));
+        seq += 1;
+    };
+    while b.hub.wants_read(ports[0]) {
+        send(&mut b, ports[0]);
+    }
+    // each takes the stream over from the other, which may read again then
+    for turn in 1..=20 {
+        assert!(b.hub.wants_read(ports[turn % 2]));
+        send(&mut b, ports[turn % 2]);
+        assert!(!b.hub.wants_read(ports[turn % 2]), "held back by the lane that it found");
+    }
+    b.hub.leave(ports[0], t0());
+    for _ in 0..20 {
+        let next = b.orchestrator(alice(), OURS);
+        send(&mut b, next);
+        b.hub.leave(next, t0());
+    }
+    let waiting: usize = b.drain(b.executor).iter().map(Bytes::len).sum();
+    assert!(waiting <= limits::LANE_MAX_BYTES, "{waiting} bytes wait");
+    assert!(b.hub.stats().dropped(Dropped::LaneFull) >= 39);
+}
+
+#[test]
 fn a_reader_that_does_not_read_sheds_only_its_own() {
     let mut b = Bench::new();
     let slow = b.orchestrator(alice(), OURS);
