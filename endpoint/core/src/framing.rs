@@ -14,6 +14,8 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use rendez_proto::limits::{APPLICATION_MESSAGE_MAX_BYTES, SEND_QUEUE_BYTES};
 
 const HEADER_BYTES: usize = 4;
+/// What it costs to keep one more message, beside its bytes.
+const HANDLE_BYTES: usize = size_of::<Bytes>();
 
 /// Messages that wait to be cut into records.
 #[derive(Debug, Default)]
@@ -157,7 +159,7 @@ impl Inbox {
     /// The next whole message.
     pub fn pop(&mut self) -> Option<Bytes> {
         let message = self.whole.pop_front()?;
-        self.bytes -= message.len();
+        self.bytes -= message.len() + HANDLE_BYTES;
         Some(message)
     }
 
@@ -166,13 +168,14 @@ impl Inbox {
         self.whole.is_empty()
     }
 
-    /// Bytes of whole messages that wait.
+    /// What the whole messages that wait cost: their bytes, and a handle for
+    /// each, which is more than the bytes of a small one.
     pub fn unread_bytes(&self) -> usize {
         self.bytes
     }
 
     fn finish(&mut self, message: Bytes) {
-        self.bytes += message.len();
+        self.bytes += message.len() + HANDLE_BYTES;
         self.whole.push_back(message);
     }
 }
@@ -254,6 +257,15 @@ mod tests {
         assert!(!outbox.has_room());
         outbox.take(SEND_QUEUE_BYTES + 5, &mut BytesMut::new());
         assert!(outbox.has_room() && !outbox.is_drained());
+    }
+
+    #[test]
+    fn small_messages_are_not_free() {
+        let mut inbox = Inbox::default();
+        inbox.push(Bytes::from([0, 0, 0, 1, 7].repeat(1000))).unwrap();
+        assert_eq!(inbox.unread_bytes(), 1000 * (1 + HANDLE_BYTES));
+        while inbox.pop().is_some() {}
+        assert_eq!(inbox.unread_bytes(), 0);
     }
 
     #[test]
