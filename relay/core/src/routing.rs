@@ -127,8 +127,10 @@ impl Hub {
         let fits =
             self.claims[index].lane(direction).bytes() + message.len() <= limits::LANE_MAX_BYTES;
         if fits {
-            if kind == Kind::Reset {
-                self.end(index, direction, now);
+            match kind {
+                Kind::Reset => self.end(index, direction, now),
+                Kind::Resume => self.go_on(index),
+                _ => {}
             }
             self.push(index, direction, message);
         } else {
@@ -161,6 +163,25 @@ impl Hub {
                 self.claims[index].ending = Ending::Over;
             }
             Ending::Passed { .. } | Ending::Over => {}
+        }
+    }
+
+    /// An end did not believe the reset that passed, as ours do not if it has no
+    /// proof: an executor that took the environment over for a moment resets
+    /// every stream that it does not know. Who asks for a stream that is really
+    /// over is answered by a reset, and that one counts.
+    fn go_on(&mut self, index: usize) {
+        let claim = &self.claims[index];
+        let (Ending::Passed { .. }, Holder::Port(port), true) =
+            (claim.ending, claim.holder, claim.resends)
+        else {
+            return;
+        };
+        if let Some(port) = self.port_mut(port)
+            && port.streams < limits::STREAMS_PER_ORCHESTRATOR
+        {
+            port.streams += 1;
+            self.claims[index].ending = Ending::No;
         }
     }
 

@@ -366,6 +366,27 @@ fn a_reset_ends_the_claim_when_it_is_answered_or_nobody_answers() {
     assert_eq!(b.hub.stats().dropped(Dropped::UnknownStream), 1);
 }
 
+/// The simulator's seed 1425: an executor that took over for a moment reset a
+/// stream that it did not know, its own executor came back, and two minutes
+/// later nobody told the orchestrator that it was gone.
+#[test]
+fn a_stream_that_goes_on_after_a_reset_keeps_its_claim() {
+    let mut b = Bench::new();
+    let a = b.orchestrator(alice(), OURS);
+    b.send(a, &data("s", 1, 1));
+    b.send(b.executor, &frame("s", Body::Reset { reason: "x".into() }));
+    b.send(b.executor, &frame("s", Body::Resume { next_seq: 2 }));
+    assert_eq!(b.hub.poll_timeout(), None);
+    b.hub.handle_timeout(t0() + limits::RESET_LINGER);
+    assert_eq!(b.hub.streams(), 1);
+    b.drain(a);
+    b.hub.leave(b.executor, t0());
+    assert_eq!(
+        b.drain(a).iter().map(reset_of).collect::<Vec<_>>(),
+        [Some(ResetReason::ExecutorGone)]
+    );
+}
+
 #[test]
 fn streams_that_end_do_not_count() {
     let mut b = Bench::new();
