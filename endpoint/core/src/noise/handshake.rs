@@ -1,7 +1,24 @@
 //! The handshake's states as types: each holds what its moment knows, and a
 //! transition consumes it.
 //!
-//! A handshake cannot be completed twice, nor without an [`Authorized`]:
+//! A handshake cannot be completed twice, nor without an [`Authorized`]. This
+//! is how it is done, and compiles:
+//!
+//! ```
+//! # use rendez_endpoint::noise::*;
+//! # use rendez_proto::keys::PublicKey;
+//! # fn consent(key: &PublicKey) -> Authorized {
+//! Authorized::by_registry(key)
+//! # }
+//! # fn once(waiting: AwaitingAuthorization, a: Authorized) {
+//! # let _ =
+//! waiting.authorize(a);
+//! # }
+//! # fn fresh(waiting: AwaitingResponse, message: &[u8]) {
+//! let first = waiting.finish(message);
+//! # }
+//! ```
+//! and these do not:
 //!
 //! ```compile_fail,E0382
 //! # use rendez_endpoint::noise::*;

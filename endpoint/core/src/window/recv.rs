@@ -119,7 +119,7 @@ impl RecvWindow {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     proptest! {
         /// Against a plain set of numbers.
@@ -157,6 +157,57 @@ mod tests {
                     let claimed = ack.bits >> bit & 1 == 1;
                     prop_assert_eq!(claimed, seen.contains(&(next + 1 + bit)));
                 }
+            }
+        }
+
+        /// The same with credit and a window that moves on: numbers near the
+        /// next one, plaintexts of all sizes, an application that reads some.
+        #[test]
+        fn like_a_set_of_numbers_with_credit(
+            first in prop_oneof![Just(1), Just(u32::MAX - 20)],
+            steps in proptest::collection::vec(
+                (-5i64..70, 0usize..=RECORD_PLAINTEXT_MAX_BYTES, 0u8..8), 1..400),
+        ) {
+            let zeros = Bytes::from(vec![0; RECORD_PLAINTEXT_MAX_BYTES]);
+            let mut window = RecvWindow::new(Seq(first), true);
+            let (mut held, mut next) = (BTreeMap::new(), i64::from(first));
+            let mut credit = i64::from(first.saturating_add(WINDOW_MAX_RECORDS - 1));
+            let mut unread = 0;
+            for (offset, len, read) in steps {
+                // mostly the next one, or the window would never move
+                let seq = (next + if offset > 20 { 0 } else { offset }).clamp(0, u32::MAX.into());
+                let expected = if seq < next || held.contains_key(&seq) {
+                    Arrival::Duplicate
+                } else if seq > next + i64::from(REORDER_MAX_RECORDS) || seq > credit {
+                    Arrival::TooFar
+                } else {
+                    Arrival::Fresh
+                };
+                prop_assert_eq!(window.classify(Seq(seq as u32)), expected);
+                window.insert(Seq(seq as u32), zeros.slice(..len));
+                if expected == Arrival::Fresh {
+                    held.insert(seq, len);
+                }
+                while let Some(len) = held.remove(&next) {
+                    prop_assert_eq!(window.pop().map(|plaintext| plaintext.len()), Some(len));
+                    unread += len;
+                    next += 1;
+                }
+                prop_assert_eq!(window.pop(), None);
+                prop_assert_eq!(i64::from(window.next()), next.min(u32::MAX.into()));
+                prop_assert_eq!(window.held_bytes(), held.values().sum::<usize>());
+                if read == 0 {
+                    unread = 0;
+                }
+                let room = RECEIVE_BUFFER_BYTES.saturating_sub(unread) / RECORD_PLAINTEXT_MAX_BYTES;
+                let room = (room as i64).min(WINDOW_MAX_RECORDS.into());
+                credit = credit.max(next - 1 + room).min(u32::MAX.into());
+                prop_assert_eq!(i64::from(window.grant(unread)), credit);
+                // what is credited fits beside what is unread, however it is read
+                let outstanding = (credit - (next - 1)) as usize;
+                prop_assert!(
+                    unread + outstanding * RECORD_PLAINTEXT_MAX_BYTES <= RECEIVE_BUFFER_BYTES
+                );
             }
         }
 

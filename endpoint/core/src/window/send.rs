@@ -267,7 +267,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use rendez_proto::limits::{RTO_INITIAL, RTO_MIN};
-    use std::collections::BTreeSet;
+    use std::collections::BTreeMap;
     use std::time::Duration;
 
     fn wire(seq: u32) -> Bytes {
@@ -399,60 +399,123 @@ mod tests {
         assert_eq!(window.next(), None);
     }
 
+    /// What the property below does to a window.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Send {
+            len: usize,
+        },
+        /// Acknowledges up to `behind` the newest, and the bits. `honest`: of
+        /// those, only what was sent.
+        Ack {
+            behind: u32,
+            bits: u32,
+            honest: bool,
+            credit: u32,
+        },
+        NewPath,
+        Wait {
+            ms: u64,
+        },
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        // sparse, dense and no bits
+        let bits = prop_oneof![
+            Just(0),
+            any::<u32>(),
+            (any::<u32>(), any::<u32>(), any::<u32>()).prop_map(|(a, b, c)| a & b & c),
+        ];
+        let len = prop_oneof![4 => 4usize..200, 1 => 100_000usize..300_000];
+        prop_oneof![
+            6 => len.prop_map(|len| Step::Send { len }),
+            3 => (0u32..70, bits, prop::bool::weighted(0.9), 0u32..40).prop_map(
+                |(behind, bits, honest, credit)| Step::Ack { behind, bits, honest, credit }),
+            1 => Just(Step::NewPath),
+            1 => (0u64..30_000).prop_map(|ms| Step::Wait { ms }),
+        ]
+    }
+
     proptest! {
-        /// Against a plain set of the numbers in flight.
+        /// Against a plain map of the numbers in flight to their bytes.
         #[test]
         fn like_a_set_of_numbers(
-            steps in proptest::collection::vec((0u8..4, 0u32..80, any::<u32>()), 1..200),
+            first in prop_oneof![Just(1), Just(u32::MAX - 30)],
+            steps in proptest::collection::vec(any_step(), 1..300),
         ) {
-            let start = crate::test_origin();
-            let mut window = SendWindow::new(Seq(1));
-            let (mut flying, mut next, mut credit) = (BTreeSet::new(), 1u32, WINDOW_MAX_RECORDS);
-            let mut now = start;
-            for (step, near, bits) in steps {
-                now += Duration::from_millis(u64::from(near));
+            let pattern = Bytes::from(vec![0; 400_000]);
+            let mut now = crate::test_origin();
+            let mut window = SendWindow::new(Seq(first));
+            // numbers are wider here, and there is no clever base
+            let mut flying = BTreeMap::<u64, Bytes>::new();
+            let mut next = u64::from(first);
+            let mut credit = u64::from(first.saturating_add(WINDOW_MAX_RECORDS - 1));
+            for step in steps {
+                let mut must_resend = Vec::new();
                 match step {
-                    0 | 1 => {
-                        let base = flying.first().copied().unwrap_or(next);
-                        let room = next - base < WINDOW_MAX_RECORDS && next <= credit;
-                        prop_assert_eq!(window.has_room(4), room);
+                    Step::Send { len } => {
+                        let base = flying.keys().next().copied().unwrap_or(next);
+                        let bytes: usize = flying.values().map(Bytes::len).sum();
+                        let room = next - base < u64::from(WINDOW_MAX_RECORDS)
+                            && next <= credit.min(u32::MAX.into())
+                            && bytes + len <= WINDOW_MAX_BYTES;
+                        prop_assert_eq!(window.has_room(len), room);
+                        prop_assert_eq!(window.next().map(|seq| u64::from(seq.0)),
+                            Some(next).filter(|next| *next <= u32::MAX.into()));
                         if room {
-                            prop_assert_eq!(window.next(), Some(Seq(next)));
-                            window.push(wire(next), now);
-                            flying.insert(next);
+                            // the place within the pattern tells records apart
+                            let at = (next % 64) as usize * 1000;
+                            let wire = pattern.slice(at..at + len);
+                            window.push(wire.clone(), now);
+                            flying.insert(next, wire);
                             next += 1;
                         }
                     }
-                    2 => {
-                        let ack = Ack { up_to: next.saturating_sub(near), bits };
-                        let named = |seq: &u32| {
-                            *seq <= ack.up_to
-                                || seq.checked_sub(ack.up_to + 2)
-                                    .is_some_and(|bit| bit < 32 && bits >> bit & 1 == 1)
-                        };
-                        let unsent = (next..next + 100).any(|seq| named(&seq));
-                        let result = window.on_ack(ack, credit + near, now);
+                    Step::Ack { behind, mut bits, honest, credit: more } => {
+                        let up_to = (next - 1).saturating_sub(behind.into()) as u32;
+                        let seq = |bit: u32| u64::from(up_to) + 2 + u64::from(bit);
+                        if honest {
+                            bits = (0..32).filter(|bit| seq(*bit) < next)
+                                .fold(0, |kept, bit| kept | bits & 1 << bit);
+                        }
+                        let named = |number: u64| number <= up_to.into()
+                            || (0..32).any(|bit| bits >> bit & 1 == 1 && seq(bit) == number);
+                        let unsent = (next..next + 40).any(named);
+                        let told = (credit + u64::from(more)).min(u32::MAX.into()) as u32;
+                        let result = window.on_ack(Ack { up_to, bits }, told, now);
                         prop_assert_eq!(result.is_err(), unsent);
                         if !unsent {
-                            credit += near;
-                            flying.retain(|seq| !named(seq));
+                            credit = told.into();
+                            flying.retain(|number, _| !named(*number));
                         }
                     }
-                    _ => {
-                        if near % 2 == 0 {
-                            window.resend_all();
-                        } else {
-                            window.handle_timeout(now);
+                    Step::NewPath => {
+                        window.resend_all();
+                        must_resend = flying.keys().copied().collect();
+                    }
+                    Step::Wait { ms } => {
+                        now += Duration::from_millis(ms);
+                        if window.poll_timeout().is_some_and(|at| at <= now) {
+                            must_resend.extend(flying.keys().next());
                         }
+                        window.handle_timeout(now);
                     }
                 }
+                let again: Vec<Bytes> =
+                    std::iter::from_fn(|| window.poll_retransmit(now)).collect();
+                prop_assert!(!window.wants_retransmit());
+                let mut numbers = Vec::new();
+                for wire in &again {
+                    let same = |kept: &&Bytes|
+                        kept.as_ptr() == wire.as_ptr() && kept.len() == wire.len();
+                    let number = flying.iter().find(|(_, kept)| same(kept));
+                    prop_assert!(number.is_some(), "resent what had arrived, or other bytes");
+                    numbers.extend(number.map(|(number, _)| *number));
+                }
+                prop_assert!(numbers.is_sorted(), "the oldest first, each once");
+                prop_assert!(must_resend.iter().all(|number| numbers.contains(number)));
                 prop_assert_eq!(window.is_empty(), flying.is_empty());
-                prop_assert_eq!(window.bytes, flying.len() * 4);
-                let mut check = true;
-                for seq in resent(&mut window, now) {
-                    check &= flying.contains(&seq);
-                }
-                prop_assert!(check, "resent what had arrived");
+                prop_assert_eq!(window.bytes, flying.values().map(Bytes::len).sum::<usize>());
                 prop_assert_eq!(window.poll_timeout().is_some(), !flying.is_empty());
             }
         }
