@@ -6,9 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use rendez_endpoint::{Config, Connect, Identity, IdentitySeed, Mux};
 use rendez_proto::ids::{EnvironmentId, StreamId};
+use rendez_proto::limits;
 use rendez_proto::profile::Profile;
 use rendez_proto::registry::{ConnectReply, ConnectRequest, Profiles};
-use rendez_proto::rpc::session::{Initialize, Initialized};
+use rendez_proto::rpc::session::{ClientExtensions, Initialize, Initialized};
 use rendez_rpc::{Caller, Endpoint};
 use rendez_transport::dial::{DialledSocket, dial};
 use secrecy::SecretString;
@@ -82,7 +83,13 @@ impl Client {
 
         let events = Events::default();
         let caller = Caller::new(channel, events.clone());
-        let hello = Initialize { client_name: "rendez".into(), resume_session_id: None };
+        let hello = Initialize {
+            client_name: "rendez".into(),
+            resume_session_id: None,
+            rendez: Some(ClientExtensions {
+                max_chunk: limits::PROCESS_CHUNK_LARGE_MAX_BYTES as u64,
+            }),
+        };
         let session = timeout(SESSION_TIMEOUT, caller.call::<Initialize>(&hello))
             .await
             .map_err(|_| ConnectError::Timeout)?

@@ -3,16 +3,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rendez_proto::rpc::Notification;
+use bytes::Bytes;
 use rendez_proto::rpc::process::{ClosedNotification, Exited, Output, ProcessId, Stream};
+use rendez_proto::rpc::{Json, Notification};
 use rendez_rpc::Notified;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
 use tokio::sync::mpsc;
 
-/// Events of one process that wait for its reader. Chunks have at most 8 KiB,
-/// so about 2 MiB; then the stream waits, and in the end the process.
-const EVENTS_WAITING: usize = 256;
+/// Events of one process that wait for its reader. Chunks have at most
+/// [`rendez_proto::limits::PROCESS_CHUNK_LARGE_MAX_BYTES`], so 4 MiB; then the stream waits,
+/// and in the end the process.
+const EVENTS_WAITING: usize = 64;
 
 /// Events that are held because one before them has not arrived. A stock
 /// executor sends neighbours in either order now and then; more than a few
@@ -22,7 +22,7 @@ const EVENTS_HELD: usize = 64;
 /// Something that happened to a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Event {
-    Output(Stream, Vec<u8>),
+    Output(Stream, Bytes),
     Exited(i32),
     Closed,
     /// Events are missing before this one.
@@ -107,7 +107,7 @@ impl Events {
 }
 
 impl Notified for Events {
-    async fn notified(&self, method: String, params: Value) {
+    async fn notified(&self, method: String, params: Json) {
         match method.as_str() {
             Output::NAME => {
                 if let Some(output) = parse::<Output>(params) {
@@ -139,11 +139,9 @@ impl Notified for Events {
     }
 }
 
-fn parse<N: Notification + DeserializeOwned>(params: Value) -> Option<N> {
+fn parse<N: Notification>(params: Json) -> Option<N> {
     // The parser's words may quote what the peer sent: not for a log.
-    serde_json::from_value(params)
-        .inspect_err(|_| tracing::warn!(notification = N::NAME, "does not parse"))
-        .ok()
+    params.parse().inspect_err(|_| tracing::warn!(notification = N::NAME, "does not parse")).ok()
 }
 
 #[cfg(test)]
@@ -157,7 +155,7 @@ mod tests {
 
     async fn output(events: &Events, seq: u64) {
         let params = json!({"processId": "p", "seq": seq, "stream": "stdout", "chunk": "YQ=="});
-        events.notified(Output::NAME.into(), params).await;
+        events.notified(Output::NAME.into(), Json::of(&params)).await;
     }
 
     fn got(feed: &mut mpsc::Receiver<Event>) -> Vec<Event> {
@@ -169,16 +167,16 @@ mod tests {
         let events = Events::default();
         let mut feed = events.subscribe(id());
         let closed = json!({"processId": "p", "seq": 4});
-        events.notified(ClosedNotification::NAME.into(), closed).await;
+        events.notified(ClosedNotification::NAME.into(), Json::of(&closed)).await;
         let exited = json!({"processId": "p", "seq": 3, "exitCode": 7});
-        events.notified(Exited::NAME.into(), exited.clone()).await;
+        events.notified(Exited::NAME.into(), Json::of(&exited)).await;
         assert_eq!(got(&mut feed), []);
         for seq in [2, 1, 1, 2] {
             output(&events, seq).await;
         }
-        let chunk = Event::Output(Stream::Stdout, b"a".to_vec());
+        let chunk = Event::Output(Stream::Stdout, Bytes::from_static(b"a"));
         assert_eq!(got(&mut feed), [chunk.clone(), chunk, Event::Exited(7), Event::Closed]);
-        events.notified(Exited::NAME.into(), exited).await;
+        events.notified(Exited::NAME.into(), Json::of(&exited)).await;
         assert_eq!(feed.recv().await, None, "the feed is over");
     }
 
@@ -190,10 +188,17 @@ mod tests {
             output(&events, seq + 2).await;
         }
         assert_eq!(got(&mut feed), []);
-        output(&events, EVENTS_HELD as u64 + 2).await;
-        let got = got(&mut feed);
-        assert_eq!(got[0], Event::Gap);
-        assert_eq!(got.len(), EVENTS_HELD + 2);
+        // more than may wait for a reader, so it reads meanwhile
+        let read = async {
+            let mut all = Vec::new();
+            while all.len() < EVENTS_HELD + 2 {
+                all.extend(feed.recv().await);
+            }
+            all
+        };
+        let ((), all) = tokio::join!(output(&events, EVENTS_HELD as u64 + 2), read);
+        assert_eq!(all[0], Event::Gap);
+        assert_eq!(got(&mut feed), []);
     }
 
     #[tokio::test]
@@ -211,10 +216,10 @@ mod tests {
     async fn strangers_and_nonsense_are_ignored() {
         let events = Events::default();
         let mut feed = events.subscribe(id());
-        events.notified("later/feature".into(), json!({})).await;
-        events.notified(Output::NAME.into(), json!({"seq": "x"})).await;
+        events.notified("later/feature".into(), Json::empty()).await;
+        events.notified(Output::NAME.into(), Json::of(&json!({"seq": "x"}))).await;
         let other = json!({"processId": "q", "seq": 1});
-        events.notified(ClosedNotification::NAME.into(), other).await;
+        events.notified(ClosedNotification::NAME.into(), Json::of(&other)).await;
         assert!(feed.try_recv().is_err());
     }
 }

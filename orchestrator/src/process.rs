@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use rendez_proto::ids::StreamId;
 use rendez_proto::rpc::path::PathUri;
 use rendez_proto::rpc::process::{
@@ -204,7 +205,8 @@ impl Process {
 
     /// Appends what has arrived of the same stream already: one write instead
     /// of many for whoever passes it on.
-    fn gather(&mut self, stream: Stream, mut chunk: Vec<u8>) -> Vec<u8> {
+    fn gather(&mut self, stream: Stream, chunk: Bytes) -> Vec<u8> {
+        let mut chunk = Vec::from(chunk); // no copy: nobody else has it
         while chunk.len() < GATHER_BYTES {
             match self.events.try_recv() {
                 Ok(Event::Output(same, more)) if same == stream => chunk.extend(more),

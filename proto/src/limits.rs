@@ -30,6 +30,9 @@ pub const TAG_BYTES: usize = 16;
 pub const NOISE_MESSAGE_MAX_BYTES: usize = 65_535;
 /// Largest application message in bytes. Codex, section 5: more is a reset.
 pub const APPLICATION_MESSAGE_MAX_BYTES: usize = 64 * 1024 * 1024;
+/// Longest JSON that is read by way of a tree of values when it does not parse
+/// directly: such a tree may take thirty times the memory.
+pub const JSON_REREAD_MAX_BYTES: usize = 1024 * 1024;
 /// Room for a frame's fields around its payload: a stream id, numbers, a proof
 /// and two trace fields.
 pub const FRAME_OVERHEAD_MAX_BYTES: usize = 2 * 1024;
@@ -189,6 +192,9 @@ pub const HOST_MAX_BYTES: usize = 260;
 pub const PROCESS_OUTPUT_RETAINED_BYTES: usize = 8 * 1024 * 1024;
 /// Largest chunk of process output in bytes. Codex, section 6.2.
 pub const PROCESS_CHUNK_MAX_BYTES: usize = 8 * 1024;
+/// Largest chunk of process output for an orchestrator that says that it takes
+/// such ones: what a pipe holds, so one read empties it.
+pub const PROCESS_CHUNK_LARGE_MAX_BYTES: usize = 64 * 1024;
 /// How long a session outlives its last stream. Codex, section 6.2, measured
 /// 80 s; ours outlives [`STREAM_GRACE`] too.
 pub const SESSION_GRACE: Duration = Duration::from_secs(100);

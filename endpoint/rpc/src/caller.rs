@@ -10,8 +10,7 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rendez_proto::rpc::{self, Message, Method, Notification, RequestId, RpcError};
-use serde_json::Value;
+use rendez_proto::rpc::{self, Json, Message, Method, Notification, RequestId, RpcError};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
@@ -20,7 +19,7 @@ use crate::messages::{Messages, StreamClosed};
 /// Takes the notifications of the other end.
 pub trait Notified: Send + Sync + 'static {
     /// One notification; waiting holds the stream back.
-    fn notified(&self, method: String, params: Value) -> impl Future<Output = ()> + Send;
+    fn notified(&self, method: String, params: Json) -> impl Future<Output = ()> + Send;
     /// The stream is over; nothing follows.
     fn closed(&self);
 }
@@ -62,7 +61,7 @@ struct Pending(Mutex<Waiting>);
 struct Waiting {
     next_id: i64,
     closed: bool,
-    answers: HashMap<i64, oneshot::Sender<Result<Value, RpcError>>>,
+    answers: HashMap<i64, oneshot::Sender<Result<Json, RpcError>>>,
 }
 
 impl<M: Messages> Caller<M> {
@@ -89,7 +88,7 @@ impl<M: Messages> Caller<M> {
     /// [`CallError::NotSent`]
     pub async fn request<T: Method>(&self, params: &T::Params) -> Result<Answer<T>, CallError> {
         let answer = self.pending.register().ok_or(CallError::NotSent)?;
-        let request = rpc::request::<T>(RequestId::Number(answer.id), params);
+        let request = rpc::request::<T>(&RequestId::Number(answer.id), params);
         self.messages.send(request.into()).await.map_err(|StreamClosed| CallError::NotSent)?;
         Ok(answer)
     }
@@ -119,7 +118,7 @@ impl<M: Messages> Drop for Caller<M> {
 pub struct Answer<T> {
     id: i64,
     pending: Arc<Pending>,
-    answer: oneshot::Receiver<Result<Value, RpcError>>,
+    answer: oneshot::Receiver<Result<Json, RpcError>>,
     method: PhantomData<fn() -> T>,
 }
 
@@ -130,7 +129,8 @@ impl<T: Method> Answer<T> {
     /// [`CallError`] tells whether the call may have taken effect.
     pub async fn wait(mut self) -> Result<T::Reply, CallError> {
         let outcome = (&mut self.answer).await.map_err(|_| CallError::Interrupted)?;
-        serde_json::from_value(outcome?)
+        outcome?
+            .parse()
             .map_err(|error| CallError::Malformed { method: T::NAME, why: error.to_string() })
     }
 }
@@ -154,7 +154,7 @@ impl Pending {
         Some(Answer { id, pending: self.clone(), answer, method: PhantomData })
     }
 
-    fn answered(&self, id: &RequestId, outcome: Result<Value, RpcError>) {
+    fn answered(&self, id: &RequestId, outcome: Result<Json, RpcError>) {
         // An answer that nobody asked for is ignored, as stock harnesses do.
         if let RequestId::Number(id) = id
             && let Some(sender) = self.lock().answers.remove(id)
@@ -182,7 +182,7 @@ async fn read<M: Messages>(messages: Arc<M>, pending: Arc<Pending>, notified: im
                 notified.notified(method, params).await;
             }
             Ok(Message::Request { id, method, .. }) => {
-                let refusal = rpc::response(id, Err(RpcError::unknown_method(&method)));
+                let refusal = rpc::refusal(&id, &RpcError::unknown_method(&method));
                 if messages.send(refusal.into()).await.is_err() {
                     break;
                 }
@@ -202,7 +202,7 @@ async fn read<M: Messages>(messages: Arc<M>, pending: Arc<Pending>, notified: im
 mod tests {
     use super::*;
     use crate::memory::{End, pair};
-    use serde_json::json;
+    use serde_json::{Value, json};
     use tokio::sync::mpsc;
 
     struct Echo;
@@ -212,9 +212,9 @@ mod tests {
         type Reply = Value;
     }
 
-    struct Sink(mpsc::UnboundedSender<Option<(String, Value)>>);
+    struct Sink(mpsc::UnboundedSender<Option<(String, Json)>>);
     impl Notified for Sink {
-        async fn notified(&self, method: String, params: Value) {
+        async fn notified(&self, method: String, params: Json) {
             let _ = self.0.send(Some((method, params)));
         }
         fn closed(&self) {
@@ -223,7 +223,7 @@ mod tests {
     }
 
     /// `None`: closed.
-    type Notifications = mpsc::UnboundedReceiver<Option<(String, Value)>>;
+    type Notifications = mpsc::UnboundedReceiver<Option<(String, Json)>>;
 
     fn start() -> (Caller<End>, End, Notifications) {
         let (ours, theirs) = pair(8);
@@ -233,7 +233,7 @@ mod tests {
 
     async fn next_request(end: &End) -> (RequestId, Value) {
         match Message::parse(&end.recv().await.unwrap()).unwrap() {
-            Message::Request { id, params, .. } => (id, params),
+            Message::Request { id, params, .. } => (id, params.parse().unwrap()),
             other => panic!("{other:?}"),
         }
     }
@@ -247,7 +247,7 @@ mod tests {
             let first = next_request(&executor).await;
             let second = next_request(&executor).await;
             for (id, params) in [second, first] {
-                executor.send(rpc::response(id, Ok(params)).into()).await.unwrap();
+                executor.send(rpc::response(&id, Ok(&params)).into()).await.unwrap();
             }
         };
         let ((first, second), ()) = tokio::join!(calls, serve);
@@ -278,7 +278,7 @@ mod tests {
                 br#"{"method":"n","params":{"a":1}}"#.to_vec(),
                 br#"{"id":"x","method":"network/policyRequest"}"#.to_vec(),
                 br#"{"id":99,"result":{}}"#.to_vec(),
-                rpc::response(id, Err(RpcError::not_found("no"))),
+                rpc::refusal(&id, &RpcError::not_found("no")),
             ] {
                 executor.send(message.into()).await.unwrap();
             }
@@ -288,6 +288,7 @@ mod tests {
         };
         let (outcome, ()) = tokio::join!(caller.call::<Echo>(&params), serve);
         assert!(matches!(outcome, Err(CallError::Refused(error)) if error.message == "no"));
-        assert_eq!(notified.recv().await.unwrap(), Some(("n".into(), json!({"a": 1}))));
+        let params = Json::of(&json!({"a": 1}));
+        assert_eq!(notified.recv().await.unwrap(), Some(("n".into(), params)));
     }
 }

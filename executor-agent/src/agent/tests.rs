@@ -114,11 +114,11 @@ impl Peer {
 }
 
 async fn call<M: Method>(channel: &Channel, params: &M::Params) -> M::Reply {
-    channel.send(request::<M>(RequestId::Number(1), params).into()).await.unwrap();
+    channel.send(request::<M>(&RequestId::Number(1), params).into()).await.unwrap();
     loop {
         let message = channel.recv().await.expect("the stream ended");
         if let Message::Response { outcome, .. } = Message::parse(&message).unwrap() {
-            return serde_json::from_value(outcome.unwrap()).unwrap();
+            return outcome.unwrap().parse().unwrap();
         }
     }
 }
@@ -240,12 +240,15 @@ async fn stopping_kills_the_processes_and_tells_the_peers() {
     let socket = agent.accept(&peer).await;
     let channel = peer.open(Profile::RendezHybridIkV1).await.unwrap();
     initialize(&channel).await;
-    channel.send(request::<process::Start>(RequestId::Number(2), &sleeper()).into()).await.unwrap();
+    channel
+        .send(request::<process::Start>(&RequestId::Number(2), &sleeper()).into())
+        .await
+        .unwrap();
     let pid = loop {
         let message = channel.recv().await.unwrap();
         if let Message::Notification { params, .. } = Message::parse(&message).unwrap() {
-            let output: process::Output = serde_json::from_value(params).unwrap();
-            break String::from_utf8(output.chunk).unwrap().trim().to_owned();
+            let output: process::Output = params.parse().unwrap();
+            break String::from_utf8(output.chunk.to_vec()).unwrap().trim().to_owned();
         }
     };
     agent.stop().await.unwrap();

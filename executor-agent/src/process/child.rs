@@ -3,7 +3,7 @@
 //! A child leads a process group of its own, so that signals reach what it
 //! started, too. Its task reads the outputs into the log, waits for the end
 //! and closes the log; a full log of an attached peer stops the reading, and
-//! so the child ([`OutputLog::has_room`](super::log::OutputLog::has_room)).
+//! so the child ([`OutputLog::room`](super::log::OutputLog::room)).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -144,13 +144,20 @@ fn exit_code(status: ExitStatus) -> i32 {
 }
 
 async fn pump(stream: Stream, mut output: Reader, process: &Arc<Process>) {
+    // most children write little: the buffer grows when one read fills it
     let mut buffer = vec![0; limits::PROCESS_CHUNK_MAX_BYTES];
     loop {
-        process.room().await;
-        match output.read(&mut buffer).await {
+        let room = process.room().await;
+        let end = buffer.len().min(room);
+        match output.read(&mut buffer[..end]).await {
             // a terminal says EIO when its last user is gone
             Ok(0) | Err(_) => return,
-            Ok(len) => process.output(stream, Bytes::copy_from_slice(&buffer[..len])),
+            Ok(len) => {
+                process.output(stream, Bytes::copy_from_slice(&buffer[..len]));
+                if len == buffer.len() && len < room {
+                    buffer = vec![0; room];
+                }
+            }
         }
     }
 }

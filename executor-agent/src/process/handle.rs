@@ -29,7 +29,7 @@ pub(super) struct Process {
     log: Mutex<OutputLog>,
     /// Something was appended.
     news: Notify,
-    /// [`OutputLog::has_room`] may have turned true.
+    /// [`OutputLog::room`] may have changed.
     room: Notify,
     stdin: Arc<Stdin>,
     reach: Mutex<Option<Reach>>,
@@ -85,17 +85,18 @@ impl Drop for Reach {
 }
 
 impl Process {
-    /// A process whose events go to `push` if `attached`.
+    /// A process whose events go to `push` if a peer is `attached`, in chunks
+    /// of that many bytes.
     pub(super) fn new(
         id: ProcessId,
         stdin: Arc<Stdin>,
         reach: Reach,
         push: Arc<PushQueue>,
-        attached: bool,
+        attached: Option<usize>,
     ) -> Arc<Self> {
         let mut log = OutputLog::new(limits::PROCESS_OUTPUT_RETAINED_BYTES);
-        if attached {
-            log.attach();
+        if let Some(chunk_bytes) = attached {
+            log.attach(chunk_bytes);
         }
         Arc::new(Self {
             id,
@@ -146,12 +147,13 @@ impl Process {
         self.push.add(self);
     }
 
-    /// Waits until the child's outputs should be read.
-    pub(super) async fn room(&self) {
+    /// Waits until the child's outputs should be read; returns how many bytes
+    /// at once.
+    pub(super) async fn room(&self) -> usize {
         loop {
             let changed = self.room.notified();
-            if lock(&self.log).has_room() {
-                return;
+            if let Some(room) = lock(&self.log).room() {
+                return room;
             }
             changed.await;
         }
@@ -159,9 +161,9 @@ impl Process {
 
     // ---- what peers want ----
 
-    /// Pushes from here on.
-    pub(super) fn attach(&self) {
-        lock(&self.log).attach();
+    /// Pushes from here on, in chunks of at most `chunk_bytes`.
+    pub(super) fn attach(&self, chunk_bytes: usize) {
+        lock(&self.log).attach(chunk_bytes);
         self.room.notify_waiters();
     }
 
@@ -205,7 +207,7 @@ impl Process {
         let process_id = self.id.clone();
         Some(match event {
             Event::Output { seq, stream, bytes } => {
-                notification(&Output { process_id, seq, stream, chunk: bytes.to_vec() })
+                notification(&Output { process_id, seq, stream, chunk: bytes })
             }
             Event::Exited { seq, code } => {
                 notification(&Exited { process_id, seq, exit_code: code, sandbox_denied: false })

@@ -13,15 +13,16 @@
 //!    close is last.
 //! 2. At most `capacity` bytes are kept, oldest out first, but while a peer is
 //!    attached nothing is evicted before it was pushed.
-//! 3. So that 2 cannot grow without bound, [`OutputLog::has_room`] turns false
-//!    when `capacity` bytes wait for an attached peer; whoever reads the
-//!    child's pipes then stops. A detached log always has room.
+//! 3. So that 2 cannot grow without bound, [`OutputLog::room`] is `None` when
+//!    `capacity` bytes wait for an attached peer; whoever reads the child's
+//!    pipes then stops. A detached log always has room.
 //!
 //! Pure: no clock, no I/O.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use rendez_proto::limits;
 use rendez_proto::rpc::process::{self, ReadReply, Stream};
 
 /// What one kept chunk costs besides its bytes; charged, so that a child that
@@ -38,6 +39,8 @@ pub(super) struct OutputLog {
     exit: Option<(u64, i32)>,
     closed: Option<u64>,
     peer: Option<Peer>,
+    /// What the last peer took at once.
+    chunk_bytes: usize,
 }
 
 /// An attached peer's place in the log.
@@ -99,6 +102,7 @@ impl OutputLog {
             exit: None,
             closed: None,
             peer: None,
+            chunk_bytes: limits::PROCESS_CHUNK_MAX_BYTES,
         }
     }
 
@@ -142,14 +146,17 @@ impl OutputLog {
         self.next_seq - 1
     }
 
-    /// Whether the child's pipes should be read (invariant 3).
-    pub(super) fn has_room(&self) -> bool {
-        self.peer.as_ref().is_none_or(|peer| peer.unpushed_bytes < self.capacity)
+    /// How many bytes of the child's pipes should be read at once; `None` if
+    /// none (invariant 3).
+    pub(super) fn room(&self) -> Option<usize> {
+        let full = self.peer.as_ref().is_some_and(|peer| peer.unpushed_bytes >= self.capacity);
+        (!full).then_some(self.chunk_bytes)
     }
 
-    /// A peer attached: events from here on are pushed to it; earlier ones it
-    /// reads.
-    pub(super) fn attach(&mut self) {
+    /// A peer attached that takes chunks of `chunk_bytes`: events from here on
+    /// are pushed to it; earlier ones it reads.
+    pub(super) fn attach(&mut self, chunk_bytes: usize) {
+        self.chunk_bytes = chunk_bytes;
         self.peer = Some(Peer { cursor: self.last_seq(), unpushed_bytes: 0 });
     }
 
@@ -199,7 +206,7 @@ impl OutputLog {
             chunks.push(process::Chunk {
                 seq: chunk.seq,
                 stream: chunk.stream,
-                chunk: chunk.bytes.to_vec(),
+                chunk: chunk.bytes.clone(),
             });
         }
         ReadReply {
@@ -234,6 +241,8 @@ impl OutputLog {
 mod tests {
     use super::*;
 
+    const CHUNK: usize = 10;
+
     /// A log that keeps `chunks` chunks of 10 bytes.
     fn log(chunks: usize) -> OutputLog {
         OutputLog::new(chunks * (10 + CHUNK_OVERHEAD_BYTES))
@@ -260,7 +269,7 @@ mod tests {
     #[test]
     fn numbers_run_over_everything_without_a_hole() {
         let mut log = log(10);
-        log.attach();
+        log.attach(CHUNK);
         put(&mut log, 2);
         log.exited(7);
         put(&mut log, 1);
@@ -300,36 +309,48 @@ mod tests {
     fn a_detached_log_keeps_the_newest_and_leaves_a_hole() {
         let mut log = log(3);
         put(&mut log, 10);
-        assert!(log.has_room());
+        assert!(log.room().is_some());
         assert_eq!(seqs(&log.read(0, u64::MAX)), [8, 9, 10]);
     }
 
     #[test]
     fn nothing_is_evicted_before_an_attached_peer_got_it() {
         let mut log = log(3);
-        log.attach();
+        log.attach(CHUNK);
         put(&mut log, 2);
-        assert!(log.has_room());
+        assert!(log.room().is_some());
         put(&mut log, 3);
-        assert!(!log.has_room(), "more than the capacity waits");
+        assert!(log.room().is_none(), "more than the capacity waits");
         assert_eq!(pushed(&mut log), [1, 2, 3, 4, 5]);
-        assert!(log.has_room());
+        assert!(log.room().is_some());
         assert_eq!(seqs(&log.read(0, u64::MAX)), [3, 4, 5]);
     }
 
     #[test]
     fn detaching_makes_room_and_attaching_again_pushes_only_what_is_new() {
         let mut log = log(3);
-        log.attach();
+        log.attach(CHUNK);
         put(&mut log, 5);
         log.detach();
-        assert!(log.has_room());
+        assert!(log.room().is_some());
         assert_eq!(pushed(&mut log), [] as [u64; 0]);
         assert_eq!(seqs(&log.read(0, u64::MAX)), [3, 4, 5]);
-        log.attach();
+        log.attach(CHUNK);
         put(&mut log, 1);
         log.closed();
         assert_eq!(pushed(&mut log), [6, 7]);
+    }
+
+    #[test]
+    fn chunks_are_as_large_as_the_last_peer_takes() {
+        let mut log = log(3);
+        assert_eq!(log.room(), Some(limits::PROCESS_CHUNK_MAX_BYTES));
+        log.attach(CHUNK);
+        assert_eq!(log.room(), Some(CHUNK));
+        put(&mut log, 3);
+        assert_eq!(log.room(), None);
+        log.detach();
+        assert_eq!(log.room(), Some(CHUNK));
     }
 
     #[test]

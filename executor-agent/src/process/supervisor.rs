@@ -40,7 +40,8 @@ pub(crate) struct Supervisor {
 #[derive(Default)]
 struct Known {
     entries: BTreeMap<ProcessId, Entry>,
-    attached: bool,
+    /// A peer is attached, and takes chunks of that many bytes.
+    attached: Option<usize>,
     /// Set by [`Supervisor::kill_all`]: nothing is started any more.
     over: bool,
     closings: u64,
@@ -80,17 +81,19 @@ impl Supervisor {
 
     // ---- the peer ----
 
-    /// A peer attached: events from here on are for it.
-    pub(crate) fn attach(&self) {
+    /// A peer attached that takes chunks of `chunk_bytes`: events from here on
+    /// are for it.
+    pub(crate) fn attach(&self, chunk_bytes: usize) {
         let mut known = lock(&self.known);
-        known.attached = true;
-        known.entries.values().filter_map(Entry::process).for_each(|process| process.attach());
+        known.attached = Some(chunk_bytes);
+        let processes = known.entries.values().filter_map(Entry::process);
+        processes.for_each(|process| process.attach(chunk_bytes));
     }
 
     /// The peer went: processes run on, their output is kept.
     pub(crate) fn detach(&self) {
         let mut known = lock(&self.known);
-        known.attached = false;
+        known.attached = None;
         known.entries.values().filter_map(Entry::process).for_each(|process| process.detach());
     }
 
@@ -411,17 +414,17 @@ mod tests {
 
     /// The method and number of the next notification.
     async fn next(supervisor: &Supervisor) -> (String, u64) {
-        let message = supervisor.next_notification().await;
+        let message = supervisor.next_notification().await.into();
         let Message::Notification { method, params } = Message::parse(&message).unwrap() else {
             panic!("not a notification")
         };
-        (method, params["seq"].as_u64().unwrap())
+        (method, params.parse::<serde_json::Value>().unwrap()["seq"].as_u64().unwrap())
     }
 
     #[tokio::test]
     async fn a_peer_that_takes_nothing_holds_the_child_and_then_gets_everything() {
         let supervisor = Supervisor::new();
-        supervisor.attach();
+        supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let total = 2 * limits::PROCESS_OUTPUT_RETAINED_BYTES;
         let script = format!("exec head -c {total} /dev/zero");
         supervisor.start(start("p", &script)).await.unwrap();
@@ -453,7 +456,7 @@ mod tests {
     #[tokio::test]
     async fn a_peer_that_goes_away_releases_the_child() {
         let supervisor = Supervisor::new();
-        supervisor.attach();
+        supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let total = 2 * limits::PROCESS_OUTPUT_RETAINED_BYTES;
         let script = format!("exec head -c {total} /dev/zero");
         supervisor.start(start("p", &script)).await.unwrap();
@@ -467,7 +470,7 @@ mod tests {
     #[tokio::test]
     async fn what_comes_while_a_process_starts_is_answered_and_kept() {
         let supervisor = Supervisor::new();
-        supervisor.attach();
+        supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let started = supervisor.start(start("p", "exec sleep 1000"));
         // nothing has been awaited, so the child cannot be there yet
         let write = Write { process_id: pid("p"), chunk: vec![1], write_id: None };
@@ -483,7 +486,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_session_forgets_the_oldest_closed_process() {
         let supervisor = Supervisor::new();
-        supervisor.attach();
+        supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let others = (1..limits::PROCESSES_PER_SESSION)
             .map(|n| (pid(&n.to_string()), Entry::Starting { early: None }));
         lock(&supervisor.known).entries.extend(others);
@@ -503,7 +506,7 @@ mod tests {
     #[tokio::test]
     async fn a_closed_process_is_forgotten_after_a_while() {
         let supervisor = Supervisor::new();
-        supervisor.attach();
+        supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         supervisor.start(start("p", "true")).await.unwrap();
         while next(&supervisor).await.0 != "process/closed" {}
         while !supervisor.is_idle() {

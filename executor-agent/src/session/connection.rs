@@ -21,9 +21,10 @@ use rendez_proto::limits;
 use rendez_proto::rpc::session::{
     EXTENSIONS_VERSION, Extensions, Initialize, InitializeReply, Initialized,
 };
-use rendez_proto::rpc::{Message, Method as _, Notification as _, RequestId, RpcError, response};
+use rendez_proto::rpc::{
+    Json, Message, Method as _, Notification as _, RequestId, RpcError, refusal,
+};
 use rendez_rpc::{Messages, StreamClosed};
-use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -77,7 +78,7 @@ enum Phase {
 
 impl<M: Messages> Connection<M> {
     /// An error ends the connection.
-    async fn handle(&mut self, message: &[u8]) -> Result<(), StreamClosed> {
+    async fn handle(&mut self, message: &Bytes) -> Result<(), StreamClosed> {
         // finished tasks
         while self.tasks.try_join_next().is_some() {}
         match Message::parse(message) {
@@ -105,7 +106,7 @@ impl<M: Messages> Connection<M> {
         &mut self,
         id: RequestId,
         method: &str,
-        params: Value,
+        params: Json,
     ) -> Result<(), StreamClosed> {
         let missing = match &self.phase {
             Phase::Ready(session) => {
@@ -113,8 +114,8 @@ impl<M: Messages> Connection<M> {
                 return self.run(id, &supervisor, method, params).await;
             }
             Phase::Fresh if method == Initialize::NAME => {
-                let outcome = self.initialize(params);
-                return reply(&*self.messages, id, outcome).await;
+                let answer = methods::answer(&id, self.initialize(&params));
+                return self.messages.send(answer).await;
             }
             Phase::Fresh => "call initialize",
             Phase::Initializing(_) => "send initialized",
@@ -128,15 +129,16 @@ impl<M: Messages> Connection<M> {
             )),
             None => RpcError::unknown_method(&methods::shorten(method)),
         };
-        reply(&*self.messages, id, Err(error)).await
+        self.messages.send(refusal(&id, &error).into()).await
     }
 
-    fn initialize(&mut self, params: Value) -> Result<Value, RpcError> {
+    fn initialize(&mut self, params: &Json) -> Result<InitializeReply, RpcError> {
         let call = methods::decode::<Initialize>(params)?;
         let resumed = call.resume_session_id.is_some();
-        let session = self.executor.attach(self.id, call.resume_session_id)?;
+        let takes = call.rendez.unwrap_or_default().max_chunk;
+        let session = self.executor.attach(self.id, call.resume_session_id, chunk_bytes(takes))?;
         tracing::debug!(connection = self.id.0, resumed, "session attached");
-        let answer = methods::encode(&InitializeReply {
+        let answer = InitializeReply {
             session_id: session.id().clone(),
             environment_info: Some(self.executor.environment().clone()),
             rendez: Some(Extensions {
@@ -144,7 +146,7 @@ impl<M: Messages> Connection<M> {
                 close_stdin: true,
                 signals: true,
             }),
-        })?;
+        };
         self.phase = Phase::Initializing(session);
         Ok(answer)
     }
@@ -165,16 +167,15 @@ impl<M: Messages> Connection<M> {
         id: RequestId,
         supervisor: &Arc<Supervisor>,
         method: &str,
-        params: Value,
+        params: Json,
     ) -> Result<(), StreamClosed> {
         // the semaphore is never closed
         let slot = self.slots.clone().acquire_owned().await.map_err(|_| StreamClosed)?;
-        let answer = methods::call(&self.executor, supervisor, method, params);
+        let answer = methods::call(&self.executor, supervisor, id, method, &params);
         let messages = self.messages.clone();
         self.tasks.spawn(async move {
-            let outcome = answer.await;
             // a stream that is over ends the connection by itself
-            let _ = reply(&*messages, id, outcome).await;
+            let _ = messages.send(answer.await).await;
             drop(slot);
         });
         Ok(())
@@ -191,20 +192,10 @@ async fn push<M: Messages>(messages: Arc<M>, supervisor: Arc<Supervisor>) {
     }
 }
 
-async fn reply<M: Messages>(
-    messages: &M,
-    id: RequestId,
-    outcome: Result<Value, RpcError>,
-) -> Result<(), StreamClosed> {
-    let mut message = response(id.clone(), outcome);
-    if message.len() > limits::APPLICATION_MESSAGE_MAX_BYTES {
-        // sending it would end the whole stream
-        let error = RpcError::invalid_request(format!(
-            "the answer has {} bytes, more than the {} that one message may have; ask for less",
-            message.len(),
-            limits::APPLICATION_MESSAGE_MAX_BYTES
-        ));
-        message = response(id, Err(error));
-    }
-    messages.send(Bytes::from(message)).await
+/// How large chunks of output are for a client that takes `takes` bytes, or
+/// does not say: stock clients expect no more than theirs.
+fn chunk_bytes(takes: u64) -> usize {
+    usize::try_from(takes)
+        .unwrap_or(usize::MAX)
+        .clamp(limits::PROCESS_CHUNK_MAX_BYTES, limits::PROCESS_CHUNK_LARGE_MAX_BYTES)
 }

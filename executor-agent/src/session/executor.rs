@@ -92,11 +92,13 @@ impl Executor {
         ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Opens a session, or takes up the one that is asked for.
+    /// Opens a session, or takes up the one that is asked for. From then on
+    /// chunks of output have at most `chunk_bytes`.
     pub(super) fn attach(
         self: &Arc<Self>,
         connection: ConnectionId,
         resume: Option<SessionId>,
+        chunk_bytes: usize,
     ) -> Result<Attached, RpcError> {
         let (id, supervisor) = match resume {
             Some(id) => {
@@ -117,7 +119,7 @@ impl Executor {
                 (id, supervisor)
             }
         };
-        supervisor.attach();
+        supervisor.attach(chunk_bytes);
         Ok(Attached { executor: self.clone(), connection, id, supervisor })
     }
 }

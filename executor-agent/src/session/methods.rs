@@ -8,17 +8,19 @@ use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use rendez_proto::limits;
 use rendez_proto::rpc::session::{
     EnvironmentInfo, EnvironmentStatus, EnvironmentStatusReply, Initialize,
 };
-use rendez_proto::rpc::{Method, RpcError, fs, process};
-use serde_json::Value;
+use rendez_proto::rpc::{Json, Method, RequestId, RpcError, fs, process, refusal, response};
+use serde::Serialize;
 
 use super::executor::Executor;
 use crate::process::supervisor::Supervisor;
 
-/// An answer that may take time.
-pub(super) type Answer = Pin<Box<dyn Future<Output = Result<Value, RpcError>> + Send>>;
+/// The message that answers a call; it may take time.
+pub(super) type Answer = Pin<Box<dyn Future<Output = Bytes> + Send>>;
 
 /// Whether there is such a method, and what the stock executor calls its kind
 /// when it asks for `initialize` first.
@@ -52,59 +54,74 @@ pub(super) fn family(method: &str) -> Option<&'static str> {
 pub(super) fn call(
     executor: &Executor,
     supervisor: &Arc<Supervisor>,
+    id: RequestId,
     method: &str,
-    params: Value,
+    params: &Json,
 ) -> Answer {
     let files = executor.files();
     match method {
         Initialize::NAME => {
             let again =
                 RpcError::invalid_request("initialize may only be sent once per connection");
-            Box::pin(ready(Err(again)))
+            refused(&id, &again)
         }
         EnvironmentInfo::NAME => {
-            typed::<EnvironmentInfo, _>(params, |_| ready(Ok(executor.environment().clone())))
+            typed::<EnvironmentInfo, _>(id, params, |_| ready(Ok(executor.environment().clone())))
         }
-        EnvironmentStatus::NAME => typed::<EnvironmentStatus, _>(params, |_| {
+        EnvironmentStatus::NAME => typed::<EnvironmentStatus, _>(id, params, |_| {
             ready(Ok(EnvironmentStatusReply { status: EnvironmentStatusReply::READY.to_owned() }))
         }),
-        process::Start::NAME => typed::<process::Start, _>(params, |call| supervisor.start(call)),
-        process::Write::NAME => typed::<process::Write, _>(params, |call| supervisor.write(call)),
+        process::Start::NAME => {
+            typed::<process::Start, _>(id, params, |call| supervisor.start(call))
+        }
+        process::Write::NAME => {
+            typed::<process::Write, _>(id, params, |call| supervisor.write(call))
+        }
         process::CloseStdin::NAME => {
-            typed::<process::CloseStdin, _>(params, |call| supervisor.close_stdin(&call))
+            typed::<process::CloseStdin, _>(id, params, |call| supervisor.close_stdin(&call))
         }
         process::Signal::NAME => {
-            typed::<process::Signal, _>(params, |call| ready(Ok(supervisor.signal(&call))))
+            typed::<process::Signal, _>(id, params, |call| ready(Ok(supervisor.signal(&call))))
         }
-        process::Terminate::NAME => {
-            typed::<process::Terminate, _>(params, |call| ready(Ok(supervisor.terminate(&call))))
-        }
-        process::Read::NAME => typed::<process::Read, _>(params, |call| supervisor.read(call)),
-        fs::ReadFile::NAME => typed::<fs::ReadFile, _>(params, |call| files.read_file(call)),
-        fs::WriteFile::NAME => typed::<fs::WriteFile, _>(params, |call| files.write_file(call)),
+        process::Terminate::NAME => typed::<process::Terminate, _>(id, params, |call| {
+            ready(Ok(supervisor.terminate(&call)))
+        }),
+        process::Read::NAME => typed::<process::Read, _>(id, params, |call| supervisor.read(call)),
+        fs::ReadFile::NAME => typed::<fs::ReadFile, _>(id, params, |call| files.read_file(call)),
+        fs::WriteFile::NAME => typed::<fs::WriteFile, _>(id, params, |call| files.write_file(call)),
         fs::GetMetadata::NAME => {
-            typed::<fs::GetMetadata, _>(params, |call| files.get_metadata(call))
+            typed::<fs::GetMetadata, _>(id, params, |call| files.get_metadata(call))
         }
         fs::ReadDirectory::NAME => {
-            typed::<fs::ReadDirectory, _>(params, |call| files.read_directory(call))
+            typed::<fs::ReadDirectory, _>(id, params, |call| files.read_directory(call))
         }
         fs::CreateDirectory::NAME => {
-            typed::<fs::CreateDirectory, _>(params, |call| files.create_directory(call))
+            typed::<fs::CreateDirectory, _>(id, params, |call| files.create_directory(call))
         }
-        fs::Remove::NAME => typed::<fs::Remove, _>(params, |call| files.remove(call)),
-        unknown => Box::pin(ready(Err(RpcError::unknown_method(&shorten(unknown))))),
+        fs::Remove::NAME => typed::<fs::Remove, _>(id, params, |call| files.remove(call)),
+        unknown => refused(&id, &RpcError::unknown_method(&shorten(unknown))),
     }
 }
 
 /// Parameters of `M`; absent ones are empty ones.
-pub(super) fn decode<M: Method>(params: Value) -> Result<M::Params, RpcError> {
-    let params = if params.is_null() { Value::Object(serde_json::Map::new()) } else { params };
-    serde_json::from_value(params).map_err(|error| RpcError::invalid_params(error.to_string()))
+pub(super) fn decode<M: Method>(params: &Json) -> Result<M::Params, RpcError> {
+    let parsed = if params.is_null() { Json::empty().parse() } else { params.parse() };
+    parsed.map_err(|error| RpcError::invalid_params(error.to_string()))
 }
 
-/// The JSON of a reply.
-pub(super) fn encode<T: serde::Serialize>(reply: &T) -> Result<Value, RpcError> {
-    serde_json::to_value(reply).map_err(|error| RpcError::internal(error.to_string()))
+/// The message that answers the call `id`.
+pub(super) fn answer<T: Serialize>(id: &RequestId, outcome: Result<T, RpcError>) -> Bytes {
+    let message = response(id, outcome.as_ref());
+    // sending it would end the whole stream
+    if message.len() > limits::APPLICATION_MESSAGE_MAX_BYTES {
+        let error = RpcError::invalid_request(format!(
+            "the answer has {} bytes, more than the {} that one message may have; ask for less",
+            message.len(),
+            limits::APPLICATION_MESSAGE_MAX_BYTES
+        ));
+        return refusal(id, &error).into();
+    }
+    message.into()
 }
 
 /// A name of the peer's, for an error message.
@@ -112,15 +129,19 @@ pub(super) fn shorten(text: &str) -> String {
     text.chars().take(64).collect()
 }
 
-fn typed<M: Method, F>(params: Value, serve: impl FnOnce(M::Params) -> F) -> Answer
+fn refused(id: &RequestId, error: &RpcError) -> Answer {
+    Box::pin(ready(refusal(id, error).into()))
+}
+
+fn typed<M: Method, F>(id: RequestId, params: &Json, serve: impl FnOnce(M::Params) -> F) -> Answer
 where
     F: Future<Output = Result<M::Reply, RpcError>> + Send + 'static,
 {
     match decode::<M>(params) {
-        Err(error) => Box::pin(ready(Err(error))),
+        Err(error) => refused(&id, &error),
         Ok(params) => {
             let reply = serve(params);
-            Box::pin(async move { encode(&reply.await?) })
+            Box::pin(async move { answer(&id, reply.await) })
         }
     }
 }

@@ -16,7 +16,6 @@ use rendez_proto::rpc::{
 };
 use rendez_rpc::Messages as _;
 use rendez_rpc::memory::{End, pair};
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -27,6 +26,7 @@ struct Client {
     end: End,
     next_id: AtomicI64,
     inbox: Vec<Message>,
+    takes: Option<ClientExtensions>,
     server: JoinHandle<()>,
 }
 
@@ -38,7 +38,7 @@ impl Client {
     fn connect(executor: &Arc<Executor>, capacity: usize) -> Self {
         let (end, other) = pair(capacity);
         let server = tokio::spawn(serve(executor.clone(), Arc::new(other)));
-        Self { end, next_id: AtomicI64::new(1), inbox: Vec::new(), server }
+        Self { end, next_id: AtomicI64::new(1), inbox: Vec::new(), takes: None, server }
     }
 
     /// A stream with a session, and its id.
@@ -49,7 +49,11 @@ impl Client {
     }
 
     async fn initialize(&mut self, resume: Option<&SessionId>) -> Result<SessionId, RpcError> {
-        let call = Initialize { client_name: "test".into(), resume_session_id: resume.cloned() };
+        let call = Initialize {
+            client_name: "test".into(),
+            resume_session_id: resume.cloned(),
+            rendez: self.takes.clone(),
+        };
         let reply = self.call::<Initialize>(&call).await?;
         self.raw(&notification(&Initialized {})).await;
         Ok(reply.session_id)
@@ -62,7 +66,7 @@ impl Client {
     /// Sends a call; the answer is for [`Client::answer`].
     async fn ask<M: Method>(&self, params: &M::Params) -> i64 {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        self.raw(&request::<M>(RequestId::Number(id), params)).await;
+        self.raw(&request::<M>(&RequestId::Number(id), params)).await;
         id
     }
 
@@ -74,7 +78,7 @@ impl Client {
             )
             .await;
         let Message::Response { outcome, .. } = found else { unreachable!() };
-        outcome.map(|value| serde_json::from_value(value).unwrap())
+        outcome.map(|value| value.parse().unwrap())
     }
 
     async fn call<M: Method>(&mut self, params: &M::Params) -> Result<M::Reply, RpcError> {
@@ -96,19 +100,18 @@ impl Client {
     /// The next notification about a process.
     async fn next_event(&mut self, id: &ProcessId) -> Event {
         let about = |message: &Message| match message {
-            Message::Notification { params, .. } => params["processId"] == id.0,
+            Message::Notification { params, .. } => {
+                params.parse::<Value>().unwrap()["processId"] == id.0
+            }
             _ => false,
         };
         let Message::Notification { method, params } = self.find(about).await else {
             unreachable!()
         };
-        fn parse<N: DeserializeOwned>(params: Value) -> N {
-            serde_json::from_value(params).unwrap()
-        }
         match method.as_str() {
-            Output::NAME => Event::Output(parse(params)),
-            Exited::NAME => Event::Exited(parse(params)),
-            ClosedNotification::NAME => Event::Closed(parse(params)),
+            Output::NAME => Event::Output(params.parse().unwrap()),
+            Exited::NAME => Event::Exited(params.parse().unwrap()),
+            ClosedNotification::NAME => Event::Closed(params.parse().unwrap()),
             other => panic!("unknown notification {other}"),
         }
     }
@@ -125,8 +128,8 @@ impl Client {
             finished.last_seq = seq;
             match event {
                 Event::Output(output) => {
-                    assert!(output.chunk.len() <= limits::PROCESS_CHUNK_MAX_BYTES);
                     finished.chunks += 1;
+                    finished.largest = finished.largest.max(output.chunk.len());
                     let text = match output.stream {
                         Stream::Stdout => &mut finished.stdout,
                         Stream::Stderr => &mut finished.stderr,
@@ -189,6 +192,7 @@ struct Finished {
     stderr: Vec<u8>,
     pty: Vec<u8>,
     chunks: usize,
+    largest: usize,
     code: Option<i32>,
     last_seq: u64,
 }
@@ -529,7 +533,7 @@ async fn a_slow_reader_gets_everything_and_stops_the_child_meanwhile() {
         let bytes = client.end.recv().await.unwrap();
         match Message::parse(&bytes).unwrap() {
             Message::Response { id: RequestId::Number(n), outcome } if n == id => {
-                break serde_json::from_value::<ReadReply>(outcome.unwrap()).unwrap();
+                break outcome.unwrap().parse::<ReadReply>().unwrap();
             }
             other => client.inbox.push(other),
         }
@@ -538,6 +542,24 @@ async fn a_slow_reader_gets_everything_and_stops_the_child_meanwhile() {
     let done = client.finish(&start.process_id, 0).await;
     assert_eq!((done.stdout.len(), done.code), (total, Some(0)));
     assert_eq!(done.last_seq as usize, done.chunks + 2);
+    assert_eq!(done.largest, limits::PROCESS_CHUNK_MAX_BYTES, "what stock clients expect");
+}
+
+#[tokio::test]
+async fn a_client_gets_chunks_as_large_as_it_says() {
+    const MOST: usize = limits::PROCESS_CHUNK_LARGE_MAX_BYTES;
+    const LEAST: usize = limits::PROCESS_CHUNK_MAX_BYTES;
+    let executor = executor();
+    for (takes, largest) in [(0, LEAST), (20_000, 20_000), (u64::MAX, MOST)] {
+        let mut client = Client::connect(&executor, 1);
+        client.takes = Some(ClientExtensions { max_chunk: takes });
+        client.initialize(None).await.unwrap();
+        // one write that fills the pipe, as long as nobody reads it
+        let script = format!("head -c {} /dev/zero", 32 * MOST);
+        let done = client.sh("p", &script).await;
+        assert_eq!((done.stdout.len(), done.code), (32 * MOST, Some(0)));
+        assert!(done.largest > largest / 2 && done.largest <= largest, "{}", done.largest);
+    }
 }
 
 #[tokio::test]
@@ -563,7 +585,7 @@ async fn reading_repeats_waits_and_is_cut() {
     let id = client.ask::<Read>(&wait).await;
     client.write("p", "one", None).await;
     let reply = client.answer::<Read>(id).await.unwrap();
-    assert_eq!((reply.chunks[0].chunk.as_slice(), reply.next_seq), (b"one".as_slice(), 2));
+    assert_eq!((&reply.chunks[0].chunk[..], reply.next_seq), (b"one".as_slice(), 2));
     client.write("p", "two", None).await;
     client.close_stdin("p").await;
     client.finish(&pid("p"), 0).await;
@@ -571,7 +593,7 @@ async fn reading_repeats_waits_and_is_cut() {
     let reply = client.call::<Read>(&cut).await.unwrap();
     assert_eq!((reply.chunks.len(), reply.next_seq, reply.closed), (1, 2, true));
     let reply = client.read("p", 1).await;
-    assert_eq!((reply.chunks[0].chunk.as_slice(), reply.next_seq), (b"two".as_slice(), 5));
+    assert_eq!((&reply.chunks[0].chunk[..], reply.next_seq), (b"two".as_slice(), 5));
     assert_eq!(reply.exit_code, Some(0));
 }
 
@@ -605,7 +627,7 @@ async fn a_session_survives_its_stream_and_loses_nothing() {
     assert_eq!(other.write("p", "two\n", None).await, WriteStatus::Accepted);
     // what came before the resume is read, what comes later is pushed
     let Event::Output(output) = other.next_event(&start.process_id).await else { panic!() };
-    assert_eq!((output.seq, output.chunk.as_slice()), (2, b"two\n".as_slice()));
+    assert_eq!((output.seq, &output.chunk[..]), (2, b"two\n".as_slice()));
     let reply = other.read("p", 0).await;
     assert_eq!(reply.chunks.iter().map(|chunk| chunk.seq).collect::<Vec<_>>(), [1, 2]);
     other.close_stdin("p").await;
@@ -666,7 +688,7 @@ async fn start_sleeper(client: &mut Client) -> String {
     let start = shell("sleeper", "echo $$; exec sleep 1000");
     client.call::<Start>(&start).await.unwrap();
     let Event::Output(output) = client.next_event(&start.process_id).await else { panic!() };
-    String::from_utf8(output.chunk).unwrap().trim().to_owned()
+    String::from_utf8(output.chunk.to_vec()).unwrap().trim().to_owned()
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -338,9 +339,10 @@ pub struct Chunk {
     pub seq: u64,
     /// Where it came out.
     pub stream: Stream,
-    /// At most [`crate::limits::PROCESS_CHUNK_MAX_BYTES`].
+    /// At most [`crate::limits::PROCESS_CHUNK_MAX_BYTES`], or what the client
+    /// takes ([`super::session::ClientExtensions::max_chunk`]).
     #[serde(with = "base64_bytes")]
-    pub chunk: Vec<u8>,
+    pub chunk: Bytes,
 }
 
 /// Where output comes out.
@@ -365,9 +367,10 @@ pub struct Output {
     pub seq: u64,
     /// Where it came out.
     pub stream: Stream,
-    /// At most [`crate::limits::PROCESS_CHUNK_MAX_BYTES`].
+    /// At most [`crate::limits::PROCESS_CHUNK_MAX_BYTES`], or what the client
+    /// takes ([`super::session::ClientExtensions::max_chunk`]).
     #[serde(with = "base64_bytes")]
-    pub chunk: Vec<u8>,
+    pub chunk: Bytes,
 }
 
 impl Notification for Output {
@@ -511,7 +514,7 @@ mod tests {
             "exited": false, "exitCode": null, "closed": false, "failure": null,
             "sandboxDenied": false
         }));
-        assert_eq!(reply.chunks[0].chunk, b"out\n");
+        assert_eq!(reply.chunks[0].chunk[..], *b"out\n");
     }
 
     #[test]
@@ -520,7 +523,7 @@ mod tests {
             process_id: id("p1"),
             seq: 1,
             stream: Stream::Stdout,
-            chunk: b"out\n".to_vec(),
+            chunk: Bytes::from_static(b"out\n"),
         };
         let exited = Exited { process_id: id("p1"), seq: 3, exit_code: 3, sandbox_denied: false };
         let closed = ClosedNotification { process_id: id("p1"), seq: 4 };

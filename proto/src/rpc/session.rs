@@ -9,8 +9,8 @@
 //! <- {"id":1,"result":{"sessionId":"9508...","environmentInfo":{...},"rendez":{...}}}
 //! -> {"method":"initialized","params":{}}
 //! ```
-//! `rendez` is our addition; stock peers ignore it, and a stock executor does
-//! not send it.
+//! `rendez` is our addition, in the answer and optional in the call; stock
+//! peers ignore it, and do not send it.
 
 use std::fmt;
 
@@ -41,6 +41,20 @@ pub struct Initialize {
     /// The session to take up; a new one if absent.
     #[serde(default)]
     pub resume_session_id: Option<SessionId>,
+    /// What the client knows beyond the stock dialect; absent in stock ones,
+    /// and ignored by stock executors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rendez: Option<ClientExtensions>,
+}
+
+/// What a client takes beyond the stock dialect.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClientExtensions {
+    /// The most bytes of one chunk of process output that it takes; at least
+    /// [`crate::limits::PROCESS_CHUNK_MAX_BYTES`], which it always takes. An
+    /// executor may send less.
+    pub max_chunk: u64,
 }
 
 /// The answer to [`Initialize`].
@@ -206,6 +220,18 @@ mod tests {
         assert_eq!(to_value(&call).unwrap(), stock);
         let resume: Initialize = from_value(json!({"resumeSessionId": "s"})).unwrap();
         assert_eq!(resume.resume_session_id, Some(SessionId("s".into())));
+        assert_eq!(resume.rendez, None);
+    }
+
+    #[test]
+    fn a_client_may_say_what_it_takes() {
+        let text = json!({"clientName": "x", "resumeSessionId": null,
+            "rendez": {"maxChunk": 65536}});
+        let call: Initialize = from_value(text.clone()).unwrap();
+        assert_eq!(call.rendez, Some(ClientExtensions { max_chunk: 65536 }));
+        assert_eq!(to_value(&call).unwrap(), text);
+        let later: Initialize = from_value(json!({"rendez": {"more": 1}})).unwrap();
+        assert_eq!(later.rendez, Some(ClientExtensions::default()));
     }
 
     #[test]

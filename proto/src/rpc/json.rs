@@ -1,0 +1,115 @@
+//! JSON that is not parsed yet.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::limits::JSON_REREAD_MAX_BYTES;
+
+/// One JSON value as it came: a slice of its message, known to be JSON, parsed
+/// when its type is known. So the large messages, which are those with files
+/// and output in them, are never held as a tree of values.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Json(Bytes);
+
+impl Json {
+    /// `null`, which is also what an absent member is.
+    pub fn null() -> Self {
+        Self(Bytes::from_static(b"null"))
+    }
+
+    /// `{}`
+    pub fn empty() -> Self {
+        Self(Bytes::from_static(b"{}"))
+    }
+
+    /// The JSON of a value; `null` if it has none, because it has keys that
+    /// are no strings.
+    pub fn of<T: Serialize>(value: &T) -> Self {
+        serde_json::to_vec(value).map_or_else(|_| Self::null(), |text| Self(text.into()))
+    }
+
+    /// The part of `message` that `raw` was parsed out of.
+    pub(super) fn slice(message: &Bytes, raw: &RawValue) -> Self {
+        Self(message.slice_ref(raw.get().as_bytes()))
+    }
+
+    /// Whether this is `null`.
+    pub fn is_null(&self) -> bool {
+        self.0[..] == b"null"[..]
+    }
+
+    /// The value as a `T`.
+    ///
+    /// What does not parse is read again by way of a tree of values, as stock
+    /// peers do with everything: of a member that is there twice the last one
+    /// counts, and the error is worded as theirs. Above
+    /// [`JSON_REREAD_MAX_BYTES`] it is an error at once, because a tree takes
+    /// many times the memory of its text.
+    ///
+    /// # Errors
+    /// It is no `T`. The text may quote the value: not for a log.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        match serde_json::from_slice(&self.0) {
+            Err(_) if self.0.len() <= JSON_REREAD_MAX_BYTES => {
+                serde_json::from_slice::<Value>(&self.0).and_then(serde_json::from_value)
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+/// Sizes only: it may hold secrets.
+impl fmt::Debug for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Json({} bytes)", self.0.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rpc::process::{Terminate, Write};
+
+    fn json(text: &str) -> Json {
+        Json(Bytes::copy_from_slice(text.as_bytes()))
+    }
+
+    #[test]
+    fn of_a_member_that_is_there_twice_the_last_one_counts() {
+        let twice = json(r#"{"processId":"a","processId":"b"}"#);
+        assert_eq!(twice.parse::<Terminate>().unwrap().process_id.0, "b");
+    }
+
+    #[test]
+    fn strings_may_be_escaped() {
+        let escaped =
+            json(r#"{"\u0070rocessId":"\u0061\/\ud83d\ude00","chunk":"\/\/\u002b\u002b"}"#);
+        let write: Write = escaped.parse().unwrap();
+        assert_eq!(write.process_id.0, "a/\u{1f600}");
+        assert_eq!(write.chunk, [0xff, 0xff, 0xbe]);
+    }
+
+    #[test]
+    fn errors_have_the_stock_words() {
+        let error = json("{ }").parse::<Terminate>().unwrap_err();
+        assert_eq!(error.to_string(), "missing field `processId`");
+    }
+
+    #[test]
+    fn a_large_text_is_not_read_twice() {
+        let pad = " ".repeat(JSON_REREAD_MAX_BYTES);
+        let twice = json(&format!(r#"{{"processId":"a",{pad}"processId":"b"}}"#));
+        assert!(twice.parse::<Terminate>().is_err());
+    }
+
+    #[test]
+    fn what_it_holds_is_not_told() {
+        assert_eq!(format!("{:?}", json(r#""secret""#)), "Json(8 bytes)");
+        assert!(Json::of(&()).is_null() && Json::null().is_null() && !json("{}").is_null());
+    }
+}
