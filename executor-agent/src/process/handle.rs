@@ -173,6 +173,11 @@ impl Process {
         self.room.notify_waiters();
     }
 
+    /// Whether no attached peer still waits for some of it.
+    pub(super) fn is_pushed(&self) -> bool {
+        lock(&self.log).is_pushed()
+    }
+
     /// The kept output above `after`.
     pub(super) fn read(&self, after: u64, max_bytes: u64) -> ReadReply {
         lock(&self.log).read(after, max_bytes)

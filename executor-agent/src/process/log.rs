@@ -187,6 +187,11 @@ impl OutputLog {
         Some(event)
     }
 
+    /// Whether nothing waits to be pushed.
+    pub(super) fn is_pushed(&self) -> bool {
+        self.peer.as_ref().is_none_or(|peer| peer.cursor == self.last_seq())
+    }
+
     /// The kept output above `after`: at least one chunk if there is any, and
     /// not more than `max_bytes` if it is more than one (WIRE.md, section 6.2).
     pub(super) fn read(&self, after: u64, max_bytes: u64) -> ReadReply {
@@ -321,7 +326,9 @@ mod tests {
         assert!(log.room().is_some());
         put(&mut log, 3);
         assert!(log.room().is_none(), "more than the capacity waits");
+        assert!(!log.is_pushed());
         assert_eq!(pushed(&mut log), [1, 2, 3, 4, 5]);
+        assert!(log.is_pushed());
         assert!(log.room().is_some());
         assert_eq!(seqs(&log.read(0, u64::MAX)), [3, 4, 5]);
     }
@@ -332,7 +339,7 @@ mod tests {
         log.attach(CHUNK);
         put(&mut log, 5);
         log.detach();
-        assert!(log.room().is_some());
+        assert!(log.room().is_some() && log.is_pushed());
         assert_eq!(pushed(&mut log), [] as [u64; 0]);
         assert_eq!(seqs(&log.read(0, u64::MAX)), [3, 4, 5]);
         log.attach(CHUNK);

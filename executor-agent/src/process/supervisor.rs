@@ -7,6 +7,8 @@
 //!             forgotten ◄─────────────────────┘
 //! ```
 //!
+//! A process is not forgotten while the attached peer has not taken all of it.
+//!
 //! Calls do their ordered part when they are called and return a future for
 //! the rest, so requests that are called in order take effect in order.
 //! Starting runs in a task of its own: a stream that breaks in the middle
@@ -329,7 +331,7 @@ impl Known {
             .entries
             .iter()
             .filter_map(|(id, entry)| match entry {
-                Entry::Closed { order, .. } => Some((*order, id)),
+                Entry::Closed { order, process } if process.is_pushed() => Some((*order, id)),
                 _ => None,
             })
             .min()
@@ -385,9 +387,13 @@ async fn run(
     // who needs the room may forget it earlier
     let known = Arc::downgrade(&process);
     drop(process);
-    tokio::time::sleep(limits::PROCESS_LINGER).await;
-    if let (Some(here), Some(process)) = (supervisor.upgrade(), known.upgrade()) {
-        here.forget(&id, Some(&process));
+    loop {
+        tokio::time::sleep(limits::PROCESS_LINGER).await;
+        let (Some(here), Some(process)) = (supervisor.upgrade(), known.upgrade()) else { return };
+        // a slow reader, or one behind a cut, would wait for its end for ever
+        if process.is_pushed() {
+            return here.forget(&id, Some(&process));
+        }
     }
 }
 
@@ -518,6 +524,31 @@ mod tests {
         tokio::time::advance(limits::PROCESS_LINGER - Duration::from_millis(10)).await;
         assert_eq!(read(&supervisor, 0, 0).await.exit_code, Some(0));
         tokio::time::advance(Duration::from_millis(20)).await;
+        while !lock(&supervisor.known).entries.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_has_not_taken_is_not_forgotten() {
+        let supervisor = Supervisor::new();
+        supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
+        supervisor.start(start("p", "echo late; exit 7")).await.unwrap();
+        while !supervisor.is_idle() {
+            tokio::task::yield_now().await;
+        }
+        tokio::task::yield_now().await;
+        tokio::time::pause();
+        // more than one look, with time for each
+        for _ in 0..3 {
+            tokio::time::advance(limits::PROCESS_LINGER + Duration::from_millis(10)).await;
+            tokio::task::yield_now().await;
+        }
+        for expected in ["process/output", "process/exited", "process/closed"] {
+            let next = tokio::time::timeout(Duration::from_secs(1), next(&supervisor)).await;
+            assert_eq!(next.unwrap().0, expected);
+        }
+        tokio::time::advance(limits::PROCESS_LINGER + Duration::from_millis(10)).await;
         while !lock(&supervisor.known).entries.is_empty() {
             tokio::task::yield_now().await;
         }
