@@ -544,10 +544,14 @@ mod tests {
             tokio::time::advance(limits::PROCESS_LINGER + Duration::from_millis(10)).await;
             tokio::task::yield_now().await;
         }
-        for expected in ["process/output", "process/exited", "process/closed"] {
+        let mut told = Vec::new();
+        while told.last().is_none_or(|method| method != "process/closed") {
             let next = tokio::time::timeout(Duration::from_secs(1), next(&supervisor)).await;
-            assert_eq!(next.unwrap().0, expected);
+            told.push(next.unwrap().0);
         }
+        // an exit may be noticed before the last output
+        told.sort_unstable();
+        assert_eq!(told, ["process/closed", "process/exited", "process/output"]);
         tokio::time::advance(limits::PROCESS_LINGER + Duration::from_millis(10)).await;
         while !lock(&supervisor.known).entries.is_empty() {
             tokio::task::yield_now().await;
