@@ -166,14 +166,16 @@ impl Flows {
         self.open.send_replace(fraction);
     }
 
-    /// The fraction that every flow has passed at the far end.
-    pub fn passed(&self) -> f64 {
+    /// The fractions that up, down and lines have passed at their far ends.
+    pub fn passed(&self) -> [f64; 3] {
         let up = std::fs::metadata(self.directory.join("up")).map_or(0, |file| file.len());
         let [down, lines] = &self.read;
         let of = |done: u64, total: u64| done as f64 / total as f64;
-        of(up, self.bytes)
-            .min(of(down.load(Ordering::Relaxed), self.bytes))
-            .min(of(lines.load(Ordering::Relaxed), LINES))
+        [
+            of(up, self.bytes),
+            of(down.load(Ordering::Relaxed), self.bytes),
+            of(lines.load(Ordering::Relaxed), LINES),
+        ]
     }
 
     /// Whether a flow has ended, which none does before all gates are open,

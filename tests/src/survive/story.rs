@@ -201,14 +201,21 @@ async fn cut(
 /// Waits until every flow has passed `fraction`.
 async fn progress(flows: &Flows, fraction: f64) -> Result<()> {
     let mut look = interval(LOOK_INTERVAL);
-    let (mut best, mut since) = (flows.passed(), Instant::now());
-    while flows.passed() < fraction {
-        ensure!(!flows.any_ended(), "a flow has ended too early");
-        if flows.passed() > best {
-            (best, since) = (flows.passed(), Instant::now());
+    let (mut before, mut since) = (flows.passed(), [Instant::now(); 3]);
+    loop {
+        let passed = flows.passed();
+        if passed.iter().all(|passed| *passed >= fraction) {
+            return Ok(());
         }
-        ensure!(since.elapsed() < STALL, "no progress for {STALL:?} at {best}");
+        ensure!(!flows.any_ended(), "a flow has ended too early");
+        for flow in 0..passed.len() {
+            if passed[flow] > before[flow] || passed[flow] >= fraction {
+                since[flow] = Instant::now();
+            }
+        }
+        before = passed;
+        let stalled = since.iter().any(|since| since.elapsed() >= STALL);
+        ensure!(!stalled, "no progress for {STALL:?} towards {fraction}: {passed:?}");
         look.tick().await;
     }
-    Ok(())
 }
