@@ -204,6 +204,12 @@ impl Mux {
         self.events.pop_front()
     }
 
+    /// Streams that take a slot: those that are dialled, wait for a verdict, are
+    /// open, or ended and were not read out.
+    pub fn streams(&self) -> usize {
+        self.streams.len()
+    }
+
     /// Counters.
     pub fn stats(&self) -> Stats {
         self.stats

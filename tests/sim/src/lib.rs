@@ -1,0 +1,118 @@
+//! The whole system on virtual time: executors and orchestrators (the real
+//! [`Mux`](rendez_endpoint::Mux)), the real [`Hub`](rendez_relay_core::Hub)
+//! between them, a model of the registry, and a network and a relay that do
+//! their worst. One seed gives one world, always the same.
+//!
+//! ```text
+//!  application ── shell ── Mux ══ websocket ══ hostile layer ── Hub ── ... Mux ── shell ── application
+//!   (app.rs)   (shell.rs)        (pipe.rs)      (attack.rs)   (relay.rs)
+//!                   └────────────── registry.rs ──────────────┘
+//! ```
+//!
+//! | module | stands for |
+//! | --- | --- |
+//! | [`plan`] | what a seed means: who, what they say, which [`Transition`]s |
+//! | `world` | virtual time, the agenda, and the phases of a run |
+//! | `net` | the pumps at both ends of each websocket (`endpoint/transport`) |
+//! | `shell` | `executor-agent/src/agent.rs` and `orchestrator/src/link.rs` |
+//! | `app` | sessions, numbered output, requests that are repeated by their id |
+//! | `attack` | what a hostile relay does to frames |
+//! | `fault` | cuts, restarts, pauses and clocks |
+//! | [`rules`] | the reference: what must be true at every step and at the end |
+//!
+//! `tests/seeds.rs` runs seeds and replays one (`SEED=n`); the program of this
+//! package runs as many as you like. See README.md.
+
+mod app;
+mod attack;
+mod fault;
+mod log;
+pub mod many;
+mod message;
+mod net;
+mod node;
+mod pipe;
+pub mod plan;
+mod registry;
+mod relay;
+mod rng;
+pub mod rules;
+mod shell;
+mod world;
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+pub use plan::Transition;
+pub use rules::Rule;
+use world::World;
+
+/// Virtual time in microseconds since a world's beginning.
+pub type Micros = u64;
+
+pub(crate) const MS: Micros = 1_000;
+pub(crate) const SEC: Micros = 1_000_000;
+
+/// How a world ended.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// How much virtual time passed.
+    pub virtual_time: Micros,
+    /// Steps of the world.
+    pub steps: u64,
+    /// What befell it, by name.
+    pub transitions: BTreeMap<&'static str, u64>,
+    /// What happened, by name; so that a test can tell that its worlds were
+    /// not too good.
+    pub counters: BTreeMap<&'static str, u64>,
+}
+
+/// A rule did not hold.
+#[derive(Debug, Clone)]
+pub struct Violation {
+    /// The seed.
+    pub seed: u64,
+    /// The rule.
+    pub rule: Rule,
+    /// When.
+    pub at: Micros,
+    /// What was seen.
+    pub detail: String,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Violation { seed, rule, at, detail } = self;
+        write!(f, "SEED={seed} violates {rule:?} at {:.6} s: {detail}", *at as f64 / 1e6)
+    }
+}
+
+/// Runs the world of a seed.
+///
+/// # Errors
+/// The rule that did not hold.
+pub fn run(seed: u64) -> Result<Report, Box<Violation>> {
+    run_logged(seed, false).0
+}
+
+/// Runs the world of a seed and returns its log, whatever happened.
+pub fn run_with_log(seed: u64) -> (Result<Report, Box<Violation>>, Vec<String>) {
+    run_logged(seed, true)
+}
+
+fn run_logged(seed: u64, kept: bool) -> (Result<Report, Box<Violation>>, Vec<String>) {
+    let mut world = World::new(seed, kept);
+    let ran = catch_unwind(AssertUnwindSafe(|| world.run()));
+    let result = match ran {
+        Ok(result) => result,
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+                .unwrap_or_default();
+            Err(Box::new(Violation { seed, rule: Rule::NoPanic, at: world.now(), detail: text }))
+        }
+    };
+    (result, world.take_log())
+}

@@ -1,0 +1,196 @@
+//! The relay's process: the real hub, and a shadow of its lanes that knows
+//! what must come out of them.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
+
+use bytes::Bytes;
+use rendez_proto::frame::{Body, Frame, ResetReason};
+use rendez_proto::ids::RegistrationId;
+use rendez_proto::limits::{LANE_MAX_BYTES, MESSAGE_MAX_BYTES};
+use rendez_proto::peek::{Kind, peek};
+use rendez_relay_core::{Dropped, Hub, PortKey};
+
+use crate::rules::Rule;
+
+/// Names a websocket of the world.
+pub(crate) type SocketId = usize;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Relay {
+    pub(crate) hub: Hub,
+    pub(crate) down: bool,
+    /// The executor that joined last, and its registration.
+    pub(crate) executor: Option<(SocketId, RegistrationId)>,
+    ports: HashMap<PortKey, SocketId>,
+    shadow: Shadow,
+}
+
+impl Relay {
+    /// A new process.
+    pub(crate) fn restart(&mut self) {
+        *self = Relay::default();
+    }
+
+    pub(crate) fn joined(&mut self, port: PortKey, socket: SocketId) {
+        self.ports.insert(port, socket);
+    }
+
+    /// Forgets a port and everything that waited for it.
+    pub(crate) fn left(&mut self, port: PortKey) {
+        if let Some(socket) = self.ports.remove(&port) {
+            self.shadow.lanes.retain(|(sink, _), _| *sink != socket);
+            self.shadow.holders.retain(|_, holder| *holder != socket);
+        }
+    }
+
+    /// The registration whose executor is connected (`Presence`).
+    pub(crate) fn connected(&self) -> Option<&RegistrationId> {
+        self.executor.as_ref().filter(|_| self.hub.has_executor()).map(|(_, id)| id)
+    }
+
+    /// The websockets whose drivers the hub wants to look again.
+    pub(crate) fn poll_wake(&mut self) -> Option<SocketId> {
+        loop {
+            let key = self.hub.poll_wake()?;
+            if let Some(socket) = self.ports.get(&key) {
+                return Some(*socket);
+            }
+        }
+    }
+
+    /// A websocket's frame reaches the hub.
+    pub(crate) fn take(
+        &mut self,
+        from: SocketId,
+        port: PortKey,
+        wire: &Bytes,
+        now: Instant,
+    ) -> Result<(), (Rule, String)> {
+        let dropped = |hub: &Hub, which: &[Dropped]| {
+            which.iter().map(|why| hub.stats().dropped(*why)).sum::<u64>()
+        };
+        let refusals = [Dropped::ForeignStream, Dropped::TooManyStreams, Dropped::Malformed];
+        let before = (dropped(&self.hub, &Dropped::ALL), dropped(&self.hub, &refusals));
+        if self.hub.handle_message(port, wire.clone(), now).is_err() {
+            return Err((Rule::BlindRelay, "the hub refuses an honest frame".to_owned()));
+        }
+        let executor = self.executor.as_ref().map(|(socket, _)| *socket);
+        if dropped(&self.hub, &refusals) == before.1 && executor != Some(from) {
+            self.shadow.held(from, wire);
+        }
+        if dropped(&self.hub, &Dropped::ALL) == before.0 {
+            self.shadow.took(from, executor, wire)?;
+        }
+        Ok(())
+    }
+
+    /// The hub gave `wire` to a websocket.
+    pub(crate) fn gave(&mut self, to: SocketId, wire: &Bytes) -> Result<(), (Rule, String)> {
+        self.shadow.gave(to, wire)
+    }
+}
+
+/// What the hub holds, as a naive reader of its promises would say.
+#[derive(Debug, Default)]
+struct Shadow {
+    names: HashMap<Box<str>, usize>,
+    /// By sink and stream.
+    lanes: HashMap<(SocketId, usize), Lane>,
+    /// Which orchestrator's websocket used a stream last.
+    holders: HashMap<usize, SocketId>,
+    /// Streams that were reset as overloaded: the hub empties their lanes.
+    overloaded: Vec<usize>,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    frames: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+impl Shadow {
+    fn name(&mut self, stream: &str) -> usize {
+        if let Some(name) = self.names.get(stream) {
+            return *name;
+        }
+        let name = self.names.len();
+        self.names.insert(stream.into(), name);
+        name
+    }
+
+    /// An orchestrator used a stream: what waited for another websocket of it
+    /// goes.
+    fn held(&mut self, from: SocketId, wire: &Bytes) {
+        let Ok(frame) = peek(wire) else { return };
+        let stream = self.name(frame.stream);
+        let before = self.holders.insert(stream, from);
+        if let Some(before) = before.filter(|before| *before != from) {
+            self.lanes.remove(&(before, stream));
+        }
+    }
+
+    fn took(
+        &mut self,
+        from: SocketId,
+        executor: Option<SocketId>,
+        wire: &Bytes,
+    ) -> Result<(), (Rule, String)> {
+        let Ok(frame) = peek(wire) else { return Ok(()) };
+        let stream = self.name(frame.stream);
+        let sink =
+            if executor == Some(from) { self.holders.get(&stream).copied() } else { executor };
+        let Some(sink) = sink.filter(|_| !frame.kind.may_overtake()) else { return Ok(()) };
+        let lane = self.lanes.entry((sink, stream)).or_default();
+        lane.frames.push_back(wire.clone());
+        lane.bytes += wire.len();
+        // the hub's own resets are small and always fit
+        if lane.bytes > LANE_MAX_BYTES + MESSAGE_MAX_BYTES {
+            let detail = format!("a lane of stream {stream} holds {} bytes", lane.bytes);
+            return Err((Rule::HubMemory, detail));
+        }
+        Ok(())
+    }
+
+    fn gave(&mut self, to: SocketId, wire: &Bytes) -> Result<(), (Rule, String)> {
+        let Ok(frame) = peek(wire) else {
+            return Err((Rule::BlindRelay, "the hub sent what is no frame".to_owned()));
+        };
+        if frame.kind.may_overtake() {
+            return Ok(());
+        }
+        let stream = self.name(frame.stream);
+        if frame.kind == Kind::Reset && is_overloaded(wire) {
+            self.overloaded.push(stream);
+        }
+        if self.overloaded.contains(&stream) {
+            self.lanes.retain(|(_, other), _| *other != stream);
+            return Ok(());
+        }
+        let lane = self.lanes.entry((to, stream)).or_default();
+        match lane.frames.iter().position(|waiting| waiting == wire) {
+            Some(0) => {
+                lane.bytes -= wire.len();
+                lane.frames.pop_front();
+                Ok(())
+            }
+            Some(later) => {
+                let detail = format!("{later} frames of stream {stream} were overtaken or lost");
+                Err((Rule::BlindRelay, detail))
+            }
+            // one that the hub made
+            None if frame.kind == Kind::Reset => Ok(()),
+            None => {
+                let detail = format!("stream {stream}: {} bytes that nobody sent", wire.len());
+                Err((Rule::BlindRelay, detail))
+            }
+        }
+    }
+}
+
+fn is_overloaded(wire: &Bytes) -> bool {
+    let frame = Frame::decode(wire.clone());
+    matches!(frame, Ok(Frame { body: Body::Reset { reason }, proof: None, .. })
+        if reason == ResetReason::Overloaded.as_str())
+}

@@ -1,0 +1,391 @@
+//! The reference: what must be true, whatever happened.
+//!
+//! It knows of every stream what its two applications said, in order, and
+//! compares each message that arrives. It knows when the path between two ends
+//! was well for long enough, and from that, which streams may be lost.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rendez_endpoint::{Closed, Misbehaviour, Stats};
+use rendez_proto::frame::ResetReason;
+use rendez_proto::ids::StreamId;
+use rendez_proto::limits::{
+    RECEIVE_BUFFER_BYTES, SEND_QUEUE_BYTES, STREAM_GRACE, WINDOW_MAX_BYTES,
+};
+use rendez_proto::profile::Profile;
+
+use crate::Micros;
+use crate::plan::NodeId;
+
+/// What was violated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// A message was delivered that is not exactly the next one that was sent.
+    ExactlyOnceInOrder,
+    /// A stream was lost though its ends could reach each other within the
+    /// grace.
+    SurvivesWithinGrace,
+    /// A stream ended as forgotten by a peer that had not forgotten it.
+    NotForgotten,
+    /// An open stream of our profiles ended in a way that no correct peer and
+    /// no relay can cause.
+    Ending,
+    /// A stream that one side closed and called finished lacks messages at
+    /// the other.
+    FinishedIsComplete,
+    /// What the peer did not authenticate ended an open stream.
+    HostileNeverEnds,
+    /// What was forged was not counted as refused, or was opened.
+    HostileIsCounted,
+    /// More records or bytes were opened than were sealed.
+    NothingOutOfThinAir,
+    /// A request had its effect twice.
+    NeverTwice,
+    /// A stream of the Codex profile outlived its websocket.
+    CodexEndsWithItsSocket,
+    /// More waits between two applications than the limits allow.
+    BoundedStream,
+    /// A lane of the hub holds more than the limits allow.
+    HubMemory,
+    /// The hub changed, lost, repeated or reordered what it forwards.
+    BlindRelay,
+    /// A timer is due again right after it ran, or the world does not settle.
+    NoSpinning,
+    /// Something is not complete long after everything calmed down.
+    Completes,
+    /// Something is left, or moves, after everybody has gone.
+    GoesQuiet,
+    /// A core panicked.
+    NoPanic,
+}
+
+/// Which end of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Executor = 0,
+    Orchestrator = 1,
+}
+
+impl End {
+    fn peer(self) -> End {
+        match self {
+            End::Executor => End::Orchestrator,
+            End::Orchestrator => End::Executor,
+        }
+    }
+}
+
+/// Names a stream of the world.
+pub(crate) type StreamIndex = usize;
+
+/// Everything that is known of one stream.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub(crate) profile: Profile,
+    /// The executor that let it in.
+    pub(crate) executor: Option<NodeId>,
+    pub(crate) orchestrator: NodeId,
+    halves: [Half; 2],
+    /// When both ends had it open.
+    both_open: Option<Micros>,
+    /// A hostile relay said that the peer forgot it, or another executor got
+    /// to see its frames: then it may end like that.
+    pub(crate) denied: bool,
+    /// A hostile relay kept it to itself that the other end is gone.
+    pub(crate) deaf: bool,
+}
+
+/// What is known of one end.
+#[derive(Debug, Default)]
+struct Half {
+    /// What its application sent and the other one did not read yet.
+    waiting: VecDeque<Bytes>,
+    waiting_bytes: usize,
+    /// Its local time when it was open.
+    opened: Option<Duration>,
+    ended: Option<Ended>,
+    /// Its application closed it.
+    closed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Told(Closed),
+    /// Its process or its connection is gone; nobody was told.
+    Gone,
+}
+
+/// How well a path is.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Wellness {
+    /// To which executor.
+    executor: Option<NodeId>,
+    since: Micros,
+    /// The last time at which it had been well for long enough, and both local
+    /// times then.
+    proven: Option<Proven>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Proven {
+    at: Micros,
+    executor: NodeId,
+    local: [Duration; 2],
+}
+
+/// The reference.
+#[derive(Debug, Default)]
+pub(crate) struct Reference {
+    streams: Vec<Known>,
+    names: HashMap<StreamId, StreamIndex>,
+    effects: BTreeMap<(u32, u32), u32>,
+    wellness: Vec<Wellness>,
+    /// For how long a path must be well until everything that waited has gone
+    /// through it.
+    pub(crate) settle: Micros,
+    largest_message: usize,
+    /// What the relay and the sockets may hold of a stream without credit.
+    pub(crate) on_the_way: usize,
+}
+
+type Verdict = Result<(), (Rule, String)>;
+
+impl Reference {
+    pub(crate) fn new(nodes: usize, settle: Micros, on_the_way: usize) -> Self {
+        let wellness = vec![Wellness::default(); nodes];
+        Self { wellness, settle, on_the_way, ..Self::default() }
+    }
+
+    pub(crate) fn dialled(
+        &mut self,
+        id: StreamId,
+        profile: Profile,
+        orchestrator: NodeId,
+    ) -> StreamIndex {
+        self.streams.push(Known {
+            profile,
+            executor: None,
+            orchestrator,
+            halves: Default::default(),
+            both_open: None,
+            denied: false,
+            deaf: false,
+        });
+        self.names.insert(id, self.streams.len() - 1);
+        self.streams.len() - 1
+    }
+
+    pub(crate) fn find(&self, id: &StreamId) -> Option<StreamIndex> {
+        self.names.get(id).copied()
+    }
+
+    pub(crate) fn stream(&mut self, index: StreamIndex) -> &mut Known {
+        &mut self.streams[index]
+    }
+
+    pub(crate) fn is_open(&self, index: StreamIndex, end: End) -> bool {
+        let half = &self.streams[index].halves[end as usize];
+        half.opened.is_some() && half.ended.is_none()
+    }
+
+    pub(crate) fn opened(&mut self, index: StreamIndex, end: End, now: Micros, local: Duration) {
+        let known = &mut self.streams[index];
+        known.halves[end as usize].opened = Some(local);
+        if known.halves.iter().all(|half| half.opened.is_some() && half.ended.is_none()) {
+            known.both_open = Some(now);
+        }
+    }
+
+    /// Frames of these streams reached an executor that never had them.
+    pub(crate) fn stranger(&mut self, executor: NodeId) {
+        for known in &mut self.streams {
+            known.denied |= known.executor.is_some_and(|own| own != executor);
+        }
+    }
+
+    pub(crate) fn sent(&mut self, index: StreamIndex, end: End, message: Bytes) -> Verdict {
+        self.largest_message = self.largest_message.max(message.len());
+        let known = &mut self.streams[index];
+        let half = &mut known.halves[end as usize];
+        half.waiting_bytes += message.len();
+        half.waiting.push_back(message);
+        // per side: what the writer queued, what is in flight and what waits
+        // for the reader, each with one message that straddles its end
+        let mut bound = SEND_QUEUE_BYTES
+            + WINDOW_MAX_BYTES
+            + RECEIVE_BUFFER_BYTES
+            + 2 * (self.largest_message + 4);
+        if !known.profile.is_reliable() {
+            bound += self.on_the_way;
+        }
+        if half.waiting_bytes > bound {
+            let detail = format!("stream {index}: {} bytes wait", half.waiting_bytes);
+            return Err((Rule::BoundedStream, detail));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn received(&mut self, index: StreamIndex, end: End, message: &Bytes) -> Verdict {
+        let half = &mut self.streams[index].halves[end.peer() as usize];
+        let expected = half.waiting.pop_front();
+        if expected.as_ref() != Some(message) {
+            let show = |bytes: &Bytes| (bytes.len(), bytes[..bytes.len().min(12)].to_vec());
+            let detail = format!(
+                "stream {index} at {end:?}: got {:?}, expected {:?}",
+                show(message),
+                expected.as_ref().map(show)
+            );
+            return Err((Rule::ExactlyOnceInOrder, detail));
+        }
+        half.waiting_bytes -= message.len();
+        Ok(())
+    }
+
+    pub(crate) fn app_closed(&mut self, index: StreamIndex, end: End) {
+        self.streams[index].halves[end as usize].closed = true;
+    }
+
+    pub(crate) fn has_app_closed(&self, index: StreamIndex, end: End) -> bool {
+        self.streams[index].halves[end as usize].closed
+    }
+
+    /// An end is gone without a word.
+    pub(crate) fn gone(&mut self, index: StreamIndex, end: End) {
+        self.streams[index].halves[end as usize].ended.get_or_insert(Ended::Gone);
+    }
+
+    /// An end was told that its stream is over, at its local time.
+    pub(crate) fn ended(
+        &mut self,
+        index: StreamIndex,
+        end: End,
+        why: Closed,
+        local: Duration,
+    ) -> Verdict {
+        let proven = self.wellness[self.streams[index].orchestrator].proven;
+        let settle = self.settle;
+        let known = &mut self.streams[index];
+        let [half, peer] = [end, end.peer()].map(|end| &known.halves[end as usize]);
+        let detail = || format!("stream {index} ({}) at {end:?}: {why:?}", known.profile);
+        let opened = half.opened;
+        let peer_ended = peer.ended.is_some();
+        if let Some(already) = half.ended {
+            return Err((Rule::Ending, format!("{} after {already:?}", detail())));
+        }
+        // dishonest peers do not exist here, and nobody else can seal
+        let impossible = matches!(
+            why,
+            Closed::PeerMisbehaved(
+                Misbehaviour::AckOfUnsent
+                    | Misbehaviour::MessageLength
+                    | Misbehaviour::RecordLength
+            )
+        );
+        if impossible {
+            return Err((Rule::Ending, detail()));
+        }
+        if let (true, Some(opened), Some(both_open)) =
+            (known.profile.is_reliable(), opened, known.both_open)
+        {
+            match why {
+                Closed::Finished => {
+                    if !half.closed && !peer.closed {
+                        return Err((Rule::Ending, detail()));
+                    }
+                }
+                Closed::Lost if !peer_ended && !known.deaf => {
+                    let well = proven.filter(|proven| {
+                        Some(proven.executor) == known.executor && proven.at >= both_open + settle
+                    });
+                    let heard = well.map_or(opened, |proven| proven.local[end as usize]);
+                    let silent = local.saturating_sub(heard.max(opened));
+                    if silent + Duration::from_secs(1) < STREAM_GRACE {
+                        let detail = format!("{}, out of reach for {silent:?}", detail());
+                        return Err((Rule::SurvivesWithinGrace, detail));
+                    }
+                }
+                Closed::Lost => {}
+                Closed::Reset(ResetReason::UnknownStream) => {
+                    if !peer_ended && !known.denied {
+                        return Err((Rule::NotForgotten, detail()));
+                    }
+                }
+                _ => return Err((Rule::Ending, detail())),
+            }
+        }
+        known.halves[end as usize].ended = Some(Ended::Told(why));
+        self.complete(index)
+    }
+
+    /// Once both ends are over: who was told "finished" had everything
+    /// delivered, unless the other application closed and looked away.
+    fn complete(&mut self, index: StreamIndex) -> Verdict {
+        let known = &mut self.streams[index];
+        for end in [End::Executor, End::Orchestrator] {
+            let [half, peer] = [end, end.peer()].map(|end| &known.halves[end as usize]);
+            let finished = half.ended == Some(Ended::Told(Closed::Finished)) && half.closed;
+            let listened = matches!(peer.ended, Some(Ended::Told(_))) && !peer.closed;
+            if known.profile.is_reliable() && finished && listened && !half.waiting.is_empty() {
+                let detail = format!(
+                    "stream {index}: {end:?} finished, {} messages did not arrive",
+                    half.waiting.len()
+                );
+                return Err((Rule::FinishedIsComplete, detail));
+            }
+        }
+        if known.halves.iter().all(|half| half.ended.is_some()) {
+            known.halves.iter_mut().for_each(|half| half.waiting = VecDeque::new());
+        }
+        Ok(())
+    }
+
+    /// A request has its effect.
+    pub(crate) fn effect(&mut self, conversation: u32, request: u32) -> Verdict {
+        let times = self.effects.entry((conversation, request)).or_default();
+        *times += 1;
+        if *times > 1 {
+            let detail = format!("request {request} of conversation {conversation}");
+            return Err((Rule::NeverTwice, detail));
+        }
+        Ok(())
+    }
+
+    /// The path of an orchestrator was well until now, to this executor, or
+    /// was not.
+    pub(crate) fn observe(
+        &mut self,
+        orchestrator: NodeId,
+        executor: Option<NodeId>,
+        now: Micros,
+        local: impl Fn(NodeId) -> Duration,
+    ) {
+        let wellness = &mut self.wellness[orchestrator];
+        let Some(executor) = executor else {
+            wellness.executor = None;
+            return;
+        };
+        if wellness.executor != Some(executor) {
+            wellness.executor = Some(executor);
+            wellness.since = now;
+        } else if now >= wellness.since + self.settle {
+            let local = [local(executor), local(orchestrator)];
+            wellness.proven = Some(Proven { at: now, executor, local });
+        }
+    }
+}
+
+/// Everything that a mux counts when it refuses something.
+pub(crate) fn refusals(stats: &Stats) -> u64 {
+    stats.malformed
+        + stats.unknown_stream
+        + stats.unexpected
+        + stats.refused_records
+        + stats.duplicates
+        + stats.out_of_window
+        + stats.refused_control
+        + stats.hints
+        + stats.handshake_failures
+        + stats.handshakes_turned_away
+}
