@@ -1,0 +1,4 @@
+//! See `rendez_fuzz::handshake`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| rendez_fuzz::handshake::run(data));

@@ -1,0 +1,325 @@
+//! Any sequence of operations on a [`Hub`], driven the way a shell does it.
+//!
+//! Held: the same bytes go out, to the right port, in order; lanes and express
+//! queues stay bounded; a stream id belongs to its first subject; whoever has
+//! something to send, may read again or is superseded is woken; nobody is held
+//! back by empty lanes, and an empty hub is empty.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use arbitrary::{Arbitrary, Result, Unstructured};
+use bytes::Bytes;
+use rendez_proto::frame::{Body, Frame, ResetReason};
+use rendez_proto::ids::{Generation, Seq};
+use rendez_proto::limits;
+use rendez_proto::peek::peek;
+use rendez_relay_core::{Capabilities, Dropped, Hub, JoinError, PortKey, Standing, Stats, Subject};
+
+use crate::frames;
+use crate::noise::stream;
+use crate::time::origin;
+
+const STREAMS: u8 = 40;
+const STEPS: usize = 400;
+
+#[derive(Debug, Arbitrary)]
+enum Op {
+    Join { who: u8, resends: bool },
+    JoinExecutor { generation: i8 },
+    Leave { port: u8 },
+    Data { port: u8, stream: u8, size: u8 },
+    Burst { port: u8, stream: u8, frames: u8 },
+    Ack { port: u8, stream: u8, times: u8 },
+    Reset { port: u8, stream: u8 },
+    Hostile { port: u8 },
+    Made { port: u8, stream: u8 },
+    Drain { port: u8, frames: u8 },
+    Advance { ms: u16 },
+    Sweep,
+}
+
+#[derive(Debug)]
+struct Port {
+    key: PortKey,
+    /// `None`: the executor's.
+    subject: Option<u8>,
+    left: bool,
+    /// Woken and not drained since.
+    awake: bool,
+    /// Told not to read, and not woken since.
+    blocked: bool,
+    /// The last number of each stream that came out here.
+    last: BTreeMap<u8, u32>,
+}
+
+struct Bench {
+    hub: Hub,
+    now: Instant,
+    ports: Vec<Port>,
+    generation: u64,
+    /// Numbers data frames, over all ports.
+    next: u32,
+    /// By number: who sent it (`None`: an executor), on which stream.
+    sent: Vec<(Option<u8>, u8, Bytes)>,
+    /// Which port has a stream, if that is known.
+    holders: BTreeMap<String, usize>,
+}
+
+/// Follows the operations in `data`.
+pub fn run(data: &[u8]) {
+    let hub = Hub::default();
+    let mut bench = Bench {
+        hub,
+        now: origin(),
+        ports: Vec::new(),
+        generation: 1,
+        next: 0,
+        sent: Vec::new(),
+        holders: BTreeMap::new(),
+    };
+    let mut u = Unstructured::new(data);
+    for _ in 0..STEPS {
+        if u.is_empty() || bench.step(&mut u).is_err() {
+            break;
+        }
+        bench.check();
+    }
+    bench.finish();
+}
+
+impl Bench {
+    fn step(&mut self, u: &mut Unstructured<'_>) -> Result<()> {
+        match u.arbitrary()? {
+            Op::Join { who, resends } => self.join(who % 4, resends),
+            Op::JoinExecutor { generation } => self.join_executor(generation),
+            Op::Leave { port } => {
+                if let Some(index) = self.index(port) {
+                    self.hub.leave(self.ports[index].key, self.now);
+                    self.ports[index].left = true;
+                }
+            }
+            Op::Data { port, stream, size } => {
+                let len = match size {
+                    0..=199 => usize::from(size) + 1,
+                    200..=239 => 60_000,
+                    _ => 240_000,
+                };
+                self.data(port, stream % STREAMS, len);
+            }
+            Op::Burst { port, stream, frames } => {
+                for _ in 0..frames % 24 {
+                    self.data(port, stream % STREAMS, 240_000);
+                }
+            }
+            Op::Ack { port, stream: number, times } => {
+                let wire = Frame::bare(stream(number % STREAMS), Body::Ack).encode();
+                (0..=times).for_each(|_| self.send(port, &wire));
+            }
+            Op::Reset { port, stream: number } => {
+                let body = Body::Reset { reason: ResetReason::Finished.as_str().to_owned() };
+                self.send(port, &Frame::bare(stream(number % STREAMS), body).encode());
+            }
+            Op::Hostile { port } => {
+                let bytes: Vec<u8> = u.arbitrary()?;
+                if peek(&bytes).is_err() {
+                    self.send(port, &bytes.into());
+                }
+            }
+            Op::Made { port, stream: number } => {
+                let frame = frames::frame(u, stream(number % STREAMS))?;
+                if !matches!(frame.body, Body::Data { .. }) {
+                    self.send(port, &frame.encode());
+                }
+            }
+            Op::Drain { port, frames } => {
+                if let Some(index) = self.index(port) {
+                    let frames = if frames > 200 { usize::MAX } else { frames.into() };
+                    self.drain(index, frames);
+                }
+            }
+            Op::Advance { ms } => self.now += Duration::from_millis(u64::from(ms) * 2),
+            Op::Sweep => {
+                self.hub.handle_timeout(self.now);
+                let next = self.hub.poll_timeout();
+                assert!(next.is_none_or(|at| at > self.now), "a sweep leaves what is due");
+            }
+        }
+        Ok(())
+    }
+
+    fn index(&self, port: u8) -> Option<usize> {
+        (!self.ports.is_empty()).then(|| usize::from(port) % self.ports.len())
+    }
+
+    fn add(&mut self, key: PortKey, subject: Option<u8>) {
+        assert!(self.ports.iter().all(|port| port.key != key), "a key names two ports");
+        let port =
+            Port { key, subject, left: false, awake: false, blocked: false, last: BTreeMap::new() };
+        self.ports.push(port);
+    }
+
+    fn join(&mut self, who: u8, resends: bool) {
+        let full = self.hub.orchestrators() >= limits::ORCHESTRATORS_PER_EXECUTOR;
+        match self.hub.join_orchestrator(Subject([who; 32]), Capabilities { resends }) {
+            Ok(key) => self.add(key, Some(who)),
+            Err(error) => assert!(full && error == JoinError::TooManyOrchestrators),
+        }
+    }
+
+    fn join_executor(&mut self, generation: i8) {
+        let offered = self.generation.saturating_add_signed(generation.clamp(-2, 2).into());
+        let had = self.ports.iter().any(|port| port.subject.is_none());
+        match self.hub.join_executor(Generation(offered), self.now) {
+            Ok(key) => {
+                assert!(!had || offered >= self.generation, "an older registration joined");
+                self.generation = offered;
+                for port in self.ports.iter_mut().filter(|port| port.subject.is_none()) {
+                    port.left = true;
+                }
+                self.add(key, None);
+            }
+            Err(_) => assert!(offered < self.generation, "the newest registration was refused"),
+        }
+    }
+
+    fn data(&mut self, port: u8, number: u8, len: usize) {
+        let Some(index) = self.index(port) else { return };
+        if !self.hub.wants_read(self.ports[index].key) || self.ports[index].left {
+            return;
+        }
+        let record = vec![number; len].into();
+        let wire = Frame::bare(stream(number), Body::Data { seq: Seq(self.next), record }).encode();
+        self.next += 1;
+        self.sent.push((self.ports[index].subject, number, wire.clone()));
+        self.send(port, &wire);
+    }
+
+    /// What the shell does with one message: it reads only who may be read.
+    fn send(&mut self, port: u8, wire: &Bytes) {
+        let Some(index) = self.index(port) else { return };
+        let key = self.ports[index].key;
+        if !self.hub.wants_read(key) {
+            self.ports[index].blocked = true;
+            return;
+        }
+        let routable = peek(wire).is_ok();
+        let before = self.hub.stats().clone();
+        let result = self.hub.handle_message(key, wire.clone(), self.now);
+        self.note_holder(index, wire, &before);
+        let violates = !routable && self.ports[index].subject.is_some() && !self.ports[index].left;
+        assert_eq!(result.is_err(), violates, "who is at fault was judged otherwise");
+        if violates {
+            self.hub.leave(key, self.now);
+            self.ports[index].left = true;
+        }
+        self.wakes();
+        for port in &mut self.ports {
+            port.blocked |= !self.hub.wants_read(port.key);
+        }
+    }
+
+    /// A stream is with the port that used it last, unless that was refused.
+    fn note_holder(&mut self, index: usize, wire: &Bytes, before: &Stats) {
+        let (Ok(seen), Some(_)) = (peek(wire), self.ports[index].subject) else { return };
+        let grew = |why| self.hub.stats().dropped(why) > before.dropped(why);
+        if self.ports[index].left || grew(Dropped::ForeignStream) || grew(Dropped::TooManyStreams) {
+            return;
+        }
+        let stream = seen.stream.to_owned();
+        if grew(Dropped::PeerAway) {
+            self.holders.remove(&stream); // with or without a claim
+        } else {
+            self.holders.insert(stream, index);
+        }
+    }
+
+    fn wakes(&mut self) {
+        while let Some(key) = self.hub.poll_wake() {
+            let port = self.ports.iter_mut().find(|port| port.key == key);
+            let port = port.expect("a port that never joined was woken");
+            port.awake = true;
+            port.blocked = false;
+        }
+    }
+
+    fn drain(&mut self, index: usize, frames: usize) {
+        let mut bytes = BTreeMap::<u8, usize>::new();
+        let mut express = 0;
+        for _ in 0..frames {
+            let Some(wire) = self.hub.poll_transmit(self.ports[index].key) else {
+                self.ports[index].awake = false;
+                break;
+            };
+            assert!(!self.ports[index].left, "something for a port that is gone");
+            let seen = peek(&wire).expect("what goes out can be routed");
+            if seen.kind.may_overtake() {
+                express += 1;
+            }
+            if let Some(number) = seen.stream.strip_prefix('s').and_then(|s| s.parse::<u8>().ok()) {
+                *bytes.entry(number).or_default() += wire.len();
+            }
+            self.delivered(index, &wire);
+        }
+        let most = bytes.values().max().copied().unwrap_or_default();
+        // express frames are not part of a lane; resets of the hub itself are small
+        assert!(most <= limits::LANE_MAX_BYTES + 64 * 1024, "a lane of {most} bytes");
+        assert!(express <= limits::EXPRESS_MAX_FRAMES, "{express} express frames");
+        self.wakes();
+    }
+
+    fn delivered(&mut self, index: usize, wire: &Bytes) {
+        let frame = match Frame::decode(wire.clone()) {
+            Ok(Frame { body: Body::Data { seq, .. }, .. }) => seq.0,
+            _ => return,
+        };
+        let (from, number, original) = &self.sent[frame as usize];
+        assert_eq!(wire, original, "other bytes went out");
+        if from.is_none() {
+            let holder = self.holders.get(&format!("s{number}"));
+            assert!(holder.is_none_or(|holder| *holder == index), "to a port that lost the stream");
+        }
+        let port = &mut self.ports[index];
+        assert_ne!(from.is_none(), port.subject.is_none(), "back to the side that it came from");
+        let last = port.last.insert(*number, frame);
+        assert!(last.is_none_or(|last| last < frame), "reordered, or twice");
+    }
+
+    fn check(&mut self) {
+        self.wakes();
+        assert!(self.hub.streams() <= limits::CLAIMS_PER_EXECUTOR);
+        let mut holders = 0;
+        for port in &mut self.ports {
+            let standing = if port.left { Standing::Superseded } else { Standing::Joined };
+            assert_eq!(self.hub.standing(port.key), standing);
+            holders += usize::from(!port.left && port.subject.is_some());
+            if !port.awake {
+                let out = self.hub.poll_transmit(port.key);
+                assert_eq!(out, None, "something waits for a port that nobody woke");
+            }
+            if port.blocked {
+                assert!(!self.hub.wants_read(port.key), "may read again, and nobody woke it");
+            }
+        }
+        assert_eq!(self.hub.orchestrators(), holders);
+    }
+
+    fn finish(&mut self) {
+        for index in 0..self.ports.len() {
+            self.drain(index, usize::MAX);
+        }
+        let keys: BTreeSet<usize> = (0..self.ports.len()).collect();
+        for index in keys {
+            assert!(self.hub.wants_read(self.ports[index].key), "held back by empty lanes");
+        }
+        self.check();
+        for port in &mut self.ports {
+            self.hub.leave(port.key, self.now);
+            port.left = true;
+        }
+        self.check();
+        self.hub.handle_timeout(self.now + limits::STREAM_GRACE);
+        assert!(self.hub.is_empty(), "something is left of an empty hub");
+        assert_eq!(self.hub.poll_timeout(), None);
+    }
+}

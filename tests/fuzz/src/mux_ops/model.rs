@@ -1,0 +1,332 @@
+//! What the applications at both ends know, and what they may expect.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use rendez_endpoint::{
+    Authorized, Closed, Connect, ConnectError, Event, Key, Misbehaviour, Mux, Refusal, SendError,
+};
+use rendez_proto::frame::ResetReason;
+use rendez_proto::limits::STREAM_GRACE;
+use rendez_proto::profile::Profile;
+
+use super::Side;
+use super::wire::Wire;
+use crate::noise::{executor, orchestrator, registration, stream};
+
+/// One stream at one end.
+#[derive(Debug)]
+pub(super) struct End {
+    side: Side,
+    key: Key,
+    id: u8,
+    profile: Profile,
+    /// At the executor: which orchestrator's end asked, by index.
+    asked_by: Option<usize>,
+    asking: bool,
+    opened: Option<Instant>,
+    /// Its application closed it.
+    app_closed: bool,
+    closed: Option<Closed>,
+    /// Its process died, or it was turned away.
+    gone: bool,
+    sent: Vec<Bytes>,
+    received: usize,
+    /// Whose messages arrive here, by index, once the first one did.
+    bound: Option<usize>,
+}
+
+impl End {
+    fn is_live(&self) -> bool {
+        self.closed.is_none() && !self.gone
+    }
+}
+
+/// All streams that there ever were, at both ends.
+#[derive(Debug, Default)]
+pub(super) struct Ends(Vec<End>);
+
+impl Ends {
+    pub(super) fn connects(&self) -> usize {
+        self.0.iter().filter(|end| end.side == Side::Orchestrator).count()
+    }
+
+    /// How many streams of this id were ever open at this end: as many keys
+    /// have sealed frames with that id.
+    pub(super) fn opened(&self, side: Side, id: &str) -> usize {
+        let same = |end: &&End| end.side == side && stream(end.id).as_str() == id;
+        self.0.iter().filter(same).filter(|end| end.opened.is_some()).count()
+    }
+
+    /// Whether this end has an open stream of this id that resends.
+    pub(super) fn is_open_and_reliable(&self, side: Side, id: &str) -> bool {
+        self.0.iter().any(|end| {
+            end.side == side
+                && stream(end.id).as_str() == id
+                && end.profile.is_reliable()
+                && end.opened.is_some()
+                && !end.app_closed
+                && end.is_live()
+        })
+    }
+
+    fn add(&mut self, side: Side, key: Key, id: u8, profile: Profile) -> &mut End {
+        let (opened, closed) = (None, None);
+        self.0.push(End {
+            side,
+            key,
+            id,
+            profile,
+            asked_by: None,
+            asking: false,
+            opened,
+            app_closed: false,
+            closed,
+            gone: false,
+            sent: Vec::new(),
+            received: 0,
+            bound: None,
+        });
+        let last = self.0.len() - 1;
+        &mut self.0[last]
+    }
+
+    fn pick(&self, end: u8) -> Option<usize> {
+        (!self.0.is_empty()).then(|| usize::from(end) % self.0.len())
+    }
+
+    // ---- what applications do ----------------------------------------------------
+
+    pub(super) fn connect(&mut self, mux: &mut Mux, now: Instant, id: u8, profile: Profile) {
+        let connect = Connect {
+            stream: stream(id),
+            profile,
+            registration: registration(0),
+            peer: executor().public_for(profile.suite()).clone(),
+            authorization: self.0.len().to_string().into(),
+        };
+        match mux.connect(now, connect) {
+            Ok(key) => drop(self.add(Side::Orchestrator, key, id, profile)),
+            Err(error) => assert_eq!(error, ConnectError::StreamInUse),
+        }
+    }
+
+    /// The registry's answer to one who asks.
+    pub(super) fn verdict(&mut self, mux: &mut Mux, now: Instant, ask: u8, say: u8) {
+        let asking: Vec<usize> = (0..self.0.len()).filter(|i| self.0[*i].asking).collect();
+        if asking.is_empty() {
+            return;
+        }
+        let end = &mut self.0[asking[usize::from(ask) % asking.len()]];
+        let suite = end.profile.suite();
+        end.asking = false;
+        match say % 16 {
+            0 => mux.refuse(now, end.key, Refusal::Denied),
+            1 => mux.refuse(now, end.key, Refusal::AuthenticationRejected),
+            2 => {
+                let other = Authorized::by_registry(executor().public_for(suite));
+                mux.authorize(now, end.key, other);
+            }
+            _ => {
+                let peer = Authorized::by_registry(orchestrator().public_for(suite));
+                return mux.authorize(now, end.key, peer);
+            }
+        }
+        end.gone = true;
+    }
+
+    /// Lets everybody in who asks.
+    pub(super) fn let_in(&mut self, mux: &mut Mux, now: Instant) {
+        while self.0.iter().any(|end| end.asking) {
+            self.verdict(mux, now, 0, 15);
+        }
+    }
+
+    pub(super) fn send(&mut self, muxes: &mut [Mux; 2], end: u8, size: u8) {
+        let Some(index) = self.pick(end) else { return };
+        let end = &mut self.0[index];
+        let len = match size {
+            0..=223 => 8 + usize::from(size),
+            224..=247 => 61_436, // with its header a full record
+            248..=253 => 200_000,
+            _ => 1_200_000,
+        };
+        // no two messages are alike
+        let mut message = vec![size; len];
+        message[..4].copy_from_slice(&(index as u32).to_be_bytes());
+        message[4..8].copy_from_slice(&(end.sent.len() as u32).to_be_bytes());
+        let message = Bytes::from(message);
+        if end.gone {
+            return;
+        }
+        match muxes[end.side as usize].send(end.key, &message) {
+            Ok(()) => {
+                assert!(end.opened.is_some() && !end.app_closed && end.is_live());
+                end.sent.push(message);
+            }
+            Err(SendError::Blocked) => assert!(end.is_live() && !end.app_closed),
+            Err(SendError::Closed(_)) => {}
+            Err(SendError::TooLarge) => panic!("{len} bytes are allowed"),
+        }
+    }
+
+    pub(super) fn recv(&mut self, muxes: &mut [Mux; 2], end: u8, times: u8) {
+        let Some(index) = self.pick(end) else { return };
+        for _ in 0..=times {
+            if !self.take(muxes, index) {
+                break;
+            }
+        }
+    }
+
+    pub(super) fn recv_all(&mut self, muxes: &mut [Mux; 2]) {
+        for index in 0..self.0.len() {
+            while self.take(muxes, index) {}
+        }
+    }
+
+    /// Takes one message and checks that the peer sent it, and next.
+    fn take(&mut self, muxes: &mut [Mux; 2], index: usize) -> bool {
+        let end = &self.0[index];
+        if end.gone {
+            return false;
+        }
+        let Some(message) = muxes[end.side as usize].recv(end.key) else { return false };
+        assert!(end.opened.is_some(), "a message before the stream was open");
+        let nth = end.received;
+        let sent = |peer: usize| self.0[peer].sent.get(nth) == Some(&message);
+        let from = match end.bound {
+            Some(peer) => Some(peer).filter(|peer| sent(*peer)),
+            None => self.peers(index).into_iter().find(|peer| sent(*peer)),
+        };
+        assert!(from.is_some(), "message {nth} was not sent, or not now");
+        let end = &mut self.0[index];
+        (end.bound, end.received) = (from, nth + 1);
+        true
+    }
+
+    /// The far ends that this end may have shaken hands with.
+    fn peers(&self, index: usize) -> Vec<usize> {
+        match self.0[index].side {
+            Side::Executor => self.0[index].asked_by.into_iter().collect(),
+            Side::Orchestrator => {
+                let asked = |peer: &usize| self.0[*peer].asked_by == Some(index);
+                (0..self.0.len()).filter(asked).filter(|i| self.0[*i].opened.is_some()).collect()
+            }
+        }
+    }
+
+    pub(super) fn close(&mut self, muxes: &mut [Mux; 2], now: Instant, end: u8) {
+        let Some(index) = self.pick(end) else { return };
+        let end = &mut self.0[index];
+        if end.is_live() {
+            end.app_closed = true;
+            end.asking = false;
+            muxes[end.side as usize].close(now, end.key);
+        }
+    }
+
+    pub(super) fn executor_died(&mut self) {
+        for end in self.0.iter_mut().filter(|end| end.side == Side::Executor) {
+            end.gone = true;
+            end.asking = false;
+        }
+    }
+
+    // ---- what they hear ------------------------------------------------------------
+
+    fn find(&self, side: Side, key: Key) -> usize {
+        let found = self.0.iter().position(|end| end.side == side && end.key == key && !end.gone);
+        found.expect("an event of a stream that never was, or was turned away")
+    }
+
+    pub(super) fn event(&mut self, side: Side, now: Instant, event: Event, wire: &Wire) {
+        if let Event::AuthorizationNeeded { key, stream: id, peer, authorization, .. } = event {
+            let text = std::str::from_utf8(&authorization).expect("it was checked");
+            let from: usize = text.parse().expect("nobody else can prove this key");
+            let (number, profile) = (self.0[from].id, self.0[from].profile);
+            assert_eq!(id, stream(number), "a handshake for another stream");
+            assert_eq!(&peer, orchestrator().public_for(profile.suite()));
+            let end = self.add(side, key, number, profile);
+            (end.asked_by, end.asking) = (Some(from), true);
+            return;
+        }
+        let (Event::Opened { key }
+        | Event::Readable { key }
+        | Event::Writable { key }
+        | Event::Closed { key, .. }
+        | Event::AuthorizationNeeded { key, .. }) = event;
+        let index = self.find(side, key);
+        assert_eq!(self.0[index].closed, None, "an event after the last one");
+        match event {
+            Event::Opened { .. } => self.opened_at(index, now),
+            Event::Closed { why, .. } => {
+                self.may_close(index, now, why, wire);
+                let end = &mut self.0[index];
+                (end.closed, end.asking) = (Some(why), false);
+            }
+            Event::Readable { .. } | Event::Writable { .. } => {
+                assert!(self.0[index].opened.is_some(), "not open yet");
+            }
+            Event::AuthorizationNeeded { .. } => {}
+        }
+    }
+
+    fn opened_at(&mut self, index: usize, now: Instant) {
+        assert_eq!(self.0[index].opened, None, "opened twice");
+        assert!(!self.peers(index).is_empty(), "open, and nobody let it in");
+        self.0[index].opened = Some(now);
+    }
+
+    /// Whether this end may end for this reason.
+    fn may_close(&self, index: usize, now: Instant, why: Closed, wire: &Wire) {
+        let end = &self.0[index];
+        let guiltless = !matches!(
+            why,
+            Closed::PeerMisbehaved(
+                Misbehaviour::AckOfUnsent
+                    | Misbehaviour::MessageLength
+                    | Misbehaviour::RecordLength
+            )
+        );
+        assert!(guiltless, "{why}: what no honest peer authenticates");
+        let Some(opened) = end.opened else { return };
+        if !end.profile.is_reliable() {
+            return;
+        }
+        let allowed = match why {
+            Closed::Finished => {
+                end.app_closed || self.peers(index).iter().any(|peer| self.0[*peer].app_closed)
+            }
+            Closed::Lost => now >= opened + STREAM_GRACE,
+            Closed::Reset(ResetReason::UnknownStream) => wire.was_disowned(end.side, end.id),
+            _ => false,
+        };
+        assert!(allowed, "an open reliable stream ended: {why}");
+    }
+
+    // ---- the end -------------------------------------------------------------------
+
+    /// On an honest network everything arrives: at streams that are open at
+    /// both ends, and at those whose far end closed them in good order.
+    pub(super) fn all_arrived(&self) {
+        for (index, end) in self.0.iter().enumerate() {
+            assert!(!end.asking, "nobody answered");
+            if end.opened.is_none() || end.gone || !end.profile.is_reliable() {
+                continue;
+            }
+            let &[peer] = self.peers(index).as_slice() else { continue };
+            if self.peers(peer) != [index] {
+                continue; // a replayed handshake: two ends, one peer
+            }
+            let peer = &self.0[peer];
+            let both = end.is_live() && peer.is_live() && peer.opened.is_some();
+            let finished =
+                end.closed == Some(Closed::Finished) && peer.app_closed && !end.app_closed;
+            assert!(!both || !(end.app_closed || peer.app_closed), "closed, and never over");
+            if both || finished {
+                assert_eq!(end.received, peer.sent.len(), "messages are missing");
+            }
+        }
+    }
+}
