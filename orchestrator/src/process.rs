@@ -209,7 +209,7 @@ impl Process {
         let mut chunk = Vec::from(chunk); // no copy: nobody else has it
         while chunk.len() < GATHER_BYTES {
             match self.events.try_recv() {
-                Ok(Event::Output(same, more)) if same == stream => chunk.extend(more),
+                Ok(Event::Output(same, more)) if same == stream => chunk.extend_from_slice(&more),
                 Ok(other) => {
                     self.ahead = Some(other);
                     break;

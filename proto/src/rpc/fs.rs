@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::path::PathUri;
 use super::process::Empty;
-use super::{Method, base64_bytes};
+use super::{Method, message_bytes};
 
 fn yes() -> bool {
     true
@@ -39,7 +39,7 @@ impl Method for ReadFile {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadFileReply {
     /// The file's bytes.
-    #[serde(rename = "dataBase64", with = "base64_bytes")]
+    #[serde(rename = "dataBase64", with = "message_bytes")]
     pub data: Vec<u8>,
 }
 
@@ -51,7 +51,7 @@ pub struct WriteFile {
     /// The file.
     pub path: PathUri,
     /// Its new bytes, all of them.
-    #[serde(rename = "dataBase64", with = "base64_bytes")]
+    #[serde(rename = "dataBase64", with = "message_bytes")]
     pub data: Vec<u8>,
     /// Stock sandbox rules.
     #[serde(default)]
@@ -178,7 +178,12 @@ impl Method for Remove {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{from_value, json, to_value};
+    use crate::rpc::Json;
+    use serde_json::{from_value, json};
+
+    fn to_value<T: Serialize>(value: T) -> serde_json::Result<Value> {
+        Json::of(&value).parse()
+    }
 
     #[test]
     fn reading_has_the_stock_shape() {

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::message_bytes;
 use crate::limits::JSON_REREAD_MAX_BYTES;
 
 /// One JSON value as it came: a slice of its message, known to be JSON, parsed
@@ -27,10 +28,10 @@ impl Json {
         Self(Bytes::from_static(b"{}"))
     }
 
-    /// The JSON of a value; `null` if it has none, because it has keys that
+    /// The JSON of a value as in a message; `null` if it has none, because it has keys that
     /// are no strings.
     pub fn of<T: Serialize>(value: &T) -> Self {
-        serde_json::to_vec(value).map_or_else(|_| Self::null(), |text| Self(text.into()))
+        message_bytes::to_vec(value).map_or_else(|_| Self::null(), |text| Self(text.into()))
     }
 
     /// The part of `message` that `raw` was parsed out of.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Json, Method, Notification, RequestId, RpcError};
+use super::{Json, Method, Notification, RequestId, RpcError, message_bytes};
 
 /// One message. What it is about stays as it came until its type is known.
 #[derive(Debug, Clone, PartialEq)]
@@ -137,7 +137,7 @@ pub fn notification<N: Notification>(params: &N) -> Vec<u8> {
 /// Serialises; the types of this module have string keys only, which is the
 /// one thing that JSON serialisation can fail on.
 fn encode<T: Serialize>(message: &T) -> Vec<u8> {
-    serde_json::to_vec(message).unwrap_or_default()
+    message_bytes::to_vec(message).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ pub mod base64_bytes;
 pub mod fs;
 mod json;
 mod message;
+pub mod message_bytes;
 pub mod path;
 pub mod process;
 pub mod session;

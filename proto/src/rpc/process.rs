@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::path::PathUri;
-use super::{Method, Notification, base64_bytes};
+use super::{Method, Notification, message_bytes};
 
 /// Names a process in its session. Any text, chosen by the client; the empty
 /// one too.
@@ -169,7 +169,7 @@ pub struct Write {
     /// Which process.
     pub process_id: ProcessId,
     /// The bytes.
-    #[serde(with = "base64_bytes")]
+    #[serde(with = "message_bytes")]
     pub chunk: Vec<u8>,
     /// Makes the write repeatable: a second one with the same id is answered
     /// like the first and not applied. Not empty.
@@ -341,7 +341,7 @@ pub struct Chunk {
     pub stream: Stream,
     /// At most [`crate::limits::PROCESS_CHUNK_MAX_BYTES`], or what the client
     /// takes ([`super::session::ClientExtensions::max_chunk`]).
-    #[serde(with = "base64_bytes")]
+    #[serde(with = "message_bytes")]
     pub chunk: Bytes,
 }
 
@@ -369,7 +369,7 @@ pub struct Output {
     pub stream: Stream,
     /// At most [`crate::limits::PROCESS_CHUNK_MAX_BYTES`], or what the client
     /// takes ([`super::session::ClientExtensions::max_chunk`]).
-    #[serde(with = "base64_bytes")]
+    #[serde(with = "message_bytes")]
     pub chunk: Bytes,
 }
 
@@ -414,8 +414,12 @@ impl Notification for ClosedNotification {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rpc::notification;
-    use serde_json::{from_slice, from_value, json, to_value};
+    use crate::rpc::{Json, notification};
+    use serde_json::{from_slice, from_value, json};
+
+    fn to_value<T: Serialize>(value: T) -> serde_json::Result<Value> {
+        Json::of(&value).parse()
+    }
 
     fn id(text: &str) -> ProcessId {
         ProcessId(text.into())
