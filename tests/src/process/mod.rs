@@ -50,8 +50,7 @@ pub fn workspace_binary(name: &str) -> Result<PathBuf> {
     Ok(binary)
 }
 
-/// A directory for throw-away files below cargo's target directory. For what
-/// should not be below the system's temporary directory.
+/// A directory for throw-away files below cargo's target directory.
 pub fn scratch_directory() -> Result<PathBuf> {
     let profile = profile_directory()?;
     let scratch = profile.parent().unwrap_or(&profile).join("tmp");

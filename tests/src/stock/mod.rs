@@ -40,11 +40,18 @@ pub fn binary() -> Result<PathBuf> {
 pub struct Home(TempDir);
 
 impl Home {
-    /// Makes an empty home. It is below cargo's target directory because stock
-    /// Codex makes no helper links in a home below the system's temporary one.
+    /// Makes a home that holds nothing but the temporary directory of its
+    /// commands: stock Codex makes no helper links in a home below the
+    /// temporary directory, and the whole checkout may be below the system's.
     pub fn new() -> Result<Self> {
         let home = tempfile::Builder::new().prefix("codex-home-").tempdir_in(scratch_directory()?);
-        Ok(Self(home.context("cannot make a home for stock Codex")?))
+        let home = Self(home.context("cannot make a home for stock Codex")?);
+        std::fs::create_dir(home.temporary_directory()).context("cannot make its tmp")?;
+        Ok(home)
+    }
+
+    fn temporary_directory(&self) -> PathBuf {
+        self.path().join("tmp")
     }
 
     /// Where it is.
@@ -69,6 +76,7 @@ impl Home {
             .envs(env::var_os("PATH").map(|path| ("PATH", path)))
             .env("HOME", self.path())
             .env("CODEX_HOME", self.path())
+            .env("TMPDIR", self.temporary_directory())
             .env("RUST_LOG", LOG_FILTER)
             .env("NO_COLOR", "1");
         Ok(command)
@@ -102,10 +110,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_home_is_outside_the_temporary_directory_and_goes_away() {
+    fn a_home_is_not_below_its_temporary_directory_and_goes_away() {
         let home = Home::new().unwrap();
         let path = home.path().to_owned();
-        assert!(!path.starts_with(env::temp_dir()), "{}", path.display());
+        assert!(home.temporary_directory().is_dir());
+        assert!(!path.starts_with(home.temporary_directory()));
         home.configure("a = 1").unwrap();
         assert_eq!(std::fs::read_to_string(path.join("config.toml")).unwrap(), "a = 1");
         drop(home);
