@@ -139,10 +139,15 @@ async fn forward_stdin(mut stdin: Stdin) {
     loop {
         match input.read(&mut buffer).await {
             Ok(0) => break,
-            // A process that stopped reading is no failure; its exit code counts.
             Ok(read) => match stdin.write_all(&buffer[..read]).await {
                 Ok(()) => {}
-                Err(_) => return,
+                // A process that stopped reading is no failure; its exit code
+                // counts. A lost connection is told by whoever reads output.
+                Err(ProcessError::StdinClosed | ProcessError::Lost) => return,
+                Err(error) => {
+                    eprintln!("rendez: standard input is not passed on any more: {error}");
+                    return;
+                }
             },
             Err(error) => {
                 eprintln!("rendez: cannot read standard input: {error}");

@@ -8,18 +8,19 @@ use rendez_endpoint::{Config, Connect, Identity, IdentitySeed, Mux};
 use rendez_proto::ids::{EnvironmentId, StreamId};
 use rendez_proto::limits;
 use rendez_proto::profile::Profile;
-use rendez_proto::registry::{ConnectReply, ConnectRequest, Profiles};
+use rendez_proto::registry::ConnectReply;
 use rendez_proto::rpc::session::{ClientExtensions, Initialize, Initialized};
 use rendez_rpc::{Caller, Endpoint};
-use rendez_transport::dial::{DialledSocket, dial};
 use secrecy::SecretString;
 use tokio::time::timeout;
 
-use crate::error::{ConnectError, RegistryError};
+use crate::error::ConnectError;
 use crate::events::Events;
 use crate::executor::Executor;
 use crate::link::Link;
+use crate::random::random;
 use crate::registry::RegistryClient;
+use crate::route::Route;
 
 /// Ours first; the Codex profile for stock executors.
 pub const DEFAULT_PROFILES: [Profile; 2] = [Profile::RendezHybridIkV1, Profile::NoiseHybridIkV1];
@@ -99,47 +100,6 @@ impl Client {
     }
 }
 
-/// How executors are found and reached, first and again.
-pub(crate) struct Route {
-    registry: RegistryClient,
-    identity: Identity,
-    profiles: Vec<Profile>,
-}
-
-impl Route {
-    /// Asks the registry for a ticket, and checks that it answers the question.
-    pub(crate) async fn ask(
-        &self,
-        environment: &EnvironmentId,
-    ) -> Result<ConnectReply, ConnectError> {
-        let request = ConnectRequest {
-            harness_public_key: self.identity.public().clone(),
-            rendez: Some(Profiles { profiles: self.profiles.clone() }),
-        };
-        let reply = self.registry.connect(environment, &request).await?;
-        if reply.environment_id != *environment {
-            let what = format!("it connects to {} instead of {environment}", reply.environment_id);
-            return Err(RegistryError::Malformed(what).into());
-        }
-        let offered = reply.rendez.as_ref().map_or(&[][..], |offer| &offer.profiles);
-        match best(&self.profiles, offered, reply.security_profile) {
-            Some(best) if best == reply.security_profile => Ok(reply),
-            _ => Err(ConnectError::Downgrade(reply.security_profile)),
-        }
-    }
-
-    /// Opens the websocket that a ticket is for.
-    pub(crate) async fn dial(&self, reply: &ConnectReply) -> Result<DialledSocket, ConnectError> {
-        Ok(dial(reply.url.expose()).await?)
-    }
-}
-
-/// Of the profiles that we accept, the first one that the executor offers, or
-/// that the registry chose.
-fn best(accepted: &[Profile], offered: &[Profile], chosen: Profile) -> Option<Profile> {
-    accepted.iter().copied().find(|profile| offered.contains(profile) || *profile == chosen)
-}
-
 fn stream_to(reply: &ConnectReply) -> Result<Connect, ConnectError> {
     Ok(Connect {
         stream: StreamId::from_random(random()?),
@@ -148,27 +108,4 @@ fn stream_to(reply: &ConnectReply) -> Result<Connect, ConnectError> {
         peer: reply.executor_public_key.clone(),
         authorization: Bytes::copy_from_slice(reply.harness_key_authorization.expose().as_bytes()),
     })
-}
-
-/// Bytes of the operating system's generator.
-pub(crate) fn random<const N: usize>() -> Result<[u8; N], ConnectError> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|_| ConnectError::NoRandomness)?;
-    Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_worse_profile_than_both_ends_know_is_a_downgrade() {
-        use Profile::{NoiseHybridIkV1 as Codex, RendezHybridIkV1 as Ours, RendezIkV1 as Ik};
-        let accepted = [Ours, Codex];
-        assert_eq!(best(&accepted, &[Codex, Ours], Ours), Some(Ours));
-        assert_eq!(best(&accepted, &[Codex, Ours], Codex), Some(Ours));
-        assert_eq!(best(&accepted, &[Codex], Codex), Some(Codex));
-        assert_eq!(best(&accepted, &[], Codex), Some(Codex), "a stock registry");
-        assert_eq!(best(&accepted, &[], Ik), None);
-    }
 }

@@ -13,6 +13,7 @@ use rendez_rpc::{CallError, Caller, Channel};
 use tokio::sync::{OnceCell, watch};
 use tokio::time::timeout;
 
+use crate::connection::Connection;
 use crate::error::ProcessError;
 use crate::events::Events;
 use crate::files::Files;
@@ -26,18 +27,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// connection; processes that still run are ended by the executor when the
 /// session's grace is over.
 pub struct Executor {
-    shared: Arc<Shared>,
-}
-
-/// What processes and files share.
-pub(crate) struct Shared {
-    pub(crate) caller: Caller<Channel>,
-    pub(crate) events: Events,
-    pub(crate) extensions: Extensions,
-    environment: OnceCell<Environment>,
-    profile: Profile,
-    // After the caller: the socket goes last.
-    link: Link,
+    connection: Arc<Connection>,
 }
 
 impl Executor {
@@ -48,7 +38,7 @@ impl Executor {
         session: InitializeReply,
         profile: Profile,
     ) -> Self {
-        let shared = Shared {
+        let connection = Connection {
             caller,
             events,
             extensions: session.rendez.unwrap_or_default(),
@@ -56,17 +46,17 @@ impl Executor {
             profile,
             link,
         };
-        Self { shared: Arc::new(shared) }
+        Self { connection: Arc::new(connection) }
     }
 
     /// The profile of the connection.
     pub fn profile(&self) -> Profile {
-        self.shared.profile
+        self.connection.profile
     }
 
     /// What the executor speaks beyond the stock dialect.
     pub fn extensions(&self) -> &Extensions {
-        &self.shared.extensions
+        &self.connection.extensions
     }
 
     /// What the executor says of its environment: shell, directories, system.
@@ -74,8 +64,8 @@ impl Executor {
     /// # Errors
     /// The call failed.
     pub async fn environment(&self) -> Result<&Environment, CallError> {
-        let ask = || self.shared.caller.call::<EnvironmentInfo>(&EnvironmentInfo {});
-        self.shared.environment.get_or_try_init(ask).await
+        let ask = || self.connection.caller.call::<EnvironmentInfo>(&EnvironmentInfo {});
+        self.connection.environment.get_or_try_init(ask).await
     }
 
     /// One round trip to the executor and back.
@@ -83,7 +73,7 @@ impl Executor {
     /// # Errors
     /// The call failed.
     pub async fn ping(&self) -> Result<(), CallError> {
-        self.shared.caller.call::<EnvironmentStatus>(&EnvironmentStatus {}).await.map(drop)
+        self.connection.caller.call::<EnvironmentStatus>(&EnvironmentStatus {}).await.map(drop)
     }
 
     /// Starts a process.
@@ -98,25 +88,25 @@ impl Executor {
         };
         let id = ProcessId(crate::process::random_id()?);
         let start = command.into_start(id, cwd);
-        Process::start(self.shared.clone(), start).await
+        Process::start(self.connection.clone(), start).await
     }
 
     /// The executor's files.
     pub fn files(&self) -> Files<'_> {
-        Files::new(&self.shared)
+        Files::new(&self.connection)
     }
 
     /// Whether the connection stands, and every change of that.
     pub fn link(&self) -> watch::Receiver<LinkState> {
-        self.shared.link.state()
+        self.connection.link.state()
     }
 
     /// Closes the connection and waits until the executor knows. Processes
     /// that still run are ended by the executor when its grace is over.
     pub async fn close(self) {
-        let finished = self.shared.caller.messages().finish();
+        let finished = self.connection.caller.messages().finish();
         let _ = timeout(CLOSE_TIMEOUT, finished).await;
-        self.shared.link.close().await;
+        self.connection.link.close().await;
     }
 
     async fn default_cwd(&self) -> Result<PathUri, ProcessError> {

@@ -8,17 +8,17 @@ use rendez_proto::rpc::fs::{
 };
 use rendez_proto::rpc::path::PathUri;
 
+use crate::connection::Connection;
 use crate::error::FileError;
-use crate::executor::Shared;
 
 /// Calls about files.
 pub struct Files<'a> {
-    shared: &'a Shared,
+    connection: &'a Connection,
 }
 
 impl<'a> Files<'a> {
-    pub(crate) fn new(shared: &'a Shared) -> Self {
-        Self { shared }
+    pub(crate) fn new(connection: &'a Connection) -> Self {
+        Self { connection }
     }
 
     /// The whole file, up to [`limits::READ_FILE_MAX_BYTES`].
@@ -90,7 +90,7 @@ impl<'a> Files<'a> {
     }
 
     async fn call<M: Method>(&self, params: &M::Params) -> Result<M::Reply, FileError> {
-        Ok(self.shared.caller.call::<M>(params).await?)
+        Ok(self.connection.caller.call::<M>(params).await?)
     }
 }
 

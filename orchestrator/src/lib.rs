@@ -18,7 +18,7 @@
 //! | --- | --- |
 //! | `client` | the way in: registry, websocket, handshake, session |
 //! | `registry` | the HTTP calls |
-//! | `link` | keeps the websocket up |
+//! | `route`, `link` | finds an executor; keeps the websocket to it up |
 //! | `executor` | one connected executor |
 //! | `process`, `events` | processes, shaped like `tokio::process` |
 //! | `files` | files, shaped like `tokio::fs` |
@@ -28,13 +28,16 @@
 //! its outcome is reported as unknown.
 
 pub mod client;
+mod connection;
 pub mod error;
 mod events;
 pub mod executor;
 pub mod files;
 pub mod link;
 pub mod process;
+mod random;
 pub mod registry;
+mod route;
 
 pub use client::Client;
 pub use error::{ConnectError, FileError, ProcessError};

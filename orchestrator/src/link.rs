@@ -21,8 +21,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::client::{Route, random};
 use crate::error::{ConnectError, RegistryError};
+use crate::random::random;
+use crate::route::Route;
 
 /// How long the socket may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);

@@ -14,9 +14,10 @@ use rendez_proto::rpc::{RpcError, code};
 use rendez_rpc::{Answer, CallError};
 use tokio::sync::mpsc;
 
+use crate::connection::Connection;
 use crate::error::ProcessError;
 use crate::events::Event;
-use crate::executor::Shared;
+use crate::random::random;
 
 /// Bytes of standard input per write: two records.
 const WRITE_BYTES: usize = 90 * 1024;
@@ -120,7 +121,7 @@ impl Command {
 /// A process on an executor. Dropping it lets the process run on; see
 /// [`Executor`](crate::Executor) for how long.
 pub struct Process {
-    shared: Arc<Shared>,
+    connection: Arc<Connection>,
     id: ProcessId,
     events: mpsc::Receiver<Event>,
     /// Standard input, if the command asked for it. Take it to write while
@@ -157,15 +158,18 @@ pub struct Output {
 }
 
 impl Process {
-    pub(crate) async fn start(shared: Arc<Shared>, start: Start) -> Result<Self, ProcessError> {
+    pub(crate) async fn start(
+        connection: Arc<Connection>,
+        start: Start,
+    ) -> Result<Self, ProcessError> {
         let id = start.process_id.clone();
         // Before the call: events may overtake its answer.
-        let events = shared.events.subscribe(id.clone());
+        let events = connection.events.subscribe(id.clone());
         let piped = start.pipe_stdin || start.tty;
-        let stdin = piped.then(|| Stdin::new(shared.clone(), id.clone()));
+        let stdin = piped.then(|| Stdin::new(connection.clone(), id.clone()));
         let process =
-            Self { shared, id, events, stdin, ahead: None, exit_code: None, ended: false };
-        let started = process.shared.caller.call::<Start>(&start).await;
+            Self { connection, id, events, stdin, ahead: None, exit_code: None, ended: false };
+        let started = process.connection.caller.call::<Start>(&start).await;
         started.map_err(not_started)?;
         Ok(process)
     }
@@ -249,20 +253,20 @@ impl Process {
 
     /// A handle for signals that can go to another task.
     pub fn control(&self) -> Control {
-        Control { shared: self.shared.clone(), id: self.id.clone() }
+        Control { connection: self.connection.clone(), id: self.id.clone() }
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.shared.events.unsubscribe(&self.id);
+        self.connection.events.unsubscribe(&self.id);
     }
 }
 
 /// Sends signals to a process.
 #[derive(Clone)]
 pub struct Control {
-    shared: Arc<Shared>,
+    connection: Arc<Connection>,
     id: ProcessId,
 }
 
@@ -273,7 +277,7 @@ impl Control {
     /// The call failed.
     pub async fn interrupt(&self) -> Result<(), ProcessError> {
         let signal = Signal { process_id: self.id.clone(), signal: SignalName::Interrupt };
-        Ok(self.shared.caller.call::<Signal>(&signal).await.map(drop)?)
+        Ok(self.connection.caller.call::<Signal>(&signal).await.map(drop)?)
     }
 
     /// Kills the process and its children; tells whether it still ran.
@@ -282,21 +286,21 @@ impl Control {
     /// The call failed.
     pub async fn terminate(&self) -> Result<bool, ProcessError> {
         let terminate = Terminate { process_id: self.id.clone() };
-        Ok(self.shared.caller.call::<Terminate>(&terminate).await?.running)
+        Ok(self.connection.caller.call::<Terminate>(&terminate).await?.running)
     }
 }
 
 /// The standard input of a process.
 pub struct Stdin {
-    shared: Arc<Shared>,
+    connection: Arc<Connection>,
     id: ProcessId,
     next_write: u64,
     in_flight: VecDeque<Answer<Write>>,
 }
 
 impl Stdin {
-    fn new(shared: Arc<Shared>, id: ProcessId) -> Self {
-        Self { shared, id, next_write: 0, in_flight: VecDeque::new() }
+    fn new(connection: Arc<Connection>, id: ProcessId) -> Self {
+        Self { connection, id, next_write: 0, in_flight: VecDeque::new() }
     }
 
     /// Writes all of `bytes`; returns when they are on their way, with a
@@ -314,7 +318,7 @@ impl Stdin {
                 chunk: chunk.to_vec(),
                 write_id: Some(self.next_write_id()),
             };
-            self.in_flight.push_back(self.shared.caller.request::<Write>(&write).await?);
+            self.in_flight.push_back(self.connection.caller.request::<Write>(&write).await?);
         }
         Ok(())
     }
@@ -337,12 +341,12 @@ impl Stdin {
     /// word for it, and the process goes on waiting.
     pub async fn close(mut self) -> Result<(), ProcessError> {
         self.flush().await?;
-        if !self.shared.extensions.close_stdin {
+        if !self.connection.extensions.close_stdin {
             return Err(ProcessError::Unsupported("closing standard input"));
         }
         let write_id = Some(self.next_write_id());
         let close = CloseStdin { process_id: self.id.clone(), write_id };
-        accepted(self.shared.caller.call::<CloseStdin>(&close).await?)
+        accepted(self.connection.caller.call::<CloseStdin>(&close).await?)
     }
 
     async fn settle_one(&mut self) -> Result<(), ProcessError> {
@@ -387,7 +391,6 @@ fn not_started(error: CallError) -> ProcessError {
 
 /// A new process id.
 pub(crate) fn random_id() -> Result<String, ProcessError> {
-    let bytes =
-        crate::client::random().map_err(|error| ProcessError::CannotStart(error.to_string()))?;
+    let bytes = random().map_err(|error| ProcessError::CannotStart(error.to_string()))?;
     Ok(StreamId::from_random(bytes).as_str().to_owned())
 }

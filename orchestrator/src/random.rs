@@ -1,0 +1,10 @@
+//! Randomness for keys, ids and jitter.
+
+use crate::error::ConnectError;
+
+/// Bytes of the operating system's generator.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], ConnectError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|_| ConnectError::NoRandomness)?;
+    Ok(bytes)
+}

@@ -1,0 +1,67 @@
+//! How executors are found and reached, first and again.
+
+use rendez_endpoint::Identity;
+use rendez_proto::ids::EnvironmentId;
+use rendez_proto::profile::Profile;
+use rendez_proto::registry::{ConnectReply, ConnectRequest, Profiles};
+use rendez_transport::dial::{DialledSocket, dial};
+
+use crate::error::{ConnectError, RegistryError};
+use crate::registry::RegistryClient;
+
+/// A relay, and what we show there.
+pub(crate) struct Route {
+    pub(crate) registry: RegistryClient,
+    pub(crate) identity: Identity,
+    pub(crate) profiles: Vec<Profile>,
+}
+
+impl Route {
+    /// Asks the registry for a ticket, and checks that it answers the question.
+    pub(crate) async fn ask(
+        &self,
+        environment: &EnvironmentId,
+    ) -> Result<ConnectReply, ConnectError> {
+        let request = ConnectRequest {
+            harness_public_key: self.identity.public().clone(),
+            rendez: Some(Profiles { profiles: self.profiles.clone() }),
+        };
+        let reply = self.registry.connect(environment, &request).await?;
+        if reply.environment_id != *environment {
+            let what = format!("it connects to {} instead of {environment}", reply.environment_id);
+            return Err(RegistryError::Malformed(what).into());
+        }
+        let offered = reply.rendez.as_ref().map_or(&[][..], |offer| &offer.profiles);
+        match best(&self.profiles, offered, reply.security_profile) {
+            Some(best) if best == reply.security_profile => Ok(reply),
+            _ => Err(ConnectError::Downgrade(reply.security_profile)),
+        }
+    }
+
+    /// Opens the websocket that a ticket is for.
+    pub(crate) async fn dial(&self, reply: &ConnectReply) -> Result<DialledSocket, ConnectError> {
+        Ok(dial(reply.url.expose()).await?)
+    }
+}
+
+/// Of the profiles that we accept, the first one that the executor offers, or
+/// that the registry chose.
+fn best(accepted: &[Profile], offered: &[Profile], chosen: Profile) -> Option<Profile> {
+    accepted.iter().copied().find(|profile| offered.contains(profile) || *profile == chosen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worse_profile_than_both_ends_know_is_a_downgrade() {
+        use Profile::{NoiseHybridIkV1 as Codex, RendezHybridIkV1 as Ours, RendezIkV1 as Ik};
+        let accepted = [Ours, Codex];
+        assert_eq!(best(&accepted, &[Codex, Ours], Ours), Some(Ours));
+        assert_eq!(best(&accepted, &[Codex, Ours], Codex), Some(Ours));
+        assert_eq!(best(&accepted, &[Codex], Codex), Some(Codex));
+        assert_eq!(best(&accepted, &[], Codex), Some(Codex), "a stock registry");
+        assert_eq!(best(&accepted, &[], Ik), None);
+    }
+}
