@@ -15,7 +15,7 @@
 //! | `world` | virtual time, the agenda, and the phases of a run |
 //! | `net` | the pumps at both ends of each websocket (`endpoint/transport`) |
 //! | `shell` | `executor-agent/src/agent.rs` and `orchestrator/src/link.rs` |
-//! | `app` | sessions, numbered output, requests that are repeated by their id |
+//! | `app`, `talk`, `serve` | sessions, numbered output, requests that are repeated by their number |
 //! | `attack` | what a hostile relay does to frames |
 //! | `fault` | cuts, restarts, pauses and clocks |
 //! | [`rules`] | the reference: what must be true at every step and at the end |
@@ -27,6 +27,7 @@ mod app;
 mod attack;
 mod fault;
 mod log;
+mod make;
 pub mod many;
 mod message;
 mod net;
@@ -37,7 +38,9 @@ mod registry;
 mod relay;
 mod rng;
 pub mod rules;
+mod serve;
 mod shell;
+mod talk;
 mod world;
 
 use std::collections::BTreeMap;

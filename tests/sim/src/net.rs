@@ -104,16 +104,27 @@ impl World {
             self.note(format_args!("n{node} takes {what} {origin:?}"));
         }
         let now = self.instant(node);
+        let end = self.end_of(node);
+        let frame = Frame::decode(wire.clone()).ok().filter(|_| origin == Origin::Genuine);
+        let replay = frame.as_ref().and_then(|frame| self.reference.is_replay(frame, end));
         let before = self.nodes[node].mux.stats();
         self.nodes[node].mux.handle_message(now, wire);
-        if let Origin::Hostile { counts, .. } = origin {
-            let after = self.nodes[node].mux.stats();
-            self.count("hostile frames", 1);
-            if counts && refusals(&after) == refusals(&before) {
-                self.violate(Rule::HostileIsCounted, format!("at node {node}: {origin:?}"));
+        let after = self.nodes[node].mux.stats();
+        let refused = refusals(&after) > refusals(&before);
+        let opened = after.records_in > before.records_in;
+        if let Some(frame) = frame.filter(|_| opened) {
+            self.reference.record_opened(&frame, end);
+        }
+        if replay == Some(true) {
+            self.count("replays", 1);
+            if !refused || opened {
+                self.violate(Rule::ReplayIsCounted, format!("at node {node}"));
             }
-            if counts && after.records_in > before.records_in {
-                let detail = format!("node {node} opened a forged record");
+        }
+        if let Origin::Hostile { counts, .. } = origin {
+            self.count("hostile frames", 1);
+            if counts && (!refused || opened) {
+                let detail = format!("at node {node}: {origin:?}, opened: {opened}");
                 self.violate(Rule::HostileIsCounted, detail);
             }
         }

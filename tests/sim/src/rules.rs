@@ -4,12 +4,12 @@
 //! compares each message that arrives. It knows when the path between two ends
 //! was well for long enough, and from that, which streams may be lost.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
 use rendez_endpoint::{Closed, Misbehaviour, Stats};
-use rendez_proto::frame::ResetReason;
+use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::StreamId;
 use rendez_proto::limits::{
     RECEIVE_BUFFER_BYTES, SEND_QUEUE_BYTES, STREAM_GRACE, WINDOW_MAX_BYTES,
@@ -39,6 +39,8 @@ pub enum Rule {
     HostileNeverEnds,
     /// What was forged was not counted as refused, or was opened.
     HostileIsCounted,
+    /// What was there before, or older than that, was not counted as refused.
+    ReplayIsCounted,
     /// More records or bytes were opened than were sealed.
     NothingOutOfThinAir,
     /// A request had its effect twice.
@@ -108,6 +110,10 @@ struct Half {
     ended: Option<Ended>,
     /// Its application closed it.
     closed: bool,
+    /// The highest counter of a proof, and the numbers of the records, that
+    /// reached it while it was open.
+    proof: u64,
+    records: BTreeSet<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -249,6 +255,33 @@ impl Reference {
 
     pub(crate) fn has_app_closed(&self, index: StreamIndex, end: End) -> bool {
         self.streams[index].halves[end as usize].closed
+    }
+
+    /// An honest frame reaches an open end of a reliable stream: whether the
+    /// same, or a later proof, was there before, so that it must be refused and
+    /// counted.
+    pub(crate) fn is_replay(&mut self, frame: &Frame, end: End) -> Option<bool> {
+        let index = self.find(&frame.stream)?;
+        if !self.is_open(index, end) || !self.streams[index].profile.is_reliable() {
+            return None;
+        }
+        let half = &mut self.streams[index].halves[end as usize];
+        match (&frame.body, &frame.proof) {
+            (Body::Data { seq, .. }, _) => Some(half.records.contains(&seq.0)),
+            (_, Some(proof)) if proof.counter <= half.proof => Some(true),
+            (_, Some(proof)) => {
+                half.proof = proof.counter;
+                Some(false)
+            }
+            (_, None) => None,
+        }
+    }
+
+    /// A record was opened at an end.
+    pub(crate) fn record_opened(&mut self, frame: &Frame, end: End) {
+        if let (Body::Data { seq, .. }, Some(index)) = (&frame.body, self.find(&frame.stream)) {
+            self.streams[index].halves[end as usize].records.insert(seq.0);
+        }
     }
 
     /// An end is gone without a word.

@@ -18,13 +18,14 @@
 use rendez_endpoint::Mux;
 use rendez_relay_core::{Capabilities, Subject};
 
+use crate::make::{executor_config, orchestrator_config};
 use crate::node::{Agent, CAP, LinkState, Phase, RESUME_CAP, Role};
 use crate::pipe::{Packet, Socket};
 use crate::plan::NodeId;
 use crate::registry::{ConnectReply, Dialled, No};
 use crate::relay::SocketId;
 use crate::rules::End;
-use crate::world::{Event, Shell, World, executor_config, orchestrator_config};
+use crate::world::{Event, Shell, World};
 use crate::{MS, Micros, SEC};
 
 /// `agent::DIALS_PER_REGISTRATION`.

@@ -4,23 +4,23 @@
 //! things befall ──► calm ──► all complete ──► idle: nothing moves ──► everybody leaves ──► nothing is left
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rendez_endpoint::{Config, Identity, IdentitySeed, Key, Mux};
-use rendez_proto::ids::{EnvironmentId, RegistrationId};
+use rendez_endpoint::{Key, Mux};
+use rendez_proto::ids::RegistrationId;
 use rendez_proto::keys::PublicKey;
 use rendez_proto::limits::{LANE_MAX_BYTES, RTO_MAX, STREAM_GRACE};
-use rendez_proto::profile::Profile;
 use rendez_relay_core::SWEEP_INTERVAL;
 
 use crate::attack::Attacks;
 use crate::log::Log;
-use crate::node::{Agent, Backoff, Link, LinkState, Node, Outcome, Phase, Role, Talk};
+use crate::make::{executor, identity, node, orchestrator_config};
+use crate::node::{Link, LinkState, Node, Outcome, Phase, Role, Talk};
 use crate::pipe::{Packet, Side, Socket};
-use crate::plan::{NodeId, Path, Plan};
+use crate::plan::{NodeId, Plan};
 use crate::registry::{Dialled, Registry};
 use crate::relay::{Relay, SocketId};
 use crate::rng::Rng;
@@ -34,9 +34,6 @@ const PATIENCE: Micros = 900 * SEC;
 const QUIET: Micros = 10 * SEC;
 /// Steps that one moment may take.
 const STEPS_PER_MOMENT: u32 = 200_000;
-/// Connections between the world and an environment's name.
-pub(crate) const ENVIRONMENT: &str = "env";
-
 /// What happens at a time.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -561,53 +558,6 @@ impl Talk {
 
 fn grace() -> Micros {
     STREAM_GRACE.as_micros() as Micros + 5 * SEC
-}
-
-fn node(role: Role, identity: Identity, path: Path, mux: Mux, rng: &mut Rng) -> Node {
-    Node {
-        alive: matches!(role, Role::Orchestrator(_)),
-        role,
-        identity,
-        path,
-        mux,
-        past: [0; 4],
-        life: 0,
-        ahead: 0,
-        paused_until: 0,
-        slow_until: 0,
-        socket: None,
-        timers_run: false,
-        alarm: None,
-        backoff: Backoff::default(),
-        connected_at: 0,
-        rng: Rng::new(u64::from_le_bytes(rng.bytes()), 3),
-    }
-}
-
-fn executor(rng: &mut Rng, path: Path, number: u8) -> Node {
-    let identity = identity(100 + number);
-    let mux = Mux::new(executor_config(&identity), rng.bytes());
-    node(Role::Executor(Agent::default()), identity, path, mux, rng)
-}
-
-/// Keys cost more than everything else in a short world, so they are made once.
-fn identity(number: u8) -> Identity {
-    static MADE: OnceLock<std::sync::Mutex<HashMap<u8, Identity>>> = OnceLock::new();
-    let mut made = MADE.get_or_init(Default::default).lock().expect("nobody panics here");
-    let make = || Identity::from_seed(&IdentitySeed::from_bytes([number; 96]));
-    made.entry(number).or_insert_with(make).clone()
-}
-
-pub(crate) fn environment() -> EnvironmentId {
-    ENVIRONMENT.parse().expect("a valid id")
-}
-
-pub(crate) fn executor_config(identity: &Identity) -> Config {
-    Config::executor(identity.clone(), environment(), Profile::ALL.to_vec())
-}
-
-pub(crate) fn orchestrator_config(identity: &Identity, profile: Profile) -> Config {
-    Config { profiles: vec![profile], ..Config::orchestrator(identity.clone(), environment()) }
 }
 
 /// The origin of virtual time; everything else is an offset from it.

@@ -82,6 +82,7 @@ fn the_worlds_were_not_too_good(summary: &Summary) {
         ("ended: unknown stream", 200),
         ("hints", 500),
         ("hostile frames", 3_000),
+        ("replays", 10_000),
         ("refused control", 1_000),
         ("refused records", 300),
         ("duplicates", 3_000),
