@@ -117,8 +117,9 @@ impl Mux {
             Body::Data { .. } => {
                 self.queue(reset(&frame.stream, ResetReason::ProtocolError));
             }
-            // Only our own profiles prove a resume.
-            Body::Resume { .. } if frame.proof.is_some() => {
+            // Only our own profiles prove these. An acknowledgement may be all
+            // that a peer ever sends: one that heard an old resume, and waits.
+            Body::Resume { .. } | Body::Ack | Body::Heartbeat if frame.proof.is_some() => {
                 self.queue(reset(&frame.stream, ResetReason::UnknownStream));
             }
             Body::Resume { .. } | Body::Reset { .. } | Body::Ack | Body::Heartbeat => {}

@@ -269,6 +269,26 @@ fn a_stream_outlives_its_socket_for_its_grace() {
     assert_eq!(pair.executor.poll_timeout(), None);
 }
 
+/// The simulator's seed 1028788: an orchestrator slept, and its executor gave
+/// up meanwhile. What waited in its socket when it woke was an old resume; it
+/// answered that, and waited for ever.
+#[test]
+fn an_end_that_heard_an_old_resume_learns_that_its_peer_is_gone() {
+    let mut pair = open(Profile::RendezHybridIkV1);
+    pair.executor.socket_lost(pair.now);
+    pair.executor.socket_opened(pair.now, registration("reg-1"));
+    let old = pair.drain_executor();
+    assert_eq!(kinds(&old), ["resume 1"]);
+    pair.now += STREAM_GRACE;
+    pair.executor.handle_timeout(pair.now);
+    assert_eq!(closed(pair.executor_events()), Some(Closed::Lost));
+    pair.feed_orchestrator([reset(ResetReason::ExecutorGone)]);
+    pair.feed_orchestrator(old);
+    pair.exchange();
+    let why = closed(pair.orchestrator_events());
+    assert_eq!(why, Some(Closed::Reset(ResetReason::UnknownStream)));
+}
+
 #[test]
 fn sockets_that_come_and_go_do_not_extend_the_grace() {
     let mut pair = ours();
