@@ -187,9 +187,10 @@ pub const HOST_MAX_BYTES: usize = 260;
 
 // ---- executor sessions ----------------------------------------------------
 
-/// Output kept per process, newest first out last. Codex, section 6.2: 1 MiB;
-/// we keep more, for a slow orchestrator or a long cut.
-pub const PROCESS_OUTPUT_RETAINED_BYTES: usize = 8 * 1024 * 1024;
+/// Output kept per process, the newest, also of finished ones that linger; and
+/// what may wait for an attached peer before the process is held. Codex,
+/// section 6.2: 1 MiB.
+pub const PROCESS_OUTPUT_RETAINED_BYTES: usize = 1024 * 1024;
 /// Largest chunk of process output in bytes. Codex, section 6.2.
 pub const PROCESS_CHUNK_MAX_BYTES: usize = 8 * 1024;
 /// Largest chunk of process output for an orchestrator that says that it takes
