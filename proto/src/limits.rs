@@ -67,6 +67,9 @@ pub const CREDIT_STEP_RECORDS: u32 = WINDOW_MAX_RECORDS / 4;
 /// Later records that must be acknowledged before a gap is resent early. A
 /// relay reorders little: it sheds.
 pub const FAST_RESEND_RECORDS: u32 = 3;
+/// How many proofs with a higher counter may come before one: a relay lets
+/// acknowledgements overtake the resumes and resets of their stream.
+pub const PROOF_REORDER: u64 = u64::BITS as u64;
 /// Retransmission timeouts in a row after which a stream sends no more records
 /// until its peer has answered a resume.
 pub const SILENT_TIMEOUTS: u32 = 4;

@@ -7,10 +7,13 @@
 //! ```
 //! All numbers are big-endian; `kind` is the body's field number in the frame.
 //! Record nonces stay below 2^32, so the two never meet. A counter is used
-//! once and strictly increases; an older one is a replay.
+//! once, and taken once: a relay lets acknowledgements overtake, so one that is
+//! a little older than the highest may be new, and one that is much older, or
+//! was taken before, is a replay.
 
 use rendez_proto::frame::{Ack, Body, Frame, Proof};
 use rendez_proto::ids::Seq;
+use rendez_proto::limits::PROOF_REORDER;
 
 use crate::noise::{Opener, Refused, Sealer};
 
@@ -52,7 +55,36 @@ fn proof_ad(frame: &Frame) -> Option<Vec<u8>> {
 #[derive(Debug, Default)]
 pub(super) struct Proofs {
     sent: u64,
-    seen: u64,
+    seen: Seen,
+}
+
+/// Which counters were taken.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The highest; 0, which nobody uses: none yet.
+    highest: u64,
+    /// Bit `n`: `highest - n` was taken.
+    recent: u64,
+}
+
+impl Seen {
+    fn is_new(&self, counter: u64) -> bool {
+        match self.highest.checked_sub(counter) {
+            None => true,
+            Some(age) => counter > 0 && age < PROOF_REORDER && self.recent >> age & 1 == 0,
+        }
+    }
+
+    /// Takes a counter that is new.
+    fn take(&mut self, counter: u64) {
+        if let Some(ahead) = counter.checked_sub(self.highest) {
+            let shifted =
+                u32::try_from(ahead).ok().and_then(|ahead| self.recent.checked_shl(ahead));
+            self.recent = shifted.unwrap_or(0);
+            self.highest = counter;
+        }
+        self.recent |= 1 << (self.highest - counter);
+    }
 }
 
 impl Proofs {
@@ -66,17 +98,60 @@ impl Proofs {
         Ok(())
     }
 
-    /// Whether the peer made `frame`, and after all others that were seen.
+    /// Whether the peer made `frame`, and it was not taken before.
     pub(super) fn verify(&mut self, opener: &Opener, frame: &Frame) -> bool {
         let Some(proof) = &frame.proof else { return false };
-        if proof.counter <= self.seen || proof.counter >= PROOF {
+        if proof.counter >= PROOF || !self.seen.is_new(proof.counter) {
             return false;
         }
         let valid =
             proof_ad(frame).is_some_and(|ad| opener.verify(PROOF | proof.counter, &ad, &proof.tag));
         if valid {
-            self.seen = proof.counter;
+            self.seen.take(proof.counter);
         }
         valid
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Against a plain set of the counters that were taken.
+        #[test]
+        fn each_counter_is_taken_once(
+            steps in proptest::collection::vec((any::<bool>(), 0u64..100), 1..200),
+        ) {
+            let (mut seen, mut taken) = (Seen::default(), BTreeSet::new());
+            for (ahead, distance) in steps {
+                let highest = taken.last().copied().unwrap_or(0);
+                let counter = if ahead {
+                    highest + distance
+                } else {
+                    highest.saturating_sub(distance)
+                };
+                let recent = counter + PROOF_REORDER > highest;
+                let new = counter > 0 && recent && !taken.contains(&counter);
+                prop_assert_eq!(seen.is_new(counter), new, "{} after {}", counter, highest);
+                if new {
+                    seen.take(counter);
+                    taken.insert(counter);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_leap_forgets_what_is_far_behind() {
+        let mut seen = Seen::default();
+        seen.take(1);
+        seen.take(PROOF - 1);
+        assert!(!seen.is_new(1) && !seen.is_new(2) && !seen.is_new(PROOF - 1));
+        assert!(seen.is_new(PROOF - 2));
     }
 }
