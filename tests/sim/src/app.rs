@@ -186,13 +186,38 @@ impl World {
         }
         if open || talk.is_some() {
             self.count(closed_name(why), 1);
+            self.look_at_the_peer(node, stream);
             let verdict = self.reference.ended(stream, end, why, local);
             self.check(verdict);
         }
-        if let Some(talk) = talk {
-            self.stream_over(node, talk);
+        match talk {
+            Some(talk) => self.stream_over(node, talk),
+            // what made only this end give up may keep the other in the dark
+            None if why != Closed::Finished && self.reference.attacked => self.deafen(stream),
+            None => {}
         }
         self.dirty_nodes.insert(node);
+    }
+
+    /// The executor's end may be over, though its application has not read so
+    /// far: its mux knows.
+    fn look_at_the_peer(&mut self, node: NodeId, stream: StreamIndex) {
+        let Some(executor) = self.reference.stream(stream).executor else { return };
+        if executor == node || !self.nodes[executor].alive {
+            return;
+        }
+        let mut served = self.nodes[executor].agent().streams.iter();
+        let key = served.find(|(_, served)| served.stream == stream).map(|(key, _)| *key);
+        if key.is_some_and(|key| self.is_over(executor, key)) {
+            self.reference.fades(stream, End::Executor);
+        }
+    }
+
+    /// Whether a mux has ended a stream: one that is open says "blocked", or
+    /// that no message is empty.
+    fn is_over(&mut self, node: NodeId, key: Key) -> bool {
+        let sent = self.nodes[node].mux.send(key, &Bytes::new());
+        matches!(sent, Err(SendError::Closed(_)))
     }
 
     /// Right after its socket was lost, an end holds no stream of the Codex
@@ -213,9 +238,7 @@ impl World {
             if self.reference.stream(stream).profile.is_reliable() {
                 continue;
             }
-            // an open stream says "blocked" or takes it; one that ended says so
-            let probe = Bytes::from_static(b"");
-            if !matches!(self.nodes[node].mux.send(key, &probe), Err(SendError::Closed(_))) {
+            if !self.is_over(node, key) {
                 let detail = format!("stream {stream} at node {node}");
                 self.violate(Rule::CodexEndsWithItsSocket, detail);
             }

@@ -12,7 +12,7 @@ use crate::pipe::{Origin, Packet};
 use crate::plan::{Attack, NodeId};
 use crate::relay::SocketId;
 use crate::rng::Rng;
-use crate::rules::End;
+use crate::rules::{End, StreamIndex};
 use crate::world::{Event, World};
 use crate::{MS, Micros};
 
@@ -101,7 +101,7 @@ impl World {
             }
         }
         if (lost || late) && matches!(peek(&wire), Ok(Peek { kind: Kind::Reset, .. })) {
-            self.deafen(&wire);
+            self.keep_to_itself(&wire);
         }
         if lost {
             return;
@@ -114,15 +114,20 @@ impl World {
     }
 
     /// What a relay keeps to itself, an end that only waits never hears.
-    fn deafen(&mut self, wire: &Bytes) {
+    fn keep_to_itself(&mut self, wire: &Bytes) {
         let stream = Frame::decode(wire.clone()).ok();
         let stream = stream.and_then(|frame| self.reference.find(&frame.stream));
         if let Some(stream) = stream {
-            let known = self.reference.stream(stream);
-            known.deaf = true;
-            let orchestrator = known.orchestrator;
-            self.at(self.now, Event::Look(orchestrator));
+            self.deafen(stream);
         }
+    }
+
+    /// From now on a stream's application gives up after a while.
+    pub(crate) fn deafen(&mut self, stream: StreamIndex) {
+        let known = self.reference.stream(stream);
+        known.deaf = true;
+        let orchestrator = known.orchestrator;
+        self.at(self.now, Event::Look(orchestrator));
     }
 
     /// A frame that was held back goes on; if its executor left meanwhile, it
@@ -132,8 +137,10 @@ impl World {
         let stream = Frame::decode(wire.clone()).ok();
         let stream = stream.and_then(|frame| self.reference.find(&frame.stream));
         let connected = self.relay.executor.as_ref().map(|(socket, _)| self.sockets[*socket].node);
-        if stream.is_some_and(|stream| self.reference.stream(stream).executor != connected) {
-            self.deafen(wire);
+        if let Some(stream) = stream
+            && self.reference.stream(stream).executor != connected
+        {
+            self.deafen(stream);
         }
     }
 

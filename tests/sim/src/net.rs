@@ -106,7 +106,7 @@ impl World {
         let now = self.instant(node);
         let end = self.end_of(node);
         let frame = Frame::decode(wire.clone()).ok().filter(|_| origin == Origin::Genuine);
-        let replay = frame.as_ref().and_then(|frame| self.reference.is_replay(frame, end));
+        let replay = frame.as_ref().and_then(|frame| self.reference.is_replay(frame, end, node));
         let before = self.nodes[node].mux.stats();
         self.nodes[node].mux.handle_message(now, wire);
         let after = self.nodes[node].mux.stats();

@@ -53,6 +53,8 @@ pub enum Rule {
     HubMemory,
     /// The hub changed, lost, repeated or reordered what it forwards.
     BlindRelay,
+    /// The hub took frames of a stream from somebody else's websocket.
+    IdsAreNotCapabilities,
     /// A timer is due again right after it ran, or the world does not settle.
     NoSpinning,
     /// Something is not complete long after everything calmed down.
@@ -108,11 +110,13 @@ struct Half {
     /// Its local time when it was open.
     opened: Option<Duration>,
     ended: Option<Ended>,
+    /// Its mux has ended it; its application has not read it out.
+    fading: bool,
     /// Its application closed it.
     closed: bool,
-    /// The highest counter of a proof, and the numbers of the records, that
+    /// The counters of the proofs, and the numbers of the records, that
     /// reached it while it was open.
-    proof: u64,
+    proofs: BTreeSet<u64>,
     records: BTreeSet<u32>,
 }
 
@@ -152,6 +156,8 @@ pub(crate) struct Reference {
     /// through it.
     pub(crate) settle: Micros,
     largest_message: usize,
+    /// The relay is hostile now and then.
+    pub(crate) attacked: bool,
     /// What the relay and the sockets may hold of a stream without credit.
     pub(crate) on_the_way: usize,
 }
@@ -258,21 +264,20 @@ impl Reference {
     }
 
     /// An honest frame reaches an open end of a reliable stream: whether the
-    /// same, or a later proof, was there before, so that it must be refused and
-    /// counted.
-    pub(crate) fn is_replay(&mut self, frame: &Frame, end: End) -> Option<bool> {
+    /// same was there before, so that it must be refused and counted.
+    pub(crate) fn is_replay(&mut self, frame: &Frame, end: End, node: NodeId) -> Option<bool> {
         let index = self.find(&frame.stream)?;
+        // another executor has no keys to tell
+        if end == End::Executor && self.streams[index].executor != Some(node) {
+            return None;
+        }
         if !self.is_open(index, end) || !self.streams[index].profile.is_reliable() {
             return None;
         }
         let half = &mut self.streams[index].halves[end as usize];
         match (&frame.body, &frame.proof) {
             (Body::Data { seq, .. }, _) => Some(half.records.contains(&seq.0)),
-            (_, Some(proof)) if proof.counter <= half.proof => Some(true),
-            (_, Some(proof)) => {
-                half.proof = proof.counter;
-                Some(false)
-            }
+            (_, Some(proof)) => Some(!half.proofs.insert(proof.counter)),
             (_, None) => None,
         }
     }
@@ -303,7 +308,7 @@ impl Reference {
         let [half, peer] = [end, end.peer()].map(|end| &known.halves[end as usize]);
         let detail = || format!("stream {index} ({}) at {end:?}: {why:?}", known.profile);
         let opened = half.opened;
-        let peer_ended = peer.ended.is_some();
+        let peer_ended = peer.ended.is_some() || peer.fading;
         if let Some(already) = half.ended {
             return Err((Rule::Ending, format!("{} after {already:?}", detail())));
         }
@@ -348,6 +353,11 @@ impl Reference {
                 _ => return Err((Rule::Ending, detail())),
             }
         }
+        // nothing but an attack makes a hole in what a socket carries
+        let whole = !known.profile.is_reliable() && opened.is_some() && !self.attacked;
+        if whole && matches!(why, Closed::OutOfSequence | Closed::PeerMisbehaved(_)) {
+            return Err((Rule::Ending, detail()));
+        }
         known.halves[end as usize].ended = Some(Ended::Told(why));
         self.complete(index)
     }
@@ -372,6 +382,17 @@ impl Reference {
             known.halves.iter_mut().for_each(|half| half.waiting = VecDeque::new());
         }
         Ok(())
+    }
+
+    /// Whether an executor must get rid of a stream once its orchestrator left.
+    pub(crate) fn must_end_by_itself(&self, index: StreamIndex) -> bool {
+        let known = &self.streams[index];
+        !known.deaf && (known.profile.is_reliable() || !self.attacked)
+    }
+
+    /// An end is over, but for what its application did not read.
+    pub(crate) fn fades(&mut self, index: StreamIndex, end: End) {
+        self.streams[index].halves[end as usize].fading = true;
     }
 
     /// A request has its effect.

@@ -179,7 +179,11 @@ impl World {
                 }
                 Said::Yes => served.cursor = next,
                 Said::Later => served.writable = false,
-                Said::Never => return,
+                Said::Never => {
+                    // nobody hears the answers; what arrived is read out
+                    served.queue.clear();
+                    return self.serve(node, key);
+                }
             }
         }
     }

@@ -20,7 +20,7 @@ use crate::log::Log;
 use crate::make::{executor, identity, node, orchestrator_config};
 use crate::node::{Link, LinkState, Node, Outcome, Phase, Role, Talk};
 use crate::pipe::{Packet, Side, Socket};
-use crate::plan::{NodeId, Plan};
+use crate::plan::{NodeId, Plan, Transition};
 use crate::registry::{Dialled, Registry};
 use crate::relay::{Relay, SocketId};
 use crate::rng::Rng;
@@ -183,6 +183,11 @@ impl World {
             let (at, _) = world.plan.transitions[index];
             world.at(at, Event::Befall(index));
         }
+        world.reference.attacked = world
+            .plan
+            .transitions
+            .iter()
+            .any(|(_, what)| matches!(what, Transition::Attack { .. }));
         world.at(0, Event::Start(0));
         for node in 1..world.nodes.len() {
             world.at(0, Event::Look(node));
@@ -216,6 +221,11 @@ impl World {
         // cost nothing
         self.note(format_args!("idle"));
         self.pass(self.now + 2 * grace(), |_| false)?;
+        let until = self.now + PATIENCE;
+        self.pass(until, |world| {
+            let quiet = world.now - world.last_frame > grace();
+            quiet && world.nodes.iter().all(|node| !node.alive || node.mux.poll_timeout().is_none())
+        })?;
         self.demand(Rule::GoesQuiet, |world| {
             if world.now - world.last_frame < QUIET {
                 return Some("frames pass though nobody has anything to say".to_owned());
@@ -238,6 +248,17 @@ impl World {
 
         self.note(format_args!("leaving"));
         self.pass(self.now + 3 * grace(), |_| false)?;
+        self.demand(Rule::GoesQuiet, |world| {
+            let left = world.nodes.iter().filter(|node| node.alive).find_map(|node| {
+                let Role::Executor(agent) = &node.role else { return None };
+                agent
+                    .streams
+                    .values()
+                    .map(|served| served.stream)
+                    .find(|stream| world.reference.must_end_by_itself(*stream))
+            });
+            left.map(|stream| format!("stream {stream} outlives its orchestrator"))
+        })?;
         self.leaving = true;
         self.leave();
         self.pass(self.now + 3 * grace(), |_| false)?;
