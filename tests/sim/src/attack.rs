@@ -24,6 +24,9 @@ const MEMORY: usize = 64;
 pub(crate) struct Attacks {
     under: Vec<Target>,
     rng: Rng,
+    /// Another orchestrator of this relay sends frames of streams that are not
+    /// its own, now and then.
+    intruder: Option<Rng>,
 }
 
 #[derive(Debug, Default)]
@@ -35,7 +38,8 @@ struct Target {
 impl Attacks {
     pub(crate) fn new(nodes: usize, seed: u64) -> Self {
         let under = (0..nodes).map(|_| Target::default()).collect();
-        Self { under, rng: Rng::new(seed, 4) }
+        let intruder = seed.is_multiple_of(4).then(|| Rng::new(seed, 5));
+        Self { under, rng: Rng::new(seed, 4), intruder }
     }
 
     pub(crate) fn grow(&mut self) {
@@ -44,6 +48,11 @@ impl Attacks {
 
     pub(crate) fn begin(&mut self, on: NodeId, how: Attack, percent: u64, until: Micros) {
         self.under[on].active.push((how, percent, until));
+    }
+
+    /// Whether the intruder repeats the frame that the hub just took.
+    pub(crate) fn is_intruded(&mut self) -> bool {
+        self.intruder.as_mut().is_some_and(|rng| rng.chance(10))
     }
 
     /// Whether an attack on what a node receives goes on.

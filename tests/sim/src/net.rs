@@ -182,6 +182,11 @@ impl World {
                     self.dirty_nodes.insert(node); // there is room again
                     let verdict = self.relay.take(socket, port, &wire, now);
                     self.check(verdict);
+                    if !self.nodes[node].is_executor() && self.attacks.is_intruded() {
+                        let verdict = self.relay.intrude(&wire, now);
+                        self.check(verdict);
+                        self.count("intrusions", 1);
+                    }
                     self.wake_ports();
                 }
             }

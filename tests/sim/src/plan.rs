@@ -283,13 +283,26 @@ fn orchestrator(rng: &mut Rng, horizon: Micros, flood: bool) -> Orchestrator {
         NoiseHybridIkV1,
     ]);
     let count = rng.pick(&[1, 1, 2, 3]);
-    // a stock executor's flood over a slow link is reset again and again
-    let flood = flood && profile.is_reliable();
+    // a stock executor's flood over a slow link is reset again and again, so
+    // only its orchestrator makes one
+    let flood = match (flood, profile.is_reliable()) {
+        (false, _) => Flood::None,
+        (true, true) => Flood::BothWays,
+        (true, false) => Flood::Up,
+    };
     let conversations = (0..count).map(|_| conversation(rng, horizon, flood)).collect();
     Orchestrator { profile, path: path(rng), conversations }
 }
 
-fn conversation(rng: &mut Rng, horizon: Micros, flood: bool) -> Conversation {
+/// Whether a conversation may move more than all buffers hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flood {
+    None,
+    Up,
+    BothWays,
+}
+
+fn conversation(rng: &mut Rng, horizon: Micros, flood: Flood) -> Conversation {
     let starts = if rng.chance(60) { rng.below(SEC) } else { rng.below(horizon) };
     let pace = |rng: &mut Rng, count: u64| match rng.below(4) {
         0 => 0,
@@ -306,8 +319,8 @@ fn conversation(rng: &mut Rng, horizon: Micros, flood: bool) -> Conversation {
     let closer = rng.pick(&[Closer::Orchestrator, Closer::Executor, Closer::Both, Closer::Lingers]);
     let mut conversation =
         Conversation { starts, requests, request_every, outputs, output_every, closer };
-    if flood && rng.chance(60) {
-        if rng.chance(70) {
+    if flood != Flood::None && rng.chance(60) {
+        if rng.chance(70) && flood == Flood::BothWays {
             conversation.outputs = vec![8 * 1024; 1_800];
             conversation.output_every = 0;
         } else {

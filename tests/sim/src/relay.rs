@@ -8,8 +8,8 @@ use bytes::Bytes;
 use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::RegistrationId;
 use rendez_proto::limits::{LANE_MAX_BYTES, MESSAGE_MAX_BYTES};
-use rendez_proto::peek::{Kind, peek};
-use rendez_relay_core::{Dropped, Hub, PortKey};
+use rendez_proto::peek::{Kind, Peek, peek};
+use rendez_relay_core::{Capabilities, Dropped, Hub, PortKey, Subject};
 
 use crate::rules::Rule;
 
@@ -83,6 +83,31 @@ impl Relay {
         if dropped(&self.hub, &Dropped::ALL) == before.0 {
             self.shadow.took(from, executor, wire)?;
         }
+        Ok(())
+    }
+
+    /// Another orchestrator, with a ticket of its own, sends a frame of somebody
+    /// else's stream.
+    pub(crate) fn intrude(&mut self, wire: &Bytes, now: Instant) -> Result<(), (Rule, String)> {
+        let subject = Subject([0xee; 32]);
+        let can = Capabilities { resends: true };
+        let Ok(port) = self.hub.join_orchestrator(subject, can) else { return Ok(()) };
+        let dropped =
+            |hub: &Hub| Dropped::ALL.map(|why| hub.stats().dropped(why)).iter().sum::<u64>();
+        let before = (dropped(&self.hub), self.hub.streams());
+        let routed = self.hub.handle_message(port, wire.clone(), now).is_ok();
+        let after = (dropped(&self.hub), self.hub.streams());
+        if !routed || after != (before.0 + 1, before.1) {
+            let detail = format!("dropped and streams: {before:?}, then {after:?}");
+            return Err((Rule::IdsAreNotCapabilities, detail));
+        }
+        while let Some(answer) = self.hub.poll_transmit(port) {
+            if !matches!(peek(&answer), Ok(Peek { kind: Kind::Reset, .. })) {
+                let detail = "an intruder hears more than a refusal".to_owned();
+                return Err((Rule::IdsAreNotCapabilities, detail));
+            }
+        }
+        self.hub.leave(port, now);
         Ok(())
     }
 

@@ -83,6 +83,7 @@ fn the_worlds_were_not_too_good(summary: &Summary) {
         ("hints", 500),
         ("hostile frames", 3_000),
         ("replays", 10_000),
+        ("intrusions", 1_000),
         ("refused control", 1_000),
         ("refused records", 300),
         ("duplicates", 3_000),
