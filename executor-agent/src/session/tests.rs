@@ -662,8 +662,14 @@ async fn while_nobody_is_attached_the_child_runs_on_and_the_newest_output_is_kep
     let first = reply.chunks[0].seq;
     assert!(first > 1, "older output was dropped");
     let seqs: Vec<_> = reply.chunks.iter().map(|chunk| chunk.seq).collect();
-    let exit = (first..).zip(&seqs).position(|(expected, seq)| expected != *seq);
-    assert!(exit.is_none_or(|at| at + 2 >= seqs.len()), "a hole in what was kept");
+    // The one number that may be missing among the chunks is that of the exit:
+    // the child can be gone while a whole pipe of its output is still unread.
+    let holes: Vec<_> = seqs
+        .windows(2)
+        .filter(|pair| pair[1] != pair[0] + 1)
+        .map(|pair| pair[1] - pair[0])
+        .collect();
+    assert!(matches!(holes[..], [] | [2]), "holes in what was kept: {holes:?}");
     assert!(reply.chunks.last().unwrap().chunk.ends_with(b"end\n"));
     assert_eq!(reply.exit_code, Some(0));
 }
