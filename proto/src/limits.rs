@@ -36,34 +36,54 @@ pub const JSON_REREAD_MAX_BYTES: usize = 1024 * 1024;
 /// Room for a frame's fields around its payload: a stream id, numbers, a proof
 /// and two trace fields.
 pub const FRAME_OVERHEAD_MAX_BYTES: usize = 2 * 1024;
+/// Largest frame with a record that our own profiles send.
+pub const FRAME_MAX_BYTES: usize =
+    RECORD_PLAINTEXT_MAX_BYTES + TAG_BYTES + FRAME_OVERHEAD_MAX_BYTES;
 /// Longest harness key authorization in bytes. Codex, section 1.2.
 pub const AUTHORIZATION_MAX_BYTES: usize = 4096;
 
 // ---- windows -------------------------------------------------------------
 
-/// How many records ahead of the next one a receiver holds. Codex, section 5:
-/// 65 ahead is a reset.
-pub const REORDER_MAX_RECORDS: u32 = 64;
+/// How many records ahead of the next one a Codex-profile receiver holds
+/// (section 5): 65 ahead is a reset.
+pub const CODEX_REORDER_MAX_RECORDS: u32 = 64;
 /// How many bytes of early records a Codex-profile receiver holds (section 5).
 pub const CODEX_REORDER_MAX_BYTES: usize = 1024 * 1024;
-/// Records in flight, not yet acknowledged, in a reliable profile. The same as
-/// the reorder distance: whatever is in flight may be held.
-pub const WINDOW_MAX_RECORDS: u32 = 64;
-/// Bytes in flight, not yet acknowledged: the exact sealed bytes are kept.
-pub const WINDOW_MAX_BYTES: usize = 4 * 1024 * 1024;
-/// Received plaintext that waits for the application, per stream, before
-/// credit stops: a reader that stops reading stops the writer.
-pub const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+/// Received plaintext of a Codex-profile stream that waits for the application
+/// before the whole socket is read no more: that profile has no credit.
+pub const CODEX_UNREAD_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Records in flight, not yet acknowledged, with which a stream of a reliable
+/// profile begins, and what it may always have: 2 MB keep 1 Gbit/s busy at a
+/// round trip of 15 ms.
+pub const WINDOW_MIN_RECORDS: u32 = 32;
+/// Records in flight to which a window may grow: 1 Gbit/s at a round trip of
+/// 200 ms is 25 MB, in records of 60 KiB.
+pub const WINDOW_MAX_RECORDS: u32 = 448;
+/// Bytes in flight of one stream that are not taken from
+/// [`SEND_MEMORY_BYTES`]: a smallest window of largest frames.
+pub const WINDOW_MIN_BYTES: usize = WINDOW_MIN_RECORDS as usize * FRAME_MAX_BYTES;
+/// Bytes that all streams of one endpoint may have in flight beyond
+/// [`WINDOW_MIN_BYTES`] each: room for four of the largest windows. The exact
+/// sealed bytes are kept until they are acknowledged.
+pub const SEND_MEMORY_BYTES: usize = 4 * WINDOW_MAX_RECORDS as usize * FRAME_MAX_BYTES;
+/// Plaintext that all streams of one endpoint may be promised to be taken
+/// beyond a smallest window each: room for four of the largest windows.
+pub const RECEIVE_MEMORY_BYTES: usize =
+    4 * WINDOW_MAX_RECORDS as usize * RECORD_PLAINTEXT_MAX_BYTES;
+/// How long nothing arrives before a grown receive window falls back to the
+/// smallest one, so that others may have the memory.
+pub const WINDOW_IDLE: Duration = Duration::from_secs(10);
 /// Unsent bytes of one stream before its writer is told to wait: enough to
 /// fill a window while the writer wakes up. One message is always taken.
 pub const SEND_QUEUE_BYTES: usize = 1024 * 1024;
 /// How long an acknowledgement waits for a record to ride on.
 pub const ACK_DELAY: Duration = Duration::from_millis(5);
-/// Received records that are acknowledged at once: a quarter of the window,
-/// so that a sender never runs dry waiting for a delayed acknowledgement.
-pub const ACK_EVERY_RECORDS: u32 = WINDOW_MAX_RECORDS / 4;
-/// Credit that is worth a frame of its own, in records.
-pub const CREDIT_STEP_RECORDS: u32 = WINDOW_MAX_RECORDS / 4;
+/// Received records that are acknowledged at once: half of the smallest
+/// window, so that a sender never runs dry waiting for a delayed
+/// acknowledgement.
+pub const ACK_EVERY_RECORDS: u32 = WINDOW_MIN_RECORDS / 2;
+/// Credit that is worth a frame of its own: this part of the window.
+pub const CREDIT_STEP_FRACTION: u32 = 4;
 /// Later records that must be acknowledged before a gap is resent early. A
 /// relay reorders little: it sheds.
 pub const FAST_RESEND_RECORDS: u32 = 3;
@@ -108,7 +128,7 @@ pub const STREAM_GRACE: Duration = Duration::from_secs(90);
 // ---- relay ---------------------------------------------------------------
 
 /// Bytes of one stream that wait in one port's outbox.
-pub const LANE_MAX_BYTES: usize = 4 * 1024 * 1024 + 512 * 1024;
+pub const LANE_MAX_BYTES: usize = 28 * 1024 * 1024;
 /// Orchestrator websockets per executor at one relay: each may carry one or
 /// more of the executor's [`STREAMS_PER_EXECUTOR`].
 pub const ORCHESTRATORS_PER_EXECUTOR: usize = 128;
@@ -232,11 +252,12 @@ pub const SESSIONS_PER_EXECUTOR: usize = 1024;
 const _: () = {
     assert!(RECORD_PLAINTEXT_MAX_BYTES + TAG_BYTES <= NOISE_MESSAGE_MAX_BYTES);
     assert!(NOISE_MESSAGE_MAX_BYTES + FRAME_OVERHEAD_MAX_BYTES <= MESSAGE_MAX_BYTES);
-    assert!(WINDOW_MAX_RECORDS <= REORDER_MAX_RECORDS);
-    assert!(WINDOW_MAX_BYTES >= WINDOW_MAX_RECORDS as usize * RECORD_PLAINTEXT_MAX_BYTES);
+    // 200 ms at 1 Gbit/s
+    assert!(WINDOW_MAX_RECORDS as usize * RECORD_PLAINTEXT_MAX_BYTES >= 200 * 125_000);
+    // a selective acknowledgement can name what fast resending looks for
+    assert!(FAST_RESEND_RECORDS < u32::BITS);
     // fresh data of a conforming sender always fits its lane
-    assert!(LANE_MAX_BYTES >= WINDOW_MAX_BYTES + MESSAGE_MAX_BYTES);
-    assert!(RECEIVE_BUFFER_BYTES >= RECORD_PLAINTEXT_MAX_BYTES * 2);
+    assert!(LANE_MAX_BYTES >= WINDOW_MAX_RECORDS as usize * FRAME_MAX_BYTES + MESSAGE_MAX_BYTES);
     assert!(LANE_QUANTUM_BYTES >= NOISE_MESSAGE_MAX_BYTES);
     assert!(SESSION_GRACE.as_secs() > STREAM_GRACE.as_secs());
     assert!(PONG_TIMEOUT.as_secs() >= 2 * PING_INTERVAL.as_secs());
@@ -248,7 +269,6 @@ const _: () = {
     assert!(RTO_INITIAL.as_millis() >= RTO_MIN.as_millis());
     assert!(RTO_MAX.as_millis() >= RTO_INITIAL.as_millis());
     assert!(ACK_DELAY.as_millis() * 4 < RTO_MIN.as_millis());
-    assert!(RECEIVE_BUFFER_BYTES >= WINDOW_MAX_RECORDS as usize * RECORD_PLAINTEXT_MAX_BYTES);
     // a ticket as base64: header, fields with their lengths, signature
     assert!(
         (2 + 8 * 2

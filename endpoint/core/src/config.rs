@@ -1,5 +1,7 @@
 //! What goes into a [`Mux`](crate::Mux) and what comes out of it.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use rendez_proto::ids::{EnvironmentId, RegistrationId, StreamId};
 use rendez_proto::keys::PublicKey;
@@ -57,11 +59,16 @@ impl Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Streams at once, those included that wait for a verdict or to be read
-    /// out. Each may buffer [`RECEIVE_BUFFER_BYTES`](limits::RECEIVE_BUFFER_BYTES)
-    /// plus one message in each direction.
+    /// out. Each may buffer [`WINDOW_MIN_BYTES`](limits::WINDOW_MIN_BYTES)
+    /// plus one message in each direction; all together
+    /// [`SEND_MEMORY_BYTES`](limits::SEND_MEMORY_BYTES) and
+    /// [`RECEIVE_MEMORY_BYTES`](limits::RECEIVE_MEMORY_BYTES) more.
     pub streams: usize,
     /// Handshakes that wait for the registry's verdict.
     pub pending_handshakes: usize,
+    /// How long a stream of a reliable profile outlives its socket, before it
+    /// is [`Closed::Lost`]. The shorter one of both ends counts.
+    pub grace: Duration,
 }
 
 impl Default for Limits {
@@ -69,6 +76,7 @@ impl Default for Limits {
         Self {
             streams: limits::STREAMS_PER_EXECUTOR,
             pending_handshakes: limits::PENDING_HANDSHAKES,
+            grace: limits::STREAM_GRACE,
         }
     }
 }

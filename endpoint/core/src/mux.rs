@@ -21,6 +21,7 @@ use crate::admission::Admission;
 use crate::config::{Config, Event, Key, Role};
 use crate::error::{Closed, SendError};
 use crate::stats::Stats;
+use crate::stream::Terms;
 use slots::Entry;
 
 /// The endpoint. See the [crate] for the order in which to call it.
@@ -37,6 +38,7 @@ pub struct Mux {
     index: HashMap<StreamId, usize>,
     generation: u32,
     admission: Admission,
+    terms: Terms,
     /// Frames that belong to no live stream.
     gone: VecDeque<Bytes>,
     control: VecDeque<usize>,
@@ -52,6 +54,7 @@ impl Mux {
     /// An endpoint without a socket. All its randomness follows from
     /// `rng_seed`: 32 uniformly random secret bytes, used once.
     pub fn new(config: Config, rng_seed: [u8; 32]) -> Self {
+        let terms = Terms::new(config.limits.grace);
         Self {
             config,
             rng: ChaCha20Rng::from_seed(rng_seed),
@@ -61,6 +64,7 @@ impl Mux {
             index: HashMap::new(),
             generation: 0,
             admission: Admission::default(),
+            terms,
             gone: VecDeque::new(),
             control: VecDeque::new(),
             records: VecDeque::new(),

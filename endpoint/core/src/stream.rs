@@ -20,12 +20,12 @@ mod link;
 mod open;
 mod reliable;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::StreamId;
-use rendez_proto::limits::AUTHORIZATION_TIMEOUT;
+use rendez_proto::limits::{self, AUTHORIZATION_TIMEOUT};
 use rendez_proto::profile::Profile;
 use sha2::{Digest as _, Sha256};
 
@@ -33,6 +33,7 @@ use crate::error::{Closed, Misbehaviour, SendError};
 use crate::framing::Inbox;
 use crate::noise::{Authorized, AwaitingAuthorization, HandshakeError};
 use crate::stats::Stats;
+use crate::window::Budget;
 
 pub(crate) use dialing::Dialing;
 pub(crate) use ending::{Ending, Tell, reset, wire_name};
@@ -55,6 +56,23 @@ enum State {
     Asking(Box<Asking>),
     Open(Box<Open>, Option<Accepted>),
     Ended { why: Closed, unread: Inbox },
+}
+
+/// What a reliable stream may have.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    /// How long it outlives its socket.
+    pub(crate) grace: Duration,
+    /// For windows that grow, of all streams together.
+    pub(crate) send_memory: Budget,
+    pub(crate) receive_memory: Budget,
+}
+
+impl Terms {
+    pub(crate) fn new(grace: Duration) -> Self {
+        let (send, receive) = (limits::SEND_MEMORY_BYTES, limits::RECEIVE_MEMORY_BYTES);
+        Self { grace, send_memory: Budget::new(send), receive_memory: Budget::new(receive) }
+    }
 }
 
 /// An executor's side of a handshake that waits for the registry's verdict.
@@ -117,12 +135,14 @@ impl Stream {
         now: Instant,
         proof: Authorized,
         socket: bool,
+        terms: &Terms,
     ) -> Result<Option<Bytes>, HandshakeError> {
         let Some(asking) = self.take_asking() else { return Ok(None) };
         let (keys, message) = asking.handshake.authorize(proof)?;
         let message_2 = self.message_2(message);
         let (open, once) = if self.profile.is_reliable() {
-            let open = Open::reliable_responder(keys.sealer, keys.opener, now, socket, message_2);
+            let open =
+                Open::reliable_responder(terms, keys.sealer, keys.opener, now, socket, message_2);
             (open, None) // it repeats message 2 until that is confirmed
         } else {
             (Open::codex(keys.sealer, keys.opener), Some(message_2))
@@ -330,13 +350,14 @@ impl Stream {
     pub(crate) fn handle_message_2(
         &mut self,
         message: &[u8],
+        terms: &Terms,
         stats: &mut Stats,
     ) -> Result<bool, Ending> {
         match &mut self.state {
             State::Dialing(dialing) => {
                 let Some(keys) = dialing.finish(message, stats)? else { return Ok(false) };
                 let open = if self.profile.is_reliable() {
-                    Open::reliable_initiator(keys.sealer, keys.opener)
+                    Open::reliable_initiator(terms, keys.sealer, keys.opener)
                 } else {
                     Open::codex(keys.sealer, keys.opener)
                 };

@@ -65,7 +65,7 @@ impl Mux {
         if !entry.stream.is_asking() {
             return;
         }
-        match entry.stream.authorize(now, proof, socket) {
+        match entry.stream.authorize(now, proof, socket, &self.terms) {
             Ok(message_2) => {
                 self.stats.opened += 1;
                 self.events.push_back(Event::Opened { key });
@@ -189,8 +189,8 @@ impl Mux {
 
     pub(super) fn handle_message_2(&mut self, now: Instant, slot: usize, message: &[u8]) {
         let mut opened = false;
-        self.with(now, slot, |stream, stats, _| {
-            opened = stream.handle_message_2(message, stats)?;
+        self.with_terms(now, slot, |stream, terms, stats, _| {
+            opened = stream.handle_message_2(message, terms, stats)?;
             Ok(())
         });
         if opened {

@@ -10,7 +10,7 @@ use super::Mux;
 use crate::config::{Event, Key};
 use crate::error::{Closed, Misbehaviour};
 use crate::stats::Stats;
-use crate::stream::{Ending, Stream};
+use crate::stream::{Ending, Stream, Terms};
 
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -76,8 +76,18 @@ impl Mux {
         slot: usize,
         change: impl FnOnce(&mut Stream, &mut Stats, Instant) -> Result<(), Ending>,
     ) {
+        self.with_terms(now, slot, |stream, _, stats, now| change(stream, stats, now));
+    }
+
+    /// The same, with what the stream may have.
+    pub(super) fn with_terms(
+        &mut self,
+        now: Instant,
+        slot: usize,
+        change: impl FnOnce(&mut Stream, &Terms, &mut Stats, Instant) -> Result<(), Ending>,
+    ) {
         let Some(entry) = self.streams.get_mut(slot) else { return };
-        if let Err(ending) = change(&mut entry.stream, &mut self.stats, now) {
+        if let Err(ending) = change(&mut entry.stream, &self.terms, &mut self.stats, now) {
             self.end(now, slot, ending);
         } else if entry.stream.is_finished() && !entry.reported {
             entry.reported = true;

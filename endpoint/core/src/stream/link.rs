@@ -13,9 +13,7 @@
 //! While probing, only resumes go out, ever less often; records wait until the
 //! peer was heard, so nothing is sent into the void.
 
-use std::time::Instant;
-
-use rendez_proto::limits::STREAM_GRACE;
+use std::time::{Duration, Instant};
 
 use crate::window::Rto;
 
@@ -32,26 +30,26 @@ impl Link {
         matches!(self, Link::Up)
     }
 
-    pub(super) fn socket_lost(&mut self, now: Instant) {
-        *self = Link::Down { until: self.until(now) };
+    pub(super) fn socket_lost(&mut self, now: Instant, grace: Duration) {
+        *self = Link::Down { until: self.until(now, grace) };
     }
 
-    pub(super) fn socket_opened(&mut self, now: Instant) {
-        *self = Link::Probing { until: self.until(now), probe: Probe::due() };
+    pub(super) fn socket_opened(&mut self, now: Instant, grace: Duration) {
+        *self = Link::Probing { until: self.until(now, grace), probe: Probe::due() };
     }
 
     /// The relay says that the peer is away.
-    pub(super) fn peer_gone(&mut self, now: Instant, rto: &Rto) {
+    pub(super) fn peer_gone(&mut self, now: Instant, grace: Duration, rto: &Rto) {
         if self.is_up() {
             let probe = Probe::after(now, rto);
-            *self = Link::Probing { until: now + STREAM_GRACE, probe };
+            *self = Link::Probing { until: now + grace, probe };
         }
     }
 
     /// Something is wrong: ask the peer at once.
-    pub(super) fn doubt(&mut self, now: Instant) {
+    pub(super) fn doubt(&mut self, now: Instant, grace: Duration) {
         if self.is_up() {
-            *self = Link::Probing { until: now + STREAM_GRACE, probe: Probe::due() };
+            *self = Link::Probing { until: now + grace, probe: Probe::due() };
         }
     }
 
@@ -84,9 +82,9 @@ impl Link {
         }
     }
 
-    fn until(&self, now: Instant) -> Instant {
+    fn until(&self, now: Instant, grace: Duration) -> Instant {
         match self {
-            Link::Up => now + STREAM_GRACE,
+            Link::Up => now + grace,
             Link::Down { until } | Link::Probing { until, .. } => *until,
         }
     }

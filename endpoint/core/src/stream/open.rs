@@ -6,13 +6,13 @@ use bytes::{Bytes, BytesMut};
 use rendez_proto::frame::{Ack, Body, Frame, ResetReason};
 use rendez_proto::ids::{Seq, StreamId};
 use rendez_proto::limits::{
-    CODEX_REORDER_MAX_BYTES, FRAME_OVERHEAD_MAX_BYTES, RECEIVE_BUFFER_BYTES,
+    CODEX_REORDER_MAX_BYTES, CODEX_UNREAD_MAX_BYTES, FRAME_OVERHEAD_MAX_BYTES,
     RECORD_PLAINTEXT_MAX_BYTES, TAG_BYTES,
 };
 
 use super::control::record_ad;
 use super::reliable::{self, Reliable};
-use super::{Ending, Tell};
+use super::{Ending, Tell, Terms};
 use crate::error::{Closed, Misbehaviour, SendError};
 use crate::framing::{Inbox, Outbox};
 use crate::noise::{Opener, Sealer};
@@ -45,25 +45,26 @@ enum Layer {
 
 impl Open {
     pub(super) fn codex(sealer: Sealer, opener: Opener) -> Self {
-        let recv = RecvWindow::new(CODEX_FIRST, false);
+        let recv = RecvWindow::unbounded(CODEX_FIRST);
         Self::new(sealer, opener, recv, Layer::Codex { next: Some(CODEX_FIRST) })
     }
 
-    pub(super) fn reliable_initiator(sealer: Sealer, opener: Opener) -> Self {
-        let mut recv = RecvWindow::new(reliable::FIRST, true);
-        let layer = Reliable::initiator(&mut recv);
+    pub(super) fn reliable_initiator(terms: &Terms, sealer: Sealer, opener: Opener) -> Self {
+        let mut recv = RecvWindow::new(reliable::FIRST, terms.receive_memory.clone());
+        let layer = Reliable::initiator(terms, &mut recv);
         Self::new(sealer, opener, recv, Layer::Reliable(Box::new(layer)))
     }
 
     pub(super) fn reliable_responder(
+        terms: &Terms,
         sealer: Sealer,
         opener: Opener,
         now: Instant,
         socket: bool,
         message_2: Bytes,
     ) -> Self {
-        let mut recv = RecvWindow::new(reliable::FIRST, true);
-        let layer = Reliable::responder(&mut recv, now, socket, message_2);
+        let mut recv = RecvWindow::new(reliable::FIRST, terms.receive_memory.clone());
+        let layer = Reliable::responder(terms, &mut recv, now, socket, message_2);
         Self::new(sealer, opener, recv, Layer::Reliable(Box::new(layer)))
     }
 
@@ -126,7 +127,7 @@ impl Open {
     /// much: only the socket can.
     pub(super) fn is_congested(&self) -> bool {
         matches!(self.layer, Layer::Codex { .. })
-            && self.inbox.unread_bytes() > RECEIVE_BUFFER_BYTES
+            && self.inbox.unread_bytes() > CODEX_UNREAD_MAX_BYTES
     }
 
     // ---- the socket --------------------------------------------------------
@@ -138,7 +139,7 @@ impl Open {
                 Err(Ending { why: Closed::Finished, tell: Tell::Nobody })
             }
             Layer::Reliable(layer) => {
-                layer.link.socket_lost(now);
+                layer.socket_lost(now);
                 Ok(())
             }
         }
@@ -146,7 +147,7 @@ impl Open {
 
     pub(super) fn socket_opened(&mut self, now: Instant) {
         if let Layer::Reliable(layer) = &mut self.layer {
-            layer.link.socket_opened(now);
+            layer.socket_opened(now);
         }
     }
 
@@ -188,9 +189,11 @@ impl Open {
             stats.refused_control += 1;
             return Ok(());
         }
+        if let Body::Resume { .. } = frame.body {
+            layer.reattached();
+        }
         layer.heard(now, frame.ack, frame.credit)?;
         match frame.body {
-            Body::Resume { .. } => layer.reattached(),
             Body::Heartbeat => layer.ack_now(),
             Body::Reset { reason } => {
                 let mut ending = Ending::reset_by_peer(&reason);
@@ -199,7 +202,7 @@ impl Open {
                 }
                 return Err(ending);
             }
-            Body::Ack | Body::Data { .. } | Body::Handshake { .. } => {}
+            Body::Resume { .. } | Body::Ack | Body::Data { .. } | Body::Handshake { .. } => {}
         }
         self.finish_when_delivered();
         Ok(())
@@ -254,7 +257,11 @@ impl Open {
         self.recv.insert(seq, plaintext);
         let in_order = self.deliver()?;
         match &mut self.layer {
-            Layer::Reliable(layer) => layer.record_arrived(now, in_order),
+            Layer::Reliable(layer) => {
+                let round_trip = layer.send.rto().shortest();
+                self.recv.delivered(now, round_trip, self.inbox.unread_bytes());
+                layer.record_arrived(now, in_order);
+            }
             Layer::Codex { .. } if self.recv.held_bytes() > CODEX_REORDER_MAX_BYTES => {
                 return Err(Ending::out_of_sequence());
             }

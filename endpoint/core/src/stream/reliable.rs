@@ -1,19 +1,16 @@
 //! What the `rendez_` profiles add to an open stream: acknowledgements,
 //! retransmission, credit, resume, and proofs on control frames.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rendez_proto::frame::{Ack, Body, Frame, ResetReason};
 use rendez_proto::ids::{Seq, StreamId};
-use rendez_proto::limits::{
-    ACK_DELAY, ACK_EVERY_RECORDS, CREDIT_STEP_RECORDS, FINISH_ATTEMPTS, SILENT_TIMEOUTS,
-    STREAM_GRACE,
-};
+use rendez_proto::limits::{ACK_DELAY, ACK_EVERY_RECORDS, FINISH_ATTEMPTS, SILENT_TIMEOUTS};
 
 use super::control::Proofs;
 use super::link::{Link, Probe};
-use super::{Ending, Tell};
+use super::{Ending, Tell, Terms};
 use crate::error::{Closed, Misbehaviour};
 use crate::noise::Sealer;
 use crate::stats::Stats;
@@ -27,6 +24,8 @@ pub(super) const FIRST: Seq = Seq(1);
 pub(super) struct Reliable {
     pub(super) send: SendWindow,
     pub(super) link: Link,
+    /// How long the link may be down.
+    grace: Duration,
     pub(super) proofs: Proofs,
     /// The highest sequence that the peer was told it may send.
     told_credit: u32,
@@ -55,30 +54,32 @@ struct AckTimer {
 
 impl Reliable {
     /// An initiator's layer: its first acknowledgement confirms message 2.
-    pub(super) fn initiator(recv: &mut RecvWindow) -> Self {
-        let mut layer = Self::new(recv, Link::Up);
+    pub(super) fn initiator(terms: &Terms, recv: &mut RecvWindow) -> Self {
+        let mut layer = Self::new(terms, recv, Link::Up);
         layer.ack.now = true;
         layer
     }
 
     /// A responder's layer; `message_2` is the encoded frame.
     pub(super) fn responder(
+        terms: &Terms,
         recv: &mut RecvWindow,
         now: Instant,
         socket: bool,
         message_2: Bytes,
     ) -> Self {
-        let link = if socket { Link::Up } else { Link::Down { until: now + STREAM_GRACE } };
-        let mut layer = Self::new(recv, link);
-        layer.unconfirmed =
-            Some(Unconfirmed { message_2, again: Probe::due(), until: now + STREAM_GRACE });
+        let until = now + terms.grace;
+        let link = if socket { Link::Up } else { Link::Down { until } };
+        let mut layer = Self::new(terms, recv, link);
+        layer.unconfirmed = Some(Unconfirmed { message_2, again: Probe::due(), until });
         layer
     }
 
-    fn new(recv: &mut RecvWindow, link: Link) -> Self {
+    fn new(terms: &Terms, recv: &mut RecvWindow, link: Link) -> Self {
         Self {
-            send: SendWindow::new(FIRST),
+            send: SendWindow::new(FIRST, terms.send_memory.clone()),
             link,
+            grace: terms.grace,
             proofs: Proofs::default(),
             told_credit: recv.grant(0),
             ack: AckTimer::default(),
@@ -91,12 +92,13 @@ impl Reliable {
     /// The peer authenticated something, with this ack and credit.
     pub(super) fn heard(&mut self, now: Instant, ack: Ack, credit: u32) -> Result<(), Ending> {
         self.unconfirmed = None;
-        self.send
-            .on_ack(ack, credit, now)
-            .map_err(|_| Ending::misbehaved(Misbehaviour::AckOfUnsent))?;
+        // First: what crossed a path that is gone measures no round trip.
         if self.link.heard() {
             self.reattached();
         }
+        self.send
+            .on_ack(ack, credit, now)
+            .map_err(|_| Ending::misbehaved(Misbehaviour::AckOfUnsent))?;
         if self.send.has_credit() || !self.send.is_empty() {
             self.starved = None;
         } else if self.starved.is_none() {
@@ -107,8 +109,16 @@ impl Reliable {
 
     /// The peer has a new path: what was under way is lost.
     pub(super) fn reattached(&mut self) {
-        self.send.resend_all();
+        self.send.path_replaced();
         self.ack.now = true;
+    }
+
+    pub(super) fn socket_lost(&mut self, now: Instant) {
+        self.link.socket_lost(now, self.grace);
+    }
+
+    pub(super) fn socket_opened(&mut self, now: Instant) {
+        self.link.socket_opened(now, self.grace);
     }
 
     /// A record arrived; `in_order` if nothing before it is missing.
@@ -130,8 +140,8 @@ impl Reliable {
     pub(super) fn unread_changed(&mut self, recv: &mut RecvWindow, unread: usize) {
         let credit = recv.grant(unread);
         let closed = self.told_credit < recv.next();
-        if credit - self.told_credit >= CREDIT_STEP_RECORDS || (closed && credit > self.told_credit)
-        {
+        let worth_it = credit - self.told_credit >= recv.credit_step();
+        if worth_it || (closed && credit > self.told_credit) {
             self.ack.now = true;
         }
     }
@@ -259,7 +269,7 @@ impl Reliable {
                 if self.is_announced() {
                     return Err(Ending { why: Closed::Finished, tell: Tell::Nobody });
                 }
-                self.link.peer_gone(now, self.send.rto());
+                self.link.peer_gone(now, self.grace, self.send.rto());
                 Ok(())
             }
             // The peer may have forgotten the stream: ask it. Whoever answers
@@ -271,7 +281,7 @@ impl Reliable {
                     let why = Closed::Reset(ResetReason::UnknownStream);
                     return Err(Ending { why, tell: Tell::Nobody });
                 }
-                self.link.doubt(now);
+                self.link.doubt(now, self.grace);
                 Ok(())
             }
             _ => {
@@ -297,7 +307,7 @@ impl Reliable {
         }
         self.send.handle_timeout(now);
         if self.send.rto().timeouts() >= SILENT_TIMEOUTS {
-            self.link.doubt(now);
+            self.link.doubt(now, self.grace);
             return Ok(());
         }
         if self.ack.at.is_some_and(|at| at <= now) {

@@ -1,20 +1,33 @@
 //! Sequence numbers, acknowledgements and credit of one direction.
 //!
 //! Below is TCP, so loss means that a relay shed a lane or that a websocket
-//! changed. The rules are therefore few: one timeout with doubling that
-//! resends the oldest gap, an early resend when later records are
-//! acknowledged, and everything again after a resume. No congestion control:
-//! TCP has it.
+//! changed. The rules are therefore few: one timeout with doubling, after which
+//! everything unacknowledged is suspect and goes out again as acknowledgements
+//! return; an early resend when later records are acknowledged; and the same
+//! again after a resume.
+//!
+//! Three things bound what is under way, and each has its own reason: credit
+//! (the receiver's memory, [`RecvWindow`]), congestion (a relay's memory,
+//! [`Congestion`]) and a [`Budget`] over all streams (the sender's memory).
+//! Credit and congestion begin with [`WINDOW_MIN_RECORDS`] and grow with the
+//! bandwidth-delay product, to [`WINDOW_MAX_RECORDS`] at most.
 //!
 //! * [`SendWindow`] keeps the exact bytes that were sealed; a resend never
 //!   seals again.
 //! * [`RecvWindow`] answers whether a record is worth opening before any
 //!   cryptography, and only ever holds what was opened.
+//!
+//! [`WINDOW_MIN_RECORDS`]: rendez_proto::limits::WINDOW_MIN_RECORDS
+//! [`WINDOW_MAX_RECORDS`]: rendez_proto::limits::WINDOW_MAX_RECORDS
 
+mod budget;
+mod congestion;
 mod recv;
 mod rtt;
 mod send;
 
+pub use budget::Budget;
+pub use congestion::Congestion;
 pub use recv::{Arrival, RecvWindow};
 pub use rtt::Rto;
 pub use send::{AckOfUnsent, SendWindow};

@@ -1,13 +1,17 @@
 //! What has arrived, what is still missing, and how much more may come.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rendez_proto::frame::Ack;
 use rendez_proto::ids::Seq;
 use rendez_proto::limits::{
-    RECEIVE_BUFFER_BYTES, RECORD_PLAINTEXT_MAX_BYTES, REORDER_MAX_RECORDS, WINDOW_MAX_RECORDS,
+    CODEX_REORDER_MAX_RECORDS, CREDIT_STEP_FRACTION, RECORD_PLAINTEXT_MAX_BYTES, WINDOW_IDLE,
+    WINDOW_MAX_RECORDS, WINDOW_MIN_RECORDS,
 };
+
+use super::Budget;
 
 /// What a record's number says about it, before any cryptography.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,31 +31,57 @@ pub struct RecvWindow {
     next: u64,
     held: BTreeMap<u32, Bytes>,
     held_bytes: usize,
-    /// The highest number that the peer may send, if it follows credit.
-    credit: Option<u32>,
+    credit: Option<Credit>,
+}
+
+/// What a peer that follows credit may send.
+#[derive(Debug)]
+struct Credit {
+    /// The highest number that it may send.
+    highest: u32,
+    /// How many records it may be ahead of the application.
+    window: u32,
+    budget: Budget,
+    /// Records that are paid for: the window, or what was promised when it was
+    /// larger. A smallest window is free, the rest is taken from the budget.
+    paid: u32,
+    /// How fast the window is used.
+    used: Option<Epoch>,
+}
+
+#[derive(Debug)]
+struct Epoch {
+    began: Instant,
+    next: u64,
+    last: Instant,
 }
 
 impl RecvWindow {
-    /// A window that starts at `first`. With `credit`, the peer may send
-    /// [`WINDOW_MAX_RECORDS`] records before it hears from us.
-    pub fn new(first: Seq, credit: bool) -> Self {
-        Self {
-            next: first.0.into(),
-            held: BTreeMap::new(),
-            held_bytes: 0,
-            credit: credit.then(|| first.0.saturating_add(WINDOW_MAX_RECORDS - 1)),
-        }
+    /// A window that starts at `first`, for a peer that knows no credit.
+    pub fn unbounded(first: Seq) -> Self {
+        Self { next: first.0.into(), held: BTreeMap::new(), held_bytes: 0, credit: None }
     }
 
-    /// Whether a record is worth opening. At most [`REORDER_MAX_RECORDS`]
-    /// ahead of the next one, and never beyond the credit.
+    /// A window that starts at `first`. The peer may send
+    /// [`WINDOW_MIN_RECORDS`] records before it hears from us.
+    pub fn new(first: Seq, budget: Budget) -> Self {
+        let highest = first.0.saturating_add(WINDOW_MIN_RECORDS - 1);
+        let window = WINDOW_MIN_RECORDS;
+        let credit = Credit { highest, window, budget, paid: window, used: None };
+        Self { credit: Some(credit), ..Self::unbounded(first) }
+    }
+
+    /// Whether a record is worth opening. Never beyond the credit; without
+    /// credit, at most [`CODEX_REORDER_MAX_RECORDS`] ahead of the next one.
     pub fn classify(&self, seq: Seq) -> Arrival {
         let number = u64::from(seq.0);
+        let furthest = match &self.credit {
+            Some(credit) => credit.highest.into(),
+            None => self.next + u64::from(CODEX_REORDER_MAX_RECORDS),
+        };
         if number < self.next || self.held.contains_key(&seq.0) {
             Arrival::Duplicate
-        } else if number - self.next > u64::from(REORDER_MAX_RECORDS)
-            || self.credit.is_some_and(|credit| seq.0 > credit)
-        {
+        } else if number > furthest {
             Arrival::TooFar
         } else {
             Arrival::Fresh
@@ -103,23 +133,100 @@ impl RecvWindow {
 
     /// The highest number that the peer may send, while `unread` bytes of whole
     /// messages wait for the application. Never shrinks: what was granted
-    /// stays granted, so at most [`RECEIVE_BUFFER_BYTES`] are ever unread
-    /// beyond the message that is being put together.
+    /// stays granted, so at most a window of full records is ever unread beyond
+    /// the message that is being put together.
     pub fn grant(&mut self, unread: usize) -> u32 {
         let Some(credit) = &mut self.credit else { return 0 };
-        let room = RECEIVE_BUFFER_BYTES.saturating_sub(unread) / RECORD_PLAINTEXT_MAX_BYTES;
-        let records = u32::try_from(room).unwrap_or(u32::MAX).min(WINDOW_MAX_RECORDS);
-        let highest = (self.next + u64::from(records)).saturating_sub(1);
-        *credit = (*credit).max(u32::try_from(highest).unwrap_or(u32::MAX));
-        *credit
+        let window = credit.window as usize * RECORD_PLAINTEXT_MAX_BYTES;
+        let room = window.saturating_sub(unread) / RECORD_PLAINTEXT_MAX_BYTES;
+        let records = u64::try_from(room).unwrap_or(u64::MAX);
+        let highest = (self.next + records).saturating_sub(1);
+        credit.highest = credit.highest.max(u32::try_from(highest).unwrap_or(u32::MAX));
+        credit.highest
     }
+
+    /// New credit that is worth a frame of its own, in records.
+    pub fn credit_step(&self) -> u32 {
+        self.credit.as_ref().map_or(1, |credit| credit.window / CREDIT_STEP_FRACTION)
+    }
+
+    /// Notes that records were delivered, of which `unread` bytes wait for the
+    /// application. Doubles the window if half of it was used up in less than a
+    /// round trip of an empty path: then the window is what holds the peer
+    /// back, and neither the path nor the application. So it settles at two to
+    /// four times the product of bandwidth and delay, and a path that is slow
+    /// because its queues are full does not make them longer.
+    pub fn delivered(&mut self, now: Instant, round_trip: Option<Duration>, unread: usize) {
+        let next = self.next;
+        let Some(credit) = &mut self.credit else { return };
+        if credit.paid > credit.window {
+            let unread = unread.div_ceil(RECORD_PLAINTEXT_MAX_BYTES) as u64;
+            let promised = (u64::from(credit.highest) + 1).saturating_sub(next) + unread;
+            credit.pay_down(u32::try_from(promised).unwrap_or(u32::MAX));
+        }
+        let epoch = Epoch { began: now, next, last: now };
+        let Some(used) = &mut credit.used else {
+            credit.used = Some(epoch);
+            return;
+        };
+        let idle = now.saturating_duration_since(std::mem::replace(&mut used.last, now));
+        if idle >= WINDOW_IDLE {
+            credit.window = WINDOW_MIN_RECORDS;
+            credit.used = Some(epoch);
+            return;
+        }
+        if next - used.next < u64::from(credit.window / 2) {
+            return;
+        }
+        let elapsed = now.saturating_duration_since(used.began);
+        let kept_up = unread < credit.window as usize * RECORD_PLAINTEXT_MAX_BYTES / 4;
+        if kept_up && round_trip.is_some_and(|round_trip| elapsed < round_trip) {
+            credit.grow();
+        }
+        credit.used = Some(epoch);
+    }
+}
+
+impl Credit {
+    fn grow(&mut self) {
+        let window = (self.window * 2).min(WINDOW_MAX_RECORDS);
+        let more = window.saturating_sub(self.paid);
+        if self.budget.take(bytes(more)) {
+            self.window = window;
+            self.paid += more;
+        }
+    }
+
+    /// Gives back what is beyond the window and was not promised.
+    fn pay_down(&mut self, promised: u32) {
+        let paid = promised.clamp(self.window, self.paid);
+        self.budget.give(bytes(self.paid - paid));
+        self.paid = paid;
+    }
+}
+
+impl Drop for Credit {
+    fn drop(&mut self) {
+        self.budget.give(bytes(self.paid - WINDOW_MIN_RECORDS));
+    }
+}
+
+fn bytes(records: u32) -> usize {
+    records as usize * RECORD_PLAINTEXT_MAX_BYTES
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use rendez_proto::limits::RECEIVE_MEMORY_BYTES;
     use std::collections::{BTreeMap, BTreeSet};
+
+    const WINDOW_MIN: usize = WINDOW_MIN_RECORDS as usize * RECORD_PLAINTEXT_MAX_BYTES;
+
+    fn with_credit(first: u32) -> RecvWindow {
+        RecvWindow::new(Seq(first), Budget::new(RECEIVE_MEMORY_BYTES))
+    }
 
     proptest! {
         /// Against a plain set of numbers.
@@ -128,12 +235,12 @@ mod tests {
             first in 0u32..2,
             arrivals in proptest::collection::vec(0u32..200, 1..300),
         ) {
-            let mut window = RecvWindow::new(Seq(first), false);
+            let mut window = RecvWindow::unbounded(Seq(first));
             let (mut seen, mut next) = (BTreeSet::new(), first);
             for seq in arrivals {
                 let expected = if seq < first || seen.contains(&seq) {
                     Arrival::Duplicate
-                } else if seq > next + REORDER_MAX_RECORDS {
+                } else if seq > next + CODEX_REORDER_MAX_RECORDS {
                     Arrival::TooFar
                 } else {
                     Arrival::Fresh
@@ -169,16 +276,16 @@ mod tests {
                 (-5i64..70, 0usize..=RECORD_PLAINTEXT_MAX_BYTES, 0u8..8), 1..400),
         ) {
             let zeros = Bytes::from(vec![0; RECORD_PLAINTEXT_MAX_BYTES]);
-            let mut window = RecvWindow::new(Seq(first), true);
+            let mut window = with_credit(first);
             let (mut held, mut next) = (BTreeMap::new(), i64::from(first));
-            let mut credit = i64::from(first.saturating_add(WINDOW_MAX_RECORDS - 1));
+            let mut credit = i64::from(first.saturating_add(WINDOW_MIN_RECORDS - 1));
             let mut unread = 0;
             for (offset, len, read) in steps {
                 // mostly the next one, or the window would never move
                 let seq = (next + if offset > 20 { 0 } else { offset }).clamp(0, u32::MAX.into());
                 let expected = if seq < next || held.contains_key(&seq) {
                     Arrival::Duplicate
-                } else if seq > next + i64::from(REORDER_MAX_RECORDS) || seq > credit {
+                } else if seq > credit {
                     Arrival::TooFar
                 } else {
                     Arrival::Fresh
@@ -199,24 +306,24 @@ mod tests {
                 if read == 0 {
                     unread = 0;
                 }
-                let room = RECEIVE_BUFFER_BYTES.saturating_sub(unread) / RECORD_PLAINTEXT_MAX_BYTES;
-                let room = (room as i64).min(WINDOW_MAX_RECORDS.into());
+                let room = WINDOW_MIN.saturating_sub(unread) / RECORD_PLAINTEXT_MAX_BYTES;
+                let room = (room as i64).min(WINDOW_MIN_RECORDS.into());
                 credit = credit.max(next - 1 + room).min(u32::MAX.into());
                 prop_assert_eq!(i64::from(window.grant(unread)), credit);
                 // what is credited fits beside what is unread, however it is read
                 let outstanding = (credit - (next - 1)) as usize;
                 prop_assert!(
-                    unread + outstanding * RECORD_PLAINTEXT_MAX_BYTES <= RECEIVE_BUFFER_BYTES
+                    unread + outstanding * RECORD_PLAINTEXT_MAX_BYTES <= WINDOW_MIN
                 );
             }
         }
 
         #[test]
         fn credit_never_shrinks_and_bounds_what_is_unread(
-            unread in proptest::collection::vec(0usize..2 * RECEIVE_BUFFER_BYTES, 1..50),
+            unread in proptest::collection::vec(0usize..2 * WINDOW_MIN, 1..50),
         ) {
-            let mut window = RecvWindow::new(Seq(1), true);
-            let mut last = WINDOW_MAX_RECORDS;
+            let mut window = with_credit(1);
+            let mut last = WINDOW_MIN_RECORDS;
             for unread in unread {
                 let credit = window.grant(unread);
                 prop_assert!(credit >= last);
@@ -228,7 +335,7 @@ mod tests {
 
     #[test]
     fn the_last_number_is_taken_once() {
-        let mut window = RecvWindow::new(Seq(u32::MAX), false);
+        let mut window = RecvWindow::unbounded(Seq(u32::MAX));
         assert_eq!(window.classify(Seq(u32::MAX)), Arrival::Fresh);
         window.insert(Seq(u32::MAX), Bytes::from_static(b"last"));
         assert_eq!(window.pop().unwrap(), "last");
@@ -238,14 +345,130 @@ mod tests {
 
     #[test]
     fn a_full_buffer_stops_credit_and_reading_opens_it() {
-        let mut window = RecvWindow::new(Seq(1), true);
-        for seq in 1..=WINDOW_MAX_RECORDS {
+        let mut window = with_credit(1);
+        for seq in 1..=WINDOW_MIN_RECORDS {
             window.insert(Seq(seq), Bytes::new());
             assert!(window.pop().is_some());
         }
-        assert_eq!(window.grant(RECEIVE_BUFFER_BYTES), WINDOW_MAX_RECORDS);
-        assert_eq!(window.classify(Seq(WINDOW_MAX_RECORDS + 1)), Arrival::TooFar);
-        assert_eq!(window.grant(0), 2 * WINDOW_MAX_RECORDS);
-        assert_eq!(window.classify(Seq(WINDOW_MAX_RECORDS + 1)), Arrival::Fresh);
+        assert_eq!(window.grant(WINDOW_MIN), WINDOW_MIN_RECORDS);
+        assert_eq!(window.classify(Seq(WINDOW_MIN_RECORDS + 1)), Arrival::TooFar);
+        assert_eq!(window.grant(0), 2 * WINDOW_MIN_RECORDS);
+        assert_eq!(window.classify(Seq(WINDOW_MIN_RECORDS + 1)), Arrival::Fresh);
+    }
+
+    /// A peer that sends `per_second` records over a path with this round
+    /// trip, as far as credit allows; the application leaves `unread` bytes.
+    struct Path {
+        window: RecvWindow,
+        now: Instant,
+        round_trip: Duration,
+        pause: Duration,
+        unread: usize,
+    }
+
+    impl Path {
+        fn new(window: RecvWindow, round_trip_ms: u64, per_second: u32) -> Self {
+            Self {
+                window,
+                now: crate::test_origin(),
+                round_trip: Duration::from_millis(round_trip_ms),
+                pause: Duration::from_secs(1) / per_second,
+                unread: 0,
+            }
+        }
+
+        /// A round trip: what was credited arrives, then the peer waits.
+        fn round(&mut self) {
+            let credit = self.window.grant(self.unread);
+            let end = self.now + self.round_trip;
+            while self.window.next() <= credit && self.now < end {
+                self.window.insert(Seq(self.window.next()), Bytes::new());
+                self.window.pop().unwrap();
+                self.now += self.pause;
+                self.window.delivered(self.now, Some(self.round_trip), self.unread);
+            }
+            self.now = self.now.max(end);
+        }
+
+        fn records(&self) -> u32 {
+            self.window.credit.as_ref().unwrap().window
+        }
+    }
+
+    #[test]
+    fn the_window_grows_to_a_long_fast_path() {
+        // 1 Gbit/s is 2,035 full records a second
+        let mut path = Path::new(with_credit(1), 200, 2035);
+        for _ in 0..20 {
+            path.round();
+        }
+        assert_eq!(path.records(), WINDOW_MAX_RECORDS);
+        let credit = path.window.grant(0);
+        assert_eq!(path.window.classify(Seq(credit)), Arrival::Fresh);
+        assert_eq!(credit, path.window.next() + WINDOW_MAX_RECORDS - 1);
+    }
+
+    #[test]
+    fn the_window_stays_small_where_it_is_not_what_holds_the_peer_back() {
+        let mut slow = Path::new(with_credit(1), 20, 20);
+        let mut near = Path::new(with_credit(1), 1, 2035);
+        let mut unread = Path::new(with_credit(1), 200, 2035);
+        unread.unread = WINDOW_MIN / 2;
+        for _ in 0..1000 {
+            for path in [&mut slow, &mut near, &mut unread] {
+                path.round();
+                assert_eq!(path.records(), WINDOW_MIN_RECORDS);
+            }
+        }
+    }
+
+    #[test]
+    fn growth_is_paid_for_and_given_back() {
+        let all = bytes(WINDOW_MAX_RECORDS - WINDOW_MIN_RECORDS);
+        let budget = Budget::new(all);
+        let mut path = Path::new(RecvWindow::new(Seq(1), budget.clone()), 200, 2035);
+        (0..20).for_each(|_| path.round());
+        assert_eq!(budget.free(), 0);
+        let mut other = Path::new(RecvWindow::new(Seq(1), budget.clone()), 200, 2035);
+        (0..20).for_each(|_| other.round());
+        assert_eq!(other.records(), WINDOW_MIN_RECORDS, "there is nothing left");
+
+        // after a pause it is given back, as what was promised is used up
+        path.now += WINDOW_IDLE;
+        path.pause = path.round_trip;
+        (0..40).for_each(|_| path.round());
+        assert_eq!(path.window.credit.as_ref().unwrap().window, WINDOW_MIN_RECORDS);
+        assert!(budget.free() > 0 && budget.free() < all);
+        drop(path);
+        assert_eq!(budget.free(), all);
+    }
+
+    proptest! {
+        /// What may still come and what is unread is never more than what is
+        /// paid for, whatever the window did.
+        #[test]
+        fn what_was_promised_is_paid_for(
+            steps in proptest::collection::vec((0u32..40, 0u64..30_000, 0usize..40), 1..200),
+        ) {
+            let budget = Budget::new(bytes(600));
+            let mut window = RecvWindow::new(Seq(1), budget.clone());
+            let mut now = crate::test_origin();
+            for (records, wait_ms, unread) in steps {
+                // a third of the steps are fast enough to let it grow
+                now += Duration::from_millis(if wait_ms > 10_000 { wait_ms } else { 0 });
+                for _ in 0..records {
+                    if window.classify(Seq(window.next())) == Arrival::Fresh {
+                        window.insert(Seq(window.next()), Bytes::new());
+                        window.pop();
+                    }
+                    window.delivered(now, Some(Duration::from_millis(1)), bytes(unread as u32));
+                }
+                let credit = window.grant(bytes(unread as u32));
+                let outstanding = credit + 1 - window.next();
+                let paid = window.credit.as_ref().unwrap().paid;
+                prop_assert!(outstanding <= paid, "{outstanding} {paid}");
+                prop_assert_eq!(budget.free() + bytes(paid - WINDOW_MIN_RECORDS), bytes(600));
+            }
+        }
     }
 }

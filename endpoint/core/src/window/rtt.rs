@@ -8,13 +8,14 @@ use rendez_proto::limits::{RTO_INITIAL, RTO_MAX, RTO_MIN};
 #[derive(Debug, Clone)]
 pub struct Rto {
     smoothed: Option<(Duration, Duration)>, // (mean, deviation)
+    shortest: Option<Duration>,
     doublings: u32,
 }
 
 impl Rto {
     /// No measurement yet: [`RTO_INITIAL`].
     pub fn new() -> Self {
-        Self { smoothed: None, doublings: 0 }
+        Self { smoothed: None, shortest: None, doublings: 0 }
     }
 
     /// The present timeout, within [`RTO_MIN`] and [`RTO_MAX`].
@@ -35,6 +36,19 @@ impl Rto {
                 (mean * 7 / 8 + rtt / 8, deviation * 3 / 4 + mean.abs_diff(rtt) / 4)
             }
         });
+        self.shortest = Some(self.shortest.map_or(rtt, |shortest| shortest.min(rtt)));
+        self.doublings = 0;
+    }
+
+    /// The shortest round trip on this path: that of empty queues, more or
+    /// less.
+    pub fn shortest(&self) -> Option<Duration> {
+        self.shortest
+    }
+
+    /// The path was replaced: the next round trips may be others.
+    pub fn path_replaced(&mut self) {
+        self.shortest = None;
         self.doublings = 0;
     }
 

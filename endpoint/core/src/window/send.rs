@@ -6,9 +6,11 @@ use std::time::Instant;
 use bytes::Bytes;
 use rendez_proto::frame::Ack;
 use rendez_proto::ids::Seq;
-use rendez_proto::limits::{FAST_RESEND_RECORDS, WINDOW_MAX_BYTES, WINDOW_MAX_RECORDS};
+use rendez_proto::limits::{
+    FAST_RESEND_RECORDS, WINDOW_MAX_RECORDS, WINDOW_MIN_BYTES, WINDOW_MIN_RECORDS,
+};
 
-use super::Rto;
+use super::{Budget, Congestion, Rto};
 
 /// An authenticated acknowledgement of something that was never sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -23,12 +25,21 @@ pub struct SendWindow {
     base: u64,
     slots: VecDeque<InFlight>,
     bytes: usize,
+    budget: Budget,
+    /// Bytes that were taken from the budget: what is in flight beyond
+    /// [`WINDOW_MIN_BYTES`].
+    paid: usize,
     /// The highest number that the peer accepts.
     credit: u32,
-    /// How many slots wait to be resent.
+    congestion: Congestion,
+    /// How many slots wait for their acknowledgement.
+    waiting: u32,
+    /// How many slots wait to be sent again.
     due: usize,
+    /// Since when the peer made no progress, while slots wait (RFC 6298,
+    /// section 5).
+    timer: Option<Instant>,
     rto: Rto,
-    recovery: Option<Recovery>,
 }
 
 #[derive(Debug)]
@@ -43,32 +54,29 @@ struct InFlight {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SlotState {
+    /// Sent, and not acknowledged.
     Waiting,
     /// Waits to be handed out again.
     Due,
     Acked,
 }
 
-/// After a timeout: everything sent before it is suspect, and goes out again
-/// in bursts that double with each sign that bursts arrive.
-#[derive(Debug)]
-struct Recovery {
-    began: Instant,
-    burst: usize,
-}
-
 impl SendWindow {
-    /// A window whose first record is `first`, with [`WINDOW_MAX_RECORDS`] of
+    /// A window whose first record is `first`, with [`WINDOW_MIN_RECORDS`] of
     /// credit.
-    pub fn new(first: Seq) -> Self {
+    pub fn new(first: Seq, budget: Budget) -> Self {
         Self {
             base: first.0.into(),
             slots: VecDeque::new(),
             bytes: 0,
-            credit: first.0.saturating_add(WINDOW_MAX_RECORDS - 1),
+            budget,
+            paid: 0,
+            credit: first.0.saturating_add(WINDOW_MIN_RECORDS - 1),
+            congestion: Congestion::new(),
+            waiting: 0,
             due: 0,
+            timer: None,
             rto: Rto::new(),
-            recovery: None,
         }
     }
 
@@ -80,8 +88,10 @@ impl SendWindow {
     /// Whether a frame of `len` bytes may be sent. Ask before sealing: a
     /// number that was sealed must go out.
     pub fn has_room(&self, len: usize) -> bool {
-        self.slots.len() < WINDOW_MAX_RECORDS as usize
-            && self.bytes + len <= WINDOW_MAX_BYTES
+        self.due == 0
+            && self.waiting < self.congestion.window()
+            && self.slots.len() < WINDOW_MAX_RECORDS as usize
+            && self.has_memory(len)
             && self.has_credit()
     }
 
@@ -90,15 +100,22 @@ impl SendWindow {
         self.next().is_some_and(|next| next.0 <= self.credit)
     }
 
+    fn has_memory(&self, len: usize) -> bool {
+        let bytes = self.bytes + len;
+        extra(bytes).saturating_sub(self.paid) <= self.budget.free()
+    }
+
     /// Keeps the frame that carries record [`next`](Self::next).
     pub fn push(&mut self, wire: Bytes, now: Instant) {
-        self.bytes += wire.len();
+        self.account(self.bytes + wire.len());
         self.slots.push_back(InFlight {
             wire,
             sent: now,
             state: SlotState::Waiting,
             resent: false,
         });
+        self.waiting += 1;
+        self.timer.get_or_insert(now);
     }
 
     /// Whether everything is acknowledged.
@@ -120,6 +137,7 @@ impl SendWindow {
         }
         self.credit = self.credit.max(credit);
 
+        let under_way = self.waiting;
         let mut sample = None;
         let cumulative = (u64::from(ack.up_to) + 1).saturating_sub(self.base) as usize;
         for index in 0..cumulative.min(self.slots.len()) {
@@ -134,6 +152,7 @@ impl SendWindow {
         if let Some(rtt) = sample {
             self.rto.sample(rtt);
         }
+        self.congestion.arrived(under_way - self.waiting, under_way);
 
         let mut progress = false;
         while self.slots.front().is_some_and(|slot| slot.state == SlotState::Acked) {
@@ -146,51 +165,59 @@ impl SendWindow {
         }
         if progress {
             self.rto.progress();
-            self.continue_recovery();
+            self.timer = Some(now);
+        }
+        if self.waiting == 0 {
+            self.timer = None;
         }
         Ok(())
     }
 
     /// The next frame to send again, exactly as it was sent.
     pub fn poll_retransmit(&mut self, now: Instant) -> Option<Bytes> {
-        if self.due == 0 {
+        if !self.wants_retransmit() {
             return None;
         }
-        let slot = self.slots.iter_mut().find(|slot| slot.state == SlotState::Due)?;
-        self.due -= 1;
+        let index = self.slots.iter().position(|slot| slot.state == SlotState::Due)?;
+        let slot = self.slots.get_mut(index)?;
         slot.state = SlotState::Waiting;
         slot.resent = true;
         slot.sent = now;
+        self.due -= 1;
+        self.waiting += 1;
+        // The oldest gap has a whole timeout to be filled.
+        if index == 0 || self.timer.is_none() {
+            self.timer = Some(now);
+        }
         Some(slot.wire.clone())
     }
 
     /// Whether [`poll_retransmit`](Self::poll_retransmit) has something.
     pub fn wants_retransmit(&self) -> bool {
-        self.due > 0
+        self.due > 0 && self.waiting < self.congestion.window()
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout).
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let oldest = self.slots.front()?;
-        (self.due == 0).then(|| oldest.sent + self.rto.current())
+        self.timer.map(|since| since + self.rto.current())
     }
 
-    /// Marks the oldest gap for resending if its time has come.
+    /// If the peer made no progress for too long: everything is suspect, and
+    /// goes out again in bursts that double as acknowledgements return.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.poll_timeout().is_some_and(|at| at <= now) {
             self.rto.back_off();
-            self.recovery = Some(Recovery { began: now, burst: 1 });
-            self.mark(0);
+            self.congestion.silent(self.end());
+            self.suspect_all();
         }
     }
 
-    /// Marks everything in flight for resending: the path was replaced.
-    pub fn resend_all(&mut self) {
-        self.rto.progress();
-        self.recovery = None;
-        for index in 0..self.slots.len() {
-            self.mark(index);
-        }
+    /// The path was replaced: everything in flight is lost, and nothing is
+    /// known of the new path.
+    pub fn path_replaced(&mut self) {
+        self.rto.path_replaced();
+        self.congestion = Congestion::new();
+        self.suspect_all();
     }
 
     /// The present retransmission timeout, for whoever probes this peer.
@@ -203,32 +230,49 @@ impl SendWindow {
         self.base + self.slots.len() as u64
     }
 
+    fn suspect_all(&mut self) {
+        for index in 0..self.slots.len() {
+            self.mark(index);
+        }
+        self.timer = None;
+    }
+
     fn mark(&mut self, index: usize) {
         if let Some(slot) = self.slots.get_mut(index)
             && slot.state == SlotState::Waiting
         {
             slot.state = SlotState::Due;
+            self.waiting -= 1;
             self.due += 1;
         }
     }
 
-    /// Notes that a slot arrived; its round trip, if it was sent once.
+    /// Notes that a slot arrived; its round trip, if it was sent once and was
+    /// not given up meanwhile.
     fn settle(&mut self, index: usize, now: Instant) -> Option<std::time::Duration> {
         let slot = self.slots.get_mut(index)?;
-        match slot.state {
+        let sent_once = match slot.state {
             SlotState::Acked => return None,
-            SlotState::Due => self.due -= 1,
-            SlotState::Waiting => {}
-        }
+            SlotState::Due => {
+                self.due -= 1;
+                false
+            }
+            SlotState::Waiting => {
+                self.waiting -= 1;
+                !slot.resent
+            }
+        };
         slot.state = SlotState::Acked;
-        self.bytes -= slot.wire.len();
-        slot.wire = Bytes::new();
-        (!slot.resent).then(|| now.saturating_duration_since(slot.sent))
+        let sent = slot.sent;
+        let len = std::mem::take(&mut slot.wire).len();
+        self.account(self.bytes - len);
+        sent_once.then(|| now.saturating_duration_since(sent))
     }
 
     /// Marks records that were overtaken by enough later ones. Once each: what
     /// is lost twice waits for the timeout.
     fn resend_gaps(&mut self) {
+        let end = self.end();
         let mut later = 0;
         for index in (0..self.slots.len()).rev() {
             let slot = &self.slots[index];
@@ -236,30 +280,35 @@ impl SendWindow {
                 SlotState::Acked => later += 1,
                 SlotState::Waiting if later >= FAST_RESEND_RECORDS && !slot.resent => {
                     self.mark(index);
+                    self.congestion.lost(self.base + index as u64, end);
                 }
                 SlotState::Waiting | SlotState::Due => {}
             }
         }
     }
 
-    fn continue_recovery(&mut self) {
-        let Some(recovery) = &mut self.recovery else { return };
-        recovery.burst = (recovery.burst * 2).min(WINDOW_MAX_RECORDS as usize);
-        let (began, burst) = (recovery.began, recovery.burst);
-        let mut suspects: Vec<usize> = (0..self.slots.len())
-            .filter(|index| {
-                let slot = &self.slots[*index];
-                slot.state == SlotState::Waiting && slot.sent < began
-            })
-            .collect();
-        if suspects.is_empty() {
-            self.recovery = None;
-        }
-        suspects.truncate(burst);
-        for index in suspects {
-            self.mark(index);
+    /// Notes how many bytes are in flight, and pays for them.
+    fn account(&mut self, bytes: usize) {
+        self.bytes = bytes;
+        let due = extra(bytes);
+        if due < self.paid {
+            self.budget.give(self.paid - due);
+            self.paid = due;
+        } else if self.budget.take(due - self.paid) {
+            self.paid = due;
         }
     }
+}
+
+impl Drop for SendWindow {
+    fn drop(&mut self) {
+        self.account(0);
+    }
+}
+
+/// What is paid from the budget.
+fn extra(bytes: usize) -> usize {
+    bytes.saturating_sub(WINDOW_MIN_BYTES)
 }
 
 #[cfg(test)]
@@ -270,13 +319,20 @@ mod tests {
     use std::collections::BTreeMap;
     use std::time::Duration;
 
+    /// Beyond the smallest window.
+    const MEMORY: usize = 1024 * 1024;
+
+    fn memory() -> Budget {
+        Budget::new(MEMORY)
+    }
+
     fn wire(seq: u32) -> Bytes {
         Bytes::from(seq.to_be_bytes().to_vec())
     }
 
     /// A window with records 1 to `count` in flight, sent at `now`.
     fn filled(count: u32, now: Instant) -> SendWindow {
-        let mut window = SendWindow::new(Seq(1));
+        let mut window = SendWindow::new(Seq(1), memory());
         for seq in 1..=count {
             assert_eq!(window.next(), Some(Seq(seq)));
             assert!(window.has_room(4));
@@ -298,13 +354,47 @@ mod tests {
     #[test]
     fn room_ends_with_records_bytes_or_credit() {
         let now = crate::test_origin();
-        let mut window = filled(WINDOW_MAX_RECORDS, now);
-        assert!(!window.has_room(0), "records");
+        let mut window = filled(WINDOW_MIN_RECORDS, now);
+        assert!(!window.has_room(0), "congestion");
         window.on_ack(ack(1, &[]), 0, now).unwrap();
         assert!(!window.has_room(0), "credit");
         window.on_ack(ack(1, &[]), 1000, now).unwrap();
         assert!(window.has_room(0));
-        assert!(!window.has_room(WINDOW_MAX_BYTES), "bytes");
+        assert!(window.has_room(WINDOW_MIN_BYTES + MEMORY / 2));
+        assert!(!window.has_room(WINDOW_MIN_BYTES + MEMORY), "bytes");
+    }
+
+    #[test]
+    fn what_is_beyond_the_smallest_window_is_paid_for_and_given_back() {
+        let now = crate::test_origin();
+        let memory = memory();
+        let mut window = SendWindow::new(Seq(1), memory.clone());
+        window.push(Bytes::from(vec![0; WINDOW_MIN_BYTES]), now);
+        assert_eq!(memory.free(), MEMORY);
+        window.push(Bytes::from(vec![0; 1000]), now);
+        window.push(Bytes::from(vec![0; 500]), now);
+        assert_eq!(memory.free(), MEMORY - 1500);
+        window.on_ack(ack(0, &[2]), 0, now).unwrap();
+        assert_eq!(memory.free(), MEMORY - 500);
+        drop(window);
+        assert_eq!(memory.free(), MEMORY);
+    }
+
+    #[test]
+    fn a_sender_that_uses_its_window_gets_a_larger_one() {
+        let mut now = crate::test_origin();
+        let mut window = SendWindow::new(Seq(1), memory());
+        let mut rounds = 0;
+        while window.slots.len() < WINDOW_MAX_RECORDS as usize {
+            window.on_ack(ack(window.end() as u32 - 1, &[]), u32::MAX, now).unwrap();
+            while window.has_room(4) {
+                window.push(wire(0), now);
+            }
+            now += Duration::from_millis(200);
+            rounds += 1;
+            assert!(rounds < 10, "{}", window.slots.len());
+        }
+        assert!(!window.has_room(4));
     }
 
     #[test]
@@ -369,15 +459,42 @@ mod tests {
         let now = crate::test_origin();
         let mut window = filled(5, now);
         window.on_ack(ack(1, &[4]), 0, now).unwrap();
-        window.resend_all();
+        window.path_replaced();
         assert_eq!(resent(&mut window, now), [2, 3, 5]);
+    }
+
+    #[test]
+    fn a_new_path_is_not_flooded() {
+        let now = crate::test_origin();
+        let mut window = SendWindow::new(Seq(1), memory());
+        window.credit = u32::MAX;
+        for _ in 0..100 {
+            let seq = window.next().unwrap().0;
+            window.push(wire(seq), now);
+        }
+        window.path_replaced();
+        assert_eq!(resent(&mut window, now).len(), WINDOW_MIN_RECORDS as usize);
+        window.on_ack(ack(WINDOW_MIN_RECORDS, &[]), 0, now).unwrap();
+        assert_eq!(resent(&mut window, now).len(), 2 * WINDOW_MIN_RECORDS as usize);
+        window.on_ack(ack(3 * WINDOW_MIN_RECORDS, &[]), 0, now).unwrap();
+        assert_eq!(resent(&mut window, now), [97, 98, 99, 100]);
+    }
+
+    #[test]
+    fn what_was_given_up_measures_no_round_trip() {
+        let start = crate::test_origin();
+        let mut window = filled(1, start);
+        window.path_replaced();
+        window.on_ack(ack(1, &[]), 0, start + Duration::from_secs(60)).unwrap();
+        assert_eq!(window.rto().current(), RTO_INITIAL);
+        assert_eq!(window.rto().shortest(), None);
     }
 
     #[test]
     fn what_was_sent_twice_measures_no_round_trip() {
         let start = crate::test_origin();
         let mut window = filled(1, start);
-        window.resend_all();
+        window.path_replaced();
         resent(&mut window, start);
         window.on_ack(ack(1, &[]), 0, start + Duration::from_millis(1)).unwrap();
         assert_eq!(window.rto().current(), RTO_INITIAL);
@@ -389,7 +506,7 @@ mod tests {
     #[test]
     fn numbers_end_and_never_wrap() {
         let now = crate::test_origin();
-        let mut window = SendWindow::new(Seq(u32::MAX));
+        let mut window = SendWindow::new(Seq(u32::MAX), memory());
         assert_eq!(window.next(), Some(Seq(u32::MAX)));
         window.push(wire(u32::MAX), now);
         assert_eq!(window.next(), None);
@@ -429,7 +546,7 @@ mod tests {
         let len = prop_oneof![4 => 4usize..200, 1 => 100_000usize..300_000];
         prop_oneof![
             6 => len.prop_map(|len| Step::Send { len }),
-            3 => (0u32..70, bits, prop::bool::weighted(0.9), 0u32..40).prop_map(
+            3 => (prop_oneof![0u32..70, 0u32..5], bits, prop::bool::weighted(0.9), 0u32..40).prop_map(
                 |(behind, bits, honest, credit)| Step::Ack { behind, bits, honest, credit }),
             1 => Just(Step::NewPath),
             1 => (0u64..30_000).prop_map(|ms| Step::Wait { ms }),
@@ -445,11 +562,11 @@ mod tests {
         ) {
             let pattern = Bytes::from(vec![0; 400_000]);
             let mut now = crate::test_origin();
-            let mut window = SendWindow::new(Seq(first));
+            let mut window = SendWindow::new(Seq(first), memory());
             // numbers are wider here, and there is no clever base
             let mut flying = BTreeMap::<u64, Bytes>::new();
             let mut next = u64::from(first);
-            let mut credit = u64::from(first.saturating_add(WINDOW_MAX_RECORDS - 1));
+            let mut credit = u64::from(first.saturating_add(WINDOW_MIN_RECORDS - 1));
             for step in steps {
                 let mut must_resend = Vec::new();
                 match step {
@@ -458,7 +575,9 @@ mod tests {
                         let bytes: usize = flying.values().map(Bytes::len).sum();
                         let room = next - base < u64::from(WINDOW_MAX_RECORDS)
                             && next <= credit.min(u32::MAX.into())
-                            && bytes + len <= WINDOW_MAX_BYTES;
+                            && bytes + len <= WINDOW_MIN_BYTES + MEMORY
+                            && window.due == 0
+                            && window.waiting < window.congestion.window();
                         prop_assert_eq!(window.has_room(len), room);
                         prop_assert_eq!(window.next().map(|seq| u64::from(seq.0)),
                             Some(next).filter(|next| *next <= u32::MAX.into()));
@@ -490,8 +609,9 @@ mod tests {
                         }
                     }
                     Step::NewPath => {
-                        window.resend_all();
-                        must_resend = flying.keys().copied().collect();
+                        window.path_replaced();
+                        must_resend = flying.keys().copied()
+                            .take(WINDOW_MIN_RECORDS as usize).collect();
                     }
                     Step::Wait { ms } => {
                         now += Duration::from_millis(ms);
@@ -504,6 +624,7 @@ mod tests {
                 let again: Vec<Bytes> =
                     std::iter::from_fn(|| window.poll_retransmit(now)).collect();
                 prop_assert!(!window.wants_retransmit());
+                prop_assert_eq!(window.waiting as usize + window.due, flying.len());
                 let mut numbers = Vec::new();
                 for wire in &again {
                     let same = |kept: &&Bytes|
@@ -516,6 +637,8 @@ mod tests {
                 prop_assert!(must_resend.iter().all(|number| numbers.contains(number)));
                 prop_assert_eq!(window.is_empty(), flying.is_empty());
                 prop_assert_eq!(window.bytes, flying.values().map(Bytes::len).sum::<usize>());
+                prop_assert_eq!(window.budget.free() + window.paid, MEMORY);
+                prop_assert_eq!(window.paid, window.bytes.saturating_sub(WINDOW_MIN_BYTES));
                 prop_assert_eq!(window.poll_timeout().is_some(), !flying.is_empty());
             }
         }

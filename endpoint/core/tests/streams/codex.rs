@@ -8,7 +8,7 @@ use rendez_endpoint::{Closed, Event, Misbehaviour, SendError};
 use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::Seq;
 use rendez_proto::limits::{
-    APPLICATION_MESSAGE_MAX_BYTES, RECEIVE_BUFFER_BYTES, RECORD_PLAINTEXT_MAX_BYTES,
+    APPLICATION_MESSAGE_MAX_BYTES, CODEX_UNREAD_MAX_BYTES, RECORD_PLAINTEXT_MAX_BYTES,
     SEND_QUEUE_BYTES,
 };
 use rendez_proto::profile::Profile;
@@ -265,7 +265,7 @@ fn an_unread_stream_stops_the_socket() {
     let mut pair = open(CODEX);
     let key = pair.at_orchestrator.expect("there is a stream");
     // four fit, with what it costs to keep each
-    let message = Bytes::from(vec![1; RECEIVE_BUFFER_BYTES / 4 - 64]);
+    let message = Bytes::from(vec![1; CODEX_UNREAD_MAX_BYTES / 4 - 64]);
     for _ in 0..4 {
         pair.orchestrator.send(key, &message).expect("it was drained");
         pair.exchange();

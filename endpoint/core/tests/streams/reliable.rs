@@ -7,12 +7,15 @@ use rendez_endpoint::{Closed, Event, SendError};
 use rendez_proto::frame::{Ack, Body, Frame, ResetReason};
 use rendez_proto::ids::Seq;
 use rendez_proto::limits::{
-    ACK_DELAY, ACK_EVERY_RECORDS, RECEIVE_BUFFER_BYTES, RTO_INITIAL, RTO_MAX, STREAM_GRACE,
-    STREAMS_PER_EXECUTOR, WINDOW_MAX_RECORDS,
+    ACK_DELAY, ACK_EVERY_RECORDS, RECORD_PLAINTEXT_MAX_BYTES, RTO_INITIAL, RTO_MAX, STREAM_GRACE,
+    STREAMS_PER_EXECUTOR, WINDOW_MIN_RECORDS,
 };
 use rendez_proto::profile::Profile;
 
 use crate::pair::{Pair, STREAM, kinds, open, registration, reset, stream};
+
+/// What a stream takes in without being read, before its window grows.
+const RECEIVE_BUFFER: usize = WINDOW_MIN_RECORDS as usize * RECORD_PLAINTEXT_MAX_BYTES;
 
 const OURS: [Profile; 2] = [Profile::RendezHybridIkV1, Profile::RendezIkV1];
 
@@ -45,7 +48,7 @@ fn sequences_start_at_one_and_acks_ride_on_records() {
         let wires = pair.drain_executor();
         assert_eq!(kinds(&wires), ["data 1"]);
         assert_eq!(frame(&wires[0]).ack, Ack { up_to: 1, bits: 0 });
-        assert!(frame(&wires[0]).credit > WINDOW_MAX_RECORDS);
+        assert!(frame(&wires[0]).credit > WINDOW_MIN_RECORDS);
         pair.feed_orchestrator(wires);
         let (up, _) = pair.pass_in_silence(RTO_INITIAL / 2);
         assert_eq!(kinds(&up), ["ack"], "nothing came to ride on");
@@ -115,15 +118,15 @@ fn a_record_that_comes_again_is_acknowledged_again() {
 fn the_window_stops_and_acks_open_it() {
     let mut pair = ours();
     let mut wires = Vec::new();
-    for _ in 0..WINDOW_MAX_RECORDS + 10 {
+    for _ in 0..WINDOW_MIN_RECORDS + 10 {
         pair.ask("x").expect("the queue has room");
         wires.extend(pair.drain_orchestrator());
     }
-    assert_eq!(wires.len(), WINDOW_MAX_RECORDS as usize);
+    assert_eq!(wires.len(), WINDOW_MIN_RECORDS as usize);
     pair.feed_executor(wires);
     pair.exchange();
     let messages = std::iter::from_fn(|| pair.asked()).count();
-    assert_eq!(messages, WINDOW_MAX_RECORDS as usize + 10);
+    assert_eq!(messages, WINDOW_MIN_RECORDS as usize + 10);
 }
 
 /// What a relay can do to any frame.
@@ -427,8 +430,8 @@ fn a_reader_that_stops_stops_the_writer_and_lets_it_go_on() {
         assert!(sent < 1000, "no backpressure");
     }
     let unread = pair.executor.stats().bytes_in as usize;
-    let most = RECEIVE_BUFFER_BYTES + message.len() + 4;
-    assert!((RECEIVE_BUFFER_BYTES / 2..=most).contains(&unread), "{unread}");
+    let most = RECEIVE_BUFFER + message.len() + 4;
+    assert!((RECEIVE_BUFFER / 2..=most).contains(&unread), "{unread}");
     assert!(pair.executor.wants_read(), "one stream does not stop the others");
     // the frame that reopens the credit is lost, and asked for again
     while pair.asked().is_some() {}
@@ -444,7 +447,7 @@ fn a_reader_that_stops_stops_the_writer_and_lets_it_go_on() {
 fn a_message_larger_than_every_buffer_arrives() {
     let mut pair = ours();
     let key = pair.at_orchestrator.expect("there is a stream");
-    let message = Bytes::from(vec![3; 3 * RECEIVE_BUFFER_BYTES]);
+    let message = Bytes::from(vec![3; 3 * RECEIVE_BUFFER]);
     pair.orchestrator.send(key, &message).expect("an empty queue takes it");
     pair.exchange();
     assert_eq!(pair.asked(), Some(message));

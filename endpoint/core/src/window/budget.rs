@@ -1,0 +1,51 @@
+//! Memory that the windows of one endpoint share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// A number of bytes that many windows draw from. Clones draw from the same.
+///
+/// An atomic only because a [`Mux`](crate::Mux) moves between threads: whoever
+/// uses it holds the whole endpoint.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    free: Arc<AtomicUsize>,
+}
+
+impl Budget {
+    /// With `bytes` to give.
+    pub fn new(bytes: usize) -> Self {
+        Self { free: Arc::new(AtomicUsize::new(bytes)) }
+    }
+
+    /// What is left, in bytes.
+    pub fn free(&self) -> usize {
+        self.free.load(Relaxed)
+    }
+
+    /// Takes `bytes`, or nothing if there are not as many.
+    #[must_use]
+    pub fn take(&self, bytes: usize) -> bool {
+        self.free.fetch_update(Relaxed, Relaxed, |free| free.checked_sub(bytes)).is_ok()
+    }
+
+    /// Gives back what was taken.
+    pub fn give(&self, bytes: usize) {
+        self.free.fetch_add(bytes, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gives_all_it_has_and_no_more() {
+        let budget = Budget::new(10);
+        let other = budget.clone();
+        assert!(budget.take(7) && !other.take(4) && other.take(3));
+        assert_eq!(budget.free(), 0);
+        other.give(4);
+        assert_eq!(budget.free(), 4);
+    }
+}

@@ -1,0 +1,145 @@
+//! How many records a sender has under way at once, besides what credit
+//! allows: slow start and halving (RFC 5681), in records.
+//!
+//! TCP below adapts to the network. What is left to adapt to is a relay: it
+//! takes a smallest window of every stream, and sheds what is beyond it when
+//! its memory runs short.
+
+use rendez_proto::limits::{WINDOW_MAX_RECORDS, WINDOW_MIN_RECORDS};
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Congestion {
+    window: u32,
+    /// Below it the window doubles in a round trip, above it grows by one.
+    threshold: u32,
+    /// Acknowledged since the window grew by one.
+    acknowledged: u32,
+    /// Losses of numbers below it belong to a loss that was answered.
+    answered: u64,
+}
+
+impl Congestion {
+    /// A path of which nothing is known.
+    pub fn new() -> Self {
+        Self {
+            window: WINDOW_MIN_RECORDS,
+            threshold: WINDOW_MAX_RECORDS,
+            acknowledged: 0,
+            answered: 0,
+        }
+    }
+
+    /// Records that may be under way, 1 to [`WINDOW_MAX_RECORDS`].
+    pub fn window(&self) -> u32 {
+        self.window
+    }
+
+    /// `records` arrived, while `under_way` were, these included.
+    pub fn arrived(&mut self, records: u32, under_way: u32) {
+        // An application that sends less than it may proves nothing (RFC 7661).
+        if under_way <= self.window / 2 {
+            return;
+        }
+        if self.window < self.threshold {
+            self.window = (self.window + records).min(self.threshold);
+            return;
+        }
+        self.acknowledged += records;
+        if self.acknowledged >= self.window {
+            self.acknowledged = 0;
+            self.window = (self.window + 1).min(WINDOW_MAX_RECORDS);
+        }
+    }
+
+    /// Record `lost` did not arrive though later ones did; `next` is the next
+    /// number to be sent. One answer for all losses of one round trip.
+    pub fn lost(&mut self, lost: u64, next: u64) {
+        if lost >= self.answered {
+            self.answered = next;
+            self.threshold = (self.window / 2).max(WINDOW_MIN_RECORDS);
+            self.window = self.window.min(self.threshold);
+            self.acknowledged = 0;
+        }
+    }
+
+    /// Nothing was heard for so long that all may be lost: begins with one.
+    pub fn silent(&mut self, next: u64) {
+        self.answered = next;
+        self.threshold = (self.window / 2).max(WINDOW_MIN_RECORDS);
+        self.window = 1;
+        self.acknowledged = 0;
+    }
+}
+
+impl Default for Congestion {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One round trip of a sender that always uses its window.
+    fn round(congestion: &mut Congestion) {
+        let under_way = congestion.window();
+        for left in (1..=under_way).rev() {
+            // the sender fills up again as acknowledgements come
+            congestion.arrived(1, left.max(under_way));
+        }
+    }
+
+    #[test]
+    fn doubles_to_the_largest_window_in_a_few_round_trips() {
+        let mut congestion = Congestion::new();
+        let mut windows = vec![congestion.window()];
+        while congestion.window() < WINDOW_MAX_RECORDS {
+            round(&mut congestion);
+            windows.push(congestion.window());
+        }
+        assert_eq!(windows, [32, 64, 128, 256, 448]);
+        round(&mut congestion);
+        assert_eq!(congestion.window(), WINDOW_MAX_RECORDS);
+    }
+
+    #[test]
+    fn halves_once_for_all_losses_of_a_round_trip_then_grows_by_one() {
+        let mut congestion = Congestion::new();
+        (0..2).for_each(|_| round(&mut congestion));
+        assert_eq!(congestion.window(), 128);
+        congestion.lost(1000, 1100);
+        congestion.lost(1001, 1101);
+        congestion.lost(1099, 1102);
+        assert_eq!(congestion.window(), 64);
+        round(&mut congestion);
+        assert_eq!(congestion.window(), 65);
+        congestion.lost(1100, 1200);
+        assert_eq!(congestion.window(), WINDOW_MIN_RECORDS);
+        congestion.lost(1200, 1300);
+        assert_eq!(congestion.window(), WINDOW_MIN_RECORDS, "a relay always takes that much");
+    }
+
+    #[test]
+    fn after_silence_it_begins_with_one() {
+        let mut congestion = Congestion::new();
+        (0..3).for_each(|_| round(&mut congestion));
+        congestion.silent(50);
+        let mut windows = vec![congestion.window()];
+        for _ in 0..8 {
+            round(&mut congestion);
+            windows.push(congestion.window());
+        }
+        assert_eq!(windows, [1, 2, 4, 8, 16, 32, 64, 128, 129]);
+    }
+
+    #[test]
+    fn who_sends_little_proves_nothing() {
+        let mut congestion = Congestion::new();
+        for _ in 0..1000 {
+            congestion.arrived(1, WINDOW_MIN_RECORDS / 2);
+        }
+        assert_eq!(congestion.window(), WINDOW_MIN_RECORDS);
+    }
+}
