@@ -9,7 +9,7 @@ use rendez_executor_agent::{Agent, AgentConfig, State};
 use rendez_orchestrator::EnvironmentId;
 use rendez_proto::registry::admin::{CreateToken, Role};
 use rendez_registry::{PublicUrl, Registry};
-use rendez_relay::{Config, Relay, server};
+use rendez_relay::{Config, Quotas, Relay, server};
 use rendez_transport::telemetry::{self, LogLevel};
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +43,7 @@ pub(crate) async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
         state_dir: state.path().join("relay"),
         public_url: PublicUrl::default(),
         connections_max: 1024,
+        quotas: Quotas::default(),
     })
     .await
     .map_err(Exit::config)?;

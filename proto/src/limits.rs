@@ -127,8 +127,40 @@ pub const STREAM_GRACE: Duration = Duration::from_secs(90);
 
 // ---- relay ---------------------------------------------------------------
 
-/// Bytes of one stream that wait in one port's outbox.
+/// Bytes of one stream that wait in one port's outbox: a largest window, so
+/// that what a conforming sender has in flight always fits, if there is memory.
 pub const LANE_MAX_BYTES: usize = 28 * 1024 * 1024;
+/// Bytes that a lane may hold when no memory is free: one message of any size,
+/// so that every stream moves on.
+pub const LANE_MIN_BYTES: usize = MESSAGE_MAX_BYTES;
+/// Bytes that wait at one relay, unless its configuration says otherwise.
+pub const NODE_MEMORY_BYTES: u64 = 1024 * 1024 * 1024;
+/// Bytes that wait around one executor: smallest windows of a quarter of its
+/// streams, or two of the largest.
+pub const ENVIRONMENT_MEMORY_BYTES: u64 = 64 * 1024 * 1024;
+/// Bytes that wait for or from the bearers of one token.
+pub const TOKEN_MEMORY_BYTES: u64 = 256 * 1024 * 1024;
+/// Bytes that wait for one orchestrator's websocket.
+pub const CONNECTION_MEMORY_BYTES: u64 = 32 * 1024 * 1024;
+/// Handshakes that the orchestrators of one environment may begin per minute:
+/// an executor does a few hundred a second, and its registry is asked each time.
+pub const ENVIRONMENT_HANDSHAKES_PER_MINUTE: u64 = 1200;
+/// Handshakes that the bearers of one token may begin per minute, over all
+/// environments.
+pub const TOKEN_HANDSHAKES_PER_MINUTE: u64 = 600;
+/// What may be read at once before a rate applies, as time at that rate.
+pub const RATE_BURST: Duration = Duration::from_secs(1);
+/// Handshakes that an executor let fail before the bearers of a token must
+/// wait. Executors refuse everybody after [`HANDSHAKE_FAILURES`], so one token
+/// gets less than half of those.
+pub const HANDSHAKE_FAILURES_PER_TOKEN: u64 = 3;
+/// How long until one failed handshake of a token is forgiven.
+pub const HANDSHAKE_FAILURE_RECOVERY: Duration = Duration::from_secs(300);
+/// Failures left at an executor at which only tokens without any get through.
+pub const HANDSHAKE_FAILURES_RESERVED: u32 = 2;
+/// Handshakes of one token that wait for an executor's answer: a quarter of
+/// [`PENDING_HANDSHAKES`].
+pub const HANDSHAKES_PENDING_PER_TOKEN: usize = PENDING_HANDSHAKES / 4;
 /// Orchestrator websockets per executor at one relay: each may carry one or
 /// more of the executor's [`STREAMS_PER_EXECUTOR`].
 pub const ORCHESTRATORS_PER_EXECUTOR: usize = 128;
@@ -258,6 +290,9 @@ const _: () = {
     assert!(FAST_RESEND_RECORDS < u32::BITS);
     // fresh data of a conforming sender always fits its lane
     assert!(LANE_MAX_BYTES >= WINDOW_MAX_RECORDS as usize * FRAME_MAX_BYTES + MESSAGE_MAX_BYTES);
+    assert!(LANE_MIN_BYTES >= FRAME_MAX_BYTES && LANE_MIN_BYTES < LANE_MAX_BYTES);
+    assert!(HANDSHAKE_FAILURES_PER_TOKEN * 2 < HANDSHAKE_FAILURES as u64);
+    assert!(HANDSHAKE_FAILURES_RESERVED < HANDSHAKE_FAILURES);
     assert!(LANE_QUANTUM_BYTES >= NOISE_MESSAGE_MAX_BYTES);
     assert!(SESSION_GRACE.as_secs() > STREAM_GRACE.as_secs());
     assert!(PONG_TIMEOUT.as_secs() >= 2 * PING_INTERVAL.as_secs());

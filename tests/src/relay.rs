@@ -30,7 +30,7 @@ use rendez_registry::signer::SIGNING_KEY_FILE;
 use rendez_registry::stats::{Operation, Outcome};
 use rendez_relay::directory::Directory;
 use rendez_relay::edge::stats::{EdgeStats, End};
-use rendez_relay::{Config, Relay};
+use rendez_relay::{Config, Quotas, Relay};
 use rendez_relay_core::Dropped;
 use rendez_transport::tls;
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -77,6 +77,7 @@ impl TestRelay {
             state_dir: state.path().to_owned(),
             public_url: Default::default(),
             connections_max,
+            quotas: Quotas::default(),
         })
         .await?;
         let base = format!("http://{}", relay.local_addr());

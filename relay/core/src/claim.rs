@@ -6,8 +6,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use rendez_proto::ids::StreamId;
 
+use crate::account::{Accounts, Level};
 use crate::hub::PortKey;
-use crate::overflow::{Direction, FULL_BYTES, ROOM_BYTES};
+use crate::overflow::Direction;
 
 /// Who owns a stream id: the fingerprint of the orchestrator's static key,
 /// which its ticket carries. The same orchestrator may come back on another
@@ -29,17 +30,6 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    pub(crate) fn push(&mut self, frame: Bytes) {
-        self.bytes += frame.len();
-        self.frames.push_back(frame);
-    }
-
-    pub(crate) fn pop(&mut self) -> Option<Bytes> {
-        let frame = self.frames.pop_front()?;
-        self.bytes -= frame.len();
-        Some(frame)
-    }
-
     pub(crate) fn next_len(&self) -> Option<usize> {
         self.frames.front().map(Bytes::len)
     }
@@ -50,22 +40,6 @@ impl Lane {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.frames.is_empty()
-    }
-
-    pub(crate) fn is_at_limit(&self) -> bool {
-        self.bytes >= FULL_BYTES
-    }
-
-    pub(crate) fn has_room_again(&self) -> bool {
-        self.bytes < ROOM_BYTES
-    }
-
-    /// Empties the lane; returns how many frames are lost.
-    pub(crate) fn clear(&mut self) -> u64 {
-        let lost = self.frames.len() as u64;
-        self.frames = VecDeque::new();
-        self.bytes = 0;
-        lost
     }
 }
 
@@ -95,6 +69,17 @@ pub(crate) enum Ending {
     Over,
 }
 
+/// How far the handshake of a stream has come, for the guard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Handshake {
+    /// No handshake passed; the stream may have begun at another relay.
+    None,
+    /// Message 1 went to the executor.
+    Offered,
+    /// The executor has answered, or failed to.
+    Over,
+}
+
 /// One stream id and who owns it.
 #[derive(Debug)]
 pub(crate) struct Claim {
@@ -108,11 +93,23 @@ pub(crate) struct Claim {
     /// When a stalled stream is reset.
     pub(crate) stalled_until: Option<Instant>,
     pub(crate) ending: Ending,
+    pub(crate) handshake: Handshake,
+    /// Those of the orchestrator's websocket, also for the way to the executor.
+    accounts: Accounts,
 }
 
 impl Claim {
-    pub(crate) fn new(stream: StreamId, subject: Subject, resends: bool, port: PortKey) -> Self {
-        Self {
+    /// # Errors
+    /// The account that has no place for another stream.
+    pub(crate) fn new(
+        stream: StreamId,
+        subject: Subject,
+        resends: bool,
+        port: PortKey,
+        accounts: Accounts,
+    ) -> Result<Self, Level> {
+        accounts.open_stream()?;
+        Ok(Self {
             stream,
             subject,
             resends,
@@ -121,7 +118,58 @@ impl Claim {
             to_orchestrator: Lane::default(),
             stalled_until: None,
             ending: Ending::No,
+            handshake: Handshake::None,
+            accounts,
+        })
+    }
+
+    pub(crate) fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
+    /// From here on another websocket of the same orchestrator pays.
+    ///
+    /// # Errors
+    /// The account that has no place for another stream; nothing has changed.
+    pub(crate) fn charge_to(&mut self, accounts: Accounts) -> Result<(), Level> {
+        // First, or a stream that only moves would need two places.
+        self.accounts.close_stream();
+        if let Err(level) = accounts.open_stream() {
+            // Nobody else can have taken the place: its hub is locked, but for
+            // accounts that hubs share. Then the stream is one too many.
+            self.accounts.restore_stream();
+            return Err(level);
         }
+        let waiting = self.to_executor.bytes + self.to_orchestrator.bytes;
+        self.accounts.sub_memory(waiting);
+        accounts.add_memory(waiting);
+        self.accounts = accounts;
+        Ok(())
+    }
+
+    pub(crate) fn push(&mut self, direction: Direction, frame: Bytes) {
+        self.accounts.add_memory(frame.len());
+        let lane = self.lane(direction);
+        lane.bytes += frame.len();
+        lane.frames.push_back(frame);
+    }
+
+    pub(crate) fn pop(&mut self, direction: Direction) -> Option<Bytes> {
+        let lane = self.lane(direction);
+        let frame = lane.frames.pop_front()?;
+        lane.bytes -= frame.len();
+        self.accounts.sub_memory(frame.len());
+        Some(frame)
+    }
+
+    /// Empties a lane; returns how many frames are lost.
+    pub(crate) fn clear(&mut self, direction: Direction) -> u64 {
+        let lane = self.lane(direction);
+        let lost = lane.frames.len() as u64;
+        let bytes = std::mem::take(&mut lane.bytes);
+        lane.frames = VecDeque::new();
+        self.accounts.sub_memory(bytes);
+        lost
     }
 
     pub(crate) fn lane(&mut self, direction: Direction) -> &mut Lane {
@@ -149,5 +197,13 @@ impl Claim {
             Ending::No | Ending::Over => None,
         };
         [grace, linger, self.stalled_until].into_iter().flatten().min()
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.clear(Direction::ToExecutor);
+        self.clear(Direction::ToOrchestrator);
+        self.accounts.close_stream();
     }
 }

@@ -1,6 +1,7 @@
 //! The switchboard of one executor. See the crate's documentation.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -9,9 +10,11 @@ use rendez_proto::limits;
 use rendez_proto::peek::{PeekError, peek};
 use slab::Slab;
 
+use crate::account::{Account, Accounts, Level, Quota};
 use crate::claim::{Claim, Holder, Subject};
+use crate::handshakes::Guard;
 use crate::outbox::Outbox;
-use crate::overflow::Direction;
+use crate::overflow::{Direction, full_at};
 use crate::stats::{Dropped, Stats};
 
 /// One websocket. A key of a port that is gone simply misses.
@@ -42,6 +45,9 @@ pub enum JoinError {
     /// [`limits::ORCHESTRATORS_PER_EXECUTOR`] are connected.
     #[error("too many orchestrators are connected to this executor")]
     TooManyOrchestrators,
+    /// An account has no place for another websocket.
+    #[error("the {0}'s quota of connections is used up")]
+    Quota(Level),
 }
 
 /// A message that ends its sender's connection.
@@ -59,9 +65,22 @@ pub enum Standing {
     Superseded,
 }
 
+/// What all websockets of a hub draw on.
+#[derive(Debug, Clone, Default)]
+pub struct Shared {
+    /// The relay's account.
+    pub node: Arc<Account>,
+    /// The environment's account.
+    pub environment: Arc<Account>,
+    /// What each websocket may use.
+    pub connection: Quota,
+}
+
 /// All ports, claims and lanes around one executor.
 #[derive(Debug, Default)]
 pub struct Hub {
+    shared: Shared,
+    pub(crate) guard: Guard,
     ports: Slab<Port>,
     /// Of ports, so that a stale [`PortKey`] misses.
     next_epoch: u64,
@@ -85,6 +104,21 @@ pub(crate) struct Port {
     /// Claims that this port holds.
     pub(crate) streams: usize,
     wake_pending: bool,
+    accounts: Accounts,
+    /// Not read until then, because of a rate.
+    paused_until: Option<Instant>,
+}
+
+impl Port {
+    pub(crate) fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.accounts.disconnect();
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,14 +128,21 @@ enum Side {
 }
 
 impl Hub {
+    /// A hub whose websockets draw on these accounts. That of
+    /// [`Default`] has no quotas.
+    pub fn new(shared: Shared) -> Self {
+        Self { shared, ..Self::default() }
+    }
+
     /// Adds the executor's websocket. An older one, of an older registration
     /// or of the same one, is superseded.
     ///
     /// # Errors
-    /// [`JoinError::Stale`]
+    /// [`JoinError::Stale`], [`JoinError::Quota`]
     pub fn join_executor(
         &mut self,
         generation: Generation,
+        token: Arc<Account>,
         now: Instant,
     ) -> Result<PortKey, JoinError> {
         if generation < self.generation {
@@ -111,7 +152,7 @@ impl Hub {
             self.leave(old, now);
         }
         self.generation = generation;
-        let key = self.insert(Side::Executor, Direction::ToExecutor);
+        let key = self.insert(Side::Executor, Direction::ToExecutor, token)?;
         self.executor = Some(key);
         Ok(key)
     }
@@ -119,18 +160,20 @@ impl Hub {
     /// Adds an orchestrator's websocket.
     ///
     /// # Errors
-    /// [`JoinError::TooManyOrchestrators`]
+    /// [`JoinError::TooManyOrchestrators`], [`JoinError::Quota`]
     pub fn join_orchestrator(
         &mut self,
         subject: Subject,
         can: Capabilities,
+        token: Arc<Account>,
     ) -> Result<PortKey, JoinError> {
         if self.orchestrators >= limits::ORCHESTRATORS_PER_EXECUTOR {
             return Err(JoinError::TooManyOrchestrators);
         }
-        self.orchestrators += 1;
         let side = Side::Orchestrator { subject, can };
-        Ok(self.insert(side, Direction::ToOrchestrator))
+        let key = self.insert(side, Direction::ToOrchestrator, token)?;
+        self.orchestrators += 1;
+        Ok(key)
     }
 
     /// Removes a websocket and tells the far ends of its streams.
@@ -164,8 +207,13 @@ impl Hub {
         message: Bytes,
         now: Instant,
     ) -> Result<(), Violation> {
-        let Some(port) = self.port(from) else { return Ok(()) };
+        let Some(port) = port_mut(&mut self.ports, from) else { return Ok(()) };
         let side = port.side;
+        let wait = port.accounts.read(now, message.len());
+        if !wait.is_zero() {
+            self.stats.held_back += u64::from(port.paused_until.is_none());
+            port.paused_until = Some(now + wait);
+        }
         match (peek(&message), side) {
             (Ok(frame), Side::Executor) => self.route_from_executor(frame, message.clone(), now),
             (Ok(frame), Side::Orchestrator { subject, can }) => {
@@ -183,7 +231,21 @@ impl Hub {
 
     /// Whether the port's socket should be read.
     pub fn wants_read(&self, key: PortKey) -> bool {
-        self.port(key).is_none_or(|port| port.full_lanes == 0)
+        self.port(key).is_none_or(|port| port.full_lanes == 0 && port.paused_until.is_none())
+    }
+
+    /// When to call [`handle_port_timeout`](Self::handle_port_timeout).
+    pub fn poll_port_timeout(&self, key: PortKey) -> Option<Instant> {
+        self.port(key)?.paused_until
+    }
+
+    /// Reads a websocket again that was held back by a rate.
+    pub fn handle_port_timeout(&mut self, key: PortKey, now: Instant) {
+        if let Some(port) = port_mut(&mut self.ports, key)
+            && port.paused_until.is_some_and(|until| until <= now)
+        {
+            port.paused_until = None;
+        }
     }
 
     /// Whether the port is still part of the hub.
@@ -200,8 +262,11 @@ impl Hub {
         };
         let (frame, index) = port.outbox.pop(&mut self.claims)?;
         if let Some(index) = index {
-            let lane = self.claims[index].lane(direction);
-            if lane.full && lane.has_room_again() {
+            let claim = &mut self.claims[index];
+            let lane = claim.lane(direction);
+            // Not at the first byte, so that a source is not stopped and
+            // started for every message.
+            if lane.full && lane.bytes() < self.full_at(index) / 2 {
                 self.release(index, direction);
             }
             self.remove_if_over(index);
@@ -260,12 +325,37 @@ impl Hub {
 }
 
 impl Hub {
-    fn insert(&mut self, side: Side, direction: Direction) -> PortKey {
+    fn insert(
+        &mut self,
+        side: Side,
+        direction: Direction,
+        token: Arc<Account>,
+    ) -> Result<PortKey, JoinError> {
+        let accounts = Accounts {
+            node: self.shared.node.clone(),
+            environment: self.shared.environment.clone(),
+            token,
+            connection: Account::new(self.shared.connection),
+        };
+        accounts.connect().map_err(JoinError::Quota)?;
         let epoch = self.next_epoch;
         self.next_epoch += 1;
-        let outbox = Outbox::new(direction);
-        let port = Port { epoch, side, outbox, full_lanes: 0, streams: 0, wake_pending: false };
-        PortKey { index: self.ports.insert(port), epoch }
+        let port = Port {
+            epoch,
+            side,
+            outbox: Outbox::new(direction),
+            full_lanes: 0,
+            streams: 0,
+            wake_pending: false,
+            accounts,
+            paused_until: None,
+        };
+        Ok(PortKey { index: self.ports.insert(port), epoch })
+    }
+
+    /// How many bytes make a lane of this claim full.
+    pub(crate) fn full_at(&self, index: usize) -> usize {
+        full_at(self.claims[index].accounts().free_memory())
     }
 
     fn port(&self, key: PortKey) -> Option<&Port> {
@@ -324,5 +414,10 @@ fn port_mut(ports: &mut Slab<Port>, key: PortKey) -> Option<&mut Port> {
     ports.get_mut(key.index).filter(|port| port.epoch == key.epoch)
 }
 
+#[cfg(test)]
+pub(crate) use tests::t0 as test_origin;
+
+#[cfg(test)]
+mod quota_tests;
 #[cfg(test)]
 mod tests;

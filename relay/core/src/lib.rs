@@ -23,6 +23,10 @@
 //!    of that one stream.
 //! 6. Every queue is bounded by [`limits`]; what is dropped is counted by
 //!    reason ([`Dropped`]).
+//! 7. What waits, and who is connected, is paid from [`Accounts`]; a lane may
+//!    grow only as far as it leaves as much to the others.
+//! 8. Whose handshakes fail is held back before the executor refuses everybody
+//!    (`handshakes`).
 //!
 //! A shell owns the websockets. It calls, in this order: `handle_message` for
 //! what arrives, `poll_transmit` while the port's socket has room,
@@ -32,8 +36,11 @@
 //! [`peek`]: rendez_proto::peek
 //! [`limits`]: rendez_proto::limits
 
+mod account;
 mod claim;
+mod handshakes;
 mod hub;
+mod meter;
 mod outbox;
 pub mod overflow;
 mod routing;
@@ -41,8 +48,9 @@ mod stats;
 
 use std::time::Duration;
 
+pub use account::{Account, Accounts, Level, Quota, Usage};
 pub use claim::Subject;
-pub use hub::{Capabilities, Hub, JoinError, PortKey, Standing, Violation};
+pub use hub::{Capabilities, Hub, JoinError, PortKey, Shared, Standing, Violation};
 pub use stats::{Dropped, Stats};
 
 /// How often [`Hub::handle_timeout`] must be called; deadlines are met to

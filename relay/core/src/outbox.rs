@@ -40,8 +40,8 @@ impl Outbox {
 
     /// Appends to the lane of claim `index`.
     pub(crate) fn push(&mut self, index: usize, claim: &mut Claim, frame: Bytes) {
+        claim.push(self.direction, frame);
         let lane = claim.lane(self.direction);
-        lane.push(frame);
         if !lane.queued {
             lane.queued = true;
             lane.deficit = 0;
@@ -57,13 +57,11 @@ impl Outbox {
         // Ends: every pass over a lane raises its deficit by a quantum, and a
         // frame is at most MESSAGE_MAX_BYTES, that is four quanta.
         while let Some(index) = self.ring.front().copied() {
-            let lane = match claims.get_mut(index) {
-                Some(claim) => claim.lane(self.direction),
-                None => {
-                    self.ring.pop_front();
-                    continue;
-                }
+            let Some(claim) = claims.get_mut(index) else {
+                self.ring.pop_front();
+                continue;
             };
+            let lane = claim.lane(self.direction);
             match lane.next_len() {
                 None => {
                     lane.queued = false;
@@ -75,7 +73,8 @@ impl Outbox {
                 }
                 Some(len) => {
                     lane.deficit -= len;
-                    let frame = lane.pop()?;
+                    let frame = claim.pop(self.direction)?;
+                    let lane = claim.lane(self.direction);
                     if lane.is_empty() {
                         lane.queued = false;
                         self.ring.pop_front();

@@ -2,13 +2,18 @@
 
 use rendez_proto::limits;
 
-/// A lane that holds this many bytes is full. One more message of any size
-/// still fits below [`limits::LANE_MAX_BYTES`], so the message that fills a
-/// lane is never lost.
+/// A lane that holds this many bytes is full even while memory is free. One
+/// more message of any size still fits below [`limits::LANE_MAX_BYTES`], so the
+/// message that fills a lane is never lost.
 pub const FULL_BYTES: usize = limits::LANE_MAX_BYTES - limits::MESSAGE_MAX_BYTES;
-/// A full lane has room again below this many bytes: not at the first byte,
-/// so that a source is not stopped and started for every message.
-pub const ROOM_BYTES: usize = FULL_BYTES / 2;
+
+/// How many bytes make a lane full, when `free` bytes are free for all lanes of
+/// its accounts: a lane gets at most as much as it leaves to the others, so a
+/// few slow readers cannot take everything (the dynamic threshold of Choudhury
+/// and Hahne).
+pub fn full_at(free: usize) -> usize {
+    free.clamp(limits::LANE_MIN_BYTES, FULL_BYTES)
+}
 
 /// Which way a lane runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +30,8 @@ pub enum OnFull {
     /// The lane's source is not read until there is room. It is one peer, so
     /// nobody else waits.
     StopReading,
-    /// New messages are dropped: the endpoints notice and resend. A conforming
-    /// sender never has more than its window in flight, which fits.
+    /// New messages are dropped: the endpoints notice, resend, and send less.
+    /// What a conforming sender has in flight fits while there is memory.
     Shed,
     /// The source is not read for at most [`limits::STALL_MAX`], although it
     /// carries other streams too: this stream cannot resend. Then the stream
@@ -43,4 +48,4 @@ pub fn on_full(direction: Direction, resends: bool) -> OnFull {
     }
 }
 
-const _: () = assert!(FULL_BYTES >= limits::WINDOW_MAX_BYTES);
+const _: () = assert!(FULL_BYTES >= limits::WINDOW_MAX_RECORDS as usize * limits::FRAME_MAX_BYTES);

@@ -34,7 +34,7 @@ impl Hub {
         message: Bytes,
         now: Instant,
     ) {
-        match self.claim(from, subject, can, frame.stream) {
+        match self.claim(from, subject, can, frame, now) {
             Ok(index) => self.forward(index, Direction::ToExecutor, frame.kind, message, now),
             Err(Refused(dropped, reason)) => {
                 self.stats.count_dropped(dropped, 1);
@@ -54,10 +54,13 @@ impl Hub {
         from: PortKey,
         subject: Subject,
         can: Capabilities,
-        stream: &str,
+        frame: Peek<'_>,
+        now: Instant,
     ) -> Result<usize, Refused> {
         const TOO_MANY: Refused = Refused(Dropped::TooManyStreams, ResetReason::Overloaded);
         const NOBODY: Refused = Refused(Dropped::PeerAway, ResetReason::ExecutorGone);
+        const QUOTA: Refused = Refused(Dropped::Quota, ResetReason::Overloaded);
+        let stream = frame.stream;
         if let Some(&index) = self.by_stream.get(stream) {
             let claim = &self.claims[index];
             if claim.holder == Holder::Port(from) {
@@ -77,22 +80,30 @@ impl Hub {
         if self.claims.len() >= limits::CLAIMS_PER_EXECUTOR {
             return Err(TOO_MANY);
         }
+        let accounts = self.port_mut(from).ok_or(TOO_MANY)?.accounts().clone();
+        if frame.kind == Kind::Handshake {
+            self.admit_handshake(&accounts, now).map_err(|(why, reason)| Refused(why, reason))?;
+        }
         let port = self.port_mut(from).ok_or(TOO_MANY)?;
         if port.streams >= limits::STREAMS_PER_ORCHESTRATOR {
             return Err(TOO_MANY);
         }
         let stream: StreamId = stream.parse().map_err(|_| TOO_MANY)?;
-        port.streams += 1;
-        let index = self.claims.insert(Claim::new(stream.clone(), subject, can.resends, from));
+        let claim = Claim::new(stream.clone(), subject, can.resends, from, accounts);
+        let index = self.claims.insert(claim.map_err(|_| QUOTA)?);
+        self.port_mut(from).ok_or(TOO_MANY)?.streams += 1;
         self.by_stream.insert(stream, index);
         Ok(index)
     }
 
     /// Moves a claim to another port of its owner.
     fn hold(&mut self, index: usize, port: PortKey) -> Result<(), Refused> {
+        const TOO_MANY: Refused = Refused(Dropped::TooManyStreams, ResetReason::Overloaded);
+        const QUOTA: Refused = Refused(Dropped::Quota, ResetReason::Overloaded);
         let new = self.port_mut(port).filter(|new| new.streams < limits::STREAMS_PER_ORCHESTRATOR);
-        let new = new.ok_or(Refused(Dropped::TooManyStreams, ResetReason::Overloaded))?;
-        new.streams += 1;
+        let accounts = new.ok_or(TOO_MANY)?.accounts().clone();
+        self.claims[index].charge_to(accounts).map_err(|_| QUOTA)?;
+        self.port_mut(port).ok_or(TOO_MANY)?.streams += 1;
         self.release(index, Direction::ToExecutor);
         self.clear(index, Direction::ToOrchestrator);
         self.uncount(index);
@@ -124,9 +135,17 @@ impl Hub {
         }
         let resends = self.claims[index].resends;
         let decision = on_full(direction, resends);
-        let fits =
-            self.claims[index].lane(direction).bytes() + message.len() <= limits::LANE_MAX_BYTES;
+        let waiting = self.claims[index].lane(direction).bytes();
+        let fits = match decision {
+            OnFull::Shed => waiting < self.full_at(index),
+            // What fills up the lane is taken: its source cannot resend, or
+            // was not stopped for the sake of memory that others took.
+            OnFull::StopReading | OnFull::StallThenReset => {
+                waiting + message.len() <= limits::LANE_MAX_BYTES
+            }
+        };
         if fits {
+            self.follow_handshake(index, direction, kind, now);
             match kind {
                 Kind::Reset => self.end(index, direction, now),
                 Kind::Resume => self.go_on(index),
@@ -138,7 +157,7 @@ impl Hub {
             // that just took over a lane which was full already.
             self.stats.count_dropped(Dropped::LaneFull, 1);
         }
-        if self.claims[index].lane(direction).is_at_limit() {
+        if self.claims[index].lane(direction).bytes() >= self.full_at(index) {
             match decision {
                 OnFull::Shed => {}
                 OnFull::StopReading => self.hold_back(index, direction),
@@ -242,7 +261,7 @@ impl Hub {
         {
             port.outbox.forget(index);
         }
-        self.claims[index].lane(direction).clear()
+        self.claims[index].clear(direction)
     }
 
     /// Does what is due for a claim.
@@ -292,9 +311,8 @@ impl Hub {
     pub(crate) fn executor_left(&mut self) {
         self.executor = None;
         for index in self.claims_where(|_| true) {
-            let lane = &mut self.claims[index].to_executor;
-            lane.queued = false;
-            let lost = lane.clear();
+            self.claims[index].to_executor.queued = false;
+            let lost = self.claims[index].clear(Direction::ToExecutor);
             self.stats.count_dropped(Dropped::PeerAway, lost);
             self.release(index, Direction::ToExecutor);
             // The executor's port is gone, and its count of full lanes with it.
@@ -310,9 +328,9 @@ impl Hub {
 
     pub(crate) fn orchestrator_left(&mut self, key: PortKey, now: Instant) {
         for index in self.claims_where(|claim| claim.holder == Holder::Port(key)) {
-            let lane = &mut self.claims[index].to_orchestrator;
-            lane.queued = false;
-            let lost = lane.clear();
+            self.claims[index].to_orchestrator.queued = false;
+            let lost = self.claims[index].clear(Direction::ToOrchestrator);
+            self.handshake_failed(index, now);
             self.stats.count_dropped(Dropped::PeerAway, lost);
             self.release(index, Direction::ToOrchestrator);
             // The orchestrator's port is gone, and its count of full lanes with it.

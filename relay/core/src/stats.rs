@@ -22,11 +22,17 @@ pub enum Dropped {
     ExpressFull,
     /// The stream was reset as overloaded and this waited in its lane.
     Overloaded,
+    /// A quota has no place for another stream.
+    Quota,
+    /// A handshake of a token of which too many failed.
+    HandshakeGuard,
+    /// A handshake beyond a rate, or too many of a token that wait.
+    HandshakeRate,
 }
 
 impl Dropped {
     /// All reasons, for counters.
-    pub const ALL: [Dropped; 8] = [
+    pub const ALL: [Dropped; 11] = [
         Dropped::Malformed,
         Dropped::ForeignStream,
         Dropped::UnknownStream,
@@ -35,6 +41,9 @@ impl Dropped {
         Dropped::LaneFull,
         Dropped::ExpressFull,
         Dropped::Overloaded,
+        Dropped::Quota,
+        Dropped::HandshakeGuard,
+        Dropped::HandshakeRate,
     ];
 
     /// A word for counters.
@@ -48,6 +57,9 @@ impl Dropped {
             Dropped::LaneFull => "lane_full",
             Dropped::ExpressFull => "express_full",
             Dropped::Overloaded => "overloaded",
+            Dropped::Quota => "quota",
+            Dropped::HandshakeGuard => "handshake_guard",
+            Dropped::HandshakeRate => "handshake_rate",
         }
     }
 }
@@ -59,6 +71,10 @@ pub struct Stats {
     pub forwarded_frames: [u64; 2],
     /// Bytes of those.
     pub forwarded_bytes: [u64; 2],
+    /// Handshakes that came to nothing and were charged to their token.
+    pub failed_handshakes: u64,
+    /// How often a websocket was not read for a while because of a rate.
+    pub held_back: u64,
     dropped: [u64; Dropped::ALL.len()],
     resets: [u64; ResetReason::ALL.len()],
 }
@@ -81,6 +97,8 @@ impl Stats {
         };
         sum(&mut self.forwarded_frames, &other.forwarded_frames);
         sum(&mut self.forwarded_bytes, &other.forwarded_bytes);
+        self.failed_handshakes += other.failed_handshakes;
+        self.held_back += other.held_back;
         sum(&mut self.dropped, &other.dropped);
         sum(&mut self.resets, &other.resets);
     }

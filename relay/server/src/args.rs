@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use rendez_registry::PublicUrl;
 use rendez_transport::telemetry::LogLevel;
 
+use crate::ledger::Quotas;
 use crate::server::Config;
 
 /// Run a relay: the registry and the rendezvous, on SQLite.
@@ -42,6 +43,7 @@ impl From<RelayArgs> for Config {
             state_dir: args.state,
             public_url: args.public_url.unwrap_or_default(),
             connections_max: args.connections_max,
+            quotas: Quotas::default(),
         }
     }
 }

@@ -16,6 +16,7 @@ use rendez_relay_core::{Capabilities, JoinError, SWEEP_INTERVAL, Stats, Subject}
 use tokio_util::sync::CancellationToken;
 
 use crate::edge::port::{HubPort, SharedHub};
+use crate::ledger::Ledger;
 
 /// All hubs of a node.
 #[derive(Default)]
@@ -23,6 +24,7 @@ pub struct Directory {
     entries: Mutex<HashMap<EnvironmentId, Entry>>,
     /// Counters of hubs that are gone.
     past: Mutex<Stats>,
+    ledger: Ledger,
 }
 
 struct Entry {
@@ -32,20 +34,26 @@ struct Entry {
 }
 
 impl Directory {
+    /// An empty directory whose hubs draw on `ledger`.
+    pub fn new(ledger: Ledger) -> Self {
+        Self { ledger, ..Self::default() }
+    }
+
     /// Joins an executor's websocket; an older one is superseded.
     ///
     /// # Errors
-    /// [`JoinError::Stale`]
+    /// [`JoinError::Stale`], [`JoinError::Quota`]
     pub fn join_executor(
         &self,
         environment: &EnvironmentId,
         registration: &RegistrationId,
         generation: Generation,
+        token: &str,
         now: Instant,
     ) -> Result<HubPort, JoinError> {
         let mut entries = self.lock();
-        let entry = entry(&mut entries, environment);
-        let port = entry.hub.join_executor(generation, now)?;
+        let entry = self.entry(&mut entries, environment);
+        let port = entry.hub.join_executor(generation, self.ledger.token(token), now)?;
         entry.registration = Some(registration.clone());
         Ok(port)
     }
@@ -53,14 +61,17 @@ impl Directory {
     /// Joins an orchestrator's websocket.
     ///
     /// # Errors
-    /// [`JoinError::TooManyOrchestrators`]
+    /// [`JoinError::TooManyOrchestrators`], [`JoinError::Quota`]
     pub fn join_orchestrator(
         &self,
         environment: &EnvironmentId,
         subject: Subject,
         can: Capabilities,
+        token: &str,
     ) -> Result<HubPort, JoinError> {
-        entry(&mut self.lock(), environment).hub.join_orchestrator(subject, can)
+        let token = self.ledger.token(token);
+        let mut entries = self.lock();
+        self.entry(&mut entries, environment).hub.join_orchestrator(subject, can, token)
     }
 
     /// Runs the timers of all hubs until cancelled.
@@ -68,6 +79,7 @@ impl Directory {
         let mut tick = tokio::time::interval(SWEEP_INTERVAL);
         while cancel.run_until_cancelled(tick.tick()).await.is_some() {
             let now = Instant::now();
+            self.ledger.sweep();
             self.lock().retain(|_, entry| {
                 let stays = entry.hub.sweep(now);
                 if !stays {
@@ -109,6 +121,22 @@ impl Directory {
         total
     }
 
+    /// What everybody may use, and uses.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    fn entry<'a>(
+        &self,
+        entries: &'a mut HashMap<EnvironmentId, Entry>,
+        environment: &EnvironmentId,
+    ) -> &'a mut Entry {
+        entries.entry(environment.clone()).or_insert_with(|| {
+            let hub = SharedHub::new(self.ledger.shared(environment.as_str()));
+            Entry { hub: Arc::new(hub), registration: None }
+        })
+    }
+
     fn past(&self) -> MutexGuard<'_, Stats> {
         self.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -129,15 +157,6 @@ pub struct Census {
     pub orchestrators: usize,
     /// Known streams.
     pub streams: usize,
-}
-
-fn entry<'a>(
-    entries: &'a mut HashMap<EnvironmentId, Entry>,
-    environment: &EnvironmentId,
-) -> &'a mut Entry {
-    entries
-        .entry(environment.clone())
-        .or_insert_with(|| Entry { hub: Arc::default(), registration: None })
 }
 
 #[async_trait]

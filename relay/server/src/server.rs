@@ -23,6 +23,7 @@ use tower::ServiceExt as _;
 use crate::directory::Directory;
 use crate::edge::stats::EdgeStats;
 use crate::edge::{Edge, rendezvous};
+use crate::ledger::{Ledger, Quotas};
 
 /// How long a client may take to send a request's head: a slow sender holds a
 /// connection no longer than this.
@@ -45,6 +46,8 @@ pub struct Config {
     pub public_url: PublicUrl,
     /// Most TCP connections at once; further ones wait in the kernel.
     pub connections_max: usize,
+    /// What everybody may use.
+    pub quotas: Quotas,
 }
 
 /// Why a relay did not start.
@@ -77,7 +80,7 @@ impl Relay {
     /// # Errors
     /// See [`StartError`].
     pub async fn bind(config: Config) -> Result<Self, StartError> {
-        let directory = Arc::new(Directory::default());
+        let directory = Arc::new(Directory::new(Ledger::new(config.quotas)));
         let options = Options {
             public_url: config.public_url,
             presence: directory.clone(),

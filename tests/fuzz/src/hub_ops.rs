@@ -6,6 +6,7 @@
 //! back by empty lanes, and an empty hub is empty.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arbitrary::{Arbitrary, Result, Unstructured};
@@ -14,7 +15,10 @@ use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::{Generation, Seq};
 use rendez_proto::limits;
 use rendez_proto::peek::peek;
-use rendez_relay_core::{Capabilities, Dropped, Hub, JoinError, PortKey, Standing, Stats, Subject};
+use rendez_relay_core::{
+    Account, Capabilities, Dropped, Hub, JoinError, PortKey, Quota, Shared, Standing, Stats,
+    Subject, Usage,
+};
 
 use crate::frames;
 use crate::noise::stream;
@@ -55,6 +59,8 @@ struct Port {
 
 struct Bench {
     hub: Hub,
+    environment: Arc<Account>,
+    tokens: [Arc<Account>; 4],
     now: Instant,
     ports: Vec<Port>,
     generation: u64,
@@ -68,9 +74,16 @@ struct Bench {
 
 /// Follows the operations in `data`.
 pub fn run(data: &[u8]) {
-    let hub = Hub::default();
+    // little memory, so that it runs out
+    let quota = Quota { memory_bytes: 8 * 1024 * 1024, ..Quota::UNLIMITED };
+    let environment = Account::new(quota);
+    let tokens: [Arc<Account>; 4] = Default::default();
+    let shared = Shared { environment: environment.clone(), ..Shared::default() };
+    let hub = Hub::new(shared);
     let mut bench = Bench {
         hub,
+        environment,
+        tokens,
         now: origin(),
         ports: Vec::new(),
         generation: 1,
@@ -161,7 +174,8 @@ impl Bench {
 
     fn join(&mut self, who: u8, resends: bool) {
         let full = self.hub.orchestrators() >= limits::ORCHESTRATORS_PER_EXECUTOR;
-        match self.hub.join_orchestrator(Subject([who; 32]), Capabilities { resends }) {
+        let token = self.tokens[usize::from(who)].clone();
+        match self.hub.join_orchestrator(Subject([who; 32]), Capabilities { resends }, token) {
             Ok(key) => self.add(key, Some(who)),
             Err(error) => assert!(full && error == JoinError::TooManyOrchestrators),
         }
@@ -170,7 +184,7 @@ impl Bench {
     fn join_executor(&mut self, generation: i8) {
         let offered = self.generation.saturating_add_signed(generation.clamp(-2, 2).into());
         let had = self.ports.iter().any(|port| port.subject.is_none());
-        match self.hub.join_executor(Generation(offered), self.now) {
+        match self.hub.join_executor(Generation(offered), Arc::default(), self.now) {
             Ok(key) => {
                 assert!(!had || offered >= self.generation, "an older registration joined");
                 self.generation = offered;
@@ -223,7 +237,13 @@ impl Bench {
     fn note_holder(&mut self, index: usize, wire: &Bytes, before: &Stats) {
         let (Ok(seen), Some(_)) = (peek(wire), self.ports[index].subject) else { return };
         let grew = |why| self.hub.stats().dropped(why) > before.dropped(why);
-        if self.ports[index].left || grew(Dropped::ForeignStream) || grew(Dropped::TooManyStreams) {
+        let refused = [
+            Dropped::ForeignStream,
+            Dropped::TooManyStreams,
+            Dropped::HandshakeGuard,
+            Dropped::HandshakeRate,
+        ];
+        if self.ports[index].left || refused.into_iter().any(grew) {
             return;
         }
         let stream = seen.stream.to_owned();
@@ -288,6 +308,7 @@ impl Bench {
     fn check(&mut self) {
         self.wakes();
         assert!(self.hub.streams() <= limits::CLAIMS_PER_EXECUTOR);
+        assert_eq!(self.environment.usage().streams as usize, self.hub.streams());
         let mut holders = 0;
         for port in &mut self.ports {
             let standing = if port.left { Standing::Superseded } else { Standing::Joined };
@@ -320,6 +341,9 @@ impl Bench {
         self.check();
         self.hub.handle_timeout(self.now + limits::STREAM_GRACE);
         assert!(self.hub.is_empty(), "something is left of an empty hub");
+        for account in self.tokens.iter().chain([&self.environment]) {
+            assert_eq!(account.usage(), Usage::default(), "an empty hub uses something");
+        }
         assert_eq!(self.hub.poll_timeout(), None);
     }
 }

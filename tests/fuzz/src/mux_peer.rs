@@ -14,7 +14,7 @@ use rendez_endpoint::{Authorized, Closed, Config, Connect, Event, Key, Mux};
 use rendez_proto::frame::{Ack, Body, Frame, Proof, ResetReason};
 use rendez_proto::ids::Seq;
 use rendez_proto::limits::{
-    RECEIVE_BUFFER_BYTES, RECORD_PLAINTEXT_MAX_BYTES, STREAM_GRACE, TAG_BYTES,
+    RECORD_PLAINTEXT_MAX_BYTES, STREAM_GRACE, TAG_BYTES, WINDOW_MAX_RECORDS,
 };
 use rendez_proto::profile::Profile;
 use zeroize::Zeroizing;
@@ -341,7 +341,8 @@ impl World {
         }
         // What was credited may turn out to be messages of one byte, each of
         // which costs a handle; then there is no more credit.
-        let bound = RECEIVE_BUFFER_BYTES / 5 * (1 + HANDLE_BYTES) + largest;
+        let window = WINDOW_MAX_RECORDS as usize * RECORD_PLAINTEXT_MAX_BYTES;
+        let bound = window / 5 * (1 + HANDLE_BYTES) + largest;
         assert!(waiting <= bound, "{waiting} bytes wait");
         self.bystander();
     }

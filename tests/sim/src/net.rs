@@ -180,9 +180,10 @@ impl World {
                 }
                 Some(Packet::Frame { wire, .. }) => {
                     self.dirty_nodes.insert(node); // there is room again
-                    let verdict = self.relay.take(socket, port, &wire, now);
-                    self.check(verdict);
-                    if !self.nodes[node].is_executor() && self.attacks.is_intruded() {
+                    let taken = self.relay.take(socket, port, &wire, now);
+                    let claimed = *taken.as_ref().unwrap_or(&false);
+                    self.check(taken.map(|_| ()));
+                    if claimed && !self.nodes[node].is_executor() && self.attacks.is_intruded() {
                         let verdict = self.relay.intrude(&wire, now);
                         self.check(verdict);
                         self.count("intrusions", 1);

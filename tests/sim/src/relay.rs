@@ -2,32 +2,61 @@
 //! what must come out of them.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::RegistrationId;
-use rendez_proto::limits::{LANE_MAX_BYTES, MESSAGE_MAX_BYTES};
+use rendez_proto::limits::{HANDSHAKE_FAILURES_PER_TOKEN, LANE_MAX_BYTES, MESSAGE_MAX_BYTES};
 use rendez_proto::peek::{Kind, Peek, peek};
-use rendez_relay_core::{Capabilities, Dropped, Hub, PortKey, Subject};
+use rendez_relay_core::{Account, Capabilities, Dropped, Hub, PortKey, Quota, Shared, Subject};
 
+use crate::plan::NodeId;
 use crate::rules::Rule;
 
 /// Names a websocket of the world.
 pub(crate) type SocketId = usize;
 
+/// What may wait in the relay: less than the largest window, so that streams
+/// meet the end of it.
+const MEMORY_BYTES: u64 = 12 * 1024 * 1024;
+
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Relay {
     pub(crate) hub: Hub,
     pub(crate) down: bool,
     /// The executor that joined last, and its registration.
     pub(crate) executor: Option<(SocketId, RegistrationId)>,
     ports: HashMap<PortKey, SocketId>,
+    /// By who bears the token.
+    accounts: HashMap<Option<NodeId>, Arc<Account>>,
     shadow: Shadow,
 }
 
+impl Default for Relay {
+    fn default() -> Self {
+        let quota = Quota { memory_bytes: MEMORY_BYTES, ..Quota::UNLIMITED };
+        let shared = Shared { environment: Account::new(quota), ..Shared::default() };
+        Self {
+            hub: Hub::new(shared),
+            down: false,
+            executor: None,
+            ports: HashMap::new(),
+            accounts: HashMap::new(),
+            shadow: Shadow::default(),
+        }
+    }
+}
+
 impl Relay {
+    /// The account of an orchestrator's token, or of the executors'.
+    pub(crate) fn account(&mut self, bearer: Option<NodeId>) -> Arc<Account> {
+        let quota = Quota { handshake_failures: HANDSHAKE_FAILURES_PER_TOKEN, ..Quota::UNLIMITED };
+        self.accounts.entry(bearer).or_insert_with(|| Account::new(quota)).clone()
+    }
+
     /// A new process.
     pub(crate) fn restart(&mut self) {
         *self = Relay::default();
@@ -60,30 +89,38 @@ impl Relay {
         }
     }
 
-    /// A websocket's frame reaches the hub.
+    /// A websocket's frame reaches the hub. Returns whether the stream is the
+    /// sender's afterwards.
     pub(crate) fn take(
         &mut self,
         from: SocketId,
         port: PortKey,
         wire: &Bytes,
         now: Instant,
-    ) -> Result<(), (Rule, String)> {
+    ) -> Result<bool, (Rule, String)> {
         let dropped = |hub: &Hub, which: &[Dropped]| {
             which.iter().map(|why| hub.stats().dropped(*why)).sum::<u64>()
         };
-        let refusals = [Dropped::ForeignStream, Dropped::TooManyStreams, Dropped::Malformed];
+        let refusals = [
+            Dropped::ForeignStream,
+            Dropped::TooManyStreams,
+            Dropped::Malformed,
+            Dropped::HandshakeGuard,
+            Dropped::HandshakeRate,
+        ];
         let before = (dropped(&self.hub, &Dropped::ALL), dropped(&self.hub, &refusals));
         if self.hub.handle_message(port, wire.clone(), now).is_err() {
             return Err((Rule::BlindRelay, "the hub refuses an honest frame".to_owned()));
         }
         let executor = self.executor.as_ref().map(|(socket, _)| *socket);
-        if dropped(&self.hub, &refusals) == before.1 && executor != Some(from) {
+        let claimed = dropped(&self.hub, &refusals) == before.1;
+        if claimed && executor != Some(from) {
             self.shadow.held(from, wire);
         }
         if dropped(&self.hub, &Dropped::ALL) == before.0 {
             self.shadow.took(from, executor, wire)?;
         }
-        Ok(())
+        Ok(claimed)
     }
 
     /// Another orchestrator, with a ticket of its own, sends a frame of somebody
@@ -91,7 +128,9 @@ impl Relay {
     pub(crate) fn intrude(&mut self, wire: &Bytes, now: Instant) -> Result<(), (Rule, String)> {
         let subject = Subject([0xee; 32]);
         let can = Capabilities { resends: true };
-        let Ok(port) = self.hub.join_orchestrator(subject, can) else { return Ok(()) };
+        let Ok(port) = self.hub.join_orchestrator(subject, can, Arc::default()) else {
+            return Ok(());
+        };
         let dropped =
             |hub: &Hub| Dropped::ALL.map(|why| hub.stats().dropped(why)).iter().sum::<u64>();
         let before = (dropped(&self.hub), self.hub.streams());

@@ -12,7 +12,7 @@ use rendez_endpoint::{Closed, Misbehaviour, Stats};
 use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::StreamId;
 use rendez_proto::limits::{
-    RECEIVE_BUFFER_BYTES, SEND_QUEUE_BYTES, STREAM_GRACE, WINDOW_MAX_BYTES,
+    CODEX_UNREAD_MAX_BYTES, FRAME_MAX_BYTES, SEND_QUEUE_BYTES, STREAM_GRACE, WINDOW_MAX_RECORDS,
 };
 use rendez_proto::profile::Profile;
 
@@ -226,11 +226,10 @@ impl Reference {
         // per side: what the writer queued, what is in flight and what waits
         // for the reader, each with one message that straddles its end
         let mut bound = SEND_QUEUE_BYTES
-            + WINDOW_MAX_BYTES
-            + RECEIVE_BUFFER_BYTES
+            + 2 * WINDOW_MAX_RECORDS as usize * FRAME_MAX_BYTES
             + 2 * (self.largest_message + 4);
         if !known.profile.is_reliable() {
-            bound += self.on_the_way;
+            bound += CODEX_UNREAD_MAX_BYTES + self.on_the_way;
         }
         if half.waiting_bytes > bound {
             let detail = format!("stream {index}: {} bytes wait", half.waiting_bytes);

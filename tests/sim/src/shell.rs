@@ -15,8 +15,10 @@
 //!
 //! [`Transition::Cut`]: crate::Transition::Cut
 
+use std::sync::Arc;
+
 use rendez_endpoint::Mux;
-use rendez_relay_core::{Capabilities, Subject};
+use rendez_relay_core::{Account, Capabilities, Subject};
 
 use crate::make::{executor_config, orchestrator_config};
 use crate::node::{Agent, CAP, LinkState, Phase, RESUME_CAP, Role};
@@ -81,6 +83,12 @@ impl World {
         self.at(at, Event::Upgrade { node, life, what });
     }
 
+    /// The account of an orchestrator's token, or of the executors'. A relay
+    /// that spoils handshakes does not blame anybody for it.
+    fn account(&mut self, bearer: Option<NodeId>) -> Arc<Account> {
+        if self.reference.attacked { Arc::default() } else { self.relay.account(bearer) }
+    }
+
     /// A websocket's upgrade request reaches the relay (`edge::admit`).
     pub(crate) fn upgrade(&mut self, node: NodeId, life: u32, what: Dialled) {
         let back = self.now + self.nodes[node].path.latency;
@@ -94,13 +102,16 @@ impl World {
         let admitted = match &what {
             Dialled::Executor(claim) => {
                 self.registry.check_executor(self.now, claim).and_then(|()| {
-                    self.relay.hub.join_executor(claim.generation, now).map_err(|_| No::Refused)
+                    let token = self.account(None);
+                    let joined = self.relay.hub.join_executor(claim.generation, token, now);
+                    joined.map_err(|_| No::Refused)
                 })
             }
             Dialled::Orchestrator(from, ticket) => {
                 let can = Capabilities { resends: self.nodes[*from].link().profile.is_reliable() };
                 self.registry.redeem_ticket(self.now, *ticket).and_then(|binding| {
-                    let joined = self.relay.hub.join_orchestrator(Subject(binding), can);
+                    let token = self.account(Some(*from));
+                    let joined = self.relay.hub.join_orchestrator(Subject(binding), can, token);
                     joined.map_err(|_| No::Unavailable)
                 })
             }

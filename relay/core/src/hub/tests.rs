@@ -8,8 +8,8 @@ use rendez_proto::ids::Seq;
 
 use super::*;
 
-const STOCK: Capabilities = Capabilities { resends: false };
-const OURS: Capabilities = Capabilities { resends: true };
+pub(super) const STOCK: Capabilities = Capabilities { resends: false };
+pub(super) const OURS: Capabilities = Capabilities { resends: true };
 
 fn alice() -> Subject {
     Subject([1; 32])
@@ -19,18 +19,18 @@ fn bob() -> Subject {
     Subject([2; 32])
 }
 
-fn t0() -> Instant {
+pub(crate) fn t0() -> Instant {
     // The only clock in these tests: all times are offsets from it.
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     #[allow(clippy::disallowed_methods)]
     *START.get_or_init(Instant::now)
 }
 
-fn frame(stream: &str, body: Body) -> Bytes {
+pub(super) fn frame(stream: &str, body: Body) -> Bytes {
     Frame::bare(stream.parse().unwrap(), body).encode()
 }
 
-fn data(stream: &str, seq: u32, len: usize) -> Bytes {
+pub(super) fn data(stream: &str, seq: u32, len: usize) -> Bytes {
     frame(stream, Body::Data { seq: Seq(seq), record: vec![7; len].into() })
 }
 
@@ -38,7 +38,7 @@ fn ack(stream: &str) -> Bytes {
     frame(stream, Body::Ack)
 }
 
-fn reset_of(message: &Bytes) -> Option<ResetReason> {
+pub(super) fn reset_of(message: &Bytes) -> Option<ResetReason> {
     match Frame::decode(message.clone()).unwrap().body {
         Body::Reset { reason } => Some(ResetReason::parse(&reason)),
         _ => None,
@@ -46,27 +46,31 @@ fn reset_of(message: &Bytes) -> Option<ResetReason> {
 }
 
 /// A hub with an executor and helpers that read like the shell.
-struct Bench {
-    hub: Hub,
-    executor: PortKey,
+pub(super) struct Bench {
+    pub(super) hub: Hub,
+    pub(super) executor: PortKey,
 }
 
 impl Bench {
-    fn new() -> Self {
-        let mut hub = Hub::default();
-        let executor = hub.join_executor(Generation(1), t0()).unwrap();
+    pub(super) fn new() -> Self {
+        Self::with(Shared::default())
+    }
+
+    pub(super) fn with(shared: Shared) -> Self {
+        let mut hub = Hub::new(shared);
+        let executor = hub.join_executor(Generation(1), Arc::default(), t0()).unwrap();
         Self { hub, executor }
     }
 
     fn orchestrator(&mut self, subject: Subject, can: Capabilities) -> PortKey {
-        self.hub.join_orchestrator(subject, can).unwrap()
+        self.hub.join_orchestrator(subject, can, Arc::default()).unwrap()
     }
 
-    fn send(&mut self, from: PortKey, message: &Bytes) {
+    pub(super) fn send(&mut self, from: PortKey, message: &Bytes) {
         self.hub.handle_message(from, message.clone(), t0()).unwrap();
     }
 
-    fn drain(&mut self, port: PortKey) -> Vec<Bytes> {
+    pub(super) fn drain(&mut self, port: PortKey) -> Vec<Bytes> {
         std::iter::from_fn(|| self.hub.poll_transmit(port)).collect()
     }
 
@@ -183,15 +187,15 @@ fn a_stock_stream_ends_with_either_websocket() {
 #[test]
 fn the_newest_registration_wins() {
     let mut b = Bench::new();
-    let newer = b.hub.join_executor(Generation(2), t0()).unwrap();
+    let newer = b.hub.join_executor(Generation(2), Arc::default(), t0()).unwrap();
     assert_eq!(b.hub.standing(b.executor), Standing::Superseded);
     assert!(b.woken().contains(&b.executor), "its driver is told");
     assert_eq!(
-        b.hub.join_executor(Generation(1), t0()),
+        b.hub.join_executor(Generation(1), Arc::default(), t0()),
         Err(JoinError::Stale { offered: Generation(1), current: Generation(2) })
     );
     // a second websocket of the same registration replaces the first
-    let again = b.hub.join_executor(Generation(2), t0()).unwrap();
+    let again = b.hub.join_executor(Generation(2), Arc::default(), t0()).unwrap();
     assert_eq!(b.hub.standing(newer), Standing::Superseded);
     assert_eq!(b.hub.standing(again), Standing::Joined);
     // the old driver's goodbye does no harm
@@ -413,7 +417,10 @@ fn counts_are_bounded() {
     for _ in 1..limits::ORCHESTRATORS_PER_EXECUTOR {
         b.orchestrator(bob(), OURS);
     }
-    assert_eq!(b.hub.join_orchestrator(bob(), OURS), Err(JoinError::TooManyOrchestrators));
+    assert_eq!(
+        b.hub.join_orchestrator(bob(), OURS, Arc::default()),
+        Err(JoinError::TooManyOrchestrators)
+    );
 }
 
 #[derive(Debug, Clone)]
@@ -444,7 +451,12 @@ proptest! {
     /// order in which they came, and a drained hub holds nobody back.
     #[test]
     fn random_walk(ops in proptest::collection::vec(any_op(), 1..300)) {
-        let mut b = Bench::new();
+        // little memory, so that it runs out
+        let quota = Quota { memory_bytes: 1024 * 1024, ..Quota::UNLIMITED };
+        let environment = Account::new(quota);
+        let tokens: [Arc<Account>; 3] = Default::default();
+        let shared = Shared { environment: environment.clone(), ..Shared::default() };
+        let mut b = Bench::with(shared);
         let mut generation = 1;
         let mut ports = vec![b.executor];
         let mut now = t0();
@@ -461,12 +473,12 @@ proptest! {
             match op {
                 Op::Join { who, resends } => {
                     let can = Capabilities { resends };
-                    ports.push(b.hub.join_orchestrator(Subject([who; 32]), can).unwrap());
+                    ports.push(b.hub.join_orchestrator(Subject([who; 32]), can, tokens[who as usize].clone()).unwrap());
                 }
                 Op::Leave(port) => b.hub.leave(ports[port.index(ports.len())], now),
                 Op::JoinExecutor { newer } => {
                     generation += u64::from(newer);
-                    ports.push(b.hub.join_executor(Generation(generation), now).unwrap());
+                    ports.push(b.hub.join_executor(Generation(generation), Arc::default(), now).unwrap());
                 }
                 Op::Send { port, stream, len, kind } => {
                     let port = ports[port.index(ports.len())];
@@ -495,11 +507,17 @@ proptest! {
                     b.hub.handle_timeout(now);
                 }
             }
+            let mut waiting = 0;
             for (_, claim) in &b.hub.claims {
+                waiting += claim.to_executor.bytes() + claim.to_orchestrator.bytes();
                 for lane in [&claim.to_executor, &claim.to_orchestrator] {
                     prop_assert!(lane.bytes() <= limits::LANE_MAX_BYTES);
                 }
             }
+            prop_assert_eq!(environment.usage().memory_bytes, waiting);
+            prop_assert_eq!(environment.usage().streams as usize, b.hub.streams());
+            let by_token: usize = tokens.iter().map(|token| token.usage().memory_bytes).sum();
+            prop_assert_eq!(by_token, waiting);
             b.woken();
         }
         for port in &ports {

@@ -87,13 +87,14 @@ impl Edge {
                 &claims.environment,
                 &claims.registration,
                 claims.generation,
+                &claims.subject,
                 Instant::now(),
             )?
         } else {
             // The ticket names the orchestrator's key: streams are its own.
             let can = Capabilities { resends: claims.profile.is_reliable() };
             let subject = Subject(claims.binding);
-            self.directory.join_orchestrator(&claims.environment, subject, can)?
+            self.directory.join_orchestrator(&claims.environment, subject, can, &claims.subject)?
         };
         Ok((claims, port))
     }
@@ -171,7 +172,7 @@ impl Refusal {
             Refusal::NotAnUpgrade => (StatusCode::BAD_REQUEST, ErrorCode::InvalidRequest),
             Refusal::Ticket(TicketRefused::Unavailable(_))
             | Refusal::ShuttingDown
-            | Refusal::Join(JoinError::TooManyOrchestrators) => {
+            | Refusal::Join(JoinError::TooManyOrchestrators | JoinError::Quota(_)) => {
                 (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
             }
             Refusal::Ticket(TicketRefused::Superseded) | Refusal::Join(JoinError::Stale { .. }) => {

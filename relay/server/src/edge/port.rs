@@ -8,7 +8,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use rendez_proto::ids::Generation;
 use rendez_proto::peek::peek;
-use rendez_relay_core::{Capabilities, Hub, JoinError, PortKey, Standing, Subject};
+use rendez_relay_core::{
+    Account, Capabilities, Hub, JoinError, PortKey, Shared, Standing, Subject,
+};
 use rendez_transport::{CloseFrame, Protocol, Violation};
 
 /// 1002: an orchestrator sent what cannot be routed.
@@ -32,20 +34,26 @@ struct Switchboard {
 }
 
 impl SharedHub {
+    pub(crate) fn new(shared: Shared) -> Self {
+        Self(Mutex::new(Switchboard { hub: Hub::new(shared), ..Switchboard::default() }))
+    }
+
     pub(crate) fn join_executor(
         self: &Arc<Self>,
         generation: Generation,
+        token: Arc<Account>,
         now: Instant,
     ) -> Result<HubPort, JoinError> {
-        self.change(|hub| hub.join_executor(generation, now)).map(|key| self.port(key))
+        self.change(|hub| hub.join_executor(generation, token, now)).map(|key| self.port(key))
     }
 
     pub(crate) fn join_orchestrator(
         self: &Arc<Self>,
         subject: Subject,
         can: Capabilities,
+        token: Arc<Account>,
     ) -> Result<HubPort, JoinError> {
-        self.change(|hub| hub.join_orchestrator(subject, can)).map(|key| self.port(key))
+        self.change(|hub| hub.join_orchestrator(subject, can, token)).map(|key| self.port(key))
     }
 
     /// Runs the hub's timers; `false` if nothing is left of it.
@@ -122,13 +130,16 @@ impl Protocol for HubPort {
         Some(message)
     }
 
-    /// The hub's deadlines are the sweeper's: they must pass also when no
-    /// websocket is left to drive them.
+    /// When a port that a rate held back is read again. The hub's other
+    /// deadlines are the sweeper's: they must pass also when no websocket is
+    /// left to drive them.
     fn poll_timeout(&self) -> Option<Instant> {
-        None
+        self.shared.read(|hub| hub.poll_port_timeout(self.key))
     }
 
-    fn handle_timeout(&mut self, _now: Instant) {}
+    fn handle_timeout(&mut self, now: Instant) {
+        self.shared.change(|hub| hub.handle_port_timeout(self.key, now));
+    }
 
     fn register(&mut self, waker: &Waker) {
         self.shared.lock().wakers.insert(self.key, waker.clone());

@@ -1,0 +1,412 @@
+//! What a node, an environment or a token may use of a relay, and uses.
+//!
+//! Every websocket draws on three accounts at once: its node's, its
+//! environment's and its token's. Accounts are shared between hubs, which live
+//! behind different locks; so they are counters, and quotas change while they
+//! are in use.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rendez_proto::limits::{HANDSHAKE_FAILURE_RECOVERY, RATE_BURST};
+
+use crate::meter::Meter;
+
+/// Bounds of one account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
+    /// Bytes of frames that wait for a slow reader. Senders feel it before it
+    /// is reached: a lane gets at most what is free.
+    pub memory_bytes: u64,
+    /// Websockets at once.
+    pub connections: u64,
+    /// Streams at once.
+    pub streams: u64,
+    /// Handshakes that orchestrators begin, per minute.
+    pub handshakes_per_minute: u64,
+    /// Handshakes that may fail before the bearers of a token must wait; one is
+    /// forgiven each [`HANDSHAKE_FAILURE_RECOVERY`].
+    pub handshake_failures: u64,
+    /// Frames that are read, per second; sockets are read more slowly beyond.
+    pub frames_per_second: u64,
+    /// Bytes that are read, per second; sockets are read more slowly beyond.
+    pub bytes_per_second: u64,
+}
+
+impl Quota {
+    /// No bound.
+    pub const NONE: u64 = u64::MAX;
+    /// No bounds at all.
+    pub const UNLIMITED: Quota = Quota {
+        memory_bytes: Self::NONE,
+        connections: Self::NONE,
+        streams: Self::NONE,
+        handshakes_per_minute: Self::NONE,
+        handshake_failures: Self::NONE,
+        frames_per_second: Self::NONE,
+        bytes_per_second: Self::NONE,
+    };
+}
+
+impl Default for Quota {
+    fn default() -> Self {
+        Self::UNLIMITED
+    }
+}
+
+/// One account. See the module.
+#[derive(Debug, Default)]
+pub struct Account {
+    quota: Mutex<Quota>,
+    /// Of the quota, those that every frame asks for.
+    memory_max: Limit,
+    frames_max: Limit,
+    bytes_max: Limit,
+    memory: AtomicUsize,
+    connections: AtomicU64,
+    streams: AtomicU64,
+    frames_rate: Meter,
+    bytes_rate: Meter,
+    handshake_rate: Meter,
+    failures: Meter,
+}
+
+#[derive(Debug)]
+struct Limit(AtomicU64);
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self(AtomicU64::new(Quota::NONE))
+    }
+}
+
+/// What an account has in use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of frames that wait.
+    pub memory_bytes: usize,
+    /// Websockets.
+    pub connections: u64,
+    /// Streams.
+    pub streams: u64,
+}
+
+impl Account {
+    /// An account with this quota.
+    pub fn new(quota: Quota) -> Arc<Self> {
+        let account = Self::default();
+        account.set_quota(quota);
+        Arc::new(account)
+    }
+
+    /// The present quota.
+    pub fn quota(&self) -> Quota {
+        *self.quota.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces the quota. What is in use beyond it stays until it ends by
+    /// itself.
+    pub fn set_quota(&self, quota: Quota) {
+        let mut held = self.quota.lock().unwrap_or_else(PoisonError::into_inner);
+        *held = quota;
+        self.memory_max.0.store(quota.memory_bytes, Relaxed);
+        self.frames_max.0.store(quota.frames_per_second, Relaxed);
+        self.bytes_max.0.store(quota.bytes_per_second, Relaxed);
+    }
+
+    /// What is in use.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            memory_bytes: self.memory.load(Relaxed),
+            connections: self.connections.load(Relaxed),
+            streams: self.streams.load(Relaxed),
+        }
+    }
+
+    /// Bytes that may still wait.
+    pub(crate) fn free_memory(&self) -> usize {
+        let max = usize::try_from(self.memory_max.0.load(Relaxed)).unwrap_or(usize::MAX);
+        max.saturating_sub(self.memory.load(Relaxed))
+    }
+
+    pub(crate) fn add_memory(&self, bytes: usize) {
+        self.memory.fetch_add(bytes, Relaxed);
+    }
+
+    pub(crate) fn sub_memory(&self, bytes: usize) {
+        self.memory.fetch_sub(bytes, Relaxed);
+    }
+
+    /// Takes a place for a websocket, if there is one.
+    #[must_use]
+    pub(crate) fn connect(&self) -> bool {
+        take_place(&self.connections, self.quota().connections)
+    }
+
+    pub(crate) fn disconnect(&self) {
+        self.connections.fetch_sub(1, Relaxed);
+    }
+
+    /// Takes a place for a stream, if there is one.
+    #[must_use]
+    pub(crate) fn open_stream(&self) -> bool {
+        take_place(&self.streams, self.quota().streams)
+    }
+
+    pub(crate) fn close_stream(&self) {
+        self.streams.fetch_sub(1, Relaxed);
+    }
+
+    fn restore_stream(&self) {
+        self.streams.fetch_add(1, Relaxed);
+    }
+
+    /// Counts a frame that was read; returns how long to read no more.
+    pub(crate) fn read(&self, now: Instant, bytes: usize) -> Duration {
+        let wait = |limit: &Limit, meter: &Meter, amount: u64| match limit.0.load(Relaxed) {
+            Quota::NONE => Duration::ZERO,
+            rate => meter.take(now, cost(amount, rate, 1), RATE_BURST),
+        };
+        let frames = wait(&self.frames_max, &self.frames_rate, 1);
+        frames.max(wait(&self.bytes_max, &self.bytes_rate, bytes as u64))
+    }
+
+    /// Counts a handshake that begins, if it may.
+    #[must_use]
+    pub(crate) fn begin_handshake(&self, now: Instant) -> bool {
+        match self.quota().handshakes_per_minute {
+            Quota::NONE => true,
+            rate => {
+                let minute = Duration::from_secs(60);
+                self.handshake_rate.try_take(now, cost(1, rate, 60), minute)
+            }
+        }
+    }
+
+    /// Counts a handshake that failed at an executor.
+    pub(crate) fn handshake_failed(&self, now: Instant) {
+        self.failures.take(now, HANDSHAKE_FAILURE_RECOVERY, Duration::ZERO);
+    }
+
+    /// Failed handshakes that are not forgiven yet.
+    pub(crate) fn failures(&self, now: Instant) -> u64 {
+        let ahead = self.failures.ahead(now).as_millis();
+        let failures = ahead.div_ceil(HANDSHAKE_FAILURE_RECOVERY.as_millis());
+        u64::try_from(failures).unwrap_or(u64::MAX)
+    }
+
+    /// Whether another handshake may be risked; if `few` failures are left,
+    /// only one of an account without any.
+    pub(crate) fn may_fail(&self, now: Instant, few: bool) -> bool {
+        match self.quota().handshake_failures {
+            Quota::NONE => true,
+            max => self.failures(now) < if few { max.min(1) } else { max },
+        }
+    }
+}
+
+/// Which account said no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Level {
+    /// The whole relay's.
+    Node,
+    /// One executor's and its orchestrators'.
+    Environment,
+    /// That of a token's bearers.
+    Token,
+}
+
+impl Level {
+    /// All levels, for counters.
+    pub const ALL: [Level; 3] = [Level::Node, Level::Environment, Level::Token];
+
+    /// A word for people and counters.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Level::Node => "node",
+            Level::Environment => "environment",
+            Level::Token => "token",
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The accounts that one websocket draws on.
+#[derive(Debug, Clone, Default)]
+pub struct Accounts {
+    /// The relay's.
+    pub node: Arc<Account>,
+    /// The environment's.
+    pub environment: Arc<Account>,
+    /// The token's.
+    pub token: Arc<Account>,
+    /// The websocket's own: memory and rates only.
+    pub connection: Arc<Account>,
+}
+
+impl Accounts {
+    fn levels(&self) -> [(Level, &Account); 3] {
+        [
+            (Level::Node, &self.node),
+            (Level::Environment, &self.environment),
+            (Level::Token, &self.token),
+        ]
+    }
+
+    fn all(&self) -> [&Account; 4] {
+        [&self.node, &self.environment, &self.token, &self.connection]
+    }
+
+    pub(crate) fn free_memory(&self) -> usize {
+        self.all().into_iter().map(Account::free_memory).fold(usize::MAX, usize::min)
+    }
+
+    pub(crate) fn add_memory(&self, bytes: usize) {
+        self.all().into_iter().for_each(|account| account.add_memory(bytes));
+    }
+
+    pub(crate) fn sub_memory(&self, bytes: usize) {
+        self.all().into_iter().for_each(|account| account.sub_memory(bytes));
+    }
+
+    pub(crate) fn connect(&self) -> Result<(), Level> {
+        self.take(Account::connect, Account::disconnect)
+    }
+
+    pub(crate) fn disconnect(&self) {
+        self.levels().into_iter().for_each(|(_, account)| account.disconnect());
+    }
+
+    pub(crate) fn open_stream(&self) -> Result<(), Level> {
+        self.take(Account::open_stream, Account::close_stream)
+    }
+
+    /// Takes a stream's place back that was just given up.
+    pub(crate) fn restore_stream(&self) {
+        self.levels().into_iter().for_each(|(_, account)| account.restore_stream());
+    }
+
+    pub(crate) fn close_stream(&self) {
+        self.levels().into_iter().for_each(|(_, account)| account.close_stream());
+    }
+
+    /// Counts a frame that was read; returns how long to read no more.
+    pub(crate) fn read(&self, now: Instant, bytes: usize) -> Duration {
+        self.all()
+            .into_iter()
+            .map(|account| account.read(now, bytes))
+            .fold(Duration::ZERO, Duration::max)
+    }
+
+    pub(crate) fn begin_handshake(&self, now: Instant) -> bool {
+        // The token first: whoever is over its own rate takes nobody else's.
+        let accounts = [&self.token, &self.environment, &self.node];
+        accounts.into_iter().all(|account| account.begin_handshake(now))
+    }
+
+    /// Takes from all levels or from none.
+    fn take(&self, take: impl Fn(&Account) -> bool, give: impl Fn(&Account)) -> Result<(), Level> {
+        let levels = self.levels();
+        for (done, (level, account)) in levels.into_iter().enumerate() {
+            if !take(account) {
+                levels[..done].iter().for_each(|(_, account)| give(account));
+                return Err(level);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn take_place(places: &AtomicU64, max: u64) -> bool {
+    places.fetch_update(Relaxed, Relaxed, |used| (used < max).then(|| used + 1)).is_ok()
+}
+
+/// What `amount` costs of time at `rate` per `seconds`. A rate of 0 lets
+/// nothing through for an hour at a time.
+fn cost(amount: u64, rate: u64, seconds: u64) -> Duration {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let nanos = u128::from(amount) * u128::from(seconds) * 1_000_000_000;
+    nanos
+        .checked_div(rate.into())
+        .and_then(|nanos| u64::try_from(nanos).ok())
+        .map_or(HOUR, |nanos| Duration::from_nanos(nanos).min(HOUR))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin() -> Instant {
+        crate::hub::test_origin()
+    }
+
+    #[test]
+    fn places_are_counted_and_given_back() {
+        let account = Account::new(Quota { connections: 2, streams: 1, ..Quota::UNLIMITED });
+        assert!(account.connect() && account.connect() && !account.connect());
+        assert!(account.open_stream() && !account.open_stream());
+        assert_eq!(account.usage(), Usage { memory_bytes: 0, connections: 2, streams: 1 });
+        account.disconnect();
+        account.close_stream();
+        assert!(account.connect() && account.open_stream());
+        account.set_quota(Quota { connections: 1, ..Quota::UNLIMITED });
+        assert_eq!(account.usage().connections, 2, "who is there stays");
+        account.disconnect();
+        assert!(!account.connect());
+    }
+
+    #[test]
+    fn all_levels_or_none() {
+        let one = || Account::new(Quota { streams: 1, ..Quota::UNLIMITED });
+        let full = one();
+        assert!(full.open_stream());
+        let accounts =
+            Accounts { environment: full, token: one(), node: one(), ..Accounts::default() };
+        assert_eq!(accounts.open_stream(), Err(Level::Environment));
+        assert_eq!((accounts.node.usage().streams, accounts.token.usage().streams), (0, 0));
+        accounts.environment.close_stream();
+        assert_eq!(accounts.open_stream(), Ok(()));
+        assert_eq!(accounts.open_stream(), Err(Level::Node));
+    }
+
+    #[test]
+    fn rates_hold_readers_back() {
+        let now = origin();
+        let account = Account::new(Quota { bytes_per_second: 1000, ..Quota::UNLIMITED });
+        assert_eq!(account.read(now, 1000), Duration::ZERO, "a burst");
+        assert_eq!(account.read(now, 500), Duration::from_millis(500));
+        let account = Account::new(Quota { frames_per_second: 10, ..Quota::UNLIMITED });
+        let waits: Vec<_> = (0..12).map(|_| account.read(now, 1 << 20)).collect();
+        assert_eq!(waits[9], Duration::ZERO);
+        assert_eq!(waits[11], Duration::from_millis(200));
+        assert_eq!(Account::default().read(now, usize::MAX), Duration::ZERO);
+        let nothing = Account::new(Quota { frames_per_second: 0, ..Quota::UNLIMITED });
+        assert!(nothing.read(now, 1) > Duration::from_secs(3000));
+    }
+
+    #[test]
+    fn handshakes_have_a_rate_and_failures_are_forgiven_one_by_one() {
+        let now = origin();
+        let account = Account::new(Quota { handshakes_per_minute: 6, ..Quota::UNLIMITED });
+        assert_eq!((0..10).filter(|_| account.begin_handshake(now)).count(), 6);
+        assert!(account.begin_handshake(now + Duration::from_secs(10)));
+
+        let account = Account::new(Quota { handshake_failures: 3, ..Quota::UNLIMITED });
+        assert!(account.may_fail(now, true));
+        for _ in 0..3 {
+            assert!(account.may_fail(now, false));
+            account.handshake_failed(now);
+            assert!(!account.may_fail(now, true));
+        }
+        assert!(!account.may_fail(now, false));
+        assert!(account.may_fail(now + HANDSHAKE_FAILURE_RECOVERY, false));
+        assert_eq!(account.failures(now + HANDSHAKE_FAILURE_RECOVERY * 100), 0);
+    }
+}

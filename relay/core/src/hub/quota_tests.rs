@@ -1,0 +1,261 @@
+//! What accounts and the guard of handshakes promise.
+
+use std::time::Duration;
+
+use rendez_proto::frame::{Body, ResetReason};
+use rendez_proto::limits::{
+    HANDSHAKE_COOLDOWN, HANDSHAKE_FAILURE_RECOVERY, HANDSHAKE_FAILURES,
+    HANDSHAKE_FAILURES_PER_TOKEN, HANDSHAKE_FAILURES_RESERVED, HANDSHAKES_PENDING_PER_TOKEN,
+};
+
+use super::tests::{Bench, OURS, STOCK, data, frame, reset_of, t0};
+use super::*;
+
+const MIB: usize = 1024 * 1024;
+
+fn memory(bytes: usize) -> Arc<Account> {
+    Account::new(Quota { memory_bytes: bytes as u64, ..Quota::UNLIMITED })
+}
+
+fn subject(n: usize) -> Subject {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&n.to_be_bytes());
+    Subject(bytes)
+}
+
+fn join(b: &mut Bench, n: usize, can: Capabilities, token: &Arc<Account>) -> PortKey {
+    b.hub.join_orchestrator(subject(n), can, token.clone()).unwrap()
+}
+
+fn handshake(stream: &str) -> Bytes {
+    frame(stream, Body::Handshake { message: Bytes::from_static(b"hello"), profile: String::new() })
+}
+
+fn reset(stream: &str) -> Bytes {
+    frame(stream, Body::Reset { reason: "noise_relay_protocol_error".into() })
+}
+
+/// Fills the lane of `stream` towards a reader that does not read; returns
+/// what it holds.
+fn fill(b: &mut Bench, stream: &str) -> usize {
+    let before = b.hub.stats().dropped(Dropped::LaneFull);
+    let mut bytes = 0;
+    while b.hub.stats().dropped(Dropped::LaneFull) == before {
+        let message = data(stream, 1, 60_000);
+        bytes += message.len();
+        b.send(b.executor, &message);
+    }
+    bytes - data(stream, 1, 60_000).len()
+}
+
+#[test]
+fn slow_readers_share_the_memory_and_leave_some() {
+    let environment = memory(32 * MIB);
+    let mut b = Bench::with(Shared { environment: environment.clone(), ..Shared::default() });
+    let token = Arc::default();
+    let streams: Vec<String> = (0..20).map(|n| format!("s{n}")).collect();
+    let ports: Vec<PortKey> = (0..20)
+        .map(|n| {
+            let port = join(&mut b, n, OURS, &token);
+            b.send(port, &data(&streams[n], 1, 1));
+            port
+        })
+        .collect();
+    b.drain(b.executor);
+    let held: Vec<usize> = streams.iter().map(|stream| fill(&mut b, stream)).collect();
+    assert!(held[0] >= 15 * MIB && held[0] <= 17 * MIB, "the first gets half: {held:?}");
+    assert!(held[1] >= 7 * MIB && held[1] <= 9 * MIB, "the next half of the rest: {held:?}");
+    assert!(held.iter().all(|held| *held >= 250_000), "nobody is shut out: {held:?}");
+    let waiting = environment.usage().memory_bytes;
+    assert_eq!(waiting, held.iter().sum::<usize>());
+    assert!(waiting <= 32 * MIB + 20 * limits::LANE_MIN_BYTES);
+    // what is read is free again
+    for port in ports {
+        b.drain(port);
+    }
+    assert_eq!(environment.usage().memory_bytes, 0);
+}
+
+#[test]
+fn every_account_bounds_what_waits() {
+    let quota = |bytes| Quota { memory_bytes: bytes as u64, ..Quota::UNLIMITED };
+    for level in 0..4 {
+        let small = |this| if this == level { quota(4 * MIB) } else { Quota::UNLIMITED };
+        let mut b = Bench::with(Shared {
+            node: Account::new(small(0)),
+            environment: Account::new(small(1)),
+            connection: small(3),
+        });
+        let port = join(&mut b, 1, OURS, &Account::new(small(2)));
+        b.send(port, &data("s", 1, 1));
+        let held = fill(&mut b, "s");
+        assert!((MIB..=3 * MIB).contains(&held), "account {level}: {held}");
+    }
+}
+
+#[test]
+fn a_sender_that_cannot_resend_loses_nothing_when_memory_runs_out() {
+    let environment = memory(4 * MIB);
+    let mut b = Bench::with(Shared { environment, ..Shared::default() });
+    let token = Arc::default();
+    let (up, hog) = (join(&mut b, 1, STOCK, &token), join(&mut b, 2, STOCK, &token));
+    let mut sent = 0;
+    b.send(up, &data("up", sent, 60_000));
+    while b.hub.wants_read(hog) {
+        b.send(hog, &data("hog", 0, 60_000));
+    }
+    // what the hog took makes this lane full sooner, after one more message
+    while b.hub.wants_read(up) {
+        sent += 1;
+        b.send(up, &data("up", sent, 60_000));
+    }
+    let out = b.drain(b.executor);
+    let ups = out.iter().filter(|wire| rendez_proto::peek::peek(wire).unwrap().stream == "up");
+    assert_eq!(ups.count() as u32, sent + 1);
+    assert_eq!(b.hub.stats().dropped(Dropped::LaneFull), 0);
+    assert!(b.hub.wants_read(up) && b.hub.wants_read(hog));
+}
+
+#[test]
+fn a_rate_holds_one_socket_back_and_time_releases_it() {
+    let mut b = Bench::new();
+    let limited = Account::new(Quota { bytes_per_second: 100_000, ..Quota::UNLIMITED });
+    let (fast, other) = (join(&mut b, 1, OURS, &limited), join(&mut b, 2, OURS, &Arc::default()));
+    for seq in 0..3 {
+        b.send(fast, &data("fast", seq, 60_000));
+        b.send(other, &data("other", seq, 60_000));
+    }
+    assert!(!b.hub.wants_read(fast) && b.hub.wants_read(other));
+    assert_eq!(b.drain(b.executor).len(), 6, "what was read is forwarded");
+    let until = b.hub.poll_port_timeout(fast).unwrap();
+    assert!(
+        (t0() + Duration::from_millis(700)..t0() + Duration::from_millis(900)).contains(&until)
+    );
+    b.hub.handle_port_timeout(fast, until - Duration::from_millis(1));
+    assert!(!b.hub.wants_read(fast));
+    b.hub.handle_port_timeout(fast, until);
+    assert!(b.hub.wants_read(fast));
+    assert_eq!(b.hub.poll_port_timeout(fast), None);
+    assert_eq!(b.hub.stats().held_back, 1);
+}
+
+#[test]
+fn places_run_out_with_a_reason_and_come_back() {
+    let quota = Quota { connections: 2, streams: 1, ..Quota::UNLIMITED };
+    let mut b = Bench::new();
+    let token = Account::new(quota);
+    let a = join(&mut b, 1, OURS, &token);
+    let c = join(&mut b, 2, OURS, &token);
+    let refused = b.hub.join_orchestrator(subject(3), OURS, token.clone());
+    assert_eq!(refused, Err(JoinError::Quota(Level::Token)));
+    assert_eq!(b.hub.orchestrators(), 2);
+
+    b.send(a, &data("one", 1, 1));
+    b.send(c, &data("two", 1, 1));
+    assert_eq!(reset_of(&b.drain(c)[0]), Some(ResetReason::Overloaded));
+    assert_eq!(b.hub.stats().dropped(Dropped::Quota), 1);
+    // the same stream on another websocket of its owner needs no second place
+    b.hub.leave(c, t0());
+    let again = join(&mut b, 1, OURS, &token);
+    b.send(again, &data("one", 2, 1));
+    assert_eq!(b.drain(again), [] as [Bytes; 0]);
+    assert_eq!(b.drain(b.executor).len(), 2);
+
+    b.hub.leave(a, t0());
+    b.hub.leave(again, t0());
+    b.drain(b.executor);
+    b.hub.handle_timeout(t0() + limits::STREAM_GRACE);
+    assert_eq!(token.usage(), crate::Usage::default());
+}
+
+fn guarded() -> Arc<Account> {
+    let quota = Quota { handshake_failures: HANDSHAKE_FAILURES_PER_TOKEN, ..Quota::UNLIMITED };
+    Account::new(quota)
+}
+
+/// Fails a handshake of `token`; `false` if the hub did not let it through.
+fn fail(b: &mut Bench, n: usize, token: &Arc<Account>, now: Instant) -> bool {
+    let port = join(b, n, STOCK, token);
+    let stream = format!("h{n}");
+    b.hub.handle_message(port, handshake(&stream), now).unwrap();
+    let passed = !b.drain(b.executor).is_empty();
+    if passed {
+        b.hub.handle_message(b.executor, reset(&stream), now).unwrap();
+        b.drain(port);
+    } else {
+        assert!(reset_of(&b.drain(port)[0]).is_some());
+    }
+    b.hub.leave(port, now);
+    b.drain(b.executor);
+    passed
+}
+
+#[test]
+fn one_token_cannot_make_an_executor_deaf() {
+    let mut b = Bench::new();
+    let (hostile, honest) = (guarded(), guarded());
+    let passed = (0..100).filter(|n| fail(&mut b, *n, &hostile, t0())).count();
+    assert_eq!(passed as u64, HANDSHAKE_FAILURES_PER_TOKEN);
+    assert!(b.hub.stats().dropped(Dropped::HandshakeGuard) == 97);
+    assert!(fail(&mut b, 1000, &honest, t0()), "others get through");
+
+    // in an hour of trying, far from often enough
+    let minutes = (1..=60).map(|minute| t0() + Duration::from_secs(60 * minute));
+    let passed =
+        minutes.enumerate().filter(|(n, now)| fail(&mut b, 2000 + n, &hostile, *now)).count();
+    assert!(passed < 12, "{passed} failures in an hour");
+}
+
+#[test]
+fn the_last_failures_are_for_tokens_without_any() {
+    let mut b = Bench::new();
+    let tokens: Vec<Arc<Account>> = (0..4).map(|_| guarded()).collect();
+    let free = HANDSHAKE_FAILURES - HANDSHAKE_FAILURES_RESERVED;
+    let mut failed = 0;
+    for n in 0..free as usize {
+        failed += u32::from(fail(&mut b, n, &tokens[n % 3], t0()));
+    }
+    assert_eq!(failed, free);
+    assert!(!fail(&mut b, 100, &tokens[0], t0()), "two failures, and few are left");
+    assert!(fail(&mut b, 101, &tokens[3], t0()));
+    assert!(!fail(&mut b, 102, &tokens[3], t0()));
+    // when the executor is deaf after all, nobody is blamed for its refusals
+    let other: Arc<Account> = guarded();
+    assert!(fail(&mut b, 103, &other, t0()));
+    assert!(!fail(&mut b, 104, &guarded(), t0()), "deaf");
+    assert!(fail(&mut b, 105, &guarded(), t0() + HANDSHAKE_COOLDOWN));
+    assert_eq!(other.failures(t0() + HANDSHAKE_FAILURE_RECOVERY), 0);
+}
+
+#[test]
+fn a_handshake_that_is_cancelled_counts_and_one_that_is_answered_does_not() {
+    let mut b = Bench::new();
+    let token: Arc<Account> = guarded();
+    let port = join(&mut b, 1, STOCK, &token);
+    b.send(port, &handshake("good"));
+    b.send(b.executor, &handshake("good"));
+    b.send(b.executor, &reset("good"));
+    assert_eq!(token.failures(t0()), 0);
+    b.send(port, &handshake("left"));
+    b.hub.leave(port, t0());
+    assert_eq!(token.failures(t0()), 1);
+    let port = join(&mut b, 1, STOCK, &token);
+    b.send(port, &handshake("taken back"));
+    b.send(port, &reset("taken back"));
+    assert_eq!(token.failures(t0()), 2);
+}
+
+#[test]
+fn few_handshakes_of_a_token_wait_at_once() {
+    let mut b = Bench::new();
+    let (token, other) = (guarded(), guarded());
+    let port = join(&mut b, 1, STOCK, &token);
+    for n in 0..HANDSHAKES_PENDING_PER_TOKEN + 3 {
+        b.send(port, &handshake(&format!("p{n}")));
+    }
+    assert_eq!(b.drain(b.executor).len(), HANDSHAKES_PENDING_PER_TOKEN);
+    assert_eq!(b.hub.stats().dropped(Dropped::HandshakeRate), 3);
+    let quick = join(&mut b, 2, STOCK, &other);
+    b.send(quick, &handshake("quick"));
+    assert_eq!(b.drain(b.executor).len(), 1);
+}

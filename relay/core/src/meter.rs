@@ -1,0 +1,77 @@
+//! A rate, as the generic cell rate algorithm (ITU-T I.371) counts it: one
+//! moment per meter, at which what was taken so far is paid off.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// See the module. Shared by whoever draws on the same rate.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    paid_off: Mutex<Option<Instant>>,
+}
+
+impl Meter {
+    /// Takes what costs `cost` of time. Returns how long to wait before taking
+    /// more, if what was taken is ahead of the clock by more than `burst`.
+    pub(crate) fn take(&self, now: Instant, cost: Duration, burst: Duration) -> Duration {
+        let mut paid_off = self.lock();
+        let until = paid_off.map_or(now, |at| at.max(now)) + cost;
+        *paid_off = Some(until);
+        until.saturating_duration_since(now).saturating_sub(burst)
+    }
+
+    /// Takes it only if that stays within `burst`.
+    pub(crate) fn try_take(&self, now: Instant, cost: Duration, burst: Duration) -> bool {
+        let mut paid_off = self.lock();
+        let until = paid_off.map_or(now, |at| at.max(now)) + cost;
+        let fits = until.saturating_duration_since(now) <= burst;
+        if fits {
+            *paid_off = Some(until);
+        }
+        fits
+    }
+
+    /// How far ahead of the clock the meter is.
+    pub(crate) fn ahead(&self, now: Instant) -> Duration {
+        self.lock().map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.paid_off.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin() -> Instant {
+        crate::hub::test_origin()
+    }
+
+    #[test]
+    fn over_a_long_time_it_is_the_rate() {
+        let (meter, cost) = (Meter::default(), Duration::from_millis(10));
+        let (mut now, mut taken) = (origin(), 0);
+        let end = now + Duration::from_secs(60);
+        while now < end {
+            let wait = meter.take(now, cost, Duration::from_secs(1));
+            taken += 1;
+            now += wait;
+        }
+        // a second's worth at once, then a hundred a second
+        assert!((6090..=6110).contains(&taken), "{taken}");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_taken() {
+        let (meter, now) = (Meter::default(), origin());
+        let (cost, burst) = (Duration::from_secs(20), Duration::from_secs(60));
+        let took = (0..10).filter(|_| meter.try_take(now, cost, burst)).count();
+        assert_eq!(took, 3);
+        assert_eq!(meter.ahead(now), burst);
+        assert!(!meter.try_take(now + Duration::from_secs(19), cost, burst));
+        assert!(meter.try_take(now + Duration::from_secs(20), cost, burst));
+        assert_eq!(meter.ahead(now + Duration::from_secs(200)), Duration::ZERO);
+    }
+}

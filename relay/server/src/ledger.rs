@@ -1,0 +1,192 @@
+//! The accounts of a node: its own, and one per token and environment that is
+//! connected.
+//!
+//! Accounts live as long as somebody uses them, so the ledger holds as many as
+//! there are live tokens and environments, and a few that ended since it last
+//! looked. Quotas may be replaced at any time and apply at once.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use rendez_proto::limits;
+use rendez_relay_core::{Account, Quota, Shared};
+
+/// The bounds of everything on a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quotas {
+    /// The node as a whole.
+    pub node: Quota,
+    /// Each environment, unless it is named below.
+    pub environment: Quota,
+    /// Each token, unless it is named below.
+    pub token: Quota,
+    /// Each websocket: memory and rates.
+    pub connection: Quota,
+    /// Environments with quotas of their own, by id.
+    pub environments: BTreeMap<String, Quota>,
+    /// Tokens with quotas of their own, by id.
+    pub tokens: BTreeMap<String, Quota>,
+}
+
+impl Default for Quotas {
+    /// Memory is bounded, and handshakes, which cost executors the most; no
+    /// other rate is.
+    fn default() -> Self {
+        let memory = |memory_bytes| Quota { memory_bytes, ..Quota::UNLIMITED };
+        Self {
+            node: memory(limits::NODE_MEMORY_BYTES),
+            environment: Quota {
+                handshakes_per_minute: limits::ENVIRONMENT_HANDSHAKES_PER_MINUTE,
+                ..memory(limits::ENVIRONMENT_MEMORY_BYTES)
+            },
+            token: Quota {
+                handshakes_per_minute: limits::TOKEN_HANDSHAKES_PER_MINUTE,
+                handshake_failures: limits::HANDSHAKE_FAILURES_PER_TOKEN,
+                ..memory(limits::TOKEN_MEMORY_BYTES)
+            },
+            connection: memory(limits::CONNECTION_MEMORY_BYTES),
+            environments: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+        }
+    }
+}
+
+/// See the module.
+pub struct Ledger {
+    node: Arc<Account>,
+    quotas: Mutex<Quotas>,
+    environments: Shelf,
+    tokens: Shelf,
+}
+
+#[derive(Default)]
+struct Shelf(Mutex<HashMap<Box<str>, Weak<Account>>>);
+
+impl Ledger {
+    /// A ledger with these quotas.
+    pub fn new(quotas: Quotas) -> Self {
+        Self {
+            node: Account::new(quotas.node),
+            quotas: Mutex::new(quotas),
+            environments: Shelf::default(),
+            tokens: Shelf::default(),
+        }
+    }
+
+    /// What the hub of an environment draws on.
+    pub fn shared(&self, environment: &str) -> Shared {
+        let quotas = self.quotas();
+        let own = quotas.environments.get(environment).copied();
+        let quota = own.unwrap_or(quotas.environment);
+        Shared {
+            node: self.node.clone(),
+            environment: self.environments.account(environment, quota),
+            connection: quotas.connection,
+        }
+    }
+
+    /// The account of a token.
+    pub fn token(&self, id: &str) -> Arc<Account> {
+        let quotas = self.quotas();
+        let quota = quotas.tokens.get(id).copied().unwrap_or(quotas.token);
+        self.tokens.account(id, quota)
+    }
+
+    /// The node's account.
+    pub fn node(&self) -> &Arc<Account> {
+        &self.node
+    }
+
+    /// Replaces all quotas. Those of websockets apply to new ones.
+    pub fn set_quotas(&self, quotas: Quotas) {
+        self.node.set_quota(quotas.node);
+        self.environments.apply(&quotas.environments, quotas.environment);
+        self.tokens.apply(&quotas.tokens, quotas.token);
+        *self.quotas() = quotas;
+    }
+
+    /// Forgets accounts that nobody uses any more.
+    pub fn sweep(&self) {
+        self.environments.sweep();
+        self.tokens.sweep();
+    }
+
+    fn quotas(&self) -> MutexGuard<'_, Quotas> {
+        self.quotas.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self::new(Quotas::default())
+    }
+}
+
+impl Shelf {
+    fn account(&self, id: &str, quota: Quota) -> Arc<Account> {
+        let mut accounts = self.lock();
+        if let Some(account) = accounts.get(id).and_then(Weak::upgrade) {
+            return account;
+        }
+        let account = Account::new(quota);
+        accounts.insert(id.into(), Arc::downgrade(&account));
+        account
+    }
+
+    fn apply(&self, own: &BTreeMap<String, Quota>, otherwise: Quota) {
+        for (id, account) in self.lock().iter() {
+            if let Some(account) = account.upgrade() {
+                account.set_quota(own.get(&**id).copied().unwrap_or(otherwise));
+            }
+        }
+    }
+
+    fn sweep(&self) {
+        self.lock().retain(|_, account| account.strong_count() > 0);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Weak<Account>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connections(max: u64) -> Quota {
+        Quota { connections: max, ..Quota::UNLIMITED }
+    }
+
+    #[test]
+    fn one_account_per_name_while_it_is_used() {
+        let ledger = Ledger::default();
+        let (a, b) = (ledger.token("a"), ledger.token("b"));
+        assert!(Arc::ptr_eq(&a, &ledger.token("a")) && !Arc::ptr_eq(&a, &b));
+        let environment = ledger.shared("a").environment;
+        assert!(!Arc::ptr_eq(&environment, &a));
+        drop(a);
+        ledger.sweep();
+        assert_eq!((ledger.tokens.lock().len(), ledger.environments.lock().len()), (1, 1));
+    }
+
+    #[test]
+    fn quotas_have_exceptions_and_change_while_in_use() {
+        let ledger = Ledger::new(Quotas {
+            token: connections(5),
+            tokens: [("big".to_owned(), connections(50))].into(),
+            ..Quotas::default()
+        });
+        let (small, big) = (ledger.token("small"), ledger.token("big"));
+        assert_eq!((small.quota().connections, big.quota().connections), (5, 50));
+        ledger.set_quotas(Quotas {
+            node: connections(1000),
+            token: connections(6),
+            tokens: [("small".to_owned(), connections(1))].into(),
+            ..Quotas::default()
+        });
+        assert_eq!((small.quota().connections, big.quota().connections), (1, 6));
+        assert_eq!(ledger.node().quota().connections, 1000);
+        assert_eq!(ledger.token("new").quota().connections, 6);
+    }
+}
