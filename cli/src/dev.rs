@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use rendez_executor_agent::config::DEFAULT_PROFILES;
 use rendez_executor_agent::{Agent, AgentConfig, State};
 use rendez_orchestrator::EnvironmentId;
+use rendez_orchestrator::Grace;
 use rendez_proto::registry::admin::{CreateToken, Role};
 use rendez_registry::{PublicUrl, Registry};
 use rendez_relay::{Config, Quotas, Relay, server};
@@ -59,6 +60,7 @@ pub(crate) async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
         state: state.path().join("agent"),
         profiles: DEFAULT_PROFILES.to_vec(),
         cwd: std::env::current_dir().map_err(Exit::config)?,
+        grace: Grace::default(),
     })?;
 
     let context = DevContext {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use rendez_orchestrator::error::ProcessError;
 use rendez_orchestrator::{
-    Command, Control, EnvironmentId, LinkState, Process, ProcessEvent, Stdin,
+    Command, Control, EnvironmentId, Grace, LinkState, Process, ProcessEvent, Stdin,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,6 +37,11 @@ pub(crate) struct ExecArgs {
     #[arg(short = 'n', long)]
     no_stdin: bool,
 
+    /// How long to wait for a lost connection before giving up, 1s to 1h. The
+    /// executor may give up earlier
+    #[arg(long, env = "RENDEZ_GRACE", default_value_t, value_name = "DURATION")]
+    grace: Grace,
+
     /// The environment to run in
     environment: EnvironmentId,
 
@@ -54,7 +59,7 @@ fn assignment(text: &str) -> Result<(String, String), String> {
 
 /// Runs the command.
 pub(crate) async fn run(args: ExecArgs) -> Result<ExitCode, Exit> {
-    let client = args.relay.client(Purpose::Orchestrate)?;
+    let client = args.relay.client(Purpose::Orchestrate)?.with_grace(args.grace);
     let executor = client.connect(&args.environment).await?;
     if std::io::stderr().is_terminal() {
         tokio::spawn(tell_about_the_link(executor.link()));

@@ -126,10 +126,11 @@ impl Agent {
         let registry = Registry::new(&config, &tls).map_err(|error| setup(&error))?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| setup(&error))?;
-        let core =
-            Config::executor(identity.clone(), config.environment.clone(), config.profiles.clone());
+        let profiles = config.profiles.clone();
+        let mut core = Config::executor(identity.clone(), config.environment.clone(), profiles);
+        core.limits.grace = config.grace.get();
         let endpoint = Endpoint::new(Mux::new(core, seed));
-        let executor = Executor::new(environment::describe(&config.cwd));
+        let executor = Executor::new(environment::describe(&config.cwd), config.grace.get());
         Ok(Self { config, identity, registry, executor, endpoint })
     }
 

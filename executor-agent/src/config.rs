@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use rendez_endpoint::Grace;
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::profile::Profile;
 use rendez_transport::telemetry::LogLevel;
@@ -36,6 +37,8 @@ pub struct AgentConfig {
     pub profiles: Vec<Profile>,
     /// Where clients are told that commands start.
     pub cwd: PathBuf,
+    /// How long streams outlive a lost connection.
+    pub grace: Grace,
 }
 
 /// The base of a registry's API: `http://` or `https://` with a host, without
@@ -125,6 +128,11 @@ pub struct AgentArgs {
     #[arg(long, value_name = "DIR")]
     pub cwd: Option<PathBuf>,
 
+    /// How long streams outlive a lost connection, 1s to 1h. The shorter one
+    /// of both ends counts
+    #[arg(long, env = "RENDEZ_GRACE", default_value_t, value_name = "DURATION")]
+    pub grace: Grace,
+
     /// How much to log to stderr: off, error, warn, info, debug or trace
     #[arg(long, env = "RENDEZ_LOG", default_value = "info", value_name = "LEVEL")]
     pub log: LogLevel,
@@ -196,7 +204,7 @@ impl AgentArgs {
             }
         }
         let (relay, environment) = (self.relay, self.environment);
-        Ok(AgentConfig { relay, environment, token, state, profiles, cwd })
+        Ok(AgentConfig { relay, environment, token, state, profiles, cwd, grace: self.grace })
     }
 }
 

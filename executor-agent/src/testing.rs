@@ -23,6 +23,7 @@ pub(crate) fn config(relay: &str, state: &Path) -> AgentConfig {
         state: state.to_owned(),
         profiles: [DEFAULT_PROFILES.as_slice(), &[Profile::RendezIkV1]].concat(),
         cwd: "/tmp".into(),
+        grace: rendez_endpoint::Grace::default(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rendez_endpoint::{Config, Connect, Identity, IdentitySeed, Mux};
+use rendez_endpoint::{Config, Connect, Grace, Identity, IdentitySeed, Mux};
 use rendez_proto::ids::{EnvironmentId, StreamId};
 use rendez_proto::limits;
 use rendez_proto::profile::Profile;
@@ -33,6 +33,7 @@ const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 /// authorize that key for each connection.
 pub struct Client {
     route: Arc<Route>,
+    grace: Grace,
 }
 
 impl Client {
@@ -55,7 +56,15 @@ impl Client {
     ) -> Result<Self, ConnectError> {
         let registry = RegistryClient::new(relay, token)?;
         let identity = Identity::from_seed(&IdentitySeed::from_bytes(random()?));
-        Ok(Self { route: Arc::new(Route { registry, identity, profiles }) })
+        let route = Arc::new(Route { registry, identity, profiles });
+        Ok(Self { route, grace: Grace::default() })
+    }
+
+    /// Connections wait this long for a lost path before they give up.
+    #[must_use]
+    pub fn with_grace(mut self, grace: Grace) -> Self {
+        self.grace = grace;
+        self
     }
 
     /// The registry's other calls.
@@ -73,10 +82,9 @@ impl Client {
         let socket = self.route.dial(&reply).await?;
         let profile = reply.security_profile;
         let identity = self.route.identity.clone();
-        let config = Config {
-            profiles: self.route.profiles.clone(),
-            ..Config::orchestrator(identity, environment.clone())
-        };
+        let mut config = Config::orchestrator(identity, environment.clone());
+        config.profiles = self.route.profiles.clone();
+        config.limits.grace = self.grace.get();
         let endpoint = Endpoint::new(Mux::new(config, random()?));
         let link = Link::start(self.route.clone(), endpoint.clone(), &reply, socket);
         let channel = endpoint.connect(stream_to(&reply)?).await?;

@@ -45,5 +45,6 @@ pub use executor::Executor;
 pub use files::Files;
 pub use link::LinkState;
 pub use process::{Command, Control, Output, Process, ProcessEvent, Stdin};
+pub use rendez_endpoint::Grace;
 pub use rendez_proto::ids::EnvironmentId;
 pub use secrecy::SecretString;

@@ -122,8 +122,12 @@ pub const FINISH_ATTEMPTS: u32 = 3;
 /// Frames of streams that do not exist (resets, mostly) that wait for the
 /// socket. More are dropped: their peers ask again or time out.
 pub const CONTROL_QUEUE_FRAMES: usize = 256;
-/// How long a stream of a reliable profile outlives its websocket.
+/// How long a stream of a reliable profile outlives its websocket, unless an
+/// end is told otherwise.
 pub const STREAM_GRACE: Duration = Duration::from_secs(90);
+/// Longest such time that an end may be told: a stream that waits keeps its
+/// place and its memory.
+pub const STREAM_GRACE_MAX: Duration = Duration::from_secs(3600);
 
 // ---- relay ---------------------------------------------------------------
 
@@ -246,13 +250,21 @@ pub const HOST_MAX_BYTES: usize = 260;
 /// what may wait for an attached peer before the process is held. Codex,
 /// section 6.2: 1 MiB.
 pub const PROCESS_OUTPUT_RETAINED_BYTES: usize = 1024 * 1024;
+/// Output that all processes of one executor keep together. Beyond it each
+/// keeps at least [`PROCESS_OUTPUT_MIN_BYTES`].
+pub const EXECUTOR_OUTPUT_RETAINED_BYTES: usize = 128 * 1024 * 1024;
+/// Output that a process may always keep: two large chunks, so that it moves on.
+pub const PROCESS_OUTPUT_MIN_BYTES: usize = 2 * PROCESS_CHUNK_LARGE_MAX_BYTES;
 /// Largest chunk of process output in bytes. Codex, section 6.2.
 pub const PROCESS_CHUNK_MAX_BYTES: usize = 8 * 1024;
 /// Largest chunk of process output for an orchestrator that says that it takes
 /// such ones: what a pipe holds, so one read empties it.
 pub const PROCESS_CHUNK_LARGE_MAX_BYTES: usize = 64 * 1024;
-/// How long a session outlives its last stream. Codex, section 6.2, measured
-/// 80 s; ours outlives [`STREAM_GRACE`] too.
+/// How much longer than a stream its session lives, at least: the end of the
+/// stream must not end what it was about.
+pub const SESSION_MARGIN: Duration = Duration::from_secs(10);
+/// How long a session outlives its last stream, at least. Codex, section 6.2,
+/// measured 80 s.
 pub const SESSION_GRACE: Duration = Duration::from_secs(100);
 /// How long a finished process stays readable. Codex, section 6.2.
 pub const PROCESS_LINGER: Duration = Duration::from_secs(80);
@@ -263,9 +275,8 @@ pub const REQUESTS_QUEUED: usize = 128;
 /// Largest file that `fs/readFile` returns: its base64 in JSON must fit one
 /// application message, or the whole stream would end.
 pub const READ_FILE_MAX_BYTES: usize = 47 * 1024 * 1024;
-/// Processes of one session that run or linger: bounds memory at
-/// `PROCESSES_PER_SESSION * PROCESS_OUTPUT_RETAINED_BYTES` in theory, and file
-/// descriptors in practice.
+/// Processes of one session that run or linger: bounds file descriptors, and
+/// memory at [`PROCESS_OUTPUT_MIN_BYTES`] each.
 pub const PROCESSES_PER_SESSION: usize = 1024;
 /// Writes to one process's stdin that wait for it to read; the next one is
 /// refused. Fewer than [`REQUESTS_IN_FLIGHT`], so that a child that does not
@@ -294,9 +305,11 @@ const _: () = {
     assert!(HANDSHAKE_FAILURES_PER_TOKEN * 2 < HANDSHAKE_FAILURES as u64);
     assert!(HANDSHAKE_FAILURES_RESERVED < HANDSHAKE_FAILURES);
     assert!(LANE_QUANTUM_BYTES >= NOISE_MESSAGE_MAX_BYTES);
-    assert!(SESSION_GRACE.as_secs() > STREAM_GRACE.as_secs());
+    assert!(SESSION_GRACE.as_secs() >= STREAM_GRACE.as_secs() + SESSION_MARGIN.as_secs());
+    assert!(STREAM_GRACE.as_secs() <= STREAM_GRACE_MAX.as_secs());
     assert!(PONG_TIMEOUT.as_secs() >= 2 * PING_INTERVAL.as_secs());
     assert!(READ_FILE_MAX_BYTES / 3 * 4 + 4096 < APPLICATION_MESSAGE_MAX_BYTES);
+    assert!(PROCESS_OUTPUT_MIN_BYTES < PROCESS_OUTPUT_RETAINED_BYTES);
     assert!(WRITES_UNANSWERED_PER_PROCESS < REQUESTS_IN_FLIGHT);
     assert!(STREAMS_PER_ORCHESTRATOR * 2 <= STREAMS_PER_EXECUTOR);
     assert!(CLAIMS_PER_EXECUTOR >= 2 * STREAMS_PER_EXECUTOR);

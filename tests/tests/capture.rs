@@ -32,7 +32,7 @@ use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use rendez_executor_agent::{Agent, AgentConfig, State};
-use rendez_orchestrator::{Client, Command, EnvironmentId, Executor, ProcessEvent};
+use rendez_orchestrator::{Client, Command, EnvironmentId, Executor, Grace, ProcessEvent};
 use rendez_proto::ids::StreamId;
 use rendez_proto::peek::peek;
 use rendez_proto::profile::Profile;
@@ -485,6 +485,7 @@ impl RunningAgent {
             state: place.agent_state.clone(),
             profiles: PROFILES.to_vec(),
             cwd: place.work.clone(),
+            grace: Grace::default(),
         })?;
         let cancel = CancellationToken::new();
         let (states, mut heard) = mpsc::unbounded_channel();

@@ -77,7 +77,7 @@ async fn ctrl_c_interrupts_the_remote_command() -> Result<()> {
     process.signal(rustix::process::Signal::INT)?;
     let status = process.wait(WITHIN).await?;
     assert_eq!(status.code(), Some(3));
-    assert!(process.stdout().text().contains("caught"));
+    process.stdout_line(WITHIN, |line| (line == "caught").then_some(())).await?;
     Ok(())
 }
 
@@ -143,6 +143,26 @@ async fn failures_say_whose_they_are() -> Result<()> {
         .env("RENDEZ_TOKEN", "rdz_o_0000000000000000_nothing");
     let output = run(unreachable, b"", WITHIN).await?;
     assert_eq!(output.status.code(), Some(75), "{}", output.stderr_text());
+    Ok(())
+}
+
+#[tokio::test]
+async fn when_the_grace_is_over_the_outcome_is_unknown_and_said_to_be() -> Result<()> {
+    let mut dev = Dev::start().await?;
+    let refused = dev.run(["exec", "--grace", "2", "dev", "--", "true"], b"").await?;
+    assert_eq!(refused.status.code(), Some(64));
+    assert!(refused.stderr_text().contains("such as 90s or 5m"), "{}", refused.stderr_text());
+
+    let script = "echo started; exec sleep 1000";
+    let command = dev.command(["exec", "--grace", "2s", "dev", "--", "sh", "-c", script])?;
+    let mut process = Process::spawn(command)?;
+    process.stdout_line(WITHIN, |line| (line == "started").then_some(())).await?;
+    let cut = std::time::Instant::now();
+    dev.process().signal(rustix::process::Signal::KILL)?;
+    let status = process.wait(WITHIN).await?;
+    assert_eq!(status.code(), Some(74));
+    assert!(cut.elapsed() >= Duration::from_secs(2), "it gave up before its grace was over");
+    process.stderr_line(WITHIN, |line| line.contains("lost").then_some(())).await?;
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! What goes into a [`Mux`](crate::Mux) and what comes out of it.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -81,6 +83,44 @@ impl Default for Limits {
     }
 }
 
+/// How long a stream outlives its socket, as people write it: `90s`, `5m`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grace(Duration);
+
+/// The text is not a grace.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a grace is a duration from 1s to 1h, such as 90s or 5m")]
+pub struct InvalidGrace;
+
+impl Grace {
+    /// The duration, 1 s to [`STREAM_GRACE_MAX`](limits::STREAM_GRACE_MAX).
+    pub fn get(self) -> Duration {
+        self.0
+    }
+}
+
+impl Default for Grace {
+    fn default() -> Self {
+        Self(limits::STREAM_GRACE)
+    }
+}
+
+impl FromStr for Grace {
+    type Err = InvalidGrace;
+
+    fn from_str(text: &str) -> Result<Self, InvalidGrace> {
+        let grace = humantime::parse_duration(text).map_err(|_| InvalidGrace)?;
+        let range = Duration::from_secs(1)..=limits::STREAM_GRACE_MAX;
+        if range.contains(&grace) { Ok(Self(grace)) } else { Err(InvalidGrace) }
+    }
+}
+
+impl fmt::Display for Grace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
 /// A stream to start.
 #[derive(Debug, Clone)]
 pub struct Connect {
@@ -147,4 +187,22 @@ pub enum Event {
         /// Why.
         why: Closed,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grace_is_a_duration_within_reason() {
+        for (text, seconds) in [("90s", 90), ("1s", 1), ("5m", 300), ("1h", 3600), ("1m 30s", 90)] {
+            let grace: Grace = text.parse().unwrap();
+            assert_eq!(grace.get(), Duration::from_secs(seconds));
+            assert_eq!(grace.to_string().parse(), Ok(grace));
+        }
+        for bad in ["", "90", "0s", "999ms", "61m", "-1s", "forever"] {
+            assert_eq!(bad.parse::<Grace>(), Err(InvalidGrace), "{bad}");
+        }
+        assert_eq!(Grace::default().to_string(), "1m 30s");
+    }
 }

@@ -44,7 +44,7 @@ mod mux;
 mod stats;
 mod stream;
 
-pub use config::{Config, Connect, Event, Key, Limits, Role};
+pub use config::{Config, Connect, Event, Grace, InvalidGrace, Key, Limits, Role};
 pub use error::{Closed, ConnectError, Misbehaviour, Refusal, SendError};
 pub use mux::Mux;
 pub use noise::{Authorized, Identity, IdentitySeed};

@@ -20,6 +20,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::sync::Notify;
 
 use super::log::{Event, OutputLog};
+use super::retention::Retention;
 use super::stdin::Stdin;
 use crate::lock;
 
@@ -93,8 +94,9 @@ impl Process {
         reach: Reach,
         push: Arc<PushQueue>,
         attached: Option<usize>,
+        retention: Arc<Retention>,
     ) -> Arc<Self> {
-        let mut log = OutputLog::new(limits::PROCESS_OUTPUT_RETAINED_BYTES);
+        let mut log = OutputLog::new(limits::PROCESS_OUTPUT_RETAINED_BYTES, retention);
         if let Some(chunk_bytes) = attached {
             log.attach(chunk_bytes);
         }

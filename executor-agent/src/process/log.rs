@@ -11,19 +11,22 @@
 //! Invariants:
 //! 1. Numbers start at 1 and have no hole over output, exit and close; the
 //!    close is last.
-//! 2. At most `capacity` bytes are kept, oldest out first, but while a peer is
+//! 2. At most its capacity is kept, oldest out first, but while a peer is
 //!    attached nothing is evicted before it was pushed.
 //! 3. So that 2 cannot grow without bound, [`OutputLog::room`] is `None` when
-//!    `capacity` bytes wait for an attached peer; whoever reads the child's
+//!    that many bytes wait for an attached peer; whoever reads the child's
 //!    pipes then stops. A detached log always has room.
 //!
 //! Pure: no clock, no I/O.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rendez_proto::limits;
 use rendez_proto::rpc::process::{self, ReadReply, Stream};
+
+use super::retention::Retention;
 
 /// What one kept chunk costs besides its bytes; charged, so that a child that
 /// writes single bytes cannot hold a hundred times the capacity.
@@ -32,7 +35,9 @@ const CHUNK_OVERHEAD_BYTES: usize = 128;
 /// One process's events.
 #[derive(Debug)]
 pub(super) struct OutputLog {
-    capacity: usize,
+    /// What it may keep while all logs together keep little.
+    most: usize,
+    retention: Arc<Retention>,
     next_seq: u64,
     chunks: VecDeque<Chunk>,
     kept_bytes: usize,
@@ -92,10 +97,12 @@ pub(super) enum Event {
 }
 
 impl OutputLog {
-    /// An empty log that keeps `capacity` bytes, without a peer.
-    pub(super) fn new(capacity: usize) -> Self {
+    /// An empty log that keeps `most` bytes, or less while all logs of
+    /// `retention` keep much, without a peer.
+    pub(super) fn new(most: usize, retention: Arc<Retention>) -> Self {
         Self {
-            capacity,
+            most,
+            retention,
             next_seq: 1,
             chunks: VecDeque::new(),
             kept_bytes: 0,
@@ -110,6 +117,7 @@ impl OutputLog {
     pub(super) fn output(&mut self, stream: Stream, bytes: Bytes) {
         let chunk = Chunk { seq: self.take_seq(), stream, bytes };
         self.kept_bytes += chunk.charge();
+        self.retention.add(chunk.charge());
         if let Some(peer) = &mut self.peer {
             peer.unpushed_bytes += chunk.charge();
         }
@@ -149,7 +157,8 @@ impl OutputLog {
     /// How many bytes of the child's pipes should be read at once; `None` if
     /// none (invariant 3).
     pub(super) fn room(&self) -> Option<usize> {
-        let full = self.peer.as_ref().is_some_and(|peer| peer.unpushed_bytes >= self.capacity);
+        let capacity = self.capacity();
+        let full = self.peer.as_ref().is_some_and(|peer| peer.unpushed_bytes >= capacity);
         (!full).then_some(self.chunk_bytes)
     }
 
@@ -231,14 +240,25 @@ impl OutputLog {
         seq
     }
 
+    fn capacity(&self) -> usize {
+        self.retention.capacity(self.most)
+    }
+
     fn evict(&mut self) {
-        while self.kept_bytes > self.capacity
+        while self.kept_bytes > self.capacity()
             && let Some(oldest) = self.chunks.front()
             && self.peer.as_ref().is_none_or(|peer| oldest.seq <= peer.cursor)
         {
             self.kept_bytes -= oldest.charge();
+            self.retention.sub(oldest.charge());
             self.chunks.pop_front();
         }
+    }
+}
+
+impl Drop for OutputLog {
+    fn drop(&mut self) {
+        self.retention.sub(self.kept_bytes);
     }
 }
 
@@ -250,7 +270,7 @@ mod tests {
 
     /// A log that keeps `chunks` chunks of 10 bytes.
     fn log(chunks: usize) -> OutputLog {
-        OutputLog::new(chunks * (10 + CHUNK_OVERHEAD_BYTES))
+        OutputLog::new(chunks * (10 + CHUNK_OVERHEAD_BYTES), Arc::default())
     }
 
     fn put(log: &mut OutputLog, count: usize) {
@@ -361,8 +381,36 @@ mod tests {
     }
 
     #[test]
+    fn many_logs_keep_little_each_and_give_it_back() {
+        const MOST: usize = limits::PROCESS_OUTPUT_RETAINED_BYTES;
+        let retention = Arc::new(Retention::new(4 * MOST));
+        let mut logs: Vec<_> = (0..20).map(|_| OutputLog::new(MOST, retention.clone())).collect();
+        let chunk = Bytes::from(vec![0; limits::PROCESS_CHUNK_MAX_BYTES]);
+        for log in &mut logs {
+            (0..300).for_each(|_| log.output(Stream::Stdout, chunk.clone()));
+        }
+        let kept: Vec<usize> = logs.iter().map(|log| log.kept_bytes).collect();
+        let total = kept.iter().sum::<usize>();
+        assert!(total <= 4 * MOST + 20 * limits::PROCESS_OUTPUT_MIN_BYTES, "{kept:?}");
+        assert!(kept.iter().all(|kept| *kept >= limits::PROCESS_OUTPUT_MIN_BYTES / 2), "{kept:?}");
+        // what an attached peer has not got yet is never evicted
+        let mut log = OutputLog::new(MOST, retention.clone());
+        log.attach(CHUNK);
+        while log.room().is_some() {
+            log.output(Stream::Stdout, chunk.clone());
+        }
+        let waiting = log.kept_bytes;
+        assert!(
+            waiting <= limits::PROCESS_OUTPUT_MIN_BYTES + limits::PROCESS_CHUNK_LARGE_MAX_BYTES
+        );
+        assert_eq!(pushed(&mut log)[0], 1);
+        drop((logs, log));
+        assert_eq!(retention.capacity(MOST), MOST);
+    }
+
+    #[test]
     fn tiny_chunks_are_charged_for_what_they_cost() {
-        let mut log = OutputLog::new(1024);
+        let mut log = OutputLog::new(1024, Arc::default());
         (0..1024).for_each(|_| log.output(Stream::Stderr, Bytes::from_static(b"x")));
         assert!(log.read(0, u64::MAX).chunks.len() <= 1024 / CHUNK_OVERHEAD_BYTES);
     }

@@ -7,6 +7,7 @@
 //!     env, lookup   what it gets and which program it is
 //!   handle     one process for everybody else; who is told of news
 //!     log      the numbered events (pure)
+//!       retention   how much all logs keep together
 //!     stdin    ordered, repeatable writes
 //! ```
 
@@ -16,5 +17,6 @@ mod handle;
 mod log;
 mod lookup;
 mod pty;
+pub(crate) mod retention;
 mod stdin;
 pub(crate) mod supervisor;

@@ -30,6 +30,7 @@ use tokio::task::AbortHandle;
 
 use super::child::{self, Launched};
 use super::handle::{Process, PushQueue, Reach};
+use super::retention::Retention;
 use super::stdin::Stdin;
 use crate::{lock, sandbox};
 
@@ -37,6 +38,7 @@ use crate::{lock, sandbox};
 pub(crate) struct Supervisor {
     known: Mutex<Known>,
     push: Arc<PushQueue>,
+    retention: Arc<Retention>,
 }
 
 #[derive(Default)]
@@ -76,9 +78,9 @@ impl Entry {
 }
 
 impl Supervisor {
-    /// No processes, no peer.
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { known: Mutex::default(), push: Arc::default() })
+    /// No processes, no peer. What is kept counts in `retention`.
+    pub(crate) fn new(retention: Arc<Retention>) -> Arc<Self> {
+        Arc::new(Self { known: Mutex::default(), push: Arc::default(), retention })
     }
 
     // ---- the peer ----
@@ -256,7 +258,9 @@ impl Supervisor {
         let mut known = lock(&self.known);
         let attached = known.attached;
         let entry = known.entries.get_mut(id)?;
-        let process = Process::new(id.clone(), stdin, reach, self.push.clone(), attached);
+        let retention = self.retention.clone();
+        let push = self.push.clone();
+        let process = Process::new(id.clone(), stdin, reach, push, attached, retention);
         let starting =
             std::mem::replace(entry, Entry::Running { process: process.clone(), task: None });
         if let Entry::Starting { early: Some(signal) } = starting {
@@ -429,7 +433,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_takes_nothing_holds_the_child_and_then_gets_everything() {
-        let supervisor = Supervisor::new();
+        let supervisor = Supervisor::new(Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let total = 2 * limits::PROCESS_OUTPUT_RETAINED_BYTES;
         let script = format!("exec head -c {total} /dev/zero");
@@ -461,7 +465,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_goes_away_releases_the_child() {
-        let supervisor = Supervisor::new();
+        let supervisor = Supervisor::new(Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let total = 2 * limits::PROCESS_OUTPUT_RETAINED_BYTES;
         let script = format!("exec head -c {total} /dev/zero");
@@ -475,7 +479,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_comes_while_a_process_starts_is_answered_and_kept() {
-        let supervisor = Supervisor::new();
+        let supervisor = Supervisor::new(Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let started = supervisor.start(start("p", "exec sleep 1000"));
         // nothing has been awaited, so the child cannot be there yet
@@ -491,7 +495,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_session_forgets_the_oldest_closed_process() {
-        let supervisor = Supervisor::new();
+        let supervisor = Supervisor::new(Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let others = (1..limits::PROCESSES_PER_SESSION)
             .map(|n| (pid(&n.to_string()), Entry::Starting { early: None }));
@@ -511,7 +515,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_process_is_forgotten_after_a_while() {
-        let supervisor = Supervisor::new();
+        let supervisor = Supervisor::new(Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         supervisor.start(start("p", "true")).await.unwrap();
         while next(&supervisor).await.0 != "process/closed" {}
@@ -531,7 +535,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_peer_has_not_taken_is_not_forgotten() {
-        let supervisor = Supervisor::new();
+        let supervisor = Supervisor::new(Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         supervisor.start(start("p", "echo late; exit 7")).await.unwrap();
         while !supervisor.is_idle() {

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rendez_proto::limits;
 use rendez_proto::rpc::RpcError;
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::table::{ConnectionId, Table};
 use crate::fs::Files;
 use crate::lock;
+use crate::process::retention::Retention;
 use crate::process::supervisor::Supervisor;
 
 /// One executor's sessions and services; it outlives every connection.
@@ -24,6 +26,7 @@ pub struct Executor {
     stopped: CancellationToken,
     next_connection: AtomicU64,
     files: Files,
+    retention: Arc<Retention>,
     environment: Environment,
 }
 
@@ -36,14 +39,17 @@ pub(super) struct Attached {
 }
 
 impl Executor {
-    /// An executor without sessions that says `environment` about itself.
-    pub fn new(environment: Environment) -> Arc<Self> {
+    /// An executor without sessions that says `environment` about itself. Its
+    /// sessions outlive streams, which outlive their socket by `stream_grace`.
+    pub fn new(environment: Environment, stream_grace: Duration) -> Arc<Self> {
+        let grace = limits::SESSION_GRACE.max(stream_grace + limits::SESSION_MARGIN);
         Arc::new(Self {
-            sessions: Mutex::new(Table::new(limits::SESSIONS_PER_EXECUTOR, limits::SESSION_GRACE)),
+            sessions: Mutex::new(Table::new(limits::SESSIONS_PER_EXECUTOR, grace)),
             detached: Notify::new(),
             stopped: CancellationToken::new(),
             next_connection: AtomicU64::new(0),
             files: Files::default(),
+            retention: Arc::default(),
             environment,
         })
     }
@@ -107,7 +113,7 @@ impl Executor {
             }
             None => {
                 let id = new_id()?;
-                let supervisor = Supervisor::new();
+                let supervisor = Supervisor::new(self.retention.clone());
                 let mut sessions = lock(&self.sessions);
                 if self.stopped.is_cancelled() {
                     return Err(RpcError::invalid_request("the executor is shutting down"));

@@ -31,7 +31,8 @@ struct Client {
 }
 
 fn executor() -> Arc<Executor> {
-    Executor::new(crate::environment::describe(std::path::Path::new("/tmp")))
+    let environment = crate::environment::describe(std::path::Path::new("/tmp"));
+    Executor::new(environment, limits::STREAM_GRACE)
 }
 
 impl Client {
