@@ -9,8 +9,8 @@ use rendez_executor_agent::{Agent, AgentConfig, State};
 use rendez_orchestrator::EnvironmentId;
 use rendez_orchestrator::Grace;
 use rendez_proto::registry::admin::{CreateToken, Role};
-use rendez_registry::{PublicUrl, Registry};
-use rendez_relay::{Config, Quotas, Relay, server};
+use rendez_registry::Registry;
+use rendez_relay::{Config, Relay, server};
 use rendez_transport::telemetry::{self, LogLevel};
 use tokio_util::sync::CancellationToken;
 
@@ -41,10 +41,9 @@ pub(crate) async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
     let state = tempfile::Builder::new().prefix("rendez-dev-").tempdir().map_err(Exit::config)?;
     let relay = Relay::bind(Config {
         listen: args.listen,
-        state_dir: state.path().join("relay"),
-        public_url: PublicUrl::default(),
+        state: state.path().join("relay"),
         connections_max: 1024,
-        quotas: Quotas::default(),
+        ..Config::default()
     })
     .await
     .map_err(Exit::config)?;

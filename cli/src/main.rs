@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rendez_executor_agent::AgentArgs;
-use rendez_relay::{Relay, RelayArgs, server};
+use rendez_relay::{Relay, RelayArgs, config, server};
 use rendez_transport::telemetry;
 
 use crate::exit::Exit;
@@ -75,9 +75,16 @@ async fn run(command: Command) -> Result<ExitCode, Exit> {
     match command {
         Command::Dev(args) => dev::run(args).await,
         Command::Relay(args) => {
-            telemetry::start(args.log);
-            let relay = Relay::bind(args.into()).await.map_err(Exit::config)?;
-            relay.serve(server::until_signal()).await;
+            let print = args.print_config;
+            let settings = args.load().map_err(Exit::config)?;
+            if print {
+                print!("{}", config::document(&settings));
+                return Ok(ExitCode::SUCCESS);
+            }
+            let (level, format) = (settings.config.log_level, settings.config.log_format);
+            let log = telemetry::start_as(level, format);
+            let relay = Relay::bind(settings).await.map_err(Exit::config)?;
+            relay.logging(log).serve(server::stop_at_signals()).await;
             Ok(ExitCode::SUCCESS)
         }
         Command::Agent(args) => {

@@ -30,7 +30,7 @@ use rendez_registry::signer::SIGNING_KEY_FILE;
 use rendez_registry::stats::{Operation, Outcome};
 use rendez_relay::directory::Directory;
 use rendez_relay::edge::stats::{EdgeStats, End};
-use rendez_relay::{Config, Quotas, Relay};
+use rendez_relay::{Config, Relay};
 use rendez_relay_core::Dropped;
 use rendez_transport::tls;
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -74,10 +74,9 @@ impl TestRelay {
         let state = tempfile::tempdir()?;
         let relay = Relay::bind(Config {
             listen: ([127, 0, 0, 1], 0).into(),
-            state_dir: state.path().to_owned(),
-            public_url: Default::default(),
+            state: state.path().to_owned(),
             connections_max,
-            quotas: Quotas::default(),
+            ..Config::default()
         })
         .await?;
         let base = format!("http://{}", relay.local_addr());

@@ -1,11 +1,14 @@
-//! Logs, for all our programs: to stderr, for people.
+//! Logs, for all our programs: to stderr, for people or for machines.
 
+use std::fmt;
 use std::io::IsTerminal as _;
 use std::str::FromStr;
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer, Registry, fmt as lines, reload};
 
 /// How much is logged.
 ///
@@ -51,11 +54,82 @@ impl FromStr for LogLevel {
     }
 }
 
-/// Starts logging. A second call does nothing.
-///
+impl fmt::Display for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LogLevel::Off => "off",
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        })
+    }
+}
+
+/// How a line of the log looks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Words for people, in colour on a terminal.
+    #[default]
+    Human,
+    /// One JSON object, with the event's fields at the top.
+    Json,
+}
+
+/// No format has this name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a log format is human or json")]
+pub struct UnknownFormat;
+
+impl FromStr for LogFormat {
+    type Err = UnknownFormat;
+    fn from_str(name: &str) -> Result<Self, UnknownFormat> {
+        match name {
+            "human" => Ok(LogFormat::Human),
+            "json" => Ok(LogFormat::Json),
+            _ => Err(UnknownFormat),
+        }
+    }
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LogFormat::Human => "human",
+            LogFormat::Json => "json",
+        })
+    }
+}
+
+/// Changes the level of a running log.
+#[derive(Clone, Default)]
+pub struct LogHandle(Option<reload::Handle<Targets, Registry>>);
+
+impl LogHandle {
+    /// From here on. Nothing happens where somebody else started the log.
+    pub fn set_level(&self, level: LogLevel) {
+        if let Some(handle) = &self.0 {
+            let _ = handle.reload(filter(level));
+        }
+    }
+}
+
+/// Starts logging for people. A second call does nothing.
+pub fn start(level: LogLevel) {
+    start_as(level, LogFormat::Human);
+}
+
+/// Starts logging. A second call does nothing, and its handle has no effect.
+pub fn start_as(level: LogLevel, format: LogFormat) -> LogHandle {
+    let (filter, handle) = reload::Layer::new(filter(level));
+    let started = tracing_subscriber::registry().with(filter).with(printer(format)).try_init();
+    LogHandle(started.is_ok().then_some(handle))
+}
+
 /// The level is that of our own crates. Libraries never log below WARN: on
 /// lower levels they print URLs and headers, and with them tickets and tokens.
-pub fn start(level: LogLevel) {
+fn filter(level: LogLevel) -> Targets {
     let level = match level {
         LogLevel::Off => LevelFilter::OFF,
         LogLevel::Error => LevelFilter::ERROR,
@@ -64,14 +138,24 @@ pub fn start(level: LogLevel) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let filter =
-        Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("rendez", level);
-    let _ = tracing_subscriber::registry()
-        .with(
-            tracing_subscriber::fmt::layer()
-                .with_ansi(std::io::stderr().is_terminal())
-                .with_writer(std::io::stderr),
-        )
-        .with(filter)
-        .try_init();
+    Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("rendez", level)
+}
+
+fn printer<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+{
+    match format {
+        LogFormat::Human => lines::layer()
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_writer(std::io::stderr)
+            .boxed(),
+        LogFormat::Json => lines::layer()
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .with_writer(std::io::stderr)
+            .boxed(),
+    }
 }

@@ -20,6 +20,8 @@ pub enum PublicUrl {
     /// is reached directly, wrong behind a proxy that ends TLS.
     #[default]
     FromHost,
+    /// The same with TLS: right for a relay that ends TLS itself.
+    FromHostByTls,
     /// A configured base.
     Fixed(WebsocketBase),
 }
@@ -73,13 +75,14 @@ impl PublicUrl {
     pub fn base(&self, host: Option<&str>) -> Result<WebsocketBase, InvalidPublicUrl> {
         match self {
             PublicUrl::Fixed(base) => Ok(base.clone()),
-            PublicUrl::FromHost => {
+            PublicUrl::FromHost | PublicUrl::FromHostByTls => {
+                let scheme = if *self == PublicUrl::FromHost { "ws" } else { "wss" };
                 let plain = |b: u8| {
                     b.is_ascii_alphanumeric()
                         || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']')
                 };
                 host.filter(|host| host.len() <= limits::HOST_MAX_BYTES && host.bytes().all(plain))
-                    .and_then(|host| Url::parse(&format!("ws://{host}")).ok())
+                    .and_then(|host| Url::parse(&format!("{scheme}://{host}")).ok())
                     .map(|url| WebsocketBase(url.as_str().trim_end_matches('/').into()))
                     .ok_or(InvalidPublicUrl::Host)
             }
@@ -138,6 +141,8 @@ mod tests {
         assert_eq!(base(Some("127.0.0.1:7000")).unwrap(), "ws://127.0.0.1:7000");
         assert_eq!(base(Some("[::1]:7000")).unwrap(), "ws://[::1]:7000");
         assert_eq!(base(Some("relay.example.com")).unwrap(), "ws://relay.example.com");
+        let secure = PublicUrl::FromHostByTls.base(Some("relay.example.com:8443")).unwrap();
+        assert_eq!(secure.to_string(), "wss://relay.example.com:8443");
         let long = "a".repeat(limits::HOST_MAX_BYTES + 1);
         for bad in [
             None,

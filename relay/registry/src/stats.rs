@@ -41,6 +41,21 @@ impl Operation {
         Operation::ExecutorTicket,
         Operation::OrchestratorTicket,
     ];
+
+    /// A word for counters.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Operation::Register => "register",
+            Operation::Connect => "connect",
+            Operation::Validate => "validate",
+            Operation::Environments => "environments",
+            Operation::Tokens => "tokens",
+            Operation::UnknownRoute => "unknown_route",
+            Operation::UnknownTicket => "unknown_ticket",
+            Operation::ExecutorTicket => "executor_ticket",
+            Operation::OrchestratorTicket => "orchestrator_ticket",
+        }
+    }
 }
 
 /// How it ended.
@@ -88,6 +103,32 @@ impl TicketFault {
         TicketFault::Superseded,
         TicketFault::Unknown,
     ];
+
+    /// A word for counters.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TicketFault::Malformed => "ticket_malformed",
+            TicketFault::BadSignature => "ticket_bad_signature",
+            TicketFault::Expired => "ticket_expired",
+            TicketFault::WrongPurpose => "ticket_wrong_purpose",
+            TicketFault::Used => "ticket_used",
+            TicketFault::Revoked => "ticket_revoked",
+            TicketFault::Superseded => "ticket_superseded",
+            TicketFault::Unknown => "ticket_unknown",
+        }
+    }
+}
+
+impl Outcome {
+    /// A word for counters: of an error its code.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Ok => "ok",
+            Outcome::Denied => "denied",
+            Outcome::Ticket(fault) => fault.as_str(),
+            Outcome::Error(code) => code.as_str(),
+        }
+    }
 }
 
 fn outcomes() -> impl Iterator<Item = Outcome> {
@@ -124,12 +165,16 @@ impl Stats {
         self.counter(operation, outcome).map_or(0, |counter| counter.load(Ordering::Relaxed))
     }
 
-    /// All counters that are not zero.
-    pub fn nonzero(&self) -> impl Iterator<Item = (Operation, Outcome, u64)> + '_ {
+    /// All counters.
+    pub fn all(&self) -> impl Iterator<Item = (Operation, Outcome, u64)> + '_ {
         self.counters
             .iter()
             .map(|(operation, outcome, n)| (*operation, *outcome, n.load(Ordering::Relaxed)))
-            .filter(|(_, _, n)| *n > 0)
+    }
+
+    /// All counters that are not zero.
+    pub fn nonzero(&self) -> impl Iterator<Item = (Operation, Outcome, u64)> + '_ {
+        self.all().filter(|(_, _, n)| *n > 0)
     }
 
     // about 200 entries: a scan is cheap beside the request that it counts

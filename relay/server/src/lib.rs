@@ -1,12 +1,18 @@
 //! The relay: registry and rendezvous behind one listener.
 //!
 //! ```text
-//! server      listener, HTTP connections, shutdown
-//!   ├── registry's routes     /cloud/environment/..., /v1/...
-//!   └── edge                  GET /v1/rendezvous: ticket -> upgrade -> port
-//!         └── directory       environment -> hub
-//!               ├── port      a hub's port as the pump's Protocol
-//!               └── ledger    accounts of node, environments and tokens
+//! config      defaults < file < environment < flags
+//! server      composes: state, listeners, signals
+//!   ├── listen                TCP -> HTTP connections, bounded
+//!   ├── routes                what the public and the admin listener answer
+//!   │     ├── registry's      /cloud/environment/..., /v1/...
+//!   │     ├── metrics         /metrics: counters of all parts, at scrape time
+//!   │     └── edge            GET /v1/rendezvous: ticket -> upgrade -> port
+//!   │           └── directory environment -> hub
+//!   │                 ├── port a hub's port as the pump's Protocol
+//!   │                 └── ledger accounts of node, environments and tokens
+//!   ├── reload                SIGHUP
+//!   └── drain                 SIGTERM
 //! ```
 //!
 //! A websocket is one task, its pump; besides these there is one sweeper for
@@ -14,11 +20,19 @@
 //! here depends on the endpoint crate or on Noise.
 
 pub mod args;
+pub mod config;
 pub mod directory;
+pub mod drain;
 pub mod edge;
 pub mod ledger;
+mod listen;
+mod metrics;
+mod reload;
+mod routes;
 pub mod server;
+mod signals;
 
 pub use args::RelayArgs;
+pub use config::Config;
 pub use ledger::Quotas;
-pub use server::{Config, Relay, StartError};
+pub use server::{Relay, StartError};

@@ -1,7 +1,7 @@
 //! `rendez-relay`: the relay alone, for servers and images.
 
 use clap::Parser as _;
-use rendez_relay::{Relay, RelayArgs};
+use rendez_relay::{Relay, RelayArgs, config, server};
 use rendez_transport::telemetry;
 
 #[derive(clap::Parser)]
@@ -14,7 +14,13 @@ struct Cli {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Cli::parse().relay;
-    telemetry::start(args.log);
-    Relay::bind(args.into()).await?.serve(rendez_relay::server::until_signal()).await;
+    let print = args.print_config;
+    let settings = args.load()?;
+    if print {
+        print!("{}", config::document(&settings));
+        return Ok(());
+    }
+    let log = telemetry::start_as(settings.config.log_level, settings.config.log_format);
+    Relay::bind(settings).await?.logging(log).serve(server::stop_at_signals()).await;
     Ok(())
 }

@@ -1,54 +1,31 @@
-//! Composes registry and rendezvous behind one listener.
+//! Composes registry, rendezvous, listeners and metrics.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::State;
-use axum::http::{Request, StatusCode};
-use axum::routing::get;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use rendez_registry::{OpenError, Options, PublicUrl, RENDEZVOUS_PATH, Registry};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use rendez_registry::{OpenError, Options, Registry};
+use rendez_transport::telemetry::LogHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt as _;
 
+use crate::config::{Config, Loaded, MaybeListen};
 use crate::directory::Directory;
+use crate::drain::Drain;
+use crate::edge::Edge;
 use crate::edge::stats::EdgeStats;
-use crate::edge::{Edge, rendezvous};
 use crate::ledger::{Ledger, Quotas};
+use crate::listen::Listener;
+use crate::metrics::{self, Metrics};
+use crate::reload::Reload;
+use crate::routes;
+pub use crate::signals::{Stop, stop_at_signals, until_signal};
 
-/// How long a client may take to send a request's head: a slow sender holds a
-/// connection no longer than this.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Largest head of a request in bytes; a ticket has under 2 KiB.
-const HEAD_MAX_BYTES: usize = 16 * 1024;
 /// How long open websockets get to close when the relay stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long accepting pauses when the system has no descriptor or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// What a relay needs to know.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Where to listen; port 0 takes any free one.
-    pub listen: SocketAddr,
-    /// Where database and signing key live. Created with mode 0700.
-    pub state_dir: PathBuf,
-    /// How clients reach this relay.
-    pub public_url: PublicUrl,
-    /// Most TCP connections at once; further ones wait in the kernel.
-    pub connections_max: usize,
-    /// What everybody may use.
-    pub quotas: Quotas,
-}
+/// Most connections to the admin listener at once: scrapers, balancers and a
+/// few people.
+const ADMIN_CONNECTIONS_MAX: usize = 256;
 
 /// Why a relay did not start.
 #[derive(Debug, thiserror::Error)]
@@ -68,43 +45,66 @@ pub enum StartError {
 
 /// A relay that listens and does not serve yet.
 pub struct Relay {
-    listener: TcpListener,
-    local: SocketAddr,
+    settings: Loaded,
+    public: Listener,
+    admin: Option<Listener>,
     edge: Edge,
-    connections: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+    log: LogHandle,
 }
 
 impl Relay {
-    /// Opens the state and the listener.
+    /// Opens the state and the listeners.
     ///
     /// # Errors
     /// See [`StartError`].
-    pub async fn bind(config: Config) -> Result<Self, StartError> {
-        let directory = Arc::new(Directory::new(Ledger::new(config.quotas)));
+    pub async fn bind(settings: impl Into<Loaded>) -> Result<Self, StartError> {
+        let settings = settings.into();
+        let config = &settings.config;
+        metrics::started();
+        let directory = Arc::new(Directory::new(Ledger::new(Quotas::default())));
         let options = Options {
-            public_url: config.public_url,
+            public_url: config.public_url.clone(),
             presence: directory.clone(),
             ..Options::default()
         };
-        let registry = Registry::open(&config.state_dir, options).await?;
-        let address = config.listen;
-        let listen = |source| StartError::Listen { address, source };
-        let listener = TcpListener::bind(address).await.map_err(listen)?;
-        let local = listener.local_addr().map_err(listen)?;
+        let registry = Registry::open(&config.state, options).await?;
+        let public = bind(config.listen, config.connections_max).await?;
+        let admin = match config.admin_listen {
+            MaybeListen::Off => None,
+            MaybeListen::On(address) => Some(bind(address, ADMIN_CONNECTIONS_MAX).await?),
+        };
         let edge = Edge {
             registry,
             directory,
             sockets: TaskTracker::new(),
-            shutdown: CancellationToken::new(),
+            drain: Arc::new(Drain::default()),
             stats: Arc::default(),
+            read_buffer: config.websocket_read_buffer.bytes(),
         };
-        let connections = Arc::new(Semaphore::new(config.connections_max));
-        Ok(Self { listener, local, edge, connections })
+        let metrics = Arc::new(Metrics::new(&edge, public.places()));
+        Ok(Self { settings, public, admin, edge, metrics, log: LogHandle::default() })
     }
 
-    /// Where the relay listens.
+    /// Lets SIGHUP change the level of this log.
+    #[must_use]
+    pub fn logging(self, log: LogHandle) -> Self {
+        Self { log, ..self }
+    }
+
+    /// Where the relay listens for clients.
     pub fn local_addr(&self) -> SocketAddr {
-        self.local
+        self.public.local_addr()
+    }
+
+    /// Where it listens for operators, if it does.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(Listener::local_addr)
+    }
+
+    /// The settings in force at the start.
+    pub fn config(&self) -> &Config {
+        &self.settings.config
     }
 
     /// The relay's registry, for creating the first tokens and for counters.
@@ -122,24 +122,36 @@ impl Relay {
         &self.edge.stats
     }
 
-    /// Serves until cancelled, then closes every websocket and returns.
-    pub async fn serve(self, cancel: CancellationToken) {
-        tracing::info!(address = %self.local, "listening");
-        self.hint_at_tokens().await;
-        let app = self.router();
-        let sweeper = tokio::spawn(self.edge.directory.clone().sweep(cancel.child_token()));
-        let requests = TaskTracker::new();
-        let Self { listener, edge, connections, .. } = self;
-        while let Some((tcp, permit)) =
-            cancel.run_until_cancelled(accept(&listener, &connections)).await
-        {
-            let stats = edge.stats.clone();
-            requests.spawn(serve_connection(tcp, permit, app.clone(), stats, cancel.child_token()));
+    /// Serves until told to stop, then closes every websocket and returns.
+    pub async fn serve(self, stop: impl Into<Stop>) {
+        let stop = stop.into();
+        let Self { settings, public, admin, edge, metrics, log } = self;
+        tracing::info!(address = %public.local_addr(), "listening");
+        hint_at_tokens(&edge.registry).await;
+        let tasks = CancellationToken::new();
+        let sweeper = tokio::spawn(edge.directory.clone().sweep(tasks.child_token()));
+        let operators = TaskTracker::new();
+        if let Some(listener) = admin {
+            let address = listener.local_addr();
+            tracing::info!(%address, "listening for operators");
+            if !address.ip().is_loopback() {
+                tracing::warn!(%address, "metrics are served to whoever reaches this address");
+            }
+            let app = routes::admin(&edge, &metrics);
+            let stats = Arc::default();
+            operators.spawn(listener.serve(app, stats, operators.clone(), tasks.child_token()));
         }
-        // First, so that nobody who is sent away comes back to a relay that
-        // still accepts and answers nothing any more.
-        drop(listener);
-        edge.shutdown.cancel();
+        let whole_v1 = settings.config.admin_on_public;
+        let reload = Reload::new(settings, log);
+        let reload_cancel = tasks.child_token();
+        tokio::spawn(async move { reload.at_signals(reload_cancel).await });
+
+        let requests = TaskTracker::new();
+        let app = routes::public(&edge, &metrics, whole_v1);
+        // The listener is closed first, so that nobody who is sent away comes
+        // back to a relay that accepts and answers nothing any more.
+        public.serve(app, edge.stats.clone(), requests.clone(), stop.gently.child_token()).await;
+        edge.drain.begin();
         edge.directory.restart();
         edge.sockets.close();
         requests.close();
@@ -151,122 +163,25 @@ impl Relay {
             let open = edge.sockets.len();
             tracing::warn!(open, "websockets did not close in time and are dropped");
         }
+        tasks.cancel();
+        operators.close();
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, operators.wait()).await;
         let _ = sweeper.await;
         tracing::info!("stopped");
     }
-
-    /// Nobody can do anything with a relay that has no token.
-    async fn hint_at_tokens(&self) {
-        if self.edge.registry.list_tokens(None).await.is_ok_and(|list| list.tokens.is_empty()) {
-            tracing::warn!(
-                "there is no token yet; make the first one with \
-                 `rendez token create --role admin --state` and this relay's state directory"
-            );
-        }
-    }
-
-    fn router(&self) -> Router {
-        let edge = Router::new()
-            .route(RENDEZVOUS_PATH, get(rendezvous))
-            .route("/livez", get(async || "ok\n"))
-            .route("/readyz", get(readyz))
-            .with_state(self.edge.clone());
-        self.edge.registry.router().merge(edge)
-    }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    connections: &Arc<Semaphore>,
-) -> (TcpStream, OwnedSemaphorePermit) {
-    loop {
-        let permit = connections.clone().acquire_owned().await;
-        match (listener.accept().await, permit) {
-            (Ok((tcp, _)), Ok(permit)) => return (tcp, permit),
-            (accepted, _) => {
-                tracing::warn!(error = ?accepted.err(), "cannot accept connections");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
+async fn bind(address: SocketAddr, connections_max: usize) -> Result<Listener, StartError> {
+    let bound = Listener::bind(address, connections_max).await;
+    bound.map_err(|source| StartError::Listen { address, source })
 }
 
-/// A TCP connection's place among [`Config::connections_max`]. Requests carry a
-/// clone of it, so that an upgraded connection, which HTTP is done with, keeps
-/// its place.
-#[derive(Clone)]
-pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
-
-async fn serve_connection(
-    tcp: TcpStream,
-    permit: OwnedSemaphorePermit,
-    app: Router,
-    stats: Arc<EdgeStats>,
-    cancel: CancellationToken,
-) {
-    // Without it the handshake takes 45 ms instead of 2 (WIRE.md, section 2).
-    let _ = tcp.set_nodelay(true);
-    let place = Place(Arc::new(permit));
-    let service = app.map_request(move |mut request: Request<_>| {
-        request.extensions_mut().insert(place.clone());
-        request
-    });
-    let service = TowerToHyperService::new(service);
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HEAD_MAX_BYTES)
-        .serve_connection(TokioIo::new(tcp), service)
-        .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    let result = match cancel.run_until_cancelled(connection.as_mut()).await {
-        Some(result) => result,
-        None => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = result {
-        if error.is_timeout() {
-            stats.count_head_timeout();
-        } else if error.is_parse() {
-            stats.count_bad_head();
-        }
-        tracing::debug!(%error, "an HTTP connection failed");
+/// Nobody can do anything with a relay that has no token.
+async fn hint_at_tokens(registry: &Registry) {
+    if registry.list_tokens(None).await.is_ok_and(|list| list.tokens.is_empty()) {
+        tracing::warn!(
+            "there is no token yet; make the first one with \
+             `rendez token create --role admin --state` and this relay's state directory"
+        );
     }
-}
-
-/// 200 while new websockets are welcome and the store answers.
-async fn readyz(State(edge): State<Edge>) -> (StatusCode, &'static str) {
-    if edge.shutdown.is_cancelled() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n");
-    }
-    match edge.registry.ping().await {
-        Ok(()) => (StatusCode::OK, "ok\n"),
-        Err(error) => {
-            tracing::warn!(%error, "the store does not answer");
-            (StatusCode::SERVICE_UNAVAILABLE, "the store does not answer\n")
-        }
-    }
-}
-
-/// A token that SIGTERM or Ctrl-C cancels. Must be called within a tokio
-/// runtime.
-pub fn until_signal() -> CancellationToken {
-    let cancel = CancellationToken::new();
-    let on_signal = cancel.clone();
-    tokio::spawn(async move {
-        match signal(SignalKind::terminate()) {
-            Ok(mut terminate) => tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            },
-            Err(error) => {
-                tracing::warn!(%error, "SIGTERM cannot be caught");
-                let _ = tokio::signal::ctrl_c().await;
-            }
-        }
-        on_signal.cancel();
-    });
-    cancel
 }

@@ -28,16 +28,16 @@ use rendez_proto::registry::error::{ErrorBody, ErrorCode, ErrorDetail};
 use rendez_proto::ticket::{Claims, Purpose};
 use rendez_registry::{Registry, TicketRefused};
 use rendez_relay_core::{Capabilities, JoinError, Subject};
-use rendez_transport::socket::{READ_BUFFER_BYTES, WRITE_BUFFER_BYTES};
+use rendez_transport::socket::WRITE_BUFFER_BYTES;
 use rendez_transport::{Ended, pump};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::port::HubPort;
 use self::socket::AcceptedSocket;
 use self::stats::EdgeStats;
 use crate::directory::Directory;
-use crate::server::Place;
+use crate::drain::Drain;
+use crate::listen::Place;
 
 /// What the rendezvous route needs.
 #[derive(Clone)]
@@ -46,8 +46,10 @@ pub(crate) struct Edge {
     pub(crate) directory: Arc<Directory>,
     /// Every websocket's task.
     pub(crate) sockets: TaskTracker,
-    pub(crate) shutdown: CancellationToken,
+    pub(crate) drain: Arc<Drain>,
     pub(crate) stats: Arc<EdgeStats>,
+    /// Bytes of each websocket's buffer for reading.
+    pub(crate) read_buffer: usize,
 }
 
 /// `GET /v1/rendezvous?ticket=...`
@@ -78,7 +80,7 @@ fn ticket_of(query: &str) -> &str {
 
 impl Edge {
     async fn admit(&self, ticket: &str) -> Result<(Claims, HubPort), Refusal> {
-        if self.shutdown.is_cancelled() {
+        if self.drain.is_draining() {
             return Err(Refusal::ShuttingDown);
         }
         let claims = self.registry.admit(ticket).await?;
@@ -109,7 +111,7 @@ impl Edge {
         let token = self.sockets.token();
         let stats = self.stats.clone();
         upgrade
-            .read_buffer_size(READ_BUFFER_BYTES)
+            .read_buffer_size(self.read_buffer)
             .write_buffer_size(WRITE_BUFFER_BYTES)
             .max_write_buffer_size(WRITE_BUFFER_BYTES + 2 * limits::MESSAGE_MAX_BYTES)
             .max_message_size(limits::MESSAGE_MAX_BYTES)

@@ -20,6 +20,10 @@ pub const SUPERSEDED: CloseFrame = CloseFrame { code: 4001, reason: "superseded"
 /// 1012: the relay is going away; come back.
 pub const RESTARTING: CloseFrame = CloseFrame { code: 1012, reason: "relay_restarting" };
 
+/// All close frames that a relay sends, for documentation.
+pub const CLOSE_FRAMES: [CloseFrame; 5] =
+    [CloseFrame::TEXT, CloseFrame::TOO_BIG, MALFORMED, SUPERSEDED, RESTARTING];
+
 /// The switchboard of one executor and the tasks that drive its ports.
 #[derive(Default)]
 pub struct SharedHub(Mutex<Switchboard>);

@@ -1,0 +1,189 @@
+//! The relay's settings: one struct, and where its values come from.
+//!
+//! Precedence: defaults, then the file, then the environment, then flags. The
+//! list below is the only place that names a setting: the struct, the flags,
+//! the variables, the file's keys, `--print-config` and the table in
+//! `docs/operating.md` all follow from it.
+//!
+//! A setting `a.b_c` is the flag `--a-b-c`, the variable `RENDEZ_A_B_C` and the
+//! key `b_c` in the section `[a]` of the file.
+
+pub(crate) mod layers;
+pub(crate) mod print;
+pub mod values;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use rendez_registry::PublicUrl;
+use rendez_transport::telemetry::{LogFormat, LogLevel};
+
+pub use layers::{ConfigError, Layers, Loaded, Source};
+pub use print::{document, table};
+use values::Value;
+pub use values::{MaybeListen, Size};
+
+/// When a changed setting counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// At SIGHUP.
+    AtReload,
+    /// At the next start.
+    AtStart,
+}
+
+/// What is to be known about a setting.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// Its name, with a dot after the section.
+    pub name: &'static str,
+    /// Unit or form of its value.
+    pub unit: &'static str,
+    /// What it does.
+    pub doc: &'static str,
+    /// When a change counts.
+    pub change: Change,
+    /// Whether TOML writes its value without quotes.
+    bare: bool,
+}
+
+/// Settings whose flag and variable are shorter than their name says: they were
+/// there first, and agents share them.
+const SHORT: [(&str, &str); 1] = [("log.level", "log")];
+
+impl Key {
+    /// Of this name.
+    pub fn find(name: &str) -> Option<&'static Key> {
+        Config::KEYS.iter().find(|key| key.name == name)
+    }
+
+    /// Without the dashes in front.
+    pub fn flag(&self) -> String {
+        let short = SHORT.iter().find(|(name, _)| *name == self.name).map(|(_, flag)| *flag);
+        short.unwrap_or(self.name).replace(['.', '_'], "-")
+    }
+
+    /// The environment variable.
+    pub fn variable(&self) -> String {
+        format!("RENDEZ_{}", self.flag().replace('-', "_").to_uppercase())
+    }
+}
+
+macro_rules! settings {
+    ($(
+        $(#[doc = $doc:literal])+
+        $field:ident : $type:ty = $default:expr, $name:literal, $unit:literal, $change:ident;
+    )+) => {
+        /// What a relay needs to know.
+        #[derive(Debug, Clone)]
+        pub struct Config {
+            $( $(#[doc = $doc])+ pub $field: $type, )+
+        }
+
+        impl Default for Config {
+            fn default() -> Self {
+                Self { $( $field: $default, )+ }
+            }
+        }
+
+        impl Config {
+            /// All settings, in the order of their documentation.
+            pub const KEYS: &'static [Key] = &[$(
+                Key {
+                    name: $name,
+                    unit: $unit,
+                    doc: concat!($($doc),+),
+                    change: Change::$change,
+                    bare: <$type as Value>::BARE,
+                },
+            )+];
+
+            /// The value of a setting as text; empty if there is no such one.
+            pub fn get(&self, name: &str) -> String {
+                match name {
+                    $( $name => self.$field.text(), )+
+                    _ => String::new(),
+                }
+            }
+
+            /// Sets one setting.
+            ///
+            /// # Errors
+            /// What is wrong with the value.
+            pub fn set(&mut self, name: &str, text: &str) -> Result<(), String> {
+                match name {
+                    $( $name => self.$field = Value::parse(text)?, )+
+                    _ => return Err(format!("there is no setting {name:?}")),
+                }
+                Ok(())
+            }
+        }
+    };
+}
+
+settings! {
+    /// Address and port that clients reach; port 0 takes any free one.
+    listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7700)), "listen", "IP:PORT", AtStart;
+
+    /// Directory of the database and the signing key; made if missing, for its
+    /// owner alone.
+    state: PathBuf = "rendez-state".into(), "state", "directory", AtStart;
+
+    /// How clients reach this relay, such as https://relay.example.com. Empty:
+    /// wherever their request went to.
+    public_url: PublicUrl = PublicUrl::FromHost, "public_url", "URL", AtStart;
+
+    /// Most TCP connections at once; further ones wait in the kernel.
+    connections_max: usize = 20_000, "connections_max", "connections", AtStart;
+
+    /// Where /metrics, /livez, /readyz and the /v1 API are served without TLS,
+    /// for this machine or a private network. Metrics are served nowhere else.
+    admin_listen: MaybeListen = MaybeListen::Off, "admin.listen", "IP:PORT or off", AtStart;
+
+    /// Whether the whole /v1 API is served on the public listener too. Without
+    /// it clients still list their environments there; tokens and the rest are
+    /// for the admin listener.
+    admin_on_public: bool = true, "admin.on_public", "true or false", AtStart;
+
+    /// Buffer for reading per websocket: most of the memory of an idle one. A
+    /// full record of 60 KiB takes four reads at the default.
+    websocket_read_buffer: Size = Size(16 * 1024), "websocket.read_buffer", "bytes, such as 16KiB", AtStart;
+
+    /// How much is logged: off, error, warn, info, debug or trace.
+    log_level: LogLevel = LogLevel::Info, "log.level", "level", AtReload;
+
+    /// How it is logged, on standard error: human, or json with one object per
+    /// line.
+    log_format: LogFormat = LogFormat::Human, "log.format", "human or json", AtStart;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_is_documented_and_its_default_is_read_back() {
+        let mut config = Config::default();
+        for key in Config::KEYS {
+            assert!(key.doc.trim().ends_with('.'), "{}: {}", key.name, key.doc);
+            assert!(!key.unit.is_empty(), "{}", key.name);
+            let text = config.get(key.name);
+            config.set(key.name, &text).unwrap();
+            assert_eq!(config.get(key.name), text, "{}", key.name);
+        }
+        assert!(config.set("no.such", "").is_err());
+    }
+
+    #[test]
+    fn names_follow_from_the_key() {
+        let key = Key::find("connections_max").unwrap();
+        assert_eq!(key.flag(), "connections-max");
+        assert_eq!(key.variable(), "RENDEZ_CONNECTIONS_MAX");
+        assert_eq!(Key::find("admin.on_public").unwrap().variable(), "RENDEZ_ADMIN_ON_PUBLIC");
+        assert_eq!(Key::find("log.level").unwrap().variable(), "RENDEZ_LOG");
+        let mut variables: Vec<_> = Config::KEYS.iter().map(Key::variable).collect();
+        variables.sort();
+        variables.dedup();
+        assert_eq!(variables.len(), Config::KEYS.len());
+    }
+}

@@ -1,0 +1,41 @@
+//! The switchboards: who is connected, and what became of frames.
+
+use std::fmt;
+
+use rendez_proto::frame::ResetReason;
+use rendez_relay_core::Dropped;
+
+use super::Out;
+use crate::edge::Edge;
+use crate::edge::stats::End;
+
+/// As [`rendez_relay_core::Stats`] orders directions.
+const DIRECTIONS: [&str; 2] = ["to_executor", "to_orchestrator"];
+
+pub(super) fn encode(out: &mut Out<'_>, edge: &Edge) -> fmt::Result {
+    let census = edge.directory.census();
+    let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    let roles = [
+        ([("role", "executor")], count(census.executors)),
+        ([("role", "orchestrator")], count(census.orchestrators)),
+    ];
+    out.gauges("rendez_relay_connections", "Open websockets.", roles)?;
+    out.gauge(
+        "rendez_relay_hubs",
+        "Environments with a websocket or a stream that is remembered.",
+        count(census.hubs),
+    )?;
+    out.gauge("rendez_relay_streams_active", "Streams that are known.", count(census.streams))?;
+
+    let stats = edge.directory.stats();
+    let frames = [0, 1].map(|way| ([("direction", DIRECTIONS[way])], stats.forwarded_frames[way]));
+    out.counters("rendez_relay_forwarded_frames", "Frames passed on.", frames)?;
+    let bytes = [0, 1].map(|way| ([("direction", DIRECTIONS[way])], stats.forwarded_bytes[way]));
+    out.counters("rendez_relay_forwarded_bytes", "Bytes passed on, sealed as they came.", bytes)?;
+    let dropped = Dropped::ALL.map(|why| ([("reason", why.as_str())], stats.dropped(why)));
+    out.counters("rendez_relay_frames_dropped", "Frames not passed on.", dropped)?;
+    let resets = ResetReason::ALL.map(|why| ([("reason", why.as_str())], stats.resets(why)));
+    out.counters("rendez_relay_stream_resets", "Streams that the relay reset.", resets)?;
+    let closed = End::ALL.map(|end| ([("reason", end.as_str())], edge.stats.ended(end)));
+    out.counters("rendez_relay_websockets_closed", "Websockets that ended.", closed)
+}

@@ -1,0 +1,207 @@
+//! Metrics for Prometheus, in its text format.
+//!
+//! Everything is read at scrape time from the counters that the parts keep for
+//! themselves; only durations are collected here. Labels take their values from
+//! closed sets of ours and all of them are there from the start with 0, so that
+//! an alert on a rate works before anything happened. No label holds an
+//! environment, a key, an address or anything else that a client chooses.
+
+mod hubs;
+mod process;
+mod requests;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, text,
+};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+pub(crate) use self::process::started;
+
+use crate::drain::Drain;
+use crate::edge::Edge;
+use crate::listen::Places;
+
+/// The type of [`Metrics::encode`]'s text.
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Bounds in seconds of what clients wait for: from a call that touches memory
+/// only to the longest that a stock client waits.
+const SECONDS: [f64; 12] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];
+
+/// A call of clients whose duration counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Call {
+    Register,
+    Connect,
+    Validate,
+    Rendezvous,
+}
+
+impl Call {
+    const ALL: [Call; 4] = [Call::Register, Call::Connect, Call::Validate, Call::Rendezvous];
+
+    /// By the route that a request matched.
+    pub(crate) fn of_route(route: &str) -> Option<Self> {
+        let last = route.rsplit('/').next().unwrap_or_default();
+        Self::ALL.into_iter().find(|call| call.as_str() == last)
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Call::Register => "register",
+            Call::Connect => "connect",
+            Call::Validate => "validate",
+            Call::Rendezvous => "rendezvous",
+        }
+    }
+}
+
+/// All metrics of a relay.
+pub(crate) struct Metrics {
+    registry: Registry,
+    durations: Durations,
+}
+
+/// Collected here, because nobody else needs them.
+#[derive(Clone)]
+struct Durations {
+    calls: [Histogram; Call::ALL.len()],
+}
+
+impl Default for Durations {
+    fn default() -> Self {
+        Self { calls: std::array::from_fn(|_| Histogram::new(SECONDS)) }
+    }
+}
+
+impl Metrics {
+    /// Of the relay with these parts.
+    pub(crate) fn new(edge: &Edge, places: Places) -> Self {
+        let durations = Durations::default();
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Everything {
+            edge: edge.clone(),
+            places,
+            durations: durations.clone(),
+        }));
+        Self { registry, durations }
+    }
+
+    /// The text of a scrape.
+    pub(crate) fn encode(&self) -> Result<String, fmt::Error> {
+        let mut out = String::new();
+        text::encode(&mut out, &self.registry)?;
+        Ok(out)
+    }
+
+    pub(crate) fn observe_call(&self, call: Call, took: Duration) {
+        self.durations.calls[call as usize].observe(took.as_secs_f64());
+    }
+}
+
+/// Translates at scrape time.
+struct Everything {
+    edge: Edge,
+    places: Places,
+    durations: Durations,
+}
+
+impl fmt::Debug for Everything {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Everything")
+    }
+}
+
+impl Collector for Everything {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut out = Out(encoder);
+        process::encode(&mut out)?;
+        drain(&mut out, &self.edge.drain)?;
+        hubs::encode(&mut out, &self.edge)?;
+        requests::encode(&mut out, &self.edge, &self.places)?;
+        let calls =
+            Call::ALL.map(|call| ([("call", call.as_str())], &self.durations.calls[call as usize]));
+        out.histograms("rendez_call_seconds", "How long clients wait for an answer.", calls)
+    }
+}
+
+fn drain(out: &mut Out<'_>, drain: &Arc<Drain>) -> fmt::Result {
+    let draining = i64::from(drain.is_draining());
+    out.gauge("rendez_relay_draining", "1 while the relay sends its endpoints away.", draining)
+}
+
+/// Writes metrics: one call per name, all labels at once.
+pub(crate) struct Out<'a>(DescriptorEncoder<'a>);
+
+impl Out<'_> {
+    /// A gauge without labels.
+    fn gauge(&mut self, name: &str, help: &str, value: i64) -> fmt::Result {
+        ConstGauge::new(value).encode(self.describe(name, help, MetricType::Gauge)?)
+    }
+
+    /// A counter per set of labels.
+    fn counters<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (L, u64)>,
+    ) -> fmt::Result {
+        let values = values.into_iter().map(|(labels, value)| (labels, ConstCounter::new(value)));
+        self.family(name, help, MetricType::Counter, values)
+    }
+
+    /// A gauge per set of labels.
+    fn gauges<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (L, i64)>,
+    ) -> fmt::Result {
+        let values = values.into_iter().map(|(labels, value)| (labels, ConstGauge::new(value)));
+        self.family(name, help, MetricType::Gauge, values)
+    }
+
+    /// A histogram per set of labels.
+    fn histograms<'h, L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (L, &'h Histogram)>,
+    ) -> fmt::Result {
+        let values = values.into_iter().map(|(labels, value)| (labels, value.clone()));
+        self.family(name, help, MetricType::Histogram, values)
+    }
+
+    fn family<L: EncodeLabelSet, M: EncodeMetric>(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: MetricType,
+        values: impl IntoIterator<Item = (L, M)>,
+    ) -> fmt::Result {
+        let mut encoder = self.describe(name, help, kind)?;
+        for (labels, value) in values {
+            value.encode(encoder.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn describe<'s>(
+        &'s mut self,
+        name: &'s str,
+        help: &'s str,
+        kind: MetricType,
+    ) -> Result<MetricEncoder<'s>, fmt::Error> {
+        self.0.encode_descriptor(name, help, None, kind)
+    }
+}

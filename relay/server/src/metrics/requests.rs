@@ -1,0 +1,36 @@
+//! What was asked of the listener and of the registry, and how it ended.
+
+use std::fmt;
+
+use super::Out;
+use crate::edge::Edge;
+use crate::listen::Places;
+
+pub(super) fn encode(out: &mut Out<'_>, edge: &Edge, places: &Places) -> fmt::Result {
+    let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    out.gauge(
+        "rendez_relay_tcp_connections",
+        "TCP connections of clients, websockets included.",
+        count(places.taken()),
+    )?;
+    out.gauge(
+        "rendez_relay_tcp_connections_max",
+        "Most of them at once (`connections_max`).",
+        count(places.max),
+    )?;
+    let refused = [
+        ([("reason", "head_timeout")], edge.stats.head_timeouts()),
+        ([("reason", "bad_head")], edge.stats.bad_heads()),
+        ([("reason", "not_an_upgrade")], edge.stats.not_an_upgrade()),
+    ];
+    out.counters("rendez_relay_requests_refused", "Requests that reached no rule.", refused)?;
+    let requests = edge.registry.stats().all();
+    let requests = requests.map(|(operation, outcome, n)| {
+        ([("operation", operation.as_str()), ("outcome", outcome.as_str())], n)
+    });
+    out.counters(
+        "rendez_registry_requests",
+        "Calls of the registry and tickets, by how they ended.",
+        requests,
+    )
+}

@@ -1,0 +1,67 @@
+//! SIGHUP: settings are read again, and what can change while running does.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use rendez_transport::telemetry::LogHandle;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Change, Loaded};
+
+/// What can change while the relay runs.
+pub(crate) struct Reload {
+    /// As they are in force; what needs a restart is what it was at the start.
+    settings: Mutex<Loaded>,
+    log: LogHandle,
+}
+
+impl Reload {
+    pub(crate) fn new(settings: Loaded, log: LogHandle) -> Self {
+        Self { settings: Mutex::new(settings), log }
+    }
+
+    /// Reads the settings again and says what changed. Settings that cannot be
+    /// used leave everything as it is.
+    pub(crate) fn reload(&self) {
+        let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        let newer = match settings.again() {
+            Ok(newer) => newer.config,
+            Err(error) => {
+                tracing::warn!(%error, "the new settings cannot be used; the old ones stay");
+                return;
+            }
+        };
+        let differences = settings.differences(&newer);
+        if differences.is_empty() {
+            tracing::info!("settings read again, none of them changed");
+        }
+        for difference in differences {
+            let setting = difference.key;
+            let (old, new) = (settings.config.get(setting), newer.get(setting));
+            if difference.change == Change::AtStart {
+                tracing::warn!(setting, old, new, "this setting changes at the next start");
+                continue;
+            }
+            // It parsed a moment ago, as a value of this very setting.
+            if settings.config.set(setting, &new).is_ok() {
+                tracing::info!(setting, old, new, "setting changed");
+            }
+        }
+        self.log.set_level(settings.config.log_level);
+    }
+
+    /// Reloads at each SIGHUP until cancelled.
+    pub(crate) async fn at_signals(&self, cancel: CancellationToken) {
+        let mut hangups = match signal(SignalKind::hangup()) {
+            Ok(hangups) => hangups,
+            Err(error) => {
+                tracing::warn!(%error, "SIGHUP cannot be caught; settings stay as they are");
+                return;
+            }
+        };
+        while let Some(Some(())) = cancel.run_until_cancelled(Signal::recv(&mut hangups)).await {
+            self.reload();
+        }
+    }
+}

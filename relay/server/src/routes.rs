@@ -1,0 +1,135 @@
+//! Which listener answers what.
+//!
+//! | | public | admin |
+//! | --- | --- | --- |
+//! | `/cloud/environment/...`, `/v1/rendezvous` | yes | no |
+//! | `GET /v1/environments` | yes | yes |
+//! | the rest of `/v1` | if `admin.on_public` | yes |
+//! | `/livez`, `/readyz` | yes | yes |
+//! | `/metrics` | no | yes |
+//!
+//! Tokens guard `/v1` on either listener.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use rendez_proto::registry::error::{ErrorBody, ErrorCode, ErrorDetail};
+use rendez_registry::RENDEZVOUS_PATH;
+
+use crate::edge::{Edge, rendezvous};
+use crate::metrics::{CONTENT_TYPE as METRICS_TYPE, Call, Metrics};
+
+/// What clients reach.
+pub(crate) fn public(edge: &Edge, metrics: &Arc<Metrics>, whole_v1: bool) -> Router {
+    let rendezvous = Router::new()
+        .route(RENDEZVOUS_PATH, get(rendezvous))
+        .with_state(edge.clone())
+        .merge(health(edge));
+    let app = edge.registry.router().merge(rendezvous);
+    let app = app.layer(from_fn_with_state(metrics.clone(), measure));
+    if whole_v1 { app } else { app.layer(from_fn(clients_only)) }
+}
+
+/// What operators reach.
+pub(crate) fn admin(edge: &Edge, metrics: &Arc<Metrics>) -> Router {
+    let scrape = Router::new().route("/metrics", get(scrape)).with_state(metrics.clone());
+    let app = edge.registry.router().merge(health(edge)).merge(scrape);
+    app.layer(from_fn(operators_only))
+}
+
+fn health(edge: &Edge) -> Router {
+    Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .with_state(edge.clone())
+}
+
+/// 200 while new websockets are welcome and the store answers.
+async fn readyz(State(edge): State<Edge>) -> (StatusCode, &'static str) {
+    if edge.drain.is_draining() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n");
+    }
+    match edge.registry.ping().await {
+        Ok(()) => (StatusCode::OK, "ok\n"),
+        Err(error) => {
+            tracing::warn!(%error, "the store does not answer");
+            (StatusCode::SERVICE_UNAVAILABLE, "the store does not answer\n")
+        }
+    }
+}
+
+async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
+    match metrics.encode() {
+        Ok(text) => ([(CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+/// Times what clients wait for.
+async fn measure(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
+    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let Some(call) = path.and_then(Call::of_route) else { return next.run(request).await };
+    let since = Instant::now();
+    let response = next.run(request).await;
+    metrics.observe_call(call, since.elapsed());
+    response
+}
+
+/// Refuses the part of `/v1` that is the operator's. What is not known to be a
+/// client's is the operator's, so a new route is closed until it is listed.
+async fn clients_only(request: Request, next: Next) -> Response {
+    if is_for_operators(request.method(), request.uri()) {
+        return nothing_here("this part of the API is served on the relay's admin listener");
+    }
+    next.run(request).await
+}
+
+fn is_for_operators(method: &Method, uri: &Uri) -> bool {
+    // Not only `/v1/`: how an odd path is matched is the router's affair.
+    let clients = match uri.path() {
+        RENDEZVOUS_PATH => true,
+        "/v1/environments" => method == Method::GET,
+        path => path.starts_with("/cloud/") || matches!(path, "/livez" | "/readyz"),
+    };
+    !clients
+}
+
+/// Refuses what stock clients call: their tokens are not shown here in clear.
+async fn operators_only(request: Request, next: Next) -> Response {
+    if request.uri().path().starts_with("/cloud/") {
+        return nothing_here("clients are served on the relay's public listener");
+    }
+    next.run(request).await
+}
+
+fn nothing_here(message: &str) -> Response {
+    let error = ErrorDetail::new(ErrorCode::NotFound, message);
+    (StatusCode::NOT_FOUND, axum::Json(ErrorBody { error, rendez: None })).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_listed_is_the_operators() {
+        let operators =
+            |method, path: &'static str| is_for_operators(&method, &Uri::from_static(path));
+        for path in ["/v1/rendezvous?ticket=x", "/v1/environments?after=a", "/livez", "/readyz"] {
+            assert!(!operators(Method::GET, path), "{path}");
+        }
+        assert!(!operators(Method::POST, "/cloud/environment/a/register"));
+        for path in ["/v1/tokens", "/v1/tokens/a", "/v1/environments/", "/v1/environments/a", "/"] {
+            assert!(operators(Method::GET, path), "{path}");
+        }
+        assert!(operators(Method::DELETE, "/v1/environments"));
+        assert!(operators(Method::GET, "//v1/tokens"));
+    }
+}
