@@ -3,7 +3,7 @@
 //! ```text
 //! config      defaults < file < environment < flags
 //! server      composes: state, listeners, signals
-//!   ├── listen                TCP -> HTTP connections, bounded
+//!   ├── listen                TCP -> (tls) -> HTTP connections, bounded
 //!   ├── routes                what the public and the admin listener answer
 //!   │     ├── registry's      /cloud/environment/..., /v1/...
 //!   │     ├── metrics         /metrics: counters of all parts, at scrape time
@@ -31,6 +31,7 @@ mod reload;
 mod routes;
 pub mod server;
 mod signals;
+mod tls;
 
 pub use args::RelayArgs;
 pub use config::Config;

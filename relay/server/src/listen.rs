@@ -1,5 +1,5 @@
-//! Listeners: TCP connections become HTTP connections, bounded in number and
-//! in the time that their heads may take.
+//! Listeners: TCP connections become HTTP connections, through TLS where it is
+//! on, bounded in number and in the time that their heads may take.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use crate::edge::stats::EdgeStats;
+use crate::tls::{ClientCertificate, Tls};
 
 /// How long a client may take to send a request's head: a slow sender holds a
 /// connection no longer than this.
@@ -33,6 +34,7 @@ pub(crate) struct Listener {
     local: SocketAddr,
     places: Arc<Semaphore>,
     places_max: usize,
+    tls: Option<Arc<Tls>>,
 }
 
 /// How many of a listener's places are taken.
@@ -48,18 +50,27 @@ impl Places {
     }
 }
 
-/// A TCP connection's place among its listener's. Requests carry a clone of
-/// it, so that an upgraded connection, which HTTP is done with, keeps its
-/// place.
+/// A TCP connection's place among its listener's, and who is at its other end.
+/// Requests carry a clone of it, so that an upgraded connection, which HTTP is
+/// done with, keeps its place.
 #[derive(Clone)]
-pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
+pub(crate) struct Place {
+    _held: Arc<OwnedSemaphorePermit>,
+    /// The certificate that the client showed.
+    pub(crate) certificate: Option<Arc<ClientCertificate>>,
+}
 
 impl Listener {
     pub(crate) async fn bind(address: SocketAddr, max: usize) -> std::io::Result<Self> {
         let tcp = TcpListener::bind(address).await?;
         let local = tcp.local_addr()?;
         let max = max.min(Semaphore::MAX_PERMITS);
-        Ok(Self { tcp, local, places: Arc::new(Semaphore::new(max)), places_max: max })
+        Ok(Self { tcp, local, places: Arc::new(Semaphore::new(max)), places_max: max, tls: None })
+    }
+
+    /// With TLS on every connection.
+    pub(crate) fn with_tls(self, tls: Option<Arc<Tls>>) -> Self {
+        Self { tls, ..self }
     }
 
     pub(crate) fn local_addr(&self) -> SocketAddr {
@@ -81,9 +92,8 @@ impl Listener {
         cancel: CancellationToken,
     ) {
         while let Some((tcp, permit)) = cancel.run_until_cancelled(self.accept()).await {
-            let connection =
-                serve_connection(tcp, permit, app.clone(), stats.clone(), cancel.child_token());
-            requests.spawn(connection);
+            let (app, stats, tls) = (app.clone(), stats.clone(), self.tls.clone());
+            requests.spawn(serve_connection(tcp, permit, tls, app, stats, cancel.child_token()));
         }
     }
 
@@ -104,14 +114,19 @@ impl Listener {
 async fn serve_connection(
     tcp: TcpStream,
     permit: OwnedSemaphorePermit,
+    tls: Option<Arc<Tls>>,
     app: Router,
     stats: Arc<EdgeStats>,
     cancel: CancellationToken,
 ) {
     // Without it the handshake takes 45 ms instead of 2 (WIRE.md, section 2).
     let _ = tcp.set_nodelay(true);
-    let place = Place(Arc::new(permit));
-    serve_http(tcp, place, app, &stats, cancel).await;
+    let mut place = Place { _held: Arc::new(permit), certificate: None };
+    let Some(tls) = tls else { return serve_http(tcp, place, app, &stats, cancel).await };
+    if let Some(Some((io, certificate))) = cancel.run_until_cancelled(tls.accept(tcp)).await {
+        place.certificate = certificate.map(Arc::new);
+        serve_http(io, place, app, &stats, cancel).await;
+    }
 }
 
 async fn serve_http(

@@ -1,24 +1,25 @@
 //! SIGHUP: settings are read again, and what can change while running does.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rendez_transport::telemetry::LogHandle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Change, Loaded};
+use crate::tls::Tls;
 
 /// What can change while the relay runs.
 pub(crate) struct Reload {
     /// As they are in force; what needs a restart is what it was at the start.
     settings: Mutex<Loaded>,
     log: LogHandle,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Reload {
-    pub(crate) fn new(settings: Loaded, log: LogHandle) -> Self {
-        Self { settings: Mutex::new(settings), log }
+    pub(crate) fn new(settings: Loaded, log: LogHandle, tls: Option<Arc<Tls>>) -> Self {
+        Self { settings: Mutex::new(settings), log, tls }
     }
 
     /// Reads the settings again and says what changed. Settings that cannot be
@@ -49,6 +50,13 @@ impl Reload {
             }
         }
         self.log.set_level(settings.config.log_level);
+        match &self.tls {
+            Some(tls) => tls.reconfigure(&settings.config),
+            None if settings.config.tls_cert.is_some() => {
+                tracing::warn!("TLS is switched on at the next start");
+            }
+            None => {}
+        }
     }
 
     /// Reloads at each SIGHUP until cancelled.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rendez_registry::{OpenError, Options, Registry};
+use rendez_registry::{OpenError, Options, PublicUrl, Registry};
 use rendez_transport::telemetry::LogHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,6 +20,8 @@ use crate::metrics::{self, Metrics};
 use crate::reload::Reload;
 use crate::routes;
 pub use crate::signals::{Stop, stop_at_signals, until_signal};
+use crate::tls::Tls;
+pub use crate::tls::TlsError;
 
 /// How long open websockets get to close when the relay stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,6 +35,9 @@ pub enum StartError {
     /// The state directory is the trouble.
     #[error("cannot open the relay's state: {0}")]
     State(#[from] OpenError),
+    /// The certificate is the trouble.
+    #[error("cannot serve TLS: {0}")]
+    Tls(#[from] TlsError),
     /// The address is the trouble.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -50,6 +55,7 @@ pub struct Relay {
     admin: Option<Listener>,
     edge: Edge,
     metrics: Arc<Metrics>,
+    tls: Option<Arc<Tls>>,
     log: LogHandle,
 }
 
@@ -63,13 +69,14 @@ impl Relay {
         let config = &settings.config;
         metrics::started();
         let directory = Arc::new(Directory::new(Ledger::new(Quotas::default())));
-        let options = Options {
-            public_url: config.public_url.clone(),
-            presence: directory.clone(),
-            ..Options::default()
+        let tls = Tls::open(config)?;
+        let public_url = match &config.public_url {
+            PublicUrl::FromHost if tls.is_some() => PublicUrl::FromHostByTls,
+            configured => configured.clone(),
         };
+        let options = Options { public_url, presence: directory.clone(), ..Options::default() };
         let registry = Registry::open(&config.state, options).await?;
-        let public = bind(config.listen, config.connections_max).await?;
+        let public = bind(config.listen, config.connections_max).await?.with_tls(tls.clone());
         let admin = match config.admin_listen {
             MaybeListen::Off => None,
             MaybeListen::On(address) => Some(bind(address, ADMIN_CONNECTIONS_MAX).await?),
@@ -82,8 +89,8 @@ impl Relay {
             stats: Arc::default(),
             read_buffer: config.websocket_read_buffer.bytes(),
         };
-        let metrics = Arc::new(Metrics::new(&edge, public.places()));
-        Ok(Self { settings, public, admin, edge, metrics, log: LogHandle::default() })
+        let metrics = Arc::new(Metrics::new(&edge, public.places(), tls.clone()));
+        Ok(Self { settings, public, admin, edge, metrics, tls, log: LogHandle::default() })
     }
 
     /// Lets SIGHUP change the level of this log.
@@ -125,7 +132,7 @@ impl Relay {
     /// Serves until told to stop, then closes every websocket and returns.
     pub async fn serve(self, stop: impl Into<Stop>) {
         let stop = stop.into();
-        let Self { settings, public, admin, edge, metrics, log } = self;
+        let Self { settings, public, admin, edge, metrics, tls, log } = self;
         tracing::info!(address = %public.local_addr(), "listening");
         hint_at_tokens(&edge.registry).await;
         let tasks = CancellationToken::new();
@@ -142,7 +149,10 @@ impl Relay {
             operators.spawn(listener.serve(app, stats, operators.clone(), tasks.child_token()));
         }
         let whole_v1 = settings.config.admin_on_public;
-        let reload = Reload::new(settings, log);
+        if let Some(tls) = &tls {
+            tokio::spawn(tls.clone().watch(tasks.child_token()));
+        }
+        let reload = Reload::new(settings, log, tls);
         let reload_cancel = tasks.child_token();
         tokio::spawn(async move { reload.at_signals(reload_cancel).await });
 

@@ -14,6 +14,7 @@ pub mod values;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rendez_registry::PublicUrl;
 use rendez_transport::telemetry::{LogFormat, LogLevel};
@@ -21,7 +22,7 @@ use rendez_transport::telemetry::{LogFormat, LogLevel};
 pub use layers::{ConfigError, Layers, Loaded, Source};
 pub use print::{document, table};
 use values::Value;
-pub use values::{MaybeListen, Size};
+pub use values::{ClientAuth, MaybeListen, Size, TlsVersion};
 
 /// When a changed setting counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,6 +149,34 @@ settings! {
     /// Buffer for reading per websocket: most of the memory of an idle one. A
     /// full record of 60 KiB takes four reads at the default.
     websocket_read_buffer: Size = Size(16 * 1024), "websocket.read_buffer", "bytes, such as 16KiB", AtStart;
+
+    /// Certificate chain in PEM, the relay's own first. With it and tls.key the
+    /// public listener speaks TLS; a change of the files is noticed.
+    tls_cert: Option<PathBuf> = None, "tls.cert", "file", AtReload;
+
+    /// The certificate's private key in PEM.
+    tls_key: Option<PathBuf> = None, "tls.key", "file", AtReload;
+
+    /// Authorities in PEM that vouch for clients' certificates.
+    tls_client_ca: Option<PathBuf> = None, "tls.client_ca", "file", AtReload;
+
+    /// Whether clients show a certificate: off, optional or required. It is
+    /// looked at besides their tokens, never instead, and stands in the log.
+    tls_client_auth: ClientAuth = ClientAuth::Off, "tls.client_auth", "off or optional or required", AtReload;
+
+    /// Oldest version of TLS that is spoken. All our clients and stock ones
+    /// speak 1.3, and only that agrees on keys which hold against quantum
+    /// computers.
+    tls_min_version: TlsVersion = TlsVersion::Tls13, "tls.min_version", "1.3 or 1.2", AtReload;
+
+    /// How long a TLS handshake may take, waiting for its turn included.
+    tls_handshake_timeout: Duration = Duration::from_secs(10), "tls.handshake_timeout", "duration", AtStart;
+
+    /// Most TLS handshakes at once; further ones wait.
+    tls_handshakes_max: usize = 256, "tls.handshakes_max", "handshakes", AtStart;
+
+    /// How often the files are looked at.
+    tls_reload_every: Duration = Duration::from_secs(5), "tls.reload_every", "duration", AtStart;
 
     /// How much is logged: off, error, warn, info, debug or trace.
     log_level: LogLevel = LogLevel::Info, "log.level", "level", AtReload;

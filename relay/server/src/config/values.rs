@@ -36,6 +36,26 @@ pub enum MaybeListen {
     On(SocketAddr),
 }
 
+/// Whether clients show a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// None is asked for.
+    Off,
+    /// One that is shown must be good.
+    Optional,
+    /// Without a good one there is no connection.
+    Required,
+}
+
+/// A version of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// 1.2
+    Tls12,
+    /// 1.3
+    Tls13,
+}
+
 /// A number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
@@ -95,6 +115,29 @@ value_by_from_str! {
     LogFormat, false;
     usize, true;
     bool, true;
+}
+
+/// Values that are one of a few words.
+macro_rules! value_by_word {
+    ($($type:ident { $($variant:ident = $word:literal),+ })+) => {$(
+        impl Value for $type {
+            fn parse(text: &str) -> Result<Self, String> {
+                match text {
+                    $( $word => Ok($type::$variant), )+
+                    _ => Err(format!("{text:?} is none of {}", [$($word),+].join(", "))),
+                }
+            }
+
+            fn text(&self) -> String {
+                match self { $( $type::$variant => $word, )+ }.to_owned()
+            }
+        }
+    )+};
+}
+
+value_by_word! {
+    ClientAuth { Off = "off", Optional = "optional", Required = "required" }
+    TlsVersion { Tls12 = "1.2", Tls13 = "1.3" }
 }
 
 impl Value for Size {
@@ -192,6 +235,8 @@ mod tests {
         round_trip::<PublicUrl>(&["", "wss://relay.example.com"]);
         round_trip::<LogLevel>(&["off", "error", "warn", "info", "debug", "trace"]);
         round_trip::<LogFormat>(&["human", "json"]);
+        round_trip::<ClientAuth>(&["off", "optional", "required"]);
+        round_trip::<TlsVersion>(&["1.2", "1.3"]);
         round_trip::<usize>(&["0", "20000"]);
         round_trip::<bool>(&["true", "false"]);
     }
@@ -205,6 +250,7 @@ mod tests {
             assert!(Duration::parse(text).is_err(), "{text:?}");
         }
         assert!(MaybeListen::parse("on").is_err());
+        assert_eq!(TlsVersion::parse("1.1").unwrap_err(), "\"1.1\" is none of 1.2, 1.3");
         assert!(PathBuf::parse("").is_err());
         assert!(PublicUrl::parse("ftp://x").is_err());
     }

@@ -117,8 +117,8 @@ impl Edge {
             .max_message_size(limits::MESSAGE_MAX_BYTES)
             .max_frame_size(limits::MESSAGE_MAX_BYTES)
             .on_upgrade(move |socket| async move {
+                opened(&claims, &place);
                 let _held = (token, place);
-                opened(&claims);
                 let ended = pump(AcceptedSocket(socket), &mut port).await;
                 drop(port);
                 stats.count_ended((&ended).into());
@@ -127,13 +127,15 @@ impl Edge {
     }
 }
 
-fn opened(claims: &Claims) {
+fn opened(claims: &Claims, place: &Place) {
+    let certificate = place.certificate.as_ref().map(tracing::field::display);
     tracing::info!(
         environment = %claims.environment,
         registration = %claims.registration,
         role = role(claims),
         token = claims.subject,
         profile = %claims.profile,
+        certificate,
         "connected"
     );
 }

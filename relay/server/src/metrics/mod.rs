@@ -9,6 +9,7 @@
 mod hubs;
 mod process;
 mod requests;
+mod tls;
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ pub(crate) use self::process::started;
 use crate::drain::Drain;
 use crate::edge::Edge;
 use crate::listen::Places;
+use crate::tls::{Tls, TlsStats};
 
 /// The type of [`Metrics::encode`]'s text.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -86,12 +88,14 @@ impl Default for Durations {
 
 impl Metrics {
     /// Of the relay with these parts.
-    pub(crate) fn new(edge: &Edge, places: Places) -> Self {
+    pub(crate) fn new(edge: &Edge, places: Places, tls: Option<Arc<Tls>>) -> Self {
         let durations = Durations::default();
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Everything {
             edge: edge.clone(),
             places,
+            tls,
+            no_tls: TlsStats::default(),
             durations: durations.clone(),
         }));
         Self { registry, durations }
@@ -113,6 +117,9 @@ impl Metrics {
 struct Everything {
     edge: Edge,
     places: Places,
+    tls: Option<Arc<Tls>>,
+    /// What is there before it is switched on.
+    no_tls: TlsStats,
     durations: Durations,
 }
 

@@ -1,0 +1,28 @@
+//! TLS of the public listener; zeros without it.
+
+use std::fmt;
+
+use super::Out;
+use crate::tls::{Group, Handshake, TlsStats};
+
+pub(super) fn encode(out: &mut Out<'_>, stats: &TlsStats) -> fmt::Result {
+    let handshakes =
+        Handshake::ALL.map(|ended| ([("result", ended.as_str())], stats.handshakes(ended)));
+    out.counters("rendez_tls_handshakes", "TLS handshakes, by how they ended.", handshakes)?;
+    let groups = Group::ALL.map(|group| ([("group", group.as_str())], stats.groups(group)));
+    out.counters(
+        "rendez_tls_key_exchanges",
+        "TLS connections, by what their keys were agreed on with.",
+        groups,
+    )?;
+    let [failed, good] = stats.reloads();
+    let reloads = [([("result", "ok")], good), ([("result", "failed")], failed)];
+    out.counters("rendez_tls_reloads", "Changes of the TLS files that were noticed.", reloads)?;
+    out.gauge(
+        "rendez_tls_certificate_not_after_seconds",
+        "When the certificate ends, in seconds since 1970; 0 without TLS.",
+        stats.not_after(),
+    )?;
+    let took = [([("listener", "public")], &stats.took)];
+    out.histograms("rendez_tls_handshake_seconds", "How long good TLS handshakes took.", took)
+}

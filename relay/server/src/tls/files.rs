@@ -1,0 +1,178 @@
+//! Certificates and keys from PEM files.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::version::{TLS12, TLS13};
+use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
+
+use super::client::ClientCertificate;
+use crate::config::{ClientAuth, Config, TlsVersion};
+
+/// Largest file that is read: a chain of certificates has under 16 KiB, a
+/// bundle of authorities under 1 MiB.
+const FILE_MAX_BYTES: u64 = 4 * 1024 * 1024;
+/// Stands for files that could not be read.
+pub(super) const UNREADABLE: [u8; 32] = [0; 32];
+
+/// Why TLS cannot be served. The operator has to act.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// Half of a pair.
+    #[error("tls.cert and tls.key belong together; one of them is not set")]
+    HalfAPair,
+    /// Clients are to show certificates, and nobody says whose.
+    #[error("tls.client_auth needs tls.client_ca, the authority of the clients' certificates")]
+    NoClientCa,
+    /// A file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("{}: {why}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// Which files, and how strict.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    certificate: PathBuf,
+    key: PathBuf,
+    client_ca: Option<PathBuf>,
+    client_auth: ClientAuth,
+    min_version: TlsVersion,
+}
+
+/// What the files made.
+pub(crate) struct Loaded {
+    pub(super) config: Arc<ServerConfig>,
+    pub(super) digest: [u8; 32],
+    /// When the certificate ends, in seconds since 1970.
+    pub(super) not_after: i64,
+}
+
+impl Settings {
+    /// `None` if no certificate is named.
+    pub(super) fn of(config: &Config) -> Result<Option<Self>, TlsError> {
+        let (certificate, key) = match (&config.tls_cert, &config.tls_key) {
+            (None, None) => return Ok(None),
+            (Some(certificate), Some(key)) => (certificate.clone(), key.clone()),
+            _ => return Err(TlsError::HalfAPair),
+        };
+        if config.tls_client_auth != ClientAuth::Off && config.tls_client_ca.is_none() {
+            return Err(TlsError::NoClientCa);
+        }
+        Ok(Some(Self {
+            certificate,
+            key,
+            client_ca: config.tls_client_ca.clone(),
+            client_auth: config.tls_client_auth,
+            min_version: config.tls_min_version,
+        }))
+    }
+
+    /// Of what the files hold.
+    pub(super) fn digest(&self) -> Result<[u8; 32], TlsError> {
+        let mut digest = Sha256::new();
+        for path in [Some(&self.certificate), Some(&self.key), self.client_ca.as_ref()] {
+            let Some(path) = path else { continue };
+            let content = read(path)?;
+            digest.update((content.len() as u64).to_be_bytes());
+            digest.update(&content[..]);
+        }
+        Ok(digest.finalize().into())
+    }
+
+    pub(super) fn load(&self) -> Result<Loaded, TlsError> {
+        // First: if a file changes in between, the next look sees it.
+        let digest = self.digest()?;
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let versions: &[&SupportedProtocolVersion] = match self.min_version {
+            TlsVersion::Tls13 => &[&TLS13],
+            TlsVersion::Tls12 => &[&TLS13, &TLS12],
+        };
+        let chain = certificates(&self.certificate)?;
+        let wrong = |path: &Path, why: &dyn std::fmt::Display| TlsError::Content {
+            path: path.to_owned(),
+            why: why.to_string(),
+        };
+        let key = PrivateKeyDer::from_pem_slice(&read(&self.key)?)
+            .map_err(|error| wrong(&self.key, &error))?;
+        let leaf = chain.first().map(ClientCertificate::of);
+        let leaf = leaf.ok_or_else(|| wrong(&self.certificate, &"no certificate in it"))?;
+        let builder = ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(versions)
+            .map_err(|error| wrong(&self.certificate, &error))?;
+        let builder = match self.verifier(provider)? {
+            None => builder.with_no_client_auth(),
+            Some(verifier) => builder.with_client_cert_verifier(verifier),
+        };
+        let mut config = builder
+            .with_single_cert(chain, key)
+            .map_err(|error| wrong(&self.certificate, &format!("with its key: {error}")))?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        tracing::info!(certificate = %leaf, until = leaf.until(), "TLS certificate loaded");
+        Ok(Loaded { config: Arc::new(config), digest, not_after: leaf.not_after() })
+    }
+
+    fn verifier(
+        &self,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Option<Arc<dyn rustls::server::danger::ClientCertVerifier>>, TlsError> {
+        let path = match (&self.client_ca, self.client_auth) {
+            (_, ClientAuth::Off) => return Ok(None),
+            (None, _) => return Err(TlsError::NoClientCa),
+            (Some(path), _) => path,
+        };
+        let wrong = |why: &dyn std::fmt::Display| TlsError::Content {
+            path: path.clone(),
+            why: why.to_string(),
+        };
+        let mut roots = RootCertStore::empty();
+        for authority in certificates(path)? {
+            roots.add(authority).map_err(|error| wrong(&error))?;
+        }
+        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+        let builder = match self.client_auth {
+            ClientAuth::Required => builder,
+            _ => builder.allow_unauthenticated(),
+        };
+        builder.build().map(Some).map_err(|error| wrong(&error))
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let wrong = |why: String| TlsError::Content { path: path.to_owned(), why };
+    let content = read(path)?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&content).collect();
+    let chain = chain.map_err(|error| wrong(error.to_string()))?;
+    if chain.is_empty() { Err(wrong("no certificate in it".into())) } else { Ok(chain) }
+}
+
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
+    use io::Read as _;
+    let failed = |source| TlsError::Read { path: path.to_owned(), source };
+    let mut content = Zeroizing::new(Vec::new());
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let read = file.take(FILE_MAX_BYTES + 1).read_to_end(&mut content).map_err(failed)?;
+    if read as u64 > FILE_MAX_BYTES {
+        return Err(failed(io::Error::other("it is too large for a PEM file")));
+    }
+    Ok(content)
+}
