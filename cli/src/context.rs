@@ -9,6 +9,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rendez_executor_agent::config::TlsArgs;
 use rendez_orchestrator::{Client, SecretString};
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,9 @@ pub(crate) struct RelayOptions {
     /// never given as an argument, where other users could see it
     #[arg(long, env = "RENDEZ_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 /// What a token is wanted for.
@@ -51,7 +55,12 @@ impl RelayOptions {
     /// A client for the relay and token that these options name.
     pub(crate) fn client(&self, purpose: Purpose) -> Result<Client, Exit> {
         let (relay, token) = self.resolve(purpose)?;
-        Ok(Client::new(&relay, token)?)
+        self.tls.configure().map_err(Exit::config)?;
+        let client = Client::new(&relay, token)?;
+        if client.registry().is_exposed() {
+            eprintln!("rendez: warning: the token goes to {relay} without TLS");
+        }
+        Ok(client)
     }
 
     fn resolve(&self, purpose: Purpose) -> Result<(String, SecretString), Exit> {

@@ -110,6 +110,7 @@ impl AgentArgs {
     /// # Errors
     /// See [`AgentError`].
     pub async fn run(self, cancel: CancellationToken) -> Result<(), AgentError> {
+        self.tls.configure().map_err(|error| AgentError::Setup(error.to_string()))?;
         Agent::new(self.into_config()?)?.run(cancel, |_| {}).await
     }
 }

@@ -8,6 +8,7 @@ use rendez_endpoint::Grace;
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::profile::Profile;
 use rendez_transport::telemetry::LogLevel;
+use rendez_transport::tls::{self, TlsFiles, TlsSetupError};
 use reqwest::Url;
 use secrecy::SecretString;
 
@@ -81,11 +82,7 @@ impl RelayUrl {
 
     /// Whether a token would cross a network in clear.
     pub(crate) fn is_exposed(&self) -> bool {
-        let host = self.0.host_str().unwrap_or_default();
-        let address = host.trim_start_matches('[').trim_end_matches(']');
-        let loopback = host == "localhost"
-            || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
-        self.0.scheme() == "http" && !loopback
+        tls::is_exposed(&self.0)
     }
 }
 
@@ -132,10 +129,41 @@ pub struct AgentArgs {
     /// of both ends counts
     #[arg(long, env = "RENDEZ_GRACE", default_value_t, value_name = "DURATION")]
     pub grace: Grace,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "a comment would be help text")]
+    pub tls: TlsArgs,
 
     /// How much to log to stderr: off, error, warn, info, debug or trace
     #[arg(long, env = "RENDEZ_LOG", default_value = "info", value_name = "LEVEL")]
     pub log: LogLevel,
+}
+
+/// How a program talks TLS to a relay.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct TlsArgs {
+    /// File with authorities in PEM that are trusted instead of the system's,
+    /// for a relay with a private one
+    #[arg(long = "ca", env = "RENDEZ_CA", value_name = "FILE")]
+    pub authorities: Option<PathBuf>,
+
+    /// Certificate in PEM to show to the relay, if it asks for one
+    #[arg(long, env = "RENDEZ_CLIENT_CERT", value_name = "FILE", requires = "client_key")]
+    pub client_cert: Option<PathBuf>,
+
+    /// The private key of that certificate, in PEM
+    #[arg(long, env = "RENDEZ_CLIENT_KEY", value_name = "FILE", requires = "client_cert")]
+    pub client_key: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    /// Sets up TLS for this process, before its first connection.
+    ///
+    /// # Errors
+    /// A file cannot be used.
+    pub fn configure(&self) -> Result<(), TlsSetupError> {
+        let identity = self.client_cert.clone().zip(self.client_key.clone());
+        tls::configure(&TlsFiles { authorities: self.authorities.clone(), identity })
+    }
 }
 
 /// Why the settings are not complete.

@@ -1,5 +1,6 @@
 //! The registry's HTTP API, as orchestrators and operators use it.
 
+use std::sync::Once;
 use std::time::Duration;
 
 use rendez_proto::ids::EnvironmentId;
@@ -52,7 +53,18 @@ impl RegistryClient {
             .tcp_nodelay(true)
             .build()
             .map_err(|error| url(&error))?;
+        if tls::is_exposed(&base) {
+            let host = base.host_str().unwrap_or_default();
+            static ONCE: Once = Once::new();
+            ONCE.call_once(|| tracing::warn!(host, "the token goes to the relay without TLS"));
+        }
         Ok(Self { http, base, token })
+    }
+
+    /// Whether tokens cross a network in clear: a relay on another machine,
+    /// without TLS.
+    pub fn is_exposed(&self) -> bool {
+        tls::is_exposed(&self.base)
     }
 
     /// Asks for a way to the executor of `environment`.

@@ -1,10 +1,113 @@
 //! One TLS client configuration for websockets and HTTP.
+//!
+//! A program may [`configure`] whom it trusts and what it shows, once, before
+//! its first connection. Otherwise the operating system's trust store counts
+//! (`SSL_CERT_FILE` is honoured) and no certificate is shown.
 
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use rustls::client::WantsClientCert;
 use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
 use rustls_platform_verifier::BuilderVerifierExt as _;
+use url::Url;
+
+/// The configuration for `https://` and `wss://`.
+static TRUSTING: OnceLock<Arc<ClientConfig>> = OnceLock::new();
+
+/// Whom a program trusts and what it shows, beyond the system's defaults.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Authorities in PEM that are trusted instead of the system's.
+    pub authorities: Option<PathBuf>,
+    /// Certificate chain and private key in PEM that are shown to relays.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// Why TLS cannot be set up. Whoever runs the program has to act.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsSetupError {
+    /// A file does not hold what it should, or cannot be read.
+    #[error("{}: {why}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// The TLS library refuses.
+    #[error(transparent)]
+    Tls(#[from] rustls::Error),
+    /// A connection was made before, with other settings.
+    #[error("TLS is set up already")]
+    TooLate,
+}
+
+/// Sets up TLS for all further connections of this process. Without files
+/// nothing is done.
+///
+/// # Errors
+/// See [`TlsSetupError`].
+pub fn configure(files: &TlsFiles) -> Result<(), TlsSetupError> {
+    if *files == TlsFiles::default() {
+        return Ok(());
+    }
+    let builder = match &files.authorities {
+        None => builder()?.with_platform_verifier()?,
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for authority in certificates(path)? {
+                roots.add(authority).map_err(|error| file(path, &error))?;
+            }
+            builder()?.with_root_certificates(roots)
+        }
+    };
+    let config = Arc::new(identified(builder, files.identity.as_ref())?);
+    TRUSTING.set(config).map_err(|_| TlsSetupError::TooLate)
+}
+
+fn identified(
+    builder: ConfigBuilder<ClientConfig, WantsClientCert>,
+    identity: Option<&(PathBuf, PathBuf)>,
+) -> Result<ClientConfig, TlsSetupError> {
+    let Some((chain, key)) = identity else { return Ok(builder.with_no_client_auth()) };
+    let chain = certificates(chain)?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| file(key, &words(error)))?;
+    Ok(builder.with_client_auth_cert(chain, key)?)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsSetupError> {
+    let read = |error| file(path, &words(error));
+    let all = CertificateDer::pem_file_iter(path).map_err(read)?;
+    let all: Vec<_> = all.collect::<Result<_, _>>().map_err(read)?;
+    if all.is_empty() { Err(file(path, &"no certificate in it")) } else { Ok(all) }
+}
+
+fn file(path: &Path, why: &dyn std::fmt::Display) -> TlsSetupError {
+    TlsSetupError::File { path: path.to_owned(), why: why.to_string() }
+}
+
+/// The system's own words where it has some.
+fn words(error: pem::Error) -> io::Error {
+    match error {
+        pem::Error::Io(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
+/// Whether what goes to this URL can be read on the way: no TLS, and another
+/// machine.
+pub fn is_exposed(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    let loopback = host == "localhost"
+        || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    matches!(url.scheme(), "http" | "ws") && !loopback
+}
 
 /// The configuration for a URL: [`client_config`] for `https://` and `wss://`.
 /// For other schemes one that trusts nobody, because reading the system's
@@ -13,7 +116,6 @@ use rustls_platform_verifier::BuilderVerifierExt as _;
 /// # Errors
 /// The system's trust store cannot be read.
 pub fn for_url(url: &str) -> Result<Arc<ClientConfig>, rustls::Error> {
-    static TRUSTING: OnceLock<Arc<ClientConfig>> = OnceLock::new();
     if !(url.starts_with("https:") || url.starts_with("wss:")) {
         let nobody = RootCertStore::empty();
         return Ok(Arc::new(builder()?.with_root_certificates(nobody).with_no_client_auth()));
@@ -37,4 +139,32 @@ pub fn client_config() -> Result<Arc<ClientConfig>, rustls::Error> {
 fn builder() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, rustls::Error> {
     ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_files_are_named() {
+        let files = |path: &str| TlsFiles { authorities: Some(path.into()), identity: None };
+        for path in ["/no/such/ca.pem", "/dev/null"] {
+            let error = configure(&files(path)).unwrap_err().to_string();
+            assert!(error.contains(path), "{error}");
+        }
+    }
+
+    #[test]
+    fn other_machines_without_tls_are_exposed() {
+        for (url, exposed) in [
+            ("http://127.0.0.1:1", false),
+            ("http://[::1]:1", false),
+            ("http://localhost", false),
+            ("https://relay.example", false),
+            ("http://relay.example", true),
+            ("ws://10.0.0.1", true),
+        ] {
+            assert_eq!(is_exposed(&url.parse().unwrap()), exposed, "{url}");
+        }
+    }
 }

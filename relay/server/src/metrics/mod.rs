@@ -136,6 +136,7 @@ impl Collector for Everything {
         drain(&mut out, &self.edge.drain)?;
         hubs::encode(&mut out, &self.edge)?;
         requests::encode(&mut out, &self.edge, &self.places)?;
+        tls::encode(&mut out, self.tls.as_ref().map_or(&self.no_tls, |tls| &tls.stats))?;
         let calls =
             Call::ALL.map(|call| ([("call", call.as_str())], &self.durations.calls[call as usize]));
         out.histograms("rendez_call_seconds", "How long clients wait for an answer.", calls)
@@ -176,6 +177,11 @@ impl Out<'_> {
     ) -> fmt::Result {
         let values = values.into_iter().map(|(labels, value)| (labels, ConstGauge::new(value)));
         self.family(name, help, MetricType::Gauge, values)
+    }
+
+    /// A histogram without labels.
+    fn histogram(&mut self, name: &str, help: &str, value: &Histogram) -> fmt::Result {
+        value.encode(self.describe(name, help, MetricType::Histogram)?)
     }
 
     /// A histogram per set of labels.

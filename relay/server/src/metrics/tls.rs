@@ -23,6 +23,6 @@ pub(super) fn encode(out: &mut Out<'_>, stats: &TlsStats) -> fmt::Result {
         "When the certificate ends, in seconds since 1970; 0 without TLS.",
         stats.not_after(),
     )?;
-    let took = [([("listener", "public")], &stats.took)];
-    out.histograms("rendez_tls_handshake_seconds", "How long good TLS handshakes took.", took)
+    let help = "How long good TLS handshakes took.";
+    out.histogram("rendez_tls_handshake_seconds", help, &stats.took)
 }

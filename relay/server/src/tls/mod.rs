@@ -24,7 +24,8 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 
 pub(crate) use self::client::ClientCertificate;
-pub(crate) use self::files::{Loaded, Settings, TlsError};
+use self::files::Settings;
+pub use self::files::TlsError;
 pub(crate) use self::stats::{Group, Handshake, TlsStats};
 
 /// The TLS side of a listener.

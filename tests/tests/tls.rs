@@ -1,0 +1,277 @@
+//! TLS that the relay itself ends: real handshakes, certificates of a private
+//! authority, files that change underneath, clients that must show who they are.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
+};
+use rendez_tests::process::{Process, run};
+use rendez_tests::rendez::{WITHIN, rendez};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, NamedGroup, ProtocolVersion, RootCertStore};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// How often a condition outside of this process is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A private authority and its files.
+struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    directory: TempDir,
+}
+
+impl Authority {
+    fn new() -> Result<Self> {
+        let mut params = CertificateParams::new(Vec::<String>::new())?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+        let directory = tempfile::tempdir()?;
+        fs::write(directory.path().join("ca.pem"), issuer.pem())?;
+        Ok(Self { issuer, directory })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Writes `NAME.pem` and `NAME.key` for a certificate with this subject.
+    fn issue(&self, name: &str, subject: &str) -> Result<()> {
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()])?;
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, subject);
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        fs::write(self.path(&format!("{name}.pem")), certificate.pem())?;
+        fs::write(self.path(&format!("{name}.key")), key.serialize_pem())?;
+        Ok(())
+    }
+
+    fn client(&self, identity: Option<&str>) -> Result<Arc<ClientConfig>> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.path("ca.pem"))?)?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots);
+        let Some(name) = identity else { return Ok(Arc::new(builder.with_no_client_auth())) };
+        let chain = vec![CertificateDer::from_pem_file(self.path(&format!("{name}.pem")))?];
+        let key = PrivateKeyDer::from_pem_file(self.path(&format!("{name}.key")))?;
+        Ok(Arc::new(builder.with_client_auth_cert(chain, key)?))
+    }
+}
+
+/// `rendez relay` with TLS on a free port.
+struct Relay {
+    process: Process,
+    state: TempDir,
+    public: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Relay {
+    async fn start(authority: &Authority, more: &[(&str, PathBuf)]) -> Result<Self> {
+        let state = tempfile::tempdir()?;
+        let mut command = rendez()?;
+        command
+            .args(["relay", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+            .args(["--tls-reload-every", "50ms", "--log", "info"])
+            .arg("--tls-cert")
+            .arg(authority.path("relay.pem"))
+            .arg("--tls-key")
+            .arg(authority.path("relay.key"))
+            .arg("--state")
+            .arg(state.path());
+        for (flag, value) in more {
+            command.arg(flag).arg(value);
+        }
+        let process = Process::spawn(command)?;
+        let public = address(&process, "listening address=").await?;
+        let admin = address(&process, "listening for operators address=").await?;
+        Ok(Self { process, state, public, admin })
+    }
+
+    async fn token(&self, role: &str) -> Result<String> {
+        let mut command = rendez()?;
+        command.args(["token", "create", "--role", role, "--state"]).arg(self.state.path());
+        let output = run(command, b"", WITHIN).await?;
+        ensure!(output.status.success(), "{}", output.stderr_text());
+        Ok(output.stdout_text().trim().to_owned())
+    }
+
+    /// Waits until a metric has this value.
+    async fn metric(&self, line: &str) -> Result<()> {
+        let deadline = Instant::now() + WITHIN;
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        loop {
+            look.tick().await;
+            let mut tcp = TcpStream::connect(self.admin).await?;
+            tcp.write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await?;
+            let mut answer = String::new();
+            tcp.read_to_string(&mut answer).await?;
+            if answer.lines().any(|found| found == line) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "no line {line:?} in\n{answer}");
+        }
+    }
+
+    async fn dial(&self, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>> {
+        let tcp = TcpStream::connect(self.public).await?;
+        let name = ServerName::from(self.public.ip());
+        let tls = TlsConnector::from(config).connect(name, tcp);
+        Ok(tokio::time::timeout(WITHIN, tls).await??)
+    }
+}
+
+async fn address(process: &Process, before: &str) -> Result<SocketAddr> {
+    let found = process.stderr_line(WITHIN, |line| {
+        let (_, address) = line.split_once(before)?;
+        address.trim().parse().ok()
+    });
+    found.await.with_context(|| format!("no line with {before:?}"))
+}
+
+/// One request on an open connection.
+async fn livez(stream: &mut TlsStream<TcpStream>) -> Result<String> {
+    stream.write_all(b"GET /livez HTTP/1.1\r\nhost: relay\r\n\r\n").await?;
+    let mut answer = Vec::new();
+    let whole = async {
+        while !answer.ends_with(b"ok\n") {
+            ensure!(stream.read_buf(&mut answer).await? > 0, "closed after {answer:?}");
+        }
+        Ok(())
+    };
+    tokio::time::timeout(WITHIN, whole).await??;
+    Ok(String::from_utf8(answer)?)
+}
+
+fn with_tls(mut command: Command, ca: &Path, identity: Option<(&Path, &Path)>) -> Command {
+    command.env("RENDEZ_CA", ca);
+    if let Some((certificate, key)) = identity {
+        command.env("RENDEZ_CLIENT_CERT", certificate).env("RENDEZ_CLIENT_KEY", key);
+    }
+    command
+}
+
+#[tokio::test]
+async fn keys_are_agreed_on_after_quantum_computers_too_and_only_by_tls_13() -> Result<()> {
+    let authority = Authority::new()?;
+    authority.issue("relay", "relay")?;
+    let relay = Relay::start(&authority, &[]).await?;
+    let mut stream = relay.dial(authority.client(None)?).await?;
+    assert!(livez(&mut stream).await?.starts_with("HTTP/1.1 200"));
+    let (_, session) = stream.get_ref();
+    let group = session.negotiated_key_exchange_group().context("keys were agreed on")?;
+    assert_eq!(group.name(), NamedGroup::X25519MLKEM768);
+    assert_eq!(session.protocol_version(), Some(ProtocolVersion::TLSv1_3));
+    relay.metric("rendez_tls_key_exchanges_total{group=\"x25519mlkem768\"} 1").await?;
+
+    let old = ClientConfig::builder_with_provider(Arc::new(
+        rustls::crypto::aws_lc_rs::default_provider(),
+    ))
+    .with_protocol_versions(&[&rustls::version::TLS12])?
+    .with_root_certificates(RootCertStore::empty())
+    .with_no_client_auth();
+    assert!(relay.dial(Arc::new(old)).await.is_err(), "TLS 1.2 is off");
+    relay.metric("rendez_tls_handshakes_total{result=\"failed\"} 1").await
+}
+
+#[tokio::test]
+async fn agent_and_exec_work_through_https_with_a_private_authority() -> Result<()> {
+    let authority = Authority::new()?;
+    authority.issue("relay", "relay")?;
+    authority.issue("box", "box 1")?;
+    let required =
+        [("--tls-client-ca", authority.path("ca.pem")), ("--tls-client-auth", "required".into())];
+    let relay = Relay::start(&authority, &required).await?;
+    let (executor, token) = (relay.token("executor").await?, relay.token("orchestrator").await?);
+    let url = format!("https://{}", relay.public);
+    let ca = authority.path("ca.pem");
+    let (certificate, key) = (authority.path("box.pem"), authority.path("box.key"));
+    let identity = Some((certificate.as_path(), key.as_path()));
+
+    let state = tempfile::tempdir()?;
+    let mut agent = with_tls(rendez()?, &ca, identity);
+    agent
+        .args(["agent", "--relay", &url, "--environment", "box", "--state"])
+        .arg(state.path())
+        .env("RENDEZ_TOKEN", executor);
+    let agent = Process::spawn(agent)?;
+    agent.stderr_line(WITHIN, |line| line.contains("connected").then_some(())).await?;
+    // who it is stands in the relay's log
+    let named = |line: &str| line.contains("CN=box 1").then_some(());
+    relay.process.stderr_line(WITHIN, named).await?;
+
+    let exec = |mut command: Command| {
+        command.args(["exec", "box", "--", "sh", "-c", "echo through TLS; exit 7"]);
+        command.env("RENDEZ_RELAY", &url).env("RENDEZ_TOKEN", &token);
+        run(command, b"", WITHIN)
+    };
+    let output = exec(with_tls(rendez()?, &ca, identity)).await?;
+    assert_eq!(output.stdout_text(), "through TLS\n", "{}", output.stderr_text());
+    assert_eq!(output.status.code(), Some(7));
+
+    let nobody = exec(with_tls(rendez()?, &ca, None)).await?;
+    assert_eq!(nobody.status.code(), Some(75), "{}", nobody.stderr_text());
+    relay.metric("rendez_tls_handshakes_total{result=\"client_certificate\"} 1").await?;
+    let other = Authority::new()?;
+    let stranger = exec(with_tls(rendez()?, &other.path("ca.pem"), identity)).await?;
+    assert_eq!(stranger.status.code(), Some(75), "{}", stranger.stderr_text());
+    let missing = exec(with_tls(rendez()?, Path::new("/no/such.pem"), None)).await?;
+    assert_eq!(missing.status.code(), Some(78), "{}", missing.stderr_text());
+    Ok(())
+}
+
+#[tokio::test]
+async fn files_that_change_are_taken_over_and_open_connections_stay() -> Result<()> {
+    let authority = Authority::new()?;
+    authority.issue("relay", "first")?;
+    let relay = Relay::start(&authority, &[]).await?;
+    let client = authority.client(None)?;
+    let shown = async || -> Result<Vec<u8>> {
+        let stream = relay.dial(client.clone()).await?;
+        let chain = stream.get_ref().1.peer_certificates().context("it showed one")?;
+        Ok(chain[0].to_vec())
+    };
+    let mut open = relay.dial(client.clone()).await?;
+    livez(&mut open).await?;
+    let first = shown().await?;
+
+    // a pair that does not fit: the old one serves on
+    authority.issue("next", "second")?;
+    fs::copy(authority.path("next.pem"), authority.path("relay.pem"))?;
+    let warned = |line: &str| line.contains("the old ones serve on").then_some(());
+    relay.process.stderr_line(WITHIN, warned).await?;
+    assert_eq!(shown().await?, first);
+    relay.metric("rendez_tls_reloads_total{result=\"ok\"} 0").await?;
+
+    fs::copy(authority.path("next.key"), authority.path("relay.key"))?;
+    relay.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
+    assert_ne!(shown().await?, first);
+    assert!(livez(&mut open).await?.starts_with("HTTP/1.1 200"), "what was open stays open");
+    Ok(())
+}
+
+#[tokio::test]
+async fn half_a_pair_stops_a_start() -> Result<()> {
+    let state = tempfile::tempdir()?;
+    let mut command = rendez()?;
+    command.args(["relay", "--listen", "127.0.0.1:0", "--tls-cert", "/x.pem", "--state"]);
+    command.arg(state.path());
+    let output = run(command, b"", WITHIN).await?;
+    assert_eq!(output.status.code(), Some(78));
+    assert!(output.stderr_text().contains("tls.key"), "{}", output.stderr_text());
+    Ok(())
+}
