@@ -217,8 +217,10 @@ impl Agent {
                         return Ok(());
                     }
                     backoff.connected_for(since.elapsed());
-                    if matches!(ended, Ended::ByPeer(Some(SUPERSEDED))) {
-                        backoff.not_at_once();
+                    match ended {
+                        Ended::ByPeer(Some(SUPERSEDED)) => backoff.not_at_once(),
+                        Ended::SentAway(within) => backoff.sent_away(within),
+                        _ => {}
                     }
                     registered = Some(reply);
                     wait(&self.endpoint, &mut backoff, describe(&ended), on_state).await;
@@ -298,7 +300,7 @@ fn describe(ended: &Ended) -> String {
         Ended::ByPeer(Some(SUPERSEDED)) => {
             "another executor has taken the environment over".to_owned()
         }
-        Ended::ByPeer(_) => format!("the relay: {ended}"),
+        Ended::ByPeer(_) | Ended::SentAway(_) => format!("the relay: {ended}"),
         other => other.to_string(),
     }
 }

@@ -16,7 +16,7 @@ use rendez_proto::registry::ConnectReply;
 use rendez_rpc::Endpoint;
 use rendez_transport::backoff::{Backoff, RESUME_CAP};
 use rendez_transport::dial::{DialError, DialledSocket};
-use rendez_transport::{CloseFrame, pump};
+use rendez_transport::{CloseFrame, Ended, pump};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -112,6 +112,9 @@ impl Keeper {
                 break;
             }
             backoff.connected_for(since.elapsed());
+            if let Ended::SentAway(within) = ended {
+                backoff.sent_away(within);
+            }
             self.announce.send_replace(LinkState::Resuming);
             match self.reopen(&mut backoff).await {
                 Some(reopened) => (socket, registration) = reopened,

@@ -28,18 +28,23 @@ pub const STABLE_AFTER: Duration = Duration::from_secs(60);
 pub struct Backoff {
     failures: u32,
     at_once: bool,
+    spread: Option<Duration>,
 }
 
 impl Backoff {
     /// The wait before the next try, at most `cap`, which is [`CAP`] or
     /// [`RESUME_CAP`]. `random` is uniform in `0..=u32::MAX`.
     pub fn next_delay(&mut self, cap: Duration, random: u32) -> Duration {
+        let share = f64::from(random) / f64::from(u32::MAX);
+        if let Some(span) = self.spread.take() {
+            return span.mul_f64(share);
+        }
         if std::mem::take(&mut self.at_once) {
             return Duration::ZERO;
         }
         let ceiling = BASE.saturating_mul(1 << self.failures.min(16)).min(cap);
         self.failures = self.failures.saturating_add(1);
-        ceiling.mul_f64(f64::from(random) / f64::from(u32::MAX))
+        ceiling.mul_f64(share)
     }
 
     /// Tells how long the last connection lived.
@@ -48,6 +53,14 @@ impl Backoff {
         if lifetime >= STABLE_AFTER {
             self.failures = 0;
         }
+    }
+
+    /// The next try is at a random moment within `span`, once: a relay that
+    /// sends everybody away asks for it.
+    pub fn sent_away(&mut self, span: Duration) {
+        self.at_once = false;
+        self.failures = 0;
+        self.spread = Some(span);
     }
 
     /// The next try waits, however long the last connection lived: somebody
@@ -88,6 +101,18 @@ mod tests {
         backoff.connected_for(WORKED_AFTER);
         backoff.not_at_once();
         assert_eq!(backoff.next_delay(CAP, u32::MAX), BASE * 4);
+    }
+
+    #[test]
+    fn who_is_sent_away_comes_back_anywhere_in_the_span() {
+        let span = Duration::from_secs(5);
+        for (random, delay) in [(0, Duration::ZERO), (u32::MAX, span)] {
+            let mut backoff = Backoff::default();
+            backoff.connected_for(STABLE_AFTER);
+            backoff.sent_away(span);
+            assert_eq!(backoff.next_delay(RESUME_CAP, random), delay);
+            assert_eq!(backoff.next_delay(CAP, u32::MAX), BASE, "once");
+        }
     }
 
     #[test]

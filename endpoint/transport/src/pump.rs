@@ -30,6 +30,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 pub enum Ended {
     /// The peer closed, with its code.
     ByPeer(Option<u16>),
+    /// The peer closed because it goes away, and asks that we come back at a
+    /// random moment within this span.
+    SentAway(Duration),
     /// We closed, with our reason.
     ByUs(CloseFrame),
     /// The path broke.
@@ -42,6 +45,9 @@ impl std::fmt::Display for Ended {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Ended::ByPeer(Some(code)) => write!(f, "closed by the peer (code {code})"),
+            Ended::SentAway(within) => {
+                write!(f, "sent away, to come back within {} s", within.as_secs())
+            }
             Ended::ByPeer(None) => f.write_str("closed by the peer"),
             Ended::ByUs(frame) => write!(f, "closed ({} {})", frame.code, frame.reason),
             Ended::Lost(error) => error.fmt(f),
@@ -188,10 +194,9 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
                 }
                 Incoming::Text => {}
                 Incoming::Alive => self.dirty = true,
-                Incoming::Close(code) => {
-                    // The library has buffered the answering close frame.
-                    let _ = self.socket.poll_flush(cx);
-                    return Err(self.ended(Ended::ByPeer(code)));
+                Incoming::Close(code) => return Err(self.answered(cx, Ended::ByPeer(code))),
+                Incoming::SentAway(within) => {
+                    return Err(self.answered(cx, Ended::SentAway(within)));
                 }
             }
         }
@@ -221,6 +226,12 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
             }
             Err(_) => Err(ended),
         }
+    }
+
+    /// The library has buffered the answer to a close frame.
+    fn answered(&mut self, cx: &mut Context<'_>, ended: Ended) -> Ended {
+        let _ = self.socket.poll_flush(cx);
+        self.ended(ended)
     }
 
     /// Our own reason wins over how the socket then came down.

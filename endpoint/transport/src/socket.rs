@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Sink, Stream};
@@ -12,7 +13,7 @@ use tokio_tungstenite::tungstenite::error::{CapacityError, ProtocolError};
 use tokio_tungstenite::tungstenite::protocol::{self, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::protocol::CloseFrame;
+use crate::protocol::{CloseFrame, sent_away};
 
 /// Bytes that one read may take from the kernel. A 60 KiB record is four
 /// reads; the default of 128 KiB would cost that much memory per idle socket.
@@ -32,6 +33,17 @@ pub enum Incoming {
     Alive,
     /// The peer closes, with its code.
     Close(Option<u16>),
+    /// The peer closes because it goes away, and asks that we come back at a
+    /// random moment within this span.
+    SentAway(Duration),
+}
+
+impl Incoming {
+    /// A close frame's code and reason.
+    pub fn close(frame: Option<(u16, &str)>) -> Self {
+        let away = frame.and_then(|(code, reason)| sent_away(code, reason));
+        away.map_or(Self::Close(frame.map(|(code, _)| code)), Self::SentAway)
+    }
 }
 
 /// What is sent.
@@ -92,7 +104,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for WebSocketStream<T> {
                 Ok(message) => Ok(match message {
                     Message::Binary(bytes) => Incoming::Binary(bytes),
                     Message::Text(_) => Incoming::Text,
-                    Message::Close(frame) => Incoming::Close(frame.map(|frame| frame.code.into())),
+                    Message::Close(frame) => Incoming::close(
+                        frame.as_ref().map(|frame| (frame.code.into(), frame.reason.as_str())),
+                    ),
                     Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Incoming::Alive,
                 }),
                 Err(error) => Err(error.into()),

@@ -90,11 +90,9 @@ impl Directory {
         }
     }
 
-    /// Closes every websocket: the relay is going away.
-    pub fn restart(&self) {
-        for entry in self.lock().values() {
-            entry.hub.restart();
-        }
+    /// All hubs, in no order.
+    pub(crate) fn hubs(&self) -> Vec<Arc<SharedHub>> {
+        self.lock().values().map(|entry| entry.hub.clone()).collect()
     }
 
     /// Hubs, executors and orchestrators on this node.

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use rendez_registry::{OpenError, Options, PublicUrl, Registry};
 use rendez_transport::telemetry::LogHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Loaded, MaybeListen};
 use crate::directory::Directory;
-use crate::drain::Drain;
+use crate::drain::{Drain, Pace, send_away};
 use crate::edge::Edge;
 use crate::edge::stats::EdgeStats;
 use crate::ledger::{Ledger, Quotas};
@@ -23,8 +24,8 @@ pub use crate::signals::{Stop, stop_at_signals, until_signal};
 use crate::tls::Tls;
 pub use crate::tls::TlsError;
 
-/// How long open websockets get to close when the relay stops.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an answer to an operator may take when the relay stops.
+const OPERATORS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Most connections to the admin listener at once: scrapers, balancers and a
 /// few people.
 const ADMIN_CONNECTIONS_MAX: usize = 256;
@@ -129,7 +130,7 @@ impl Relay {
         &self.edge.stats
     }
 
-    /// Serves until told to stop, then closes every websocket and returns.
+    /// Serves until told to stop, then sends everybody away and returns.
     pub async fn serve(self, stop: impl Into<Stop>) {
         let stop = stop.into();
         let Self { settings, public, admin, edge, metrics, tls, log } = self;
@@ -148,6 +149,7 @@ impl Relay {
             let stats = Arc::default();
             operators.spawn(listener.serve(app, stats, operators.clone(), tasks.child_token()));
         }
+        let pace = Pace::of(&settings.config);
         let whole_v1 = settings.config.admin_on_public;
         if let Some(tls) = &tls {
             tokio::spawn(tls.clone().watch(tasks.child_token()));
@@ -158,24 +160,24 @@ impl Relay {
 
         let requests = TaskTracker::new();
         let app = routes::public(&edge, &metrics, whole_v1);
+        let closed = CancellationToken::new();
+        let serving = public.serve(app, edge.stats.clone(), requests.clone(), closed.clone());
+        let serving = tokio::spawn(serving);
+        stop.gently.cancelled().await;
+        let deadline = Instant::now() + pace.deadline;
+        edge.drain.announce();
+        let _ = stop.at_once.run_until_cancelled(tokio::time::sleep(pace.announce)).await;
         // The listener is closed first, so that nobody who is sent away comes
         // back to a relay that accepts and answers nothing any more.
-        public.serve(app, edge.stats.clone(), requests.clone(), stop.gently.child_token()).await;
-        edge.drain.begin();
-        edge.directory.restart();
-        edge.sockets.close();
-        requests.close();
-        let closed = async {
-            edge.sockets.wait().await;
-            requests.wait().await;
-        };
-        if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
-            let open = edge.sockets.len();
-            tracing::warn!(open, "websockets did not close in time and are dropped");
-        }
+        edge.drain.close();
+        closed.cancel();
+        let _ = serving.await;
+        let (directory, sockets) = (&edge.directory, &edge.sockets);
+        send_away(pace, deadline, directory, sockets, &requests, &stop.at_once).await;
         tasks.cancel();
         operators.close();
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, operators.wait()).await;
+        let operators = tokio::time::timeout(OPERATORS_TIMEOUT, operators.wait());
+        let _ = stop.at_once.run_until_cancelled(operators).await;
         let _ = sweeper.await;
         tracing::info!("stopped");
     }

@@ -178,6 +178,17 @@ settings! {
     /// How often the files are looked at.
     tls_reload_every: Duration = Duration::from_secs(5), "tls.reload_every", "duration", AtStart;
 
+    /// How long /readyz says no before anything else happens: as long as your
+    /// balancer takes to notice.
+    drain_announce: Duration = Duration::ZERO, "drain.announce", "duration", AtStart;
+
+    /// When the relay is gone after SIGTERM, whatever is still open.
+    drain_deadline: Duration = Duration::from_secs(20), "drain.deadline", "duration", AtStart;
+
+    /// How many websockets per second may come back to the relay that is next.
+    /// The more there are, the longer their return is spread.
+    drain_reconnects_per_second: usize = 1000, "drain.reconnects_per_second", "websockets per second", AtStart;
+
     /// How much is logged: off, error, warn, info, debug or trace.
     log_level: LogLevel = LogLevel::Info, "log.level", "level", AtReload;
 

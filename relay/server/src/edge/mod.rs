@@ -8,8 +8,7 @@
 //! | 409 | a newer registration is current | an executor registers again |
 //! | 503 | full, shutting down, or the store cannot be asked | both try again later |
 //!
-//! Close codes: [`MALFORMED`](port::MALFORMED), [`SUPERSEDED`](port::SUPERSEDED),
-//! [`RESTARTING`](port::RESTARTING), and the pump's own.
+//! Close codes: [`CLOSE_FRAMES`](port::CLOSE_FRAMES).
 
 pub mod port;
 mod socket;
@@ -80,7 +79,7 @@ fn ticket_of(query: &str) -> &str {
 
 impl Edge {
     async fn admit(&self, ticket: &str) -> Result<(Claims, HubPort), Refusal> {
-        if self.drain.is_draining() {
+        if self.drain.is_closed() {
             return Err(Refusal::ShuttingDown);
         }
         let claims = self.registry.admit(ticket).await?;

@@ -17,12 +17,10 @@ use rendez_transport::{CloseFrame, Protocol, Violation};
 pub const MALFORMED: CloseFrame = CloseFrame { code: 1002, reason: "malformed_frame" };
 /// 4001: another websocket took the executor's place.
 pub const SUPERSEDED: CloseFrame = CloseFrame { code: 4001, reason: "superseded" };
-/// 1012: the relay is going away; come back.
-pub const RESTARTING: CloseFrame = CloseFrame { code: 1012, reason: "relay_restarting" };
 
 /// All close frames that a relay sends, for documentation.
 pub const CLOSE_FRAMES: [CloseFrame; 5] =
-    [CloseFrame::TEXT, CloseFrame::TOO_BIG, MALFORMED, SUPERSEDED, RESTARTING];
+    [CloseFrame::TEXT, CloseFrame::TOO_BIG, CloseFrame::RESTARTING, MALFORMED, SUPERSEDED];
 
 /// The switchboard of one executor and the tasks that drive its ports.
 #[derive(Default)]
@@ -33,8 +31,8 @@ struct Switchboard {
     hub: Hub,
     /// Taken out when woken, so there is at most one per port.
     wakers: HashMap<PortKey, Waker>,
-    /// The relay is going away: every port closes.
-    restarting: bool,
+    /// The relay is going away: every port closes so.
+    leaving: Option<CloseFrame>,
 }
 
 impl SharedHub {
@@ -72,10 +70,10 @@ impl SharedHub {
         read(&self.lock().hub)
     }
 
-    /// Closes every websocket with [`RESTARTING`].
-    pub(crate) fn restart(&self) {
+    /// Closes every websocket with `frame`.
+    pub(crate) fn leave(&self, frame: CloseFrame) {
         let mut board = self.lock();
-        board.restarting = true;
+        board.leaving = Some(frame);
         let wakers = std::mem::take(&mut board.wakers);
         drop(board);
         wakers.into_values().for_each(Waker::wake);
@@ -153,7 +151,7 @@ impl Protocol for HubPort {
         let board = self.shared.lock();
         match board.hub.standing(self.key) {
             Standing::Superseded => Some(SUPERSEDED),
-            Standing::Joined => board.restarting.then_some(RESTARTING),
+            Standing::Joined => board.leaving.clone(),
         }
     }
 }

@@ -18,7 +18,9 @@ impl Socket for AcceptedSocket {
                 Ok(message) => Ok(match message {
                     ws::Message::Binary(bytes) => Incoming::Binary(bytes),
                     ws::Message::Text(_) => Incoming::Text,
-                    ws::Message::Close(frame) => Incoming::Close(frame.map(|frame| frame.code)),
+                    ws::Message::Close(frame) => Incoming::close(
+                        frame.as_ref().map(|frame| (frame.code, frame.reason.as_str())),
+                    ),
                     ws::Message::Ping(_) | ws::Message::Pong(_) => Incoming::Alive,
                 }),
                 Err(error) => Err(broken(error)),

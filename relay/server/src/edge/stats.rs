@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rendez_transport::{CloseFrame, Ended, SocketError};
 
-use super::port::{MALFORMED, RESTARTING, SUPERSEDED};
+use super::port::{MALFORMED, SUPERSEDED};
 
 /// How a websocket ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -63,7 +63,7 @@ impl End {
 impl From<&Ended> for End {
     fn from(ended: &Ended) -> Self {
         match ended {
-            Ended::ByPeer(_) => End::ByPeer,
+            Ended::ByPeer(_) | Ended::SentAway(_) => End::ByPeer,
             Ended::Silent => End::Silent,
             Ended::Lost(SocketError::TooBig) => End::TooBig,
             Ended::Lost(SocketError::Protocol(_)) => End::BrokenProtocol,
@@ -71,7 +71,7 @@ impl From<&Ended> for End {
             Ended::ByUs(frame) if *frame == MALFORMED => End::Malformed,
             Ended::ByUs(frame) if *frame == CloseFrame::TEXT => End::Text,
             Ended::ByUs(frame) if *frame == SUPERSEDED => End::Superseded,
-            Ended::ByUs(frame) if *frame == RESTARTING => End::Restarting,
+            Ended::ByUs(frame) if frame.code == CloseFrame::RESTARTING.code => End::Restarting,
             Ended::ByUs(_) => End::Lost,
         }
     }
