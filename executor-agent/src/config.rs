@@ -129,6 +129,7 @@ pub struct AgentArgs {
     /// of both ends counts
     #[arg(long, env = "RENDEZ_GRACE", default_value_t, value_name = "DURATION")]
     pub grace: Grace,
+
     #[command(flatten)]
     #[allow(missing_docs, reason = "a comment would be help text")]
     pub tls: TlsArgs,
