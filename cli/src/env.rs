@@ -1,8 +1,12 @@
 //! `rendez env`: look at environments.
 
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use rendez_proto::registry::admin::EnvironmentEntry;
+use rendez_orchestrator::EnvironmentId;
+use rendez_proto::registry::environments::{
+    ConnectionRecord, EnvironmentDetail, EnvironmentEntry, EnvironmentState, LiveExecutor,
+};
 
 use crate::context::{Purpose, RelayOptions};
 use crate::exit::Exit;
@@ -20,35 +24,184 @@ pub(crate) enum EnvCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Show all that is known about one environment: whether its executor can
+    /// be reached, since when, and its last connections
+    Show {
+        #[command(flatten)]
+        relay: RelayOptions,
+
+        /// The environment
+        #[arg(value_name = "ENVIRONMENT")]
+        environment: EnvironmentId,
+
+        /// Ping the executor first, so that what is shown was true just now
+        #[arg(long)]
+        probe: bool,
+
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Runs the command.
 pub(crate) async fn run(command: EnvCommand) -> Result<ExitCode, Exit> {
-    let EnvCommand::Ls { relay, json } = command;
+    match command {
+        EnvCommand::Ls { relay, json } => list(&relay, json).await?,
+        EnvCommand::Show { relay, environment, probe, json } => {
+            let client = relay.client(Purpose::Orchestrate)?;
+            let detail = client.registry().environment(&environment, probe).await?;
+            match json {
+                true => println!("{}", serde_json::to_string(&detail).map_err(Exit::software)?),
+                false => print!("{}", describe(&detail, now())),
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn list(relay: &RelayOptions, json: bool) -> Result<(), Exit> {
     let client = relay.client(Purpose::Orchestrate)?;
     let environments = client.registry().environments().await?;
     if json {
         for environment in &environments {
             println!("{}", serde_json::to_string(environment).map_err(Exit::software)?);
         }
-        return Ok(ExitCode::SUCCESS);
+        return Ok(());
     }
     if environments.is_empty() {
         eprintln!("no executor has registered yet, or the token covers none of them");
-        return Ok(ExitCode::SUCCESS);
+        return Ok(());
     }
     let width = environments.iter().map(|e| e.environment_id.as_str().len()).max().unwrap_or(0);
     let width = width.max("ENVIRONMENT".len());
-    println!("{:width$}  STATE    PROFILES", "ENVIRONMENT");
+    println!("{:width$}  {:9}  {:9}  PROFILES", "ENVIRONMENT", "STATE", "SINCE");
+    let now = now();
     for environment in &environments {
-        println!("{}", line(environment, width));
+        println!("{}", line(environment, width, now));
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
-fn line(environment: &EnvironmentEntry, width: usize) -> String {
-    let state = if environment.online { "online" } else { "offline" };
+fn line(environment: &EnvironmentEntry, width: usize, now: u64) -> String {
     let profiles: Vec<_> = environment.profiles.iter().map(|profile| profile.name()).collect();
-    let id = environment.environment_id.as_str();
-    format!("{id:width$}  {state:7}  {}", profiles.join(","))
+    let (id, state) = (environment.environment_id.as_str(), environment.state.as_str());
+    let since = environment.since_unix_secs.map_or_else(String::new, |since| ago(now, since));
+    format!("{id:width$}  {state:9}  {since:9}  {}", profiles.join(","))
+}
+
+/// Some lines for people.
+fn describe(detail: &EnvironmentDetail, now: u64) -> String {
+    let mut lines = Vec::new();
+    let mut field = |name: &str, value: String| lines.push(format!("{name:14}{value}"));
+    field("environment", detail.environment_id.to_string());
+    let Some(entry) = &detail.entry else {
+        field("state", "never seen: no executor ever registered under this id".to_owned());
+        return lines.join("\n") + "\n";
+    };
+    let since = entry.since_unix_secs.map_or_else(String::new, |since| ago(now, since));
+    field("state", state(entry.state, &since));
+    if entry.state == EnvironmentState::Offline {
+        let why = entry.away_because.map_or("it never connected", |why| why.words());
+        field("because", why.to_owned());
+    }
+    if let Some(executor) = &detail.executor {
+        field("verified", verified(executor));
+        field("received", bytes(executor.received_bytes));
+        field("sent", bytes(executor.sent_bytes));
+    }
+    field("orchestrators", detail.orchestrators.to_string());
+    field("streams", detail.streams.to_string());
+    let registered = ago(now, entry.registered_at_unix_secs);
+    let (id, generation) = (&entry.executor_registration_id, entry.generation);
+    field("registration", format!("{id}, number {generation}, {registered} ago"));
+    let profiles: Vec<_> = entry.profiles.iter().map(|profile| profile.name()).collect();
+    field("profiles", profiles.join(" "));
+    field("known for", ago(now, entry.created_at_unix_secs));
+    if !detail.history.is_empty() {
+        lines.push("\nBEGAN      LASTED     RECEIVED   SENT       END".to_owned());
+        lines.extend(detail.history.iter().map(|record| past(record, now)));
+    }
+    lines.join("\n") + "\n"
+}
+
+fn state(state: EnvironmentState, since: &str) -> String {
+    match state {
+        EnvironmentState::NeverSeen => "never seen".to_owned(),
+        EnvironmentState::Offline => format!("offline for {since}"),
+        EnvironmentState::Connected => format!("connected for {since}"),
+        EnvironmentState::Draining => format!("connected for {since}, and about to be moved away"),
+    }
+}
+
+fn verified(executor: &LiveExecutor) -> String {
+    match executor.verified {
+        None => "not yet: no ping was answered so far".to_owned(),
+        Some(round) => {
+            let (whole, tenth) = (round.round_trip_us / 1000, round.round_trip_us % 1000 / 100);
+            let age = ago(round.age_ms / 1000, 0);
+            format!("a ping was answered {age} ago, within {whole}.{tenth} ms")
+        }
+    }
+}
+
+fn past(record: &ConnectionRecord, now: u64) -> String {
+    let began = format!("{} ago", ago(now, record.connected_at_unix_secs));
+    let end = record.ended_at_unix_secs;
+    let lasted = ago(end.unwrap_or(now), record.connected_at_unix_secs);
+    let (received, sent) = match end {
+        Some(_) => (bytes(record.received_bytes), bytes(record.sent_bytes)),
+        None => ("-".to_owned(), "-".to_owned()),
+    };
+    let why = record.ended_because.map_or("open", |why| why.words());
+    format!("{began:11}{lasted:11}{received:11}{sent:11}{why}")
+}
+
+/// A stretch of time, in its two largest units.
+fn ago(now: u64, then: u64) -> String {
+    let seconds = now.saturating_sub(then);
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match () {
+        () if days > 0 => format!("{days}d {}h", hours % 24),
+        () if hours > 0 => format!("{hours}h {}m", minutes % 60),
+        () if minutes > 0 => format!("{minutes}m {}s", seconds % 60),
+        () => format!("{seconds}s"),
+    }
+}
+
+fn bytes(n: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if n < 1024 {
+        return format!("{n} B");
+    }
+    let mut tenths = n * 10 / 1024;
+    let mut unit = 0;
+    while tenths >= 10_240 && unit + 1 < UNITS.len() {
+        tenths /= 1024;
+        unit += 1;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_sizes_are_short() {
+        for (seconds, text) in
+            [(0, "0s"), (59, "59s"), (61, "1m 1s"), (3 * 3600 + 120, "3h 2m"), (90_000, "1d 1h")]
+        {
+            assert_eq!(ago(seconds, 0), text);
+        }
+        assert_eq!(ago(5, 9), "0s", "clocks differ");
+        for (n, text) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB")] {
+            assert_eq!(bytes(n), text);
+        }
+        assert_eq!(bytes(1 << 60).split('.').next(), Some("1048576"));
+    }
 }

@@ -7,6 +7,7 @@ use rendez_proto::ids::EnvironmentId;
 use rendez_proto::registry::admin::{
     CreateToken, EnvironmentEntry, EnvironmentList, TokenCreated, TokenEntry, TokenList,
 };
+use rendez_proto::registry::environments::EnvironmentDetail;
 use rendez_proto::registry::error::{AbsenceState, ErrorBody, ErrorCode};
 use rendez_proto::registry::{ConnectReply, ConnectRequest};
 use rendez_transport::dial::REGISTRY_CONNECT_TIMEOUT;
@@ -94,6 +95,20 @@ impl RegistryClient {
             }
         }
         Ok(all)
+    }
+
+    /// All about one environment. With `probe`, its executor is pinged first,
+    /// which takes a few seconds if it does not answer.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn environment(
+        &self,
+        id: &EnvironmentId,
+        probe: bool,
+    ) -> Result<EnvironmentDetail, RegistryError> {
+        let path = format!("/v1/environments/{id}?probe={probe}");
+        self.call(Method::GET, &path, None::<&()>).await
     }
 
     /// Creates a token; its text is shown this once.

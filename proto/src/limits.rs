@@ -239,6 +239,33 @@ pub const TOKENS_MAX: u32 = 100_000;
 pub const LIST_PAGE_MAX: u32 = 1000;
 /// Longest label of a token in bytes.
 pub const TOKEN_LABEL_MAX_BYTES: usize = 128;
+/// Connections of its executors that an environment's history keeps, the
+/// newest: enough to see a pattern, and for [`ENVIRONMENTS_MAX`] a few GiB.
+pub const CONNECTIONS_PER_ENVIRONMENT: u32 = 50;
+/// Records of connections that wait to be written. More than there are
+/// connections on a node; beyond it, the oldest is lost and counted.
+pub const CONNECTIONS_UNWRITTEN: usize = 65_536;
+/// Records of connections that one transaction writes: it holds up other
+/// writers no longer than a few milliseconds.
+pub const CONNECTIONS_PER_WRITE: usize = 256;
+/// Pause after the database refused what is written in the background.
+pub const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How long a stopping relay waits for what is written in the background.
+pub const WRITE_FAREWELL: Duration = Duration::from_secs(2);
+/// How long `/connect` waits for an executor that is away, unless configured.
+/// Codex, section 1.2: its orchestrators give up one try after about 6 s.
+pub const CONNECT_WAIT: Duration = Duration::from_secs(4);
+/// The longest that it may be configured to: our own orchestrators give up
+/// after 15 s.
+pub const CONNECT_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Calls of `/connect` that wait on one node. Further ones are answered at
+/// once, as if nothing was to be waited for.
+pub const CONNECT_WAITERS: usize = 8192;
+/// Those that wait for one environment: no more could be let in when its
+/// executor comes ([`ORCHESTRATORS_PER_EXECUTOR`]).
+pub const CONNECT_WAITERS_PER_ENVIRONMENT: usize = ORCHESTRATORS_PER_EXECUTOR;
+/// How long a look at an environment waits for a pong that was asked for.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Security profiles that one request may name.
 pub const PROFILES_PER_REQUEST: usize = 16;
 /// Longest Host header in bytes: a DNS name has 253, a port adds six.
@@ -331,5 +358,8 @@ const _: () = {
     );
     assert!(TICKET_MAX_BYTES <= AUTHORIZATION_MAX_BYTES);
     assert!(REGISTER_PATIENCE.as_secs() < 10);
+    assert!(CONNECT_WAIT.as_secs() < 6);
+    assert!(CONNECT_WAIT_MAX.as_secs() < 15);
+    assert!(CONNECT_WAIT.as_secs() <= CONNECT_WAIT_MAX.as_secs());
     assert!(DATABASE_BUSY_TIMEOUT.as_secs() < REGISTER_PATIENCE.as_secs());
 };

@@ -13,6 +13,7 @@
 //! `/v1/`, [`error`] the body of every failure.
 
 pub mod admin;
+pub mod environments;
 pub mod error;
 
 use serde::{Deserialize, Serialize};
@@ -328,7 +329,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::registry::error::{Absence, AbsenceState, ErrorBody};
+    use crate::registry::error::{Absence, ErrorBody};
 
     fn key() -> PublicKey {
         PublicKey::hybrid([1; 32], Box::new([2; 1184]))
@@ -488,7 +489,7 @@ mod tests {
     fn errors_have_the_stock_shape_and_closed_codes() {
         let body = ErrorBody {
             error: ErrorDetail::new(ErrorCode::EnvironmentOffline, "not here"),
-            rendez: Some(Absence { state: AbsenceState::Unknown }),
+            rendez: Some(Absence::UNKNOWN),
         };
         let text = r#"{"error":{"code":"environment_offline","message":"not here"},"rendez":{"state":"unknown"}}"#;
         assert_eq!(serde_json::to_string(&body).unwrap(), text);

@@ -76,6 +76,7 @@ impl TestRelay {
             listen: ([127, 0, 0, 1], 0).into(),
             state: state.path().to_owned(),
             connections_max,
+            connect_wait: Duration::ZERO,
             ..Config::default()
         })
         .await?;

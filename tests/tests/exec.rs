@@ -170,7 +170,7 @@ async fn when_the_grace_is_over_the_outcome_is_unknown_and_said_to_be() -> Resul
 async fn environments_and_tokens_are_listed_created_and_revoked() -> Result<()> {
     let dev = Dev::start().await?;
     let listed = dev.run(["env", "ls"], b"").await?.stdout_text();
-    assert!(listed.contains("dev") && listed.contains("online"), "{listed}");
+    assert!(listed.contains("dev") && listed.contains("connected"), "{listed}");
 
     let create =
         ["token", "create", "--role", "orchestrator", "--environments", "dev", "--label", "ci"];

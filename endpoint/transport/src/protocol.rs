@@ -35,6 +35,17 @@ pub trait Protocol: Send {
     /// Set once the connection should close; what
     /// [`poll_transmit`](Self::poll_transmit) still has goes out first.
     fn closing(&self) -> Option<CloseFrame>;
+
+    /// Whether to ping the peer now, without waiting for
+    /// [`PING_INTERVAL`](rendez_proto::limits::PING_INTERVAL). Asked whenever
+    /// the pump may write; the core takes back its wish when it is asked.
+    fn wants_ping(&mut self) -> bool {
+        false
+    }
+
+    /// The peer has answered the newest ping: its websocket layer is alive, not
+    /// only its TCP. `round_trip` includes the wait in both ends' buffers.
+    fn handle_pong(&mut self, _now: Instant, _round_trip: Duration) {}
 }
 
 /// The code and reason of a websocket close (RFC 6455, section 7.4).

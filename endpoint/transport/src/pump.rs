@@ -67,6 +67,8 @@ pub async fn pump<S: Socket, P: Protocol>(socket: S, protocol: &mut P) -> Ended 
         dirty: false,
         last_heard: start,
         next_ping: start + limits::PING_INTERVAL,
+        pings: 0,
+        unanswered: None,
         reading: true,
         farewell: None,
         timer: Box::pin(sleep_until(start.into())),
@@ -81,6 +83,10 @@ struct Pump<'a, S, P> {
     dirty: bool,
     last_heard: Instant,
     next_ping: Instant,
+    /// Pings sent so far: the number of the newest.
+    pings: u64,
+    /// When the newest ping was sent, until its pong comes.
+    unanswered: Option<Instant>,
     /// Whether the core wanted to read when it was last asked.
     reading: bool,
     /// Our close frame is buffered; the socket ends when it is flushed, or at
@@ -139,12 +145,14 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
                 Poll::Pending => return Ok(Rest::Waiting),
                 Poll::Ready(ready) => ready.map_err(Ended::Lost)?,
             }
-            let message = match self.protocol.poll_transmit(now) {
-                Some(message) => Outgoing::Binary(message),
-                None if self.next_ping <= now => {
-                    self.next_ping = now + limits::PING_INTERVAL;
-                    Outgoing::Ping
-                }
+            // A ping goes first, or a busy stream would keep it back for good.
+            let ping_is_due = self.protocol.wants_ping() || self.next_ping <= now;
+            let message = match ping_is_due.then(|| self.ping(now)) {
+                Some(ping) => Some(ping),
+                None => self.protocol.poll_transmit(now).map(Outgoing::Binary),
+            };
+            let message = match message {
+                Some(message) => message,
                 None => match self.protocol.closing() {
                     Some(frame) => {
                         self.say_farewell(now, frame.clone(), Ended::ByUs(frame))?;
@@ -194,6 +202,7 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
                 }
                 Incoming::Text => {}
                 Incoming::Alive => self.dirty = true,
+                Incoming::Pong(number) => self.pong(now, number),
                 Incoming::Close(code) => return Err(self.answered(cx, Ended::ByPeer(code))),
                 Incoming::SentAway(within) => {
                     return Err(self.answered(cx, Ended::SentAway(within)));
@@ -201,6 +210,23 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
             }
         }
         Ok(Rest::Ready)
+    }
+
+    fn ping(&mut self, now: Instant) -> Outgoing {
+        self.pings += 1;
+        self.unanswered = Some(now);
+        self.next_ping = now + limits::PING_INTERVAL;
+        Outgoing::Ping(self.pings)
+    }
+
+    /// Only the newest ping's own pong proves a round trip: a peer may send
+    /// pongs that nobody asked for.
+    fn pong(&mut self, now: Instant, number: Option<u64>) {
+        if number == Some(self.pings)
+            && let Some(sent) = self.unanswered.take()
+        {
+            self.protocol.handle_pong(now, now.saturating_duration_since(sent));
+        }
     }
 
     fn flush(&mut self, cx: &mut Context<'_>) -> Result<(), Ended> {

@@ -29,8 +29,10 @@ pub enum Incoming {
     Binary(Bytes),
     /// A text message; nobody speaks these here.
     Text,
-    /// A ping or pong: a sign of life. Pings are answered by the library.
+    /// A ping: a sign of life. The library answers it.
     Alive,
+    /// The answer to a ping, with the number in that ping, if it is one of ours.
+    Pong(Option<u64>),
     /// The peer closes, with its code.
     Close(Option<u16>),
     /// The peer closes because it goes away, and asks that we come back at a
@@ -44,6 +46,17 @@ impl Incoming {
         let away = frame.and_then(|(code, reason)| sent_away(code, reason));
         away.map_or(Self::Close(frame.map(|(code, _)| code)), Self::SentAway)
     }
+
+    /// A pong with this payload.
+    pub fn pong(payload: &[u8]) -> Self {
+        Self::Pong(payload.try_into().ok().map(u64::from_be_bytes))
+    }
+}
+
+/// The payload of a ping: its number, big-endian. Peers send it back (RFC 6455,
+/// section 5.5.3).
+pub fn ping_payload(number: u64) -> Bytes {
+    Bytes::copy_from_slice(&number.to_be_bytes())
 }
 
 /// What is sent.
@@ -51,8 +64,8 @@ impl Incoming {
 pub enum Outgoing {
     /// A binary message.
     Binary(Bytes),
-    /// A ping.
-    Ping,
+    /// A ping, with a number that tells its answer from that to an older one.
+    Ping(u64),
     /// The end.
     Close(CloseFrame),
 }
@@ -107,7 +120,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for WebSocketStream<T> {
                     Message::Close(frame) => Incoming::close(
                         frame.as_ref().map(|frame| (frame.code.into(), frame.reason.as_str())),
                     ),
-                    Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Incoming::Alive,
+                    Message::Pong(payload) => Incoming::pong(&payload),
+                    Message::Ping(_) | Message::Frame(_) => Incoming::Alive,
                 }),
                 Err(error) => Err(error.into()),
             })
@@ -121,7 +135,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for WebSocketStream<T> {
     fn start_send(&mut self, message: Outgoing) -> Result<(), SocketError> {
         let message = match message {
             Outgoing::Binary(bytes) => Message::Binary(bytes),
-            Outgoing::Ping => Message::Ping(Bytes::new()),
+            Outgoing::Ping(number) => Message::Ping(ping_payload(number)),
             Outgoing::Close(frame) => Message::Close(Some(protocol::CloseFrame {
                 code: frame.code.into(),
                 reason: frame.reason.into(),

@@ -1,7 +1,6 @@
 //! Bodies under `/v1/`, for operators and our command line.
 //!
 //! ```text
-//! GET    /v1/environments?after=ID   admin, orchestrator -> EnvironmentList
 //! GET    /v1/tokens?after=ID         admin               -> TokenList
 //! POST   /v1/tokens                  admin  CreateToken  -> TokenCreated
 //! DELETE /v1/tokens/{id}             admin               -> 204
@@ -9,10 +8,9 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use super::environments::{EnvironmentEntry, EnvironmentList};
 use super::error::ErrorDetail;
-use super::{parse, profile_names};
-use crate::ids::{EnvironmentId, Generation, RegistrationId};
-use crate::profile::Profile;
+use super::parse;
 use crate::ticket::secret_text;
 
 secret_text! {
@@ -30,36 +28,6 @@ pub enum Role {
     Orchestrator,
     /// Manage tokens and list environments; neither of the above.
     Admin,
-}
-
-/// One page of environments, ordered by id.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EnvironmentList {
-    /// The entries that the caller may see.
-    pub environments: Vec<EnvironmentEntry>,
-    /// Ask again with `after` set to this for the next page.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next: Option<EnvironmentId>,
-}
-
-/// One environment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EnvironmentEntry {
-    /// What to pass to `connect`.
-    pub environment_id: EnvironmentId,
-    /// Whether its executor is connected.
-    pub online: bool,
-    /// The current claim.
-    pub executor_registration_id: RegistrationId,
-    /// Its place in the environment's order.
-    pub generation: Generation,
-    /// What its executor offers.
-    #[serde(with = "profile_names")]
-    pub profiles: Vec<Profile>,
-    /// First registration, in seconds since 1970.
-    pub created_at_unix_secs: u64,
-    /// Current registration, in seconds since 1970.
-    pub registered_at_unix_secs: u64,
 }
 
 /// A new token.

@@ -2,7 +2,7 @@
 //!
 //! ```json
 //! {"error": {"code": "environment_offline", "message": "..."},
-//!  "rendez": {"state": "offline"}}
+//!  "rendez": {"state": "offline", "since_unix_secs": 1800000000, "away_because": "ping_timeout"}}
 //! ```
 //!
 //! Codes are a closed set and part of the protocol; messages are for people.
@@ -12,6 +12,8 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+use super::environments::EndReason;
 
 /// The body of an answer that is not a success.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +47,18 @@ impl ErrorDetail {
 pub struct Absence {
     /// Whether one ever was.
     pub state: AbsenceState,
+    /// Since when it is away, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_unix_secs: Option<u64>,
+    /// Why its last connection ended. Absent if it never had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub away_because: Option<EndReason>,
+}
+
+impl Absence {
+    /// Of an environment that no executor ever registered for.
+    pub const UNKNOWN: Absence =
+        Absence { state: AbsenceState::Unknown, since_unix_secs: None, away_because: None };
 }
 
 /// Whether an executor ever registered for an environment.

@@ -22,6 +22,7 @@
 //! The relay embeds [`Registry`]: its router serves HTTP, and
 //! [`Registry::admit`] judges the tickets that arrive in websocket URLs.
 
+pub mod history;
 pub mod http;
 pub mod model;
 pub mod public_url;
@@ -36,7 +37,7 @@ pub mod token;
 mod testing;
 
 pub use public_url::{PublicUrl, RENDEZVOUS_PATH};
-pub use seam::{Clock, NobodyConnected, Presence, Random};
+pub use seam::{Clock, Live, NobodyConnected, NotWaiting, Presence, Random};
 pub use service::tickets::TicketRefused;
 pub use service::{OpenError, Options, Registry};
 pub use store::Store;

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
+use rendez_proto::registry::environments::LiveExecutor;
 
 /// Tells the time.
 pub trait Clock: Send + Sync + 'static {
@@ -54,10 +55,55 @@ pub(crate) fn random_bytes<const N: usize>(random: &dyn Random) -> Result<[u8; N
 }
 
 /// Which executors are connected; the relay knows.
+///
+/// What has a default says that nobody is, and that nobody will come.
 #[async_trait]
 pub trait Presence: Send + Sync + 'static {
     /// The registration whose executor's websocket is open, if one is.
     async fn connected(&self, environment: &EnvironmentId) -> Option<RegistrationId>;
+
+    /// Waits until such a registration is another one than `other_than`; at
+    /// once, if it is. Wakes when an executor joins, and does not poll.
+    /// Cancelling it is how to stop waiting.
+    ///
+    /// # Errors
+    /// [`NotWaiting`]
+    async fn joined(
+        &self,
+        _environment: &EnvironmentId,
+        _other_than: Option<&RegistrationId>,
+    ) -> Result<RegistrationId, NotWaiting> {
+        Err(NotWaiting)
+    }
+
+    /// What is open for an environment now.
+    async fn live(&self, _environment: &EnvironmentId) -> Live {
+        Live::default()
+    }
+
+    /// Sends a ping through the executor's websocket and waits for its pong,
+    /// for at most [`rendez_proto::limits::PROBE_TIMEOUT`]. `false`: none came.
+    async fn probe(&self, _environment: &EnvironmentId) -> bool {
+        false
+    }
+}
+
+/// Nobody may wait: too many do already, or the relay is going away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("nobody may wait for an executor now")]
+pub struct NotWaiting;
+
+/// What is open for an environment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Live {
+    /// The executor's websocket.
+    pub executor: Option<LiveExecutor>,
+    /// Websockets of orchestrators.
+    pub orchestrators: usize,
+    /// Streams that are known, those whose ends may come back included.
+    pub streams: usize,
+    /// Whether the relay is about to send everybody elsewhere.
+    pub draining: bool,
 }
 
 /// For a registry without a relay, such as that of `rendez token create`.

@@ -14,7 +14,7 @@ pub enum Operation {
     Connect,
     /// POST .../validate
     Validate,
-    /// GET /v1/environments
+    /// GET /v1/environments and below
     Environments,
     /// Everything under /v1/tokens
     Tokens,

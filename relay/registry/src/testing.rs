@@ -1,23 +1,28 @@
 //! A registry in a throw-away directory, with time, ids and presence in hand.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::keys::PublicKey;
 use rendez_proto::profile::Profile;
 use rendez_proto::registry::admin::CreateToken;
+use rendez_proto::registry::environments::{EndReason, LiveExecutor};
 use rendez_proto::registry::{
     ConnectReply, ConnectRequest, Profiles, RegisterReply, RegisterRequest, ValidateRequest,
 };
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
+use tokio::sync::watch;
 
 use crate::model::{Caller, Role};
 use crate::public_url::WebsocketBase;
-use crate::seam::{Clock, NoRandomness, Presence, Random};
+use crate::seam::{Clock, Live, NoRandomness, NotWaiting, Presence, Random};
+use crate::store::StoreError;
+use crate::store::records::{Connection, Records};
 use crate::{Options, PublicUrl, Registry};
 
 /// When tests begin, in seconds since 1970.
@@ -45,13 +50,65 @@ impl Random for FixedRandom {
     }
 }
 
-#[derive(Default)]
-pub(crate) struct FixedPresence(Mutex<BTreeMap<EnvironmentId, RegistrationId>>);
+/// Who is connected, since [`START`].
+pub(crate) struct FixedPresence {
+    connected: watch::Sender<BTreeMap<EnvironmentId, RegistrationId>>,
+    /// Calls of `joined` so far.
+    waits: Arc<AtomicU64>,
+}
 
 #[async_trait]
 impl Presence for FixedPresence {
     async fn connected(&self, environment: &EnvironmentId) -> Option<RegistrationId> {
-        self.0.lock().unwrap().get(environment).cloned()
+        self.connected.borrow().get(environment).cloned()
+    }
+
+    async fn joined(
+        &self,
+        environment: &EnvironmentId,
+        other_than: Option<&RegistrationId>,
+    ) -> Result<RegistrationId, NotWaiting> {
+        let mut changes = self.connected.subscribe();
+        self.waits.fetch_add(1, Ordering::SeqCst);
+        let found = |all: &BTreeMap<EnvironmentId, RegistrationId>| {
+            all.get(environment).filter(|id| Some(*id) != other_than).cloned()
+        };
+        let all = changes.wait_for(|all| found(all).is_some()).await.map_err(|_| NotWaiting)?;
+        found(&all).ok_or(NotWaiting)
+    }
+
+    async fn live(&self, environment: &EnvironmentId) -> Live {
+        let executor = self.connected(environment).await.map(|id| LiveExecutor {
+            executor_registration_id: id,
+            connected_at_unix_secs: START,
+            verified: None,
+            received_bytes: 0,
+            sent_bytes: 0,
+        });
+        Live { executor, ..Live::default() }
+    }
+}
+
+/// For a store of which only one method is looked at.
+pub(crate) struct NoRecords;
+
+#[async_trait]
+impl Records for NoRecords {
+    async fn write_connections(&self, _: &[Connection]) -> Result<(), StoreError> {
+        Ok(())
+    }
+    async fn connections(&self, _: &EnvironmentId, _: u32) -> Result<Vec<Connection>, StoreError> {
+        Ok(vec![])
+    }
+    async fn last_connections(
+        &self,
+        _: &EnvironmentId,
+        _: &EnvironmentId,
+    ) -> Result<Vec<Connection>, StoreError> {
+        Ok(vec![])
+    }
+    async fn end_open_connections(&self, _: u64, _: EndReason) -> Result<u64, StoreError> {
+        Ok(0)
     }
 }
 
@@ -59,22 +116,34 @@ pub(crate) struct Fixture {
     pub(crate) registry: Registry,
     pub(crate) clock: Arc<FixedClock>,
     presence: Arc<FixedPresence>,
+    /// How often somebody waited for an executor.
+    pub(crate) waits: Arc<AtomicU64>,
     pub(crate) dir: TempDir,
 }
 
 impl Fixture {
     pub(crate) async fn new() -> Self {
+        Self::with_connect_wait(Duration::ZERO).await
+    }
+
+    /// Whose `/connect` waits for executors.
+    pub(crate) async fn with_connect_wait(connect_wait: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let waits = Arc::<AtomicU64>::default();
         let clock = Arc::new(FixedClock(AtomicU64::new(START)));
-        let presence = Arc::<FixedPresence>::default();
+        let presence = Arc::new(FixedPresence {
+            connected: watch::channel(BTreeMap::new()).0,
+            waits: waits.clone(),
+        });
         let options = Options {
             public_url: PublicUrl::FromHost,
+            connect_wait,
             presence: presence.clone(),
             clock: clock.clone(),
             random: Arc::new(FixedRandom::default()),
         };
         let registry = Registry::open(dir.path(), options).await.unwrap();
-        Self { registry, clock, presence, dir }
+        Self { registry, clock, presence, waits, dir }
     }
 
     pub(crate) fn advance(&self, seconds: u64) {
@@ -111,7 +180,16 @@ impl Fixture {
     }
 
     pub(crate) fn set_connected(&self, environment: &str, registration: &RegistrationId) {
-        self.presence.0.lock().unwrap().insert(env(environment), registration.clone());
+        let id = registration.clone();
+        self.presence.connected.send_modify(|all| drop(all.insert(env(environment), id)));
+    }
+
+    /// Returns when somebody has begun to wait for an executor, for the
+    /// `times`th time.
+    pub(crate) async fn until_waiting(&self, times: u64) {
+        while self.waits.load(Ordering::SeqCst) < times {
+            tokio::task::yield_now().await;
+        }
     }
 }
 

@@ -6,17 +6,23 @@
 //! somebody is about to join.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use async_trait::async_trait;
 use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
-use rendez_registry::Presence;
+use rendez_proto::limits;
+use rendez_proto::registry::environments::LiveExecutor;
+use rendez_registry::{Live, NotWaiting, Presence};
 use rendez_relay_core::{Capabilities, JoinError, SWEEP_INTERVAL, Stats, Subject};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::edge::port::{HubPort, SharedHub};
 use crate::ledger::Ledger;
+use crate::roster::Roster;
+use crate::waiters::Waiters;
 
 /// All hubs of a node.
 #[derive(Default)]
@@ -25,6 +31,8 @@ pub struct Directory {
     /// Counters of hubs that are gone.
     past: Mutex<Stats>,
     ledger: Ledger,
+    roster: Arc<Roster>,
+    waiters: Arc<Waiters>,
 }
 
 struct Entry {
@@ -55,7 +63,14 @@ impl Directory {
         let entry = self.entry(&mut entries, environment);
         let port = entry.hub.join_executor(generation, self.ledger.token(token), now)?;
         entry.registration = Some(registration.clone());
+        drop(entries);
+        self.waiters.wake(environment);
         Ok(port)
+    }
+
+    /// Who is connected.
+    pub fn roster(&self) -> &Arc<Roster> {
+        &self.roster
     }
 
     /// Joins an orchestrator's websocket.
@@ -93,6 +108,18 @@ impl Directory {
     /// All hubs, in no order.
     pub(crate) fn hubs(&self) -> Vec<Arc<SharedHub>> {
         self.lock().values().map(|entry| entry.hub.clone()).collect()
+    }
+
+    /// The relay is going away: nobody waits for an executor any more, and what
+    /// is connected is said to be draining.
+    pub(crate) fn drain(&self) {
+        self.waiters.close();
+    }
+
+    fn executor_of(&self, environment: &EnvironmentId) -> Option<RegistrationId> {
+        let entries = self.lock();
+        let entry = entries.get(environment)?;
+        entry.hub.read(|hub| hub.has_executor()).then(|| entry.registration.clone())?
     }
 
     /// Hubs, executors and orchestrators on this node.
@@ -160,8 +187,113 @@ pub struct Census {
 #[async_trait]
 impl Presence for Directory {
     async fn connected(&self, environment: &EnvironmentId) -> Option<RegistrationId> {
-        let entries = self.lock();
-        let entry = entries.get(environment)?;
-        entry.hub.read(|hub| hub.has_executor()).then(|| entry.registration.clone())?
+        self.executor_of(environment)
+    }
+
+    async fn joined(
+        &self,
+        environment: &EnvironmentId,
+        other_than: Option<&RegistrationId>,
+    ) -> Result<RegistrationId, NotWaiting> {
+        let waiter = self.waiters.wait(environment)?;
+        // One round per join.
+        loop {
+            let mut joined = pin!(waiter.joined().notified());
+            joined.as_mut().enable();
+            match self.executor_of(environment) {
+                Some(found) if Some(&found) != other_than => return Ok(found),
+                _ if self.waiters.is_closed() => return Err(NotWaiting),
+                _ => joined.await,
+            }
+        }
+    }
+
+    async fn live(&self, environment: &EnvironmentId) -> Live {
+        let (orchestrators, streams) = match self.lock().get(environment) {
+            Some(entry) => entry.hub.read(|hub| (hub.orchestrators(), hub.streams())),
+            None => return Live::default(),
+        };
+        // One that was superseded is in the roster until it has closed.
+        let current = self.executor_of(environment);
+        let executor = self.roster.executor(environment);
+        let executor = executor.filter(|found| Some(&found.registration) == current.as_ref());
+        let executor = executor.map(|executor| {
+            let meter = executor.port.meter();
+            LiveExecutor {
+                executor_registration_id: executor.registration.clone(),
+                connected_at_unix_secs: executor.connected_at,
+                verified: meter.verified(),
+                received_bytes: meter.received_bytes(),
+                sent_bytes: meter.sent_bytes(),
+            }
+        });
+        Live { executor, orchestrators, streams, draining: self.waiters.is_closed() }
+    }
+
+    async fn probe(&self, environment: &EnvironmentId) -> bool {
+        match self.roster.executor(environment) {
+            Some(executor) => timeout(limits::PROBE_TIMEOUT, executor.port.ping()).await.is_ok(),
+            None => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> RegistrationId {
+        text.parse().unwrap()
+    }
+
+    fn env() -> EnvironmentId {
+        "dev".parse().unwrap()
+    }
+
+    fn join(directory: &Directory, registration: &str, generation: u64) -> HubPort {
+        let generation = Generation(generation);
+        let joined =
+            directory.join_executor(&env(), &id(registration), generation, "token", Instant::now());
+        joined.map_err(|error| error.to_string()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_join_wakes_who_waits_for_it_and_only_for_another_registration() {
+        let directory = Arc::<Directory>::default();
+        let (old, port) = (id("reg_a"), join(&directory, "reg_a", 1));
+        assert_eq!(directory.joined(&env(), None).await, Ok(old.clone()), "it is there already");
+
+        let waiting = tokio::spawn({
+            let (directory, old) = (directory.clone(), old.clone());
+            async move { directory.joined(&env(), Some(&old)).await }
+        });
+        while directory.waiters.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        // the same one again is not what is waited for
+        drop(port);
+        let port = join(&directory, "reg_a", 1);
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!waiting.is_finished());
+        let _newer = join(&directory, "reg_b", 2);
+        assert_eq!(waiting.await.unwrap(), Ok(id("reg_b")));
+        assert_eq!(directory.waiters.waiting(), 0);
+        drop(port);
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_stops_keeps_nobody_waiting() {
+        let directory = Arc::<Directory>::default();
+        let waiting = tokio::spawn({
+            let directory = directory.clone();
+            async move { directory.joined(&env(), None).await }
+        });
+        while directory.waiters.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        directory.drain();
+        assert_eq!(waiting.await.unwrap(), Err(NotWaiting));
     }
 }

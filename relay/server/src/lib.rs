@@ -28,10 +28,12 @@ pub mod ledger;
 mod listen;
 mod metrics;
 mod reload;
+pub mod roster;
 mod routes;
 pub mod server;
 mod signals;
 mod tls;
+mod waiters;
 
 pub use args::RelayArgs;
 pub use config::Config;

@@ -3,7 +3,7 @@
 //! | | public | admin |
 //! | --- | --- | --- |
 //! | `/cloud/environment/...`, `/v1/rendezvous` | yes | no |
-//! | `GET /v1/environments` | yes | yes |
+//! | `GET /v1/environments`, `GET /v1/environments/{id}` | yes | yes |
 //! | the rest of `/v1` | if `admin.on_public` | yes |
 //! | `/livez`, `/readyz` | yes | yes |
 //! | `/metrics` | no | yes |
@@ -20,6 +20,7 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use rendez_proto::ids::EnvironmentId;
 use rendez_proto::registry::error::{ErrorBody, ErrorCode, ErrorDetail};
 use rendez_registry::RENDEZVOUS_PATH;
 
@@ -96,9 +97,15 @@ fn is_for_operators(method: &Method, uri: &Uri) -> bool {
     let clients = match uri.path() {
         RENDEZVOUS_PATH => true,
         "/v1/environments" => method == Method::GET,
+        path if is_one_environment(path) => method == Method::GET,
         path => path.starts_with("/cloud/") || matches!(path, "/livez" | "/readyz"),
     };
     !clients
+}
+
+fn is_one_environment(path: &str) -> bool {
+    let id = path.strip_prefix("/v1/environments/");
+    id.is_some_and(|id| id.parse::<EnvironmentId>().is_ok())
 }
 
 /// Refuses what stock clients call: their tokens are not shown here in clear.
@@ -122,14 +129,18 @@ mod tests {
     fn what_is_not_listed_is_the_operators() {
         let operators =
             |method, path: &'static str| is_for_operators(&method, &Uri::from_static(path));
-        for path in ["/v1/rendezvous?ticket=x", "/v1/environments?after=a", "/livez", "/readyz"] {
+        for path in
+            ["/v1/rendezvous?ticket=x", "/v1/environments?after=a", "/v1/environments/a", "/livez"]
+        {
             assert!(!operators(Method::GET, path), "{path}");
         }
         assert!(!operators(Method::POST, "/cloud/environment/a/register"));
-        for path in ["/v1/tokens", "/v1/tokens/a", "/v1/environments/", "/v1/environments/a", "/"] {
+        for path in ["/v1/tokens", "/v1/tokens/a", "/v1/environments/", "/v1/environments/a/b", "/"]
+        {
             assert!(operators(Method::GET, path), "{path}");
         }
         assert!(operators(Method::DELETE, "/v1/environments"));
+        assert!(operators(Method::DELETE, "/v1/environments/a"));
         assert!(operators(Method::GET, "//v1/tokens"));
     }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rendez_registry::store::StoreError;
 use rendez_registry::{OpenError, Options, PublicUrl, Registry};
 use rendez_transport::telemetry::LogHandle;
 use tokio::time::Instant;
@@ -36,6 +37,9 @@ pub enum StartError {
     /// The state directory is the trouble.
     #[error("cannot open the relay's state: {0}")]
     State(#[from] OpenError),
+    /// The database is the trouble.
+    #[error("cannot use the relay's database: {0}")]
+    Store(#[from] StoreError),
     /// The certificate is the trouble.
     #[error("cannot serve TLS: {0}")]
     Tls(#[from] TlsError),
@@ -75,8 +79,14 @@ impl Relay {
             PublicUrl::FromHost if tls.is_some() => PublicUrl::FromHostByTls,
             configured => configured.clone(),
         };
-        let options = Options { public_url, presence: directory.clone(), ..Options::default() };
+        let options = Options {
+            public_url,
+            connect_wait: config.connect_wait,
+            presence: directory.clone(),
+            ..Options::default()
+        };
         let registry = Registry::open(&config.state, options).await?;
+        registry.take_over_history().await?;
         let public = bind(config.listen, config.connections_max).await?.with_tls(tls.clone());
         let admin = match config.admin_listen {
             MaybeListen::Off => None,
@@ -137,6 +147,7 @@ impl Relay {
         tracing::info!(address = %public.local_addr(), "listening");
         hint_at_tokens(&edge.registry).await;
         let tasks = CancellationToken::new();
+        let writer = tokio::spawn(edge.registry.clone().write_behind());
         let sweeper = tokio::spawn(edge.directory.clone().sweep(tasks.child_token()));
         let operators = TaskTracker::new();
         if let Some(listener) = admin {
@@ -166,6 +177,7 @@ impl Relay {
         stop.gently.cancelled().await;
         let deadline = Instant::now() + pace.deadline;
         edge.drain.announce();
+        edge.directory.drain();
         let _ = stop.at_once.run_until_cancelled(tokio::time::sleep(pace.announce)).await;
         // The listener is closed first, so that nobody who is sent away comes
         // back to a relay that accepts and answers nothing any more.
@@ -179,6 +191,8 @@ impl Relay {
         let operators = tokio::time::timeout(OPERATORS_TIMEOUT, operators.wait());
         let _ = stop.at_once.run_until_cancelled(operators).await;
         let _ = sweeper.await;
+        writer.abort();
+        edge.registry.write_the_rest().await;
         tracing::info!("stopped");
     }
 }

@@ -25,6 +25,8 @@ struct Core {
     closing: Option<CloseFrame>,
     refuse: Option<CloseFrame>,
     waker: Option<Waker>,
+    wants_ping: bool,
+    round_trips: Vec<Duration>,
 }
 
 #[derive(Clone, Default)]
@@ -64,6 +66,12 @@ impl Protocol for Shared {
     }
     fn closing(&self) -> Option<CloseFrame> {
         self.0.lock().unwrap().closing.clone()
+    }
+    fn wants_ping(&mut self) -> bool {
+        std::mem::take(&mut self.0.lock().unwrap().wants_ping)
+    }
+    fn handle_pong(&mut self, _: Instant, round_trip: Duration) {
+        self.0.lock().unwrap().round_trips.push(round_trip);
     }
 }
 
@@ -232,4 +240,39 @@ async fn pings_go_out_and_silence_ends_the_connection() {
     assert_eq!(before.elapsed().as_secs(), limits::PING_INTERVAL.as_secs());
     assert!(matches!(task.await.unwrap(), Ended::Silent));
     assert_eq!(before.elapsed().as_secs(), limits::PONG_TIMEOUT.as_secs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wished_ping_goes_out_at_once_and_only_its_own_pong_proves_a_round_trip() {
+    let (core, mut theirs, _task) = start().await;
+    core.change(|core| core.wants_ping = true);
+    let payload = theirs.next().await.unwrap().unwrap().into_data();
+    assert_eq!(payload.as_ref(), 1u64.to_be_bytes());
+
+    // what nobody asked for, and a guess; then a message, behind which both are
+    for foreign in [Bytes::new(), Bytes::copy_from_slice(&2u64.to_be_bytes())] {
+        theirs.send(Message::Pong(foreign)).await.unwrap();
+    }
+    core.change(|core| core.echo = true);
+    theirs.send(binary(b"after them")).await.unwrap();
+    assert_eq!(theirs.next().await.unwrap().unwrap(), binary(b"after them"));
+    assert_eq!(core.0.lock().unwrap().round_trips, []);
+
+    // reading it has answered the ping by now, or does with the next flush
+    core.change(|core| core.wants_ping = true);
+    assert!(theirs.next().await.unwrap().unwrap().is_ping());
+    theirs.send(Message::Pong(Bytes::copy_from_slice(&2u64.to_be_bytes()))).await.unwrap();
+    theirs.send(binary(b"once more")).await.unwrap();
+    assert_eq!(theirs.next().await.unwrap().unwrap(), binary(b"once more"));
+    assert_eq!(core.0.lock().unwrap().round_trips, [Duration::ZERO]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_core_still_pings() {
+    let (core, mut theirs, _task) = start().await;
+    core.change(|core| {
+        core.wants_ping = true;
+        core.outbox.extend((0..10).map(|_| Bytes::from_static(b"data")));
+    });
+    assert!(theirs.next().await.unwrap().unwrap().is_ping());
 }

@@ -5,12 +5,13 @@ use axum::Json;
 use axum::http::header::{CACHE_CONTROL, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use rendez_proto::registry::error::{Absence, ErrorBody, ErrorCode, ErrorDetail};
+use rendez_proto::registry::error::{ErrorBody, ErrorCode, ErrorDetail};
 
 use crate::model::Forbidden;
 use crate::public_url::InvalidPublicUrl;
 use crate::service::AuthError;
-use crate::service::admin::{CreateTokenError, ListError};
+use crate::service::admin::CreateTokenError;
+use crate::service::environments::ListError;
 use crate::service::registrations::{ConnectError, IssueError, RegisterError, ValidateError};
 use crate::store::StoreError;
 
@@ -144,10 +145,10 @@ impl From<ConnectError> for Failure {
         let message = error.to_string();
         match error {
             ConnectError::Forbidden(error) => error.into(),
-            ConnectError::Absent(state) => Self {
+            ConnectError::Absent(away) => Self {
                 body: ErrorBody {
                     error: ErrorDetail::new(ErrorCode::EnvironmentOffline, message),
-                    rendez: Some(Absence { state }),
+                    rendez: Some(away.absence),
                 },
             },
             ConnectError::NoCommonProfile { .. } => {

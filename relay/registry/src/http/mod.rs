@@ -26,6 +26,7 @@ impl Registry {
             .route("/cloud/environment/{id}/connect", post(routes::connect))
             .route("/cloud/environment/{id}/validate", post(routes::validate))
             .route("/v1/environments", get(routes::environments))
+            .route("/v1/environments/{id}", get(routes::environment_detail))
             .route("/v1/tokens", get(routes::list_tokens).post(routes::create_token))
             .route("/v1/tokens/{id}", delete(routes::revoke_token))
             .method_not_allowed_fallback(routes::method_not_allowed)

@@ -103,6 +103,29 @@ pub(super) async fn environments(
     answer(&registry, Operation::Environments, work.await.map(ok))
 }
 
+/// How to look at one environment.
+#[derive(Debug, Deserialize)]
+pub(super) struct Look {
+    #[serde(default)]
+    probe: bool,
+}
+
+pub(super) async fn environment_detail(
+    State(registry): State<Registry>,
+    path: PathParam,
+    look: Result<Query<Look>, QueryRejection>,
+    headers: HeaderMap,
+) -> Response {
+    let work = async {
+        let caller = caller(&registry, &headers).await?;
+        let environment = environment(path)?;
+        let invalid = || Failure::new(ErrorCode::InvalidRequest, "`probe` is true or false");
+        let Query(look) = look.map_err(|_| invalid())?;
+        Ok(registry.environment(&caller, &environment, look.probe).await?)
+    };
+    answer(&registry, Operation::Environments, work.await.map(ok))
+}
+
 pub(super) async fn list_tokens(
     State(registry): State<Registry>,
     page: Page,

@@ -11,7 +11,7 @@ use crate::model::{Role, TokenId};
 use crate::stats::{Operation, Outcome};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Store as _, StoreError};
-use crate::testing::{Fixture, connect_request, key, register_request};
+use crate::testing::{Fixture, START, connect_request, key, register_request};
 
 const REGISTER: &str = "/cloud/environment/dev/register";
 const CONNECT: &str = "/cloud/environment/dev/connect";
@@ -320,7 +320,8 @@ async fn an_absent_executor_is_a_conflict_that_stock_clients_retry() {
     let answer = api.post(CONNECT, &api.orchestrator, stock_connect()).await;
     assert_eq!(answer.status, StatusCode::CONFLICT);
     assert_eq!(answer.code(), "environment_offline");
-    assert_eq!(answer.body["rendez"], json!({"state": "offline"}));
+    let since = json!({"state": "offline", "since_unix_secs": START});
+    assert_eq!(answer.body["rendez"], since);
     let offline = Outcome::Error(ErrorCode::EnvironmentOffline);
     assert_eq!(api.count(Operation::Connect, offline), 2);
 }

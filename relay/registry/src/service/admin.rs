@@ -1,16 +1,11 @@
-//! Tokens, and what there is.
+//! Tokens.
 
-use rendez_proto::ids::EnvironmentId;
 use rendez_proto::limits;
-use rendez_proto::registry::admin::{
-    CreateToken, EnvironmentEntry, EnvironmentList, TokenCreated, TokenEntry, TokenList, TokenText,
-};
+use rendez_proto::registry::admin::{CreateToken, TokenCreated, TokenEntry, TokenList, TokenText};
 use zeroize::Zeroizing;
 
 use super::Registry;
-use crate::model::{
-    Caller, Environment, Forbidden, InvalidPattern, Role, Token, TokenId, TokenPattern,
-};
+use crate::model::{InvalidPattern, Role, Token, TokenId, TokenPattern};
 use crate::seam::NoRandomness;
 use crate::store::StoreError;
 use crate::token::{BearerToken, SECRET_BYTES};
@@ -38,55 +33,7 @@ pub enum CreateTokenError {
     Random(#[from] NoRandomness),
 }
 
-/// Why environments were not listed.
-#[derive(Debug, thiserror::Error)]
-pub enum ListError {
-    /// The caller's fault.
-    #[error(transparent)]
-    Forbidden(#[from] Forbidden),
-    /// Ours, for now.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
 impl Registry {
-    /// The environments that the caller's token covers, one page of them.
-    ///
-    /// # Errors
-    /// See [`ListError`].
-    pub async fn environments(
-        &self,
-        caller: &Caller,
-        after: Option<&EnvironmentId>,
-    ) -> Result<EnvironmentList, ListError> {
-        caller.must_be(&[Role::Admin, Role::Orchestrator])?;
-        let page = self.store().environments(after, limits::LIST_PAGE_MAX).await?;
-        // a full page may have a successor, even if the caller sees none of it
-        let full = page.len() >= limits::LIST_PAGE_MAX as usize;
-        let next = page.last().filter(|_| full).map(|last| last.registration.environment.clone());
-        let mut environments = Vec::new();
-        for environment in page {
-            if caller.environments.matches(&environment.registration.environment) {
-                environments.push(self.entry(environment).await);
-            }
-        }
-        Ok(EnvironmentList { environments, next })
-    }
-
-    async fn entry(&self, environment: Environment) -> EnvironmentEntry {
-        let Environment { created_at, registration } = environment;
-        let connected = self.inner.options.presence.connected(&registration.environment).await;
-        EnvironmentEntry {
-            online: connected.as_ref() == Some(&registration.id),
-            environment_id: registration.environment,
-            executor_registration_id: registration.id,
-            generation: registration.generation,
-            profiles: registration.profiles,
-            created_at_unix_secs: created_at,
-            registered_at_unix_secs: registration.registered_at,
-        }
-    }
-
     /// Makes a token. Whoever calls this has checked that it may: over HTTP, an
     /// admin; on the machine, whoever can write the state directory.
     ///
@@ -185,7 +132,7 @@ fn token_entry(token: Token) -> TokenEntry {
 mod tests {
     use super::*;
     use crate::service::AuthError;
-    use crate::testing::{Fixture, START, env};
+    use crate::testing::{Fixture, START};
 
     fn request(role: Role) -> CreateToken {
         CreateToken {
@@ -267,31 +214,5 @@ mod tests {
         let caller = fixture.registry.authenticate(token.expose()).await.unwrap();
         assert_eq!(caller.role, Role::Admin);
         assert!(fixture.registry.bootstrap().await.unwrap().is_none());
-    }
-
-    #[tokio::test]
-    async fn a_caller_sees_the_environments_of_its_pattern() {
-        let fixture = Fixture::new().await;
-        let executor = fixture.caller(Role::Executor, "*").await;
-        for name in ["dev-1", "dev-2", "prod"] {
-            fixture.register(&executor, name).await;
-        }
-        fixture.online(&executor, "dev-2").await;
-        let list = async |role, pattern: &str, after: Option<&str>| {
-            let caller = fixture.caller(role, pattern).await;
-            let after = after.map(env);
-            fixture.registry.environments(&caller, after.as_ref()).await.map(|list| {
-                let seen = |e: EnvironmentEntry| (e.environment_id.to_string(), e.online);
-                list.environments.into_iter().map(seen).collect::<Vec<_>>()
-            })
-        };
-        let (one, two, prod) =
-            (("dev-1".to_owned(), false), ("dev-2".to_owned(), true), ("prod".to_owned(), false));
-        let all = list(Role::Admin, "*", None).await.unwrap();
-        assert_eq!(all, [one.clone(), two.clone(), prod]);
-        assert_eq!(list(Role::Orchestrator, "dev-*", None).await.unwrap(), [one, two.clone()]);
-        assert_eq!(list(Role::Orchestrator, "dev-*", Some("dev-1")).await.unwrap(), [two]);
-        let refused = list(Role::Executor, "*", None).await;
-        assert!(matches!(refused, Err(ListError::Forbidden(Forbidden::Role))));
     }
 }

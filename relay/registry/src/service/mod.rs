@@ -4,23 +4,30 @@
 //! operation has one error type that says who is at fault.
 
 pub mod admin;
+pub mod environments;
 pub mod registrations;
 pub mod tickets;
+pub mod waiting;
 
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ed25519_dalek::VerifyingKey;
+use rendez_proto::limits;
+use tokio::time::timeout;
 
+use crate::history::History;
 use crate::model::Caller;
 use crate::public_url::PublicUrl;
 use crate::seam::{Clock, NoRandomness, NobodyConnected, Presence, Random};
 use crate::seam::{SystemClock, SystemRandom, random_bytes};
 use crate::signer::{Signer, SignerError};
 use crate::stats::Stats;
+use crate::store::records::Records;
 use crate::store::sqlite::{SqliteOpenError, SqliteStore};
 use crate::store::{Store, StoreError};
 use crate::token::BearerToken;
@@ -36,6 +43,8 @@ pub struct Registry {
 
 struct Inner {
     store: Arc<dyn Store>,
+    records: Arc<dyn Records>,
+    history: History,
     signer: Signer,
     options: Options,
     stats: Stats,
@@ -46,6 +55,9 @@ struct Inner {
 pub struct Options {
     /// Base of the websocket URLs in replies.
     pub public_url: PublicUrl,
+    /// How long `/connect` waits for an executor that is away; zero: not at
+    /// all. At most [`limits::CONNECT_WAIT_MAX`] counts.
+    pub connect_wait: Duration,
     /// Who knows which executors are connected.
     pub presence: Arc<dyn Presence>,
     /// Time.
@@ -60,6 +72,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             public_url: PublicUrl::default(),
+            connect_wait: limits::CONNECT_WAIT,
             presence: Arc::new(NobodyConnected),
             clock: Arc::new(SystemClock),
             random: Arc::new(SystemRandom),
@@ -109,12 +122,56 @@ impl Registry {
         let store = SqliteStore::open(&path)
             .await
             .map_err(|source| OpenError::Database { path, source })?;
-        Ok(Self::new(Arc::new(store), signer, options))
+        let run = random_bytes(&*options.random).map_err(SignerError::from)?;
+        let (store, records) = (Arc::new(store.clone()), Arc::new(store));
+        Ok(Self::new(store, records, u64::from_be_bytes(run), signer, options))
     }
 
-    /// A registry over any store.
-    pub fn new(store: Arc<dyn Store>, signer: Signer, options: Options) -> Self {
-        Self { inner: Arc::new(Inner { store, signer, options, stats: Stats::default() }) }
+    /// A registry over any store. `run` is another number at each start.
+    pub fn new(
+        store: Arc<dyn Store>,
+        records: Arc<dyn Records>,
+        run: u64,
+        signer: Signer,
+        options: Options,
+    ) -> Self {
+        let history = History::new(records.clone(), run);
+        let stats = Stats::default();
+        Self { inner: Arc::new(Inner { store, records, history, signer, options, stats }) }
+    }
+
+    /// Writes in the background what need not be written at once, for ever.
+    /// Whoever runs a relay runs this beside it.
+    pub async fn write_behind(self) {
+        self.inner.history.run().await;
+    }
+
+    /// Writes what [`write_behind`](Self::write_behind) has not yet, for a relay
+    /// that stops; waits no longer than [`limits::WRITE_FAREWELL`].
+    pub async fn write_the_rest(&self) {
+        match timeout(limits::WRITE_FAREWELL, self.history().flush()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the history of connections has a gap"),
+            Err(_) => tracing::warn!("the history of connections has a gap: the database is slow"),
+        }
+    }
+
+    /// Which executors were connected when.
+    pub fn history(&self) -> &History {
+        &self.inner.history
+    }
+
+    /// The registry's time, in seconds since 1970.
+    pub fn unix_now(&self) -> u64 {
+        self.now()
+    }
+
+    fn records(&self) -> &dyn Records {
+        &*self.inner.records
+    }
+
+    fn presence(&self) -> &dyn Presence {
+        &*self.inner.options.presence
     }
 
     /// What verifies this registry's tickets.

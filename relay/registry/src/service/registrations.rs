@@ -5,7 +5,6 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::limits;
 use rendez_proto::profile::Profile;
-use rendez_proto::registry::error::AbsenceState;
 use rendez_proto::registry::{
     ConnectReply, ConnectRequest, Profiles, RegisterReply, RegisterRequest, TransportPolicy,
     ValidateRequest,
@@ -14,6 +13,7 @@ use rendez_proto::ticket::{self, Claims, Purpose, Ticket, TicketError, TicketTex
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Registry;
+use super::waiting::{Away, Unreachable};
 use crate::model::{Caller, Forbidden, NewRegistration, Registration, Role, TokenId};
 use crate::public_url::WebsocketBase;
 use crate::seam::NoRandomness;
@@ -40,11 +40,8 @@ pub enum ConnectError {
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
     /// Nobody's fault, or a misspelt environment.
-    #[error("{}", match .0 {
-        AbsenceState::Unknown => "no executor has ever registered for this environment; check its id",
-        AbsenceState::Offline => "this environment's executor is not connected",
-    })]
-    Absent(AbsenceState),
+    #[error("{0}")]
+    Absent(Away),
     /// The two ends have nothing in common.
     #[error("the executor offers {}, of which the orchestrator accepts none",
         .offered.iter().map(|profile| profile.name()).collect::<Vec<_>>().join(", "))]
@@ -58,6 +55,15 @@ pub enum ConnectError {
     /// Ours.
     #[error(transparent)]
     Issue(#[from] IssueError),
+}
+
+impl From<Unreachable> for ConnectError {
+    fn from(error: Unreachable) -> Self {
+        match error {
+            Unreachable::Away(away) => Self::Absent(away),
+            Unreachable::Store(error) => Self::Store(error),
+        }
+    }
 }
 
 /// Why a key was not even judged.
@@ -164,7 +170,9 @@ impl Registry {
     }
 
     /// Tells an orchestrator how to reach the environment's executor, and
-    /// authorizes its key there, once.
+    /// authorizes its key there, once. Waits up to
+    /// [`Options::connect_wait`](crate::Options::connect_wait) for an executor
+    /// that is away.
     ///
     /// # Errors
     /// See [`ConnectError`].
@@ -176,17 +184,7 @@ impl Registry {
         base: &WebsocketBase,
     ) -> Result<ConnectReply, ConnectError> {
         caller.may(Role::Orchestrator, environment)?;
-        let registration = self
-            .store()
-            .registration(environment)
-            .await?
-            .ok_or(ConnectError::Absent(AbsenceState::Unknown))?;
-        // an executor that is connected under an older registration would
-        // refuse the handshake: its prologue names another one
-        let connected = self.inner.options.presence.connected(environment).await;
-        if connected.as_ref() != Some(&registration.id) {
-            return Err(ConnectError::Absent(AbsenceState::Offline));
-        }
+        let registration = self.reachable(environment).await?;
         let no_common = || ConnectError::NoCommonProfile { offered: registration.profiles.clone() };
         let profile = request.choose(&registration.profiles).ok_or_else(no_common)?;
         let suite = profile.suite();
@@ -350,6 +348,7 @@ mod tests {
 
     use async_trait::async_trait;
     use rendez_proto::ids::Generation;
+    use rendez_proto::registry::error::AbsenceState;
     use rendez_proto::ticket::BINDING_BYTES;
 
     use super::*;
@@ -443,7 +442,7 @@ mod tests {
         let executor = fixture.caller(Role::Executor, "dev").await;
         let orchestrator = fixture.caller(Role::Orchestrator, "dev").await;
         let absent = async || match connect(&fixture, &orchestrator, None).await {
-            Err(ConnectError::Absent(state)) => Some(state),
+            Err(ConnectError::Absent(away)) => Some(away.absence.state),
             result => result.map(|_| None).unwrap(),
         };
         assert_eq!(absent().await, Some(AbsenceState::Unknown));
@@ -614,6 +613,9 @@ mod tests {
         ) -> Result<Vec<Environment>, StoreError> {
             Err(busy())
         }
+        async fn environment(&self, _: &EnvironmentId) -> Result<Option<Environment>, StoreError> {
+            Err(busy())
+        }
         async fn redeem(&self, _: &Redemption, _: u64) -> Result<Redeemed, StoreError> {
             Err(busy())
         }
@@ -631,7 +633,13 @@ mod tests {
             calls: AtomicUsize::new(0),
         });
         let options = Options { presence: Arc::new(NobodyConnected), ..Options::default() };
-        let registry = Registry::new(store.clone(), Signer::from_seed(&[1; 32]), options);
+        let registry = Registry::new(
+            store.clone(),
+            Arc::new(crate::testing::NoRecords),
+            1,
+            Signer::from_seed(&[1; 32]),
+            options,
+        );
         let caller = Caller {
             token: TokenId::from_random([1; 8]),
             role: Role::Executor,

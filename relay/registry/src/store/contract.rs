@@ -1,10 +1,14 @@
 //! What every store must do, whatever its engine.
 
+use std::slice::from_ref;
+
 use rendez_proto::ids::Generation;
 use rendez_proto::keys::PublicKey;
 use rendez_proto::limits;
 use rendez_proto::profile::Profile;
+use rendez_proto::registry::environments::EndReason;
 
+use super::records::{Connection, ConnectionId, Records};
 use super::{Redeemed, Redemption, Store};
 use crate::model::{NewRegistration, Registration, Role, Token, TokenId};
 use crate::testing::{env, key};
@@ -33,10 +37,77 @@ fn claim(environment: &str, id: &str, key: PublicKey) -> NewRegistration {
 }
 
 /// Runs the whole contract on an empty store.
-pub(crate) async fn all(store: &dyn Store) {
+pub(crate) async fn all(store: &(impl Store + Records)) {
     tokens(store).await;
     registrations(store).await;
     redemptions(store).await;
+    connections(store).await;
+}
+
+/// Needs the environments that `registrations` made.
+async fn connections(store: &dyn Records) {
+    let all = async |environment| store.connections(&env(environment), 100).await.unwrap();
+    let last = async |from, to| store.last_connections(&env(from), &env(to)).await.unwrap();
+    let begin = |number, environment| Connection {
+        id: ConnectionId { run: u64::MAX, number },
+        environment: env(environment),
+        registration: "reg_a".parse().unwrap(),
+        generation: Generation(3),
+        connected_at: 100 + number,
+        ended: None,
+        received_bytes: 0,
+        sent_bytes: 0,
+    };
+    let end = |connection: &Connection, at, why| Connection {
+        ended: Some((at, why)),
+        received_bytes: 7,
+        sent_bytes: u64::from(u32::MAX) * 2,
+        ..connection.clone()
+    };
+    assert!(all("dev-0").await.is_empty() && last("a", "z").await.is_empty());
+
+    // begun, then over; both in one call, and each in its own
+    let (one, two) = (begin(1, "dev-0"), begin(2, "dev-1"));
+    store.write_connections(&[one.clone(), two.clone()]).await.unwrap();
+    assert_eq!(all("dev-0").await, *from_ref(&one));
+    let two = end(&two, 300, EndReason::SocketError);
+    store.write_connections(from_ref(&two)).await.unwrap();
+    assert_eq!(all("dev-1").await, *from_ref(&two));
+
+    // a newer one ends an open one, until it is known why that really ended
+    let three = begin(3, "dev-0");
+    store.write_connections(from_ref(&three)).await.unwrap();
+    let superseded = all("dev-0").await.remove(1);
+    assert_eq!(superseded.ended, Some((103, EndReason::Superseded)));
+    let one = end(&one, 104, EndReason::PingTimeout);
+    store.write_connections(from_ref(&one)).await.unwrap();
+    assert_eq!(all("dev-0").await, [three.clone(), one.clone()]);
+    assert_eq!(store.connections(&env("dev-0"), 1).await.unwrap(), *from_ref(&three));
+    assert_eq!(last("dev-0", "dev-1").await, [three.clone(), two.clone()]);
+    assert_eq!(last("dev-1", "dev-1").await, *from_ref(&two));
+
+    // the relay died: what was open ends now, and not before it began
+    let four = begin(4, "dev-1");
+    store.write_connections(from_ref(&four)).await.unwrap();
+    assert_eq!(store.end_open_connections(103, EndReason::RelayRestarted).await.unwrap(), 2);
+    let over = |connection: &Connection, at| Connection {
+        ended: Some((at, EndReason::RelayRestarted)),
+        ..connection.clone()
+    };
+    assert_eq!(all("dev-0").await, [over(&three, 103), one]);
+    assert_eq!(all("dev-1").await, [over(&four, 104), two]);
+    assert_eq!(store.end_open_connections(105, EndReason::RelayRestarted).await.unwrap(), 0);
+
+    // the newest stay
+    let max = u64::from(limits::CONNECTIONS_PER_ENVIRONMENT);
+    let many: Vec<_> = (10..12 + max)
+        .map(|number| end(&begin(number, "dev-0"), 500, EndReason::ClientClosed))
+        .collect();
+    store.write_connections(&many).await.unwrap();
+    let kept = all("dev-0").await;
+    assert_eq!(kept.len() as u64, max);
+    assert_eq!(kept.last(), many.get(2));
+    assert_eq!(all("dev-1").await.len(), 2, "each environment has its own");
 }
 
 async fn tokens(store: &dyn Store) {
@@ -95,6 +166,8 @@ async fn registrations(store: &dyn Store) {
     assert_eq!((list[1].created_at, &list[1].registration), (100, &stored));
     assert_eq!(store.environments(None, 1).await.unwrap(), list[..1]);
     assert_eq!(store.environments(Some(&env("dev-0")), 1).await.unwrap(), list[1..]);
+    assert_eq!(store.environment(&env("dev-1")).await.unwrap().as_ref(), list.last());
+    assert_eq!(store.environment(&env("dev-2")).await.unwrap(), None);
 }
 
 async fn redemptions(store: &dyn Store) {

@@ -1,6 +1,7 @@
 //! What the registry keeps. One transaction per method; `now` is an argument,
 //! in seconds since 1970.
 
+pub mod records;
 pub mod sqlite;
 
 #[cfg(test)]
@@ -91,6 +92,9 @@ pub trait Store: Send + Sync + 'static {
         after: Option<&EnvironmentId>,
         limit: u32,
     ) -> Result<Vec<Environment>, StoreError>;
+
+    /// One environment.
+    async fn environment(&self, id: &EnvironmentId) -> Result<Option<Environment>, StoreError>;
 
     /// Uses a ticket. Of any number of calls with the same ticket, one gets
     /// [`Redeemed::Now`].

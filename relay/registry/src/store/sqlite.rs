@@ -7,6 +7,10 @@
 //! whatever its generation, and a lost redemption would have to be replayed
 //! within the minute that the ticket lives.
 
+mod migrations;
+mod records;
+mod rows;
+
 use std::error::Error;
 use std::fs::{OpenOptions, Permissions};
 use std::io;
@@ -18,14 +22,15 @@ use rendez_proto::ids::{EnvironmentId, Generation};
 use rendez_proto::keys::PublicKey;
 use rendez_proto::limits;
 use rendez_proto::profile::Profile;
-use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::migrate::MigrateError;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
     SqliteSynchronous,
 };
-use sqlx::{Row as _, SqlSafeStr as _, Sqlite, Transaction};
+use sqlx::{Row as _, Sqlite, Transaction};
 use tokio::time::{Instant, sleep};
 
+use self::rows::{bytes, number, optional_number, seconds, text};
 use super::{Redeemed, Redemption, Store, StoreError};
 use crate::model::{Environment, NewRegistration, Registration, Role, Token, TokenId};
 
@@ -44,9 +49,32 @@ pub enum SqliteOpenError {
     /// SQLite refuses it.
     #[error("database: {0}")]
     Database(#[from] sqlx::Error),
-    /// Its schema is not one of ours, or a newer one.
+    /// A newer Rendez made it, or has brought it up to its own version.
+    #[error(
+        "the database has schema version {found}, which this Rendez does not know (it knows \
+         versions up to {newest}); start the newer Rendez that made it, or restore a backup \
+         from before the upgrade"
+    )]
+    Newer {
+        /// A version that it has.
+        found: i64,
+        /// The newest that we know.
+        newest: i64,
+    },
+    /// Its schema is not one of ours.
     #[error("database schema: {0}")]
-    Schema(#[from] sqlx::migrate::MigrateError),
+    Schema(#[source] sqlx::migrate::MigrateError),
+}
+
+impl From<MigrateError> for SqliteOpenError {
+    fn from(error: MigrateError) -> Self {
+        match error {
+            MigrateError::VersionMissing(found) => {
+                Self::Newer { found, newest: migrations::newest() }
+            }
+            other => Self::Schema(other),
+        }
+    }
 }
 
 impl SqliteStore {
@@ -83,11 +111,7 @@ impl SqliteStore {
             .connect_with(options)
             .await?;
 
-        let migrator = migrator();
-        if migrator.run(&pool).await.is_err() {
-            // perhaps another process was faster; then there is nothing to do
-            migrator.run(&pool).await?;
-        }
+        migrations::run(&pool).await?;
         Ok(Self { pool })
     }
 
@@ -125,17 +149,6 @@ fn is_busy(error: &SqliteOpenError) -> bool {
         next = error.source();
     }
     false
-}
-
-fn migrator() -> Migrator {
-    let first = include_str!("../../migrations/sqlite/0001_init.sql");
-    Migrator::with_migrations(vec![Migration::new(
-        1,
-        "init".into(),
-        MigrationType::Simple,
-        first.into_sql_str(),
-        false,
-    )])
 }
 
 #[async_trait]
@@ -280,13 +293,21 @@ impl Store for SqliteStore {
         .fetch_all(&self.pool)
         .await?
         .iter()
-        .map(|row| {
-            Ok(Environment {
-                created_at: number(row, "created_at")?,
-                registration: registration(row)?,
-            })
-        })
+        .map(environment)
         .collect()
+    }
+
+    async fn environment(&self, id: &EnvironmentId) -> Result<Option<Environment>, StoreError> {
+        sqlx::query(
+            "SELECT registrations.*, environments.created_at FROM registrations \
+             JOIN environments ON environments.id = registrations.environment \
+             WHERE registrations.environment = ?",
+        )
+        .bind(id.as_str())
+        .fetch_optional(&self.pool)
+        .await?
+        .map(|row| environment(&row))
+        .transpose()
     }
 
     async fn redeem(&self, redemption: &Redemption, now: u64) -> Result<Redeemed, StoreError> {
@@ -339,30 +360,6 @@ fn role_name(role: Role) -> &'static str {
     }
 }
 
-/// SQLite's integers are signed; times beyond its range mean "never" as well
-/// as any.
-fn seconds(time: u64) -> i64 {
-    i64::try_from(time).unwrap_or(i64::MAX)
-}
-
-fn number(row: &SqliteRow, column: &'static str) -> Result<u64, StoreError> {
-    u64::try_from(row.try_get::<i64, _>(column)?).map_err(|_| StoreError::Corrupt(column))
-}
-
-fn optional_number(row: &SqliteRow, column: &'static str) -> Result<Option<u64>, StoreError> {
-    row.try_get::<Option<i64>, _>(column)?
-        .map(|value| u64::try_from(value).map_err(|_| StoreError::Corrupt(column)))
-        .transpose()
-}
-
-fn text<T: std::str::FromStr>(row: &SqliteRow, column: &'static str) -> Result<T, StoreError> {
-    row.try_get::<&str, _>(column)?.parse().map_err(|_| StoreError::Corrupt(column))
-}
-
-fn bytes<const N: usize>(row: &SqliteRow, column: &'static str) -> Result<[u8; N], StoreError> {
-    row.try_get::<&[u8], _>(column)?.try_into().map_err(|_| StoreError::Corrupt(column))
-}
-
 fn token(row: &SqliteRow) -> Result<Token, StoreError> {
     let role = [Role::Executor, Role::Orchestrator, Role::Admin];
     let name: &str = row.try_get("role")?;
@@ -379,6 +376,10 @@ fn token(row: &SqliteRow) -> Result<Token, StoreError> {
         expires_at: optional_number(row, "expires_at")?,
         revoked_at: optional_number(row, "revoked_at")?,
     })
+}
+
+fn environment(row: &SqliteRow) -> Result<Environment, StoreError> {
+    Ok(Environment { created_at: number(row, "created_at")?, registration: registration(row)? })
 }
 
 fn registration(row: &SqliteRow) -> Result<Registration, StoreError> {

@@ -16,6 +16,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rendez_proto::limits;
 use rendez_registry::PublicUrl;
 use rendez_transport::telemetry::{LogFormat, LogLevel};
 
@@ -136,6 +137,10 @@ settings! {
 
     /// Most TCP connections at once; further ones wait in the kernel.
     connections_max: usize = 20_000, "connections_max", "connections", AtStart;
+
+    /// How long /connect waits for an executor that is away, at most 10s; 0s: not
+    /// at all. Stock Codex gives up one try after about 6 s.
+    connect_wait: Duration = limits::CONNECT_WAIT, "connect_wait", "duration", AtStart;
 
     /// Where /metrics, /livez, /readyz and the /v1 API are served without TLS,
     /// for this machine or a private network. Metrics are served nowhere else.

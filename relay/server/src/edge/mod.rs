@@ -10,6 +10,7 @@
 //!
 //! Close codes: [`CLOSE_FRAMES`](port::CLOSE_FRAMES).
 
+pub mod meter;
 pub mod port;
 mod socket;
 pub mod stats;
@@ -33,10 +34,11 @@ use tokio_util::task::TaskTracker;
 
 use self::port::HubPort;
 use self::socket::AcceptedSocket;
-use self::stats::EdgeStats;
+use self::stats::{EdgeStats, End};
 use crate::directory::Directory;
 use crate::drain::Drain;
 use crate::listen::Place;
+use crate::roster::Visit;
 
 /// What the rendezvous route needs.
 #[derive(Clone)]
@@ -67,7 +69,7 @@ pub(crate) async fn rendezvous(
         }
     };
     match edge.admit(ticket_of(query.as_deref().unwrap_or_default())).await {
-        Ok((claims, port)) => edge.upgrade(upgrade, claims, port, place),
+        Ok((claims, port, visit)) => edge.upgrade(upgrade, claims, port, visit, place),
         Err(refusal) => refusal.into_response(),
     }
 }
@@ -78,7 +80,7 @@ fn ticket_of(query: &str) -> &str {
 }
 
 impl Edge {
-    async fn admit(&self, ticket: &str) -> Result<(Claims, HubPort), Refusal> {
+    async fn admit(&self, ticket: &str) -> Result<(Claims, HubPort, Visit), Refusal> {
         if self.drain.is_closed() {
             return Err(Refusal::ShuttingDown);
         }
@@ -97,7 +99,8 @@ impl Edge {
             let subject = Subject(claims.binding);
             self.directory.join_orchestrator(&claims.environment, subject, can, &claims.subject)?
         };
-        Ok((claims, port))
+        let visit = self.directory.roster().enter(&self.registry, &claims, port.watch());
+        Ok((claims, port, visit))
     }
 
     fn upgrade(
@@ -105,6 +108,7 @@ impl Edge {
         upgrade: WebSocketUpgrade,
         claims: Claims,
         mut port: HubPort,
+        mut visit: Visit,
         place: Place,
     ) -> Response {
         let token = self.sockets.token();
@@ -119,8 +123,12 @@ impl Edge {
                 opened(&claims, &place);
                 let _held = (token, place);
                 let ended = pump(AcceptedSocket(socket), &mut port).await;
+                let end = End::from(&ended);
+                visit.ends(end.reason());
+                // In this order: whoever then finds no executor finds out why.
+                drop(visit);
                 drop(port);
-                stats.count_ended((&ended).into());
+                stats.count_ended(end);
                 closed(&claims, &ended);
             })
     }

@@ -1,9 +1,9 @@
 //! A hub behind a mutex, and its ports as protocols for the pump.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rendez_proto::ids::Generation;
@@ -12,6 +12,8 @@ use rendez_relay_core::{
     Account, Capabilities, Hub, JoinError, PortKey, Shared, Standing, Subject,
 };
 use rendez_transport::{CloseFrame, Protocol, Violation};
+
+use super::meter::Meter;
 
 /// 1002: an orchestrator sent what cannot be routed.
 pub const MALFORMED: CloseFrame = CloseFrame { code: 1002, reason: "malformed_frame" };
@@ -80,7 +82,13 @@ impl SharedHub {
     }
 
     fn port(self: &Arc<Self>, key: PortKey) -> HubPort {
-        HubPort { shared: self.clone(), key }
+        HubPort { shared: self.clone(), key, meter: Arc::default() }
+    }
+
+    /// Wakes the driver of one port.
+    fn wake(&self, key: PortKey) {
+        let waker = self.lock().wakers.remove(&key);
+        waker.into_iter().for_each(Waker::wake);
     }
 
     fn lock(&self) -> MutexGuard<'_, Switchboard> {
@@ -112,11 +120,49 @@ impl SharedHub {
 pub struct HubPort {
     shared: Arc<SharedHub>,
     key: PortKey,
+    meter: Arc<Meter>,
+}
+
+impl HubPort {
+    /// To look at the port while its pump has it.
+    pub fn watch(&self) -> PortWatch {
+        let shared = Arc::downgrade(&self.shared);
+        PortWatch { shared, key: self.key, meter: self.meter.clone() }
+    }
+}
+
+/// A look at a port from outside of its pump. It does not keep the hub.
+#[derive(Clone)]
+pub struct PortWatch {
+    shared: Weak<SharedHub>,
+    key: PortKey,
+    meter: Arc<Meter>,
+}
+
+impl PortWatch {
+    /// What its websocket has carried.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// Sends a ping as soon as the socket has room, and waits for the pong of
+    /// it, or of one that was on its way already.
+    pub(crate) async fn ping(&self) {
+        let mut pong = std::pin::pin!(self.meter.pong().notified());
+        // before the wish: the pong may come at once
+        pong.as_mut().enable();
+        self.meter.want_ping();
+        if let Some(shared) = self.shared.upgrade() {
+            shared.wake(self.key);
+        }
+        pong.await;
+    }
 }
 
 impl Protocol for HubPort {
     fn handle_message(&mut self, now: Instant, message: Bytes) -> Result<(), Violation> {
         trace("received", &message);
+        self.meter.count_received(message.len());
         self.shared
             .change(|hub| hub.handle_message(self.key, message, now))
             .map_err(|_| Violation(MALFORMED))
@@ -129,6 +175,7 @@ impl Protocol for HubPort {
     fn poll_transmit(&mut self, _now: Instant) -> Option<Bytes> {
         let message = self.shared.change(|hub| hub.poll_transmit(self.key))?;
         trace("sent", &message);
+        self.meter.count_sent(message.len());
         Some(message)
     }
 
@@ -153,6 +200,14 @@ impl Protocol for HubPort {
             Standing::Superseded => Some(SUPERSEDED),
             Standing::Joined => board.leaving.clone(),
         }
+    }
+
+    fn wants_ping(&mut self) -> bool {
+        self.meter.take_wish()
+    }
+
+    fn handle_pong(&mut self, now: Instant, round_trip: Duration) {
+        self.meter.note_pong(now, round_trip);
     }
 }
 

@@ -4,8 +4,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use axum::extract::ws;
-use bytes::Bytes;
 use futures_util::{Sink, Stream};
+use rendez_transport::socket::ping_payload;
 use rendez_transport::{Incoming, Outgoing, Socket, SocketError};
 
 /// An accepted websocket.
@@ -21,7 +21,8 @@ impl Socket for AcceptedSocket {
                     ws::Message::Close(frame) => Incoming::close(
                         frame.as_ref().map(|frame| (frame.code, frame.reason.as_str())),
                     ),
-                    ws::Message::Ping(_) | ws::Message::Pong(_) => Incoming::Alive,
+                    ws::Message::Pong(payload) => Incoming::pong(&payload),
+                    ws::Message::Ping(_) => Incoming::Alive,
                 }),
                 Err(error) => Err(broken(error)),
             })
@@ -35,7 +36,7 @@ impl Socket for AcceptedSocket {
     fn start_send(&mut self, message: Outgoing) -> Result<(), SocketError> {
         let message = match message {
             Outgoing::Binary(bytes) => ws::Message::Binary(bytes),
-            Outgoing::Ping => ws::Message::Ping(Bytes::new()),
+            Outgoing::Ping(number) => ws::Message::Ping(ping_payload(number)),
             Outgoing::Close(frame) => ws::Message::Close(Some(ws::CloseFrame {
                 code: frame.code,
                 reason: frame.reason.into(),

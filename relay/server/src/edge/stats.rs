@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rendez_proto::registry::environments::EndReason;
 use rendez_transport::{CloseFrame, Ended, SocketError};
 
 use super::port::{MALFORMED, SUPERSEDED};
@@ -56,6 +57,22 @@ impl End {
             End::Malformed => "malformed",
             End::Superseded => "superseded",
             End::Restarting => "restarting",
+        }
+    }
+}
+
+impl End {
+    /// The same for the history of connections.
+    pub fn reason(self) -> EndReason {
+        match self {
+            End::ByPeer => EndReason::ClientClosed,
+            End::Lost => EndReason::SocketError,
+            End::Silent => EndReason::PingTimeout,
+            End::BrokenProtocol | End::TooBig | End::Text | End::Malformed => {
+                EndReason::ProtocolViolation
+            }
+            End::Superseded => EndReason::Superseded,
+            End::Restarting => EndReason::RelayShutdown,
         }
     }
 }

@@ -1,0 +1,265 @@
+//! The history of connections: noted at once, written in the background.
+//!
+//! Invariants
+//!
+//! * [`History::note`] never waits. What is noted is in memory until the
+//!   database has it, so that a slow or failing database holds up nobody.
+//! * Of a connection that changes before it is written, the last state is
+//!   written, once.
+//! * At most [`limits::CONNECTIONS_UNWRITTEN`] wait; beyond that, the oldest is
+//!   lost and counted.
+//! * Cancelling [`History::run`] or [`History::flush`] loses nothing.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rendez_proto::limits;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use crate::store::StoreError;
+use crate::store::records::{Connection, ConnectionId, Records};
+
+/// What is not written yet, and who writes it.
+pub struct History {
+    records: Arc<dyn Records>,
+    /// Drawn by lot at the start: part of every connection's name.
+    run: u64,
+    numbers: AtomicU64,
+    unwritten: Mutex<BTreeMap<u64, Noted>>,
+    /// Something was noted.
+    noted: Notify,
+    /// One at a time, so that an older state never overtakes a newer one.
+    writing: tokio::sync::Mutex<()>,
+    lost: AtomicU64,
+}
+
+struct Noted {
+    connection: Connection,
+    /// Tells whether it changed while it was being written.
+    version: u64,
+}
+
+impl History {
+    pub(crate) fn new(records: Arc<dyn Records>, run: u64) -> Self {
+        Self {
+            records,
+            run,
+            numbers: AtomicU64::new(0),
+            unwritten: Mutex::default(),
+            noted: Notify::new(),
+            writing: tokio::sync::Mutex::default(),
+            lost: AtomicU64::new(0),
+        }
+    }
+
+    /// A name for a connection that begins.
+    pub fn next_id(&self) -> ConnectionId {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
+        ConnectionId { run: self.run, number }
+    }
+
+    /// Remembers what a connection is now.
+    pub fn note(&self, connection: Connection) {
+        let mut unwritten = self.lock();
+        let number = connection.id.number;
+        let version = unwritten.get(&number).map_or(0, |noted| noted.version + 1);
+        unwritten.insert(number, Noted { connection, version });
+        if unwritten.len() > limits::CONNECTIONS_UNWRITTEN {
+            unwritten.pop_first();
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(unwritten);
+        self.noted.notify_one();
+    }
+
+    /// How many changes wait to be written.
+    pub fn unwritten(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// How many were lost since the start, because the database took none for
+    /// too long.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Writes what was noted before this call.
+    ///
+    /// # Errors
+    /// The database refused; what is left is kept for the next call.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        let _one_at_a_time = self.writing.lock().await;
+        // What is noted meanwhile has higher numbers, or is written again.
+        let Some(last) = self.lock().last_key_value().map(|(number, _)| *number) else {
+            return Ok(());
+        };
+        let mut from = 0;
+        // Ends: each round begins after the last number of the one before.
+        while from <= last {
+            let batch: Vec<(u64, Connection)> = {
+                let unwritten = self.lock();
+                let next = unwritten.range(from..=last).take(limits::CONNECTIONS_PER_WRITE);
+                next.map(|(_, noted)| (noted.version, noted.connection.clone())).collect()
+            };
+            let Some((_, end)) = batch.last() else { break };
+            from = end.id.number + 1;
+            let (versions, connections): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+            self.records.write_connections(&connections).await?;
+            let mut unwritten = self.lock();
+            for (version, written) in versions.into_iter().zip(&connections) {
+                let number = written.id.number;
+                if unwritten.get(&number).is_some_and(|noted| noted.version == version) {
+                    unwritten.remove(&number);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is noted, for ever.
+    pub(crate) async fn run(&self) {
+        let mut failing = false;
+        loop {
+            if self.unwritten() == 0 {
+                self.noted.notified().await;
+            }
+            match self.flush().await {
+                Ok(()) => failing = false,
+                Err(error) => {
+                    // once per outage
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "the history of connections cannot be written now");
+                    }
+                    sleep(limits::WRITE_RETRY_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Noted>> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use async_trait::async_trait;
+    use rendez_proto::ids::{EnvironmentId, Generation};
+    use rendez_proto::registry::environments::EndReason;
+
+    use super::*;
+    use crate::testing::env;
+
+    /// Keeps what it is given, unless it is down.
+    #[derive(Default)]
+    struct Kept {
+        down: AtomicBool,
+        writes: Mutex<Vec<Vec<Connection>>>,
+    }
+
+    #[async_trait]
+    impl Records for Kept {
+        async fn write_connections(&self, connections: &[Connection]) -> Result<(), StoreError> {
+            if self.down.load(Ordering::SeqCst) {
+                return Err(StoreError::Unavailable("down".into()));
+            }
+            self.writes.lock().unwrap().push(connections.to_vec());
+            Ok(())
+        }
+        async fn connections(
+            &self,
+            _: &EnvironmentId,
+            _: u32,
+        ) -> Result<Vec<Connection>, StoreError> {
+            Ok(vec![])
+        }
+        async fn last_connections(
+            &self,
+            _: &EnvironmentId,
+            _: &EnvironmentId,
+        ) -> Result<Vec<Connection>, StoreError> {
+            Ok(vec![])
+        }
+        async fn end_open_connections(&self, _: u64, _: EndReason) -> Result<u64, StoreError> {
+            Ok(0)
+        }
+    }
+
+    fn connection(history: &History) -> Connection {
+        Connection {
+            id: history.next_id(),
+            environment: env("dev"),
+            registration: "reg_a".parse().unwrap(),
+            generation: Generation(1),
+            connected_at: 10,
+            ended: None,
+            received_bytes: 0,
+            sent_bytes: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn only_the_last_state_is_written_and_once() {
+        let kept = Arc::new(Kept::default());
+        let history = History::new(kept.clone(), 7);
+        let mut first = connection(&history);
+        history.note(first.clone());
+        first.ended = Some((20, EndReason::PingTimeout));
+        history.note(first.clone());
+        let second = connection(&history);
+        history.note(second.clone());
+        history.flush().await.unwrap();
+        assert_eq!(history.unwritten(), 0);
+        history.flush().await.unwrap();
+        assert_eq!(*kept.writes.lock().unwrap(), [vec![first, second]]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_of_the_database_loses_nothing_and_holds_up_nobody() {
+        let kept = Arc::new(Kept::default());
+        kept.down.store(true, Ordering::SeqCst);
+        let history = Arc::new(History::new(kept.clone(), 7));
+        let noted: Vec<_> = (0..limits::CONNECTIONS_PER_WRITE + 1)
+            .map(|_| connection(&history))
+            .inspect(|connection| history.note(connection.clone()))
+            .collect();
+        assert!(history.flush().await.is_err());
+        let writer = tokio::spawn({
+            let history = history.clone();
+            async move { history.run().await }
+        });
+        sleep_virtually(limits::WRITE_RETRY_PAUSE * 5).await;
+        assert_eq!(history.unwritten(), noted.len());
+        kept.down.store(false, Ordering::SeqCst);
+        sleep_virtually(limits::WRITE_RETRY_PAUSE * 2).await;
+        assert_eq!(history.unwritten(), 0);
+        writer.abort();
+        let writes = kept.writes.lock().unwrap();
+        assert_eq!(writes.len(), 2, "in batches");
+        assert_eq!(writes.concat(), noted);
+        assert_eq!(history.lost(), 0);
+    }
+
+    /// The clock is stopped: it goes on when everybody waits.
+    async fn sleep_virtually(time: std::time::Duration) {
+        tokio::time::advance(time).await;
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn beyond_its_bound_the_oldest_is_lost_and_counted() {
+        let history = History::new(Arc::new(Kept::default()), 7);
+        let one = connection(&history);
+        for _ in 0..limits::CONNECTIONS_UNWRITTEN + 3 {
+            history.note(Connection { id: history.next_id(), ..one.clone() });
+        }
+        assert_eq!(history.unwritten(), limits::CONNECTIONS_UNWRITTEN);
+        assert_eq!(history.lost(), 3);
+    }
+}

@@ -1,0 +1,174 @@
+//! Finding an environment's executor, and waiting a while for one that is away.
+
+use std::fmt;
+
+use rendez_proto::ids::EnvironmentId;
+use rendez_proto::limits;
+use rendez_proto::registry::error::{Absence, AbsenceState};
+use tokio::time::{Instant, timeout_at};
+
+use super::Registry;
+use crate::model::Registration;
+use crate::store::StoreError;
+
+/// Why an environment has no executor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Away {
+    /// The same for programs.
+    pub absence: Absence,
+    /// When it was asked for, in seconds since 1970.
+    pub asked_at: u64,
+}
+
+impl fmt::Display for Away {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Absence { state, since_unix_secs, away_because } = self.absence;
+        if state == AbsenceState::Unknown {
+            return f
+                .write_str("no executor has ever registered for this environment; check its id");
+        }
+        f.write_str("this environment's executor is not connected")?;
+        if let Some(since) = since_unix_secs {
+            let seconds = self.asked_at.saturating_sub(since);
+            match away_because {
+                Some(why) => write!(f, ": {} {seconds} s ago", why.words())?,
+                None => write!(f, ": it registered {seconds} s ago and never connected")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why there is no executor to speak to.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unreachable {
+    #[error("{0}")]
+    Away(Away),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Registry {
+    /// The current registration of an environment whose executor is connected
+    /// under it. If it is not, waits for it, unless there never was one.
+    pub(super) async fn reachable(
+        &self,
+        environment: &EnvironmentId,
+    ) -> Result<Registration, Unreachable> {
+        let wait = self.inner.options.connect_wait.min(limits::CONNECT_WAIT_MAX);
+        let deadline = Instant::now() + wait;
+        let mut connected = self.presence().connected(environment).await;
+        // Ends at the deadline; each further round needs another registration
+        // to join.
+        loop {
+            let Some(registration) = self.store().registration(environment).await? else {
+                let away = Away { absence: Absence::UNKNOWN, asked_at: self.now() };
+                return Err(Unreachable::Away(away));
+            };
+            // an executor that is connected under an older registration would
+            // refuse the handshake: its prologue names another one
+            if connected.as_ref() == Some(&registration.id) {
+                return Ok(registration);
+            }
+            let joined = match wait.is_zero() {
+                true => None,
+                false => {
+                    let joined = self.presence().joined(environment, connected.as_ref());
+                    timeout_at(deadline, joined).await.ok().and_then(Result::ok)
+                }
+            };
+            if joined.is_none() {
+                let absence = self.absence(&registration).await?;
+                return Err(Unreachable::Away(Away { absence, asked_at: self.now() }));
+            }
+            connected = joined;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
+    use std::time::Duration;
+
+    use rendez_proto::registry::environments::EndReason;
+
+    use super::*;
+    use crate::model::Role;
+    use crate::store::records::Connection;
+    use crate::testing::{Fixture, START, env};
+
+    /// Nobody waits that long here, unless the machine stands still.
+    const WAIT: Duration = limits::CONNECT_WAIT_MAX;
+
+    async fn away(fixture: &Fixture) -> Away {
+        match fixture.registry.reachable(&env("dev")).await {
+            Err(Unreachable::Away(away)) => away,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// An environment with an executor that is not connected.
+    async fn offline(wait: Duration) -> (Arc<Fixture>, crate::model::Caller) {
+        let fixture = Arc::new(Fixture::with_connect_wait(wait).await);
+        let executor = fixture.caller(Role::Executor, "*").await;
+        fixture.register(&executor, "dev").await;
+        (fixture, executor)
+    }
+
+    #[tokio::test]
+    async fn without_a_wait_or_a_registration_the_answer_comes_at_once() {
+        let (fixture, _) = offline(Duration::ZERO).await;
+        away(&fixture).await;
+        assert_eq!(fixture.waits.load(Ordering::SeqCst), 0);
+
+        let fixture = Fixture::with_connect_wait(WAIT).await;
+        assert_eq!(away(&fixture).await.absence, Absence::UNKNOWN);
+        assert_eq!(fixture.waits.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn an_executor_that_joins_in_time_is_reached_also_under_a_new_registration() {
+        let (fixture, executor) = offline(WAIT).await;
+        let waiting = tokio::spawn({
+            let fixture = fixture.clone();
+            async move { fixture.registry.reachable(&env("dev")).await }
+        });
+        fixture.until_waiting(1).await;
+        let again = fixture.register(&executor, "dev").await;
+        assert!(!waiting.is_finished(), "registered is not connected");
+        fixture.set_connected("dev", &again.executor_registration_id);
+        assert_eq!(waiting.await.unwrap().unwrap().id, again.executor_registration_id);
+    }
+
+    #[tokio::test]
+    async fn one_that_stays_away_is_explained() {
+        let (fixture, _) = offline(Duration::from_millis(1)).await;
+        fixture.advance(7);
+        let never = away(&fixture).await;
+        let expected = Absence {
+            state: AbsenceState::Offline,
+            since_unix_secs: Some(START),
+            away_because: None,
+        };
+        assert_eq!(never.absence, expected);
+        assert!(never.to_string().ends_with("registered 7 s ago and never connected"), "{never}");
+
+        let history = fixture.registry.history();
+        history.note(Connection {
+            id: history.next_id(),
+            environment: env("dev"),
+            registration: "reg_x".parse().unwrap(),
+            generation: rendez_proto::ids::Generation(1),
+            connected_at: START,
+            ended: Some((START + 2, EndReason::PingTimeout)),
+            received_bytes: 1,
+            sent_bytes: 2,
+        });
+        let gone = away(&fixture).await;
+        let (since, why) = (gone.absence.since_unix_secs, gone.absence.away_because);
+        assert_eq!((since, why), (Some(START + 2), Some(EndReason::PingTimeout)));
+        assert!(gone.to_string().ends_with("did not answer pings any more 5 s ago"), "{gone}");
+    }
+}

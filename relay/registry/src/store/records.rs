@@ -1,0 +1,79 @@
+//! What only grows and is cut at its old end: the history of connections.
+//!
+//! It is written in the background, in batches, by [`History`]; nothing that
+//! decides reads it.
+//!
+//! [`History`]: crate::history::History
+
+use async_trait::async_trait;
+use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
+use rendez_proto::registry::environments::EndReason;
+
+use super::StoreError;
+
+/// Names one connection for good: what one start of a relay drew by lot, and a
+/// number. Not secret.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ConnectionId {
+    /// Random, drawn once per start.
+    pub run: u64,
+    /// Counts from 1 in each run.
+    pub number: u64,
+}
+
+impl ConnectionId {
+    pub(crate) fn to_text(&self) -> String {
+        format!("{:016x}-{}", self.run, self.number)
+    }
+}
+
+/// One connection of an executor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Connection {
+    /// Its name.
+    pub id: ConnectionId,
+    /// Where the executor serves.
+    pub environment: EnvironmentId,
+    /// Under which registration.
+    pub registration: RegistrationId,
+    /// The registration's place in the environment's order.
+    pub generation: Generation,
+    /// When it began, in seconds since 1970.
+    pub connected_at: u64,
+    /// When it ended, in seconds since 1970, and why.
+    pub ended: Option<(u64, EndReason)>,
+    /// Bytes of messages from the executor, at the end.
+    pub received_bytes: u64,
+    /// Bytes of messages to the executor, at the end.
+    pub sent_bytes: u64,
+}
+
+/// The memory of connections. One transaction per method.
+#[async_trait]
+pub trait Records: Send + Sync + 'static {
+    /// Writes connections, new or changed, in this order. An older one of the
+    /// same environment that is open still was superseded. Of each environment,
+    /// only the newest [`CONNECTIONS_PER_ENVIRONMENT`] stay.
+    ///
+    /// [`CONNECTIONS_PER_ENVIRONMENT`]: rendez_proto::limits::CONNECTIONS_PER_ENVIRONMENT
+    async fn write_connections(&self, connections: &[Connection]) -> Result<(), StoreError>;
+
+    /// An environment's connections, the newest first.
+    async fn connections(
+        &self,
+        environment: &EnvironmentId,
+        limit: u32,
+    ) -> Result<Vec<Connection>, StoreError>;
+
+    /// The newest connection of each environment from `first` to `last`,
+    /// ordered by environment.
+    async fn last_connections(
+        &self,
+        first: &EnvironmentId,
+        last: &EnvironmentId,
+    ) -> Result<Vec<Connection>, StoreError>;
+
+    /// Ends what is open still, for a relay that starts: whoever wrote that is
+    /// gone. How many there were.
+    async fn end_open_connections(&self, now: u64, why: EndReason) -> Result<u64, StoreError>;
+}

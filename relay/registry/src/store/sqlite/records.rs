@@ -1,0 +1,143 @@
+//! The history of connections in SQLite.
+
+use async_trait::async_trait;
+use rendez_proto::ids::{EnvironmentId, Generation};
+use rendez_proto::limits;
+use rendez_proto::registry::environments::EndReason;
+use sqlx::Row as _;
+use sqlx::sqlite::SqliteRow;
+
+use super::SqliteStore;
+use super::rows::{number, optional_number, seconds, text};
+use crate::store::StoreError;
+use crate::store::records::{Connection, ConnectionId, Records};
+
+#[async_trait]
+impl Records for SqliteStore {
+    async fn write_connections(&self, connections: &[Connection]) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        for connection in connections {
+            let environment = connection.environment.as_str();
+            let id = connection.id.to_text();
+            let done = sqlx::query(
+                "UPDATE connections SET ended_at = ?, ended_because = ?, received_bytes = ?, \
+                 sent_bytes = ? WHERE id = ?",
+            )
+            .bind(connection.ended.map(|(at, _)| seconds(at)))
+            .bind(connection.ended.map(|(_, why)| why.as_str()))
+            .bind(seconds(connection.received_bytes))
+            .bind(seconds(connection.sent_bytes))
+            .bind(&id)
+            .execute(&mut *tx)
+            .await?;
+            if done.rows_affected() > 0 {
+                continue;
+            }
+            sqlx::query(
+                "UPDATE connections SET ended_at = ?, ended_because = ? \
+                 WHERE environment = ? AND ended_at IS NULL",
+            )
+            .bind(seconds(connection.connected_at))
+            .bind(EndReason::Superseded.as_str())
+            .bind(environment)
+            .execute(&mut *tx)
+            .await?;
+            sqlx::query(
+                "INSERT INTO connections (id, environment, registration, generation, \
+                 connected_at, ended_at, ended_because, received_bytes, sent_bytes) \
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            )
+            .bind(&id)
+            .bind(environment)
+            .bind(connection.registration.as_str())
+            .bind(seconds(connection.generation.0))
+            .bind(seconds(connection.connected_at))
+            .bind(connection.ended.map(|(at, _)| seconds(at)))
+            .bind(connection.ended.map(|(_, why)| why.as_str()))
+            .bind(seconds(connection.received_bytes))
+            .bind(seconds(connection.sent_bytes))
+            .execute(&mut *tx)
+            .await?;
+            sqlx::query(
+                "DELETE FROM connections WHERE environment = ?1 AND seq <= \
+                 (SELECT seq FROM connections WHERE environment = ?1 \
+                  ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
+            )
+            .bind(environment)
+            .bind(limits::CONNECTIONS_PER_ENVIRONMENT)
+            .execute(&mut *tx)
+            .await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
+    async fn connections(
+        &self,
+        environment: &EnvironmentId,
+        limit: u32,
+    ) -> Result<Vec<Connection>, StoreError> {
+        sqlx::query("SELECT * FROM connections WHERE environment = ? ORDER BY seq DESC LIMIT ?")
+            .bind(environment.as_str())
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(connection)
+            .collect()
+    }
+
+    async fn last_connections(
+        &self,
+        first: &EnvironmentId,
+        last: &EnvironmentId,
+    ) -> Result<Vec<Connection>, StoreError> {
+        sqlx::query(
+            "SELECT connections.* FROM environments JOIN connections ON connections.seq = \
+             (SELECT max(seq) FROM connections WHERE environment = environments.id) \
+             WHERE environments.id BETWEEN ? AND ? ORDER BY environments.id",
+        )
+        .bind(first.as_str())
+        .bind(last.as_str())
+        .fetch_all(&self.pool)
+        .await?
+        .iter()
+        .map(connection)
+        .collect()
+    }
+
+    async fn end_open_connections(&self, now: u64, why: EndReason) -> Result<u64, StoreError> {
+        let done = sqlx::query(
+            "UPDATE connections SET ended_at = max(?, connected_at), ended_because = ? \
+             WHERE ended_at IS NULL",
+        )
+        .bind(seconds(now))
+        .bind(why.as_str())
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected())
+    }
+}
+
+fn connection(row: &SqliteRow) -> Result<Connection, StoreError> {
+    let invalid = || StoreError::Corrupt("connection id");
+    let id: &str = row.try_get("id")?;
+    let (run, number_text) = id.split_once('-').ok_or_else(invalid)?;
+    let run = u64::from_str_radix(run, 16).map_err(|_| invalid())?;
+    let id = ConnectionId { run, number: number_text.parse().map_err(|_| invalid())? };
+    let why = match row.try_get::<Option<&str>, _>("ended_because")? {
+        None => None,
+        Some(text) => Some(
+            EndReason::parse(text).ok_or(StoreError::Corrupt("reason of a connection's end"))?,
+        ),
+    };
+    Ok(Connection {
+        id,
+        environment: text(row, "environment")?,
+        registration: text(row, "registration")?,
+        generation: Generation(number(row, "generation")?),
+        connected_at: number(row, "connected_at")?,
+        ended: optional_number(row, "ended_at")?.zip(why),
+        received_bytes: number(row, "received_bytes")?,
+        sent_bytes: number(row, "sent_bytes")?,
+    })
+}

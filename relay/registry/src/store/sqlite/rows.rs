@@ -1,0 +1,39 @@
+//! Columns to values, for every table.
+
+use sqlx::Row as _;
+use sqlx::sqlite::SqliteRow;
+
+use crate::store::StoreError;
+
+/// SQLite's integers are signed; times beyond its range mean "never" as well
+/// as any.
+pub(super) fn seconds(time: u64) -> i64 {
+    i64::try_from(time).unwrap_or(i64::MAX)
+}
+
+pub(super) fn number(row: &SqliteRow, column: &'static str) -> Result<u64, StoreError> {
+    u64::try_from(row.try_get::<i64, _>(column)?).map_err(|_| StoreError::Corrupt(column))
+}
+
+pub(super) fn optional_number(
+    row: &SqliteRow,
+    column: &'static str,
+) -> Result<Option<u64>, StoreError> {
+    row.try_get::<Option<i64>, _>(column)?
+        .map(|value| u64::try_from(value).map_err(|_| StoreError::Corrupt(column)))
+        .transpose()
+}
+
+pub(super) fn text<T: std::str::FromStr>(
+    row: &SqliteRow,
+    column: &'static str,
+) -> Result<T, StoreError> {
+    row.try_get::<&str, _>(column)?.parse().map_err(|_| StoreError::Corrupt(column))
+}
+
+pub(super) fn bytes<const N: usize>(
+    row: &SqliteRow,
+    column: &'static str,
+) -> Result<[u8; N], StoreError> {
+    row.try_get::<&[u8], _>(column)?.try_into().map_err(|_| StoreError::Corrupt(column))
+}

@@ -1,0 +1,147 @@
+//! Who is connected to this node: one entry per open websocket.
+//!
+//! Touched when a websocket opens or closes, never per frame. An entry is there
+//! exactly as long as its [`Visit`]; what an executor's has carried and why it
+//! ended goes to the registry's history when the visit is over.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
+use rendez_proto::profile::Profile;
+use rendez_proto::registry::environments::EndReason;
+use rendez_proto::ticket::{Claims, Purpose};
+use rendez_registry::Registry;
+use rendez_registry::store::records::{Connection as Record, ConnectionId};
+
+use crate::edge::port::PortWatch;
+
+/// One open websocket.
+pub struct Connection {
+    /// Its name.
+    pub id: ConnectionId,
+    /// Whether it is an executor's; else it is an orchestrator's.
+    pub is_executor: bool,
+    /// Where.
+    pub environment: EnvironmentId,
+    /// Under which registration.
+    pub registration: RegistrationId,
+    /// The registration's place in the environment's order.
+    pub generation: Generation,
+    /// Who asked for its ticket: the id of a token.
+    pub subject: String,
+    /// What its ticket is for.
+    pub profile: Profile,
+    /// When it began, in seconds since 1970.
+    pub connected_at: u64,
+    /// What it has carried.
+    pub port: PortWatch,
+}
+
+/// All open websockets, by environment and number.
+#[derive(Default)]
+pub struct Roster(Mutex<BTreeMap<(EnvironmentId, u64), Arc<Connection>>>);
+
+impl Roster {
+    /// Adds a websocket until the visit is dropped.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        registry: &Registry,
+        claims: &Claims,
+        port: PortWatch,
+    ) -> Visit {
+        let connection = Arc::new(Connection {
+            id: registry.history().next_id(),
+            is_executor: claims.purpose == Purpose::Executor,
+            environment: claims.environment.clone(),
+            registration: claims.registration.clone(),
+            generation: claims.generation,
+            subject: claims.subject.clone(),
+            profile: claims.profile,
+            connected_at: registry.unix_now(),
+            port,
+        });
+        if connection.is_executor {
+            registry.history().note(connection.record(None));
+        }
+        self.lock().insert(connection.key(), connection.clone());
+        Visit {
+            roster: self.clone(),
+            registry: registry.clone(),
+            connection,
+            // a client that leaves between ticket and upgrade
+            why: EndReason::SocketError,
+        }
+    }
+
+    /// The open websockets of an environment.
+    pub fn of(&self, environment: &EnvironmentId) -> Vec<Arc<Connection>> {
+        let range = (environment.clone(), 0)..=(environment.clone(), u64::MAX);
+        self.lock().range(range).map(|(_, connection)| connection.clone()).collect()
+    }
+
+    /// The executor's websocket that joined last, if one is open.
+    pub fn executor(&self, environment: &EnvironmentId) -> Option<Arc<Connection>> {
+        self.of(environment).into_iter().rev().find(|connection| connection.is_executor)
+    }
+
+    /// At most `limit` open websockets after this one, ordered by environment
+    /// and number.
+    pub fn page(&self, after: Option<(EnvironmentId, u64)>, limit: usize) -> Vec<Arc<Connection>> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let all = self.lock();
+        let page = all.range((from, Bound::Unbounded)).take(limit);
+        page.map(|(_, connection)| connection.clone()).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(EnvironmentId, u64), Arc<Connection>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Connection {
+    fn key(&self) -> (EnvironmentId, u64) {
+        (self.environment.clone(), self.id.number)
+    }
+
+    fn record(&self, ended: Option<(u64, EndReason)>) -> Record {
+        let meter = self.port.meter();
+        let over = |bytes| if ended.is_some() { bytes } else { 0 };
+        Record {
+            id: self.id.clone(),
+            environment: self.environment.clone(),
+            registration: self.registration.clone(),
+            generation: self.generation,
+            connected_at: self.connected_at,
+            ended,
+            received_bytes: over(meter.received_bytes()),
+            sent_bytes: over(meter.sent_bytes()),
+        }
+    }
+}
+
+/// A websocket's time in the roster; dropping it ends it.
+pub(crate) struct Visit {
+    roster: Arc<Roster>,
+    registry: Registry,
+    connection: Arc<Connection>,
+    why: EndReason,
+}
+
+impl Visit {
+    /// Says why it is about to end.
+    pub(crate) fn ends(&mut self, why: EndReason) {
+        self.why = why;
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        if self.connection.is_executor {
+            let now = self.registry.unix_now().max(self.connection.connected_at);
+            self.registry.history().note(self.connection.record(Some((now, self.why))));
+        }
+        self.roster.lock().remove(&self.connection.key());
+    }
+}
