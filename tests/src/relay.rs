@@ -30,6 +30,7 @@ use rendez_registry::signer::SIGNING_KEY_FILE;
 use rendez_registry::stats::{Operation, Outcome};
 use rendez_relay::directory::Directory;
 use rendez_relay::edge::stats::{EdgeStats, End};
+use rendez_relay::server::Stop;
 use rendez_relay::{Config, Relay};
 use rendez_relay_core::Dropped;
 use rendez_transport::tls;
@@ -59,6 +60,8 @@ pub struct TestRelay {
     edge: Arc<EdgeStats>,
     executor_token: TokenText,
     orchestrator_token: TokenText,
+    stop: Stop,
+    stopped: CancellationToken,
     _running: DropGuard,
     state: TempDir,
 }
@@ -71,20 +74,30 @@ impl TestRelay {
 
     /// The same, for at most this many connections at once.
     pub async fn start_for(connections_max: usize) -> Result<Self> {
+        Self::start_as(|config| config.connections_max = connections_max).await
+    }
+
+    /// The same, with other settings.
+    pub async fn start_as(change: impl FnOnce(&mut Config)) -> Result<Self> {
         let state = tempfile::tempdir()?;
-        let relay = Relay::bind(Config {
+        let mut config = Config {
             listen: ([127, 0, 0, 1], 0).into(),
             state: state.path().to_owned(),
-            connections_max,
             connect_wait: Duration::ZERO,
+            connections_max: CONNECTIONS_MAX,
             ..Config::default()
-        })
-        .await?;
+        };
+        change(&mut config);
+        let relay = Relay::bind(config).await?;
         let base = format!("http://{}", relay.local_addr());
         let registry = relay.registry().clone();
         let (directory, edge) = (relay.directory().clone(), relay.edge_stats().clone());
-        let cancel = CancellationToken::new();
-        tokio::spawn(relay.serve(cancel.clone()));
+        let (stop, stopped) = (Stop::default(), CancellationToken::new());
+        let (serve, done) = (relay.serve(stop.clone()), stopped.clone().drop_guard());
+        tokio::spawn(async move {
+            serve.await;
+            drop(done);
+        });
         Ok(Self {
             http: http_client(&base)?,
             base,
@@ -93,9 +106,26 @@ impl TestRelay {
             registry,
             directory,
             edge,
-            _running: cancel.drop_guard(),
+            _running: stop.gently.clone().drop_guard(),
+            stop,
+            stopped,
             state,
         })
+    }
+
+    /// Tells it to leave, as SIGTERM does.
+    pub fn stop(&self) {
+        self.stop.gently.cancel();
+    }
+
+    /// The same with a second SIGTERM.
+    pub fn stop_at_once(&self) {
+        self.stop.at_once.cancel();
+    }
+
+    /// Waits until it has left.
+    pub async fn stopped(&self) {
+        self.stopped.cancelled().await;
     }
 
     /// `http://127.0.0.1:PORT`.

@@ -92,18 +92,21 @@ pub struct OurRelay {
 impl OurRelay {
     /// Starts it and waits until it listens.
     pub async fn start() -> Result<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with more flags.
+    pub async fn start_with(flags: &[&str]) -> Result<Self> {
         let state = TempDir::new()?;
-        let mut command = rendez()?;
-        command.args(["relay", "--listen", "127.0.0.1:0", "--log", "info", "--state"]);
-        let process = Process::spawn({
-            command.arg(state.path());
-            command
-        })?;
-        let address = process
-            .stderr_line(WITHIN, |line| Some(line.split_once("listening address=")?.1.to_owned()))
-            .await
-            .context("the relay does not listen")?;
-        Ok(Self { process, state, url: format!("http://{}", address.trim()) })
+        let (process, address) = listening(&state, "127.0.0.1:0", flags).await?;
+        Ok(Self { process, state, url: format!("http://{address}") })
+    }
+
+    /// Starts it again, where it was, after its process has ended.
+    pub async fn start_again(&mut self) -> Result<()> {
+        let address = self.url.trim_start_matches("http://").to_owned();
+        self.process = listening(&self.state, &address, &[]).await?.0;
+        Ok(())
     }
 
     /// Its URL.
@@ -124,6 +127,18 @@ impl OurRelay {
         anyhow::ensure!(output.status.success(), "{}", output.stderr_text());
         Ok(output.stdout_text().trim().to_owned())
     }
+}
+
+async fn listening(state: &TempDir, listen: &str, flags: &[&str]) -> Result<(Process, String)> {
+    let mut command = rendez()?;
+    command.args(["relay", "--listen", listen, "--log", "info", "--state"]);
+    command.arg(state.path()).args(flags);
+    let process = Process::spawn(command)?;
+    let address = process
+        .stderr_line(WITHIN, |line| Some(line.split_once("listening address=")?.1.to_owned()))
+        .await
+        .context("the relay does not listen")?;
+    Ok((process, address.trim().to_owned()))
 }
 
 /// `rendez agent`. Dropping it kills it.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use rendez_proto::profile::Profile;
 use rendez_tests::relay::TestRelay;
-use rendez_tests::rendez::{OurAgent, exec};
+use rendez_tests::rendez::{OurAgent, OurRelay, exec};
 use rendez_tests::stock::Harness;
 use rendez_tests::stock::app_server::AppServer;
 use rendez_tests::stock::codex_exec;
@@ -18,6 +18,9 @@ use rendez_tests::stock::model::{FakeModel, ToolCall};
 
 /// Longest wait for anything here. A stock turn takes under a second.
 const WITHIN: Duration = Duration::from_secs(60);
+
+/// How often something outside of our processes is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 fn harness(relay: &TestRelay, environment: &str) -> Harness {
     Harness {
@@ -116,4 +119,67 @@ async fn a_stock_turn_runs_a_command_on_the_stock_executor_behind_our_relay() ->
     let executor = StockExecutor::start(relay.base(), "box", relay.executor_token()).await?;
     executor.connected(1, WITHIN).await?;
     turn_runs_commands(&relay, "box").await
+}
+
+/// The relay is told to leave in the middle of a turn, and started again. Both
+/// ends are stock, so what saves the turn is that their sockets are closed in
+/// good order, that the executor's ticket is still good and that its session
+/// waits for the harness.
+#[tokio::test]
+async fn a_stock_turn_survives_a_restart_of_the_relay() -> Result<()> {
+    let mut relay = OurRelay::start().await?;
+    let token = relay.token("executor").await?;
+    let executor = StockExecutor::start(relay.url(), "box", &token).await?;
+    executor.connected(1, WITHIN).await?;
+    let directory = tempfile::tempdir()?;
+    let file = |name: &str| directory.path().join(name);
+    // prints all the time; what is lost or doubled shows
+    let command = format!(
+        "n=0; touch {started}; while [ ! -e {finish} ]; do n=$((n+1)); echo line-$n; sleep 0.05; \
+         done; echo last-line-was-$n; exit 7",
+        started = file("started").display(),
+        finish = file("finish").display(),
+    );
+    let model = FakeModel::start(vec![ToolCall::exec_patiently(&command)], "done").await?;
+    let harness = Harness {
+        registry_url: relay.url().to_owned(),
+        environment: "box".to_owned(),
+        bearer: relay.token("orchestrator").await?,
+    };
+    let restart = async {
+        exists(&file("started")).await?;
+        relay.process().signal(rustix::process::Signal::TERM)?;
+        let status = relay.process().wait(WITHIN).await?;
+        anyhow::ensure!(status.success(), "the relay left with {status}");
+        relay.start_again().await?;
+        executor.connected(2, WITHIN).await?;
+        // the harness is back, in the session that it had
+        executor.accepted(2, WITHIN).await?;
+        std::fs::write(file("finish"), "")?;
+        anyhow::Ok(())
+    };
+    let turn = codex_exec::run(&harness, &model, Path::new("/"), "go", WITHIN);
+    let (turn, restarted) = tokio::join!(turn, restart);
+    restarted?;
+    assert_eq!(turn?.message(), Some("done"));
+    let outputs = model.outputs();
+    assert_eq!(outputs.len(), 1, "{outputs:?}");
+    assert_eq!(outputs[0].exit_code(), Some(7), "{:?}", outputs[0]);
+    let printed = outputs[0].printed().unwrap_or_default();
+    let lines: Vec<&str> = printed.lines().collect();
+    let count = lines.len() - 1;
+    let all = (1..=count).map(|n| format!("line-{n}")).chain([format!("last-line-was-{count}")]);
+    assert!(lines.iter().copied().eq(all), "{printed}");
+    Ok(())
+}
+
+async fn exists(path: &Path) -> Result<()> {
+    let mut look = tokio::time::interval(LOOK_INTERVAL);
+    let there = async {
+        while !path.exists() {
+            look.tick().await;
+        }
+    };
+    tokio::time::timeout(WITHIN, there).await?;
+    Ok(())
 }

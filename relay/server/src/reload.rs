@@ -7,6 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Change, Loaded};
+use crate::directory::Directory;
 use crate::tls::Tls;
 
 /// What can change while the relay runs.
@@ -15,11 +16,17 @@ pub(crate) struct Reload {
     settings: Mutex<Loaded>,
     log: LogHandle,
     tls: Option<Arc<Tls>>,
+    directory: Arc<Directory>,
 }
 
 impl Reload {
-    pub(crate) fn new(settings: Loaded, log: LogHandle, tls: Option<Arc<Tls>>) -> Self {
-        Self { settings: Mutex::new(settings), log, tls }
+    pub(crate) fn new(
+        settings: Loaded,
+        log: LogHandle,
+        tls: Option<Arc<Tls>>,
+        directory: Arc<Directory>,
+    ) -> Self {
+        Self { settings: Mutex::new(settings), log, tls, directory }
     }
 
     /// Reads the settings again and says what changed. Settings that cannot be
@@ -50,6 +57,7 @@ impl Reload {
             }
         }
         self.log.set_level(settings.config.log_level);
+        self.directory.ledger().set_quotas(settings.config.quotas());
         match &self.tls {
             Some(tls) => tls.reconfigure(&settings.config),
             None if settings.config.tls_cert.is_some() => {

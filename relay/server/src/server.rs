@@ -16,7 +16,7 @@ use crate::directory::Directory;
 use crate::drain::{Drain, Pace, send_away};
 use crate::edge::Edge;
 use crate::edge::stats::EdgeStats;
-use crate::ledger::{Ledger, Quotas};
+use crate::ledger::Ledger;
 use crate::listen::Listener;
 use crate::metrics::{self, Metrics};
 use crate::reload::Reload;
@@ -73,7 +73,7 @@ impl Relay {
         let settings = settings.into();
         let config = &settings.config;
         metrics::started();
-        let directory = Arc::new(Directory::new(Ledger::new(Quotas::default())));
+        let directory = Arc::new(Directory::new(Ledger::new(config.quotas())));
         let tls = Tls::open(config)?;
         let public_url = match &config.public_url {
             PublicUrl::FromHost if tls.is_some() => PublicUrl::FromHostByTls,
@@ -165,7 +165,7 @@ impl Relay {
         if let Some(tls) = &tls {
             tokio::spawn(tls.clone().watch(tasks.child_token()));
         }
-        let reload = Reload::new(settings, log, tls);
+        let reload = Reload::new(settings, log, tls, edge.directory.clone());
         let reload_cancel = tasks.child_token();
         tokio::spawn(async move { reload.at_signals(reload_cancel).await });
 

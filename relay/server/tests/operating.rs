@@ -53,6 +53,14 @@ fn settings_are_documented() {
 }
 
 #[test]
+fn the_example_can_be_used() {
+    let file = path().with_file_name("../deploy/relay.toml");
+    let layers = config::Layers { file: Some(file), given: Vec::new() };
+    let config = layers.load().unwrap().config;
+    assert!(!config.admin_on_public && config.admin_listen != MaybeListen::Off);
+}
+
+#[test]
 fn close_codes_and_reset_reasons_are_documented() {
     let text = documentation();
     for frame in CLOSE_FRAMES {

@@ -36,6 +36,16 @@ impl ToolCall {
         Self { name: "exec_command", arguments: json!({"cmd": command_line}) }
     }
 
+    /// The same, and wait longer for its end than the ten seconds after which
+    /// the harness tells the model that it still runs.
+    pub fn exec_patiently(command_line: &str) -> Self {
+        const MILLIS: u64 = 30_000;
+        Self {
+            name: "exec_command",
+            arguments: json!({"cmd": command_line, "yield_time_ms": MILLIS}),
+        }
+    }
+
     /// The same with a terminal as the command's standard streams.
     pub fn exec_tty(command_line: &str) -> Self {
         Self { name: "exec_command", arguments: json!({"cmd": command_line, "tty": true}) }

@@ -8,6 +8,7 @@
 //! A setting `a.b_c` is the flag `--a-b-c`, the variable `RENDEZ_A_B_C` and the
 //! key `b_c` in the section `[a]` of the file.
 
+mod bounds;
 pub(crate) mod layers;
 pub(crate) mod print;
 pub mod values;
@@ -20,6 +21,8 @@ use rendez_proto::limits;
 use rendez_registry::PublicUrl;
 use rendez_transport::telemetry::{LogFormat, LogLevel};
 
+use crate::ledger::Quotas;
+pub use bounds::Bounds;
 pub use layers::{ConfigError, Layers, Loaded, Source};
 pub use print::{document, table};
 use values::Value;
@@ -194,12 +197,40 @@ settings! {
     /// The more there are, the longer their return is spread.
     drain_reconnects_per_second: usize = 1000, "drain.reconnects_per_second", "websockets per second", AtStart;
 
+    /// Bounds of the node as a whole. Bounds that are not named keep their
+    /// default; `none` takes one away.
+    quota_node: Bounds = Bounds::of(Quotas::default().node), "quota.node", "bounds", AtReload;
+
+    /// Bounds of each environment.
+    quota_environment: Bounds = Bounds::of(Quotas::default().environment), "quota.environment", "bounds", AtReload;
+
+    /// Bounds of each token.
+    quota_token: Bounds = Bounds::of(Quotas::default().token), "quota.token", "bounds", AtReload;
+
+    /// Bounds of each websocket: memory and rates. A change counts for new
+    /// ones.
+    quota_connection: Bounds = Bounds::of(Quotas::default().connection), "quota.connection", "bounds", AtReload;
+
     /// How much is logged: off, error, warn, info, debug or trace.
     log_level: LogLevel = LogLevel::Info, "log.level", "level", AtReload;
 
     /// How it is logged, on standard error: human, or json with one object per
     /// line.
     log_format: LogFormat = LogFormat::Human, "log.format", "human or json", AtStart;
+}
+
+impl Config {
+    /// What everybody may use.
+    pub fn quotas(&self) -> Quotas {
+        let default = Quotas::default();
+        Quotas {
+            node: self.quota_node.over(default.node),
+            environment: self.quota_environment.over(default.environment),
+            token: self.quota_token.over(default.token),
+            connection: self.quota_connection.over(default.connection),
+            ..default
+        }
+    }
 }
 
 #[cfg(test)]

@@ -27,7 +27,23 @@ pub(super) fn encode(out: &mut Out<'_>, edge: &Edge) -> fmt::Result {
     )?;
     out.gauge("rendez_relay_streams_active", "Streams that are known.", count(census.streams))?;
 
+    out.gauge(
+        "rendez_relay_queue_bytes",
+        "Bytes of frames that wait for slow readers.",
+        count(edge.directory.ledger().node().usage().memory_bytes),
+    )?;
+
     let stats = edge.directory.stats();
+    out.counter(
+        "rendez_relay_handshakes_failed",
+        "Handshakes that came to nothing and were charged to their token.",
+        stats.failed_handshakes,
+    )?;
+    out.counter(
+        "rendez_relay_reads_held_back",
+        "How often a websocket was not read for a while because of a rate.",
+        stats.held_back,
+    )?;
     let frames = [0, 1].map(|way| ([("direction", DIRECTIONS[way])], stats.forwarded_frames[way]));
     out.counters("rendez_relay_forwarded_frames", "Frames passed on.", frames)?;
     let bytes = [0, 1].map(|way| ([("direction", DIRECTIONS[way])], stats.forwarded_bytes[way]));

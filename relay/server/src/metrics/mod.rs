@@ -152,6 +152,11 @@ fn drain(out: &mut Out<'_>, drain: &Arc<Drain>) -> fmt::Result {
 pub(crate) struct Out<'a>(DescriptorEncoder<'a>);
 
 impl Out<'_> {
+    /// A counter without labels; its name ends in `_total` on the wire.
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        ConstCounter::new(value).encode(self.describe(name, help, MetricType::Counter)?)
+    }
+
     /// A gauge without labels.
     fn gauge(&mut self, name: &str, help: &str, value: i64) -> fmt::Result {
         ConstGauge::new(value).encode(self.describe(name, help, MetricType::Gauge)?)
