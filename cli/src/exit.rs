@@ -15,7 +15,8 @@ use rendez_orchestrator::error::{FileError, ProcessError, RegistryError};
 pub(crate) const HELP: &str = "\
 Exit codes: that of the remote command, 128+N if signal N killed it, 126 if the executor
 cannot start it, 127 if it does not exist there. Of rendez itself, with a message on stderr:
-  64 wrong usage                     74 connection lost, outcome of the command unknown
+  64 wrong usage                     65 the audit log is broken
+                                     74 connection lost, outcome of the command unknown
   68 unknown environment             75 relay cannot be reached or cannot serve now
   69 the executor is offline         76 the other side breaks the protocol
   70 internal error                  77 token missing, refused, or not allowed to do this
@@ -42,6 +43,11 @@ impl Exit {
     /// 64: wrong usage.
     pub(crate) fn usage(message: impl Display) -> Self {
         Self::new(64, message)
+    }
+
+    /// 65: what was read is not what it should be.
+    pub(crate) fn data(message: impl Display) -> Self {
+        Self::new(65, message)
     }
 
     /// 70: our fault.

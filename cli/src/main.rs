@@ -2,6 +2,7 @@
 //!
 //! Each command is a file, and a few lines over a library.
 
+mod admin;
 mod context;
 mod dev;
 mod env;
@@ -39,6 +40,9 @@ enum Command {
     /// Look at environments
     #[command(subcommand)]
     Env(env::EnvCommand),
+    /// Administer a relay: its audit log, and backups
+    #[command(subcommand)]
+    Admin(admin::AdminCommand),
     /// Create, list and revoke access tokens
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -94,6 +98,7 @@ async fn run(command: Command) -> Result<ExitCode, Exit> {
         }
         Command::Exec(args) => exec::run(args).await,
         Command::Env(command) => env::run(command).await,
+        Command::Admin(command) => admin::run(command).await,
         Command::Token(command) => token::run(command).await,
     }
 }

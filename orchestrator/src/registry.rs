@@ -3,6 +3,7 @@
 use std::sync::Once;
 use std::time::Duration;
 
+use rendez_proto::audit::AuditPage;
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::registry::admin::{
     CreateToken, EnvironmentEntry, EnvironmentList, TokenCreated, TokenEntry, TokenList,
@@ -109,6 +110,14 @@ impl RegistryClient {
     ) -> Result<EnvironmentDetail, RegistryError> {
         let path = format!("/v1/environments/{id}?probe={probe}");
         self.call(Method::GET, &path, None::<&()>).await
+    }
+
+    /// A page of the audit log, after row number `after`.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn audit(&self, after: u64) -> Result<AuditPage, RegistryError> {
+        self.call(Method::GET, &format!("/v1/audit?after={after}"), None::<&()>).await
     }
 
     /// Creates a token; its text is shown this once.

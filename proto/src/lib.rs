@@ -10,6 +10,7 @@
 //!
 //! Golden bytes in each module's tests hold the promise.
 
+pub mod audit;
 pub mod frame;
 pub mod ids;
 pub mod keys;

@@ -248,6 +248,19 @@ pub const CONNECTIONS_UNWRITTEN: usize = 65_536;
 /// Records of connections that one transaction writes: it holds up other
 /// writers no longer than a few milliseconds.
 pub const CONNECTIONS_PER_WRITE: usize = 256;
+/// Events of the audit log that wait to be written; beyond it, they are lost,
+/// counted, and a row says so. A few seconds of a busy relay.
+pub const AUDIT_UNWRITTEN: usize = 16_384;
+/// Events of the audit log that one transaction writes.
+pub const AUDIT_PER_WRITE: usize = 512;
+/// Rows of the audit log that are kept, unless configured: about 300 MiB.
+pub const AUDIT_KEEP_ROWS: u64 = 1_000_000;
+/// How long rows of the audit log are kept, unless configured.
+pub const AUDIT_KEEP_AGE: Duration = Duration::from_secs(365 * 86_400);
+/// How often old rows of the audit log are looked for.
+pub const AUDIT_PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
+/// Rows of the audit log that one transaction removes.
+pub const AUDIT_PRUNE_BATCH: u32 = 5000;
 /// Pause after the database refused what is written in the background.
 pub const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How long a stopping relay waits for what is written in the background.

@@ -22,6 +22,8 @@
 //! The relay embeds [`Registry`]: its router serves HTTP, and
 //! [`Registry::admit`] judges the tickets that arrive in websocket URLs.
 
+pub mod audit;
+pub mod backup;
 pub mod history;
 pub mod http;
 pub mod model;

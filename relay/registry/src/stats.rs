@@ -18,6 +18,8 @@ pub enum Operation {
     Environments,
     /// Everything under /v1/tokens
     Tokens,
+    /// Everything under /v1/audit
+    Audit,
     /// A path that does not exist
     UnknownRoute,
     /// At the websocket, what is no good ticket of either kind
@@ -30,12 +32,13 @@ pub enum Operation {
 
 impl Operation {
     /// All operations.
-    pub const ALL: [Operation; 9] = [
+    pub const ALL: [Operation; 10] = [
         Operation::Register,
         Operation::Connect,
         Operation::Validate,
         Operation::Environments,
         Operation::Tokens,
+        Operation::Audit,
         Operation::UnknownRoute,
         Operation::UnknownTicket,
         Operation::ExecutorTicket,
@@ -50,6 +53,7 @@ impl Operation {
             Operation::Validate => "validate",
             Operation::Environments => "environments",
             Operation::Tokens => "tokens",
+            Operation::Audit => "audit",
             Operation::UnknownRoute => "unknown_route",
             Operation::UnknownTicket => "unknown_ticket",
             Operation::ExecutorTicket => "executor_ticket",

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rendez_proto::audit::{AuditEvent, AuditRow, Head};
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::keys::PublicKey;
 use rendez_proto::profile::Profile;
@@ -18,10 +19,12 @@ use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
+use crate::audit::AuditKeep;
 use crate::model::{Caller, Role};
 use crate::public_url::WebsocketBase;
 use crate::seam::{Clock, Live, NoRandomness, NotWaiting, Presence, Random};
 use crate::store::StoreError;
+use crate::store::audit::AuditStore;
 use crate::store::records::{Connection, Records};
 use crate::{Options, PublicUrl, Registry};
 
@@ -89,6 +92,22 @@ impl Presence for FixedPresence {
     }
 }
 
+#[async_trait]
+impl AuditStore for NoRecords {
+    async fn append_audit(&self, _: &[AuditEvent]) -> Result<Head, StoreError> {
+        Ok(Head::EMPTY)
+    }
+    async fn audit_rows(&self, _: u64, _: u32) -> Result<Vec<AuditRow>, StoreError> {
+        Ok(vec![])
+    }
+    async fn audit_head(&self) -> Result<Head, StoreError> {
+        Ok(Head::EMPTY)
+    }
+    async fn prune_audit(&self, _: u64, _: u64, _: u32, _: u64) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+}
+
 /// For a store of which only one method is looked at.
 pub(crate) struct NoRecords;
 
@@ -138,6 +157,7 @@ impl Fixture {
         let options = Options {
             public_url: PublicUrl::FromHost,
             connect_wait,
+            audit_keep: AuditKeep::default(),
             presence: presence.clone(),
             clock: clock.clone(),
             random: Arc::new(FixedRandom::default()),

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rendez_proto::audit::{AuditEvent, AuditKind};
 use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
 use rendez_proto::profile::Profile;
 use rendez_proto::registry::environments::EndReason;
@@ -65,6 +66,7 @@ impl Roster {
         if connection.is_executor {
             registry.history().note(connection.record(None));
         }
+        registry.audit().record(connection.trace(registry, AuditKind::Open));
         self.lock().insert(connection.key(), connection.clone());
         Visit {
             roster: self.clone(),
@@ -105,6 +107,21 @@ impl Connection {
         (self.environment.clone(), self.id.number)
     }
 
+    /// `executor` or `orchestrator`.
+    pub fn role(&self) -> &'static str {
+        if self.is_executor { "executor" } else { "orchestrator" }
+    }
+
+    fn trace(&self, registry: &Registry, kind: AuditKind) -> AuditEvent {
+        AuditEvent {
+            actor: Some(self.subject.clone()),
+            environment: Some(self.environment.clone()),
+            registration: Some(self.registration.clone()),
+            what: Some(self.role().to_owned()),
+            ..registry.audit().event(kind)
+        }
+    }
+
     fn record(&self, ended: Option<(u64, EndReason)>) -> Record {
         let meter = self.port.meter();
         let over = |bytes| if ended.is_some() { bytes } else { 0 };
@@ -138,10 +155,18 @@ impl Visit {
 
 impl Drop for Visit {
     fn drop(&mut self) {
-        if self.connection.is_executor {
-            let now = self.registry.unix_now().max(self.connection.connected_at);
-            self.registry.history().note(self.connection.record(Some((now, self.why))));
+        let Self { connection, registry, why, .. } = self;
+        if connection.is_executor {
+            let now = registry.unix_now().max(connection.connected_at);
+            registry.history().note(connection.record(Some((now, *why))));
         }
+        let meter = connection.port.meter();
+        registry.audit().record(AuditEvent {
+            what: Some(format!("{} {}", connection.role(), why.as_str())),
+            received_bytes: Some(meter.received_bytes()),
+            sent_bytes: Some(meter.sent_bytes()),
+            ..connection.trace(registry, AuditKind::Close)
+        });
         self.roster.lock().remove(&self.connection.key());
     }
 }

@@ -27,6 +27,8 @@ impl Registry {
             .route("/cloud/environment/{id}/validate", post(routes::validate))
             .route("/v1/environments", get(routes::environments))
             .route("/v1/environments/{id}", get(routes::environment_detail))
+            .route("/v1/audit", get(routes::audit))
+            .route("/v1/audit/head", get(routes::audit_head))
             .route("/v1/tokens", get(routes::list_tokens).post(routes::create_token))
             .route("/v1/tokens/{id}", delete(routes::revoke_token))
             .method_not_allowed_fallback(routes::method_not_allowed)

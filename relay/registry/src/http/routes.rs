@@ -169,6 +169,29 @@ pub(super) async fn revoke_token(
     answer(&registry, Operation::Tokens, result)
 }
 
+pub(super) async fn audit(
+    State(registry): State<Registry>,
+    page: Page,
+    headers: HeaderMap,
+) -> Response {
+    let work = async {
+        caller(&registry, &headers).await?.must_be(&[Role::Admin])?;
+        let after = after::<u64>(page)?.unwrap_or(0);
+        registry.audit().flush().await?;
+        Ok(registry.audit().page(after).await?)
+    };
+    answer(&registry, Operation::Audit, work.await.map(ok))
+}
+
+pub(super) async fn audit_head(State(registry): State<Registry>, headers: HeaderMap) -> Response {
+    let work = async {
+        caller(&registry, &headers).await?.must_be(&[Role::Admin])?;
+        registry.audit().flush().await?;
+        Ok(registry.audit().head().await?)
+    };
+    answer(&registry, Operation::Audit, work.await.map(ok))
+}
+
 pub(super) async fn not_found(State(registry): State<Registry>) -> Response {
     let failure = Failure::new(ErrorCode::NotFound, "there is nothing at this path");
     answer(&registry, Operation::UnknownRoute, Err(failure))

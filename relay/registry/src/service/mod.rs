@@ -7,6 +7,7 @@ pub mod admin;
 pub mod environments;
 pub mod registrations;
 pub mod tickets;
+mod trail;
 pub mod waiting;
 
 use std::fs::DirBuilder;
@@ -20,6 +21,7 @@ use ed25519_dalek::VerifyingKey;
 use rendez_proto::limits;
 use tokio::time::timeout;
 
+use crate::audit::{Audit, AuditKeep};
 use crate::history::History;
 use crate::model::Caller;
 use crate::public_url::PublicUrl;
@@ -27,9 +29,8 @@ use crate::seam::{Clock, NoRandomness, NobodyConnected, Presence, Random};
 use crate::seam::{SystemClock, SystemRandom, random_bytes};
 use crate::signer::{Signer, SignerError};
 use crate::stats::Stats;
-use crate::store::records::Records;
 use crate::store::sqlite::{SqliteOpenError, SqliteStore};
-use crate::store::{Store, StoreError};
+use crate::store::{Background, Store, StoreError};
 use crate::token::BearerToken;
 
 /// Name of the database file in the state directory.
@@ -43,8 +44,9 @@ pub struct Registry {
 
 struct Inner {
     store: Arc<dyn Store>,
-    records: Arc<dyn Records>,
+    records: Arc<dyn Background>,
     history: History,
+    audit: Audit,
     signer: Signer,
     options: Options,
     stats: Stats,
@@ -58,6 +60,8 @@ pub struct Options {
     /// How long `/connect` waits for an executor that is away; zero: not at
     /// all. At most [`limits::CONNECT_WAIT_MAX`] counts.
     pub connect_wait: Duration,
+    /// How much of the audit log is kept.
+    pub audit_keep: AuditKeep,
     /// Who knows which executors are connected.
     pub presence: Arc<dyn Presence>,
     /// Time.
@@ -73,6 +77,7 @@ impl Default for Options {
         Self {
             public_url: PublicUrl::default(),
             connect_wait: limits::CONNECT_WAIT,
+            audit_keep: AuditKeep::default(),
             presence: Arc::new(NobodyConnected),
             clock: Arc::new(SystemClock),
             random: Arc::new(SystemRandom),
@@ -130,29 +135,34 @@ impl Registry {
     /// A registry over any store. `run` is another number at each start.
     pub fn new(
         store: Arc<dyn Store>,
-        records: Arc<dyn Records>,
+        records: Arc<dyn Background>,
         run: u64,
         signer: Signer,
         options: Options,
     ) -> Self {
         let history = History::new(records.clone(), run);
+        let audit = Audit::new(records.clone(), options.clock.clone(), options.audit_keep);
         let stats = Stats::default();
-        Self { inner: Arc::new(Inner { store, records, history, signer, options, stats }) }
+        Self { inner: Arc::new(Inner { store, records, history, audit, signer, options, stats }) }
     }
 
     /// Writes in the background what need not be written at once, for ever.
     /// Whoever runs a relay runs this beside it.
     pub async fn write_behind(self) {
-        self.inner.history.run().await;
+        tokio::join!(self.inner.history.run(), self.inner.audit.run());
     }
 
     /// Writes what [`write_behind`](Self::write_behind) has not yet, for a relay
     /// that stops; waits no longer than [`limits::WRITE_FAREWELL`].
     pub async fn write_the_rest(&self) {
-        match timeout(limits::WRITE_FAREWELL, self.history().flush()).await {
+        let rest = async {
+            self.history().flush().await?;
+            self.audit().flush().await
+        };
+        match timeout(limits::WRITE_FAREWELL, rest).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the history of connections has a gap"),
-            Err(_) => tracing::warn!("the history of connections has a gap: the database is slow"),
+            Ok(Err(error)) => tracing::warn!(%error, "history and audit log lack their end"),
+            Err(_) => tracing::warn!("history and audit log lack their end: the database is slow"),
         }
     }
 
@@ -161,12 +171,17 @@ impl Registry {
         &self.inner.history
     }
 
+    /// Who did what.
+    pub fn audit(&self) -> &Audit {
+        &self.inner.audit
+    }
+
     /// The registry's time, in seconds since 1970.
     pub fn unix_now(&self) -> u64 {
         self.now()
     }
 
-    fn records(&self) -> &dyn Records {
+    fn records(&self) -> &dyn Background {
         &*self.inner.records
     }
 

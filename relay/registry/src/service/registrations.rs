@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rendez_proto::audit::AuditKind;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::limits;
 use rendez_proto::profile::Profile;
@@ -157,6 +158,8 @@ impl Registry {
             "registered"
         );
 
+        let actor = caller.token.to_string();
+        self.trail(AuditKind::Register, &actor, environment, Some(&registration.id), None);
         let claims = self.claims(Purpose::Executor, &registration, caller)?;
         let ticket = self.sign(&Claims { profile: request.security_profile, ..claims })?;
         Ok(RegisterReply {
@@ -184,7 +187,14 @@ impl Registry {
         base: &WebsocketBase,
     ) -> Result<ConnectReply, ConnectError> {
         caller.may(Role::Orchestrator, environment)?;
-        let registration = self.reachable(environment).await?;
+        let actor = caller.token.to_string();
+        let registration = match self.reachable(environment).await {
+            Ok(registration) => registration,
+            Err(error) => {
+                self.trail(AuditKind::Connect, &actor, environment, None, Some("away"));
+                return Err(error.into());
+            }
+        };
         let no_common = || ConnectError::NoCommonProfile { offered: registration.profiles.clone() };
         let profile = request.choose(&registration.profiles).ok_or_else(no_common)?;
         let suite = profile.suite();
@@ -205,6 +215,7 @@ impl Registry {
             binding: ticket::binding(&orchestrator_key, &executor_key),
             ..self.claims(Purpose::KeyAuthorization, &registration, caller)?
         })?;
+        self.trail(AuditKind::Connect, &actor, environment, Some(&registration.id), None);
         tracing::debug!(
             %environment,
             registration = %registration.id,
@@ -254,6 +265,9 @@ impl Registry {
                 Redeemed::TokenInactive => Verdict::Denied(Denied::TokenInactive),
             },
         };
+        let what = if verdict == Verdict::Valid { "valid" } else { "denied" };
+        let actor = caller.token.to_string();
+        self.trail(AuditKind::Validate, &actor, environment, Some(&registration.id), Some(what));
         match verdict {
             Verdict::Valid => {
                 tracing::info!(%environment, registration = %registration.id, "key accepted");

@@ -1,6 +1,7 @@
 //! What the registry keeps. One transaction per method; `now` is an argument,
 //! in seconds since 1970.
 
+pub mod audit;
 pub mod records;
 pub mod sqlite;
 
@@ -100,3 +101,8 @@ pub trait Store: Send + Sync + 'static {
     /// [`Redeemed::Now`].
     async fn redeem(&self, redemption: &Redemption, now: u64) -> Result<Redeemed, StoreError>;
 }
+
+/// What is written in the background, and decides nothing.
+pub trait Background: records::Records + audit::AuditStore {}
+
+impl<T: records::Records + audit::AuditStore> Background for T {}

@@ -7,6 +7,7 @@
 //! whatever its generation, and a lost redemption would have to be replayed
 //! within the minute that the ticket lives.
 
+mod audit;
 mod migrations;
 mod records;
 mod rows;
@@ -113,6 +114,24 @@ impl SqliteStore {
 
         migrations::run(&pool).await?;
         Ok(Self { pool })
+    }
+
+    /// For tests that change the database behind the store's back.
+    #[cfg(test)]
+    pub(crate) fn pool(&self) -> &SqlitePool {
+        &self.pool
+    }
+
+    /// Writes a copy, as it is at one moment, to a file that is empty. Nobody
+    /// waits for it.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub async fn copy_into(&self, file: &Path) -> Result<(), StoreError> {
+        let name =
+            file.to_str().ok_or(StoreError::Corrupt("name of a file, which is not UTF-8"))?;
+        sqlx::query("VACUUM INTO ?").bind(name).execute(&self.pool).await?;
+        Ok(())
     }
 
     /// Waits for transactions to end and closes the file.

@@ -12,6 +12,7 @@ type Version = (i64, &'static str, &'static str);
 const ALL: &[Version] = &[
     (1, "init", include_str!("../../../migrations/sqlite/0001_init.sql")),
     (10, "connections", include_str!("../../../migrations/sqlite/0010_connections.sql")),
+    (11, "audit", include_str!("../../../migrations/sqlite/0011_audit.sql")),
 ];
 
 /// Brings a database from any of these versions to the newest.
@@ -20,7 +21,7 @@ const ALL: &[Version] = &[
 /// span all steps. So a step may fail because another process was faster; each
 /// such failure leaves one step less.
 pub(super) async fn run(pool: &SqlitePool) -> Result<(), MigrateError> {
-    let migrator = migrator();
+    let migrator = of(ALL);
     for _ in ALL {
         match migrator.run(pool).await {
             Err(MigrateError::Execute(_) | MigrateError::ExecuteMigration(..)) => {}
@@ -30,15 +31,18 @@ pub(super) async fn run(pool: &SqlitePool) -> Result<(), MigrateError> {
     migrator.run(pool).await
 }
 
-fn migrator() -> Migrator {
+fn of(versions: &[Version]) -> Migrator {
     let migration = |(version, name, sql): &Version| {
         let sql = (*sql).into_sql_str();
         Migration::new(*version, (*name).into(), MigrationType::Simple, sql, false)
     };
-    Migrator::with_migrations(ALL.iter().map(migration).collect())
+    Migrator::with_migrations(versions.iter().map(migration).collect())
 }
 
 /// The newest version that this program knows.
 pub(super) fn newest() -> i64 {
     ALL.iter().map(|(version, _, _)| *version).max().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,224 @@
+//! The audit log: who did what, without what was said.
+//!
+//! Two ways in:
+//!
+//! * [`Audit::record`] never waits: for what happens often (register, connect,
+//!   validate, open, close, quota). Up to [`limits::AUDIT_UNWRITTEN`] events
+//!   wait for the writer. Beyond that they are lost, counted, and a `gap` row
+//!   stands where they would: the log says what it does not know.
+//! * [`Audit::commit`] waits until the event is in the database, and fails if
+//!   it is not: for what must leave a trace (enrol, revoke, admin). Whoever
+//!   calls it does not do the thing if it fails.
+//!
+//! Invariants
+//!
+//! * Events are written in the order in which they came, in transactions of at
+//!   most [`limits::AUDIT_PER_WRITE`], and each is written once.
+//! * Cancelling a writer loses nothing.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rendez_proto::audit::{AuditEvent, AuditKind, AuditPage, Head};
+use rendez_proto::limits;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::seam::Clock;
+use crate::store::StoreError;
+use crate::store::audit::AuditStore;
+
+/// How much of the log is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AuditKeep {
+    /// At most this many rows.
+    pub rows: u64,
+    /// None that are older.
+    pub age: Duration,
+}
+
+impl Default for AuditKeep {
+    fn default() -> Self {
+        Self { rows: limits::AUDIT_KEEP_ROWS, age: limits::AUDIT_KEEP_AGE }
+    }
+}
+
+/// The audit log's writer.
+pub struct Audit {
+    store: Arc<dyn AuditStore>,
+    clock: Arc<dyn Clock>,
+    keep: AuditKeep,
+    /// At its end may be a gap beyond the bound.
+    unwritten: Mutex<VecDeque<AuditEvent>>,
+    /// Something was recorded.
+    recorded: Notify,
+    /// One at a time: the order is that of the queue.
+    writing: tokio::sync::Mutex<()>,
+    lost: AtomicU64,
+}
+
+impl Audit {
+    pub(crate) fn new(store: Arc<dyn AuditStore>, clock: Arc<dyn Clock>, keep: AuditKeep) -> Self {
+        Self {
+            store,
+            clock,
+            keep,
+            unwritten: Mutex::default(),
+            recorded: Notify::new(),
+            writing: tokio::sync::Mutex::default(),
+            lost: AtomicU64::new(0),
+        }
+    }
+
+    /// An event of this kind that happens now.
+    pub fn event(&self, kind: AuditKind) -> AuditEvent {
+        AuditEvent::new(kind, self.clock.now_unix_secs())
+    }
+
+    /// Takes an event and has it written soon.
+    pub fn record(&self, event: AuditEvent) {
+        let mut unwritten = self.lock();
+        if unwritten.len() < limits::AUDIT_UNWRITTEN {
+            unwritten.push_back(event);
+        } else {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            match unwritten.back_mut() {
+                // only a gap is beyond the bound
+                Some(gap) if gap.kind == AuditKind::Gap => {
+                    gap.count = gap.count.map(|count| count.saturating_add(1));
+                }
+                _ => unwritten.push_back(AuditEvent {
+                    count: Some(1),
+                    ..AuditEvent::new(AuditKind::Gap, event.at_unix_secs)
+                }),
+            }
+        }
+        drop(unwritten);
+        self.recorded.notify_one();
+    }
+
+    /// Writes an event, and all that were recorded before.
+    ///
+    /// # Errors
+    /// The database refused: do not do what the event says.
+    pub async fn commit(&self, event: AuditEvent) -> Result<Head, StoreError> {
+        let _one_at_a_time = self.writing.lock().await;
+        self.write().await?;
+        self.store.append_audit(&[event]).await
+    }
+
+    /// Writes what was recorded before this call.
+    ///
+    /// # Errors
+    /// The database refused; what is left is kept for the next call.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        let _one_at_a_time = self.writing.lock().await;
+        self.write().await
+    }
+
+    /// How many events wait to be written.
+    pub fn unwritten(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// How many were lost since the start.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// The end of the chain.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn head(&self) -> Result<Head, StoreError> {
+        self.store.audit_head().await
+    }
+
+    /// The rows after number `after`, one page of them.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn page(&self, after: u64) -> Result<AuditPage, StoreError> {
+        let rows = self.store.audit_rows(after, limits::LIST_PAGE_MAX).await?;
+        let full = rows.len() >= limits::LIST_PAGE_MAX as usize;
+        let next = rows.last().filter(|_| full).map(|row| row.seq);
+        Ok(AuditPage { rows, next })
+    }
+
+    /// Writes what is recorded and removes what is old, for ever.
+    pub(crate) async fn run(&self) {
+        let mut failing = false;
+        let mut prune_at = Instant::now();
+        loop {
+            if self.unwritten() == 0 {
+                let _ = timeout_at(prune_at, self.recorded.notified()).await;
+            }
+            let mut done = self.flush().await;
+            if done.is_ok() && Instant::now() >= prune_at {
+                prune_at = Instant::now() + limits::AUDIT_PRUNE_INTERVAL;
+                done = self.prune().await.map(drop);
+            }
+            match done {
+                Ok(()) => failing = false,
+                Err(error) => {
+                    // once per outage
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "the audit log cannot be written now");
+                    }
+                    sleep(limits::WRITE_RETRY_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Removes what is too much or too old. How many rows.
+    pub(crate) async fn prune(&self) -> Result<u64, StoreError> {
+        let now = self.clock.now_unix_secs();
+        let since = now.saturating_sub(self.keep.age.as_secs());
+        let mut removed = 0;
+        loop {
+            // lets others write in between
+            let limit = limits::AUDIT_PRUNE_BATCH;
+            let batch = self.store.prune_audit(self.keep.rows, since, limit, now).await?;
+            removed += batch;
+            if batch < u64::from(limit) {
+                break;
+            }
+        }
+        if removed > 0 {
+            tracing::info!(removed, "old rows of the audit log were removed");
+        }
+        Ok(removed)
+    }
+
+    /// Whoever calls this holds `writing`.
+    async fn write(&self) -> Result<(), StoreError> {
+        let mut left = self.unwritten();
+        while left > 0 {
+            let batch: Vec<AuditEvent> =
+                self.lock().iter().take(left.min(limits::AUDIT_PER_WRITE)).cloned().collect();
+            self.store.append_audit(&batch).await?;
+            left -= batch.len();
+            let mut unwritten = self.lock();
+            for written in &batch {
+                match unwritten.front_mut() {
+                    // a gap that has grown meanwhile
+                    Some(gap) if gap.kind == AuditKind::Gap && gap.count > written.count => {
+                        gap.count = gap.count.zip(written.count).map(|(all, some)| all - some);
+                    }
+                    _ => drop(unwritten.pop_front()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<AuditEvent>> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

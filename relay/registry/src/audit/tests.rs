@@ -1,0 +1,291 @@
+//! The audit log over the real store: order, gaps, pruning, tampering.
+
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use async_trait::async_trait;
+use rendez_proto::audit::{AuditRow, Broken, Intact, Verifier};
+use tempfile::TempDir;
+
+use super::*;
+use crate::store::sqlite::SqliteStore;
+use crate::testing::{FixedClock, START};
+
+/// A store that can be down, and can wait in the middle of a write.
+struct Moody {
+    store: SqliteStore,
+    down: AtomicBool,
+    /// Whoever has this holds up writes.
+    gate: tokio::sync::Mutex<()>,
+}
+
+#[async_trait]
+impl AuditStore for Moody {
+    async fn append_audit(&self, events: &[AuditEvent]) -> Result<Head, StoreError> {
+        let _open = self.gate.lock().await;
+        if self.down.load(Ordering::SeqCst) {
+            return Err(StoreError::Unavailable("down".into()));
+        }
+        assert!(events.len() <= limits::AUDIT_PER_WRITE);
+        self.store.append_audit(events).await
+    }
+    async fn audit_rows(&self, after: u64, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
+        self.store.audit_rows(after, limit).await
+    }
+    async fn audit_head(&self) -> Result<Head, StoreError> {
+        self.store.audit_head().await
+    }
+    async fn prune_audit(
+        &self,
+        keep_rows: u64,
+        keep_since: u64,
+        limit: u32,
+        now: u64,
+    ) -> Result<u64, StoreError> {
+        self.store.prune_audit(keep_rows, keep_since, limit, now).await
+    }
+}
+
+struct Log {
+    audit: Arc<Audit>,
+    store: Arc<Moody>,
+    clock: Arc<FixedClock>,
+    _dir: TempDir,
+}
+
+impl Log {
+    async fn new(keep: AuditKeep) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+        let gate = tokio::sync::Mutex::default();
+        let store = Arc::new(Moody { store, down: AtomicBool::new(false), gate });
+        let clock = Arc::new(FixedClock(AtomicU64::new(START)));
+        let audit = Arc::new(Audit::new(store.clone(), clock.clone(), keep));
+        Self { audit, store, clock, _dir: dir }
+    }
+
+    fn record(&self, n: u64) {
+        let event = self.audit.event(AuditKind::Open);
+        self.audit.record(AuditEvent { sent_bytes: Some(n), ..event });
+    }
+
+    async fn rows(&self) -> Vec<AuditRow> {
+        let mut rows = Vec::new();
+        let mut after = Some(0);
+        while let Some(from) = after {
+            let page = self.audit.page(from).await.unwrap();
+            rows.extend(page.rows);
+            after = page.next;
+        }
+        rows
+    }
+
+    async fn verify(&self, known: Option<Head>) -> Result<Intact, Broken> {
+        let mut verifier = Verifier::expecting(known);
+        self.rows().await.iter().try_for_each(|row| verifier.check(row))?;
+        verifier.finish()
+    }
+
+    /// Changes the database as somebody would who has the file.
+    async fn tamper(&self, sql: &'static str) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql(sql).execute(self.store.store.pool()).await.map(drop)
+    }
+
+    async fn without_triggers(&self) {
+        self.tamper(
+            "DROP TRIGGER audit_is_appended; DROP TRIGGER audit_is_not_changed; \
+             DROP TRIGGER audit_is_pruned_behind_a_checkpoint",
+        )
+        .await
+        .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn events_are_chained_in_order_in_batches_and_survive_an_outage() {
+    let log = Log::new(AuditKeep::default()).await;
+    let count = limits::AUDIT_PER_WRITE as u64 + 5;
+    log.store.down.store(true, Ordering::SeqCst);
+    (0..count).for_each(|n| log.record(n));
+    assert!(log.audit.flush().await.is_err());
+    let admin = log.audit.event(AuditKind::Admin);
+    assert!(log.audit.commit(admin.clone()).await.is_err(), "what must be traced fails");
+    assert_eq!(log.audit.unwritten() as u64, count);
+
+    log.store.down.store(false, Ordering::SeqCst);
+    let head = log.audit.commit(admin).await.unwrap();
+    let rows = log.rows().await;
+    assert_eq!(rows.len() as u64, count + 1);
+    let numbers: Vec<_> = rows.iter().filter_map(|row| row.event.sent_bytes).collect();
+    assert!(numbers.iter().copied().eq(0..count), "each once, in order");
+    assert_eq!(rows.last().unwrap().event.kind, AuditKind::Admin);
+    assert_eq!(log.audit.head().await.unwrap(), head);
+    assert_eq!(log.verify(Some(head)).await.unwrap().rows, count + 1);
+    assert_eq!((log.audit.unwritten(), log.audit.lost()), (0, 0));
+}
+
+#[tokio::test]
+async fn what_is_too_much_is_counted_where_it_is_missing() {
+    let log = Log::new(AuditKeep::default()).await;
+    let bound = limits::AUDIT_UNWRITTEN as u64;
+    (0..bound + 3).for_each(|n| log.record(n));
+    assert_eq!((log.audit.unwritten() as u64, log.audit.lost()), (bound + 1, 3));
+
+    // the gap grows while everything before it is being written
+    let gate = log.store.gate.lock().await;
+    let writer = tokio::spawn({
+        let audit = log.audit.clone();
+        async move { audit.flush().await }
+    });
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    log.record(0);
+    assert_eq!(log.audit.lost(), 4);
+    drop(gate);
+    writer.await.unwrap().unwrap();
+    log.record(bound + 4);
+    log.audit.flush().await.unwrap();
+
+    let rows = log.rows().await;
+    let kept = rows.iter().filter(|row| row.event.kind == AuditKind::Open).count();
+    assert_eq!(kept as u64, bound + 1);
+    let gap = &rows[rows.len() - 2].event;
+    assert_eq!((gap.kind, gap.count), (AuditKind::Gap, Some(4)));
+    assert_eq!(log.verify(None).await.unwrap().lost, 4);
+}
+
+#[tokio::test]
+async fn a_gap_that_grows_while_it_is_written_is_counted_once() {
+    let log = Log::new(AuditKeep::default()).await;
+    let bound = limits::AUDIT_UNWRITTEN as u64;
+    (0..bound + 1).for_each(|n| log.record(n));
+    // leave the gap alone in the queue, full as it is
+    let rest: Vec<_> = log.audit.lock().drain(..limits::AUDIT_UNWRITTEN).collect();
+    let gate = log.store.gate.lock().await;
+    let writer = tokio::spawn({
+        let audit = log.audit.clone();
+        async move { audit.flush().await }
+    });
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    if let Some(gap) = log.audit.lock().front_mut() {
+        gap.count = Some(5);
+    }
+    drop(gate);
+    writer.await.unwrap().unwrap();
+    drop(rest);
+    log.audit.flush().await.unwrap();
+    assert_eq!(log.verify(None).await.unwrap().lost, 5);
+}
+
+#[tokio::test]
+async fn several_writers_share_one_chain() {
+    let log = Log::new(AuditKeep::default()).await;
+    let other = Audit::new(log.store.clone(), log.clock.clone(), AuditKeep::default());
+    for n in 0..20 {
+        log.record(n);
+        let (one, two) =
+            tokio::join!(log.audit.flush(), other.commit(other.event(AuditKind::Revoke)));
+        one.unwrap();
+        two.unwrap();
+    }
+    assert_eq!(log.verify(None).await.unwrap().rows, 40);
+}
+
+#[tokio::test]
+async fn old_rows_go_and_the_rest_can_still_be_checked() {
+    let log = Log::new(AuditKeep { rows: 10, age: Duration::from_secs(100) }).await;
+    (0..30).for_each(|n| log.record(n));
+    log.audit.flush().await.unwrap();
+    let noted = log.audit.head().await.unwrap();
+    assert_eq!(log.audit.prune().await.unwrap(), 20);
+    let intact = log.verify(Some(noted)).await.unwrap();
+    assert_eq!((intact.first, intact.rows), (21, 11), "ten and the checkpoint");
+
+    // the checkpoint is one row too many; a second one vouches for the first
+    log.record(30);
+    log.audit.flush().await.unwrap();
+    assert_eq!(log.audit.prune().await.unwrap(), 2);
+    assert_eq!(log.verify(Some(noted)).await.unwrap().first, 23);
+
+    // by age, everything; what is left is the checkpoint itself
+    log.clock.0.fetch_add(101, Ordering::SeqCst);
+    assert!(log.audit.prune().await.unwrap() > 0);
+    let rows = log.rows().await;
+    assert_eq!(rows.iter().map(|row| row.event.kind).collect::<Vec<_>>(), [AuditKind::Checkpoint]);
+    let head = log.verify(None).await.unwrap().head;
+    assert!(matches!(log.verify(Some(noted)).await, Err(Broken::HeadTooOld { head: 30 })));
+    assert_eq!(log.audit.prune().await.unwrap(), 0, "a checkpoint is not a reason for another");
+    assert_eq!(log.verify(Some(head)).await.unwrap().rows, 1);
+}
+
+#[tokio::test]
+async fn the_database_itself_refuses_changes() {
+    let log = Log::new(AuditKeep::default()).await;
+    (0..6).for_each(|n| log.record(n));
+    log.audit.flush().await.unwrap();
+    for sql in [
+        "UPDATE audit SET sent_bytes = 99 WHERE seq = 3",
+        "DELETE FROM audit WHERE seq = 3",
+        "DELETE FROM audit WHERE seq = 6",
+        "DELETE FROM audit",
+        "INSERT INTO audit SELECT 9, at, kind, actor, environment, registration, stream, what, \
+         received_bytes, sent_bytes, count, previous, hash FROM audit WHERE seq = 6",
+        "REPLACE INTO audit SELECT * FROM audit WHERE seq = 3",
+    ] {
+        assert!(log.tamper(sql).await.is_err(), "{sql}");
+    }
+    assert_eq!(log.verify(None).await.unwrap().rows, 6);
+}
+
+#[tokio::test]
+async fn whoever_gets_around_that_is_found_out() {
+    let broken = async |sql, known: bool| {
+        let log = Log::new(AuditKeep::default()).await;
+        (0..6).for_each(|n| log.record(n));
+        log.audit.flush().await.unwrap();
+        let head = log.audit.head().await.unwrap();
+        log.without_triggers().await;
+        log.tamper(sql).await.unwrap();
+        log.verify(known.then_some(head)).await.unwrap_err()
+    };
+    let edited = broken("UPDATE audit SET sent_bytes = 99 WHERE seq = 3", false).await;
+    assert_eq!(edited, Broken::Edited { seq: 3 });
+    let deleted = broken("DELETE FROM audit WHERE seq = 3", false).await;
+    assert_eq!(deleted, Broken::Missing { from: 3, to: 3 });
+    let renumbered = broken(
+        "DELETE FROM audit WHERE seq = 3; UPDATE audit SET seq = seq - 1 WHERE seq > 3",
+        false,
+    )
+    .await;
+    assert_eq!(renumbered, Broken::Edited { seq: 3 });
+    let reordered = broken(
+        "UPDATE audit SET seq = 100 WHERE seq = 3; UPDATE audit SET seq = 3 WHERE seq = 4; \
+         UPDATE audit SET seq = 4 WHERE seq = 100",
+        false,
+    )
+    .await;
+    assert_eq!(reordered, Broken::Edited { seq: 3 });
+    let beheaded = broken("DELETE FROM audit WHERE seq < 3", false).await;
+    assert_eq!(beheaded, Broken::Beginning { first: 3 });
+    let cut = broken("DELETE FROM audit WHERE seq > 4", true).await;
+    assert_eq!(cut, Broken::CutOff { head: 6, last: 4 });
+    let emptied = broken("DELETE FROM audit", true).await;
+    assert_eq!(emptied, Broken::CutOff { head: 6, last: 0 });
+}
+
+#[tokio::test]
+async fn the_writer_writes_by_itself() {
+    let log = Log::new(AuditKeep::default()).await;
+    let writer = tokio::spawn({
+        let audit = log.audit.clone();
+        async move { audit.run().await }
+    });
+    log.record(1);
+    while log.audit.unwritten() > 0 {
+        tokio::task::yield_now().await;
+    }
+    writer.abort();
+    assert_eq!(log.verify(None).await.unwrap().rows, 1);
+}

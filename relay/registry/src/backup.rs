@@ -1,0 +1,112 @@
+//! A copy of the database, also while relays use it.
+//!
+//! What else a relay needs to be itself is the signing key: a file that never
+//! changes, and that whoever has it can sign tickets with. It is not part of
+//! the copy, so that a backup alone admits nobody.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::service::DATABASE_FILE;
+use crate::store::StoreError;
+use crate::store::sqlite::{SqliteOpenError, SqliteStore};
+
+/// Why there is no backup. The operator has to act.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// There is no database.
+    #[error("{}: there is no database here", .0.display())]
+    NoDatabase(PathBuf),
+    /// The database cannot be opened.
+    #[error(transparent)]
+    Open(#[from] SqliteOpenError),
+    /// The copy cannot be written; perhaps the file exists.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The copy's file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// SQLite cannot write it.
+    #[error("the database cannot be copied: {0}")]
+    Copy(#[from] StoreError),
+}
+
+/// Copies the database in `state_dir` to `file`, which must not exist, as it is
+/// at one moment. The copy is readable for its owner alone, and safe on disk
+/// when this returns.
+///
+/// # Errors
+/// See [`BackupError`].
+pub async fn backup(state_dir: &Path, file: &Path) -> Result<(), BackupError> {
+    let database = state_dir.join(DATABASE_FILE);
+    if !database.is_file() {
+        return Err(BackupError::NoDatabase(database));
+    }
+    let failed = |source| BackupError::File { path: file.to_owned(), source };
+    let store = SqliteStore::open(&database).await?;
+    // SQLite fills an empty file, and this one has the right mode from the start
+    let copy =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map_err(failed)?;
+    let copied = store.copy_into(file).await;
+    store.close().await;
+    if let Err(error) = copied {
+        // half a backup is none
+        let _ = std::fs::remove_file(file);
+        return Err(error.into());
+    }
+    copy.sync_all().map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::Role;
+    use crate::signer::SIGNING_KEY_FILE;
+    use crate::testing::{FixedClock, Fixture, START, ticket};
+    use crate::{Options, Registry};
+
+    #[tokio::test]
+    async fn a_restored_registry_knows_its_tokens_and_registrations() {
+        let fixture = Fixture::new().await;
+        let token = fixture.token(Role::Executor, "*").await;
+        let executor = fixture.registry.authenticate(&token).await.unwrap();
+        let registered = fixture.register(&executor, "dev").await;
+        let backups = tempfile::tempdir().unwrap();
+        let file = backups.path().join("backup.sqlite");
+        // while the registry has it open
+        backup(fixture.dir.path(), &file).await.unwrap();
+        let mode = std::fs::metadata(&file).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600);
+        // what comes later is not in it
+        let later = fixture.token(Role::Admin, "*").await;
+        let again = backup(fixture.dir.path(), &file).await;
+        assert!(matches!(again, Err(BackupError::File { .. })), "a backup is not overwritten");
+
+        let restored = tempfile::tempdir().unwrap();
+        std::fs::copy(&file, restored.path().join(DATABASE_FILE)).unwrap();
+        let key = |dir: &Path| dir.join(SIGNING_KEY_FILE);
+        std::fs::copy(key(fixture.dir.path()), key(restored.path())).unwrap();
+        let clock = Arc::new(FixedClock(START.into()));
+        let options = Options { clock, ..Options::default() };
+        let registry = Registry::open(restored.path(), options).await.unwrap();
+        registry.authenticate(&token).await.unwrap();
+        assert!(registry.authenticate(&later).await.is_err());
+        registry.check_executor(&ticket(&registered.url)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nothing_is_made_where_there_is_nothing() {
+        let empty = tempfile::tempdir().unwrap();
+        let file = empty.path().join("backup");
+        let result = backup(empty.path(), &file).await;
+        assert!(matches!(result, Err(BackupError::NoDatabase(_))));
+        assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 0);
+    }
+}

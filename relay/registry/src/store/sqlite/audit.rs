@@ -1,0 +1,157 @@
+//! The audit log in SQLite.
+
+use async_trait::async_trait;
+use rendez_proto::audit::{AuditEvent, AuditHash, AuditKind, AuditRow, Head};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row as _, Sqlite, Transaction};
+
+use super::SqliteStore;
+use super::rows::{bytes, number, optional_number, seconds};
+use crate::store::StoreError;
+use crate::store::audit::AuditStore;
+
+#[async_trait]
+impl AuditStore for SqliteStore {
+    async fn append_audit(&self, events: &[AuditEvent]) -> Result<Head, StoreError> {
+        let mut tx = self.write().await?;
+        let mut head = head(&mut tx).await?;
+        for event in events {
+            head = append(&mut tx, head, event.clone()).await?;
+        }
+        tx.commit().await?;
+        Ok(head)
+    }
+
+    async fn audit_rows(&self, after: u64, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
+        sqlx::query("SELECT * FROM audit WHERE seq > ? ORDER BY seq LIMIT ?")
+            .bind(seconds(after))
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(row)
+            .collect()
+    }
+
+    async fn audit_head(&self) -> Result<Head, StoreError> {
+        head(&mut self.pool.begin().await?).await
+    }
+
+    async fn prune_audit(
+        &self,
+        keep_rows: u64,
+        keep_since: u64,
+        limit: u32,
+        now: u64,
+    ) -> Result<u64, StoreError> {
+        let mut tx = self.write().await?;
+        let head = head(&mut tx).await?;
+        let first: Option<i64> =
+            sqlx::query_scalar("SELECT min(seq) FROM audit").fetch_one(&mut *tx).await?;
+        let Some(first) = first else { return Ok(0) };
+        // Times need not grow with the numbers, if the clock was set back:
+        // what goes is before the first row that is young enough.
+        let young: Option<i64> = sqlx::query_scalar("SELECT min(seq) FROM audit WHERE at >= ?")
+            .bind(seconds(keep_since))
+            .fetch_one(&mut *tx)
+            .await?;
+        let old = young.map_or(seconds(head.seq), |young| young - 1);
+        let beyond = seconds(head.seq.saturating_sub(keep_rows));
+        let through = old.max(beyond).min(first - 1 + i64::from(limit));
+        let hash: Option<Vec<u8>> = sqlx::query_scalar("SELECT hash FROM audit WHERE seq = ?")
+            .bind(through)
+            .fetch_optional(&mut *tx)
+            .await?;
+        let Some(hash) = hash else { return Ok(0) };
+        let hash = hash.try_into().map_err(|_| StoreError::Corrupt("hash of an audit row"))?;
+        let checkpoint = AuditEvent {
+            what: Some(AuditHash(hash).to_string()),
+            count: Some(through.unsigned_abs()),
+            ..AuditEvent::new(AuditKind::Checkpoint, now)
+        };
+        append(&mut tx, head, checkpoint).await?;
+        let done =
+            sqlx::query("DELETE FROM audit WHERE seq <= ?").bind(through).execute(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(done.rows_affected())
+    }
+}
+
+async fn head(tx: &mut Transaction<'_, Sqlite>) -> Result<Head, StoreError> {
+    let last = sqlx::query("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")
+        .fetch_optional(&mut **tx)
+        .await?;
+    match last {
+        None => Ok(Head::EMPTY),
+        Some(row) => Ok(Head { seq: number(&row, "seq")?, hash: AuditHash(bytes(&row, "hash")?) }),
+    }
+}
+
+async fn append(
+    tx: &mut Transaction<'_, Sqlite>,
+    head: Head,
+    event: AuditEvent,
+) -> Result<Head, StoreError> {
+    // as it will be read: SQLite's numbers are signed
+    let signed = |number: Option<u64>| number.map(|number| seconds(number).unsigned_abs());
+    let row = AuditEvent {
+        at_unix_secs: seconds(event.at_unix_secs).unsigned_abs(),
+        received_bytes: signed(event.received_bytes),
+        sent_bytes: signed(event.sent_bytes),
+        count: signed(event.count),
+        ..event
+    }
+    .chain(head);
+    let event = &row.event;
+    sqlx::query(
+        "INSERT INTO audit (seq, at, kind, actor, environment, registration, stream, what, \
+         received_bytes, sent_bytes, count, previous, hash) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(seconds(row.seq))
+    .bind(seconds(event.at_unix_secs))
+    .bind(event.kind.as_str())
+    .bind(event.actor.as_deref())
+    .bind(event.environment.as_ref().map(|id| id.as_str()))
+    .bind(event.registration.as_ref().map(|id| id.as_str()))
+    .bind(event.stream.as_deref())
+    .bind(event.what.as_deref())
+    .bind(event.received_bytes.map(seconds))
+    .bind(event.sent_bytes.map(seconds))
+    .bind(event.count.map(seconds))
+    .bind(row.previous.0.as_slice())
+    .bind(row.hash.0.as_slice())
+    .execute(&mut **tx)
+    .await?;
+    Ok((&row).into())
+}
+
+fn row(row: &SqliteRow) -> Result<AuditRow, StoreError> {
+    let kind: &str = row.try_get("kind")?;
+    Ok(AuditRow {
+        seq: number(row, "seq")?,
+        event: AuditEvent {
+            at_unix_secs: number(row, "at")?,
+            kind: AuditKind::parse(kind).ok_or(StoreError::Corrupt("kind of an audit row"))?,
+            actor: row.try_get("actor")?,
+            environment: optional_text(row, "environment")?,
+            registration: optional_text(row, "registration")?,
+            stream: row.try_get("stream")?,
+            what: row.try_get("what")?,
+            received_bytes: optional_number(row, "received_bytes")?,
+            sent_bytes: optional_number(row, "sent_bytes")?,
+            count: optional_number(row, "count")?,
+        },
+        previous: AuditHash(bytes(row, "previous")?),
+        hash: AuditHash(bytes(row, "hash")?),
+    })
+}
+
+fn optional_text<T: std::str::FromStr>(
+    row: &SqliteRow,
+    column: &'static str,
+) -> Result<Option<T>, StoreError> {
+    row.try_get::<Option<&str>, _>(column)?
+        .map(|text| text.parse().map_err(|_| StoreError::Corrupt(column)))
+        .transpose()
+}
