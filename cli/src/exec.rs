@@ -13,8 +13,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::context::{Purpose, RelayOptions};
 use crate::exit::Exit;
 
-/// Bytes of standard input that are read at once.
-const STDIN_BYTES: usize = 64 * 1024;
+/// Bytes of standard input that are read at once. A pipe is asked to hold as
+/// much: so many writes are under way on a long path, and no more.
+const STDIN_BYTES: usize = 256 * 1024;
 /// The exit code of a program whose reader went away (128 + SIGPIPE).
 const BROKEN_PIPE: u8 = 141;
 
@@ -139,6 +140,8 @@ async fn interrupt(control: Control, times: u32) {
 }
 
 async fn forward_stdin(mut stdin: Stdin) {
+    // No pipe, or no permission: then reads are smaller.
+    let _ = rustix::pipe::fcntl_setpipe_size(std::io::stdin(), STDIN_BYTES);
     let mut input = tokio::io::stdin();
     let mut buffer = vec![0; STDIN_BYTES];
     loop {

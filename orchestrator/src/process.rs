@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rendez_proto::ids::StreamId;
+use rendez_proto::limits;
 use rendez_proto::rpc::path::PathUri;
 use rendez_proto::rpc::process::{
     CloseStdin, EnvPolicy, ProcessId, Signal, SignalName, Start, Stream, Terminate, Write,
@@ -19,13 +20,18 @@ use crate::error::ProcessError;
 use crate::events::Event;
 use crate::random::random;
 
-/// Bytes of standard input per write: two records.
-const WRITE_BYTES: usize = 90 * 1024;
+/// Bytes of standard input per write.
+const WRITE_BYTES: usize = 256 * 1024;
 /// Bytes of output that are gathered into one event, if they are there.
 const GATHER_BYTES: usize = 256 * 1024;
-/// Writes under way at once: hides a round trip, and bounds what an executor
-/// must hold for a process that does not read.
-const WRITES_IN_FLIGHT: usize = 16;
+/// Writes under way at once: hides a round trip, within what an executor takes
+/// for a process that does not read.
+const WRITES_IN_FLIGHT: usize = 30;
+
+const _: () = assert!(
+    WRITES_IN_FLIGHT < limits::WRITES_UNANSWERED_PER_PROCESS
+        && WRITES_IN_FLIGHT * WRITE_BYTES < limits::STDIN_QUEUED_BYTES
+);
 
 /// What to run, shaped like `tokio::process::Command`.
 #[derive(Debug, Clone)]

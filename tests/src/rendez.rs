@@ -102,6 +102,13 @@ impl OurRelay {
         Ok(Self { process, state, url: format!("http://{address}") })
     }
 
+    /// The same at another address.
+    pub async fn start_at(address: &str) -> Result<Self> {
+        let state = TempDir::new()?;
+        let (process, address) = listening(&state, address, &[]).await?;
+        Ok(Self { process, state, url: format!("http://{address}") })
+    }
+
     /// Starts it again, where it was, after its process has ended.
     pub async fn start_again(&mut self) -> Result<()> {
         let address = self.url.trim_start_matches("http://").to_owned();

@@ -1,0 +1,323 @@
+//! What one stream carries over a path with a round trip and with loss, beside
+//! a plain TCP connection over the same path; and the CPU time that it takes.
+//!
+//! ```sh
+//! cargo build --release --bins
+//! tests/netns.sh cargo bench -p rendez-tests --bench paths --offline
+//! ```
+//!
+//! Relay and agent are on one side of a link, the orchestrator on the other, in
+//! a network namespace. The link is `wire`; it needs root and /dev/net/tun.
+//! Buffers of TCP may grow to [`TCP_BUFFER_BYTES`], which is what a path of
+//! 200 ms and 1 Gbit/s needs of the kernel. Figures are of [`MEASURED`] after
+//! [`WARM_UP`]; the ratio to TCP is what to look at.
+
+mod wire;
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use rendez_orchestrator::{Client, Command, ProcessEvent};
+use rendez_tests::process::{Process, run};
+use rendez_tests::rendez::{OurAgent, OurRelay};
+use wire::Nature;
+
+/// How long windows and TCP may take to find their size.
+const WARM_UP: Duration = Duration::from_secs(4);
+/// For how long bytes are counted.
+const MEASURED: Duration = Duration::from_secs(6);
+/// Longest wait for a helper program, or a measurement.
+const WITHIN: Duration = Duration::from_secs(120);
+/// How large TCP's buffers may grow.
+const TCP_BUFFER_BYTES: u64 = 64 << 20;
+const OUTSIDE: &str = "10.124.0.1";
+const INSIDE: &str = "10.124.0.2";
+const MIB: f64 = 1048576.0;
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().collect();
+    let args: Vec<&str> = args[1..].iter().map(String::as_str).collect();
+    let runtime = tokio::runtime::Runtime::new()?;
+    match args[..] {
+        ["far", "stream", direction, url, token] => {
+            runtime.block_on(far_stream(direction, url, token))
+        }
+        ["far", "tcp", direction, address] => far_tcp(direction, address),
+        ["wire", round_trip, loss] => hold_wire(round_trip, loss),
+        _ => runtime.block_on(matrix()),
+    }
+}
+
+async fn matrix() -> Result<()> {
+    println!("one stream, MiB/s ({} s after {} s)", MEASURED.as_secs(), WARM_UP.as_secs());
+    println!(
+        "round trip  loss  congestion      down  plain TCP  ratio        up  plain TCP  ratio"
+    );
+    for (round_trip, loss, congestion) in [
+        (0, 0, "cubic"),
+        (80, 0, "cubic"),
+        (200, 0, "cubic"),
+        (0, 10, "cubic"),
+        (80, 10, "cubic"),
+        (200, 10, "cubic"),
+        (80, 10, "bbr"),
+        (200, 10, "bbr"),
+    ] {
+        let far = Far::start(round_trip, loss, congestion).await?;
+        let mut cells = String::new();
+        for direction in ["down", "up"] {
+            let ours = far.stream(direction).await?;
+            let tcp = far.tcp(direction).await?;
+            cells += &format!("{ours:10.1} {tcp:10.1} {:6.2}", ours / tcp);
+        }
+        println!("{round_trip:7} ms {:4.1}%  {congestion:10}{cells}", f64::from(loss) / 10.0);
+    }
+    near().await
+}
+
+/// The same machine, no link: what it costs.
+async fn near() -> Result<()> {
+    let mut relay = OurRelay::start().await?;
+    let mut agent = OurAgent::start(relay.url(), "box", &relay.token("executor").await?).await?;
+    let token = relay.token("orchestrator").await?;
+    println!("without a link, CPU seconds per GiB: relay, agent, orchestrator, together");
+    for direction in ["down", "up"] {
+        let [relay_id, agent_id] = [relay.process().id(), agent.process().id()];
+        let before = [cpu(relay_id)?, cpu(agent_id)?];
+        let far = std::env::current_exe()?;
+        let mut command = tokio::process::Command::new(far);
+        command.args(["far", "stream", direction, relay.url(), &token]).stdin(Stdio::null());
+        let output = run(command, b"", WITHIN).await?;
+        let after = [cpu(relay_id)?, cpu(agent_id)?];
+        let text = output.stdout_text();
+        let numbers: Vec<f64> = text
+            .split_whitespace()
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .with_context(|| format!("{text:?} {}", output.stderr_text()))?;
+        let [rate, gib, own] = numbers[..] else { bail!("three numbers, not {text:?}") };
+        let all = [after[0] - before[0], after[1] - before[1], own].map(|seconds| seconds / gib);
+        println!(
+            "  {direction:4}  {rate:8.1} MiB/s  {:.2} {:.2} {:.2}  {:.2}",
+            all[0],
+            all[1],
+            all[2],
+            all.iter().sum::<f64>()
+        );
+    }
+    Ok(())
+}
+
+/// The far end of a link, and what is here to talk to it.
+struct Far {
+    holder: Process,
+    relay: OurRelay,
+    _agent: OurAgent,
+    _wire: Process,
+    token: String,
+}
+
+impl Far {
+    async fn start(round_trip_ms: u32, loss_per_mille: u32, congestion: &str) -> Result<Self> {
+        let mut unshare = tokio::process::Command::new("unshare");
+        unshare.args(["--net", "sh", "-c", "echo up; exec cat"]);
+        let holder = Process::spawn(unshare)?;
+        let up = |line: &str| (line == "up").then_some(());
+        holder.stdout_line(WITHIN, up).await.context("no network namespace")?;
+
+        let mut wire = tokio::process::Command::new(std::env::current_exe()?);
+        wire.args(["wire", &round_trip_ms.to_string(), &loss_per_mille.to_string()]);
+        let wire = Process::spawn(wire)?;
+        wire.stdout_line(WITHIN, up).await.context("no TUN devices: this needs root")?;
+        let pid = holder.id().context("it was not waited for")?.to_string();
+        let near = format!(
+            "ip link set rendezb netns {pid} && ip addr add {OUTSIDE}/24 dev rendeza && \
+             ip link set rendeza mtu {mtu} txqueuelen 10000 up && \
+             sysctl -qw net.ipv4.tcp_congestion_control={congestion} \
+             net.ipv4.tcp_rmem='4096 131072 {TCP_BUFFER_BYTES}' \
+             net.ipv4.tcp_wmem='4096 65536 {TCP_BUFFER_BYTES}'",
+            mtu = wire::MTU,
+        );
+        shell(&near).await?;
+        shell(&format!(
+            "nsenter --net=/proc/{pid}/ns/net sh -c \"ip link set lo up && \
+             ip addr add {INSIDE}/24 dev rendezb && \
+             ip link set rendezb mtu {mtu} txqueuelen 10000 up && \
+             sysctl -qw net.ipv4.tcp_congestion_control={congestion} \
+             net.ipv4.tcp_rmem='4096 131072 {TCP_BUFFER_BYTES}' \
+             net.ipv4.tcp_wmem='4096 65536 {TCP_BUFFER_BYTES}'\"",
+            mtu = wire::MTU,
+        ))
+        .await?;
+
+        let relay = OurRelay::start_at(&format!("{OUTSIDE}:0")).await?;
+        let agent = OurAgent::start(relay.url(), "box", &relay.token("executor").await?).await?;
+        let token = relay.token("orchestrator").await?;
+        Ok(Self { holder, relay, _agent: agent, _wire: wire, token })
+    }
+
+    fn enter(&self) -> Result<tokio::process::Command> {
+        let mut command = tokio::process::Command::new("nsenter");
+        let pid = self.holder.id().context("it was not waited for")?;
+        command.arg(format!("--net=/proc/{pid}/ns/net")).arg("--").arg(std::env::current_exe()?);
+        Ok(command)
+    }
+
+    async fn stream(&self, direction: &str) -> Result<f64> {
+        let mut command = self.enter()?;
+        command.args(["far", "stream", direction, self.relay.url(), &self.token]);
+        first_number(command).await
+    }
+
+    async fn tcp(&self, direction: &str) -> Result<f64> {
+        let listener = TcpListener::bind((OUTSIDE, 0))?;
+        let address = listener.local_addr()?.to_string();
+        let up = direction == "up";
+        std::thread::spawn(move || -> Result<()> {
+            let (mut stream, _) = listener.accept()?;
+            if up {
+                let _ = count(&mut stream).map(|rate| stream.write_all(&rate.to_be_bytes()));
+            } else {
+                while stream.write_all(&[0; 65536]).is_ok() {}
+            }
+            Ok(())
+        });
+        let mut command = self.enter()?;
+        command.args(["far", "tcp", direction, &address]);
+        first_number(command).await
+    }
+}
+
+async fn first_number(command: tokio::process::Command) -> Result<f64> {
+    let output = run(command, b"", WITHIN).await?;
+    let text = output.stdout_text();
+    let number = text.split_whitespace().next().and_then(|number| number.parse().ok());
+    number.with_context(|| format!("no number: {text} {}", output.stderr_text()))
+}
+
+async fn shell(script: &str) -> Result<()> {
+    let mut command = tokio::process::Command::new("sh");
+    command.args(["-c", script]);
+    let output = run(command, b"", WITHIN).await?;
+    anyhow::ensure!(output.status.success(), "{script}: {}", output.stderr_text());
+    Ok(())
+}
+
+fn hold_wire(round_trip_ms: &str, loss_per_mille: &str) -> Result<()> {
+    let round_trip = Duration::from_millis(round_trip_ms.parse()?);
+    let nature = Nature { round_trip, loss_per_mille: loss_per_mille.parse()? };
+    wire::string(["rendeza", "rendezb"], nature)?;
+    println!("up");
+    loop {
+        std::thread::park();
+    }
+}
+
+// ---- the far side ------------------------------------------------------------
+
+/// Measures one stream; prints MiB/s, GiB in all, and CPU seconds of its own.
+async fn far_stream(direction: &str, url: &str, token: &str) -> Result<()> {
+    let client = Client::new(url, token.to_owned().into())?;
+    let executor = client.connect(&"box".parse()?).await?;
+    let mut meter = Meter::default();
+    if direction == "down" {
+        let mut process = executor.spawn(Command::new("cat").arg("/dev/zero")).await?;
+        while let Some(event) = process.next().await? {
+            if let ProcessEvent::Stdout(chunk) = event
+                && meter.add(chunk.len())
+            {
+                break;
+            }
+        }
+    } else {
+        // What counts is what the far end says that it has.
+        let script = "exec cat > /dev/null";
+        let command = Command::new("sh").args(["-c", script]).stdin(true);
+        let mut process = executor.spawn(command).await?;
+        let mut stdin = process.stdin.take().context("it was asked for")?;
+        let block = vec![0; 256 * 1024];
+        loop {
+            stdin.write_all(&block).await?;
+            if meter.add(block.len()) {
+                break;
+            }
+        }
+    }
+    println!(
+        "{} {} {}",
+        meter.rate(),
+        meter.total as f64 / MIB / 1024.0,
+        cpu(Some(std::process::id()))?
+    );
+    executor.close().await;
+    Ok(())
+}
+
+fn far_tcp(direction: &str, address: &str) -> Result<()> {
+    let mut stream = TcpStream::connect(address)?;
+    if direction == "down" {
+        println!("{}", count(&mut stream)?);
+        return Ok(());
+    }
+    let mut reader = stream.try_clone()?;
+    let writer = std::thread::spawn(move || while stream.write_all(&[0; 65536]).is_ok() {});
+    let mut rate = [0; 8];
+    reader.read_exact(&mut rate)?;
+    println!("{}", f64::from_be_bytes(rate));
+    drop((reader, writer));
+    std::process::exit(0);
+}
+
+fn count(stream: &mut TcpStream) -> Result<f64> {
+    let mut meter = Meter::default();
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        let len = stream.read(&mut buffer)?;
+        anyhow::ensure!(len > 0, "the other end closed");
+        if meter.add(len) {
+            return Ok(meter.rate());
+        }
+    }
+}
+
+/// Counts bytes from the end of the warm-up on.
+#[derive(Default)]
+struct Meter {
+    began: Option<Instant>,
+    total: u64,
+    counted: u64,
+    over: Duration,
+}
+
+impl Meter {
+    /// Whether it has seen enough.
+    fn add(&mut self, bytes: usize) -> bool {
+        let began = *self.began.get_or_insert_with(Instant::now);
+        self.total += bytes as u64;
+        let elapsed = began.elapsed();
+        if elapsed >= WARM_UP {
+            self.counted += bytes as u64;
+            self.over = elapsed - WARM_UP;
+        }
+        elapsed >= WARM_UP + MEASURED
+    }
+
+    fn rate(&self) -> f64 {
+        self.counted as f64 / MIB / self.over.as_secs_f64()
+    }
+}
+
+/// CPU seconds that a process has used.
+fn cpu(id: Option<u32>) -> Result<f64> {
+    let id = id.context("the process has ended")?;
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
+    let (_, fields) = stat.rsplit_once(')').context("no stat")?;
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let ticks = |n: usize| fields.get(n).and_then(|field| field.parse::<f64>().ok());
+    let (user, system) = (ticks(11).context("utime")?, ticks(12).context("stime")?);
+    // USER_HZ is 100 on every Linux.
+    Ok((user + system) / 100.0)
+}
