@@ -1,0 +1,262 @@
+//! What a relay says of its environments, through everything that can happen
+//! to an executor and to the relay itself: real processes.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rendez_proto::registry::environments::{EndReason, EnvironmentDetail, EnvironmentState};
+use rendez_tests::process::{Output, Process, run};
+use rendez_tests::rendez::{WITHIN, rendez};
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tokio::process::Command;
+use tokio::time::interval;
+
+/// How often the relay is asked what it will say at some time.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A relay, its state, and a token of each role.
+struct World {
+    dir: TempDir,
+    relay: Option<Process>,
+    address: SocketAddr,
+    tokens: [String; 3],
+}
+
+impl World {
+    async fn start(connect_wait: &str) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let anywhere = ([127, 0, 0, 1], 0).into();
+        let state = dir.path().join("relay");
+        let (relay, address) = start_relay(&state, anywhere, connect_wait).await?;
+        let mut tokens = Vec::new();
+        for role in ["admin", "executor", "orchestrator"] {
+            let mut create = rendez()?;
+            create.args(["token", "create", "--role", role, "--state"]).arg(&state);
+            let output = success(run(create, b"", WITHIN).await?)?;
+            tokens.push(output.trim().to_owned());
+        }
+        let tokens = tokens.try_into().ok().context("three roles")?;
+        Ok(Self { dir, relay: Some(relay), address, tokens })
+    }
+
+    fn state(&self) -> PathBuf {
+        self.dir.path().join("relay")
+    }
+
+    async fn stop(&mut self, signal: Signal) -> Result<()> {
+        let mut relay = self.relay.take().context("the relay runs")?;
+        relay.signal(signal)?;
+        relay.wait(WITHIN).await.map(drop)
+    }
+
+    /// Starts a relay at the same address on this state.
+    async fn start_on(&mut self, state: &Path, connect_wait: &str) -> Result<()> {
+        self.relay = Some(start_relay(state, self.address, connect_wait).await?.0);
+        Ok(())
+    }
+
+    /// A command of the bearer of this token.
+    fn command(&self, token: &str, args: &[&str]) -> Result<Command> {
+        let mut command = rendez()?;
+        command.args(args);
+        command.env("RENDEZ_RELAY", format!("http://{}", self.address)).env("RENDEZ_TOKEN", token);
+        Ok(command)
+    }
+
+    fn orchestrator(&self, args: &[&str]) -> Result<Command> {
+        self.command(&self.tokens[2], args)
+    }
+
+    fn admin(&self, args: &[&str]) -> Result<Command> {
+        self.command(&self.tokens[0], args)
+    }
+
+    /// An agent with the same keys each time. Connected when this returns.
+    async fn agent(&self) -> Result<Process> {
+        let mut agent = self.command(&self.tokens[1], &["agent", "--environment", "box"])?;
+        agent.args(["--log", "info", "--state"]).arg(self.dir.path().join("agent"));
+        let agent = Process::spawn(agent)?;
+        let connected = |line: &str| line.contains("connected").then_some(());
+        agent.stderr_line(WITHIN, connected).await.context("the agent did not connect")?;
+        Ok(agent)
+    }
+
+    async fn show(&self, args: &[&str]) -> Result<EnvironmentDetail> {
+        let args = [&["env", "show", "box", "--json"], args].concat();
+        let output = success(run(self.orchestrator(&args)?, b"", WITHIN).await?)?;
+        Ok(serde_json::from_str(&output)?)
+    }
+
+    /// The audit log, once it has a row of each of these kinds: that a
+    /// websocket has closed is noticed a moment after the other end is gone.
+    async fn exports(&self, kinds: &[&str]) -> Result<String> {
+        let deadline = Instant::now() + WITHIN;
+        let mut look = interval(LOOK_INTERVAL);
+        loop {
+            look.tick().await;
+            let export = self.admin(&["admin", "audit", "export"])?;
+            let exported = success(run(export, b"", WITHIN).await?)?;
+            let has = |kind: &&str| exported.contains(&format!("\"kind\":\"{kind}\""));
+            if kinds.iter().all(has) {
+                return Ok(exported);
+            }
+            ensure!(Instant::now() < deadline, "not of all kinds:\n{exported}");
+        }
+    }
+
+    /// Asks until it is as wanted.
+    async fn shows(
+        &self,
+        wanted: impl Fn(&EnvironmentDetail) -> bool,
+    ) -> Result<EnvironmentDetail> {
+        let deadline = Instant::now() + WITHIN;
+        let mut look = interval(LOOK_INTERVAL);
+        loop {
+            look.tick().await;
+            let shown = self.show(&[]).await?;
+            if wanted(&shown) {
+                return Ok(shown);
+            }
+            ensure!(Instant::now() < deadline, "in vain; at last: {shown:?}");
+        }
+    }
+}
+
+async fn start_relay(
+    state: &Path,
+    address: SocketAddr,
+    connect_wait: &str,
+) -> Result<(Process, SocketAddr)> {
+    let mut command = rendez()?;
+    command.args(["relay", "--log", "info", "--connect-wait", connect_wait]);
+    command.args(["--listen", &address.to_string(), "--state"]).arg(state);
+    let relay = Process::spawn(command)?;
+    let address = relay
+        .stderr_line(WITHIN, |line| line.split_once("listening address=")?.1.trim().parse().ok())
+        .await
+        .context("the relay does not listen")?;
+    Ok((relay, address))
+}
+
+fn success(output: Output) -> Result<String> {
+    ensure!(output.status.success(), "{}: {}", output.status, output.stderr_text());
+    Ok(output.stdout_text())
+}
+
+fn ends(shown: &EnvironmentDetail) -> Vec<Option<EndReason>> {
+    shown.history.iter().map(|record| record.ended_because).collect()
+}
+
+#[tokio::test]
+async fn an_environment_is_what_it_is_said_to_be() -> Result<()> {
+    let mut world = World::start("10s").await?;
+    let shown = world.show(&[]).await?;
+    assert_eq!((shown.state, shown.history.len()), (EnvironmentState::NeverSeen, 0));
+    // nothing to wait for
+    let misspelt = world.orchestrator(&["exec", "box", "--", "true"])?;
+    assert_eq!(run(misspelt, b"", WITHIN).await?.status.code(), Some(68));
+
+    let mut agent = world.agent().await?;
+    let shown = world.show(&["--probe"]).await?;
+    assert_eq!((shown.state, ends(&shown)), (EnvironmentState::Connected, vec![None]));
+    let executor = shown.executor.context("it is connected")?;
+    assert!(executor.verified.is_some(), "a ping was answered");
+
+    let hello = world.orchestrator(&["exec", "box", "--", "echo", "hello"])?;
+    assert_eq!(success(run(hello, b"", WITHIN).await?)?, "hello\n");
+    let executor = world.show(&[]).await?.executor.context("it is connected")?;
+    assert!(executor.received_bytes > 0 && executor.sent_bytes > 0, "{executor:?}");
+
+    agent.signal(Signal::KILL)?;
+    agent.wait(WITHIN).await?;
+    let shown = world.shows(|shown| shown.state == EnvironmentState::Offline).await?;
+    assert_eq!(ends(&shown), [Some(EndReason::SocketError)]);
+    assert!(shown.history[0].received_bytes >= executor.received_bytes);
+    let entry = shown.entry.context("it was seen")?;
+    assert_eq!(entry.away_because, Some(EndReason::SocketError));
+    assert_eq!(entry.since_unix_secs, shown.history[0].ended_at_unix_secs);
+
+    // the call waits for the agent's return
+    let mut waiting = Process::spawn(world.orchestrator(&["exec", "-n", "box", "--", "true"])?)?;
+    let mut agent = world.agent().await?;
+    assert!(waiting.wait(WITHIN).await?.success());
+
+    // the relay dies, and says so itself
+    world.stop(Signal::KILL).await?;
+    world.start_on(&world.state(), "1s").await?;
+    let back = |shown: &EnvironmentDetail| {
+        shown.state == EnvironmentState::Connected && shown.history.len() == 3
+    };
+    let shown = world.shows(back).await?;
+    let expected = [None, Some(EndReason::RelayRestarted), Some(EndReason::SocketError)];
+    assert_eq!(ends(&shown), expected);
+
+    // nobody comes back: the answer comes when the wait is over, with the reason
+    agent.signal(Signal::KILL)?;
+    agent.wait(WITHIN).await?;
+    world.shows(|shown| shown.state == EnvironmentState::Offline).await?;
+    let asked = Instant::now();
+    let vain = run(world.orchestrator(&["exec", "box", "--", "true"])?, b"", WITHIN).await?;
+    assert_eq!(vain.status.code(), Some(69));
+    assert!(asked.elapsed() >= Duration::from_secs(1));
+    assert!(vain.stderr_text().contains("its connection broke off"), "{}", vain.stderr_text());
+    let listed = success(run(world.orchestrator(&["env", "ls"])?, b"", WITHIN).await?)?;
+    assert!(listed.contains("box") && listed.contains("offline"), "{listed}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_backup_brings_back_registrations_and_tokens_and_the_audit_log_holds() -> Result<()> {
+    let mut world = World::start("4s").await?;
+    let _agent = world.agent().await?;
+    let hello = ["exec", "box", "--", "echo", "hello"];
+    success(run(world.orchestrator(&hello)?, b"", WITHIN).await?)?;
+    let generation = world.show(&[]).await?.entry.context("it was seen")?.generation;
+
+    // over HTTP, and from the files: one log, one end
+    let verify = ["admin", "audit", "verify"];
+    let head = success(run(world.admin(&verify)?, b"", WITHIN).await?)?;
+    let kinds = ["register", "open", "connect", "validate", "close"];
+    let exported = world.exports(&kinds).await?;
+    for token in &world.tokens {
+        let secret = token.rsplit_once('_').context("a token has parts")?.1;
+        assert!(!exported.contains(secret), "a secret is in the log");
+    }
+    let refused = run(world.orchestrator(&verify)?, b"", WITHIN).await?;
+    assert_eq!(refused.status.code(), Some(77));
+
+    let backup = world.dir.path().join("backup.sqlite");
+    let mut make = rendez()?;
+    make.args(["admin", "backup", "--state"]).arg(world.state()).arg(&backup);
+    success(run(make, b"", WITHIN).await?)?;
+
+    // another machine: the copy and the key
+    world.stop(Signal::TERM).await?;
+    let restored = world.dir.path().join("restored");
+    std::fs::create_dir(&restored)?;
+    std::fs::copy(&backup, restored.join("registry.sqlite"))?;
+    std::fs::copy(world.state().join("signing.key"), restored.join("signing.key"))?;
+    std::fs::remove_dir_all(world.state())?;
+    world.start_on(&restored, "4s").await?;
+    let shown = world.shows(|shown| shown.state == EnvironmentState::Connected).await?;
+    let now = shown.entry.context("it was seen")?.generation;
+    assert_eq!(now, generation, "the executor came back under its old registration");
+    assert_eq!(success(run(world.orchestrator(&hello)?, b"", WITHIN).await?)?, "hello\n");
+
+    // what was noted before is part of the log still
+    let mut offline = rendez()?;
+    offline.args(["admin", "audit", "verify", "--head", head.trim(), "--state"]).arg(&restored);
+    success(run(offline, b"", WITHIN).await?)?;
+    // and what was never part of it is not
+    let (seq, hash) = head.trim().split_once(':').context("SEQ:HASH")?;
+    let other = format!("{seq}:{}", hash.chars().rev().collect::<String>());
+    let mut forged = rendez()?;
+    forged.args(["admin", "audit", "verify", "--head", &other, "--state"]).arg(&restored);
+    let broken = run(forged, b"", WITHIN).await?;
+    assert_eq!(broken.status.code(), Some(65));
+    assert!(broken.stderr_text().contains(&format!("row {seq}")), "{}", broken.stderr_text());
+    Ok(())
+}
