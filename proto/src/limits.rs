@@ -193,6 +193,16 @@ pub const LANE_QUANTUM_BYTES: usize = 64 * 1024;
 pub const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Silence after which a websocket is given up. Codex, section 2.
 pub const PONG_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long our own endpoints wait for the answer to a ping: they can resume,
+/// so a path that is merely slow costs them a pause.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes behind which a ping may wait so long that its missing answer proves
+/// nothing: 400 kbit/s for [`ANSWER_TIMEOUT`].
+pub const ANSWER_BEHIND_BYTES: usize = 256 * 1024;
+/// How often our own endpoints look whether the machine slept.
+pub const SLEEP_CHECK: Duration = Duration::from_secs(5);
+/// How far the wall clock must have gone beyond ours to call that sleep.
+pub const SLEEP_MIN: Duration = Duration::from_secs(3);
 
 // ---- registry ------------------------------------------------------------
 

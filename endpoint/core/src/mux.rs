@@ -45,6 +45,8 @@ pub struct Mux {
     records: VecDeque<usize>,
     timers: BTreeSet<(Instant, usize)>,
     congested: usize,
+    /// A stream has begun to ask for its peer since somebody looked.
+    doubt: bool,
     events: VecDeque<Event>,
     stats: Stats,
     scratch: BytesMut,
@@ -70,6 +72,7 @@ impl Mux {
             records: VecDeque::new(),
             timers: BTreeSet::new(),
             congested: 0,
+            doubt: false,
             events: VecDeque::new(),
             stats: Stats::default(),
             scratch: BytesMut::new(),
@@ -135,6 +138,18 @@ impl Mux {
     /// has no credit of its own (Codex profile) holds too much unread.
     pub fn wants_read(&self) -> bool {
         self.congested == 0
+    }
+
+    /// Whether the socket itself is in doubt: a stream has begun to miss its
+    /// peer. Asking takes the doubt back.
+    pub fn take_doubt(&mut self) -> bool {
+        std::mem::take(&mut self.doubt)
+    }
+
+    /// Whether another socket may take the place of this one without a loss:
+    /// no stream is of the Codex profile.
+    pub fn can_resume(&self) -> bool {
+        self.streams.iter().all(|(_, entry)| entry.stream.profile.is_reliable())
     }
 
     /// The next message for the socket. Call it while the socket has room.

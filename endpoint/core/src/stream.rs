@@ -234,6 +234,11 @@ impl Stream {
         matches!(&self.state, State::Open(open, _) if open.is_congested())
     }
 
+    /// Whether its peer was asked for a sign of life and gave none yet.
+    pub(crate) fn is_probing(&self) -> bool {
+        matches!(&self.state, State::Open(open, _) if open.is_asking())
+    }
+
     /// Whether the application is done with the stream, though it lingers to
     /// repeat its end.
     pub(crate) fn is_finished(&self) -> bool {

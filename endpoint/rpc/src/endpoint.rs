@@ -361,6 +361,14 @@ impl Protocol for Driver {
     fn closing(&self) -> Option<CloseFrame> {
         self.endpoint.lock().closing.clone()
     }
+
+    fn wants_ping(&mut self) -> bool {
+        self.endpoint.lock().mux.take_doubt()
+    }
+
+    fn is_impatient(&self) -> bool {
+        self.endpoint.lock().mux.can_resume()
+    }
 }
 
 impl Drop for Driver {

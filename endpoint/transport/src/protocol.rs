@@ -43,6 +43,13 @@ pub trait Protocol: Send {
         false
     }
 
+    /// Whether one ping that is not answered within
+    /// [`ANSWER_TIMEOUT`](rendez_proto::limits::ANSWER_TIMEOUT) is enough to give
+    /// the socket up, because the core can go on over another one.
+    fn is_impatient(&self) -> bool {
+        false
+    }
+
     /// The peer has answered the newest ping: its websocket layer is alive, not
     /// only its TCP. `round_trip` includes the wait in both ends' buffers.
     fn handle_pong(&mut self, _now: Instant, _round_trip: Duration) {}

@@ -6,19 +6,21 @@
 //! * A flush happens once per batch, not once per message.
 //! * One poll handles at most `BATCH` messages each way, then yields, so one
 //!   busy socket does not starve the others of its thread.
-//! * A peer that is silent for [`limits::PONG_TIMEOUT`] is gone. Time during
-//!   which we chose not to read does not count.
+//! * A peer that is silent for too long is gone (`liveness`).
 
 use std::future::{Future as _, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use rendez_proto::limits;
 use tokio::time::{Sleep, sleep_until};
 
 use crate::protocol::{CloseFrame, Protocol, Violation};
 use crate::socket::{Incoming, Outgoing, Socket, SocketError};
+
+mod liveness;
+
+use liveness::Liveness;
 
 /// Messages read, and messages written, before the task yields.
 const BATCH: usize = 64;
@@ -65,10 +67,7 @@ pub async fn pump<S: Socket, P: Protocol>(socket: S, protocol: &mut P) -> Ended 
         socket,
         protocol,
         dirty: false,
-        last_heard: start,
-        next_ping: start + limits::PING_INTERVAL,
-        pings: 0,
-        unanswered: None,
+        liveness: Liveness::new(start, SystemTime::now()),
         reading: true,
         farewell: None,
         timer: Box::pin(sleep_until(start.into())),
@@ -81,12 +80,7 @@ struct Pump<'a, S, P> {
     protocol: &'a mut P,
     /// Something was buffered since the last completed flush.
     dirty: bool,
-    last_heard: Instant,
-    next_ping: Instant,
-    /// Pings sent so far: the number of the newest.
-    pings: u64,
-    /// When the newest ping was sent, until its pong comes.
-    unanswered: Option<Instant>,
+    liveness: Liveness,
     /// Whether the core wanted to read when it was last asked.
     reading: bool,
     /// Our close frame is buffered; the socket ends when it is flushed, or at
@@ -119,6 +113,8 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
         if self.protocol.poll_timeout().is_some_and(|deadline| deadline <= now) {
             self.protocol.handle_timeout(now);
         }
+        self.liveness.impatient = self.protocol.is_impatient();
+        self.liveness.compare_clocks(now, SystemTime::now());
         self.check_liveness(now)?;
         // 2 read: while the core has room
         let read = self.read(cx, now)?;
@@ -146,9 +142,9 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
                 Poll::Ready(ready) => ready.map_err(Ended::Lost)?,
             }
             // A ping goes first, or a busy stream would keep it back for good.
-            let ping_is_due = self.protocol.wants_ping() || self.next_ping <= now;
-            let message = match ping_is_due.then(|| self.ping(now)) {
-                Some(ping) => Some(ping),
+            let ping_is_due = self.protocol.wants_ping() || self.liveness.wants_ping(now);
+            let message = match ping_is_due.then(|| self.liveness.ping(now)) {
+                Some(number) => Some(Outgoing::Ping(number)),
                 None => self.protocol.poll_transmit(now).map(Outgoing::Binary),
             };
             let message = match message {
@@ -161,6 +157,9 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
                     None => return Ok(Rest::Waiting),
                 },
             };
+            if let Outgoing::Binary(bytes) = &message {
+                self.liveness.wrote(bytes.len());
+            }
             self.socket.start_send(message).map_err(Ended::Lost)?;
             self.dirty = true;
         }
@@ -175,7 +174,7 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
             }
             if !self.reading {
                 self.reading = true;
-                self.last_heard = now;
+                self.liveness.heard(now);
             }
             let incoming = match self.socket.poll_read(cx) {
                 Poll::Pending => return Ok(Rest::Waiting),
@@ -187,7 +186,7 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
                 Poll::Ready(Some(Err(error))) => return Err(self.ended(Ended::Lost(error))),
                 Poll::Ready(Some(Ok(incoming))) => incoming,
             };
-            self.last_heard = now;
+            self.liveness.heard(now);
             match incoming {
                 // What still arrives while we leave is not for anybody.
                 Incoming::Binary(_) if self.farewell.is_some() => {}
@@ -202,7 +201,11 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
                 }
                 Incoming::Text => {}
                 Incoming::Alive => self.dirty = true,
-                Incoming::Pong(number) => self.pong(now, number),
+                Incoming::Pong(number) => {
+                    if let Some(round_trip) = self.liveness.pong(now, number) {
+                        self.protocol.handle_pong(now, round_trip);
+                    }
+                }
                 Incoming::Close(code) => return Err(self.answered(cx, Ended::ByPeer(code))),
                 Incoming::SentAway(within) => {
                     return Err(self.answered(cx, Ended::SentAway(within)));
@@ -210,23 +213,6 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
             }
         }
         Ok(Rest::Ready)
-    }
-
-    fn ping(&mut self, now: Instant) -> Outgoing {
-        self.pings += 1;
-        self.unanswered = Some(now);
-        self.next_ping = now + limits::PING_INTERVAL;
-        Outgoing::Ping(self.pings)
-    }
-
-    /// Only the newest ping's own pong proves a round trip: a peer may send
-    /// pongs that nobody asked for.
-    fn pong(&mut self, now: Instant, number: Option<u64>) {
-        if number == Some(self.pings)
-            && let Some(sent) = self.unanswered.take()
-        {
-            self.protocol.handle_pong(now, now.saturating_duration_since(sent));
-        }
     }
 
     fn flush(&mut self, cx: &mut Context<'_>) -> Result<(), Ended> {
@@ -268,18 +254,16 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
     fn check_liveness(&mut self, now: Instant) -> Result<(), Ended> {
         match &self.farewell {
             Some((deadline, _)) if *deadline <= now => Err(self.ended(Ended::Silent)),
-            None if self.reading && now >= self.last_heard + limits::PONG_TIMEOUT => {
-                Err(Ended::Silent)
-            }
+            None if self.reading && now >= self.liveness.deadline() => Err(Ended::Silent),
             _ => Ok(()),
         }
     }
 
     /// Wakes the task at the next deadline of the core or of the connection.
     fn arm(&mut self, cx: &mut Context<'_>) {
-        let mut deadline = self.next_ping.max(now());
+        let mut deadline = self.liveness.next_look().max(now());
         if self.reading {
-            deadline = deadline.min(self.last_heard + limits::PONG_TIMEOUT);
+            deadline = deadline.min(self.liveness.deadline());
         }
         if let Some((farewell, _)) = &self.farewell {
             deadline = *farewell;

@@ -22,6 +22,7 @@ pub(super) struct Entry {
     /// the stream look once more, and saves moving it with every record.
     pub(super) timer: Option<Instant>,
     congested: bool,
+    probing: bool,
     /// The application heard the last of it; the stream lingers to repeat its
     /// end to the peer.
     reported: bool,
@@ -151,6 +152,11 @@ impl Mux {
             entry.in_records = true;
             self.records.push_back(slot);
         }
+        let probing = entry.stream.is_probing();
+        if probing && !std::mem::replace(&mut entry.probing, probing) {
+            self.doubt = true;
+        }
+        entry.probing = probing;
         let congested = entry.stream.is_congested();
         if congested != std::mem::replace(&mut entry.congested, congested) {
             if congested {
@@ -186,6 +192,7 @@ impl Mux {
             in_records: false,
             timer: None,
             congested: false,
+            probing: false,
             reported: false,
         });
         self.index.insert(id, slot);

@@ -53,6 +53,11 @@ impl Link {
         }
     }
 
+    /// Whether the peer was asked and has not answered yet.
+    pub(super) fn is_asking(&self) -> bool {
+        matches!(self, Link::Probing { probe, .. } if probe.attempts > 0)
+    }
+
     /// The peer was heard. Returns whether it was out of reach before.
     pub(super) fn heard(&mut self) -> bool {
         !matches!(std::mem::replace(self, Link::Up), Link::Up)

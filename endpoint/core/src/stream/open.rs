@@ -118,6 +118,11 @@ impl Open {
         self.finish_when_delivered();
     }
 
+    /// Whether the peer was asked for a sign of life and gave none yet.
+    pub(super) fn is_asking(&self) -> bool {
+        matches!(&self.layer, Layer::Reliable(layer) if layer.link.is_asking())
+    }
+
     /// Whether a blocked writer should try again. Asking clears it.
     pub(super) fn take_writable(&mut self) -> bool {
         self.owes_writable && self.outbox.is_drained() && std::mem::take(&mut self.owes_writable)

@@ -496,3 +496,18 @@ fn a_proof_covers_the_whole_frame() {
     pair.feed_orchestrator([end.encode()]);
     assert_eq!(closed(pair.orchestrator_events()), Some(Closed::Finished));
 }
+
+#[test]
+fn a_peer_that_does_not_answer_casts_doubt_on_the_socket_once() {
+    let mut pair = ours();
+    assert!(pair.orchestrator.can_resume() && !pair.orchestrator.take_doubt());
+    pair.ask("lost").expect("it is open");
+    pair.pass_in_silence(RTO_INITIAL);
+    assert!(!pair.orchestrator.take_doubt(), "one timeout is no reason");
+    pair.pass_in_silence(RTO_MAX * 2);
+    assert!(pair.orchestrator.take_doubt());
+    assert!(!pair.orchestrator.take_doubt());
+    pair.pass_in_silence(RTO_MAX * 2);
+    assert!(!pair.orchestrator.take_doubt(), "it was said");
+    assert!(!open(Profile::NoiseHybridIkV1).orchestrator.can_resume());
+}

@@ -6,6 +6,7 @@ use std::task::Waker;
 
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
+use rendez_proto::limits;
 use tokio::io::DuplexStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -26,6 +27,7 @@ struct Core {
     refuse: Option<CloseFrame>,
     waker: Option<Waker>,
     wants_ping: bool,
+    impatient: bool,
     round_trips: Vec<Duration>,
 }
 
@@ -66,6 +68,9 @@ impl Protocol for Shared {
     }
     fn closing(&self) -> Option<CloseFrame> {
         self.0.lock().unwrap().closing.clone()
+    }
+    fn is_impatient(&self) -> bool {
+        self.0.lock().unwrap().impatient
     }
     fn wants_ping(&mut self) -> bool {
         std::mem::take(&mut self.0.lock().unwrap().wants_ping)
@@ -265,6 +270,15 @@ async fn a_wished_ping_goes_out_at_once_and_only_its_own_pong_proves_a_round_tri
     theirs.send(binary(b"once more")).await.unwrap();
     assert_eq!(theirs.next().await.unwrap().unwrap(), binary(b"once more"));
     assert_eq!(core.0.lock().unwrap().round_trips, [Duration::ZERO]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_impatient_core_gives_up_after_one_unanswered_ping() {
+    let (core, _theirs, task) = start().await;
+    let before = tokio::time::Instant::now();
+    core.change(|core| (core.impatient, core.wants_ping) = (true, true));
+    assert!(matches!(task.await.unwrap(), Ended::Silent));
+    assert_eq!(before.elapsed(), limits::ANSWER_TIMEOUT);
 }
 
 #[tokio::test(start_paused = true)]
