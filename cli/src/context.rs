@@ -63,6 +63,23 @@ impl RelayOptions {
         Ok(client)
     }
 
+    /// A client for another token at the same relay.
+    pub(crate) fn client_with(&self, token: SecretString) -> Result<Client, Exit> {
+        self.tls.configure().map_err(Exit::config)?;
+        Ok(Client::new(&self.url()?, token)?)
+    }
+
+    /// The relay's URL.
+    pub(crate) fn url(&self) -> Result<String, Exit> {
+        let dev = || DevContext::load().map(|dev| dev.relay);
+        self.relay.clone().or_else(dev).ok_or_else(which_relay)
+    }
+
+    /// The same options for the relay at `url`.
+    pub(crate) fn at(self, url: String) -> Self {
+        Self { relay: Some(url), ..self }
+    }
+
     fn resolve(&self, purpose: Purpose) -> Result<(String, SecretString), Exit> {
         let given = self.given_token()?;
         match (&self.relay, given) {
@@ -72,9 +89,7 @@ impl RelayOptions {
             )),
             (None, given) => {
                 let Some(dev) = DevContext::load() else {
-                    return Err(Exit::usage(
-                        "which relay? Set RENDEZ_RELAY and RENDEZ_TOKEN, or start `rendez dev`",
-                    ));
+                    return Err(which_relay());
                 };
                 let own = match purpose {
                     Purpose::Orchestrate => dev.orchestrator_token,
@@ -94,6 +109,10 @@ impl RelayOptions {
         let token = std::env::var("RENDEZ_TOKEN").unwrap_or_default();
         Ok(Some(token.trim().to_owned()).filter(|token| !token.is_empty()).map(Into::into))
     }
+}
+
+fn which_relay() -> Exit {
+    Exit::usage("which relay? Set RENDEZ_RELAY and RENDEZ_TOKEN, or start `rendez dev`")
 }
 
 impl DevContext {

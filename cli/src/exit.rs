@@ -60,6 +60,11 @@ impl Exit {
         Self::new(74, message)
     }
 
+    /// 75: it did not work now; it may later.
+    pub(crate) fn unavailable(message: impl Display) -> Self {
+        Self::new(75, message)
+    }
+
     /// 77: no token.
     pub(crate) fn no_token(message: impl Display) -> Self {
         Self::new(77, message)

@@ -8,6 +8,7 @@ mod dev;
 mod env;
 mod exec;
 mod exit;
+mod probe;
 mod token;
 
 use std::process::ExitCode;
@@ -43,6 +44,9 @@ enum Command {
     /// Administer a relay: its audit log, and backups
     #[command(subcommand)]
     Admin(admin::AdminCommand),
+    /// Measure real round trips through a relay
+    #[command(after_help = exit::HELP)]
+    Probe(probe::ProbeArgs),
     /// Create, list and revoke access tokens
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -99,6 +103,7 @@ async fn run(command: Command) -> Result<ExitCode, Exit> {
         Command::Exec(args) => exec::run(args).await,
         Command::Env(command) => env::run(command).await,
         Command::Admin(command) => admin::run(command).await,
+        Command::Probe(args) => probe::run(args).await,
         Command::Token(command) => token::run(command).await,
     }
 }

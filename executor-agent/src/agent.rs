@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join;
-use rendez_endpoint::{Config, Identity, Mux};
+use rendez_endpoint::{Config, Identity, Mux, Refusal};
 use rendez_proto::ids::RegistrationId;
 use rendez_proto::keys::PublicKey;
 use rendez_proto::registry::RegisterReply;
@@ -51,6 +51,7 @@ pub struct Agent {
     registry: Registry,
     executor: Arc<Executor>,
     endpoint: Endpoint,
+    only: Option<PublicKey>,
 }
 
 /// What an agent is doing, for people and tests.
@@ -132,7 +133,14 @@ impl Agent {
         core.limits.grace = config.grace.get();
         let endpoint = Endpoint::new(Mux::new(core, seed));
         let executor = Executor::new(environment::describe(&config.cwd), config.grace.get());
-        Ok(Self { config, identity, registry, executor, endpoint })
+        Ok(Self { config, identity, registry, executor, endpoint, only: None })
+    }
+
+    /// Lets in nobody but the orchestrator with this key, whatever the registry
+    /// says of others.
+    #[must_use]
+    pub fn only(self, orchestrator: PublicKey) -> Self {
+        Self { only: Some(orchestrator), ..self }
     }
 
     /// The static key, with both halves.
@@ -256,6 +264,12 @@ async fn accept(agent: Arc<Agent>) {
     let mut tasks = JoinSet::new();
     while let Some(incoming) = agent.executor.until_shutdown(agent.endpoint.incoming()).await {
         match incoming {
+            Incoming::Authorization(request)
+                if agent.only.as_ref().is_some_and(|only| *only != request.peer) =>
+            {
+                tracing::debug!(peer = ?request.peer, "not the only orchestrator that is let in");
+                request.refuse(Refusal::Denied);
+            }
             Incoming::Authorization(request) => {
                 let agent = agent.clone();
                 tasks.spawn(async move { authorize::decide(&agent.registry, request).await });

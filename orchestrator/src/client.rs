@@ -1,11 +1,12 @@
 //! The way in: registry, websocket, handshake, session.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rendez_endpoint::{Config, Connect, Grace, Identity, IdentitySeed, Mux};
 use rendez_proto::ids::{EnvironmentId, StreamId};
+use rendez_proto::keys::PublicKey;
 use rendez_proto::limits;
 use rendez_proto::profile::Profile;
 use rendez_proto::registry::ConnectReply;
@@ -16,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::error::ConnectError;
 use crate::events::Events;
-use crate::executor::Executor;
+use crate::executor::{Executor, Timings};
 use crate::link::Link;
 use crate::random::random;
 use crate::registry::RegistryClient;
@@ -67,6 +68,11 @@ impl Client {
         self
     }
 
+    /// Its static key, which executors see.
+    pub fn public_key(&self) -> &PublicKey {
+        self.route.identity.public()
+    }
+
     /// The registry's other calls.
     pub fn registry(&self) -> &RegistryClient {
         &self.route.registry
@@ -78,8 +84,12 @@ impl Client {
     /// # Errors
     /// See [`ConnectError`].
     pub async fn connect(&self, environment: &EnvironmentId) -> Result<Executor, ConnectError> {
+        let mut clock = Instant::now();
+        let mut lap = || std::mem::replace(&mut clock, Instant::now()).elapsed();
         let reply = self.route.ask(environment).await?;
+        let ask = lap();
         let socket = self.route.dial(&reply).await?;
+        let dial = lap();
         let profile = reply.security_profile;
         let identity = self.route.identity.clone();
         let mut config = Config::orchestrator(identity, environment.clone());
@@ -88,6 +98,7 @@ impl Client {
         let endpoint = Endpoint::new(Mux::new(config, random()?));
         let link = Link::start(self.route.clone(), endpoint.clone(), &reply, socket);
         let channel = endpoint.connect(stream_to(&reply)?).await?;
+        let handshake = lap();
         tracing::debug!(%environment, %profile, "stream open");
 
         let events = Events::default();
@@ -104,7 +115,8 @@ impl Client {
             .map_err(|_| ConnectError::Timeout)?
             .map_err(ConnectError::Session)?;
         caller.notify(&Initialized {}).await.map_err(ConnectError::Session)?;
-        Ok(Executor::new(link, caller, events, session, profile))
+        let timings = Timings { ask, dial, handshake, session: lap() };
+        Ok(Executor::new(link, caller, events, session, profile, timings))
     }
 }
 

@@ -28,6 +28,21 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// session's grace is over.
 pub struct Executor {
     connection: Arc<Connection>,
+    timings: Timings,
+}
+
+/// How long the steps of connecting took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timings {
+    /// Asking the registry for a ticket.
+    pub ask: Duration,
+    /// Opening the websocket: name, TCP, TLS, upgrade.
+    pub dial: Duration,
+    /// The Noise handshake with the executor, its question to the registry
+    /// included.
+    pub handshake: Duration,
+    /// Opening a session: the first round trip.
+    pub session: Duration,
 }
 
 impl Executor {
@@ -37,6 +52,7 @@ impl Executor {
         events: Events,
         session: InitializeReply,
         profile: Profile,
+        timings: Timings,
     ) -> Self {
         let connection = Connection {
             caller,
@@ -46,7 +62,12 @@ impl Executor {
             profile,
             link,
         };
-        Self { connection: Arc::new(connection) }
+        Self { connection: Arc::new(connection), timings }
+    }
+
+    /// How long it took to get here.
+    pub fn timings(&self) -> Timings {
+        self.timings
     }
 
     /// The profile of the connection.

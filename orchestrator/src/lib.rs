@@ -41,7 +41,7 @@ mod route;
 
 pub use client::Client;
 pub use error::{ConnectError, FileError, ProcessError};
-pub use executor::Executor;
+pub use executor::{Executor, Timings};
 pub use files::Files;
 pub use link::LinkState;
 pub use process::{Command, Control, Output, Process, ProcessEvent, Stdin};

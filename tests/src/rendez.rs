@@ -1,6 +1,7 @@
 //! Our own programs, as people start them.
 
 use std::ffi::OsStr;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -116,6 +117,11 @@ impl OurRelay {
         Ok(())
     }
 
+    /// Its state directory.
+    pub fn state(&self) -> &Path {
+        self.state.path()
+    }
+
     /// Its URL.
     pub fn url(&self) -> &str {
         &self.url
@@ -175,6 +181,11 @@ impl OurAgent {
     /// Its process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    /// Ends it, in good order.
+    pub async fn stop(self) -> Result<()> {
+        self.process.stop(WITHIN).await.map(drop)
     }
 }
 

@@ -48,12 +48,13 @@ pub enum TlsSetupError {
 }
 
 /// Sets up TLS for all further connections of this process. Without files
-/// nothing is done.
+/// nothing is done, nor for the same ones again.
 ///
 /// # Errors
 /// See [`TlsSetupError`].
 pub fn configure(files: &TlsFiles) -> Result<(), TlsSetupError> {
-    if *files == TlsFiles::default() {
+    static CONFIGURED: OnceLock<TlsFiles> = OnceLock::new();
+    if *files == TlsFiles::default() || CONFIGURED.get() == Some(files) {
         return Ok(());
     }
     let builder = match &files.authorities {
@@ -67,7 +68,9 @@ pub fn configure(files: &TlsFiles) -> Result<(), TlsSetupError> {
         }
     };
     let config = Arc::new(identified(builder, files.identity.as_ref())?);
-    TRUSTING.set(config).map_err(|_| TlsSetupError::TooLate)
+    TRUSTING.set(config).map_err(|_| TlsSetupError::TooLate)?;
+    let _ = CONFIGURED.set(files.clone());
+    Ok(())
 }
 
 fn identified(

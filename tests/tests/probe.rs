@@ -1,0 +1,118 @@
+//! `rendez probe`: real round trips, through a throw-away pair and to an
+//! executor that is there.
+
+use anyhow::{Context as _, Result};
+use rendez_tests::process::{Output, Process, run};
+use rendez_tests::rendez::{Dev, OurAgent, OurRelay, WITHIN, exec, rendez};
+use serde_json::Value;
+
+fn report(output: &Output) -> Result<Value> {
+    let text = output.stdout_text();
+    serde_json::from_str(&text).with_context(|| format!("{text:?}, {}", output.stderr_text()))
+}
+
+/// Percentiles that are in order and not zero.
+fn percentiles(report: &Value, kind: &str, count: u64) {
+    let samples = &report[kind];
+    assert_eq!(samples["count"], count, "{kind}: {report}");
+    let of = |name: &str| samples[name].as_f64().unwrap_or_default();
+    let [p50, p90, p99, max] = ["p50", "p90", "p99", "max"].map(of);
+    assert!(0.0 < p50 && p50 <= p90 && p90 <= p99 && p99 <= max, "{kind}: {samples}");
+}
+
+#[tokio::test]
+async fn a_relay_is_probed_through_a_pair_that_leaves_nothing_behind() -> Result<()> {
+    let dev = Dev::start().await?;
+    let args = ["probe", "--json", "--connects", "3", "--count", "7"];
+    let output = dev.run(args, b"").await?;
+    assert!(output.status.success(), "{}", output.stderr_text());
+    let report = report(&output)?;
+    assert_eq!(report["throw_away"], true);
+    assert_eq!(report["profile"], "rendez_hybrid_ik_v1");
+    for (kind, count) in [("ask_ms", 3), ("dial_ms", 3), ("handshake_ms", 3), ("connect_ms", 3)] {
+        percentiles(&report, kind, count);
+    }
+    percentiles(&report, "round_trip_ms", 21);
+    assert!(report["register_ms"].as_f64().is_some_and(|millis| millis > 0.0));
+
+    let tokens = dev.run(["token", "ls"], b"").await?.stdout_text();
+    let probes: Vec<_> = tokens.lines().filter(|line| line.contains("rendez probe")).collect();
+    assert_eq!(probes.len(), 2, "{tokens}");
+    assert!(probes.iter().all(|line| line.contains("revoked")), "{tokens}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_environment_is_probed_with_an_orchestrators_token() -> Result<()> {
+    let dev = Dev::start().await?;
+    let output = dev.run(["probe", "dev", "--connects", "2", "--count", "2"], b"").await?;
+    assert!(output.status.success(), "{}", output.stderr_text());
+    let text = output.stdout_text();
+    assert!(text.contains(" to dev, ") && text.contains("round trip        4"), "{text}");
+    let nowhere = dev.run(["probe", "nowhere"], b"").await?;
+    assert_eq!(nowhere.status.code(), Some(68), "{}", nowhere.stderr_text());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_state_directory_makes_the_tokens() -> Result<()> {
+    let relay = OurRelay::start().await?;
+    let mut probe = rendez()?;
+    probe.args(["probe", relay.url(), "--json", "--connects", "1", "--state"]).arg(relay.state());
+    let output = run(probe, b"", WITHIN).await?;
+    percentiles(&report(&output)?, "round_trip_ms", 20);
+    Ok(())
+}
+
+#[tokio::test]
+async fn nobody_else_gets_into_a_probing_machine() -> Result<()> {
+    let relay = OurRelay::start().await?;
+    let token = relay.token("orchestrator").await?;
+    let mut probe = rendez()?;
+    probe.args(["probe", relay.url(), "--count", "1000000", "--timeout", "10m", "--state"]);
+    let probe = Process::spawn({
+        probe.arg(relay.state());
+        probe
+    })?;
+    let refused = async {
+        loop {
+            let output = exec(relay.url(), &token, "rendez-probe", &["true"]).await?;
+            match output.status.code() {
+                // not registered, or not connected yet
+                Some(68 | 69) => {}
+                code => return anyhow::Ok((code, output.stderr_text())),
+            }
+        }
+    };
+    let (code, said) = tokio::time::timeout(WITHIN, refused).await??;
+    assert_eq!(code, Some(75), "{said}");
+    assert!(said.contains("no encrypted stream"), "{said}");
+    drop(probe);
+    Ok(())
+}
+
+#[tokio::test]
+async fn failures_have_the_usual_codes() -> Result<()> {
+    let relay = OurRelay::start().await?;
+    let orchestrator = relay.token("orchestrator").await?;
+    let probe = async |url: &str, token: &str| -> Result<Option<i32>> {
+        let mut probe = rendez()?;
+        probe.args(["probe", url]).env("RENDEZ_TOKEN", token);
+        Ok(run(probe, b"", WITHIN).await?.status.code())
+    };
+    // to make tokens takes an admin's
+    assert_eq!(probe(relay.url(), &orchestrator).await?, Some(77));
+    assert_eq!(probe("http://127.0.0.1:1", &orchestrator).await?, Some(75));
+    // no executor answers under this name any more
+    let executor = relay.token("executor").await?;
+    let agent = OurAgent::start(relay.url(), "box", &executor).await?;
+    let output = exec(relay.url(), &orchestrator, "box", &["true"]).await?;
+    assert_eq!(output.status.code(), Some(0), "{}", output.stderr_text());
+    agent.stop().await?;
+    let mut offline = rendez()?;
+    offline.args(["probe", "box"]);
+    offline.env("RENDEZ_RELAY", relay.url()).env("RENDEZ_TOKEN", &orchestrator);
+    let output = run(offline, b"", WITHIN).await?;
+    assert_eq!(output.status.code(), Some(69), "{}", output.stderr_text());
+    Ok(())
+}
