@@ -68,16 +68,20 @@ impl Reload {
     }
 
     /// Reloads at each SIGHUP until cancelled.
-    pub(crate) async fn at_signals(&self, cancel: CancellationToken) {
-        let mut hangups = match signal(SignalKind::hangup()) {
-            Ok(hangups) => hangups,
-            Err(error) => {
-                tracing::warn!(%error, "SIGHUP cannot be caught; settings stay as they are");
-                return;
-            }
-        };
-        while let Some(Some(())) = cancel.run_until_cancelled(Signal::recv(&mut hangups)).await {
+    pub(crate) async fn at(&self, mut hangups: Signal, cancel: CancellationToken) {
+        while let Some(Some(())) = cancel.run_until_cancelled(hangups.recv()).await {
             self.reload();
+        }
+    }
+}
+
+/// SIGHUPs from here on: one that nobody waits for ends the process.
+pub(crate) fn hangups() -> Option<Signal> {
+    match signal(SignalKind::hangup()) {
+        Ok(hangups) => Some(hangups),
+        Err(error) => {
+            tracing::warn!(%error, "SIGHUP cannot be caught; settings stay as they are");
+            None
         }
     }
 }

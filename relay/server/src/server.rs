@@ -19,7 +19,7 @@ use crate::edge::stats::EdgeStats;
 use crate::ledger::Ledger;
 use crate::listen::Listener;
 use crate::metrics::{self, Metrics};
-use crate::reload::Reload;
+use crate::reload::{Reload, hangups};
 use crate::routes;
 pub use crate::signals::{Stop, stop_at_signals, until_signal};
 use crate::tls::Tls;
@@ -144,6 +144,8 @@ impl Relay {
     pub async fn serve(self, stop: impl Into<Stop>) {
         let stop = stop.into();
         let Self { settings, public, admin, edge, metrics, tls, log } = self;
+        // Before anybody can know that there is something to signal.
+        let hangups = hangups();
         tracing::info!(address = %public.local_addr(), "listening");
         hint_at_tokens(&edge.registry).await;
         let tasks = CancellationToken::new();
@@ -166,8 +168,10 @@ impl Relay {
             tokio::spawn(tls.clone().watch(tasks.child_token()));
         }
         let reload = Reload::new(settings, log, tls, edge.directory.clone());
-        let reload_cancel = tasks.child_token();
-        tokio::spawn(async move { reload.at_signals(reload_cancel).await });
+        if let Some(hangups) = hangups {
+            let cancel = tasks.child_token();
+            tokio::spawn(async move { reload.at(hangups, cancel).await });
+        }
 
         let requests = TaskTracker::new();
         let app = routes::public(&edge, &metrics, whole_v1);

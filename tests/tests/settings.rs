@@ -1,0 +1,112 @@
+//! A relay's settings as operators use them: printed, read back, overridden,
+//! read again at SIGHUP.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use rendez_tests::process::{Output, Process, run};
+use rendez_tests::rendez::{WITHIN, rendez};
+use rustix::process::Signal;
+use serde_json::Value;
+
+async fn print_config(file: &Path, more: &[&str], variable: Option<&str>) -> Result<Output> {
+    let mut command = rendez()?;
+    command.args(["relay", "--print-config", "--config"]).arg(file).args(more);
+    command.envs(variable.map(|value| ("RENDEZ_CONNECTIONS_MAX", value)));
+    run(command, b"", WITHIN).await
+}
+
+#[tokio::test]
+async fn settings_are_printed_with_their_origin_and_read_back() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("relay.toml");
+    fs::write(&file, "connections_max = 1\n[drain]\ndeadline = \"7s\"\n")?;
+    let output = print_config(&file, &["--listen", "127.0.0.1:1"], Some("2")).await?;
+    assert!(output.status.success(), "{}", output.stderr_text());
+    let text = output.stdout_text();
+    for expected in [
+        "From: --listen.\nlisten = \"127.0.0.1:1\"\n",
+        "From: RENDEZ_CONNECTIONS_MAX.\nconnections_max = 2\n",
+        "relay.toml:3.\ndeadline = \"7s\"\n",
+        "From: default.\nstate = \"rendez-state\"\n",
+    ] {
+        assert!(text.contains(expected), "{expected:?} is not in\n{text}");
+    }
+    fs::write(&file, &text)?;
+    let again = print_config(&file, &[], None).await?.stdout_text();
+    let values = |text: &str| {
+        let set = |line: &&str| !line.starts_with('#') && !line.is_empty();
+        text.lines().filter(set).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(values(&again), values(&text));
+
+    fs::write(&file, "[drain]\ndeadlin = \"7s\"\n")?;
+    let wrong = print_config(&file, &[], None).await?;
+    assert_eq!(wrong.status.code(), Some(78));
+    let said = wrong.stderr_text();
+    assert!(said.contains("relay.toml:2") && said.contains("`drain.deadline`?"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn at_sighup_the_log_says_what_changes_and_what_waits() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("relay.toml");
+    let state = directory.path().join("state");
+    let write = |level: &str, connections: u32, streams: u32| {
+        let text = format!(
+            "listen = \"127.0.0.1:0\"\nstate = {state:?}\nconnections_max = {connections}\n\
+             [quota]\ntoken = \"streams={streams}\"\n\
+             [log]\nformat = \"json\"\nlevel = {level:?}\n"
+        );
+        fs::write(&file, text)
+    };
+    write("info", 100, 5)?;
+    let mut command = rendez()?;
+    command.args(["relay", "--config"]).arg(&file);
+    let relay = Process::spawn(command)?;
+    // every line is an object with the event's fields
+    let line = async |message: &str, setting: Option<&str>| -> Result<Value> {
+        let wanted = |line: &str| {
+            let object: Value = serde_json::from_str(line).unwrap_or_default();
+            let right = object["message"].as_str().is_some_and(|text| text.contains(message))
+                && setting.is_none_or(|setting| object["setting"] == setting);
+            right.then_some(object)
+        };
+        relay.stderr_line(WITHIN, wanted).await.with_context(|| format!("{message}, {setting:?}"))
+    };
+    let listening = line("listening", None).await?;
+    assert!(listening["address"].is_string() && listening["level"] == "INFO", "{listening}");
+
+    write("debug", 200, 6)?;
+    relay.signal(Signal::HUP)?;
+    let changed = line("setting changed", Some("log.level")).await?;
+    assert_eq!((&changed["old"], &changed["new"]), (&"info".into(), &"debug".into()));
+    let changed = line("setting changed", Some("quota.token")).await?;
+    assert_eq!(changed["new"], "streams=6");
+    line("changes at the next start", Some("connections_max")).await?;
+
+    fs::write(&file, "nonsense = 1")?;
+    relay.signal(Signal::HUP)?;
+    let kept = line("the old ones stay", None).await?;
+    assert!(kept["error"].as_str().is_some_and(|why| why.contains("nonsense")), "{kept}");
+    assert_eq!(relay.stop(WITHIN).await?.code(), Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_token_that_goes_out_without_tls_is_told() -> Result<()> {
+    let exec = async |relay: &str| -> Result<Output> {
+        let mut command = rendez()?;
+        command.args(["exec", "box", "--", "true"]);
+        command.env("RENDEZ_RELAY", relay).env("RENDEZ_TOKEN", "rdz_o_x_y");
+        run(command, b"", WITHIN).await
+    };
+    // this machine, by an address that does not say so
+    let exposed = exec("http://0.0.0.0:1").await?.stderr_text();
+    assert_eq!(exposed.matches("without TLS").count(), 1, "{exposed}");
+    let near = exec("http://127.0.0.1:1").await?.stderr_text();
+    assert!(!near.contains("without TLS"), "{near}");
+    Ok(())
+}
