@@ -17,6 +17,7 @@ const LONGER: &[(&str, &str)] = &[];
 
 /// Tests that sleep, and why that is not synchronisation.
 const SLEEPS_IN_TESTS: &[(&str, &str)] = &[
+    ("tests/benches/paths/wire.rs", "a link with a delay is what a sleep is for"),
     (
         "tests/src/stock/app_server.rs",
         "polls another process's state, which announces nothing, until a deadline",
