@@ -4,8 +4,8 @@ use std::fmt;
 use std::io::IsTerminal as _;
 use std::str::FromStr;
 
-use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::filter::{FilterExt as _, LevelFilter, Targets, filter_fn};
+use tracing_subscriber::layer::{Layered, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry, fmt as lines, reload};
@@ -102,9 +102,15 @@ impl fmt::Display for LogFormat {
     }
 }
 
+/// Something beside the log that hears of spans, such as an exporter of traces.
+pub type Listener = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// What the log's own layer stands on.
+type Below = Layered<Option<Listener>, Registry>;
+
 /// Changes the level of a running log.
 #[derive(Clone, Default)]
-pub struct LogHandle(Option<reload::Handle<Targets, Registry>>);
+pub struct LogHandle(Option<reload::Handle<Targets, Below>>);
 
 impl LogHandle {
     /// From here on. Nothing happens where somebody else started the log.
@@ -117,13 +123,18 @@ impl LogHandle {
 
 /// Starts logging for people. A second call does nothing.
 pub fn start(level: LogLevel) {
-    start_as(level, LogFormat::Human);
+    start_as(level, LogFormat::Human, None);
 }
 
 /// Starts logging. A second call does nothing, and its handle has no effect.
-pub fn start_as(level: LogLevel, format: LogFormat) -> LogHandle {
+///
+/// Spans are for `listener` alone, whatever the level: lines of the log say by
+/// themselves what they are about.
+pub fn start_as(level: LogLevel, format: LogFormat, listener: Option<Listener>) -> LogHandle {
     let (filter, handle) = reload::Layer::new(filter(level));
-    let started = tracing_subscriber::registry().with(filter).with(printer(format)).try_init();
+    let events = filter.and(filter_fn(|metadata| metadata.is_event()));
+    let log = printer(format).with_filter(events);
+    let started = tracing_subscriber::registry().with(listener).with(log).try_init();
     LogHandle(started.is_ok().then_some(handle))
 }
 

@@ -33,9 +33,11 @@ mod routes;
 pub mod server;
 mod signals;
 mod tls;
+mod traces;
 mod waiters;
 
 pub use args::RelayArgs;
 pub use config::Config;
 pub use ledger::Quotas;
 pub use server::{Relay, StartError};
+pub use traces::{Traces, TracesError};

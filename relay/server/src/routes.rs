@@ -23,6 +23,8 @@ use axum::routing::get;
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::registry::error::{ErrorBody, ErrorCode, ErrorDetail};
 use rendez_registry::RENDEZVOUS_PATH;
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use crate::edge::{Edge, rendezvous};
 use crate::metrics::{CONTENT_TYPE as METRICS_TYPE, Call, Metrics};
@@ -78,7 +80,9 @@ async fn measure(State(metrics): State<Arc<Metrics>>, request: Request, next: Ne
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let Some(call) = path.and_then(Call::of_route) else { return next.run(request).await };
     let since = Instant::now();
-    let response = next.run(request).await;
+    let span = tracing::info_span!("call", otel.name = call.as_str(), status = Empty);
+    let response = next.run(request).instrument(span.clone()).await;
+    span.record("status", response.status().as_u16());
     metrics.observe_call(call, since.elapsed());
     response
 }

@@ -217,6 +217,10 @@ settings! {
     /// How it is logged, on standard error: human, or json with one object per
     /// line.
     log_format: LogFormat = LogFormat::Human, "log.format", "human or json", AtStart;
+
+    /// Where traces of calls and websockets go, by OTLP over HTTP, such as
+    /// http://127.0.0.1:4318/v1/traces. Empty: nowhere.
+    telemetry_otlp: String = String::new(), "telemetry.otlp", "URL", AtStart;
 }
 
 impl Config {

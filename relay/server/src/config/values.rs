@@ -161,6 +161,16 @@ impl Value for Duration {
     }
 }
 
+impl Value for String {
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(text.to_owned())
+    }
+
+    fn text(&self) -> String {
+        self.clone()
+    }
+}
+
 impl Value for PathBuf {
     fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() { Err("a path is wanted".into()) } else { Ok(text.into()) }

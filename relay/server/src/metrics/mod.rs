@@ -58,7 +58,8 @@ impl Call {
         Self::ALL.into_iter().find(|call| call.as_str() == last)
     }
 
-    fn as_str(self) -> &'static str {
+    /// A word for labels and traces.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Call::Register => "register",
             Call::Connect => "connect",

@@ -1,0 +1,130 @@
+//! Traces of calls and websockets, by OTLP over HTTP, in batches, with our own
+//! HTTP and TLS client. Frames are never traced.
+//!
+//! | span | from, to |
+//! | --- | --- |
+//! | `register`, `connect`, `validate`, `rendezvous` | a request, its answer |
+//! | `websocket` | a connection's pump, its whole life |
+//!
+//! Spans hold ids and statuses, as the log does. Without a listener nothing of
+//! them is made.
+
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Request, Response};
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_http::{HttpClient, HttpError};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use rendez_transport::telemetry::Listener;
+use rendez_transport::tls;
+use rustls::ClientConfig;
+use tokio::runtime::Handle;
+use tracing::Metadata;
+use tracing::level_filters::LevelFilter;
+
+use crate::config::Config;
+
+/// How long one batch may take to be sent, and the last one at the end.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Traces cannot be exported to `telemetry.otlp`. The operator has to act.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot export traces to telemetry.otlp: {0}")]
+pub struct TracesError(String);
+
+/// The export of traces, if it is on.
+pub struct Traces(Option<SdkTracerProvider>);
+
+impl Traces {
+    /// Starts what the settings ask for. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// See [`TracesError`].
+    pub fn start(config: &Config) -> Result<Self, TracesError> {
+        let url = config.telemetry_otlp.as_str();
+        if url.is_empty() {
+            return Ok(Self(None));
+        }
+        let failed = |error: &dyn fmt::Display| TracesError(error.to_string());
+        let config = tls::for_url(url).map_err(|error| failed(&error))?;
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(ClientConfig::clone(&config))
+            .timeout(SEND_TIMEOUT)
+            .build()
+            .map_err(|error| failed(&error))?;
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_http_client(Post { http, runtime: Handle::current() })
+            .with_protocol(Protocol::HttpBinary)
+            .with_endpoint(url)
+            .with_timeout(SEND_TIMEOUT)
+            .build()
+            .map_err(|error| failed(&error))?;
+        let resource = Resource::builder().with_service_name("rendez-relay").build();
+        let provider = SdkTracerProvider::builder()
+            .with_resource(resource)
+            .with_batch_exporter(exporter)
+            .build();
+        Ok(Self(Some(provider)))
+    }
+
+    /// What is to hear of our own spans, whatever the log's level.
+    pub fn listener(&self) -> Option<Listener> {
+        self.0.as_ref().map(listener)
+    }
+
+    /// Sends what is still there.
+    pub async fn finish(self) {
+        let Some(provider) = self.0 else { return };
+        // It waits for the exporter's thread.
+        let shutdown = move || provider.shutdown_with_timeout(SEND_TIMEOUT);
+        match tokio::task::spawn_blocking(shutdown).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the last traces were not sent"),
+            Err(error) => tracing::warn!(%error, "the last traces were not sent"),
+        }
+    }
+}
+
+fn listener(provider: &SdkTracerProvider) -> Listener {
+    use tracing_subscriber::Layer as _;
+    use tracing_subscriber::filter::filter_fn;
+    let ours = |metadata: &Metadata<'_>| {
+        metadata.is_span()
+            && metadata.target().starts_with("rendez")
+            && *metadata.level() <= LevelFilter::INFO
+    };
+    tracing_opentelemetry::layer()
+        .with_tracer(provider.tracer("rendez-relay"))
+        .with_tracked_inactivity(false)
+        .with_location(false)
+        .with_threads(false)
+        .with_filter(filter_fn(ours))
+        .boxed()
+}
+
+/// Sends batches on our runtime: the exporter's thread has none.
+#[derive(Debug)]
+struct Post {
+    http: reqwest::Client,
+    runtime: Handle,
+}
+
+#[async_trait]
+impl HttpClient for Post {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let http = self.http.clone();
+        let sending = async move {
+            let answer = http.execute(request.try_into()?).await?.error_for_status()?;
+            let status = answer.status();
+            Ok::<_, reqwest::Error>((status, answer.bytes().await?))
+        };
+        let (status, body) = self.runtime.spawn(sending).await??;
+        Ok(Response::builder().status(status).body(body)?)
+    }
+}
