@@ -1,7 +1,7 @@
 //! Who is connected to this node: one entry per open websocket.
 //!
 //! Touched when a websocket opens or closes, never per frame. An entry is there
-//! exactly as long as its [`Visit`]; what an executor's has carried and why it
+//! exactly as long as its `Visit`; what an executor's has carried and why it
 //! ended goes to the registry's history when the visit is over.
 
 use std::collections::BTreeMap;

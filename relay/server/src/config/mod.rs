@@ -80,6 +80,7 @@ macro_rules! settings {
         $field:ident : $type:ty = $default:expr, $name:literal, $unit:literal, $change:ident;
     )+) => {
         /// What a relay needs to know.
+        #[allow(rustdoc::bare_urls, reason = "the comments are help texts, too")]
         #[derive(Debug, Clone)]
         pub struct Config {
             $( $(#[doc = $doc])+ pub $field: $type, )+
