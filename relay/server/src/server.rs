@@ -181,6 +181,13 @@ impl Relay {
         stop.gently.cancelled().await;
         let deadline = Instant::now() + pace.deadline;
         edge.drain.announce();
+        if !pace.announce.is_zero() {
+            let seconds = pace.announce.as_secs_f64();
+            tracing::info!(
+                seconds,
+                "asked to stop; not ready any more, serving until balancers know"
+            );
+        }
         edge.directory.drain();
         let _ = stop.at_once.run_until_cancelled(tokio::time::sleep(pace.announce)).await;
         // The listener is closed first, so that nobody who is sent away comes
