@@ -162,9 +162,9 @@ pub const HANDSHAKE_FAILURES_PER_TOKEN: u64 = 3;
 pub const HANDSHAKE_FAILURE_RECOVERY: Duration = Duration::from_secs(300);
 /// Failures left at an executor at which only tokens without any get through.
 pub const HANDSHAKE_FAILURES_RESERVED: u32 = 2;
-/// Handshakes of one token that wait for an executor's answer: a quarter of
-/// [`PENDING_HANDSHAKES`].
-pub const HANDSHAKES_PENDING_PER_TOKEN: usize = PENDING_HANDSHAKES / 4;
+/// How soon message 1 of a handshake may come again: our own orchestrators
+/// repeat it, [`RTO_INITIAL`] after the first at the earliest.
+pub const HANDSHAKE_REPEAT: Duration = Duration::from_millis(500);
 /// Orchestrator websockets per executor at one relay: each may carry one or
 /// more of the executor's [`STREAMS_PER_EXECUTOR`].
 pub const ORCHESTRATORS_PER_EXECUTOR: usize = 128;
@@ -354,6 +354,8 @@ const _: () = {
     assert!(LANE_MIN_BYTES >= FRAME_MAX_BYTES && LANE_MIN_BYTES < LANE_MAX_BYTES);
     assert!(HANDSHAKE_FAILURES_PER_TOKEN * 2 < HANDSHAKE_FAILURES as u64);
     assert!(HANDSHAKE_FAILURES_RESERVED < HANDSHAKE_FAILURES);
+    assert!(HANDSHAKE_REPEAT.as_millis() < RTO_INITIAL.as_millis());
+    assert!((HANDSHAKE_FAILURES as usize) <= PENDING_HANDSHAKES);
     assert!(LANE_QUANTUM_BYTES >= NOISE_MESSAGE_MAX_BYTES);
     assert!(SESSION_GRACE.as_secs() >= STREAM_GRACE.as_secs() + SESSION_MARGIN.as_secs());
     assert!(STREAM_GRACE.as_secs() <= STREAM_GRACE_MAX.as_secs());

@@ -28,10 +28,10 @@ use rendez_proto::registry::{ConnectReply, ConnectRequest, RegisterReply, Regist
 use rendez_registry::Registry;
 use rendez_registry::signer::SIGNING_KEY_FILE;
 use rendez_registry::stats::{Operation, Outcome};
-use rendez_relay::directory::Directory;
+use rendez_relay::directory::{Census, Directory};
 use rendez_relay::edge::stats::{EdgeStats, End};
 use rendez_relay::server::Stop;
-use rendez_relay::{Config, Relay};
+use rendez_relay::{Config, Quotas, Relay};
 use rendez_relay_core::Dropped;
 use rendez_transport::tls;
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -260,6 +260,26 @@ impl TestRelay {
         Ok(())
     }
 
+    /// What is connected.
+    pub fn census(&self) -> Census {
+        self.directory.census()
+    }
+
+    /// Replaces all quotas while the relay runs.
+    pub fn set_quotas(&self, quotas: Quotas) {
+        self.directory.ledger().set_quotas(quotas);
+    }
+
+    /// Bytes of frames that wait in the relay.
+    pub fn memory_used(&self) -> usize {
+        self.directory.ledger().node().usage().memory_bytes
+    }
+
+    /// How often a websocket was not read for a while because of a rate.
+    pub fn held_back(&self) -> u64 {
+        self.directory.stats().held_back
+    }
+
     /// Connected executors and orchestrators.
     pub fn connected(&self) -> (usize, usize) {
         let census = self.directory.census();
@@ -291,6 +311,11 @@ pub enum Counter {
 pub struct Counters(HashMap<Counter, u64>);
 
 impl Counters {
+    /// How often that was counted.
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0.get(&counter).copied().unwrap_or_default()
+    }
+
     /// What went up since `before`, by how much.
     fn since(&self, before: &Counters) -> Counters {
         let by = |(counter, n): (&Counter, &u64)| {
@@ -377,6 +402,33 @@ impl Websocket {
     /// Sends one message.
     pub async fn send(&mut self, message: Message) -> Result<()> {
         timeout(SOON, self.0.send(message)).await.context("sending")?.map_err(Into::into)
+    }
+
+    /// Buffers one binary message; waits for room, however long that takes.
+    pub async fn feed_binary(&mut self, bytes: impl Into<Bytes>) -> Result<()> {
+        Ok(self.0.feed(Message::Binary(bytes.into())).await?)
+    }
+
+    /// Sends what was buffered, however long that takes.
+    pub async fn flush(&mut self) -> Result<()> {
+        Ok(self.0.flush().await?)
+    }
+
+    /// Sends one binary message, however long that takes.
+    pub async fn send_patiently(&mut self, bytes: impl Into<Bytes>) -> Result<()> {
+        self.feed_binary(bytes).await?;
+        self.flush().await
+    }
+
+    /// The next binary message, however long that takes.
+    pub async fn receive_patiently(&mut self) -> Result<Bytes> {
+        loop {
+            match self.0.next().await.transpose()? {
+                Some(Message::Binary(bytes)) => return Ok(bytes),
+                Some(Message::Ping(_) | Message::Pong(_)) => {}
+                other => bail!("{other:?} instead of a frame"),
+            }
+        }
     }
 
     /// Sends one binary message.

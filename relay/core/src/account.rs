@@ -197,12 +197,12 @@ impl Account {
         u64::try_from(failures).unwrap_or(u64::MAX)
     }
 
-    /// Whether another handshake may be risked; if `few` failures are left,
-    /// only one of an account without any.
-    pub(crate) fn may_fail(&self, now: Instant, few: bool) -> bool {
+    /// Whether another handshake may be risked while `under_way` may fail as
+    /// well; if `few` failures are left, only one of an account without any.
+    pub(crate) fn may_fail(&self, now: Instant, under_way: u64, few: bool) -> bool {
         match self.quota().handshake_failures {
             Quota::NONE => true,
-            max => self.failures(now) < if few { max.min(1) } else { max },
+            max => self.failures(now) + under_way < if few { max.min(1) } else { max },
         }
     }
 }
@@ -399,14 +399,14 @@ mod tests {
         assert!(account.begin_handshake(now + Duration::from_secs(10)));
 
         let account = Account::new(Quota { handshake_failures: 3, ..Quota::UNLIMITED });
-        assert!(account.may_fail(now, true));
+        assert!(account.may_fail(now, 0, true));
         for _ in 0..3 {
-            assert!(account.may_fail(now, false));
+            assert!(account.may_fail(now, 0, false));
             account.handshake_failed(now);
-            assert!(!account.may_fail(now, true));
+            assert!(!account.may_fail(now, 0, true));
         }
-        assert!(!account.may_fail(now, false));
-        assert!(account.may_fail(now + HANDSHAKE_FAILURE_RECOVERY, false));
+        assert!(!account.may_fail(now, 0, false));
+        assert!(account.may_fail(now + HANDSHAKE_FAILURE_RECOVERY, 0, false));
         assert_eq!(account.failures(now + HANDSHAKE_FAILURE_RECOVERY * 100), 0);
     }
 }

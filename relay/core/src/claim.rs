@@ -69,14 +69,16 @@ pub(crate) enum Ending {
     Over,
 }
 
-/// How far the handshake of a stream has come, for the guard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How far the handshake of a stream has come. See `handshakes`.
+#[derive(Debug)]
 pub(crate) enum Handshake {
-    /// No handshake passed; the stream may have begun at another relay.
+    /// None passed; the stream may have begun at another relay.
     None,
-    /// Message 1 went to the executor.
-    Offered,
-    /// The executor has answered, or failed to.
+    /// Message 1 is here, and may not go to the executor yet.
+    Waiting { message: Bytes, since: Instant },
+    /// Message 1 went to the executor; when, the last time.
+    Offered { at: Instant },
+    /// The executor has answered, or will not.
     Over,
 }
 
@@ -196,7 +198,7 @@ impl Claim {
             Ending::Passed { until, .. } => Some(until),
             Ending::No | Ending::Over => None,
         };
-        [grace, linger, self.stalled_until].into_iter().flatten().min()
+        [grace, linger, self.stalled_until, self.handshake.deadline()].into_iter().flatten().min()
     }
 }
 

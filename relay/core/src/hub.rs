@@ -81,6 +81,9 @@ pub struct Shared {
 pub struct Hub {
     shared: Shared,
     pub(crate) guard: Guard,
+    /// Claims whose handshakes wait, in order. Bounded by the number of claims:
+    /// one stands in it once.
+    pub(crate) handshakes: VecDeque<usize>,
     ports: Slab<Port>,
     /// Of ports, so that a stale [`PortKey`] misses.
     next_epoch: u64,
@@ -291,6 +294,7 @@ impl Hub {
         for index in self.claims_where(is_due) {
             self.sweep(index, now);
         }
+        self.offer_waiting(now);
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) has something to do.

@@ -34,7 +34,24 @@ impl Hub {
         message: Bytes,
         now: Instant,
     ) {
-        match self.claim(from, subject, can, frame, now) {
+        match self.claim(from, subject, can, frame.stream) {
+            Ok(index) if frame.kind == Kind::Handshake => {
+                if let Err((dropped, reason)) = self.offer(index, message, now) {
+                    self.stats.count_dropped(dropped, 1);
+                    let stream = self.claims[index].stream.clone();
+                    self.end_at_once(index);
+                    self.remove_if_over(index);
+                    self.refuse(from, stream, reason);
+                }
+            }
+            Ok(index) if self.is_waiting(index) => {
+                self.stats.count_dropped(Dropped::HandshakeWaits, 1);
+                if frame.kind == Kind::Reset {
+                    self.handshake_failed(index, now);
+                    self.end_at_once(index);
+                    self.remove_if_over(index);
+                }
+            }
             Ok(index) => self.forward(index, Direction::ToExecutor, frame.kind, message, now),
             Err(Refused(dropped, reason)) => {
                 self.stats.count_dropped(dropped, 1);
@@ -54,13 +71,11 @@ impl Hub {
         from: PortKey,
         subject: Subject,
         can: Capabilities,
-        frame: Peek<'_>,
-        now: Instant,
+        stream: &str,
     ) -> Result<usize, Refused> {
         const TOO_MANY: Refused = Refused(Dropped::TooManyStreams, ResetReason::Overloaded);
         const NOBODY: Refused = Refused(Dropped::PeerAway, ResetReason::ExecutorGone);
         const QUOTA: Refused = Refused(Dropped::Quota, ResetReason::Overloaded);
-        let stream = frame.stream;
         if let Some(&index) = self.by_stream.get(stream) {
             let claim = &self.claims[index];
             if claim.holder == Holder::Port(from) {
@@ -81,9 +96,6 @@ impl Hub {
             return Err(TOO_MANY);
         }
         let accounts = self.port_mut(from).ok_or(TOO_MANY)?.accounts().clone();
-        if frame.kind == Kind::Handshake {
-            self.admit_handshake(&accounts, now).map_err(|(why, reason)| Refused(why, reason))?;
-        }
         let port = self.port_mut(from).ok_or(TOO_MANY)?;
         if port.streams >= limits::STREAMS_PER_ORCHESTRATOR {
             return Err(TOO_MANY);
@@ -113,7 +125,7 @@ impl Hub {
         Ok(())
     }
 
-    fn forward(
+    pub(crate) fn forward(
         &mut self,
         index: usize,
         direction: Direction,
@@ -270,6 +282,8 @@ impl Hub {
         if claim.stalled_until.is_some_and(|deadline| deadline <= now) {
             return self.reset_overloaded(index);
         }
+        self.expire_handshake(index, now);
+        let claim = &mut self.claims[index];
         if matches!(claim.holder, Holder::Away { until } if until <= now) {
             claim.holder = Holder::Nobody;
         }
@@ -310,6 +324,7 @@ impl Hub {
 
     pub(crate) fn executor_left(&mut self) {
         self.executor = None;
+        self.forget_handshakes();
         for index in self.claims_where(|_| true) {
             self.claims[index].to_executor.queued = false;
             let lost = self.claims[index].clear(Direction::ToExecutor);
@@ -357,6 +372,7 @@ impl Hub {
         if !self.claims[index].is_over() {
             return;
         }
+        self.handshakes.retain(|other| *other != index);
         for direction in [Direction::ToExecutor, Direction::ToOrchestrator] {
             self.clear(index, direction);
         }

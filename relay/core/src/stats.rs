@@ -26,13 +26,17 @@ pub enum Dropped {
     Quota,
     /// A handshake of a token of which too many failed.
     HandshakeGuard,
-    /// A handshake beyond a rate, or too many of a token that wait.
+    /// A handshake beyond a rate.
     HandshakeRate,
+    /// A handshake that came again while the first was under way.
+    HandshakeRepeat,
+    /// A frame of a stream whose handshake waits for its turn.
+    HandshakeWaits,
 }
 
 impl Dropped {
     /// All reasons, for counters.
-    pub const ALL: [Dropped; 11] = [
+    pub const ALL: [Dropped; 13] = [
         Dropped::Malformed,
         Dropped::ForeignStream,
         Dropped::UnknownStream,
@@ -44,6 +48,8 @@ impl Dropped {
         Dropped::Quota,
         Dropped::HandshakeGuard,
         Dropped::HandshakeRate,
+        Dropped::HandshakeRepeat,
+        Dropped::HandshakeWaits,
     ];
 
     /// A word for counters.
@@ -60,6 +66,8 @@ impl Dropped {
             Dropped::Quota => "quota",
             Dropped::HandshakeGuard => "handshake_guard",
             Dropped::HandshakeRate => "handshake_rate",
+            Dropped::HandshakeRepeat => "handshake_repeat",
+            Dropped::HandshakeWaits => "handshake_waits",
         }
     }
 }

@@ -242,6 +242,7 @@ impl Bench {
             Dropped::TooManyStreams,
             Dropped::HandshakeGuard,
             Dropped::HandshakeRate,
+            Dropped::HandshakeWaits,
         ];
         if self.ports[index].left || refused.into_iter().any(grew) {
             return;

@@ -107,6 +107,7 @@ impl Relay {
             Dropped::Malformed,
             Dropped::HandshakeGuard,
             Dropped::HandshakeRate,
+            Dropped::HandshakeWaits,
         ];
         let before = (dropped(&self.hub, &Dropped::ALL), dropped(&self.hub, &refusals));
         if self.hub.handle_message(port, wire.clone(), now).is_err() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rendez_proto::frame::{Body, ResetReason};
 use rendez_proto::limits::{
     HANDSHAKE_COOLDOWN, HANDSHAKE_FAILURE_RECOVERY, HANDSHAKE_FAILURES,
-    HANDSHAKE_FAILURES_PER_TOKEN, HANDSHAKE_FAILURES_RESERVED, HANDSHAKES_PENDING_PER_TOKEN,
+    HANDSHAKE_FAILURES_PER_TOKEN, HANDSHAKE_FAILURES_RESERVED, HANDSHAKE_REPEAT, HANDSHAKE_TIMEOUT,
 };
 
 use super::tests::{Bench, OURS, STOCK, data, frame, reset_of, t0};
@@ -245,17 +245,87 @@ fn a_handshake_that_is_cancelled_counts_and_one_that_is_answered_does_not() {
     assert_eq!(token.failures(t0()), 2);
 }
 
+/// The streams of the handshakes that reached the executor.
+fn offered(b: &mut Bench) -> Vec<String> {
+    let frames = b.drain(b.executor);
+    frames.iter().map(|wire| rendez_proto::peek::peek(wire).unwrap().stream.to_owned()).collect()
+}
+
 #[test]
-fn few_handshakes_of_a_token_wait_at_once() {
+fn a_burst_cannot_make_an_executor_deaf_before_the_first_one_has_failed() {
     let mut b = Bench::new();
-    let (token, other) = (guarded(), guarded());
-    let port = join(&mut b, 1, STOCK, &token);
-    for n in 0..HANDSHAKES_PENDING_PER_TOKEN + 3 {
-        b.send(port, &handshake(&format!("p{n}")));
+    let tokens: Vec<Arc<Account>> = (0..10).map(|_| guarded()).collect();
+    let ports: Vec<PortKey> = (0..10).map(|n| join(&mut b, n, STOCK, &tokens[n])).collect();
+    for (n, port) in ports.iter().enumerate() {
+        for k in 0..5 {
+            b.send(*port, &handshake(&format!("{n}.{k}")));
+        }
     }
-    assert_eq!(b.drain(b.executor).len(), HANDSHAKES_PENDING_PER_TOKEN);
-    assert_eq!(b.hub.stats().dropped(Dropped::HandshakeRate), 3);
-    let quick = join(&mut b, 2, STOCK, &other);
-    b.send(quick, &handshake("quick"));
-    assert_eq!(b.drain(b.executor).len(), 1);
+    let first = offered(&mut b);
+    assert_eq!(first, ["0.0", "0.1", "0.2", "1.0", "1.1", "1.2", "2.0"], "of any token few");
+    assert!(first.len() < HANDSHAKE_FAILURES as usize);
+    // answered ones make room for those that wait, in order
+    b.send(b.executor, &handshake("0.1"));
+    assert_eq!(offered(&mut b), ["0.3"]);
+    b.send(b.executor, &handshake("2.0"));
+    assert_eq!(offered(&mut b), ["2.1"]);
+    // failed ones do not
+    b.send(b.executor, &reset("0.0"));
+    assert_eq!(offered(&mut b), [] as [&str; 0]);
+}
+
+#[test]
+fn a_stream_id_that_is_used_again_is_another_attempt() {
+    let mut b = Bench::new();
+    let token = guarded();
+    let port = join(&mut b, 1, STOCK, &token);
+    let mut passed = 0;
+    for _ in 0..100 {
+        b.send(port, &handshake("again"));
+        b.send(port, &handshake("again"));
+        passed += offered(&mut b).len();
+        b.send(b.executor, &reset("again"));
+        b.drain(port);
+    }
+    assert_eq!(passed as u64, HANDSHAKE_FAILURES_PER_TOKEN);
+}
+
+#[test]
+fn message_1_may_come_again_where_ends_resend_but_not_at_once() {
+    let mut b = Bench::new();
+    let token = guarded();
+    let port = join(&mut b, 1, OURS, &token);
+    let send = |b: &mut Bench, at| {
+        b.hub.handle_message(port, handshake("s"), t0() + at).unwrap();
+        offered(b).len()
+    };
+    assert_eq!(send(&mut b, Duration::ZERO), 1);
+    assert_eq!(send(&mut b, HANDSHAKE_REPEAT - Duration::from_millis(1)), 0);
+    assert_eq!(send(&mut b, HANDSHAKE_REPEAT), 1);
+    assert_eq!(send(&mut b, HANDSHAKE_REPEAT), 0);
+    assert_eq!(b.hub.stats().dropped(Dropped::HandshakeRepeat), 2);
+}
+
+#[test]
+fn what_waits_can_be_cancelled_expires_and_never_reaches_the_executor() {
+    let mut b = Bench::new();
+    let token = guarded();
+    let port = join(&mut b, 1, STOCK, &token);
+    for stream in ["a", "b", "c", "cancelled", "left", "expires"] {
+        b.send(port, &handshake(stream));
+    }
+    assert_eq!(offered(&mut b), ["a", "b", "c"]);
+    b.send(port, &data("expires", 1, 1));
+    b.send(port, &reset("cancelled"));
+    assert_eq!(b.hub.stats().dropped(Dropped::HandshakeWaits), 2);
+    assert_eq!(offered(&mut b), [] as [&str; 0]);
+    let late = t0() + HANDSHAKE_TIMEOUT;
+    b.hub.handle_timeout(late);
+    for stream in ["a", "b", "c"] {
+        b.hub.handle_message(b.executor, handshake(stream), late).unwrap();
+    }
+    assert_eq!(offered(&mut b), [] as [&str; 0]);
+    assert_eq!(token.failures(late), 0);
+    b.hub.leave(port, late);
+    assert_eq!(token.failures(late), 0, "what was answered is no failure");
 }
