@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
-use rendez_executor_agent::config::DEFAULT_PROFILES;
+use rendez_executor_agent::config::{Auth, DEFAULT_PROFILES};
 use rendez_executor_agent::{Agent, AgentConfig, State};
 use rendez_orchestrator::EnvironmentId;
 use rendez_orchestrator::Grace;
@@ -55,7 +55,7 @@ pub(crate) async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
     let agent = Agent::new(AgentConfig {
         relay: url.parse().map_err(Exit::software)?,
         environment: args.environment.clone(),
-        token: executor_token.into(),
+        auth: Auth::Bearer(executor_token.into()),
         state: state.path().join("agent"),
         profiles: DEFAULT_PROFILES.to_vec(),
         cwd: std::env::current_dir().map_err(Exit::config)?,
@@ -89,12 +89,7 @@ pub(crate) async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
 }
 
 async fn token(registry: &Registry, role: Role) -> Result<String, Exit> {
-    let request = CreateToken {
-        role,
-        environments: "*".to_owned(),
-        label: "rendez dev".to_owned(),
-        expires_in_secs: None,
-    };
+    let request = CreateToken { label: "rendez dev".to_owned(), ..CreateToken::new(role) };
     let created = registry.create_token(&request).await.map_err(Exit::software)?;
     Ok(created.token.expose().to_owned())
 }

@@ -1,4 +1,4 @@
-//! `rendez env`: look at environments.
+//! `rendez env`: look at environments, and revoke them.
 
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,8 +10,9 @@ use rendez_proto::registry::environments::{
 
 use crate::context::{Purpose, RelayOptions};
 use crate::exit::Exit;
+use crate::registry::{AdminOptions, State};
 
-/// Look at environments.
+/// Look at environments, and revoke them.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum EnvCommand {
     /// List the environments that the token may see
@@ -42,6 +43,25 @@ pub(crate) enum EnvCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Revoke an environment: close all that is open in it, within 5 seconds
+    ///
+    /// Its executor cannot come back: enrolled ones are revoked, and tokens
+    /// that were made until now cannot register in it. A new join token or a
+    /// new executor's token brings it back. Needs an admin token, or the
+    /// relay's state directory.
+    Revoke {
+        #[command(flatten)]
+        admin: AdminOptions,
+
+        /// The environment
+        #[arg(value_name = "ENVIRONMENT")]
+        environment: EnvironmentId,
+
+        /// Only end the current registration: the executor may come back with
+        /// the token or key that it has
+        #[arg(long)]
+        registration_only: bool,
+    },
 }
 
 /// Runs the command.
@@ -54,6 +74,16 @@ pub(crate) async fn run(command: EnvCommand) -> Result<ExitCode, Exit> {
             match json {
                 true => println!("{}", serde_json::to_string(&detail).map_err(Exit::software)?),
                 false => print!("{}", describe(&detail, now())),
+            }
+        }
+        EnvCommand::Revoke { admin, environment, registration_only } => {
+            let admin = admin.open(State::Existing).await?;
+            if registration_only {
+                admin.end_registration(&environment).await?;
+                eprintln!("ended the registration of {environment}");
+            } else {
+                admin.revoke_environment(&environment).await?;
+                eprintln!("revoked {environment}");
             }
         }
     }

@@ -8,7 +8,9 @@ mod dev;
 mod env;
 mod exec;
 mod exit;
+mod human;
 mod probe;
+mod registry;
 mod token;
 
 use std::process::ExitCode;
@@ -38,7 +40,7 @@ enum Command {
     /// Run a command on an executor
     #[command(visible_alias = "x", after_help = exit::HELP)]
     Exec(exec::ExecArgs),
-    /// Look at environments
+    /// Look at environments, and revoke them
     #[command(subcommand)]
     Env(env::EnvCommand),
     /// Administer a relay: its audit log, and backups
@@ -47,7 +49,7 @@ enum Command {
     /// Measure real round trips through a relay
     #[command(after_help = exit::HELP)]
     Probe(probe::ProbeArgs),
-    /// Create, list and revoke access tokens
+    /// Create, list, rotate and revoke access tokens
     #[command(subcommand)]
     Token(token::TokenCommand),
 }

@@ -1,31 +1,57 @@
-//! `rendez token`: create, list and revoke access tokens.
+//! `rendez token`: create, list, rotate and revoke access tokens.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use rendez_proto::registry::admin::{CreateToken, Role, TokenCreated};
-use rendez_registry::{Options, Registry};
+use rendez_proto::registry::admin::{CreateToken, Role, RotateToken, TokenEntry};
+use rendez_registry::model::Subject;
 
-use crate::context::{Purpose, RelayOptions};
 use crate::exit::Exit;
+use crate::human::{seconds, span};
+use crate::registry::{AdminOptions, State};
 
-/// Create, list and revoke access tokens.
+/// Create, list, rotate and revoke access tokens.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum TokenCommand {
     /// Create a token and print it, this once
     Create(CreateArgs),
-    /// List tokens, without their secrets
+    /// List tokens and enrolled executors, without their secrets
     #[command(visible_alias = "list")]
     Ls {
         #[command(flatten)]
-        relay: RelayOptions,
+        admin: AdminOptions,
+
+        /// Print JSON, one object per line
+        #[arg(long)]
+        json: bool,
     },
-    /// Revoke a token by its id
+    /// Give a token a new secret and print it, this once
+    ///
+    /// It stays the same token: its role, bounds and open connections are as
+    /// before. The old secret works beside the new one for a while.
+    Rotate {
+        #[command(flatten)]
+        admin: AdminOptions,
+
+        /// The id, as `rendez token ls` shows it
+        id: Subject,
+
+        /// How long the old secret works on, such as 10m or 12h; 0 ends it at
+        /// once
+        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = seconds)]
+        overlap: u64,
+    },
+    /// Revoke a token, an enrolled executor or a foreign subject
+    ///
+    /// It can do nothing from then on, and what it has open is closed within 5
+    /// seconds. This cannot be undone.
     Revoke {
         #[command(flatten)]
-        relay: RelayOptions,
-        /// The id, as `rendez token ls` shows it
-        id: String,
+        admin: AdminOptions,
+
+        /// The id, as `rendez token ls` shows it, or a foreign subject
+        /// (jwt_...) as the relay's log shows it
+        id: Subject,
     },
 }
 
@@ -33,7 +59,7 @@ pub(crate) enum TokenCommand {
 #[derive(Debug, clap::Args)]
 pub(crate) struct CreateArgs {
     #[command(flatten)]
-    relay: RelayOptions,
+    admin: AdminOptions,
 
     /// What the token is for
     #[arg(long, value_enum)]
@@ -47,14 +73,20 @@ pub(crate) struct CreateArgs {
     #[arg(long, default_value = "", value_name = "TEXT")]
     label: String,
 
-    /// When it ends, such as 90s, 15m, 12h or 30d [default: never]
+    /// When it ends, such as 90s, 12h, 30d or 1h30m [default: never]
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     expires_in: Option<u64>,
 
-    /// Write to this state directory of a relay instead of asking one: makes
-    /// the first admin token, also while the relay runs
-    #[arg(long, value_name = "DIR")]
-    state: Option<PathBuf>,
+    /// A network that it may be used from, such as 10.0.0.0/8 or 192.0.2.7;
+    /// may be repeated [default: anywhere]
+    #[arg(long = "source", value_name = "CIDR")]
+    sources: Vec<String>,
+
+    /// How often it may be used: a use is a registration (executor), a
+    /// connection to an environment (orchestrator) or an enrolment (join)
+    /// [default: 1 for join, else without a bound]
+    #[arg(long, value_name = "N")]
+    max_uses: Option<u32>,
 }
 
 /// What a token is for.
@@ -66,74 +98,131 @@ enum RoleName {
     Orchestrator,
     /// To administer the relay
     Admin,
+    /// To enrol an executor, which has a key of its own from then on
+    Join,
 }
 
-fn seconds(text: &str) -> Result<u64, String> {
-    let wrong = || "must be a number and a unit: s, m, h or d".to_owned();
-    let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-    let (number, unit) = text.split_at(at);
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    let unit = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return Err(wrong()),
-    };
-    number.checked_mul(unit).ok_or_else(wrong)
+impl From<RoleName> for Role {
+    fn from(name: RoleName) -> Self {
+        match name {
+            RoleName::Executor => Role::Executor,
+            RoleName::Orchestrator => Role::Orchestrator,
+            RoleName::Admin => Role::Admin,
+            RoleName::Join => Role::Join,
+        }
+    }
 }
 
 /// Runs the command.
 pub(crate) async fn run(command: TokenCommand) -> Result<ExitCode, Exit> {
     match command {
         TokenCommand::Create(args) => {
-            let created = create(args).await?;
+            let admin = args.admin.open(State::New).await?;
+            let created = admin.create_token(&args.request()).await?;
             eprintln!("id {}, covers {}", created.entry.id, created.entry.environments);
             println!("{}", created.token.expose());
         }
-        TokenCommand::Ls { relay } => {
-            let tokens = relay.client(Purpose::Administer)?.registry().tokens().await?;
-            println!("{:18}{:14}{:9}{:20}LABEL", "ID", "ROLE", "STATE", "ENVIRONMENTS");
-            for token in tokens {
-                let role = match token.role {
-                    Role::Executor => "executor",
-                    Role::Orchestrator => "orchestrator",
-                    Role::Admin => "admin",
-                };
-                let state = if token.revoked_at_unix_secs.is_some() { "revoked" } else { "active" };
-                let (id, environments, label) = (token.id, token.environments, token.label);
-                println!("{id:18}{role:14}{state:9}{environments:20}{label}");
+        TokenCommand::Ls { admin, json } => {
+            let tokens = admin.open(State::Existing).await?.tokens().await?;
+            if json {
+                for token in &tokens {
+                    println!("{}", serde_json::to_string(token).map_err(Exit::software)?);
+                }
+            } else {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH);
+                print!("{}", table(&tokens, now.map_or(0, |now| now.as_secs())));
             }
         }
-        TokenCommand::Revoke { relay, id } => {
-            relay.client(Purpose::Administer)?.registry().revoke_token(&id).await?;
+        TokenCommand::Rotate { admin, id, overlap } => {
+            let admin = admin.open(State::Existing).await?;
+            let request = RotateToken { overlap_secs: overlap };
+            let rotated = admin.rotate_token(&id, &request).await?;
+            match overlap {
+                0 => eprintln!("the old secret of {id} has ended"),
+                _ => eprintln!("the old secret of {id} works for {} more", span(overlap)),
+            }
+            println!("{}", rotated.token.expose());
+        }
+        TokenCommand::Revoke { admin, id } => {
+            admin.open(State::Existing).await?.revoke_token(&id).await?;
             eprintln!("revoked {id}");
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn create(args: CreateArgs) -> Result<TokenCreated, Exit> {
-    let request = CreateToken {
-        role: match args.role {
-            RoleName::Executor => Role::Executor,
-            RoleName::Orchestrator => Role::Orchestrator,
-            RoleName::Admin => Role::Admin,
-        },
-        environments: args.environments,
-        label: args.label,
-        expires_in_secs: args.expires_in,
+impl CreateArgs {
+    fn request(&self) -> CreateToken {
+        CreateToken {
+            role: self.role.into(),
+            environments: self.environments.clone(),
+            label: self.label.clone(),
+            expires_in_secs: self.expires_in,
+            source_cidrs: self.sources.clone(),
+            max_uses: self.max_uses,
+        }
+    }
+}
+
+/// One line per token, in columns.
+fn table(tokens: &[TokenEntry], now: u64) -> String {
+    let mut rows = vec![
+        ["ID", "ROLE", "STATE", "ENDS", "USES", "ENVIRONMENTS", "FROM", "LABEL"].map(str::to_owned),
+    ];
+    rows.extend(tokens.iter().map(|token| row(token, now)));
+    let widths: Vec<usize> = (0..rows[0].len())
+        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn row(token: &TokenEntry, now: u64) -> [String; 8] {
+    let role = match &token.enrolled_by {
+        Some(join) => format!("{} (joined by {join})", token.role),
+        None => token.role.to_string(),
     };
-    match args.state {
-        Some(state) => {
-            let registry =
-                Registry::open(&state, Options::default()).await.map_err(Exit::config)?;
-            registry.create_token(&request).await.map_err(Exit::usage)
-        }
-        None => {
-            let client = args.relay.client(Purpose::Administer)?;
-            Ok(client.registry().create_token(&request).await?)
-        }
+    let ends = match token.expires_at_unix_secs {
+        None => "never".to_owned(),
+        Some(end) if end <= now => format!("{} ago", span(now - end)),
+        Some(end) => format!("in {}", span(end - now)),
+    };
+    let uses = match (token.uses, token.max_uses) {
+        (Some(uses), Some(max)) => format!("{uses}/{max}"),
+        _ => "-".to_owned(),
+    };
+    let from = match token.source_cidrs.as_slice() {
+        [] => "anywhere".to_owned(),
+        cidrs => cidrs.join(","),
+    };
+    [
+        token.id.clone(),
+        role,
+        state(token, now).to_owned(),
+        ends,
+        uses,
+        token.environments.clone(),
+        from,
+        token.label.clone(),
+    ]
+}
+
+fn state(token: &TokenEntry, now: u64) -> &'static str {
+    if token.revoked_at_unix_secs.is_some() {
+        "revoked"
+    } else if token.expires_at_unix_secs.is_some_and(|end| end <= now) {
+        "expired"
+    } else if token.max_uses.is_some_and(|max| token.uses.unwrap_or(0) >= max) {
+        "used up"
+    } else if token.previous_secret_until_unix_secs.is_some_and(|until| now < until) {
+        "rotating"
+    } else {
+        "active"
     }
 }
 
@@ -141,13 +230,62 @@ async fn create(args: CreateArgs) -> Result<TokenCreated, Exit> {
 mod tests {
     use super::*;
 
+    fn entry() -> TokenEntry {
+        TokenEntry {
+            id: "00112233aabbccdd".to_owned(),
+            role: Role::Executor,
+            environments: "dev-*".to_owned(),
+            label: "a note".to_owned(),
+            created_at_unix_secs: 0,
+            expires_at_unix_secs: None,
+            revoked_at_unix_secs: None,
+            source_cidrs: Vec::new(),
+            max_uses: None,
+            uses: None,
+            rotated_at_unix_secs: None,
+            previous_secret_until_unix_secs: None,
+            enrolled_by: None,
+        }
+    }
+
     #[test]
-    fn times_have_a_unit() {
-        assert_eq!(seconds("90s"), Ok(90));
-        assert_eq!(seconds("15m"), Ok(900));
-        assert_eq!(seconds("30d"), Ok(2_592_000));
-        for bad in ["", "5", "d", "5w", "-5s", "99999999999999999999d"] {
-            assert!(seconds(bad).is_err(), "{bad:?} was accepted");
+    fn a_token_is_a_line_with_all_that_bounds_it() {
+        let bounded = TokenEntry {
+            role: Role::Join,
+            expires_at_unix_secs: Some(1000 + 90_000),
+            source_cidrs: vec!["10.0.0.0/8".to_owned(), "::1/128".to_owned()],
+            max_uses: Some(5),
+            uses: Some(2),
+            ..entry()
+        };
+        let text = table(&[entry(), bounded], 1000);
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+            .collect();
+        let id = "00112233aabbccdd";
+        assert_eq!(
+            lines[1],
+            [id, "executor", "active", "never", "-", "dev-*", "anywhere", "a note"]
+        );
+        let from = "10.0.0.0/8,::1/128";
+        assert_eq!(lines[2], [id, "join", "active", "in 1d1h", "2/5", "dev-*", from, "a note"]);
+    }
+
+    #[test]
+    fn the_state_is_what_stops_it_first() {
+        let used = TokenEntry { max_uses: Some(1), uses: Some(1), ..entry() };
+        let expired = TokenEntry { expires_at_unix_secs: Some(10), ..used.clone() };
+        let revoked = TokenEntry { revoked_at_unix_secs: Some(5), ..expired.clone() };
+        let rotating = TokenEntry { previous_secret_until_unix_secs: Some(11), ..entry() };
+        for (token, word) in [
+            (entry(), "active"),
+            (rotating, "rotating"),
+            (used, "used up"),
+            (expired, "expired"),
+            (revoked, "revoked"),
+        ] {
+            assert_eq!(state(&token, 10), word);
         }
     }
 }

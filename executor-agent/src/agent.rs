@@ -31,8 +31,9 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{AgentArgs, AgentConfig, ConfigError};
+use crate::credential::CredentialError;
 use crate::identity::{self, IdentityError};
-use crate::registry::{Registry, RegistryError};
+use crate::registry::{Registry, RegistryError, SetupError};
 use crate::session::{Executor, serve};
 use crate::{authorize, environment};
 
@@ -43,6 +44,13 @@ const DIALS_PER_REGISTRATION: u32 = 3;
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How the relay says that a newer registration took the environment over.
 const SUPERSEDED: u16 = 4001;
+/// How the relay says that the agent's token was revoked.
+const TOKEN_REVOKED: u16 = 4002;
+/// How the relay says that the agent's token has expired.
+const TOKEN_EXPIRED: u16 = 4003;
+/// How the relay says that the environment was revoked, or the registration
+/// ended.
+const REGISTRATION_ENDED: u16 = 4004;
 
 /// An executor, ready to run.
 pub struct Agent {
@@ -84,6 +92,9 @@ pub enum AgentError {
     /// Its key cannot be had.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// Its credential cannot be had.
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
     /// TLS or HTTP cannot be set up on this machine.
     #[error("cannot set up connections: {0}")]
     Setup(String),
@@ -98,8 +109,8 @@ impl AgentError {
     /// trying again is of no use, else 78.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Registry(_) | Self::Config(ConfigError::NoToken) => 77,
-            Self::Config(_) | Self::Identity(_) | Self::Setup(_) => 78,
+            Self::Registry(_) | Self::Config(ConfigError::NoToken(_)) => 77,
+            Self::Config(_) | Self::Identity(_) | Self::Credential(_) | Self::Setup(_) => 78,
         }
     }
 }
@@ -120,12 +131,16 @@ impl Agent {
     /// Reads or makes the key; nothing is sent yet.
     ///
     /// # Errors
-    /// [`AgentError::Identity`] or [`AgentError::Setup`].
+    /// [`AgentError::Identity`], [`AgentError::Credential`] or
+    /// [`AgentError::Setup`].
     pub fn new(config: AgentConfig) -> Result<Self, AgentError> {
         let setup = |error: &dyn std::fmt::Display| AgentError::Setup(error.to_string());
         let identity = Identity::from_seed(&identity::load_or_create(&config.state)?);
         let tls = tls::for_url(&config.relay.to_string()).map_err(|error| setup(&error))?;
-        let registry = Registry::new(&config, &tls).map_err(|error| setup(&error))?;
+        let registry = Registry::new(&config, &tls).map_err(|error| match error {
+            SetupError::Credential(error) => error.into(),
+            SetupError::Http(error) => setup(&error),
+        })?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| setup(&error))?;
         let profiles = config.profiles.clone();
@@ -160,7 +175,7 @@ impl Agent {
         on_state: impl Fn(State) + Send,
     ) -> Result<(), AgentError> {
         if self.config.relay.is_exposed() {
-            tracing::warn!(relay = %self.config.relay, "the token goes to the relay without TLS");
+            tracing::warn!(relay = %self.config.relay, "what opens the relay goes there without TLS");
         }
         let agent = Arc::new(self);
         let accepting = AbortOnDrop(tokio::spawn(accept(agent.clone())));
@@ -230,7 +245,12 @@ impl Agent {
                         Ended::SentAway(within) => backoff.sent_away(within),
                         _ => {}
                     }
-                    registered = Some(reply);
+                    // with one of these the URL is good for nothing any more,
+                    // and only the registry can say what is left
+                    const FINAL: [u16; 3] = [TOKEN_REVOKED, TOKEN_EXPIRED, REGISTRATION_ENDED];
+                    let is_final =
+                        matches!(ended, Ended::ByPeer(Some(code)) if FINAL.contains(&code));
+                    registered = (!is_final).then_some(reply);
                     wait(&self.endpoint, &mut backoff, describe(&ended), on_state).await;
                 }
                 Err(error) => {
@@ -313,6 +333,11 @@ fn describe(ended: &Ended) -> String {
     match ended {
         Ended::ByPeer(Some(SUPERSEDED)) => {
             "another executor has taken the environment over".to_owned()
+        }
+        Ended::ByPeer(Some(TOKEN_REVOKED)) => "this agent's token was revoked".to_owned(),
+        Ended::ByPeer(Some(TOKEN_EXPIRED)) => "this agent's token has expired".to_owned(),
+        Ended::ByPeer(Some(REGISTRATION_ENDED)) => {
+            "an operator has ended this agent's registration".to_owned()
         }
         Ended::ByPeer(_) | Ended::SentAway(_) => format!("the relay: {ended}"),
         other => other.to_string(),

@@ -7,10 +7,13 @@ use std::str::FromStr;
 use rendez_endpoint::Grace;
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::profile::Profile;
+use rendez_proto::registry::admin::JOIN_TOKEN_PREFIX;
 use rendez_transport::telemetry::LogLevel;
 use rendez_transport::tls::{self, TlsFiles, TlsSetupError};
 use reqwest::Url;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
+
+use crate::credential;
 
 /// The environment variable with the token; never inherited by children.
 pub const TOKEN_VARIABLE: &str = "RENDEZ_TOKEN";
@@ -30,9 +33,9 @@ pub struct AgentConfig {
     pub relay: RelayUrl,
     /// The environment that this machine serves.
     pub environment: EnvironmentId,
-    /// The bearer token, of an executor's role.
-    pub token: SecretString,
-    /// The directory of the identity; made if missing.
+    /// How it proves who it is.
+    pub auth: Auth,
+    /// The directory of the identity and the credential; made if missing.
     pub state: PathBuf,
     /// What orchestrators may choose from, without repetition, at least one.
     pub profiles: Vec<Profile>,
@@ -40,6 +43,27 @@ pub struct AgentConfig {
     pub cwd: PathBuf,
     /// How long streams outlive a lost connection.
     pub grace: Grace,
+}
+
+/// How an agent proves to a registry who it is.
+#[derive(Debug, Clone)]
+pub enum Auth {
+    /// By a bearer token of an executor's role, at each call.
+    Bearer(SecretString),
+    /// By a key of its own, which this join token enrols if it is not yet.
+    Join(SecretString),
+    /// By a key of its own, which is enrolled.
+    Enrolled,
+}
+
+impl Auth {
+    /// What this token is good for: its text says whether it is a join token.
+    pub fn of_token(token: SecretString) -> Self {
+        match token.expose_secret().starts_with(JOIN_TOKEN_PREFIX) {
+            true => Auth::Join(token),
+            false => Auth::Bearer(token),
+        }
+    }
 }
 
 /// The base of a registry's API: `http://` or `https://` with a host, without
@@ -95,7 +119,9 @@ impl fmt::Display for RelayUrl {
 /// Serve this machine as an environment.
 ///
 /// The token is taken from RENDEZ_TOKEN or --token-file, never from the
-/// command line, where other users of the machine could read it.
+/// command line, where other users of the machine could read it. With a join
+/// token the agent enrols a key of its own, kept in --state; from then on it
+/// needs no token.
 #[derive(Debug, Clone, clap::Args)]
 pub struct AgentArgs {
     /// The relay, such as `https://relay.example.com`
@@ -106,11 +132,12 @@ pub struct AgentArgs {
     #[arg(long, env = "RENDEZ_ENVIRONMENT", value_name = "ID")]
     pub environment: EnvironmentId,
 
-    /// File with the token on its first line; RENDEZ_TOKEN if absent
+    /// File with the token on its first line; RENDEZ_TOKEN if absent. An
+    /// executor's token, or a join token; none is needed once joined
     #[arg(long, env = "RENDEZ_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 
-    /// Directory of this agent's static key; made if missing. Default:
+    /// Directory of this agent's keys; made if missing. Default:
     /// rendez/agent/ID in $XDG_STATE_HOME, or in ~/.local/state
     #[arg(long, env = "RENDEZ_AGENT_STATE", value_name = "DIR")]
     pub state: Option<PathBuf>,
@@ -171,8 +198,12 @@ impl TlsArgs {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// There is no token anywhere.
-    #[error("no token: set RENDEZ_TOKEN, or name a file with --token-file")]
-    NoToken,
+    #[error(
+        "no token: set RENDEZ_TOKEN, or name a file with --token-file; and this agent has not \
+         joined yet: there is no {}",
+        .0.display()
+    )]
+    NoToken(PathBuf),
     /// The token's file cannot be used.
     #[error("cannot read a token from {}: {why}", path.display())]
     TokenFile {
@@ -210,9 +241,6 @@ impl AgentArgs {
                 var(TOKEN_VARIABLE).map(|token| token.trim().to_owned()).unwrap_or_default().into()
             }
         };
-        if secrecy::ExposeSecret::expose_secret(&token).is_empty() {
-            return Err(ConfigError::NoToken);
-        }
         let state = match self.state {
             Some(state) => state,
             None => var("XDG_STATE_HOME")
@@ -221,6 +249,12 @@ impl AgentArgs {
                 .ok_or(ConfigError::NoState)?
                 .join("rendez/agent")
                 .join(self.environment.as_str()),
+        };
+        let credential = credential::path(&state);
+        let auth = match token.expose_secret().is_empty() {
+            false => Auth::of_token(token),
+            true if credential.exists() => Auth::Enrolled,
+            true => return Err(ConfigError::NoToken(credential)),
         };
         let cwd = self.cwd.unwrap_or_else(|| PathBuf::from("."));
         let cwd = cwd.canonicalize().map_err(|why| ConfigError::Cwd { path: cwd, why })?;
@@ -233,7 +267,7 @@ impl AgentArgs {
             }
         }
         let (relay, environment) = (self.relay, self.environment);
-        Ok(AgentConfig { relay, environment, token, state, profiles, cwd, grace: self.grace })
+        Ok(AgentConfig { relay, environment, auth, state, profiles, cwd, grace: self.grace })
     }
 }
 
@@ -257,7 +291,13 @@ fn read_token(path: &Path) -> Result<SecretString, ConfigError> {
 mod tests {
     use super::*;
     use clap::Parser as _;
-    use secrecy::ExposeSecret as _;
+
+    fn bearer(config: &AgentConfig) -> &str {
+        match &config.auth {
+            Auth::Bearer(token) => token.expose_secret(),
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[derive(clap::Parser)]
     struct Cli {
@@ -284,7 +324,7 @@ mod tests {
         assert_eq!(config.relay.to_string(), "https://r.example");
         assert_eq!(config.state, Path::new("/home/me/.local/state/rendez/agent/dev"));
         assert_eq!(config.profiles, DEFAULT_PROFILES);
-        assert_eq!(config.token.expose_secret(), "t0k");
+        assert_eq!(bearer(&config), "t0k");
         assert!(config.cwd.is_absolute());
         assert!(!format!("{config:?}").contains("t0k"));
     }
@@ -307,7 +347,7 @@ mod tests {
         ])
         .complete(var)
         .unwrap();
-        assert_eq!(config.token.expose_secret(), "from-file");
+        assert_eq!(bearer(&config), "from-file");
         assert_eq!(
             (config.state.as_path(), config.cwd.as_path()),
             (Path::new("/s"), Path::new("/"))
@@ -316,9 +356,25 @@ mod tests {
     }
 
     #[test]
+    fn the_kind_of_token_decides_and_once_joined_none_is_needed() {
+        let join = |name: &str| (name == TOKEN_VARIABLE).then(|| "rdz_j_00".to_owned());
+        let none = |_: &str| None;
+        let state = tempfile::tempdir().unwrap();
+        let args = || args(&["--state", state.path().to_str().unwrap()]);
+        assert!(matches!(args().complete(join).unwrap().auth, Auth::Join(_)));
+        assert!(args().complete(none).is_err());
+        std::fs::write(credential::path(state.path()), "").unwrap();
+        assert!(matches!(args().complete(none).unwrap().auth, Auth::Enrolled));
+        assert!(matches!(args().complete(join).unwrap().auth, Auth::Join(_)));
+        assert!(!format!("{:?}", args().complete(join).unwrap()).contains("rdz_j"));
+    }
+
+    #[test]
     fn what_is_missing_is_named() {
         let none = |_: &str| None;
-        assert!(matches!(args(&[]).complete(none), Err(ConfigError::NoToken)));
+        let error = args(&["--state", "/no/such"]).complete(none).unwrap_err();
+        assert!(matches!(error, ConfigError::NoToken(_)), "{error}");
+        assert!(matches!(args(&[]).complete(none), Err(ConfigError::NoState)));
         let token = |name: &str| (name == TOKEN_VARIABLE).then(|| "t".to_owned());
         assert!(matches!(args(&[]).complete(token), Err(ConfigError::NoState)));
         for file in ["/no/such/file", "/dev/null", "/dev/zero"] {

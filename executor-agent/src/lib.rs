@@ -16,6 +16,7 @@
 pub mod agent;
 mod authorize;
 pub mod config;
+pub mod credential;
 pub mod environment;
 mod fs;
 pub mod identity;

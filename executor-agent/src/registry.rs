@@ -5,22 +5,27 @@
 //! rendezvous URL, which has a ticket in it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rendez_endpoint::Identity;
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::limits;
 use rendez_proto::profile::{Profile, Suite};
+use rendez_proto::proof::{Call, PROOF_HEADER};
 use rendez_proto::registry::error::{ErrorBody, ErrorCode};
 use rendez_proto::registry::{
     Profiles, RegisterReply, RegisterRequest, STREAM_ID_HEADER, ValidateReply, ValidateRequest,
 };
 use rendez_transport::dial::REGISTRY_CONNECT_TIMEOUT;
+use reqwest::header::CONTENT_TYPE;
 use reqwest::{Response, StatusCode};
 use rustls::ClientConfig;
 use secrecy::{ExposeSecret as _, SecretString};
+use serde::Serialize;
 
-use crate::config::{AgentConfig, RelayUrl};
+use crate::config::{AgentConfig, Auth, RelayUrl};
+use crate::credential::{Credential, CredentialError};
 
 /// How long one call may take. Codex, section 1.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,7 +35,26 @@ pub struct Registry {
     http: reqwest::Client,
     relay: RelayUrl,
     environment: EnvironmentId,
-    token: SecretString,
+    access: Access,
+}
+
+/// What each call carries.
+enum Access {
+    /// A bearer token.
+    Bearer(SecretString),
+    /// A new proof, and until it has worked, the join token.
+    Key { credential: Box<Credential>, join: Option<SecretString>, joined: AtomicBool },
+}
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// HTTP cannot be set up on this machine.
+    #[error("cannot set up connections: {0}")]
+    Http(#[from] reqwest::Error),
+    /// The key cannot be had.
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
 }
 
 /// Why a call failed.
@@ -44,7 +68,10 @@ pub enum RegistryError {
         /// The reason.
         why: String,
     },
-    /// The token is unknown, expired or revoked, or may not do this.
+    /// This machine cannot make the request.
+    #[error("cannot ask the registry: {0}")]
+    Ours(String),
+    /// The token or key is unknown, expired or revoked, or may not do this.
     #[error("the registry refused the token: {0}")]
     RefusedToken(String),
     /// The registry does not want this registration; another try is the same.
@@ -80,8 +107,22 @@ impl Registry {
     /// A client with the settings of `config`.
     ///
     /// # Errors
-    /// The HTTP client cannot be built.
-    pub fn new(config: &AgentConfig, tls: &Arc<ClientConfig>) -> Result<Self, reqwest::Error> {
+    /// The HTTP client cannot be built, or the credential not be had.
+    pub fn new(config: &AgentConfig, tls: &Arc<ClientConfig>) -> Result<Self, SetupError> {
+        let credential =
+            || Credential::load_or_create(&config.state, &config.relay, &config.environment);
+        let joined = AtomicBool::new(false);
+        let access = match &config.auth {
+            Auth::Bearer(token) => Access::Bearer(token.clone()),
+            Auth::Join(token) => Access::Key {
+                credential: Box::new(credential()?),
+                join: Some(token.clone()),
+                joined,
+            },
+            Auth::Enrolled => {
+                Access::Key { credential: Box::new(credential()?), join: None, joined }
+            }
+        };
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(ClientConfig::clone(tls))
             .redirect(reqwest::redirect::Policy::none())
@@ -93,7 +134,7 @@ impl Registry {
             http,
             relay: config.relay.clone(),
             environment: config.environment.clone(),
-            token: config.token.clone(),
+            access,
         })
     }
 
@@ -107,7 +148,7 @@ impl Registry {
         profiles: &[Profile],
     ) -> Result<RegisterReply, RegistryError> {
         let request = registration(identity, profiles);
-        let answer = self.post("register").json(&request).send().await;
+        let answer = self.post(Call::Register, &request)?.send().await;
         let answer = answer.map_err(|error| self.unreachable(&error))?;
         let status = answer.status();
         let body = self.body(answer).await?;
@@ -122,19 +163,24 @@ impl Registry {
         if reply.security_profile != request.security_profile {
             return Err(RegistryError::Malformed("it names another security profile".into()));
         }
+        if let Access::Key { join: Some(_), joined, .. } = &self.access
+            && !joined.swap(true, Ordering::Relaxed)
+        {
+            tracing::info!("joined: this agent has a key of its own, and needs no token any more");
+        }
         Ok(reply)
     }
 
     /// Asks about one handshake, once.
     pub async fn validate(&self, request: &ValidateRequest, stream: Option<&str>) -> Verdict {
-        let mut call = self.post("validate").json(request);
-        if let Some(stream) = stream {
-            call = call.header(STREAM_ID_HEADER, stream);
-        }
-        match self.verdict(call).await {
-            Ok(verdict) => verdict,
-            Err(error) => Verdict::Invalid(error.to_string()),
-        }
+        let verdict = async {
+            let mut call = self.post(Call::Validate, request)?;
+            if let Some(stream) = stream {
+                call = call.header(STREAM_ID_HEADER, stream);
+            }
+            self.verdict(call).await
+        };
+        verdict.await.unwrap_or_else(|error| Verdict::Invalid(error.to_string()))
     }
 
     async fn verdict(&self, call: reqwest::RequestBuilder) -> Result<Verdict, RegistryError> {
@@ -155,9 +201,33 @@ impl Registry {
         })
     }
 
-    fn post(&self, call: &str) -> reqwest::RequestBuilder {
-        let url = self.relay.call(&self.environment, call);
-        self.http.post(url).bearer_auth(self.token.expose_secret())
+    fn post(
+        &self,
+        call: Call,
+        body: &impl Serialize,
+    ) -> Result<reqwest::RequestBuilder, RegistryError> {
+        let ours = |error: &dyn std::fmt::Display| RegistryError::Ours(error.to_string());
+        let body = serde_json::to_vec(body).map_err(|error| ours(&error))?;
+        let name = match call {
+            Call::Register => "register",
+            Call::Validate => "validate",
+        };
+        let url = self.relay.call(&self.environment, name);
+        let request = self.http.post(url).header(CONTENT_TYPE, "application/json");
+        let request = match &self.access {
+            Access::Bearer(token) => request.bearer_auth(token.expose_secret()),
+            Access::Key { credential, join, joined } => {
+                let proof = credential.prove(call, &body).map_err(|error| ours(&error))?;
+                let request = request.header(PROOF_HEADER, proof);
+                match join {
+                    Some(join) if !joined.load(Ordering::Relaxed) => {
+                        request.bearer_auth(join.expose_secret())
+                    }
+                    _ => request,
+                }
+            }
+        };
+        Ok(request.body(body))
     }
 
     async fn body(&self, mut answer: Response) -> Result<Vec<u8>, RegistryError> {
@@ -230,6 +300,7 @@ mod tests {
     use super::*;
     use crate::testing::{FakeRegistry, config, identity};
     use rendez_proto::ids::RegistrationId;
+    use rendez_proto::proof::Proof;
 
     fn registry(fake: &FakeRegistry) -> Registry {
         let tls = rendez_transport::tls::client_config().unwrap();
@@ -295,6 +366,39 @@ mod tests {
             let error = error.unwrap_err();
             assert_eq!(error.is_final(), is_final, "{error}");
             assert!(error.to_string().contains(text), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_joined_agent_proves_its_key_and_shows_the_join_token_until_then() {
+        let fake = FakeRegistry::start().await;
+        fake.answer("register", 503, "");
+        let state = tempfile::tempdir().unwrap();
+        let mut config = config(&fake.url(), state.path());
+        config.auth = Auth::of_token("rdz_j_planted".to_owned().into());
+        let tls = rendez_transport::tls::client_config().unwrap();
+        let client = Registry::new(&config, &tls).unwrap();
+        let profiles = [Profile::NoiseHybridIkV1];
+        client.register(&identity(), &profiles).await.unwrap_err();
+        fake.answer("register", 200, GOOD);
+        for _ in 0..2 {
+            client.register(&identity(), &profiles).await.unwrap();
+        }
+        config.auth = Auth::Enrolled;
+        let later = Registry::new(&config, &tls).unwrap();
+        later.register(&identity(), &profiles).await.unwrap();
+
+        let requests = fake.requests();
+        let bearers: Vec<_> = requests.iter().map(|r| r.header("authorization")).collect();
+        let join = Some("Bearer rdz_j_planted");
+        assert_eq!(bearers, [join, join, None, None]);
+        let proofs: Vec<_> = requests
+            .iter()
+            .map(|r| Proof::verify(r.header(PROOF_HEADER).unwrap()).unwrap())
+            .collect();
+        for (proof, request) in proofs.iter().zip(&requests) {
+            assert_eq!((proof.call, proof.key), (Call::Register, proofs[0].key));
+            assert_eq!(proof.body, rendez_proto::proof::body_hash(&request.body));
         }
     }
 

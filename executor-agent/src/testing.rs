@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use crate::config::{AgentConfig, DEFAULT_PROFILES};
+use crate::config::{AgentConfig, Auth, DEFAULT_PROFILES};
 use crate::lock;
 
 /// Settings for the environment `dev` with the token `t0k`.
@@ -19,7 +19,7 @@ pub(crate) fn config(relay: &str, state: &Path) -> AgentConfig {
     AgentConfig {
         relay: relay.parse().unwrap(),
         environment: "dev".parse().unwrap(),
-        token: "t0k".to_owned().into(),
+        auth: Auth::Bearer("t0k".to_owned().into()),
         state: state.to_owned(),
         profiles: [DEFAULT_PROFILES.as_slice(), &[Profile::RendezIkV1]].concat(),
         cwd: "/tmp".into(),

@@ -6,7 +6,8 @@ use std::time::Duration;
 use rendez_proto::audit::AuditPage;
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::registry::admin::{
-    CreateToken, EnvironmentEntry, EnvironmentList, TokenCreated, TokenEntry, TokenList,
+    CreateToken, EnvironmentEntry, EnvironmentList, RotateToken, TokenCreated, TokenEntry,
+    TokenList,
 };
 use rendez_proto::registry::environments::EnvironmentDetail;
 use rendez_proto::registry::error::{AbsenceState, ErrorBody, ErrorCode};
@@ -153,6 +154,37 @@ impl RegistryClient {
     /// See [`RegistryError`].
     pub async fn revoke_token(&self, id: &str) -> Result<(), RegistryError> {
         let path = format!("/v1/tokens/{id}");
+        self.send(Method::DELETE, &path, None::<&()>).await.map(drop)
+    }
+
+    /// Gives a token a new secret, whose text is shown this once.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn rotate_token(
+        &self,
+        id: &str,
+        request: &RotateToken,
+    ) -> Result<TokenCreated, RegistryError> {
+        self.call(Method::POST, &format!("/v1/tokens/{id}/rotate"), Some(request)).await
+    }
+
+    /// Revokes an environment: its websockets close, and only credentials that
+    /// are made later can register in it.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn revoke_environment(&self, id: &EnvironmentId) -> Result<(), RegistryError> {
+        let path = format!("/v1/environments/{id}");
+        self.send(Method::DELETE, &path, None::<&()>).await.map(drop)
+    }
+
+    /// Ends an environment's registration; its executor may register anew.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn end_registration(&self, id: &EnvironmentId) -> Result<(), RegistryError> {
+        let path = format!("/v1/environments/{id}/registration");
         self.send(Method::DELETE, &path, None::<&()>).await.map(drop)
     }
 

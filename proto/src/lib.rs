@@ -3,7 +3,8 @@
 //! The crate is pure: no clock, no sockets, no randomness. It promises stable
 //! bytes to three parties:
 //!
-//! * **endpoints and relays** of other versions: [`frame`], [`peek`], [`ticket`];
+//! * **endpoints and relays** of other versions: [`frame`], [`peek`], [`ticket`],
+//!   [`proof`];
 //! * **stock Codex binaries**: fields 1 to 12 of the frame, [`registry`] and the
 //!   methods under [`rpc`] are theirs, and our additions are optional;
 //! * **operators**: [`limits`] lists every bound with its reason.
@@ -17,6 +18,7 @@ pub mod keys;
 pub mod limits;
 pub mod peek;
 pub mod profile;
+pub mod proof;
 pub mod registry;
 pub mod rpc;
 pub mod ticket;

@@ -289,6 +289,32 @@ pub const CONNECT_WAITERS: usize = 8192;
 pub const CONNECT_WAITERS_PER_ENVIRONMENT: usize = ORCHESTRATORS_PER_EXECUTOR;
 /// How long a look at an environment waits for a pong that was asked for.
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Networks that one token may be bound to: sites of one company, not lists of
+/// addresses.
+pub const TOKEN_CIDRS_MAX: usize = 32;
+/// How long the old secret of a rotated token stays valid unless the caller
+/// says otherwise: long enough to roll a fleet's configuration.
+pub const ROTATION_OVERLAP: Duration = Duration::from_secs(3600);
+/// The longest such overlap: beyond it there are two tokens, not a rotation.
+pub const ROTATION_OVERLAP_MAX: Duration = Duration::from_secs(30 * 86_400);
+/// How far the clock of an enrolled executor may be off when it signs a
+/// request: machines without time synchronisation drift by minutes.
+pub const PROOF_WINDOW: Duration = Duration::from_secs(300);
+/// Longest proof of possession in bytes, as text in a header.
+pub const PROOF_MAX_BYTES: usize = 512;
+/// Longest `X-Forwarded-For` that is read, in bytes: a dozen proxies.
+pub const FORWARDED_MAX_BYTES: usize = 1024;
+/// How often a relay asks its store what was withdrawn: well below the 5 s
+/// within which a revocation closes live websockets.
+pub const WITHDRAWAL_POLL: Duration = Duration::from_secs(1);
+/// How long an evicted websocket may take to say goodbye before it is dropped;
+/// with the poll well below 5 s.
+pub const EVICTION_GRACE: Duration = Duration::from_secs(2);
+/// Withdrawals that a store keeps for relays that have not read them yet. A
+/// relay that is further behind closes every websocket instead.
+pub const WITHDRAWALS_KEPT: u32 = 100_000;
+/// Withdrawals that are read at once.
+pub const WITHDRAWALS_PAGE: u32 = 1000;
 /// Security profiles that one request may name.
 pub const PROFILES_PER_REQUEST: usize = 16;
 /// Longest Host header in bytes: a DNS name has 253, a port adds six.
@@ -382,9 +408,16 @@ const _: () = {
             <= TICKET_MAX_BYTES
     );
     assert!(TICKET_MAX_BYTES <= AUTHORIZATION_MAX_BYTES);
+    // a proof as base64: header, fields with their lengths, signature
+    assert!(
+        (2 + 5 * 2 + ENVIRONMENT_ID_MAX_BYTES + (32 + 8 + 16 + 32) + 64).div_ceil(3) * 4
+            <= PROOF_MAX_BYTES
+    );
     assert!(REGISTER_PATIENCE.as_secs() < 10);
     assert!(CONNECT_WAIT.as_secs() < 6);
     assert!(CONNECT_WAIT_MAX.as_secs() < 15);
     assert!(CONNECT_WAIT.as_secs() <= CONNECT_WAIT_MAX.as_secs());
+    assert!(WITHDRAWAL_POLL.as_secs() + EVICTION_GRACE.as_secs() + 1 < 5);
+    assert!(WITHDRAWALS_PAGE < WITHDRAWALS_KEPT);
     assert!(DATABASE_BUSY_TIMEOUT.as_secs() < REGISTER_PATIENCE.as_secs());
 };

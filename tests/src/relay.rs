@@ -158,6 +158,11 @@ impl TestRelay {
         create_token(&self.registry, role, environments).await
     }
 
+    /// Its registry, from inside.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     /// What verifies its tickets.
     pub fn verifying_key(&self) -> VerifyingKey {
         self.registry.verifying_key()
@@ -186,7 +191,12 @@ impl TestRelay {
 
     /// Registers an executor that offers the Codex profile.
     pub async fn register(&self, environment: &str) -> Result<RegisterReply> {
-        let request = self.call(environment, "register").bearer_auth(self.executor_token());
+        self.register_with(environment, self.executor_token()).await
+    }
+
+    /// The same, with a token of the caller's.
+    pub async fn register_with(&self, environment: &str, token: &str) -> Result<RegisterReply> {
+        let request = self.call(environment, "register").bearer_auth(token);
         answer(request.json(&register_request())).await
     }
 
@@ -326,12 +336,7 @@ impl Counters {
 }
 
 async fn create_token(registry: &Registry, role: Role, environments: &str) -> Result<TokenText> {
-    let new = CreateToken {
-        role,
-        environments: environments.to_owned(),
-        label: "test".to_owned(),
-        expires_in_secs: None,
-    };
+    let new = CreateToken { environments: environments.to_owned(), ..CreateToken::new(role) };
     Ok(registry.create_token(&new).await?.token)
 }
 
@@ -447,7 +452,12 @@ impl Websocket {
     /// Waits for a close frame, before which nothing else may come, and
     /// answers it. Its code and reason.
     pub async fn closed(&mut self) -> Result<(u16, String)> {
-        match self.next().await? {
+        self.closed_within(SOON).await
+    }
+
+    /// The same, with a limit of the caller's.
+    pub async fn closed_within(&mut self, limit: Duration) -> Result<(u16, String)> {
+        match self.next_within(limit).await? {
             Some(Message::Close(Some(frame))) => {
                 // The library answers while it is read; what then comes is the
                 // end in one way or another.
@@ -459,6 +469,10 @@ impl Websocket {
     }
 
     async fn next(&mut self) -> Result<Option<Message>> {
+        self.next_within(SOON).await
+    }
+
+    async fn next_within(&mut self, limit: Duration) -> Result<Option<Message>> {
         let next = async {
             loop {
                 match self.0.next().await.transpose()? {
@@ -467,7 +481,7 @@ impl Websocket {
                 }
             }
         };
-        timeout(SOON, next).await.context("nothing was received in time")?
+        timeout(limit, next).await.context("nothing was received in time")?
     }
 }
 

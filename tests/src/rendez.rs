@@ -134,8 +134,13 @@ impl OurRelay {
 
     /// A new token of this role, for every environment.
     pub async fn token(&self, role: &str) -> Result<String> {
+        self.administer(&["token", "create", "--role", role]).await
+    }
+
+    /// What a `rendez` command on its state directory says.
+    pub async fn administer(&self, args: &[&str]) -> Result<String> {
         let mut command = rendez()?;
-        command.args(["token", "create", "--role", role, "--state"]).arg(self.state.path());
+        command.args(args).arg("--state").arg(self.state.path());
         let output = run(command, b"", WITHIN).await?;
         anyhow::ensure!(output.status.success(), "{}", output.stderr_text());
         Ok(output.stdout_text().trim().to_owned())
@@ -157,25 +162,48 @@ async fn listening(state: &TempDir, listen: &str, flags: &[&str]) -> Result<(Pro
 /// `rendez agent`. Dropping it kills it.
 pub struct OurAgent {
     process: Process,
-    _state: TempDir,
+    _state: Option<TempDir>,
 }
 
 impl OurAgent {
     /// Starts it and waits until orchestrators can reach it.
     pub async fn start(relay: &str, environment: &str, token: &str) -> Result<Self> {
         let state = TempDir::new()?;
-        let mut command = rendez()?;
-        command
-            .args(["agent", "--relay", relay, "--environment", environment, "--log", "info"])
-            .arg("--state")
-            .arg(state.path())
-            .env("RENDEZ_TOKEN", token);
-        let process = Process::spawn(command)?;
+        let agent = Self::start_in(state.path(), relay, environment, Some(token)).await?;
+        Ok(Self { _state: Some(state), ..agent })
+    }
+
+    /// The same, with this state directory, and perhaps without a token.
+    pub async fn start_in(
+        state: &Path,
+        relay: &str,
+        environment: &str,
+        token: Option<&str>,
+    ) -> Result<Self> {
+        let process = Process::spawn(Self::command(state, relay, environment, token)?)?;
         process
             .stderr_line(WITHIN, |line| line.contains("connected").then_some(()))
             .await
             .context("the agent did not connect")?;
-        Ok(Self { process, _state: state })
+        Ok(Self { process, _state: None })
+    }
+
+    /// What would start it.
+    pub fn command(
+        state: &Path,
+        relay: &str,
+        environment: &str,
+        token: Option<&str>,
+    ) -> Result<Command> {
+        let mut command = rendez()?;
+        command
+            .args(["agent", "--relay", relay, "--environment", environment, "--log", "info"])
+            .arg("--state")
+            .arg(state);
+        if let Some(token) = token {
+            command.env("RENDEZ_TOKEN", token);
+        }
+        Ok(command)
     }
 
     /// Its process.

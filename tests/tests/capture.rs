@@ -31,6 +31,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use rendez_executor_agent::config::Auth;
 use rendez_executor_agent::{Agent, AgentConfig, State};
 use rendez_orchestrator::{Client, Command, EnvironmentId, Executor, Grace, ProcessEvent};
 use rendez_proto::ids::StreamId;
@@ -371,12 +372,7 @@ impl Tokens {
     async fn create(state: &Path) -> Result<Self> {
         let registry = Registry::open(state, Options::default()).await?;
         let token = async |role| {
-            let new = CreateToken {
-                role,
-                environments: "*".to_owned(),
-                label: String::new(),
-                expires_in_secs: None,
-            };
+            let new = CreateToken::new(role);
             anyhow::Ok(registry.create_token(&new).await?.token.expose().to_owned())
         };
         Ok(Self {
@@ -481,7 +477,7 @@ impl RunningAgent {
         let agent = Agent::new(AgentConfig {
             relay: format!("http://{relay}").parse()?,
             environment: ENVIRONMENT.parse::<EnvironmentId>()?,
-            token: token.to_owned().into(),
+            auth: Auth::Bearer(token.to_owned().into()),
             state: place.agent_state.clone(),
             profiles: PROFILES.to_vec(),
             cwd: place.work.clone(),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use rendez_executor_agent::config::DEFAULT_PROFILES;
+use rendez_executor_agent::config::{Auth, DEFAULT_PROFILES};
 use rendez_executor_agent::{Agent, AgentConfig, AgentError, State};
 use rendez_orchestrator::{Client, EnvironmentId, Grace};
 use rendez_proto::registry::admin::{CreateToken, Role, TokenCreated};
@@ -61,7 +61,7 @@ impl Pair {
         let agent = Agent::new(AgentConfig {
             relay: options.url()?.parse().map_err(Exit::usage)?,
             environment: environment.clone(),
-            token: executor.token.expose().to_owned().into(),
+            auth: Auth::Bearer(executor.token.expose().to_owned().into()),
             state: directory.path().to_owned(),
             profiles: DEFAULT_PROFILES.to_vec(),
             cwd: directory.path().to_owned(),
@@ -138,10 +138,10 @@ impl Pair {
 impl Maker {
     async fn token(&self, role: Role, environment: &EnvironmentId) -> Result<TokenCreated, Exit> {
         let request = CreateToken {
-            role,
             environments: environment.to_string(),
             label: "rendez probe".to_owned(),
             expires_in_secs: Some(TOKEN_SECS),
+            ..CreateToken::new(role)
         };
         match self {
             Maker::Relay(client) => Ok(client.registry().create_token(&request).await?),
@@ -156,7 +156,7 @@ impl Maker {
             }
             Maker::State(registry) => {
                 let id = id.parse().map_err(|_| "its id is not valid".to_owned())?;
-                registry.revoke_token(&id).await.map(drop).map_err(|error| error.to_string())
+                registry.revoke(&id).await.map(drop).map_err(|error| error.to_string())
             }
         }
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! GET    /v1/tokens?after=ID         admin               -> TokenList
 //! POST   /v1/tokens                  admin  CreateToken  -> TokenCreated
+//! POST   /v1/tokens/{id}/rotate      admin  RotateToken  -> TokenCreated
 //! DELETE /v1/tokens/{id}             admin               -> 204
 //! ```
 
@@ -18,6 +19,10 @@ secret_text! {
     TokenText
 }
 
+/// How the text of a join token begins: whoever is given one knows that it
+/// must enrol a key.
+pub const JOIN_TOKEN_PREFIX: &str = "rdz_j_";
+
 /// What a token's bearer may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -28,6 +33,29 @@ pub enum Role {
     Orchestrator,
     /// Manage tokens and list environments; neither of the above.
     Admin,
+    /// Enrol an executor, which then has a key of its own; nothing else.
+    Join,
+}
+
+impl Role {
+    /// All roles.
+    pub const ALL: [Role; 4] = [Role::Executor, Role::Orchestrator, Role::Admin, Role::Join];
+
+    /// The role's name, as in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Executor => "executor",
+            Role::Orchestrator => "orchestrator",
+            Role::Admin => "admin",
+            Role::Join => "join",
+        }
+    }
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// A new token.
@@ -45,9 +73,58 @@ pub struct CreateToken {
     /// Seconds until it ends; without it, only revocation ends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in_secs: Option<u64>,
+    /// Networks that it may be used from, such as `10.0.0.0/8`, at most
+    /// [`crate::limits::TOKEN_CIDRS_MAX`]; none: from anywhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub source_cidrs: Vec<String>,
+    /// How often it may be used: an executor's token at `/register`, an
+    /// orchestrator's at `/connect`, a join token to enrol. Without it a join
+    /// token has one use and others have no bound; an admin's cannot have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_uses: Option<u32>,
+}
+
+/// A new secret for a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotateToken {
+    /// Seconds that the old secret stays valid beside the new one, at most
+    /// [`crate::limits::ROTATION_OVERLAP_MAX`]; 0 ends it at once.
+    #[serde(default = "overlap")]
+    pub overlap_secs: u64,
+}
+
+fn overlap() -> u64 {
+    crate::limits::ROTATION_OVERLAP.as_secs()
+}
+
+impl RotateToken {
+    /// Parses a request body; an empty one has the default overlap.
+    ///
+    /// # Errors
+    /// The sender's: `invalid_request`.
+    pub fn parse(body: &[u8]) -> Result<Self, ErrorDetail> {
+        if body.trim_ascii().is_empty() {
+            return Ok(Self { overlap_secs: overlap() });
+        }
+        parse(body)
+    }
 }
 
 impl CreateToken {
+    /// A token of this role for every environment, from everywhere, without an
+    /// end.
+    pub fn new(role: Role) -> Self {
+        Self {
+            role,
+            environments: everywhere(),
+            label: String::new(),
+            expires_in_secs: None,
+            source_cidrs: Vec::new(),
+            max_uses: None,
+        }
+    }
+
     /// Parses a request body. Unknown members are refused here: a restriction
     /// that this version does not know must not be dropped silently.
     ///
@@ -101,6 +178,26 @@ pub struct TokenEntry {
     /// When it was revoked, in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at_unix_secs: Option<u64>,
+    /// Networks that it may be used from; none: from anywhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub source_cidrs: Vec<String>,
+    /// How often it may be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_uses: Option<u32>,
+    /// How often it was used; counted only if there is a maximum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+    /// When its secret was replaced last, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotated_at_unix_secs: Option<u64>,
+    /// Until when the secret before the last rotation is valid too, in seconds
+    /// since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_secret_until_unix_secs: Option<u64>,
+    /// The join token by which this executor was enrolled: it has a key, and
+    /// no secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enrolled_by: Option<String>,
 }
 
 #[cfg(test)]
@@ -114,8 +211,19 @@ mod tests {
         let least = parse(r#"{"role":"orchestrator"}"#).unwrap();
         assert_eq!(least.environments, "*");
         assert_eq!((least.label.as_str(), least.expires_in_secs), ("", None));
-        for bad in [r#"{"role":"king"}"#, "{}", r#"{"role":"admin","source_cidr":"10.0.0.0/8"}"#] {
+        assert_eq!((least.source_cidrs.len(), least.max_uses), (0, None));
+        for (text, seconds) in [("", 3600), ("{}", 3600), (r#"{"overlap_secs":0}"#, 0)] {
+            assert_eq!(RotateToken::parse(text.as_bytes()).unwrap().overlap_secs, seconds);
+        }
+        for bad in [r#"{"role":"king"}"#, "{}", r#"{"role":"admin","allowed_hours":"9-17"}"#] {
             assert_eq!(parse(bad).unwrap_err().code, ErrorCode::InvalidRequest, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_role_has_the_same_name_everywhere() {
+        for role in Role::ALL {
+            assert_eq!(serde_json::to_value(role).unwrap(), role.as_str());
         }
     }
 
@@ -131,6 +239,12 @@ mod tests {
                 created_at_unix_secs: 5,
                 expires_at_unix_secs: Some(9),
                 revoked_at_unix_secs: None,
+                source_cidrs: Vec::new(),
+                max_uses: None,
+                uses: None,
+                rotated_at_unix_secs: None,
+                previous_secret_until_unix_secs: None,
+                enrolled_by: None,
             },
         };
         assert_eq!(

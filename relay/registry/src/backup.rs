@@ -76,7 +76,7 @@ mod tests {
     async fn a_restored_registry_knows_its_tokens_and_registrations() {
         let fixture = Fixture::new().await;
         let token = fixture.token(Role::Executor, "*").await;
-        let executor = fixture.registry.authenticate(&token).await.unwrap();
+        let executor = fixture.registry.authenticate(&token, None).await.unwrap();
         let registered = fixture.register(&executor, "dev").await;
         let backups = tempfile::tempdir().unwrap();
         let file = backups.path().join("backup.sqlite");
@@ -96,9 +96,9 @@ mod tests {
         let clock = Arc::new(FixedClock(START.into()));
         let options = Options { clock, ..Options::default() };
         let registry = Registry::open(restored.path(), options).await.unwrap();
-        registry.authenticate(&token).await.unwrap();
-        assert!(registry.authenticate(&later).await.is_err());
-        registry.check_executor(&ticket(&registered.url)).await.unwrap();
+        registry.authenticate(&token, None).await.unwrap();
+        assert!(registry.authenticate(&later, None).await.is_err());
+        registry.check_executor(&ticket(&registered.url), None).await.unwrap();
     }
 
     #[tokio::test]

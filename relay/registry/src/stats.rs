@@ -90,6 +90,8 @@ pub enum TicketFault {
     Used,
     /// Its token is revoked or expired.
     Revoked,
+    /// Its token may not be used from that address.
+    Source,
     /// A newer registration took over.
     Superseded,
     /// Its environment is unknown here.
@@ -97,13 +99,14 @@ pub enum TicketFault {
 }
 
 impl TicketFault {
-    const ALL: [TicketFault; 8] = [
+    const ALL: [TicketFault; 9] = [
         TicketFault::Malformed,
         TicketFault::BadSignature,
         TicketFault::Expired,
         TicketFault::WrongPurpose,
         TicketFault::Used,
         TicketFault::Revoked,
+        TicketFault::Source,
         TicketFault::Superseded,
         TicketFault::Unknown,
     ];
@@ -117,6 +120,7 @@ impl TicketFault {
             TicketFault::WrongPurpose => "ticket_wrong_purpose",
             TicketFault::Used => "ticket_used",
             TicketFault::Revoked => "ticket_revoked",
+            TicketFault::Source => "ticket_wrong_source",
             TicketFault::Superseded => "ticket_superseded",
             TicketFault::Unknown => "ticket_unknown",
         }

@@ -158,6 +158,7 @@ impl Fixture {
             public_url: PublicUrl::FromHost,
             connect_wait,
             audit_keep: AuditKeep::default(),
+            trusted_proxies: vec!["127.0.0.1/32".parse().unwrap()],
             presence: presence.clone(),
             clock: clock.clone(),
             random: Arc::new(FixedRandom::default()),
@@ -172,19 +173,14 @@ impl Fixture {
 
     /// A new token's text.
     pub(crate) async fn token(&self, role: Role, environments: &str) -> String {
-        let new = CreateToken {
-            role,
-            environments: environments.to_owned(),
-            label: String::new(),
-            expires_in_secs: None,
-        };
+        let new = CreateToken { environments: environments.to_owned(), ..CreateToken::new(role) };
         self.registry.create_token(&new).await.unwrap().token.expose().to_owned()
     }
 
     /// The bearer of a new token.
     pub(crate) async fn caller(&self, role: Role, environments: &str) -> Caller {
         let token = self.token(role, environments).await;
-        self.registry.authenticate(&token).await.unwrap()
+        self.registry.authenticate(&token, None).await.unwrap()
     }
 
     pub(crate) async fn register(&self, caller: &Caller, environment: &str) -> RegisterReply {

@@ -1,6 +1,6 @@
 //! Bearer tokens: `rdz_<role letter>_<id>_<secret>`.
 //!
-//! The role's letter is `e`, `o` or `a`; the id is 16 hexadecimal digits; the
+//! The role's letter is `e`, `o`, `a` or `j`; the id is 16 hexadecimal digits; the
 //! secret is 32 random bytes as base64url without padding, 43 characters. Only
 //! the SHA-256 of the secret is stored: it is random and long, so a slow hash
 //! would add nothing. The prefix is for secret scanners.
@@ -12,7 +12,6 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rendez_proto::limits;
 use rendez_proto::registry::admin::TokenText;
 use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq as _;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::model::{Role, TokenId};
@@ -37,6 +36,7 @@ fn letter(role: Role) -> char {
         Role::Executor => 'e',
         Role::Orchestrator => 'o',
         Role::Admin => 'a',
+        Role::Join => 'j',
     }
 }
 
@@ -60,12 +60,9 @@ impl BearerToken {
         if next()? != "rdz" {
             return Err(InvalidToken);
         }
-        let role = match next()? {
-            "e" => Role::Executor,
-            "o" => Role::Orchestrator,
-            "a" => Role::Admin,
-            _ => return Err(InvalidToken),
-        };
+        let written = next()?;
+        let is_written = |role: &Role| written.chars().eq([letter(*role)]);
+        let role = Role::ALL.into_iter().find(is_written).ok_or(InvalidToken)?;
         let id = next()?.parse().map_err(|_| InvalidToken)?;
         let mut bytes = URL_SAFE_NO_PAD.decode(next()?).map_err(|_| InvalidToken)?;
         let secret = <[u8; SECRET_BYTES]>::try_from(bytes.as_slice());
@@ -86,11 +83,6 @@ impl BearerToken {
     /// What is stored of the secret.
     pub fn secret_hash(&self) -> [u8; 32] {
         Sha256::digest(self.secret.as_slice()).into()
-    }
-
-    /// Whether the secret is the stored one, in constant time.
-    pub fn is_proof_of(&self, stored_hash: &[u8; 32]) -> bool {
-        self.secret_hash().ct_eq(stored_hash).into()
     }
 
     /// The text to hand to the bearer.
@@ -118,8 +110,12 @@ mod tests {
 
     #[test]
     fn the_text_form_is_stable() {
-        for (role, letter) in [(Role::Executor, 'e'), (Role::Orchestrator, 'o'), (Role::Admin, 'a')]
-        {
+        for (role, letter) in [
+            (Role::Executor, 'e'),
+            (Role::Orchestrator, 'o'),
+            (Role::Admin, 'a'),
+            (Role::Join, 'j'),
+        ] {
             let text = bearer(role, 0xff).to_text();
             let golden = format!(
                 "rdz_{letter}_abababababababab___________________________________________8"
@@ -127,8 +123,17 @@ mod tests {
             assert_eq!(text.expose(), golden);
             let read = BearerToken::parse(&golden).unwrap();
             assert_eq!((read.role(), read.id()), (role, bearer(role, 0).id()));
-            assert!(read.is_proof_of(&bearer(role, 0xff).secret_hash()));
-            assert!(!read.is_proof_of(&bearer(role, 0xfe).secret_hash()));
+            assert_eq!(read.secret_hash(), bearer(role, 0xff).secret_hash());
+            assert_ne!(read.secret_hash(), bearer(role, 0xfe).secret_hash());
+        }
+    }
+
+    #[test]
+    fn a_join_token_is_known_by_its_beginning() {
+        use rendez_proto::registry::admin::JOIN_TOKEN_PREFIX;
+        for role in Role::ALL {
+            let text = bearer(role, 1).to_text();
+            assert_eq!(text.expose().starts_with(JOIN_TOKEN_PREFIX), role == Role::Join);
         }
     }
 

@@ -44,12 +44,7 @@ impl Presence for Connected {
 }
 
 async fn token(registry: &Registry, role: Role) -> String {
-    let new = CreateToken {
-        role,
-        environments: "*".to_owned(),
-        label: "a label".to_owned(),
-        expires_in_secs: None,
-    };
+    let new = CreateToken { label: "a label".to_owned(), ..CreateToken::new(role) };
     registry.create_token(&new).await.unwrap().token.expose().to_owned()
 }
 
@@ -123,11 +118,11 @@ async fn no_secret_is_written_down() {
         assert_eq!(verdict, json!({ "valid": valid }));
     }
     let (executors, orchestrators) = (ticket(&registered), ticket(&connected));
-    registry.admit(&executors).await.unwrap();
-    registry.admit(&orchestrators).await.unwrap();
-    registry.admit(&orchestrators).await.unwrap_err();
-    registry.admit(&format!("{executors}x")).await.unwrap_err();
-    registry.check_executor(&authorization).await.unwrap_err();
+    registry.admit(&executors, None).await.unwrap();
+    registry.admit(&orchestrators, None).await.unwrap();
+    registry.admit(&orchestrators, None).await.unwrap_err();
+    registry.admit(&format!("{executors}x"), None).await.unwrap_err();
+    registry.check_executor(&authorization, None).await.unwrap_err();
     // a token that is wrong, in the place of one and in that of a body
     let wrong = format!("{}A", &executor[..executor.len() - 1]);
     call(&registry, "POST", &path("register"), &wrong, json!({})).await;

@@ -10,6 +10,7 @@ use axum::http::Request;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rendez_registry::PeerAddr;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -56,6 +57,8 @@ impl Places {
 #[derive(Clone)]
 pub(crate) struct Place {
     _held: Arc<OwnedSemaphorePermit>,
+    /// The address at the other end of TCP.
+    pub(crate) peer: PeerAddr,
     /// The certificate that the client showed.
     pub(crate) certificate: Option<Arc<ClientCertificate>>,
 }
@@ -91,17 +94,20 @@ impl Listener {
         requests: TaskTracker,
         cancel: CancellationToken,
     ) {
-        while let Some((tcp, permit)) = cancel.run_until_cancelled(self.accept()).await {
+        while let Some((tcp, place)) = cancel.run_until_cancelled(self.accept()).await {
             let (app, stats, tls) = (app.clone(), stats.clone(), self.tls.clone());
-            requests.spawn(serve_connection(tcp, permit, tls, app, stats, cancel.child_token()));
+            requests.spawn(serve_connection(tcp, place, tls, app, stats, cancel.child_token()));
         }
     }
 
-    async fn accept(&self) -> (TcpStream, OwnedSemaphorePermit) {
+    async fn accept(&self) -> (TcpStream, Place) {
         loop {
             let permit = self.places.clone().acquire_owned().await;
             match (self.tcp.accept().await, permit) {
-                (Ok((tcp, _)), Ok(permit)) => return (tcp, permit),
+                (Ok((tcp, peer)), Ok(permit)) => {
+                    let (held, peer) = (Arc::new(permit), PeerAddr(peer.ip()));
+                    return (tcp, Place { _held: held, peer, certificate: None });
+                }
                 (accepted, _) => {
                     tracing::warn!(error = ?accepted.err(), "cannot accept connections");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -113,7 +119,7 @@ impl Listener {
 
 async fn serve_connection(
     tcp: TcpStream,
-    permit: OwnedSemaphorePermit,
+    mut place: Place,
     tls: Option<Arc<Tls>>,
     app: Router,
     stats: Arc<EdgeStats>,
@@ -121,7 +127,6 @@ async fn serve_connection(
 ) {
     // Without it the handshake takes 45 ms instead of 2 (WIRE.md, section 2).
     let _ = tcp.set_nodelay(true);
-    let mut place = Place { _held: Arc::new(permit), certificate: None };
     let Some(tls) = tls else { return serve_http(tcp, place, app, &stats, cancel).await };
     if let Some(Some((io, certificate))) = cancel.run_until_cancelled(tls.accept(tcp)).await {
         place.certificate = certificate.map(Arc::new);
@@ -137,6 +142,7 @@ async fn serve_http(
     cancel: CancellationToken,
 ) {
     let service = app.map_request(move |mut request: Request<_>| {
+        request.extensions_mut().insert(place.peer);
         request.extensions_mut().insert(place.clone());
         request
     });

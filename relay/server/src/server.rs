@@ -62,6 +62,8 @@ pub struct Relay {
     metrics: Arc<Metrics>,
     tls: Option<Arc<Tls>>,
     log: LogHandle,
+    /// What was revoked before anybody could connect.
+    last_withdrawal: u64,
 }
 
 impl Relay {
@@ -87,6 +89,7 @@ impl Relay {
         };
         let registry = Registry::open(&config.state, options).await?;
         registry.take_over_history().await?;
+        let last_withdrawal = registry.last_withdrawal().await?;
         let public = bind(config.listen, config.connections_max).await?.with_tls(tls.clone());
         let admin = match config.admin_listen {
             MaybeListen::Off => None,
@@ -95,13 +98,15 @@ impl Relay {
         let edge = Edge {
             registry,
             directory,
+            guests: Arc::default(),
             sockets: TaskTracker::new(),
             drain: Arc::new(Drain::default()),
             stats: Arc::default(),
             read_buffer: config.websocket_read_buffer.bytes(),
         };
         let metrics = Arc::new(Metrics::new(&edge, public.places(), tls.clone()));
-        Ok(Self { settings, public, admin, edge, metrics, tls, log: LogHandle::default() })
+        let log = LogHandle::default();
+        Ok(Self { settings, public, admin, edge, metrics, tls, log, last_withdrawal })
     }
 
     /// Lets SIGHUP change the level of this log.
@@ -143,7 +148,7 @@ impl Relay {
     /// Serves until told to stop, then sends everybody away and returns.
     pub async fn serve(self, stop: impl Into<Stop>) {
         let stop = stop.into();
-        let Self { settings, public, admin, edge, metrics, tls, log } = self;
+        let Self { settings, public, admin, edge, metrics, tls, log, last_withdrawal } = self;
         // Before anybody can know that there is something to signal.
         let hangups = hangups();
         tracing::info!(address = %public.local_addr(), "listening");
@@ -151,6 +156,9 @@ impl Relay {
         let tasks = CancellationToken::new();
         let writer = tokio::spawn(edge.registry.clone().write_behind());
         let sweeper = tokio::spawn(edge.directory.clone().sweep(tasks.child_token()));
+        let registry = edge.registry.clone();
+        let watch = edge.guests.clone().watch(registry, last_withdrawal, tasks.child_token());
+        let watcher = tokio::spawn(watch);
         let operators = TaskTracker::new();
         if let Some(listener) = admin {
             let address = listener.local_addr();
@@ -201,7 +209,7 @@ impl Relay {
         operators.close();
         let operators = tokio::time::timeout(OPERATORS_TIMEOUT, operators.wait());
         let _ = stop.at_once.run_until_cancelled(operators).await;
-        let _ = sweeper.await;
+        let _ = (sweeper.await, watcher.await);
         writer.abort();
         edge.registry.write_the_rest().await;
         tracing::info!("stopped");

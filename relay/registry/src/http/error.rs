@@ -9,9 +9,10 @@ use rendez_proto::registry::error::{ErrorBody, ErrorCode, ErrorDetail};
 
 use crate::model::Forbidden;
 use crate::public_url::InvalidPublicUrl;
-use crate::service::AuthError;
-use crate::service::admin::CreateTokenError;
+use crate::service::admin::{CreateTokenError, RotateError};
+use crate::service::auth::AuthError;
 use crate::service::environments::ListError;
+use crate::service::proofs::ProofError;
 use crate::service::registrations::{ConnectError, IssueError, RegisterError, ValidateError};
 use crate::store::StoreError;
 
@@ -95,6 +96,19 @@ impl From<AuthError> for Failure {
     fn from(error: AuthError) -> Self {
         match error {
             AuthError::Store(error) => error.into(),
+            AuthError::Source(_) => Self::new(ErrorCode::Forbidden, error.to_string()),
+            _ => Self::new(ErrorCode::Unauthorized, error.to_string()),
+        }
+    }
+}
+
+impl From<ProofError> for Failure {
+    fn from(error: ProofError) -> Self {
+        match error {
+            ProofError::Join(error) => error.into(),
+            ProofError::Forbidden(error) => error.into(),
+            ProofError::Store(error) => error.into(),
+            ProofError::Random(error) => Self::ours(ErrorCode::Internal, &error),
             _ => Self::new(ErrorCode::Unauthorized, error.to_string()),
         }
     }
@@ -134,6 +148,7 @@ impl From<RegisterError> for Failure {
     fn from(error: RegisterError) -> Self {
         match error {
             RegisterError::Forbidden(error) => error.into(),
+            RegisterError::TokenInactive => Self::new(ErrorCode::Unauthorized, error.to_string()),
             RegisterError::Store(error) => error.into(),
             RegisterError::Issue(error) => error.into(),
         }
@@ -145,6 +160,7 @@ impl From<ConnectError> for Failure {
         let message = error.to_string();
         match error {
             ConnectError::Forbidden(error) => error.into(),
+            ConnectError::TokenInactive => Self::new(ErrorCode::Unauthorized, message),
             ConnectError::Absent(away) => Self {
                 body: ErrorBody {
                     error: ErrorDetail::new(ErrorCode::EnvironmentOffline, message),
@@ -186,11 +202,27 @@ impl From<CreateTokenError> for Failure {
         match error {
             CreateTokenError::Pattern(_)
             | CreateTokenError::Label
-            | CreateTokenError::ExpiresAtOnce => {
+            | CreateTokenError::ExpiresAtOnce
+            | CreateTokenError::Source(_)
+            | CreateTokenError::NoUses
+            | CreateTokenError::UsesOfAdmin => {
                 Self::new(ErrorCode::InvalidRequest, error.to_string())
             }
             CreateTokenError::Store(error) => error.into(),
             CreateTokenError::Random(error) => Self::ours(ErrorCode::Internal, &error),
+        }
+    }
+}
+
+impl From<RotateError> for Failure {
+    fn from(error: RotateError) -> Self {
+        match error {
+            RotateError::Unknown => Self::new(ErrorCode::NotFound, error.to_string()),
+            RotateError::Inactive | RotateError::HasKey | RotateError::Overlap => {
+                Self::new(ErrorCode::InvalidRequest, error.to_string())
+            }
+            RotateError::Store(error) => error.into(),
+            RotateError::Random(error) => Self::ours(ErrorCode::Internal, &error),
         }
     }
 }

@@ -4,21 +4,25 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONNECTION, HOST};
+use axum::http::header::{CACHE_CONTROL, CONNECTION, HOST};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use rendez_proto::audit::AuditKind;
 use rendez_proto::ids::EnvironmentId;
-use rendez_proto::registry::admin::CreateToken;
+use rendez_proto::proof::Call;
+use rendez_proto::registry::admin::{CreateToken, RotateToken};
 use rendez_proto::registry::error::ErrorCode;
 use rendez_proto::registry::{ConnectRequest, RegisterRequest, ValidateReply, ValidateRequest};
 use serde::{Deserialize, Serialize};
 
 use super::body;
 use super::error::Failure;
-use crate::model::{Caller, Role, TokenId};
+use super::knock::{Knock, caller};
+use super::peer::Source;
+use crate::model::{Role, Subject, TokenId};
 use crate::public_url::WebsocketBase;
+use crate::service::Registry;
 use crate::service::registrations::Verdict;
-use crate::service::{AuthError, Registry};
 use crate::stats::{Operation, Outcome};
 
 type PathParam = Result<Path<String>, PathRejection>;
@@ -33,16 +37,19 @@ pub(super) struct After {
 pub(super) async fn register(
     State(registry): State<Registry>,
     path: PathParam,
+    source: Source,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
     let work = async {
-        let caller = caller(&registry, &headers).await?;
+        let knock = Knock::new(&registry, Call::Register, source, &headers).await?;
         let environment = environment(path)?;
-        caller.may(Role::Executor, &environment)?;
-        let request = RegisterRequest::parse(&body::read(body).await?)?;
+        knock.may(&environment)?;
+        let body = body::read(body).await?;
+        let request = RegisterRequest::parse(&body)?;
         let base = base(&registry, &uri, &headers)?;
+        let caller = knock.settle(&registry, &body).await?;
         Ok(registry.register(&caller, &environment, &request, &base).await?)
     };
     answer(&registry, Operation::Register, work.await.map(ok))
@@ -52,11 +59,12 @@ pub(super) async fn connect(
     State(registry): State<Registry>,
     path: PathParam,
     uri: Uri,
+    source: Source,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
     let work = async {
-        let caller = caller(&registry, &headers).await?;
+        let caller = caller(&registry, source, &headers).await?;
         let environment = environment(path)?;
         caller.may(Role::Orchestrator, &environment)?;
         let request = ConnectRequest::parse(&body::read(body).await?)?;
@@ -73,14 +81,17 @@ pub(super) async fn connect(
 pub(super) async fn validate(
     State(registry): State<Registry>,
     path: PathParam,
+    source: Source,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
     let work = async {
-        let caller = caller(&registry, &headers).await?;
+        let knock = Knock::new(&registry, Call::Validate, source, &headers).await?;
         let environment = environment(path)?;
-        caller.may(Role::Executor, &environment)?;
-        let request = ValidateRequest::parse(&body::read(body).await?)?;
+        knock.may(&environment)?;
+        let body = body::read(body).await?;
+        let request = ValidateRequest::parse(&body)?;
+        let caller = knock.settle(&registry, &body).await?;
         Ok(registry.validate(&caller, &environment, &request).await?)
     };
     let result = work.await.map(|verdict| match verdict {
@@ -93,10 +104,11 @@ pub(super) async fn validate(
 pub(super) async fn environments(
     State(registry): State<Registry>,
     page: Page,
+    source: Source,
     headers: HeaderMap,
 ) -> Response {
     let work = async {
-        let caller = caller(&registry, &headers).await?;
+        let caller = caller(&registry, source, &headers).await?;
         let after = after::<EnvironmentId>(page)?;
         Ok(registry.environments(&caller, after.as_ref()).await?)
     };
@@ -114,10 +126,11 @@ pub(super) async fn environment_detail(
     State(registry): State<Registry>,
     path: PathParam,
     look: Result<Query<Look>, QueryRejection>,
+    source: Source,
     headers: HeaderMap,
 ) -> Response {
     let work = async {
-        let caller = caller(&registry, &headers).await?;
+        let caller = caller(&registry, source, &headers).await?;
         let environment = environment(path)?;
         let invalid = || Failure::new(ErrorCode::InvalidRequest, "`probe` is true or false");
         let Query(look) = look.map_err(|_| invalid())?;
@@ -129,10 +142,11 @@ pub(super) async fn environment_detail(
 pub(super) async fn list_tokens(
     State(registry): State<Registry>,
     page: Page,
+    source: Source,
     headers: HeaderMap,
 ) -> Response {
     let work = async {
-        caller(&registry, &headers).await?.must_be(&[Role::Admin])?;
+        caller(&registry, source, &headers).await?.must_be(&[Role::Admin])?;
         let after = after::<TokenId>(page)?;
         Ok(registry.list_tokens(after.as_ref()).await?)
     };
@@ -141,41 +155,101 @@ pub(super) async fn list_tokens(
 
 pub(super) async fn create_token(
     State(registry): State<Registry>,
+    source: Source,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
     let work = async {
-        let caller = caller(&registry, &headers).await?;
+        let caller = caller(&registry, source, &headers).await?;
         caller.must_be(&[Role::Admin])?;
         let request = CreateToken::parse(&body::read(body).await?)?;
-        Ok(registry.create_token(&request).await?)
+        Ok(registry.create_token_as(Some(&caller.subject), &request).await?)
     };
     let created = |reply| (Outcome::Ok, (StatusCode::CREATED, json(&reply)).into_response());
     answer(&registry, Operation::Tokens, work.await.map(created))
 }
 
+pub(super) async fn rotate_token(
+    State(registry): State<Registry>,
+    path: PathParam,
+    source: Source,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let work = async {
+        let caller = caller(&registry, source, &headers).await?;
+        caller.must_be(&[Role::Admin])?;
+        let id = text(path)?.parse::<TokenId>().map_err(|_| no_such_token())?;
+        let request = RotateToken::parse(&body::read(body).await?)?;
+        registry
+            .witness(AuditKind::Admin, Some(&caller.subject), &format!("token_rotated {id}"))
+            .await?;
+        Ok(registry.rotate_token(&id, &request).await?)
+    };
+    answer(&registry, Operation::Tokens, work.await.map(ok))
+}
+
 pub(super) async fn revoke_token(
     State(registry): State<Registry>,
     path: PathParam,
+    source: Source,
     headers: HeaderMap,
 ) -> Response {
     let work = async {
-        caller(&registry, &headers).await?.must_be(&[Role::Admin])?;
-        let unknown = || Failure::new(ErrorCode::NotFound, "there is no such token");
-        let id = text(path)?.parse::<TokenId>().map_err(|_| unknown())?;
-        if registry.revoke_token(&id).await? { Ok(()) } else { Err(unknown()) }
+        let caller = caller(&registry, source, &headers).await?;
+        caller.must_be(&[Role::Admin])?;
+        let subject = text(path)?.parse::<Subject>().map_err(|_| no_such_token())?;
+        let what = format!("token_revoked {subject}");
+        registry.witness(AuditKind::Revoke, Some(&caller.subject), &what).await?;
+        if registry.revoke(&subject).await? { Ok(()) } else { Err(no_such_token()) }
     };
-    let result = work.await.map(|()| (Outcome::Ok, StatusCode::NO_CONTENT.into_response()));
-    answer(&registry, Operation::Tokens, result)
+    answer(&registry, Operation::Tokens, work.await.map(done))
+}
+
+pub(super) async fn revoke_environment(
+    State(registry): State<Registry>,
+    path: PathParam,
+    source: Source,
+    headers: HeaderMap,
+) -> Response {
+    let work = async {
+        let caller = caller(&registry, source, &headers).await?;
+        let environment = environment(path)?;
+        caller.may(Role::Admin, &environment)?;
+        let unknown = || Failure::new(ErrorCode::NotFound, "nobody registered this environment");
+        let what = format!("environment_revoked {environment}");
+        registry.witness(AuditKind::Revoke, Some(&caller.subject), &what).await?;
+        if registry.revoke_environment(&environment).await? { Ok(()) } else { Err(unknown()) }
+    };
+    answer(&registry, Operation::Environments, work.await.map(done))
+}
+
+pub(super) async fn end_registration(
+    State(registry): State<Registry>,
+    path: PathParam,
+    source: Source,
+    headers: HeaderMap,
+) -> Response {
+    let work = async {
+        let caller = caller(&registry, source, &headers).await?;
+        let environment = environment(path)?;
+        caller.may(Role::Admin, &environment)?;
+        let unknown = || Failure::new(ErrorCode::NotFound, "the environment has no registration");
+        let what = format!("registration_ended {environment}");
+        registry.witness(AuditKind::Revoke, Some(&caller.subject), &what).await?;
+        registry.end_registration(&environment).await?.map(drop).ok_or_else(unknown)
+    };
+    answer(&registry, Operation::Environments, work.await.map(done))
 }
 
 pub(super) async fn audit(
     State(registry): State<Registry>,
     page: Page,
+    source: Source,
     headers: HeaderMap,
 ) -> Response {
     let work = async {
-        caller(&registry, &headers).await?.must_be(&[Role::Admin])?;
+        caller(&registry, source, &headers).await?.must_be(&[Role::Admin])?;
         let after = after::<u64>(page)?.unwrap_or(0);
         registry.audit().flush().await?;
         Ok(registry.audit().page(after).await?)
@@ -183,9 +257,13 @@ pub(super) async fn audit(
     answer(&registry, Operation::Audit, work.await.map(ok))
 }
 
-pub(super) async fn audit_head(State(registry): State<Registry>, headers: HeaderMap) -> Response {
+pub(super) async fn audit_head(
+    State(registry): State<Registry>,
+    source: Source,
+    headers: HeaderMap,
+) -> Response {
     let work = async {
-        caller(&registry, &headers).await?.must_be(&[Role::Admin])?;
+        caller(&registry, source, &headers).await?.must_be(&[Role::Admin])?;
         registry.audit().flush().await?;
         Ok(registry.audit().head().await?)
     };
@@ -222,6 +300,14 @@ fn answer(
     }
 }
 
+fn no_such_token() -> Failure {
+    Failure::new(ErrorCode::NotFound, "there is no such token")
+}
+
+fn done((): ()) -> (Outcome, Response) {
+    (Outcome::Ok, StatusCode::NO_CONTENT.into_response())
+}
+
 fn ok<T: Serialize>(reply: T) -> (Outcome, Response) {
     (Outcome::Ok, json(&reply))
 }
@@ -231,16 +317,6 @@ fn json<T: Serialize>(reply: &T) -> Response {
     let mut response = Json(reply).into_response();
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
-}
-
-async fn caller(registry: &Registry, headers: &HeaderMap) -> Result<Caller, Failure> {
-    let value = headers.get(AUTHORIZATION).ok_or(AuthError::Missing)?;
-    let text = value.to_str().map_err(|_| AuthError::Unknown)?;
-    let bearer = match text.split_once(' ') {
-        Some((scheme, bearer)) if scheme.eq_ignore_ascii_case("bearer") => bearer.trim(),
-        _ => return Err(AuthError::Missing.into()),
-    };
-    Ok(registry.authenticate(bearer).await?)
 }
 
 fn text(path: PathParam) -> Result<String, Failure> {

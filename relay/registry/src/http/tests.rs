@@ -3,6 +3,7 @@
 use axum::body::{Body, Bytes, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
 use rendez_proto::limits;
+use rendez_proto::proof::{Call, Proof, body_hash};
 use rendez_proto::registry::error::ErrorCode;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
@@ -163,6 +164,9 @@ async fn without_a_good_bearer_nothing_works() {
         ("GET", "/v1/tokens", Operation::Tokens),
         ("POST", "/v1/tokens", Operation::Tokens),
         ("DELETE", "/v1/tokens/0011223344556677", Operation::Tokens),
+        ("POST", "/v1/tokens/0011223344556677/rotate", Operation::Tokens),
+        ("DELETE", "/v1/environments/dev", Operation::Environments),
+        ("DELETE", "/v1/environments/dev/registration", Operation::Environments),
     ];
     let forged = api.admin.replace("rdz_a_", "rdz_a_0");
     let headers: [Option<&str>; 6] = [
@@ -413,7 +417,7 @@ async fn a_registration_outwaits_another_writer() {
     let call = api.post(REGISTER, &api.executor, stock_register());
     // by the time that one write has given up, so has the registry's first
     let release = async {
-        let stuck = other.revoke_token(&TokenId::from_random([0; 8]), 0).await;
+        let stuck = other.revoke(&TokenId::from_random([0; 8]).into(), 0).await;
         lock.rollback().await.unwrap();
         stuck
     };
@@ -457,6 +461,199 @@ async fn admins_manage_tokens() {
     }
     let answer = api.call("GET", "/v1/tokens?after=nonsense", admin, Body::empty()).await;
     assert_eq!((answer.status, answer.code()), (StatusCode::BAD_REQUEST, "invalid_request"));
+}
+
+#[tokio::test]
+async fn admins_rotate_tokens_and_revoke_environments() {
+    let api = Api::new().await;
+    let admin = &api.admin;
+    let id = api.orchestrator.split('_').nth(2).unwrap();
+    let rotate = format!("/v1/tokens/{id}/rotate");
+    let rotated = api.call("POST", &rotate, admin, Body::empty()).await;
+    assert_eq!((rotated.status, &rotated.body["id"]), (StatusCode::OK, &json!(id)));
+    let new = rotated.body["token"].as_str().unwrap();
+    for token in [new, &api.orchestrator] {
+        let answer = api.call("GET", "/v1/environments", token, Body::empty()).await;
+        assert_eq!(answer.status, StatusCode::OK);
+    }
+    api.fixture.advance(3600);
+    let answer = api.call("GET", "/v1/environments", &api.orchestrator, Body::empty()).await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+    for (path, body, status) in [
+        (rotate.as_str(), json!({"overlap_secs": 1_u64 << 40}), StatusCode::BAD_REQUEST),
+        (&rotate, json!({"overlap": 5}), StatusCode::BAD_REQUEST),
+        ("/v1/tokens/0011223344556677/rotate", json!({}), StatusCode::NOT_FOUND),
+        ("/v1/tokens/nonsense/rotate", json!({}), StatusCode::NOT_FOUND),
+    ] {
+        assert_eq!(api.post(path, admin, body).await.status, status, "{path}");
+    }
+
+    api.online().await;
+    for path in ["/v1/environments/dev/registration", "/v1/environments/dev"] {
+        let local = api.fixture.token(Role::Admin, "prod").await;
+        for token in [&api.executor, new, &local] {
+            let answer = api.call("DELETE", path, token, Body::empty()).await;
+            assert_eq!((answer.status, answer.code()), (StatusCode::FORBIDDEN, "forbidden"));
+        }
+        let answer = api.call("DELETE", path, admin, Body::empty()).await;
+        assert_eq!(answer.status, StatusCode::NO_CONTENT, "{path}");
+    }
+    let answer = api.call("DELETE", "/v1/environments/never", admin, Body::empty()).await;
+    assert_eq!((answer.status, answer.code()), (StatusCode::NOT_FOUND, "not_found"));
+    let answer = api.post(REGISTER, &api.executor, stock_register()).await;
+    assert_eq!((answer.status, answer.code()), (StatusCode::FORBIDDEN, "forbidden"));
+    assert!(answer.body["error"]["message"].as_str().unwrap().contains("revoked"));
+}
+
+#[tokio::test]
+async fn a_token_is_bound_to_networks_and_uses() {
+    let api = Api::new().await;
+    let body = json!({"role": "executor", "source_cidrs": ["192.0.2.0/24"], "max_uses": 1});
+    let token = api.post("/v1/tokens", &api.admin, body).await.body;
+    let (id, token) = (&token["id"], token["token"].as_str().unwrap());
+    let from = async |peer: Option<&str>, forwarded: &str| {
+        let mut request = Request::post(REGISTER)
+            .header("host", "relay.test:7000")
+            .header("authorization", format!("Bearer {token}"))
+            .header("x-forwarded-for", forwarded)
+            .body(Body::from(stock_register().to_string()))
+            .unwrap();
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(crate::PeerAddr(peer.parse().unwrap()));
+        }
+        api.send(request).await
+    };
+    // 127.0.0.1 is a trusted proxy here, the others are not
+    for (peer, forwarded) in [
+        (Some("198.51.100.1"), "192.0.2.1"),
+        (Some("127.0.0.1"), "198.51.100.1"),
+        (Some("127.0.0.1"), "192.0.2.1, 198.51.100.1"),
+        (None, "192.0.2.1"),
+    ] {
+        let answer = from(peer, forwarded).await;
+        assert_eq!((answer.status, answer.code()), (StatusCode::FORBIDDEN, "forbidden"));
+        assert!(answer.body["error"]["message"].as_str().unwrap().contains("may not be used from"));
+    }
+    let answer = from(Some("127.0.0.1"), "198.51.100.1, 192.0.2.1").await;
+    assert_eq!(answer.status, StatusCode::OK, "refusals are no uses");
+    let answer = from(Some("192.0.2.7"), "").await;
+    assert_eq!((answer.status, answer.code()), (StatusCode::FORBIDDEN, "forbidden"));
+    assert!(answer.body["error"]["message"].as_str().unwrap().contains("as often as"));
+
+    let list = api.call("GET", "/v1/tokens", &api.admin, Body::empty()).await.body;
+    let entry = list["tokens"].as_array().unwrap().iter().find(|entry| entry["id"] == *id).unwrap();
+    assert_eq!(entry["source_cidrs"], json!(["192.0.2.0/24"]));
+    assert_eq!((&entry["uses"], &entry["max_uses"]), (&json!(1), &json!(1)));
+
+    // an orchestrator's use is a connection that is granted
+    let body = json!({"role": "orchestrator", "max_uses": 1});
+    let token = api.post("/v1/tokens", &api.admin, body).await.body;
+    let token = token["token"].as_str().unwrap();
+    let offline = api.post(CONNECT, token, stock_connect()).await;
+    assert_eq!(offline.code(), "environment_offline");
+    api.online().await;
+    assert_eq!(api.post(CONNECT, token, stock_connect()).await.status, StatusCode::OK);
+    let answer = api.post(CONNECT, token, stock_connect()).await;
+    assert_eq!((answer.status, answer.code()), (StatusCode::FORBIDDEN, "forbidden"));
+    for body in [
+        json!({"role": "admin", "max_uses": 2}),
+        json!({"role": "join", "max_uses": 0}),
+        json!({"role": "executor", "source_cidrs": ["here"]}),
+        json!({"role": "executor", "source_cidrs": vec!["::/0"; 33]}),
+    ] {
+        let answer = api.post("/v1/tokens", &api.admin, body).await;
+        assert_eq!((answer.status, answer.code()), (StatusCode::BAD_REQUEST, "invalid_request"));
+    }
+}
+
+/// A request of the executor with this key about `body`.
+fn proven(key: u8, call: Call, environment: &str, nonce: u8, body: &[u8]) -> String {
+    let proof = Proof {
+        call,
+        environment: environment.parse().unwrap(),
+        key: [0; 32],
+        time: START,
+        nonce: [nonce; 16],
+        body: body_hash(body),
+    };
+    proof.sign(&ed25519_dalek::SigningKey::from_bytes(&[key; 32]))
+}
+
+#[tokio::test]
+async fn an_executor_joins_once_and_proves_itself_from_then_on() {
+    let api = Api::new().await;
+    let body = serde_json::to_vec(&register_request()).unwrap();
+    let send = async |path: &str, proof: &str, bearer: Option<&str>, body: &[u8]| {
+        let mut request = Request::post(path)
+            .header("host", "relay.test:7000")
+            .header(rendez_proto::proof::PROOF_HEADER, proof);
+        if let Some(bearer) = bearer {
+            request = request.header("authorization", format!("Bearer {bearer}"));
+        }
+        api.send(request.body(body.to_vec().into()).unwrap()).await
+    };
+    let refused =
+        async |path: &str, proof: &str, bearer: Option<&str>, body: &[u8], status: u16| {
+            let answer = send(path, proof, bearer, body).await;
+            assert_eq!(answer.status.as_u16(), status, "{}", answer.body);
+            answer.body["error"]["message"].as_str().unwrap().to_owned()
+        };
+    let join = api.fixture.token(Role::Join, "dev*").await;
+    let register = |key, nonce| proven(key, Call::Register, "dev", nonce, &body);
+
+    // whatever is refused enrols nobody and uses nothing up
+    for bad in ["", "rubbish", &register(1, 0)[1..]] {
+        refused(REGISTER, bad, Some(&join), &body, 401).await;
+    }
+    let first = register(1, 1);
+    assert!(refused(REGISTER, &first, None, &body, 401).await.contains("not enrolled"));
+    refused(REGISTER, &first, Some("nonsense"), &body, 401).await;
+    refused(REGISTER, &first, Some(&api.executor), &body, 403).await;
+    refused(REGISTER, &first, Some(&join), b"{}", 400).await;
+    let other = serde_json::to_vec(&stock_register()).unwrap();
+    assert!(refused(REGISTER, &first, Some(&join), &other, 401).await.contains("another request"));
+    refused("/cloud/environment/dev2/register", &first, Some(&join), &body, 401).await;
+    refused(VALIDATE, &first, Some(&join), &body, 401).await;
+    let stranger = proven(1, Call::Register, "prod", 1, &body);
+    refused("/cloud/environment/prod/register", &stranger, Some(&join), &body, 403).await;
+    let stock = api.post(REGISTER, &join, stock_register()).await;
+    assert_eq!(stock.status, StatusCode::FORBIDDEN);
+    assert!(stock.body["error"]["message"].as_str().unwrap().contains("executor token"));
+
+    let joined = send(REGISTER, &first, Some(&join), &body).await;
+    assert_eq!(joined.status, StatusCode::OK, "{}", joined.body);
+    assert!(refused(REGISTER, &first, Some(&join), &body, 401).await.contains("used before"));
+    let again = send(REGISTER, &register(1, 2), None, &body).await;
+    assert_eq!(again.status, StatusCode::OK);
+    refused(REGISTER, &register(2, 3), Some(&join), &body, 403).await;
+
+    // the whole way to a handshake
+    let id = again.body["executor_registration_id"].as_str().unwrap().parse().unwrap();
+    api.fixture.set_connected("dev", &id);
+    let connected = api.post(CONNECT, &api.orchestrator, stock_connect()).await.body;
+    let ask = stock_validate(&connected).to_string();
+    let asked = proven(1, Call::Validate, "dev", 4, ask.as_bytes());
+    let verdict = send(VALIDATE, &asked, None, ask.as_bytes()).await;
+    assert_eq!((verdict.status, verdict.body), (StatusCode::OK, json!({"valid": true})));
+
+    let path = format!("/v1/tokens/{}", enrolled(&api).await);
+    let answer = api.call("POST", &format!("{path}/rotate"), &api.admin, Body::empty()).await;
+    assert_eq!((answer.status, answer.code()), (StatusCode::BAD_REQUEST, "invalid_request"));
+    let answer = api.call("DELETE", &path, &api.admin, Body::empty()).await;
+    assert_eq!(answer.status, StatusCode::NO_CONTENT);
+    let join = api.fixture.token(Role::Join, "dev*").await;
+    let said = refused(REGISTER, &register(1, 5), Some(&join), &body, 401).await;
+    assert!(said.contains("revoked") && said.contains("join"), "{said}");
+    assert_eq!(send(REGISTER, &register(3, 6), Some(&join), &body).await.status, StatusCode::OK);
+}
+
+/// The id of the executor that is enrolled.
+async fn enrolled(api: &Api) -> String {
+    let list = api.call("GET", "/v1/tokens", &api.admin, Body::empty()).await.body;
+    let entries = list["tokens"].as_array().unwrap();
+    let entry = entries.iter().find(|entry| !entry["enrolled_by"].is_null()).unwrap();
+    assert_eq!((&entry["role"], &entry["environments"]), (&json!("executor"), &json!("dev")));
+    entry["id"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test]

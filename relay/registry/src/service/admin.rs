@@ -1,13 +1,19 @@
 //! Tokens.
 
+use rendez_proto::audit::AuditKind;
 use rendez_proto::limits;
-use rendez_proto::registry::admin::{CreateToken, TokenCreated, TokenEntry, TokenList, TokenText};
+use rendez_proto::registry::admin::{
+    CreateToken, RotateToken, TokenCreated, TokenEntry, TokenList, TokenText,
+};
 use zeroize::Zeroizing;
 
 use super::Registry;
-use crate::model::{InvalidPattern, Role, Token, TokenId, TokenPattern};
+use crate::model::source::InvalidSource;
+use crate::model::{
+    Credential, InvalidPattern, Role, SourceCidrs, Subject, Token, TokenId, TokenPattern,
+};
 use crate::seam::NoRandomness;
-use crate::store::StoreError;
+use crate::store::{Rotated, StoreError};
 use crate::token::{BearerToken, SECRET_BYTES};
 
 /// Why a token was not created.
@@ -25,6 +31,43 @@ pub enum CreateTokenError {
     /// The caller's fault.
     #[error("a token cannot live for zero seconds")]
     ExpiresAtOnce,
+    /// The caller's fault.
+    #[error(transparent)]
+    Source(#[from] InvalidSource),
+    /// The caller's fault.
+    #[error("a token cannot have zero uses")]
+    NoUses,
+    /// The caller's fault.
+    #[error("uses of an admin's token are not counted: give it an expiry instead")]
+    UsesOfAdmin,
+    /// Ours, for now.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Ours.
+    #[error(transparent)]
+    Random(#[from] NoRandomness),
+}
+
+/// Why a token did not get a new secret.
+#[derive(Debug, thiserror::Error)]
+pub enum RotateError {
+    /// The caller's fault.
+    #[error("there is no such token")]
+    Unknown,
+    /// The caller's fault.
+    #[error("the token is revoked or expired; make a new one")]
+    Inactive,
+    /// The caller's fault.
+    #[error(
+        "this is an enrolled executor, which has a key and no secret; revoke it and enrol it anew"
+    )]
+    HasKey,
+    /// The caller's fault.
+    #[error(
+        "an old secret can stay valid for {} seconds at most",
+        limits::ROTATION_OVERLAP_MAX.as_secs()
+    )]
+    Overlap,
     /// Ours, for now.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -40,6 +83,18 @@ impl Registry {
     /// # Errors
     /// See [`CreateTokenError`].
     pub async fn create_token(&self, new: &CreateToken) -> Result<TokenCreated, CreateTokenError> {
+        self.create_token_as(None, new).await
+    }
+
+    /// The same for this admin, whom the audit log names.
+    ///
+    /// # Errors
+    /// See [`CreateTokenError`].
+    pub async fn create_token_as(
+        &self,
+        actor: Option<&Subject>,
+        new: &CreateToken,
+    ) -> Result<TokenCreated, CreateTokenError> {
         let environments = new.environments.parse::<TokenPattern>()?;
         if new.label.len() > limits::TOKEN_LABEL_MAX_BYTES
             || new.label.chars().any(char::is_control)
@@ -49,6 +104,13 @@ impl Registry {
         if new.expires_in_secs == Some(0) {
             return Err(CreateTokenError::ExpiresAtOnce);
         }
+        let sources = SourceCidrs::parse(&new.source_cidrs)?;
+        let max_uses = match (new.role, new.max_uses) {
+            (_, Some(0)) => return Err(CreateTokenError::NoUses),
+            (Role::Admin, Some(_)) => return Err(CreateTokenError::UsesOfAdmin),
+            (Role::Join, None) => Some(1),
+            (_, max_uses) => max_uses,
+        };
         let secret = Zeroizing::new(self.random::<SECRET_BYTES>()?);
         let bearer = BearerToken::new(new.role, TokenId::from_random(self.random()?), *secret);
         let now = self.now();
@@ -57,11 +119,17 @@ impl Registry {
             role: new.role,
             environments,
             label: new.label.clone(),
-            secret_hash: bearer.secret_hash(),
+            credential: Credential::Secret { hash: bearer.secret_hash(), previous: None },
+            sources,
+            max_uses,
+            uses: 0,
             created_at: now,
+            rotated_at: None,
             expires_at: new.expires_in_secs.map(|seconds| now.saturating_add(seconds)),
             revoked_at: None,
         };
+        let what = format!("token_created {}", token.id);
+        self.witness(AuditKind::Admin, actor, &what).await?;
         self.store().insert_token(&token).await?;
         tracing::info!(
             token = %token.id,
@@ -81,12 +149,7 @@ impl Registry {
         if !self.store().tokens(None, 1).await?.is_empty() {
             return Ok(None);
         }
-        let first = CreateToken {
-            role: Role::Admin,
-            environments: "*".to_owned(),
-            label: "first".to_owned(),
-            expires_in_secs: None,
-        };
+        let first = CreateToken { label: "first".to_owned(), ..CreateToken::new(Role::Admin) };
         Ok(Some(self.create_token(&first).await?.token))
     }
 
@@ -101,22 +164,41 @@ impl Registry {
         Ok(TokenList { tokens: page.into_iter().map(token_entry).collect(), next })
     }
 
-    /// Ends a token at once: its bearer, its tickets and its authorizations
-    /// are refused from then on. Websockets that are open stay open. `false`:
-    /// there is no such token. For admins.
+    /// Gives a token a new secret; the old one stays valid for a while. What
+    /// it opened stays open. For admins.
     ///
     /// # Errors
-    /// The store's.
-    pub async fn revoke_token(&self, id: &TokenId) -> Result<bool, StoreError> {
-        let found = self.store().revoke_token(id, self.now()).await?;
-        if found {
-            tracing::info!(token = %id, "token revoked");
+    /// See [`RotateError`].
+    pub async fn rotate_token(
+        &self,
+        id: &TokenId,
+        request: &RotateToken,
+    ) -> Result<TokenCreated, RotateError> {
+        if request.overlap_secs > limits::ROTATION_OVERLAP_MAX.as_secs() {
+            return Err(RotateError::Overlap);
         }
-        Ok(found)
+        let role = self.store().token(id).await?.ok_or(RotateError::Unknown)?.role;
+        let secret = Zeroizing::new(self.random::<SECRET_BYTES>()?);
+        let bearer = BearerToken::new(role, id.clone(), *secret);
+        let hash = bearer.secret_hash();
+        match self.store().rotate_token(id, &hash, request.overlap_secs, self.now()).await? {
+            Rotated::To(token) => {
+                let overlap_secs = request.overlap_secs;
+                tracing::info!(token = %id, overlap_secs, "token rotated");
+                Ok(TokenCreated { token: bearer.to_text(), entry: token_entry(*token) })
+            }
+            Rotated::Inactive => Err(RotateError::Inactive),
+            Rotated::HasKey => Err(RotateError::HasKey),
+            Rotated::Unknown => Err(RotateError::Unknown),
+        }
     }
 }
 
 fn token_entry(token: Token) -> TokenEntry {
+    let (previous, enrolled_by) = match token.credential {
+        Credential::Secret { previous, .. } => (previous.map(|(_, until)| until), None),
+        Credential::Key { enrolled_by, .. } => (None, Some(enrolled_by.to_string())),
+    };
     TokenEntry {
         id: token.id.to_string(),
         role: token.role,
@@ -125,21 +207,27 @@ fn token_entry(token: Token) -> TokenEntry {
         created_at_unix_secs: token.created_at,
         expires_at_unix_secs: token.expires_at,
         revoked_at_unix_secs: token.revoked_at,
+        source_cidrs: token.sources.texts(),
+        max_uses: token.max_uses,
+        uses: token.max_uses.map(|_| token.uses),
+        rotated_at_unix_secs: token.rotated_at,
+        previous_secret_until_unix_secs: previous,
+        enrolled_by,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::AuthError;
+    use crate::model::Grant;
+    use crate::service::auth::AuthError;
     use crate::testing::{Fixture, START};
 
     fn request(role: Role) -> CreateToken {
         CreateToken {
-            role,
             environments: "dev-*".to_owned(),
             label: "laptop".to_owned(),
-            expires_in_secs: None,
+            ..CreateToken::new(role)
         }
     }
 
@@ -152,18 +240,19 @@ mod tests {
         let long = registry.create_token(&request(Role::Executor)).await.unwrap();
         assert_eq!(short.entry.expires_at_unix_secs, Some(START + 10));
 
-        let caller = registry.authenticate(long.token.expose()).await.unwrap();
-        assert_eq!(caller.token.as_str(), long.entry.id);
-        assert_eq!((caller.role, caller.environments.as_str()), (Role::Executor, "dev-*"));
+        let caller = registry.authenticate(long.token.expose(), None).await.unwrap();
+        assert_eq!(caller.subject.to_string(), long.entry.id);
+        let grant = Grant { role: Role::Executor, environments: "dev-*".parse().unwrap() };
+        assert_eq!((caller.grants, caller.until), (vec![grant], None));
 
         fixture.advance(9);
-        registry.authenticate(short.token.expose()).await.unwrap();
+        registry.authenticate(short.token.expose(), None).await.unwrap();
         fixture.advance(1);
-        let result = registry.authenticate(short.token.expose()).await;
+        let result = registry.authenticate(short.token.expose(), None).await;
         assert!(matches!(result, Err(AuthError::Expired)));
 
-        assert!(registry.revoke_token(&caller.token).await.unwrap());
-        let result = registry.authenticate(long.token.expose()).await;
+        assert!(registry.revoke(&caller.subject).await.unwrap());
+        let result = registry.authenticate(long.token.expose(), None).await;
         assert!(matches!(result, Err(AuthError::Revoked)));
 
         let list = registry.list_tokens(None).await.unwrap();
@@ -185,7 +274,7 @@ mod tests {
             format!("rdz_e_0000000000000000_{secret}"),
             String::new(),
         ] {
-            let result = fixture.registry.authenticate(&forged).await;
+            let result = fixture.registry.authenticate(&forged, None).await;
             assert!(matches!(result, Err(AuthError::Unknown)), "{forged}");
         }
     }
@@ -208,11 +297,88 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_token_is_bound_to_its_networks() {
+        let fixture = Fixture::new().await;
+        let source_cidrs = vec!["10.0.0.0/8".to_owned(), "2001:db8::1".to_owned()];
+        let new = CreateToken { source_cidrs, ..request(Role::Executor) };
+        let created = fixture.registry.create_token(&new).await.unwrap();
+        assert_eq!(created.entry.source_cidrs, ["10.0.0.0/8", "2001:db8::1/128"]);
+        let from = async |source: Option<&str>| {
+            let source = source.map(|source| source.parse().unwrap());
+            fixture.registry.authenticate(created.token.expose(), source).await
+        };
+        from(Some("10.1.2.3")).await.unwrap();
+        from(Some("2001:db8::1")).await.unwrap();
+        for elsewhere in [Some("192.0.2.1"), Some("2001:db8::2"), None] {
+            assert!(matches!(from(elsewhere).await, Err(AuthError::Source(_))));
+        }
+        let bad = CreateToken { source_cidrs: vec!["here".into()], ..request(Role::Executor) };
+        let result = fixture.registry.create_token(&bad).await;
+        assert!(matches!(result, Err(CreateTokenError::Source(_))));
+    }
+
+    #[tokio::test]
+    async fn a_rotated_tokens_old_secret_ends_after_the_overlap() {
+        let fixture = Fixture::new().await;
+        let registry = &fixture.registry;
+        let works = async |token: &TokenCreated| {
+            registry.authenticate(token.token.expose(), None).await.is_ok()
+        };
+        let first = registry.create_token(&request(Role::Orchestrator)).await.unwrap();
+        let id: TokenId = first.entry.id.parse().unwrap();
+        let rotate =
+            async |overlap_secs| registry.rotate_token(&id, &RotateToken { overlap_secs }).await;
+        let second = rotate(60).await.unwrap();
+        assert_eq!(second.entry.id, first.entry.id);
+        assert_eq!(second.entry.rotated_at_unix_secs, Some(START));
+        assert_eq!(second.entry.previous_secret_until_unix_secs, Some(START + 60));
+        assert!(works(&first).await && works(&second).await);
+        fixture.advance(60);
+        assert!(!works(&first).await && works(&second).await);
+        // a second rotation within the overlap ends the oldest; 0 ends at once
+        let third = rotate(60).await.unwrap();
+        let fourth = rotate(60).await.unwrap();
+        assert!(!works(&second).await && works(&third).await && works(&fourth).await);
+        let fifth = rotate(0).await.unwrap();
+        assert!(!works(&fourth).await && works(&fifth).await);
+        assert_eq!(fifth.entry.previous_secret_until_unix_secs, None);
+
+        let long = limits::ROTATION_OVERLAP_MAX.as_secs() + 1;
+        assert!(matches!(rotate(long).await, Err(RotateError::Overlap)));
+        registry.revoke(&id.clone().into()).await.unwrap();
+        assert!(matches!(rotate(0).await, Err(RotateError::Inactive)));
+        let nobody = TokenId::from_random([9; 8]);
+        let result = registry.rotate_token(&nobody, &RotateToken { overlap_secs: 0 }).await;
+        assert!(matches!(result, Err(RotateError::Unknown)));
+    }
+
+    #[tokio::test]
+    async fn uses_are_counted_where_there_is_a_maximum() {
+        let fixture = Fixture::new().await;
+        let made = async |role, max_uses| {
+            let new = CreateToken { max_uses, ..request(role) };
+            fixture.registry.create_token(&new).await
+        };
+        for (role, asked, max, uses) in [
+            (Role::Executor, None, None, None),
+            (Role::Orchestrator, Some(2), Some(2), Some(0)),
+            (Role::Join, None, Some(1), Some(0)),
+            (Role::Join, Some(5), Some(5), Some(0)),
+        ] {
+            let entry = made(role, asked).await.unwrap().entry;
+            assert_eq!((entry.max_uses, entry.uses), (max, uses));
+        }
+        assert!(matches!(made(Role::Join, Some(0)).await, Err(CreateTokenError::NoUses)));
+        let admin = made(Role::Admin, Some(3)).await;
+        assert!(matches!(admin, Err(CreateTokenError::UsesOfAdmin)));
+    }
+
+    #[tokio::test]
     async fn bootstrap_makes_one_admin() {
         let fixture = Fixture::new().await;
         let token = fixture.registry.bootstrap().await.unwrap().unwrap();
-        let caller = fixture.registry.authenticate(token.expose()).await.unwrap();
-        assert_eq!(caller.role, Role::Admin);
+        let caller = fixture.registry.authenticate(token.expose(), None).await.unwrap();
+        assert_eq!(caller.must_be(&[Role::Admin]), Ok(()));
         assert!(fixture.registry.bootstrap().await.unwrap().is_none());
     }
 }

@@ -30,6 +30,9 @@ pub enum ListError {
     Store(#[from] StoreError),
 }
 
+/// Who may look at environments.
+const READERS: [Role; 2] = [Role::Admin, Role::Orchestrator];
+
 impl Registry {
     /// The environments that the caller's token covers, one page of them.
     ///
@@ -40,7 +43,7 @@ impl Registry {
         caller: &Caller,
         after: Option<&EnvironmentId>,
     ) -> Result<EnvironmentList, ListError> {
-        caller.must_be(&[Role::Admin, Role::Orchestrator])?;
+        caller.must_be(&READERS)?;
         let page = self.store().environments(after, limits::LIST_PAGE_MAX).await?;
         // a full page may have a successor, even if the caller sees none of it
         let full = page.len() >= limits::LIST_PAGE_MAX as usize;
@@ -56,7 +59,7 @@ impl Registry {
         let mut environments = Vec::new();
         for environment in page {
             let id = environment.registration.environment.clone();
-            if caller.environments.matches(&id) {
+            if caller.sees(&READERS, &id) {
                 let live = self.presence().live(&id).await;
                 environments.push(entry(environment, connections.get(&id), &live));
             }
@@ -74,8 +77,8 @@ impl Registry {
         id: &EnvironmentId,
         probe: bool,
     ) -> Result<EnvironmentDetail, ListError> {
-        caller.must_be(&[Role::Admin, Role::Orchestrator])?;
-        if !caller.environments.matches(id) {
+        caller.must_be(&READERS)?;
+        if !caller.sees(&READERS, id) {
             return Err(Forbidden::Environment.into());
         }
         if probe {

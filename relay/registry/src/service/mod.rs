@@ -4,11 +4,14 @@
 //! operation has one error type that says who is at fault.
 
 pub mod admin;
+pub mod auth;
 pub mod environments;
+pub mod proofs;
 pub mod registrations;
 pub mod tickets;
 mod trail;
 pub mod waiting;
+pub mod withdrawals;
 
 use std::fs::DirBuilder;
 use std::io;
@@ -18,12 +21,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ed25519_dalek::VerifyingKey;
+use ipnet::IpNet;
 use rendez_proto::limits;
 use tokio::time::timeout;
 
 use crate::audit::{Audit, AuditKeep};
 use crate::history::History;
-use crate::model::Caller;
 use crate::public_url::PublicUrl;
 use crate::seam::{Clock, NoRandomness, NobodyConnected, Presence, Random};
 use crate::seam::{SystemClock, SystemRandom, random_bytes};
@@ -31,7 +34,6 @@ use crate::signer::{Signer, SignerError};
 use crate::stats::Stats;
 use crate::store::sqlite::{SqliteOpenError, SqliteStore};
 use crate::store::{Background, Store, StoreError};
-use crate::token::BearerToken;
 
 /// Name of the database file in the state directory.
 pub const DATABASE_FILE: &str = "registry.sqlite";
@@ -62,6 +64,8 @@ pub struct Options {
     pub connect_wait: Duration,
     /// How much of the audit log is kept.
     pub audit_keep: AuditKeep,
+    /// Proxies whose `X-Forwarded-For` is believed; by default none.
+    pub trusted_proxies: Vec<IpNet>,
     /// Who knows which executors are connected.
     pub presence: Arc<dyn Presence>,
     /// Time.
@@ -78,6 +82,7 @@ impl Default for Options {
             public_url: PublicUrl::default(),
             connect_wait: limits::CONNECT_WAIT,
             audit_keep: AuditKeep::default(),
+            trusted_proxies: Vec::new(),
             presence: Arc::new(NobodyConnected),
             clock: Arc::new(SystemClock),
             random: Arc::new(SystemRandom),
@@ -212,23 +217,9 @@ impl Registry {
         &self.inner.options.public_url
     }
 
-    /// Finds out who bears this token.
-    ///
-    /// # Errors
-    /// See [`AuthError`].
-    pub async fn authenticate(&self, bearer: &str) -> Result<Caller, AuthError> {
-        let bearer = BearerToken::parse(bearer).map_err(|_| AuthError::Unknown)?;
-        let stored = self.store().token(bearer.id()).await?.ok_or(AuthError::Unknown)?;
-        if !bearer.is_proof_of(&stored.secret_hash) || bearer.role() != stored.role {
-            return Err(AuthError::Unknown);
-        }
-        if stored.revoked_at.is_some() {
-            return Err(AuthError::Revoked);
-        }
-        if !stored.is_active(self.now()) {
-            return Err(AuthError::Expired);
-        }
-        Ok(Caller { token: stored.id, role: stored.role, environments: stored.environments })
+    /// Whose `X-Forwarded-For` is believed.
+    pub(crate) fn trusted_proxies(&self) -> &[IpNet] {
+        &self.inner.options.trusted_proxies
     }
 
     fn store(&self) -> &dyn Store {
@@ -248,25 +239,4 @@ impl std::fmt::Debug for Registry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Registry").field("stats", self.stats()).finish_non_exhaustive()
     }
-}
-
-/// The bearer token was not accepted. Its bearer is at fault, except for
-/// `Store`.
-#[derive(Debug, thiserror::Error)]
-pub enum AuthError {
-    /// There is none.
-    #[error("a bearer token is required")]
-    Missing,
-    /// Not a token of this registry, or the wrong secret.
-    #[error("the token is not known here")]
-    Unknown,
-    /// Genuine, and withdrawn.
-    #[error("the token was revoked")]
-    Revoked,
-    /// Genuine, and past its time.
-    #[error("the token is expired")]
-    Expired,
-    /// We could not look.
-    #[error(transparent)]
-    Store(#[from] StoreError),
 }

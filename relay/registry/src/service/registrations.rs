@@ -14,11 +14,12 @@ use rendez_proto::ticket::{self, Claims, Purpose, Ticket, TicketError, TicketTex
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Registry;
+use super::tickets::redemption;
 use super::waiting::{Away, Unreachable};
-use crate::model::{Caller, Forbidden, NewRegistration, Registration, Role, TokenId};
+use crate::model::{Caller, Forbidden, NewRegistration, Registration, Role};
 use crate::public_url::WebsocketBase;
 use crate::seam::NoRandomness;
-use crate::store::{Redeemed, Redemption, StoreError};
+use crate::store::{Claimed, Redeemed, Redemption, StoreError, Used};
 
 /// Why a registration was refused.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +27,9 @@ pub enum RegisterError {
     /// The caller's fault.
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
+    /// The caller's token ended while it asked.
+    #[error("the token is not active any more")]
+    TokenInactive,
     /// Ours, for now.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -40,6 +44,9 @@ pub enum ConnectError {
     /// The caller's fault.
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
+    /// The caller's token ended while it asked.
+    #[error("the token is not active any more")]
+    TokenInactive,
     /// Nobody's fault, or a misspelt environment.
     #[error("{0}")]
     Absent(Away),
@@ -147,18 +154,23 @@ impl Registry {
                 .map_err(IssueError::from)?,
             key: request.executor_public_key.clone(),
             profiles: request.offered(),
-            token: caller.token.clone(),
+            subject: caller.subject.clone(),
         };
-        let registration = self.put_patiently(&new).await?;
+        let registration = match self.put_patiently(&new).await? {
+            Claimed::Current(registration) => registration,
+            Claimed::UsedUp => return Err(Forbidden::UsedUp.into()),
+            Claimed::EnvironmentRevoked => return Err(Forbidden::EnvironmentRevoked.into()),
+            Claimed::Inactive => return Err(RegisterError::TokenInactive),
+        };
         tracing::info!(
             %environment,
             registration = %registration.id,
             generation = %registration.generation,
-            token = %caller.token,
+            token = %caller.subject,
             "registered"
         );
 
-        let actor = caller.token.to_string();
+        let actor = caller.subject.to_string();
         self.trail(AuditKind::Register, &actor, environment, Some(&registration.id), None);
         let claims = self.claims(Purpose::Executor, &registration, caller)?;
         let ticket = self.sign(&Claims { profile: request.security_profile, ..claims })?;
@@ -187,7 +199,7 @@ impl Registry {
         base: &WebsocketBase,
     ) -> Result<ConnectReply, ConnectError> {
         caller.may(Role::Orchestrator, environment)?;
-        let actor = caller.token.to_string();
+        let actor = caller.subject.to_string();
         let registration = match self.reachable(environment).await {
             Ok(registration) => registration,
             Err(error) => {
@@ -201,6 +213,11 @@ impl Registry {
         let executor_key = registration.key.for_suite(suite).ok_or_else(no_common)?;
         let orchestrator_key = request.harness_public_key.for_suite(suite).ok_or_else(no_common)?;
 
+        match self.store().use_token(&caller.subject, self.now()).await? {
+            Used::Now => {}
+            Used::UsedUp => return Err(Forbidden::UsedUp.into()),
+            Used::Inactive => return Err(ConnectError::TokenInactive),
+        }
         let expires = self.now().saturating_add(limits::ORCHESTRATOR_TICKET_TTL.as_secs());
         let ticket = self.sign(&Claims {
             profile,
@@ -219,7 +236,7 @@ impl Registry {
         tracing::debug!(
             %environment,
             registration = %registration.id,
-            token = %caller.token,
+            token = %caller.subject,
             %profile,
             "connecting"
         );
@@ -254,7 +271,7 @@ impl Registry {
             .await?
             .filter(|current| current.id == request.executor_registration_id)
             .ok_or(ValidateError::Superseded)?;
-        if registration.token != caller.token {
+        if registration.subject != caller.subject {
             return Err(Forbidden::Token.into());
         }
         let verdict = match self.judge(&registration, request) {
@@ -266,7 +283,7 @@ impl Registry {
             },
         };
         let what = if verdict == Verdict::Valid { "valid" } else { "denied" };
-        let actor = caller.token.to_string();
+        let actor = caller.subject.to_string();
         self.trail(AuditKind::Validate, &actor, environment, Some(&registration.id), Some(what));
         match verdict {
             Verdict::Valid => {
@@ -302,7 +319,7 @@ impl Registry {
         redemption(&claims).ok_or(Denied::Ticket(TicketError::Malformed))
     }
 
-    async fn put_patiently(&self, new: &NewRegistration) -> Result<Registration, StoreError> {
+    async fn put_patiently(&self, new: &NewRegistration) -> Result<Claimed, StoreError> {
         let deadline = Instant::now() + limits::REGISTER_PATIENCE;
         loop {
             let attempt = self.store().put_registration(new, self.now());
@@ -331,7 +348,7 @@ impl Registry {
             environment: registration.environment.clone(),
             registration: registration.id.clone(),
             generation: registration.generation,
-            subject: caller.token.to_string(),
+            subject: caller.ticket_subject().to_string(),
             profile: Profile::NoiseHybridIkV1,
             expires_at_unix_secs: None,
             id: self.random()?,
@@ -342,16 +359,6 @@ impl Registry {
     fn sign(&self, claims: &Claims) -> Result<TicketText, IssueError> {
         Ok(self.inner.signer.issue(claims)?)
     }
-}
-
-/// What using up a ticket means to the store; `None` for claims that this
-/// registry never signs.
-pub(super) fn redemption(claims: &Claims) -> Option<Redemption> {
-    Some(Redemption {
-        ticket: claims.id,
-        expires_at: claims.expires_at_unix_secs?,
-        subject: claims.subject.parse::<TokenId>().ok()?,
-    })
 }
 
 #[cfg(test)]
@@ -366,9 +373,9 @@ mod tests {
     use rendez_proto::ticket::BINDING_BYTES;
 
     use super::*;
-    use crate::model::{Environment, Token};
+    use crate::model::{Environment, Grant, Subject, Token, TokenId};
     use crate::signer::Signer;
-    use crate::store::Store;
+    use crate::store::{Enrolled, Rotated, Store, Withdrawn};
     use crate::testing::{
         Fixture, START, base, connect_request, env, key, register_request, ticket, validate_request,
     };
@@ -402,7 +409,7 @@ mod tests {
         let claims = claims(&fixture, &ticket(&first.url), Purpose::Executor);
         assert_eq!(claims.environment, env("dev"));
         assert_eq!(claims.registration, first.executor_registration_id);
-        assert_eq!(claims.subject, executor.token.as_str());
+        assert_eq!(claims.subject, executor.subject.to_string());
         assert_eq!(claims.expires_at_unix_secs, None);
         assert_eq!(claims.binding, [0; BINDING_BYTES]);
 
@@ -494,7 +501,7 @@ mod tests {
                 let claims = claims(&fixture, text, purpose);
                 assert_eq!(claims.profile, chosen);
                 assert_eq!(claims.expires_at_unix_secs, Some(START + 60));
-                assert_eq!(claims.subject, orchestrator.token.as_str());
+                assert_eq!(claims.subject, orchestrator.subject.to_string());
             }
             let verdict =
                 fixture.registry.validate(&executor, &env("dev"), &validate_request(&reply)).await;
@@ -570,7 +577,7 @@ mod tests {
         fixture.online(&executor, "dev").await;
         let orchestrator = fixture.caller(Role::Orchestrator, "dev").await;
         let request = validate_request(&connect(&fixture, &orchestrator, None).await.unwrap());
-        assert!(fixture.registry.revoke_token(&orchestrator.token).await.unwrap());
+        assert!(fixture.registry.revoke(&orchestrator.subject).await.unwrap());
         let verdict = fixture.registry.validate(&executor, &env("dev"), &request).await.unwrap();
         assert_eq!(verdict, Verdict::Denied(Denied::TokenInactive));
     }
@@ -592,26 +599,63 @@ mod tests {
         async fn tokens(&self, _: Option<&TokenId>, _: u32) -> Result<Vec<Token>, StoreError> {
             Err(busy())
         }
-        async fn revoke_token(&self, _: &TokenId, _: u64) -> Result<bool, StoreError> {
+        async fn token_by_key(&self, _: &[u8; 32]) -> Result<Option<Token>, StoreError> {
+            Err(busy())
+        }
+        async fn rotate_token(
+            &self,
+            _: &TokenId,
+            _: &[u8; 32],
+            _: u64,
+            _: u64,
+        ) -> Result<Rotated, StoreError> {
+            Err(busy())
+        }
+        async fn use_token(&self, _: &Subject, _: u64) -> Result<Used, StoreError> {
+            Err(busy())
+        }
+        async fn enrol(&self, _: &Token, _: &TokenId, _: u64) -> Result<Enrolled, StoreError> {
+            Err(busy())
+        }
+        async fn revoke(&self, _: &Subject, _: u64) -> Result<bool, StoreError> {
+            Err(busy())
+        }
+        async fn is_blocked(&self, _: &Subject) -> Result<bool, StoreError> {
+            Err(busy())
+        }
+        async fn remove_registration(
+            &self,
+            _: &EnvironmentId,
+            _: u64,
+        ) -> Result<Option<RegistrationId>, StoreError> {
+            Err(busy())
+        }
+        async fn revoke_environment(&self, _: &EnvironmentId, _: u64) -> Result<bool, StoreError> {
+            Err(busy())
+        }
+        async fn last_withdrawal(&self) -> Result<u64, StoreError> {
+            Err(busy())
+        }
+        async fn withdrawals(&self, _: u64, _: u32) -> Result<Withdrawn, StoreError> {
             Err(busy())
         }
         async fn put_registration(
             &self,
             new: &NewRegistration,
             now: u64,
-        ) -> Result<Registration, StoreError> {
+        ) -> Result<Claimed, StoreError> {
             self.calls.fetch_add(1, Ordering::SeqCst);
             match self.failures.lock().unwrap().pop_front() {
                 Some(error) => Err(error),
-                None => Ok(Registration {
+                None => Ok(Claimed::Current(Registration {
                     environment: new.environment.clone(),
                     id: new.id.clone(),
                     generation: Generation(1),
                     key: new.key.clone(),
                     profiles: new.profiles.clone(),
-                    token: new.token.clone(),
+                    subject: new.subject.clone(),
                     registered_at: now,
-                }),
+                })),
             }
         }
         async fn registration(
@@ -655,9 +699,9 @@ mod tests {
             options,
         );
         let caller = Caller {
-            token: TokenId::from_random([1; 8]),
-            role: Role::Executor,
-            environments: "*".parse().unwrap(),
+            subject: TokenId::from_random([1; 8]).into(),
+            grants: vec![Grant { role: Role::Executor, environments: "*".parse().unwrap() }],
+            until: None,
         };
         let result = registry.register(&caller, &env("dev"), &register_request(), &base()).await;
         (result, store.calls.load(Ordering::SeqCst))

@@ -1,13 +1,14 @@
 //! Judging the tickets that arrive in websocket URLs, for the relay.
 
+use std::net::IpAddr;
+
 use rendez_proto::registry::error::ErrorCode;
 use rendez_proto::ticket::{Claims, Purpose, Ticket, TicketError};
 
 use super::Registry;
-use super::registrations::redemption;
-use crate::model::TokenId;
+use crate::model::{SourceCidrs, Subject, TicketSubject};
 use crate::stats::{Operation, Outcome, TicketFault};
-use crate::store::{Redeemed, StoreError};
+use crate::store::{Redeemed, Redemption, StoreError};
 
 /// Why a websocket may not be opened.
 ///
@@ -26,6 +27,9 @@ pub enum TicketRefused {
     /// The token that asked for it was revoked or is expired.
     #[error("the ticket's token is not active any more")]
     Revoked,
+    /// The token that asked for it may not be used from here.
+    #[error("the ticket's token may not be used from this address")]
+    Source,
     /// A newer registration took over.
     #[error("the ticket's registration is not the current one any more")]
     Superseded,
@@ -47,6 +51,7 @@ impl TicketRefused {
             TicketRefused::Invalid(TicketError::WrongPurpose) => TicketFault::WrongPurpose,
             TicketRefused::Used => TicketFault::Used,
             TicketRefused::Revoked => TicketFault::Revoked,
+            TicketRefused::Source => TicketFault::Source,
             TicketRefused::Superseded => TicketFault::Superseded,
             TicketRefused::Unknown => TicketFault::Unknown,
             TicketRefused::Unavailable(_) => return None,
@@ -54,18 +59,39 @@ impl TicketRefused {
     }
 }
 
+/// A websocket that may be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admitted {
+    /// What its ticket says.
+    pub claims: Claims,
+    /// Who asked for the ticket: whose revocation closes the websocket.
+    pub subject: Subject,
+    /// When the websocket must end, in seconds since 1970: with its token.
+    pub until: Option<u64>,
+}
+
+/// What is known of a subject that may do something.
+pub(super) struct Standing {
+    expires_at: Option<u64>,
+    sources: SourceCidrs,
+}
+
 impl Registry {
-    /// Lets a ticket open a websocket, of whichever kind it is for:
+    /// Lets a ticket open a websocket at `source`, of whichever kind it is for:
     /// [`Claims::purpose`] tells. Never a key authorization.
     ///
     /// # Errors
     /// See [`TicketRefused`].
-    pub async fn admit(&self, ticket: &str) -> Result<Claims, TicketRefused> {
+    pub async fn admit(
+        &self,
+        ticket: &str,
+        source: Option<IpAddr>,
+    ) -> Result<Admitted, TicketRefused> {
         let key = self.verifying_key();
         match Ticket::verify(ticket, &key, Purpose::Executor, self.now()) {
-            Ok(_) => self.check_executor(ticket).await,
+            Ok(_) => self.check_executor(ticket, source).await,
             // the signature was good, so it may be the other kind
-            Err(TicketError::WrongPurpose) => self.redeem_orchestrator(ticket).await,
+            Err(TicketError::WrongPurpose) => self.redeem_orchestrator(ticket, source).await,
             Err(error) => Err(self.refuse(Operation::UnknownTicket, error.into())),
         }
     }
@@ -74,13 +100,18 @@ impl Registry {
     ///
     /// # Errors
     /// See [`TicketRefused`]; never `Superseded` or `Unknown`.
-    pub async fn redeem_orchestrator(&self, ticket: &str) -> Result<Claims, TicketRefused> {
+    pub async fn redeem_orchestrator(
+        &self,
+        ticket: &str,
+        source: Option<IpAddr>,
+    ) -> Result<Admitted, TicketRefused> {
         let result = async {
             let now = self.now();
             let claims = Ticket::verify(ticket, &self.verifying_key(), Purpose::Orchestrator, now)?;
             let redemption = redemption(&claims).ok_or(TicketError::Malformed)?;
+            let admitted = self.judge_subject(claims, source).await?;
             match self.store().redeem(&redemption, now).await? {
-                Redeemed::Now => Ok(claims),
+                Redeemed::Now => Ok(admitted),
                 Redeemed::Before => Err(TicketRefused::Used),
                 Redeemed::TokenInactive => Err(TicketRefused::Revoked),
             }
@@ -94,7 +125,11 @@ impl Registry {
     ///
     /// # Errors
     /// See [`TicketRefused`]; never `Used`.
-    pub async fn check_executor(&self, ticket: &str) -> Result<Claims, TicketRefused> {
+    pub async fn check_executor(
+        &self,
+        ticket: &str,
+        source: Option<IpAddr>,
+    ) -> Result<Admitted, TicketRefused> {
         let result = async {
             let now = self.now();
             let claims = Ticket::verify(ticket, &self.verifying_key(), Purpose::Executor, now)?;
@@ -106,25 +141,52 @@ impl Registry {
             if current.id != claims.registration || current.generation != claims.generation {
                 return Err(TicketRefused::Superseded);
             }
-            let subject = claims.subject.parse::<TokenId>().map_err(|_| TicketError::Malformed)?;
-            match self.store().token(&subject).await? {
-                Some(token) if token.is_active(now) => Ok(claims),
-                _ => Err(TicketRefused::Revoked),
-            }
+            self.judge_subject(claims, source).await
         }
         .await;
         self.counted(Operation::ExecutorTicket, result)
     }
 
+    async fn judge_subject(
+        &self,
+        claims: Claims,
+        source: Option<IpAddr>,
+    ) -> Result<Admitted, TicketRefused> {
+        let bearer = claims.subject.parse::<TicketSubject>().map_err(|_| TicketError::Malformed)?;
+        let standing = self.standing(&bearer.subject).await?.ok_or(TicketRefused::Revoked)?;
+        let until = [standing.expires_at, bearer.until].into_iter().flatten().min();
+        if until.is_some_and(|end| self.now() >= end) {
+            return Err(TicketRefused::Revoked);
+        }
+        if !standing.sources.permit(source) {
+            return Err(TicketRefused::Source);
+        }
+        Ok(Admitted { claims, subject: bearer.subject, until })
+    }
+
+    /// What is known of a subject; `None` if it may do nothing.
+    pub(super) async fn standing(&self, subject: &Subject) -> Result<Option<Standing>, StoreError> {
+        match subject {
+            Subject::Token(id) => {
+                let token = self.store().token(id).await?;
+                let active = token.filter(|token| token.is_active(self.now()));
+                Ok(active
+                    .map(|token| Standing { expires_at: token.expires_at, sources: token.sources }))
+            }
+            // nobody issues these yet
+            Subject::Foreign(_) => Ok(None),
+        }
+    }
+
     fn counted(
         &self,
         operation: Operation,
-        result: Result<Claims, TicketRefused>,
-    ) -> Result<Claims, TicketRefused> {
+        result: Result<Admitted, TicketRefused>,
+    ) -> Result<Admitted, TicketRefused> {
         match result {
-            Ok(claims) => {
+            Ok(admitted) => {
                 self.stats().count(operation, Outcome::Ok);
-                Ok(claims)
+                Ok(admitted)
             }
             Err(refused) => Err(self.refuse(operation, refused)),
         }
@@ -143,6 +205,16 @@ impl Registry {
         }
         refused
     }
+}
+
+/// What using up a ticket means to the store; `None` for claims that this
+/// registry never signs.
+pub(super) fn redemption(claims: &Claims) -> Option<Redemption> {
+    Some(Redemption {
+        ticket: claims.id,
+        expires_at: claims.expires_at_unix_secs?,
+        subject: claims.subject.parse::<TicketSubject>().ok()?.subject,
+    })
 }
 
 #[cfg(test)]
@@ -185,20 +257,23 @@ mod tests {
         let pair = Pair::new().await;
         let registry = &pair.fixture.registry;
         let first = ticket(&pair.connect().await.url);
-        let claims = registry.redeem_orchestrator(&first).await.unwrap();
+        let Admitted { claims, .. } = registry.redeem_orchestrator(&first, None).await.unwrap();
         assert_eq!((claims.purpose, claims.environment), (Purpose::Orchestrator, env("dev")));
-        assert!(matches!(registry.redeem_orchestrator(&first).await, Err(TicketRefused::Used)));
+        assert!(matches!(
+            registry.redeem_orchestrator(&first, None).await,
+            Err(TicketRefused::Used)
+        ));
         assert_eq!(pair.count(Operation::OrchestratorTicket, TicketFault::Used), 1);
         assert_eq!(registry.stats().get(Operation::OrchestratorTicket, Outcome::Ok), 1);
 
         let late = ticket(&pair.connect().await.url);
         pair.fixture.advance(60);
-        let result = registry.redeem_orchestrator(&late).await;
+        let result = registry.redeem_orchestrator(&late, None).await;
         assert!(matches!(result, Err(TicketRefused::Invalid(TicketError::Expired))));
 
         let revoked = ticket(&pair.connect().await.url);
-        registry.revoke_token(&pair.orchestrator.token).await.unwrap();
-        let result = registry.redeem_orchestrator(&revoked).await;
+        registry.revoke(&pair.orchestrator.subject).await.unwrap();
+        let result = registry.redeem_orchestrator(&revoked, None).await;
         assert!(matches!(result, Err(TicketRefused::Revoked)));
     }
 
@@ -208,16 +283,17 @@ mod tests {
         let registry = &pair.fixture.registry;
         pair.fixture.advance(30 * 86_400);
         for _ in 0..2 {
-            let claims = registry.check_executor(&pair.executor_ticket).await.unwrap();
+            let Admitted { claims, .. } =
+                registry.check_executor(&pair.executor_ticket, None).await.unwrap();
             assert_eq!(claims.purpose, Purpose::Executor);
         }
         let anew = ticket(&pair.fixture.register(&pair.executor, "dev").await.url);
-        let result = registry.check_executor(&pair.executor_ticket).await;
+        let result = registry.check_executor(&pair.executor_ticket, None).await;
         assert!(matches!(result, Err(TicketRefused::Superseded)));
-        registry.check_executor(&anew).await.unwrap();
+        registry.check_executor(&anew, None).await.unwrap();
 
-        registry.revoke_token(&pair.executor.token).await.unwrap();
-        assert!(matches!(registry.check_executor(&anew).await, Err(TicketRefused::Revoked)));
+        registry.revoke(&pair.executor.subject).await.unwrap();
+        assert!(matches!(registry.check_executor(&anew, None).await, Err(TicketRefused::Revoked)));
         assert_eq!(pair.count(Operation::ExecutorTicket, TicketFault::Superseded), 1);
         assert_eq!(pair.count(Operation::ExecutorTicket, TicketFault::Revoked), 1);
     }
@@ -230,7 +306,7 @@ mod tests {
         let fresh = tempfile::tempdir().unwrap();
         std::fs::copy(&signing_key, fresh.path().join(crate::signer::SIGNING_KEY_FILE)).unwrap();
         let registry = Registry::open(fresh.path(), crate::Options::default()).await.unwrap();
-        let result = registry.check_executor(&pair.executor_ticket).await;
+        let result = registry.check_executor(&pair.executor_ticket, None).await;
         assert!(matches!(result, Err(TicketRefused::Unknown)));
     }
 
@@ -242,11 +318,11 @@ mod tests {
         let (orchestrators, authorization) =
             (ticket(&reply.url), reply.harness_key_authorization.expose());
 
-        let claims = registry.admit(&pair.executor_ticket).await.unwrap();
+        let Admitted { claims, .. } = registry.admit(&pair.executor_ticket, None).await.unwrap();
         assert_eq!(claims.purpose, Purpose::Executor);
-        let claims = registry.admit(&orchestrators).await.unwrap();
+        let Admitted { claims, .. } = registry.admit(&orchestrators, None).await.unwrap();
         assert_eq!(claims.purpose, Purpose::Orchestrator);
-        assert!(matches!(registry.admit(&orchestrators).await, Err(TicketRefused::Used)));
+        assert!(matches!(registry.admit(&orchestrators, None).await, Err(TicketRefused::Used)));
 
         let foreign = Pair::new().await;
         // both fixtures draw the same "random" bytes; this one must have
@@ -262,7 +338,7 @@ mod tests {
             crate::signer::Signer::from_seed(&[9; 32]),
             crate::Options::default(),
         );
-        let result = stranger.admit(&pair.executor_ticket).await;
+        let result = stranger.admit(&pair.executor_ticket, None).await;
         assert!(matches!(result, Err(TicketRefused::Invalid(TicketError::BadSignature))));
 
         for (text, why) in [
@@ -270,14 +346,14 @@ mod tests {
             ("", TicketError::Malformed),
             ("rubbish", TicketError::Malformed),
         ] {
-            let result = registry.admit(text).await;
+            let result = registry.admit(text, None).await;
             assert!(matches!(result, Err(TicketRefused::Invalid(error)) if error == why));
         }
         assert_eq!(pair.count(Operation::UnknownTicket, TicketFault::Malformed), 2);
         // the wrong door
-        let result = registry.check_executor(&orchestrators).await;
+        let result = registry.check_executor(&orchestrators, None).await;
         assert!(matches!(result, Err(TicketRefused::Invalid(TicketError::WrongPurpose))));
-        let result = registry.redeem_orchestrator(&pair.executor_ticket).await;
+        let result = registry.redeem_orchestrator(&pair.executor_ticket, None).await;
         assert!(matches!(result, Err(TicketRefused::Invalid(TicketError::WrongPurpose))));
     }
 }

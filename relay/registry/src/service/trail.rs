@@ -4,6 +4,7 @@ use rendez_proto::audit::{AuditEvent, AuditKind};
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 
 use super::Registry;
+use crate::model::Subject;
 use crate::store::StoreError;
 
 impl Registry {
@@ -33,11 +34,12 @@ impl Registry {
     pub async fn witness(
         &self,
         kind: AuditKind,
-        actor: Option<&str>,
-        what: String,
+        actor: Option<&Subject>,
+        what: &str,
     ) -> Result<(), StoreError> {
         let event = self.audit().event(kind);
-        let event = AuditEvent { actor: actor.map(str::to_owned), what: Some(what), ..event };
+        let (actor, what) = (actor.map(Subject::to_string), Some(what.to_owned()));
+        let event = AuditEvent { actor, what, ..event };
         self.audit().commit(event).await.map(drop)
     }
 }

@@ -9,18 +9,26 @@ use rendez_proto::profile::Profile;
 use rendez_proto::registry::environments::EndReason;
 
 use super::records::{Connection, ConnectionId, Records};
-use super::{Redeemed, Redemption, Store};
-use crate::model::{NewRegistration, Registration, Role, Token, TokenId};
+use super::{Claimed, Enrolled, Redeemed, Redemption, Rotated, Store, Used};
+use crate::model::subject::ForeignId;
+use crate::model::{
+    Credential, NewRegistration, Registration, Role, SourceCidrs, Subject, Token, TokenId,
+    Withdrawal,
+};
 use crate::testing::{env, key};
 
-fn token(n: u8, role: Role) -> Token {
+pub(crate) fn token(n: u8, role: Role) -> Token {
     Token {
         id: TokenId::from_random([n; 8]),
         role,
         environments: "dev-*".parse().unwrap(),
         label: format!("number {n}"),
-        secret_hash: [n; 32],
+        credential: Credential::Secret { hash: [n; 32], previous: None },
+        sources: SourceCidrs::default(),
+        max_uses: None,
+        uses: 0,
         created_at: 10,
+        rotated_at: None,
         expires_at: (n == 2).then_some(1000),
         revoked_at: None,
     }
@@ -32,7 +40,7 @@ fn claim(environment: &str, id: &str, key: PublicKey) -> NewRegistration {
         id: id.parse().unwrap(),
         key,
         profiles: vec![Profile::RendezIkV1, Profile::NoiseHybridIkV1],
-        token: TokenId::from_random([1; 8]),
+        subject: TokenId::from_random([1; 8]).into(),
     }
 }
 
@@ -42,6 +50,10 @@ pub(crate) async fn all(store: &(impl Store + Records)) {
     registrations(store).await;
     redemptions(store).await;
     connections(store).await;
+    uses(store).await;
+    rotations(store).await;
+    enrolments(store).await;
+    withdrawals(store).await;
 }
 
 /// Needs the environments that `registrations` made.
@@ -110,6 +122,21 @@ async fn connections(store: &dyn Records) {
     assert_eq!(all("dev-1").await.len(), 2, "each environment has its own");
 }
 
+fn id(n: u8) -> TokenId {
+    TokenId::from_random([n; 8])
+}
+
+fn foreign(subject: &str) -> Subject {
+    Subject::Foreign(ForeignId::new("https://issuer", subject))
+}
+
+async fn claim_with(store: &dyn Store, claim: &NewRegistration, now: u64) -> Registration {
+    match store.put_registration(claim, now).await.unwrap() {
+        Claimed::Current(registration) => registration,
+        other => panic!("{other:?}"),
+    }
+}
+
 async fn tokens(store: &dyn Store) {
     assert!(store.tokens(None, 10).await.unwrap().is_empty());
     let all = [token(1, Role::Executor), token(2, Role::Orchestrator), token(3, Role::Admin)];
@@ -123,41 +150,43 @@ async fn tokens(store: &dyn Store) {
     assert_eq!(store.tokens(None, 2).await.unwrap(), all[..2]);
     assert_eq!(store.tokens(Some(&all[1].id), 2).await.unwrap(), all[2..]);
 
-    assert!(store.revoke_token(&all[2].id, 20).await.unwrap());
-    assert!(store.revoke_token(&all[2].id, 30).await.unwrap());
+    assert!(store.revoke(&all[2].id.clone().into(), 20).await.unwrap());
+    assert!(store.revoke(&all[2].id.clone().into(), 30).await.unwrap());
     let revoked = store.token(&all[2].id).await.unwrap().unwrap();
     assert_eq!(revoked, Token { revoked_at: Some(20), ..all[2].clone() });
-    assert!(!store.revoke_token(&TokenId::from_random([9; 8]), 20).await.unwrap());
+    assert!(!store.revoke(&id(9).into(), 20).await.unwrap());
 }
 
 async fn registrations(store: &dyn Store) {
     assert_eq!(store.registration(&env("dev-1")).await.unwrap(), None);
 
     let first = claim("dev-1", "reg_a", key(7));
-    let stored = store.put_registration(&first, 100).await.unwrap();
+    let stored = claim_with(store, &first, 100).await;
     let expected = Registration {
         environment: first.environment.clone(),
         id: first.id.clone(),
         generation: Generation(1),
         key: first.key.clone(),
         profiles: first.profiles.clone(),
-        token: first.token.clone(),
+        subject: first.subject.clone(),
         registered_at: 100,
     };
     assert_eq!(stored, expected);
     assert_eq!(store.registration(&env("dev-1")).await.unwrap(), Some(expected));
 
     let second = claim("dev-1", "reg_b", PublicKey::x25519_only([8; 32]));
-    let stored = store.put_registration(&second, 200).await.unwrap();
+    let stored = claim_with(store, &second, 200).await;
     assert_eq!(stored.generation, Generation(2));
     assert_eq!(store.registration(&env("dev-1")).await.unwrap(), Some(stored.clone()));
 
     // another environment counts for itself, and a claim needs a token
-    let other = store.put_registration(&claim("dev-0", "reg_c", key(7)), 300).await.unwrap();
+    let other = claim_with(store, &claim("dev-0", "reg_c", key(7)), 300).await;
     assert_eq!(other.generation, Generation(1));
-    let stranger =
-        NewRegistration { token: TokenId::from_random([9; 8]), ..claim("dev-2", "reg_d", key(7)) };
-    assert!(store.put_registration(&stranger, 300).await.is_err());
+    for nobody in [9, 3] {
+        let stranger =
+            NewRegistration { subject: id(nobody).into(), ..claim("dev-2", "reg_d", key(7)) };
+        assert_eq!(store.put_registration(&stranger, 300).await.unwrap(), Claimed::Inactive);
+    }
     assert_eq!(store.registration(&env("dev-2")).await.unwrap(), None);
 
     let list = store.environments(None, 10).await.unwrap();
@@ -171,7 +200,7 @@ async fn registrations(store: &dyn Store) {
 }
 
 async fn redemptions(store: &dyn Store) {
-    let orchestrator = TokenId::from_random([2; 8]);
+    let orchestrator = Subject::from(id(2));
     let ticket = |n| Redemption { ticket: [n; 16], expires_at: 60, subject: orchestrator.clone() };
     assert_eq!(store.redeem(&ticket(1), 10).await.unwrap(), Redeemed::Now);
     assert_eq!(store.redeem(&ticket(1), 10).await.unwrap(), Redeemed::Before);
@@ -197,9 +226,138 @@ async fn redemptions(store: &dyn Store) {
     let fresh = ticket(4);
     assert_eq!(store.redeem(&fresh, 1000).await.unwrap(), Redeemed::TokenInactive);
     for n in [3, 9] {
-        let subject = TokenId::from_random([n; 8]);
+        let subject = id(n).into();
         let gone = Redemption { subject, ..fresh.clone() };
         assert_eq!(store.redeem(&gone, 10).await.unwrap(), Redeemed::TokenInactive);
     }
     assert_eq!(store.redeem(&fresh, 999).await.unwrap(), Redeemed::Now);
+}
+
+async fn uses(store: &dyn Store) {
+    let bounded = Token { max_uses: Some(2), ..token(20, Role::Orchestrator) };
+    store.insert_token(&bounded).await.unwrap();
+    let subject = Subject::from(bounded.id.clone());
+    let used = async || store.use_token(&subject, 5).await.unwrap();
+    let (a, b, c) = tokio::join!(used(), used(), used());
+    let good = [a, b, c].into_iter().filter(|used| *used == Used::Now).count();
+    assert_eq!((good, used().await), (2, Used::UsedUp));
+    assert_eq!(store.token(&bounded.id).await.unwrap().unwrap().uses, 2);
+
+    // without a maximum nothing is counted
+    assert_eq!(store.use_token(&id(1).into(), 5).await.unwrap(), Used::Now);
+    assert_eq!(store.token(&id(1)).await.unwrap().unwrap().uses, 0);
+    assert_eq!(store.use_token(&id(2).into(), 1000).await.unwrap(), Used::Inactive);
+    assert_eq!(store.use_token(&id(9).into(), 5).await.unwrap(), Used::Inactive);
+
+    // a claim is a use
+    let once = Token { max_uses: Some(1), ..token(21, Role::Executor) };
+    store.insert_token(&once).await.unwrap();
+    let mine = |id: &str| NewRegistration {
+        subject: once.id.clone().into(),
+        ..claim("dev-once", id, key(1))
+    };
+    claim_with(store, &mine("reg_once"), 5).await;
+    assert_eq!(store.put_registration(&mine("reg_twice"), 5).await.unwrap(), Claimed::UsedUp);
+}
+
+async fn rotations(store: &dyn Store) {
+    let old = token(22, Role::Admin);
+    store.insert_token(&old).await.unwrap();
+    let Rotated::To(new) = store.rotate_token(&old.id, &[0x22; 32], 30, 100).await.unwrap() else {
+        panic!("not rotated");
+    };
+    let credential = Credential::Secret { hash: [0x22; 32], previous: Some(([22; 32], 130)) };
+    assert_eq!(*new, Token { credential, rotated_at: Some(100), ..old.clone() });
+    assert_eq!(store.token(&old.id).await.unwrap(), Some(*new));
+    store.rotate_token(&old.id, &[0x33; 32], 0, 110).await.unwrap();
+    let credential = store.token(&old.id).await.unwrap().unwrap().credential;
+    assert_eq!(credential, Credential::Secret { hash: [0x33; 32], previous: None });
+    for (nobody, why) in [(9, Rotated::Unknown), (3, Rotated::Inactive)] {
+        assert_eq!(store.rotate_token(&id(nobody), &[0; 32], 0, 100).await.unwrap(), why);
+    }
+}
+
+fn enrolled(n: u8, key: u8) -> Token {
+    let credential = Credential::Key { public: [key; 32], enrolled_by: id(23) };
+    Token { credential, environments: "dev-key".parse().unwrap(), ..token(n, Role::Executor) }
+}
+
+async fn enrolments(store: &dyn Store) {
+    let join = Token { max_uses: Some(2), ..token(23, Role::Join) };
+    store.insert_token(&join).await.unwrap();
+    let enrol = async |token: &Token| store.enrol(token, &join.id, 100).await.unwrap();
+    let first = enrolled(24, 0xa1);
+    assert_eq!(enrol(&first).await, Enrolled::Now);
+    assert_eq!(enrol(&enrolled(25, 0xa1)).await, Enrolled::KeyKnown);
+    assert_eq!(store.token(&join.id).await.unwrap().unwrap().uses, 1, "that was no use");
+    assert_eq!(store.token_by_key(&[0xa1; 32]).await.unwrap(), Some(first.clone()));
+    assert_eq!(store.token_by_key(&[0xa2; 32]).await.unwrap(), None);
+    assert_eq!(enrol(&enrolled(26, 0xa2)).await, Enrolled::Now);
+    assert_eq!(enrol(&enrolled(27, 0xa3)).await, Enrolled::UsedUp);
+    assert_eq!(store.enrol(&enrolled(27, 0xa3), &id(3), 100).await.unwrap(), Enrolled::Inactive);
+    assert_eq!(store.token(&id(27)).await.unwrap(), None);
+    assert_eq!(store.rotate_token(&first.id, &[0; 32], 0, 100).await.unwrap(), Rotated::HasKey);
+}
+
+async fn withdrawals(store: &dyn Store) {
+    let start = store.last_withdrawal().await.unwrap();
+    let since = async |after| {
+        let withdrawn = store.withdrawals(after, 100).await.unwrap();
+        assert!(withdrawn.complete);
+        withdrawn.list.into_iter().map(|(_, what)| what).collect::<Vec<_>>()
+    };
+    assert_eq!(since(0).await, [Withdrawal::Subject(id(3).into())], "what revoked 3 once");
+
+    let mine =
+        |subject: Subject, id: &str| NewRegistration { subject, ..claim("dev-key", id, key(1)) };
+    let stranger = foreign("ci");
+    claim_with(store, &mine(stranger.clone(), "reg_1"), 100).await;
+    assert!(!store.is_blocked(&stranger).await.unwrap());
+    for _ in 0..2 {
+        assert!(store.revoke(&stranger, 100).await.unwrap());
+    }
+    assert!(store.is_blocked(&stranger).await.unwrap());
+    let again = store.put_registration(&mine(stranger.clone(), "reg_2"), 100).await;
+    assert_eq!(again.unwrap(), Claimed::Inactive);
+    assert_eq!(store.use_token(&stranger, 5).await.unwrap(), Used::Inactive);
+
+    let key = Subject::from(id(24));
+    let ended = claim_with(store, &mine(key.clone(), "reg_3"), 100).await.id;
+    assert_eq!(store.remove_registration(&env("dev-key"), 100).await.unwrap(), Some(ended.clone()));
+    assert_eq!(store.remove_registration(&env("dev-key"), 100).await.unwrap(), None);
+    assert_eq!(store.registration(&env("dev-key")).await.unwrap(), None);
+
+    // may come back, with a higher generation
+    let back = claim_with(store, &mine(key.clone(), "reg_4"), 100).await;
+    assert_eq!(back.generation, Generation(3));
+    assert!(store.revoke_environment(&env("dev-key"), 100).await.unwrap());
+    assert_eq!(store.registration(&env("dev-key")).await.unwrap(), None);
+    assert_eq!(store.token(&id(24)).await.unwrap().unwrap().revoked_at, Some(100));
+    assert!(!store.revoke_environment(&env("never"), 100).await.unwrap());
+    assert_eq!(
+        since(start).await,
+        [
+            Withdrawal::Subject(stranger),
+            Withdrawal::Registration(ended),
+            Withdrawal::Environment(env("dev-key")),
+        ]
+    );
+    assert_eq!(store.last_withdrawal().await.unwrap(), start + 3);
+
+    // only what was made since may claim it, or enrol for it
+    let refused = [(Subject::from(id(1)), "old"), (foreign("other"), "foreign")];
+    for (subject, which) in refused {
+        let claimed = store.put_registration(&mine(subject, "reg_5"), 100).await.unwrap();
+        assert_eq!(claimed, Claimed::EnvironmentRevoked, "{which}");
+    }
+    store.insert_token(&Token { max_uses: Some(9), ..token(28, Role::Join) }).await.unwrap();
+    let old = Token { max_uses: Some(9), ..token(29, Role::Join) };
+    store.insert_token(&old).await.unwrap();
+    store.insert_token(&token(30, Role::Executor)).await.unwrap();
+    assert_eq!(store.enrol(&enrolled(31, 0xb1), &id(28), 100).await.unwrap(), Enrolled::Now);
+    claim_with(store, &mine(id(30).into(), "reg_6"), 100).await;
+    claim_with(store, &mine(id(31).into(), "reg_7"), 100).await;
+    assert!(store.revoke_environment(&env("dev-key"), 100).await.unwrap());
+    let enrolled = store.enrol(&enrolled(32, 0xb2), &old.id, 100).await.unwrap();
+    assert_eq!(enrolled, Enrolled::EnvironmentRevoked);
 }

@@ -9,10 +9,12 @@ pub mod sqlite;
 pub(crate) mod contract;
 
 use async_trait::async_trait;
-use rendez_proto::ids::EnvironmentId;
+use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::ticket;
 
-use crate::model::{Environment, NewRegistration, Registration, Token, TokenId};
+use crate::model::{
+    Environment, NewRegistration, Registration, Subject, Token, TokenId, Withdrawal,
+};
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -40,8 +42,8 @@ pub struct Redemption {
     pub ticket: [u8; ticket::ID_BYTES],
     /// When it ends; its record is kept at least until then.
     pub expires_at: u64,
-    /// The token that asked for it, which must be active still.
-    pub subject: TokenId,
+    /// Who asked for it, and must be active still.
+    pub subject: Subject,
 }
 
 /// What became of a [`Redemption`].
@@ -51,8 +53,70 @@ pub enum Redeemed {
     Now,
     /// It was used before.
     Before,
-    /// Its token is gone, revoked or expired; the ticket is not used.
+    /// Its subject is gone, revoked or expired; the ticket is not used.
     TokenInactive,
+}
+
+/// What became of a use of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Used {
+    /// It counts, if this token's uses are counted.
+    Now,
+    /// The token was used as often as it may be.
+    UsedUp,
+    /// It is gone, revoked, expired or blocked.
+    Inactive,
+}
+
+/// What became of a claim to an environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claimed {
+    /// It is the current one, and a use of its token.
+    Current(Registration),
+    /// Its token was used as often as it may be.
+    UsedUp,
+    /// Its subject is gone, revoked, expired or blocked.
+    Inactive,
+    /// The environment was revoked after its subject's credential was made.
+    EnvironmentRevoked,
+}
+
+/// What became of a rotation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rotated {
+    /// The token with its new secret.
+    To(Box<Token>),
+    /// It is revoked or expired.
+    Inactive,
+    /// It is an enrolled executor's, which has a key and no secret.
+    HasKey,
+    /// There is none.
+    Unknown,
+}
+
+/// What became of an enrolment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enrolled {
+    /// The key is good from now on, and the join token used once more.
+    Now,
+    /// The key is or was somebody's; nothing has changed.
+    KeyKnown,
+    /// The join token was used as often as it may be.
+    UsedUp,
+    /// The join token is gone, revoked or expired.
+    Inactive,
+    /// The environment was revoked after the join token had been made.
+    EnvironmentRevoked,
+}
+
+/// Some of what was withdrawn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Withdrawn {
+    /// In order, with their numbers.
+    pub list: Vec<(u64, Withdrawal)>,
+    /// Whether nothing is missing between the number asked for and the list:
+    /// old ones are not kept.
+    pub complete: bool,
 }
 
 /// The registry's memory.
@@ -67,18 +131,44 @@ pub trait Store: Send + Sync + 'static {
     /// At most `limit` tokens whose id is greater than `after`, ordered by id.
     async fn tokens(&self, after: Option<&TokenId>, limit: u32) -> Result<Vec<Token>, StoreError>;
 
-    /// Marks a token as revoked at `now`, unless it is already. `false`: there
-    /// is no such token.
-    async fn revoke_token(&self, id: &TokenId, now: u64) -> Result<bool, StoreError>;
+    /// The enrolled executor with this Ed25519 key, in whatever state.
+    async fn token_by_key(&self, public: &[u8; 32]) -> Result<Option<Token>, StoreError>;
+
+    /// Gives an active token a new secret, whose hash is `new`, and lets the
+    /// old one be good for `overlap` seconds more. One from a rotation before
+    /// that ends.
+    async fn rotate_token(
+        &self,
+        id: &TokenId,
+        new: &[u8; 32],
+        overlap: u64,
+        now: u64,
+    ) -> Result<Rotated, StoreError>;
+
+    /// Counts a use, unless this token's uses are not counted. Of any number of
+    /// calls, as many as the maximum get [`Used::Now`].
+    async fn use_token(&self, subject: &Subject, now: u64) -> Result<Used, StoreError>;
+
+    /// Adds `token`, which has a key and covers one environment, and uses
+    /// `join` once.
+    async fn enrol(&self, token: &Token, join: &TokenId, now: u64) -> Result<Enrolled, StoreError>;
+
+    /// Marks a token as revoked at `now`, or blocks a foreign subject, unless
+    /// it is already, and notes a withdrawal. `false`: there is no such token.
+    async fn revoke(&self, subject: &Subject, now: u64) -> Result<bool, StoreError>;
+
+    /// Whether a foreign subject was revoked.
+    async fn is_blocked(&self, subject: &Subject) -> Result<bool, StoreError>;
 
     /// Makes `new` the current registration of its environment, which is
     /// created if needed, up to [`rendez_proto::limits::ENVIRONMENTS_MAX`]. Its
-    /// generation is one more than the environment's last.
+    /// generation is one more than the environment's last. Counts as a use of
+    /// the subject's token.
     async fn put_registration(
         &self,
         new: &NewRegistration,
         now: u64,
-    ) -> Result<Registration, StoreError>;
+    ) -> Result<Claimed, StoreError>;
 
     /// The environment's current registration.
     async fn registration(
@@ -96,6 +186,29 @@ pub trait Store: Send + Sync + 'static {
 
     /// One environment.
     async fn environment(&self, id: &EnvironmentId) -> Result<Option<Environment>, StoreError>;
+
+    /// Ends the environment's current registration and notes a withdrawal.
+    /// `None`: there is none.
+    async fn remove_registration(
+        &self,
+        environment: &EnvironmentId,
+        now: u64,
+    ) -> Result<Option<RegistrationId>, StoreError>;
+
+    /// Ends the environment's registration, revokes the executors that are
+    /// enrolled for it, refuses it to all credentials that were made until now,
+    /// and notes a withdrawal. `false`: nobody ever registered.
+    async fn revoke_environment(
+        &self,
+        environment: &EnvironmentId,
+        now: u64,
+    ) -> Result<bool, StoreError>;
+
+    /// The number of the last withdrawal, 0 if there was none.
+    async fn last_withdrawal(&self) -> Result<u64, StoreError>;
+
+    /// At most `limit` withdrawals with a greater number than `after`.
+    async fn withdrawals(&self, after: u64, limit: u32) -> Result<Withdrawn, StoreError>;
 
     /// Uses a ticket. Of any number of calls with the same ticket, one gets
     /// [`Redeemed::Now`].

@@ -8,9 +8,13 @@
 //! within the minute that the ticket lives.
 
 mod audit;
+mod journal;
 mod migrations;
 mod records;
+mod registrations;
 mod rows;
+mod tickets;
+mod tokens;
 
 use std::error::Error;
 use std::fs::{OpenOptions, Permissions};
@@ -19,21 +23,16 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use async_trait::async_trait;
-use rendez_proto::ids::{EnvironmentId, Generation};
-use rendez_proto::keys::PublicKey;
+use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::limits;
-use rendez_proto::profile::Profile;
 use sqlx::migrate::MigrateError;
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
-    SqliteSynchronous,
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Row as _, Sqlite, Transaction};
 use tokio::time::{Instant, sleep};
 
-use self::rows::{bytes, number, optional_number, seconds, text};
-use super::{Redeemed, Redemption, Store, StoreError};
-use crate::model::{Environment, NewRegistration, Registration, Role, Token, TokenId};
+use super::{Claimed, Enrolled, Redeemed, Redemption, Rotated, Store, StoreError, Used, Withdrawn};
+use crate::model::{Environment, NewRegistration, Registration, Subject, Token, TokenId};
 
 /// The SQLite store.
 #[derive(Debug, Clone)]
@@ -138,10 +137,6 @@ impl SqliteStore {
     pub async fn close(&self) {
         self.pool.close().await;
     }
-
-    async fn write(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
-        Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?)
-    }
 }
 
 /// Makes the file, for SQLite gives its WAL and index files the same mode. An
@@ -173,128 +168,60 @@ fn is_busy(error: &SqliteOpenError) -> bool {
 #[async_trait]
 impl Store for SqliteStore {
     async fn insert_token(&self, token: &Token) -> Result<(), StoreError> {
-        let mut tx = self.write().await?;
-        let count: i64 =
-            sqlx::query_scalar("SELECT count(*) FROM tokens").fetch_one(&mut *tx).await?;
-        if count >= i64::from(limits::TOKENS_MAX) {
-            return Err(StoreError::LimitReached { what: "tokens", max: limits::TOKENS_MAX });
-        }
-        sqlx::query(
-            "INSERT INTO tokens (id, role, environments, label, secret_sha256, created_at, \
-             expires_at, revoked_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(token.id.as_str())
-        .bind(role_name(token.role))
-        .bind(token.environments.as_str())
-        .bind(&token.label)
-        .bind(token.secret_hash.as_slice())
-        .bind(seconds(token.created_at))
-        .bind(token.expires_at.map(seconds))
-        .bind(token.revoked_at.map(seconds))
-        .execute(&mut *tx)
-        .await?;
-        Ok(tx.commit().await?)
+        tokens::insert(&self.pool, token).await
     }
 
     async fn token(&self, id: &TokenId) -> Result<Option<Token>, StoreError> {
-        sqlx::query("SELECT * FROM tokens WHERE id = ?")
-            .bind(id.as_str())
-            .fetch_optional(&self.pool)
-            .await?
-            .map(|row| token(&row))
-            .transpose()
+        tokens::get(&self.pool, id).await
+    }
+
+    async fn token_by_key(&self, public: &[u8; 32]) -> Result<Option<Token>, StoreError> {
+        tokens::by_key(&self.pool, public).await
     }
 
     async fn tokens(&self, after: Option<&TokenId>, limit: u32) -> Result<Vec<Token>, StoreError> {
-        sqlx::query("SELECT * FROM tokens WHERE id > ? ORDER BY id LIMIT ?")
-            .bind(after.map_or("", TokenId::as_str))
-            .bind(limit)
-            .fetch_all(&self.pool)
-            .await?
-            .iter()
-            .map(token)
-            .collect()
+        tokens::list(&self.pool, after, limit).await
     }
 
-    async fn revoke_token(&self, id: &TokenId, now: u64) -> Result<bool, StoreError> {
-        let done =
-            sqlx::query("UPDATE tokens SET revoked_at = coalesce(revoked_at, ?) WHERE id = ?")
-                .bind(seconds(now))
-                .bind(id.as_str())
-                .execute(&self.pool)
-                .await?;
-        Ok(done.rows_affected() > 0)
+    async fn rotate_token(
+        &self,
+        id: &TokenId,
+        new: &[u8; 32],
+        overlap: u64,
+        now: u64,
+    ) -> Result<Rotated, StoreError> {
+        tokens::rotate(&self.pool, id, new, overlap, now).await
+    }
+
+    async fn use_token(&self, subject: &Subject, now: u64) -> Result<Used, StoreError> {
+        tokens::use_once(&self.pool, subject, now).await
+    }
+
+    async fn enrol(&self, token: &Token, join: &TokenId, now: u64) -> Result<Enrolled, StoreError> {
+        tokens::enrol(&self.pool, token, join, now).await
+    }
+
+    async fn revoke(&self, subject: &Subject, now: u64) -> Result<bool, StoreError> {
+        tokens::revoke(&self.pool, subject, now).await
+    }
+
+    async fn is_blocked(&self, subject: &Subject) -> Result<bool, StoreError> {
+        tokens::is_blocked(&self.pool, subject).await
     }
 
     async fn put_registration(
         &self,
         new: &NewRegistration,
         now: u64,
-    ) -> Result<Registration, StoreError> {
-        let mut tx = self.write().await?;
-        let last: Option<i64> =
-            sqlx::query_scalar("SELECT generation FROM environments WHERE id = ?")
-                .bind(new.environment.as_str())
-                .fetch_optional(&mut *tx)
-                .await?;
-        let next = match last {
-            Some(last) => last.checked_add(1).ok_or(StoreError::Corrupt("generation"))?,
-            None => {
-                let count: i64 = sqlx::query_scalar("SELECT count(*) FROM environments")
-                    .fetch_one(&mut *tx)
-                    .await?;
-                if count >= i64::from(limits::ENVIRONMENTS_MAX) {
-                    let max = limits::ENVIRONMENTS_MAX;
-                    return Err(StoreError::LimitReached { what: "environments", max });
-                }
-                1
-            }
-        };
-        sqlx::query(
-            "INSERT INTO environments (id, generation, created_at) VALUES (?, ?, ?) \
-             ON CONFLICT (id) DO UPDATE SET generation = excluded.generation",
-        )
-        .bind(new.environment.as_str())
-        .bind(next)
-        .bind(seconds(now))
-        .execute(&mut *tx)
-        .await?;
-        sqlx::query(
-            "INSERT OR REPLACE INTO registrations (environment, id, generation, x25519, \
-             mlkem768, profiles, token, registered_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(new.environment.as_str())
-        .bind(new.id.as_str())
-        .bind(next)
-        .bind(new.key.x25519().as_slice())
-        .bind(new.key.mlkem768().map(|key| key.as_slice()))
-        .bind(profile_names(&new.profiles))
-        .bind(new.token.as_str())
-        .bind(seconds(now))
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        Ok(Registration {
-            environment: new.environment.clone(),
-            id: new.id.clone(),
-            generation: Generation(next.unsigned_abs()),
-            key: new.key.clone(),
-            profiles: new.profiles.clone(),
-            token: new.token.clone(),
-            registered_at: now,
-        })
+    ) -> Result<Claimed, StoreError> {
+        registrations::put(&self.pool, new, now).await
     }
 
     async fn registration(
         &self,
         environment: &EnvironmentId,
     ) -> Result<Option<Registration>, StoreError> {
-        sqlx::query("SELECT * FROM registrations WHERE environment = ?")
-            .bind(environment.as_str())
-            .fetch_optional(&self.pool)
-            .await?
-            .map(|row| registration(&row))
-            .transpose()
+        registrations::get(&self.pool, environment).await
     }
 
     async fn environments(
@@ -302,141 +229,59 @@ impl Store for SqliteStore {
         after: Option<&EnvironmentId>,
         limit: u32,
     ) -> Result<Vec<Environment>, StoreError> {
-        sqlx::query(
-            "SELECT registrations.*, environments.created_at FROM registrations \
-             JOIN environments ON environments.id = registrations.environment \
-             WHERE registrations.environment > ? ORDER BY registrations.environment LIMIT ?",
-        )
-        .bind(after.map_or("", EnvironmentId::as_str))
-        .bind(limit)
-        .fetch_all(&self.pool)
-        .await?
-        .iter()
-        .map(environment)
-        .collect()
+        registrations::list(&self.pool, after, limit).await
     }
 
     async fn environment(&self, id: &EnvironmentId) -> Result<Option<Environment>, StoreError> {
-        sqlx::query(
-            "SELECT registrations.*, environments.created_at FROM registrations \
-             JOIN environments ON environments.id = registrations.environment \
-             WHERE registrations.environment = ?",
-        )
-        .bind(id.as_str())
-        .fetch_optional(&self.pool)
-        .await?
-        .map(|row| environment(&row))
-        .transpose()
+        registrations::environment(&self.pool, id).await
+    }
+
+    async fn remove_registration(
+        &self,
+        environment: &EnvironmentId,
+        now: u64,
+    ) -> Result<Option<RegistrationId>, StoreError> {
+        registrations::remove(&self.pool, environment, now).await
+    }
+
+    async fn revoke_environment(
+        &self,
+        environment: &EnvironmentId,
+        now: u64,
+    ) -> Result<bool, StoreError> {
+        registrations::revoke(&self.pool, environment, now).await
+    }
+
+    async fn last_withdrawal(&self) -> Result<u64, StoreError> {
+        Ok(journal::latest(&self.pool).await?.unsigned_abs())
+    }
+
+    async fn withdrawals(&self, after: u64, limit: u32) -> Result<Withdrawn, StoreError> {
+        journal::since(&self.pool, after, limit).await
     }
 
     async fn redeem(&self, redemption: &Redemption, now: u64) -> Result<Redeemed, StoreError> {
-        let mut tx = self.write().await?;
-        let subject = sqlx::query("SELECT * FROM tokens WHERE id = ?")
-            .bind(redemption.subject.as_str())
-            .fetch_optional(&mut *tx)
-            .await?
-            .map(|row| token(&row))
-            .transpose()?;
-        if !subject.is_some_and(|token| token.is_active(now)) {
-            return Ok(Redeemed::TokenInactive);
-        }
-        let done = sqlx::query(
-            "INSERT INTO redeemed_tickets (id, expires_at) VALUES (?, ?) ON CONFLICT DO NOTHING",
-        )
-        .bind(redemption.ticket.as_slice())
-        .bind(seconds(redemption.expires_at))
-        .execute(&mut *tx)
-        .await?;
-        sqlx::query(
-            "DELETE FROM redeemed_tickets WHERE id IN \
-             (SELECT id FROM redeemed_tickets WHERE expires_at < ? ORDER BY expires_at LIMIT ?)",
-        )
-        .bind(seconds(now.saturating_sub(limits::REDEEMED_TICKET_MARGIN.as_secs())))
-        .bind(limits::REDEEMED_PURGE_BATCH)
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        Ok(if done.rows_affected() == 1 { Redeemed::Now } else { Redeemed::Before })
+        tickets::redeem(&self.pool, redemption, now).await
     }
-}
-
-impl From<sqlx::Error> for StoreError {
-    fn from(error: sqlx::Error) -> Self {
-        match error {
-            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => {
-                StoreError::Corrupt("value")
-            }
-            error => StoreError::Unavailable(Box::new(error)),
-        }
-    }
-}
-
-fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Executor => "executor",
-        Role::Orchestrator => "orchestrator",
-        Role::Admin => "admin",
-    }
-}
-
-fn token(row: &SqliteRow) -> Result<Token, StoreError> {
-    let role = [Role::Executor, Role::Orchestrator, Role::Admin];
-    let name: &str = row.try_get("role")?;
-    Ok(Token {
-        id: text(row, "id")?,
-        role: role
-            .into_iter()
-            .find(|role| role_name(*role) == name)
-            .ok_or(StoreError::Corrupt("role"))?,
-        environments: text(row, "environments")?,
-        label: row.try_get("label")?,
-        secret_hash: bytes(row, "secret_sha256")?,
-        created_at: number(row, "created_at")?,
-        expires_at: optional_number(row, "expires_at")?,
-        revoked_at: optional_number(row, "revoked_at")?,
-    })
-}
-
-fn environment(row: &SqliteRow) -> Result<Environment, StoreError> {
-    Ok(Environment { created_at: number(row, "created_at")?, registration: registration(row)? })
-}
-
-fn registration(row: &SqliteRow) -> Result<Registration, StoreError> {
-    let x25519 = bytes(row, "x25519")?;
-    let key = match row.try_get::<Option<&[u8]>, _>("mlkem768")? {
-        None => PublicKey::x25519_only(x25519),
-        Some(mlkem768) => PublicKey::hybrid(
-            x25519,
-            Box::<[u8]>::from(mlkem768).try_into().map_err(|_| StoreError::Corrupt("mlkem768"))?,
-        ),
-    };
-    Ok(Registration {
-        environment: text(row, "environment")?,
-        id: text(row, "id")?,
-        generation: Generation(number(row, "generation")?),
-        key,
-        profiles: profiles(row.try_get("profiles")?)?,
-        token: text(row, "token")?,
-        registered_at: number(row, "registered_at")?,
-    })
-}
-
-fn profile_names(profiles: &[Profile]) -> String {
-    profiles.iter().map(|profile| profile.name()).collect::<Vec<_>>().join(" ")
-}
-
-fn profiles(names: &str) -> Result<Vec<Profile>, StoreError> {
-    names
-        .split_ascii_whitespace()
-        .map(|name| name.parse().map_err(|_| StoreError::Corrupt("profile")))
-        .collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use rendez_proto::ids::Generation;
+    use rendez_proto::profile::Profile;
+    use rendez_proto::registry::admin::Role;
+
     use super::*;
+    use crate::model::{Credential, SourceCidrs};
     use crate::store::contract;
     use crate::testing::{env, key};
+
+    fn claimed(claimed: Claimed) -> Registration {
+        match claimed {
+            Claimed::Current(registration) => registration,
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[tokio::test]
     async fn it_keeps_the_contract() {
@@ -453,9 +298,13 @@ mod tests {
             role: Role::Executor,
             environments: "*".parse().unwrap(),
             label: String::new(),
-            secret_hash: [1; 32],
+            credential: Credential::Secret { hash: [1; 32], previous: None },
+            sources: SourceCidrs::default(),
+            max_uses: None,
+            uses: 0,
             created_at: 0,
-            expires_at: Some(u64::MAX),
+            rotated_at: None,
+            expires_at: Some(i64::MAX as u64),
             revoked_at: None,
         };
         let claim = |id: &str| NewRegistration {
@@ -463,11 +312,11 @@ mod tests {
             id: id.parse().unwrap(),
             key: key(1),
             profiles: vec![Profile::NoiseHybridIkV1],
-            token: token.id.clone(),
+            subject: token.id.clone().into(),
         };
         let store = SqliteStore::open(&path).await.unwrap();
         store.insert_token(&token).await.unwrap();
-        let first = store.put_registration(&claim("a"), 5).await.unwrap();
+        let first = claimed(store.put_registration(&claim("a"), 5).await.unwrap());
         for file in std::fs::read_dir(dir.path()).unwrap() {
             let file = file.unwrap();
             let mode = file.metadata().unwrap().permissions().mode() & 0o777;
@@ -477,7 +326,7 @@ mod tests {
 
         let store = SqliteStore::open(&path).await.unwrap();
         assert_eq!(store.registration(&env("dev")).await.unwrap().as_ref(), Some(&first));
-        let second = store.put_registration(&claim("b"), 6).await.unwrap();
+        let second = claimed(store.put_registration(&claim("b"), 6).await.unwrap());
         assert_eq!(second.generation, Generation(2));
     }
 
@@ -500,7 +349,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
         sqlx::query(
-            "INSERT INTO tokens VALUES ('not-hex', 'admin', '*', '', zeroblob(32), 0, NULL, NULL)",
+            "INSERT INTO tokens (id, role, environments, label, secret_sha256, created_at) \
+             VALUES ('not-hex', 'admin', '*', '', zeroblob(32), 0)",
         )
         .execute(&store.pool)
         .await
@@ -514,16 +364,19 @@ mod tests {
         let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
         let full = format!(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {}) \
-             INSERT INTO environments SELECT 'e' || i, 1, 0 FROM n",
+             INSERT INTO environments (id, generation, created_at) \
+             SELECT 'e' || i, 1, 0 FROM n",
             limits::ENVIRONMENTS_MAX
         );
         sqlx::query(sqlx::AssertSqlSafe(full)).execute(&store.pool).await.unwrap();
+        let token = contract::token(1, Role::Executor);
+        store.insert_token(&token).await.unwrap();
         let new = NewRegistration {
             environment: env("one-more"),
             id: "r".parse().unwrap(),
             key: key(1),
             profiles: vec![],
-            token: TokenId::from_random([1; 8]),
+            subject: token.id.into(),
         };
         let error = store.put_registration(&new, 0).await.unwrap_err();
         assert!(matches!(error, StoreError::LimitReached { what: "environments", .. }));

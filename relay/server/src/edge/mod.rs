@@ -4,29 +4,33 @@
 //! | --- | --- | --- |
 //! | 101 | the ticket is good | |
 //! | 400 | not a websocket upgrade; the ticket is not used up | |
-//! | 401 | no ticket, or one that is malformed, forged, expired, used or revoked | an executor registers again, an orchestrator connects again |
+//! | 401 | no ticket, or one that is malformed, forged, expired, used, revoked or not for this address | an executor registers again, an orchestrator connects again |
 //! | 409 | a newer registration is current | an executor registers again |
 //! | 503 | full, shutting down, or the store cannot be asked | both try again later |
 //!
 //! Close codes: [`CLOSE_FRAMES`](port::CLOSE_FRAMES).
 
+pub(crate) mod guests;
 pub mod meter;
 pub mod port;
 mod socket;
 pub mod stats;
 
+use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Extension, RawQuery, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
+use futures_util::future::{Either, select};
 use rendez_proto::limits;
 use rendez_proto::registry::error::{ErrorBody, ErrorCode, ErrorDetail};
 use rendez_proto::ticket::{Claims, Purpose};
-use rendez_registry::{Registry, TicketRefused};
+use rendez_registry::{Admitted, Registry, TicketRefused};
 use rendez_relay_core::{Capabilities, JoinError, Subject};
 use rendez_transport::socket::WRITE_BUFFER_BYTES;
 use rendez_transport::{Ended, pump};
@@ -34,6 +38,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Span;
 use tracing::field::Empty;
 
+use self::guests::{Guests, Stay};
 use self::port::HubPort;
 use self::socket::AcceptedSocket;
 use self::stats::{EdgeStats, End};
@@ -47,6 +52,7 @@ use crate::roster::Visit;
 pub(crate) struct Edge {
     pub(crate) registry: Registry,
     pub(crate) directory: Arc<Directory>,
+    pub(crate) guests: Arc<Guests>,
     /// Every websocket's task.
     pub(crate) sockets: TaskTracker,
     pub(crate) drain: Arc<Drain>,
@@ -60,6 +66,7 @@ pub(crate) async fn rendezvous(
     State(edge): State<Edge>,
     RawQuery(query): RawQuery,
     Extension(place): Extension<Place>,
+    headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
     // First, so that a request that cannot be upgraded uses up no ticket.
@@ -70,8 +77,9 @@ pub(crate) async fn rendezvous(
             return Refusal::NotAnUpgrade.into_response();
         }
     };
-    match edge.admit(ticket_of(query.as_deref().unwrap_or_default())).await {
-        Ok((claims, port, visit)) => edge.upgrade(upgrade, claims, port, visit, place),
+    let source = edge.registry.source(Some(place.peer), &headers);
+    match edge.admit(ticket_of(query.as_deref().unwrap_or_default()), source).await {
+        Ok(arrival) => edge.upgrade(upgrade, arrival, place),
         Err(refusal) => refusal.into_response(),
     }
 }
@@ -81,38 +89,49 @@ fn ticket_of(query: &str) -> &str {
     query.split('&').find_map(|pair| pair.strip_prefix("ticket=")).unwrap_or_default()
 }
 
+/// A websocket whose ticket is good, and its entries in all lists.
+struct Arrival {
+    claims: Claims,
+    port: HubPort,
+    stay: Stay,
+    visit: Visit,
+}
+
 impl Edge {
-    async fn admit(&self, ticket: &str) -> Result<(Claims, HubPort, Visit), Refusal> {
+    async fn admit(&self, ticket: &str, source: Option<IpAddr>) -> Result<Arrival, Refusal> {
         if self.drain.is_closed() {
             return Err(Refusal::ShuttingDown);
         }
-        let claims = self.registry.admit(ticket).await?;
-        let port = if claims.purpose == Purpose::Executor {
+        let admitted = self.registry.admit(ticket, source).await?;
+        let port = self.join(&admitted)?;
+        let stay = self.guests.arrive(&admitted, port.door());
+        if !self.registry.is_still_good(&admitted).await.map_err(TicketRefused::from)? {
+            return Err(TicketRefused::Revoked.into());
+        }
+        let visit = self.directory.roster().enter(&self.registry, &admitted.claims, port.watch());
+        Ok(Arrival { claims: admitted.claims, port, stay, visit })
+    }
+
+    fn join(&self, Admitted { claims, subject, .. }: &Admitted) -> Result<HubPort, JoinError> {
+        let token = subject.to_string();
+        if claims.purpose == Purpose::Executor {
             self.directory.join_executor(
                 &claims.environment,
                 &claims.registration,
                 claims.generation,
-                &claims.subject,
+                &token,
                 Instant::now(),
-            )?
+            )
         } else {
             // The ticket names the orchestrator's key: streams are its own.
             let can = Capabilities { resends: claims.profile.is_reliable() };
-            let subject = Subject(claims.binding);
-            self.directory.join_orchestrator(&claims.environment, subject, can, &claims.subject)?
-        };
-        let visit = self.directory.roster().enter(&self.registry, &claims, port.watch());
-        Ok((claims, port, visit))
+            let key = Subject(claims.binding);
+            self.directory.join_orchestrator(&claims.environment, key, can, &token)
+        }
     }
 
-    fn upgrade(
-        &self,
-        upgrade: WebSocketUpgrade,
-        claims: Claims,
-        mut port: HubPort,
-        mut visit: Visit,
-        place: Place,
-    ) -> Response {
+    fn upgrade(&self, upgrade: WebSocketUpgrade, arrival: Arrival, place: Place) -> Response {
+        let Arrival { claims, mut port, stay, mut visit } = arrival;
         let token = self.sockets.token();
         let stats = self.stats.clone();
         upgrade
@@ -124,7 +143,7 @@ impl Edge {
             .on_upgrade(move |socket| async move {
                 let span = opened(&claims, &place);
                 let _held = (token, place);
-                let ended = pump(AcceptedSocket(socket), &mut port).await;
+                let ended = drive(AcceptedSocket(socket), &mut port, &stay).await;
                 let end = End::from(&ended);
                 visit.ends(end.reason());
                 // In this order: whoever then finds no executor finds out why.
@@ -134,6 +153,14 @@ impl Edge {
                 span.record("why", end.as_str());
                 closed(&claims, &ended);
             })
+    }
+}
+
+/// A peer that does not read cannot keep an evicted websocket open.
+async fn drive(socket: AcceptedSocket, port: &mut HubPort, stay: &Stay) -> Ended {
+    match select(pin!(pump(socket, port)), pin!(stay.overstayed())).await {
+        Either::Left((ended, _)) => ended,
+        Either::Right((frame, _)) => Ended::ByUs(frame),
     }
 }
 

@@ -1,7 +1,7 @@
 //! A hub behind a mutex, and its ports as protocols for the pump.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -19,10 +19,24 @@ use super::meter::Meter;
 pub const MALFORMED: CloseFrame = CloseFrame { code: 1002, reason: "malformed_frame" };
 /// 4001: another websocket took the executor's place.
 pub const SUPERSEDED: CloseFrame = CloseFrame { code: 4001, reason: "superseded" };
+/// 4002: the token behind the websocket was revoked.
+pub const TOKEN_REVOKED: CloseFrame = CloseFrame { code: 4002, reason: "token_revoked" };
+/// 4003: the token behind the websocket has expired.
+pub const TOKEN_EXPIRED: CloseFrame = CloseFrame { code: 4003, reason: "token_expired" };
+/// 4004: the environment was revoked, or its registration was ended.
+pub const REGISTRATION_ENDED: CloseFrame = CloseFrame { code: 4004, reason: "registration_ended" };
 
 /// All close frames that a relay sends, for documentation.
-pub const CLOSE_FRAMES: [CloseFrame; 5] =
-    [CloseFrame::TEXT, CloseFrame::TOO_BIG, CloseFrame::RESTARTING, MALFORMED, SUPERSEDED];
+pub const CLOSE_FRAMES: [CloseFrame; 8] = [
+    CloseFrame::TEXT,
+    CloseFrame::TOO_BIG,
+    CloseFrame::RESTARTING,
+    MALFORMED,
+    SUPERSEDED,
+    TOKEN_REVOKED,
+    TOKEN_EXPIRED,
+    REGISTRATION_ENDED,
+];
 
 /// The switchboard of one executor and the tasks that drive its ports.
 #[derive(Default)]
@@ -82,7 +96,7 @@ impl SharedHub {
     }
 
     fn port(self: &Arc<Self>, key: PortKey) -> HubPort {
-        HubPort { shared: self.clone(), key, meter: Arc::default() }
+        HubPort { shared: self.clone(), key, meter: Arc::default(), notice: Arc::default() }
     }
 
     /// Wakes the driver of one port.
@@ -121,6 +135,8 @@ pub struct HubPort {
     shared: Arc<SharedHub>,
     key: PortKey,
     meter: Arc<Meter>,
+    /// Why it must leave, once it must.
+    notice: Arc<OnceLock<CloseFrame>>,
 }
 
 impl HubPort {
@@ -128,6 +144,35 @@ impl HubPort {
     pub fn watch(&self) -> PortWatch {
         let shared = Arc::downgrade(&self.shared);
         PortWatch { shared, key: self.key, meter: self.meter.clone() }
+    }
+
+    /// What sends this one port away, from elsewhere.
+    pub(crate) fn door(&self) -> Door {
+        let shared = Arc::downgrade(&self.shared);
+        Door { shared, key: self.key, notice: self.notice.clone() }
+    }
+}
+
+/// Sends one port away.
+pub(crate) struct Door {
+    shared: Weak<SharedHub>,
+    key: PortKey,
+    notice: Arc<OnceLock<CloseFrame>>,
+}
+
+impl Door {
+    /// Nothing passes the port from now on, either way, and its websocket
+    /// closes with `frame`. The first reason stands.
+    pub(crate) fn show(&self, frame: CloseFrame) {
+        let _ = self.notice.set(frame);
+        if let Some(shared) = self.shared.upgrade() {
+            shared.wake(self.key);
+        }
+    }
+
+    /// The reason, once there is one.
+    pub(crate) fn shown(&self) -> Option<&CloseFrame> {
+        self.notice.get()
     }
 }
 
@@ -161,6 +206,9 @@ impl PortWatch {
 
 impl Protocol for HubPort {
     fn handle_message(&mut self, now: Instant, message: Bytes) -> Result<(), Violation> {
+        if self.notice.get().is_some() {
+            return Ok(());
+        }
         trace("received", &message);
         self.meter.count_received(message.len());
         self.shared
@@ -169,10 +217,14 @@ impl Protocol for HubPort {
     }
 
     fn wants_read(&self) -> bool {
-        self.shared.read(|hub| hub.wants_read(self.key))
+        // one that leaves is read on, so that its answer to the close is seen
+        self.notice.get().is_some() || self.shared.read(|hub| hub.wants_read(self.key))
     }
 
     fn poll_transmit(&mut self, _now: Instant) -> Option<Bytes> {
+        if self.notice.get().is_some() {
+            return None;
+        }
         let message = self.shared.change(|hub| hub.poll_transmit(self.key))?;
         trace("sent", &message);
         self.meter.count_sent(message.len());
@@ -195,6 +247,9 @@ impl Protocol for HubPort {
     }
 
     fn closing(&self) -> Option<CloseFrame> {
+        if let Some(frame) = self.notice.get() {
+            return Some(frame.clone());
+        }
         let board = self.shared.lock();
         match board.hub.standing(self.key) {
             Standing::Superseded => Some(SUPERSEDED),

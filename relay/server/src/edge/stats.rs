@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rendez_proto::registry::environments::EndReason;
 use rendez_transport::{CloseFrame, Ended, SocketError};
 
-use super::port::{MALFORMED, SUPERSEDED};
+use super::port::{MALFORMED, REGISTRATION_ENDED, SUPERSEDED, TOKEN_EXPIRED, TOKEN_REVOKED};
 
 /// How a websocket ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,11 +29,17 @@ pub enum End {
     Superseded,
     /// The relay went away.
     Restarting,
+    /// Its token was revoked.
+    TokenRevoked,
+    /// Its token expired.
+    TokenExpired,
+    /// Its environment was revoked, or its registration ended.
+    RegistrationEnded,
 }
 
 impl End {
     /// All ends, for counters.
-    pub const ALL: [End; 9] = [
+    pub const ALL: [End; 12] = [
         End::ByPeer,
         End::Lost,
         End::Silent,
@@ -43,6 +49,9 @@ impl End {
         End::Malformed,
         End::Superseded,
         End::Restarting,
+        End::TokenRevoked,
+        End::TokenExpired,
+        End::RegistrationEnded,
     ];
 
     /// A word for counters.
@@ -57,6 +66,9 @@ impl End {
             End::Malformed => "malformed",
             End::Superseded => "superseded",
             End::Restarting => "restarting",
+            End::TokenRevoked => "token_revoked",
+            End::TokenExpired => "token_expired",
+            End::RegistrationEnded => "registration_ended",
         }
     }
 }
@@ -73,6 +85,7 @@ impl End {
             }
             End::Superseded => EndReason::Superseded,
             End::Restarting => EndReason::RelayShutdown,
+            End::TokenRevoked | End::TokenExpired | End::RegistrationEnded => EndReason::Revoked,
         }
     }
 }
@@ -89,6 +102,9 @@ impl From<&Ended> for End {
             Ended::ByUs(frame) if *frame == CloseFrame::TEXT => End::Text,
             Ended::ByUs(frame) if *frame == SUPERSEDED => End::Superseded,
             Ended::ByUs(frame) if frame.code == CloseFrame::RESTARTING.code => End::Restarting,
+            Ended::ByUs(frame) if *frame == TOKEN_REVOKED => End::TokenRevoked,
+            Ended::ByUs(frame) if *frame == TOKEN_EXPIRED => End::TokenExpired,
+            Ended::ByUs(frame) if *frame == REGISTRATION_ENDED => End::RegistrationEnded,
             Ended::ByUs(_) => End::Lost,
         }
     }

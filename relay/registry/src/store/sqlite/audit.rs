@@ -6,14 +6,14 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, Sqlite, Transaction};
 
 use super::SqliteStore;
-use super::rows::{bytes, number, optional_number, seconds};
+use super::rows::{bytes, number, optional_number, seconds, write};
 use crate::store::StoreError;
 use crate::store::audit::AuditStore;
 
 #[async_trait]
 impl AuditStore for SqliteStore {
     async fn append_audit(&self, events: &[AuditEvent]) -> Result<Head, StoreError> {
-        let mut tx = self.write().await?;
+        let mut tx = write(&self.pool).await?;
         let mut head = head(&mut tx).await?;
         for event in events {
             head = append(&mut tx, head, event.clone()).await?;
@@ -44,7 +44,7 @@ impl AuditStore for SqliteStore {
         limit: u32,
         now: u64,
     ) -> Result<u64, StoreError> {
-        let mut tx = self.write().await?;
+        let mut tx = write(&self.pool).await?;
         let head = head(&mut tx).await?;
         let first: Option<i64> =
             sqlx::query_scalar("SELECT min(seq) FROM audit").fetch_one(&mut *tx).await?;

@@ -11,6 +11,7 @@ type Version = (i64, &'static str, &'static str);
 
 const ALL: &[Version] = &[
     (1, "init", include_str!("../../../migrations/sqlite/0001_init.sql")),
+    (2, "credentials", include_str!("../../../migrations/sqlite/0002_credentials.sql")),
     (10, "connections", include_str!("../../../migrations/sqlite/0010_connections.sql")),
     (11, "audit", include_str!("../../../migrations/sqlite/0011_audit.sql")),
 ];

@@ -8,14 +8,14 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
 use super::SqliteStore;
-use super::rows::{number, optional_number, seconds, text};
+use super::rows::{number, optional_number, seconds, text, write};
 use crate::store::StoreError;
 use crate::store::records::{Connection, ConnectionId, Records};
 
 #[async_trait]
 impl Records for SqliteStore {
     async fn write_connections(&self, connections: &[Connection]) -> Result<(), StoreError> {
-        let mut tx = self.write().await?;
+        let mut tx = write(&self.pool).await?;
         for connection in connections {
             let environment = connection.environment.as_str();
             let id = connection.id.to_text();

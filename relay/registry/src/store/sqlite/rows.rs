@@ -1,9 +1,32 @@
-//! Columns to values, for every table.
+//! Between rows and values.
 
-use sqlx::Row as _;
-use sqlx::sqlite::SqliteRow;
+use rendez_proto::registry::admin::Role;
+use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::{Row as _, Sqlite, Transaction};
 
 use crate::store::StoreError;
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => {
+                StoreError::Corrupt("value")
+            }
+            error => StoreError::Unavailable(Box::new(error)),
+        }
+    }
+}
+
+/// A transaction that has its turn among the writers from the start.
+pub(super) async fn write(pool: &SqlitePool) -> Result<Transaction<'static, Sqlite>, StoreError> {
+    Ok(pool.begin_with("BEGIN IMMEDIATE").await?)
+}
+
+pub(super) fn role(row: &SqliteRow) -> Result<Role, StoreError> {
+    let name: &str = row.try_get("role")?;
+    let known = Role::ALL.into_iter().find(|role| role.as_str() == name);
+    known.ok_or(StoreError::Corrupt("role"))
+}
 
 /// SQLite's integers are signed; times beyond its range mean "never" as well
 /// as any.
@@ -29,6 +52,15 @@ pub(super) fn text<T: std::str::FromStr>(
     column: &'static str,
 ) -> Result<T, StoreError> {
     row.try_get::<&str, _>(column)?.parse().map_err(|_| StoreError::Corrupt(column))
+}
+
+pub(super) fn optional_bytes<const N: usize>(
+    row: &SqliteRow,
+    column: &'static str,
+) -> Result<Option<[u8; N]>, StoreError> {
+    row.try_get::<Option<&[u8]>, _>(column)?
+        .map(|bytes| bytes.try_into().map_err(|_| StoreError::Corrupt(column)))
+        .transpose()
 }
 
 pub(super) fn bytes<const N: usize>(

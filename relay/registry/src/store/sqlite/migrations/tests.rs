@@ -69,7 +69,7 @@ async fn every_older_database_comes_up_to_date_with_all_its_rows() {
         assert_eq!((tokens[1].expires_at, tokens[1].revoked_at), (Some(99), Some(12)));
         let registration = store.registration(&env("dev-1")).await.unwrap().unwrap();
         assert_eq!((registration.id.as_str(), registration.generation.0), ("reg_a", 7));
-        assert_eq!(registration.token, tokens[0].id);
+        assert_eq!(registration.subject, tokens[0].id.clone().into());
         let used: i64 = sqlx::query_scalar("SELECT count(*) FROM redeemed_tickets")
             .fetch_one(store.pool())
             .await

@@ -1,13 +1,14 @@
-//! What the registry knows, in its own types: neither rows nor JSON.
+//! Tokens: their names, what they cover, and how they are stored.
 
 use std::fmt;
 use std::str::FromStr;
 
-use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
-use rendez_proto::keys::PublicKey;
+use rendez_proto::ids::EnvironmentId;
 use rendez_proto::limits;
-use rendez_proto::profile::Profile;
-pub use rendez_proto::registry::admin::Role;
+use rendez_proto::registry::admin::Role;
+use subtle::{Choice, ConstantTimeEq as _};
+
+use super::source::SourceCidrs;
 
 /// Names a token: 8 random bytes as lower-case hexadecimal digits. Not secret.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -123,6 +124,50 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
     pattern[p..].iter().all(|byte| *byte == b'*')
 }
 
+/// How the bearer of a token proves to be it. Neither is a secret.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// By a secret, of which the SHA-256 is kept.
+    Secret {
+        /// Of the current secret.
+        hash: [u8; 32],
+        /// Of the one before the last rotation, and until when it is good, in
+        /// seconds since 1970.
+        previous: Option<([u8; 32], u64)>,
+    },
+    /// By signatures of an enrolled executor.
+    Key {
+        /// Its Ed25519 public key.
+        public: [u8; 32],
+        /// The join token that let it in.
+        enrolled_by: TokenId,
+    },
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Credential::Secret { .. } => "Secret(redacted)",
+            Credential::Key { .. } => "Key(..)",
+        })
+    }
+}
+
+impl Credential {
+    /// Whether `hash` is that of a secret that is good at `now`. Takes the same
+    /// time whatever the answer.
+    pub fn is_proven_by(&self, hash: &[u8; 32], now: u64) -> bool {
+        match self {
+            Credential::Secret { hash: current, previous } => {
+                let (old, until) = previous.unwrap_or(([0; 32], 0));
+                let in_time = Choice::from(u8::from(now < until));
+                (current.ct_eq(hash) | (old.ct_eq(hash) & in_time)).into()
+            }
+            Credential::Key { .. } => false,
+        }
+    }
+}
+
 /// A token as it is stored.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
@@ -134,10 +179,18 @@ pub struct Token {
     pub environments: TokenPattern,
     /// For people.
     pub label: String,
-    /// SHA-256 of the secret's bytes.
-    pub secret_hash: [u8; 32],
+    /// How it is proven.
+    pub credential: Credential,
+    /// Where it may be used from.
+    pub sources: SourceCidrs,
+    /// How often it may be used.
+    pub max_uses: Option<u32>,
+    /// How often it was; counted only if there is a maximum.
+    pub uses: u32,
     /// In seconds since 1970.
     pub created_at: u64,
+    /// When its secret was replaced last, in seconds since 1970.
+    pub rotated_at: Option<u64>,
     /// When it ends, in seconds since 1970.
     pub expires_at: Option<u64>,
     /// When it was revoked, in seconds since 1970.
@@ -159,93 +212,6 @@ impl Token {
     pub fn is_active(&self, now: u64) -> bool {
         self.revoked_at.is_none() && self.expires_at.is_none_or(|end| now < end)
     }
-}
-
-/// Who is asking: the bearer of an active token.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Caller {
-    /// The token.
-    pub token: TokenId,
-    /// What it permits.
-    pub role: Role,
-    /// Where.
-    pub environments: TokenPattern,
-}
-
-/// The caller's token does not permit this. The caller is at fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Forbidden {
-    /// It has another role.
-    #[error("the token's role does not permit this")]
-    Role,
-    /// It does not cover the environment.
-    #[error("the token does not cover this environment")]
-    Environment,
-    /// Another token made the registration.
-    #[error("the registration was made with another token")]
-    Token,
-}
-
-impl Caller {
-    /// Checks the role.
-    ///
-    /// # Errors
-    /// [`Forbidden::Role`].
-    pub fn must_be(&self, roles: &[Role]) -> Result<(), Forbidden> {
-        if roles.contains(&self.role) { Ok(()) } else { Err(Forbidden::Role) }
-    }
-
-    /// Checks the role and the environment.
-    ///
-    /// # Errors
-    /// [`Forbidden::Role`], [`Forbidden::Environment`].
-    pub fn may(&self, role: Role, environment: &EnvironmentId) -> Result<(), Forbidden> {
-        self.must_be(&[role])?;
-        if self.environments.matches(environment) { Ok(()) } else { Err(Forbidden::Environment) }
-    }
-}
-
-/// A claim that is about to be made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewRegistration {
-    /// The environment; created if it does not exist.
-    pub environment: EnvironmentId,
-    /// The claim's name.
-    pub id: RegistrationId,
-    /// The executor's static key.
-    pub key: PublicKey,
-    /// What the executor offers.
-    pub profiles: Vec<Profile>,
-    /// Who claims.
-    pub token: TokenId,
-}
-
-/// An environment's current claim.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Registration {
-    /// The environment.
-    pub environment: EnvironmentId,
-    /// The claim's name.
-    pub id: RegistrationId,
-    /// Its place in the environment's order.
-    pub generation: Generation,
-    /// The executor's static key.
-    pub key: PublicKey,
-    /// What the executor offers.
-    pub profiles: Vec<Profile>,
-    /// Who claimed.
-    pub token: TokenId,
-    /// When, in seconds since 1970.
-    pub registered_at: u64,
-}
-
-/// An environment; there is one as soon as an executor has registered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Environment {
-    /// When it was first registered, in seconds since 1970.
-    pub created_at: u64,
-    /// The current claim.
-    pub registration: Registration,
 }
 
 #[cfg(test)]
@@ -282,21 +248,6 @@ mod tests {
     }
 
     #[test]
-    fn a_role_is_exactly_its_role() {
-        let environment: EnvironmentId = "dev".parse().unwrap();
-        for role in [Role::Executor, Role::Orchestrator, Role::Admin] {
-            for needed in [Role::Executor, Role::Orchestrator, Role::Admin] {
-                let caller = Caller {
-                    token: TokenId::from_random([0; 8]),
-                    role,
-                    environments: "*".parse().unwrap(),
-                };
-                assert_eq!(caller.may(needed, &environment).is_ok(), role == needed);
-            }
-        }
-    }
-
-    #[test]
     fn token_ids_are_lower_case_hex() {
         let id = TokenId::from_random([0, 1, 2, 3, 0xaa, 0xbb, 0xcc, 0xdd]);
         assert_eq!(id.as_str(), "00010203aabbccdd");
@@ -306,5 +257,17 @@ mod tests {
         {
             assert!(bad.parse::<TokenId>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn an_old_secret_is_good_until_its_time_and_a_key_has_none() {
+        let one = Credential::Secret { hash: [1; 32], previous: None };
+        assert!(one.is_proven_by(&[1; 32], 5));
+        assert!(!one.is_proven_by(&[0; 32], 0) && !one.is_proven_by(&[2; 32], 5));
+        let two = Credential::Secret { hash: [2; 32], previous: Some(([1; 32], 10)) };
+        assert!(two.is_proven_by(&[2; 32], 10) && two.is_proven_by(&[1; 32], 9));
+        assert!(!two.is_proven_by(&[1; 32], 10));
+        let key = Credential::Key { public: [3; 32], enrolled_by: TokenId::from_random([0; 8]) };
+        assert!(!key.is_proven_by(&[3; 32], 0));
     }
 }

@@ -1,0 +1,285 @@
+//! The agent's own key at a registry that it has joined.
+//!
+//! One file, `credential`, beside the identity, that only its owner can read:
+//!
+//! ```text
+//! ed25519 <seed as base64>
+//! relay <URL>
+//! environment <id>
+//! ```
+//!
+//! The key is made before it is enrolled, so that a join whose answer was lost
+//! is repeated with the same key. It is good for one relay and one environment:
+//! shown to another relay, its signatures could be passed on to the first.
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ed25519_dalek::SigningKey;
+use rendez_proto::ids::EnvironmentId;
+use rendez_proto::proof::{self, Call, NONCE_BYTES, Proof};
+use zeroize::Zeroizing;
+
+use crate::config::RelayUrl;
+
+/// The file's name in the state directory.
+const FILE: &str = "credential";
+/// More than the file ever has, in bytes.
+const FILE_MAX_BYTES: u64 = 4096;
+
+/// A key, and what it is for.
+pub(crate) struct Credential {
+    key: SigningKey,
+    environment: EnvironmentId,
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Credential({}, redacted)", self.environment)
+    }
+}
+
+/// Why there is no credential.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialError {
+    /// Others than the owner can read the file.
+    #[error(
+        "{} can be read by others (mode {mode:o}), so its key may be known to them; revoke this \
+         executor, remove the file and join again, or, if you are sure that nobody read it, run \
+         chmod 600 on it",
+        path.display()
+    )]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// The file is something else.
+    #[error("{} is not a credential; remove it and join again", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is for another relay or environment.
+    #[error(
+        "{} is the credential for {found}, not for {wanted}; use another --state, or, if that \
+         relay has moved, change the file's line",
+        path.display()
+    )]
+    Other {
+        /// The file.
+        path: PathBuf,
+        /// What it is for.
+        found: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// The operating system refused.
+    #[error("cannot use {}: {why}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// The reason.
+        why: io::Error,
+    },
+    /// The operating system has no random numbers.
+    #[error("no random numbers for a new credential: {0}")]
+    Random(getrandom::Error),
+}
+
+/// Where the credential in `state` is.
+pub(crate) fn path(state: &Path) -> PathBuf {
+    state.join(FILE)
+}
+
+impl Credential {
+    /// Reads the credential in `state`, or makes one. Several processes may do
+    /// so at once: all get the same one.
+    ///
+    /// # Errors
+    /// [`CredentialError`]; an existing file is never overwritten.
+    pub(crate) fn load_or_create(
+        state: &Path,
+        relay: &RelayUrl,
+        environment: &EnvironmentId,
+    ) -> Result<Self, CredentialError> {
+        let path = path(state);
+        match load(&path, relay, environment) {
+            Err(CredentialError::Io { why, .. }) if why.kind() == io::ErrorKind::NotFound => {
+                create(state, &path, relay, environment)?;
+                load(&path, relay, environment)
+            }
+            other => other,
+        }
+    }
+
+    /// A proof for one request with this body.
+    ///
+    /// # Errors
+    /// The operating system has no random numbers.
+    pub(crate) fn prove(&self, call: Call, body: &[u8]) -> Result<String, getrandom::Error> {
+        let mut nonce = [0; NONCE_BYTES];
+        getrandom::fill(&mut nonce)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let proof = Proof {
+            call,
+            environment: self.environment.clone(),
+            key: self.key.verifying_key().to_bytes(),
+            time: now.map_or(0, |now| now.as_secs()),
+            nonce,
+            body: proof::body_hash(body),
+        };
+        Ok(proof.sign(&self.key))
+    }
+}
+
+fn load(
+    path: &Path,
+    relay: &RelayUrl,
+    environment: &EnvironmentId,
+) -> Result<Credential, CredentialError> {
+    let failed = |why| CredentialError::Io { path: path.to_owned(), why };
+    let malformed = || CredentialError::Malformed { path: path.to_owned() };
+    let file = File::open(path).map_err(failed)?;
+    let mode = file.metadata().map_err(failed)?.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(CredentialError::Exposed { path: path.to_owned(), mode });
+    }
+    let mut bytes = Zeroizing::new(Vec::new());
+    file.take(FILE_MAX_BYTES).read_to_end(&mut bytes).map_err(failed)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| malformed())?;
+    let mut lines = text.lines();
+    let mut value = |name: &str| {
+        let (found, value) = lines.next()?.split_once(' ')?;
+        (found == name).then_some(value)
+    };
+    let seed = value("ed25519").ok_or_else(malformed)?;
+    let for_relay = value("relay").ok_or_else(malformed)?;
+    let for_environment = value("environment").ok_or_else(malformed)?;
+    let same_relay = for_relay.parse::<RelayUrl>().is_ok_and(|url| url == *relay);
+    if !same_relay || for_environment != environment.as_str() {
+        return Err(CredentialError::Other {
+            path: path.to_owned(),
+            found: format!("{for_environment} at {for_relay}"),
+            wanted: format!("{environment} at {relay}"),
+        });
+    }
+    let seed = Zeroizing::new(STANDARD.decode(seed).map_err(|_| malformed())?);
+    let seed: &[u8; 32] = seed.as_slice().try_into().map_err(|_| malformed())?;
+    Ok(Credential { key: SigningKey::from_bytes(seed), environment: environment.clone() })
+}
+
+/// Writes a new key beside `path` and gives it the name in one step, so that
+/// nobody ever sees a part of it, and the first one wins.
+fn create(
+    state: &Path,
+    path: &Path,
+    relay: &RelayUrl,
+    environment: &EnvironmentId,
+) -> Result<(), CredentialError> {
+    let failed = |path: &Path, why| CredentialError::Io { path: path.to_owned(), why };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state)
+        .map_err(|why| failed(state, why))?;
+    let mut seed = Zeroizing::new([0; 32]);
+    getrandom::fill(seed.as_mut()).map_err(CredentialError::Random)?;
+    let seed = Zeroizing::new(STANDARD.encode(seed.as_ref()));
+    let text = format!("ed25519 {}\nrelay {relay}\nenvironment {environment}\n", seed.as_str());
+    let text = Zeroizing::new(text);
+    let draft = state.join(format!("{FILE}.{}", std::process::id()));
+    let written = write_new(&draft, text.as_bytes()).and_then(|()| fs::hard_link(&draft, path));
+    // a draft that was never made need not be removed
+    let _ = fs::remove_file(&draft);
+    match written {
+        Err(why) if why.kind() == io::ErrorKind::AlreadyExists && path.exists() => Ok(()),
+        other => other.map_err(|why| failed(path, why)),
+    }
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    // left behind by a process of the same id that died in the middle
+    let _ = fs::remove_file(path);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn open(state: &Path, relay: &str, environment: &str) -> Result<Credential, CredentialError> {
+        let (relay, environment) = (relay.parse().unwrap(), environment.parse().unwrap());
+        Credential::load_or_create(state, &relay, &environment)
+    }
+
+    #[test]
+    fn the_key_is_made_once_for_its_owner_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("a/b");
+        let key = |credential: &Credential| credential.key.verifying_key();
+        let first = open(&state, "https://r.example", "dev").unwrap();
+        let again = open(&state, "https://r.example/", "dev").unwrap();
+        assert_eq!(key(&first), key(&again));
+        let mode = path(&state).metadata().unwrap().mode() & 0o777;
+        assert_eq!(mode, 0o600);
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 1, "no draft is left");
+        let other = open(folder.path(), "https://r.example", "dev").unwrap();
+        assert_ne!(key(&first), key(&other));
+        let seed = STANDARD.encode(first.key.to_bytes());
+        assert!(fs::read_to_string(path(&state)).unwrap().contains(&seed));
+        assert!(!format!("{first:?}").contains(&seed));
+    }
+
+    #[test]
+    fn it_is_for_one_relay_and_one_environment() {
+        let folder = tempfile::tempdir().unwrap();
+        open(folder.path(), "https://r.example", "dev").unwrap();
+        for (relay, environment) in [("https://evil.example", "dev"), ("https://r.example", "prod")]
+        {
+            let error = open(folder.path(), relay, environment).unwrap_err();
+            assert!(matches!(error, CredentialError::Other { .. }), "{error}");
+            assert!(error.to_string().contains("dev at https://r.example"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_others_can_read_or_that_is_none_is_kept_and_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let again = || open(folder.path(), "https://r.example", "dev");
+        again().unwrap();
+        let path = path(folder.path());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(matches!(again(), Err(CredentialError::Exposed { mode: 0o640, .. })));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let good = fs::read_to_string(&path).unwrap();
+        for bad in ["", "planted", "ed25519 AAAA", &good.replacen("ed25519 ", "ed25519 A", 1)] {
+            fs::write(&path, bad).unwrap();
+            let error = again().unwrap_err();
+            assert!(matches!(error, CredentialError::Malformed { .. }), "{bad:?}: {error}");
+            assert!(!error.to_string().contains("planted"));
+            assert_eq!(fs::read_to_string(&path).unwrap(), bad);
+        }
+    }
+
+    #[test]
+    fn each_proof_is_new_and_of_this_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let credential = open(folder.path(), "https://r.example", "dev").unwrap();
+        let prove = || Proof::verify(&credential.prove(Call::Register, b"{}").unwrap()).unwrap();
+        let (one, two) = (prove(), prove());
+        assert_ne!(one.nonce, two.nonce);
+        assert_eq!(one.key, credential.key.verifying_key().to_bytes());
+        assert_eq!((one.environment.as_str(), one.body), ("dev", proof::body_hash(b"{}")));
+    }
+}

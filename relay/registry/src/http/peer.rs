@@ -1,0 +1,110 @@
+//! Where a request comes from.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+
+use axum::extract::FromRequestParts;
+use axum::http::HeaderMap;
+use axum::http::request::Parts;
+use ipnet::IpNet;
+use rendez_proto::limits;
+
+use crate::service::Registry;
+
+/// The TCP peer of a request; whoever accepts connections puts it into the
+/// request's extensions. Without it, tokens that are bound to networks are
+/// refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerAddr(pub IpAddr);
+
+const FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// Where a request comes from, as far as that can be believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Source(pub(super) Option<IpAddr>);
+
+impl FromRequestParts<Registry> for Source {
+    type Rejection = Infallible;
+    async fn from_request_parts(
+        parts: &mut Parts,
+        registry: &Registry,
+    ) -> Result<Self, Infallible> {
+        let peer = parts.extensions.get::<PeerAddr>().copied();
+        Ok(Self(registry.source(peer, &parts.headers)))
+    }
+}
+
+impl Registry {
+    /// Where a request comes from: the TCP peer, or, if that is a trusted
+    /// proxy, the last address in `X-Forwarded-For` that is none.
+    pub fn source(&self, peer: Option<PeerAddr>, headers: &HeaderMap) -> Option<IpAddr> {
+        source(self.trusted_proxies(), peer?.0, headers)
+    }
+}
+
+/// `None` if a trusted proxy does not say it in a way that can be read.
+fn source(trusted: &[IpNet], peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
+    let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
+    let peer = peer.to_canonical();
+    if !is_trusted(&peer) {
+        return Some(peer);
+    }
+    let mut nearest = peer;
+    let lines: Vec<_> = headers.get_all(FORWARDED_FOR).into_iter().collect();
+    if lines.iter().map(|line| line.len()).sum::<usize>() > limits::FORWARDED_MAX_BYTES {
+        return None;
+    }
+    // each proxy adds its own peer at the end; what stands before the first
+    // stranger's address is the stranger's invention
+    for line in lines.into_iter().rev() {
+        for entry in line.to_str().ok()?.rsplit(',') {
+            nearest = entry.trim().parse::<IpAddr>().ok()?.to_canonical();
+            if !is_trusted(&nearest) {
+                return Some(nearest);
+            }
+        }
+    }
+    Some(nearest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(trusted: &[&str], peer: &str, forwarded: &[&str]) -> Option<String> {
+        let trusted: Vec<IpNet> = trusted.iter().map(|net| net.parse().unwrap()).collect();
+        let mut headers = HeaderMap::new();
+        for line in forwarded {
+            headers.append(FORWARDED_FOR, line.parse().unwrap());
+        }
+        source(&trusted, peer.parse().unwrap(), &headers).map(|source| source.to_string())
+    }
+
+    #[test]
+    fn only_trusted_proxies_are_believed() {
+        let found = |trusted: &[&str], peer: &str, forwarded: &[&str]| {
+            found(trusted, peer, forwarded).unwrap_or_else(|| "unknown".to_owned())
+        };
+        let proxies = ["10.0.0.0/8", "::1/128"];
+        for (peer, forwarded, source) in [
+            ("192.0.2.1", &["198.51.100.9"][..], "192.0.2.1"),
+            ("10.0.0.1", &["198.51.100.9"], "198.51.100.9"),
+            ("::ffff:10.0.0.1", &["198.51.100.9"], "198.51.100.9"),
+            ("::1", &["::ffff:198.51.100.9"], "198.51.100.9"),
+            // forged by the client, then the proxies' own words
+            ("10.0.0.1", &["203.0.113.5, 198.51.100.9, 10.0.0.2"], "198.51.100.9"),
+            ("10.0.0.1", &["203.0.113.5", "198.51.100.9,10.0.0.2"], "198.51.100.9"),
+            // the proxy itself asks, or another one behind it
+            ("10.0.0.1", &[], "10.0.0.1"),
+            ("10.0.0.1", &["10.0.0.7"], "10.0.0.7"),
+            ("10.0.0.1", &["unknown"], "unknown"),
+            ("10.0.0.1", &["198.51.100.9:4711"], "unknown"),
+            ("10.0.0.1", &["198.51.100.9, nonsense"], "unknown"),
+        ] {
+            assert_eq!(found(&proxies, peer, forwarded), source, "{peer} {forwarded:?}");
+        }
+        assert_eq!(found(&[], "10.0.0.1", &["198.51.100.9"]), "10.0.0.1", "none by default");
+        let long = "198.51.100.9,".repeat(limits::FORWARDED_MAX_BYTES);
+        assert_eq!(found(&proxies, "10.0.0.1", &[&long]), "unknown");
+    }
+}

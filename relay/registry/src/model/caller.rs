@@ -1,0 +1,133 @@
+//! Who is asking, and what that permits.
+
+use rendez_proto::ids::EnvironmentId;
+use rendez_proto::registry::admin::Role;
+
+use super::subject::{Subject, TicketSubject};
+use super::token::TokenPattern;
+
+/// Who is asking: the bearer of an active token, of ours or of somebody whom
+/// we believe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Its name.
+    pub subject: Subject,
+    /// What it may do: any of these.
+    pub grants: Vec<Grant>,
+    /// When its websockets end, in seconds since 1970, if the registry's own
+    /// record of the subject does not say.
+    pub until: Option<u64>,
+}
+
+/// One role in some environments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// What is permitted.
+    pub role: Role,
+    /// Where.
+    pub environments: TokenPattern,
+}
+
+/// The caller's token does not permit this. The caller is at fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Forbidden {
+    /// It has another role.
+    #[error("the token's role does not permit this")]
+    Role,
+    /// It is a join token, without the key that it could enrol.
+    #[error(
+        "a join token only enrols an executor that proves to hold a key, as `rendez agent` does; \
+         a stock executor needs an executor token"
+    )]
+    JoinOnly,
+    /// It does not cover the environment.
+    #[error("the token does not cover this environment")]
+    Environment,
+    /// Another token made the registration.
+    #[error("the registration was made with another token")]
+    Token,
+    /// It was used as often as it may be.
+    #[error("the token was used as often as it may be")]
+    UsedUp,
+    /// The environment was revoked after the token had been made.
+    #[error(
+        "the environment was revoked; enrol its executor with a new join token, or give it a \
+         token that was made since"
+    )]
+    EnvironmentRevoked,
+}
+
+impl Caller {
+    /// Checks the role.
+    ///
+    /// # Errors
+    /// [`Forbidden::Role`].
+    pub fn must_be(&self, roles: &[Role]) -> Result<(), Forbidden> {
+        let any = self.grants.iter().any(|grant| roles.contains(&grant.role));
+        if any { Ok(()) } else { Err(Forbidden::Role) }
+    }
+
+    /// Checks the role and the environment.
+    ///
+    /// # Errors
+    /// [`Forbidden::Role`], [`Forbidden::JoinOnly`], [`Forbidden::Environment`].
+    pub fn may(&self, role: Role, environment: &EnvironmentId) -> Result<(), Forbidden> {
+        self.must_be(&[role]).map_err(|wrong| match self.must_be(&[Role::Join]) {
+            Ok(()) if role == Role::Executor => Forbidden::JoinOnly,
+            _ => wrong,
+        })?;
+        if self.sees(&[role], environment) { Ok(()) } else { Err(Forbidden::Environment) }
+    }
+
+    /// Whether any of the roles is given for `environment`.
+    pub fn sees(&self, roles: &[Role], environment: &EnvironmentId) -> bool {
+        let covers = |g: &Grant| roles.contains(&g.role) && g.environments.matches(environment);
+        self.grants.iter().any(covers)
+    }
+
+    /// The caller as a ticket names it.
+    pub fn ticket_subject(&self) -> TicketSubject {
+        TicketSubject { subject: self.subject.clone(), until: self.until }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::token::TokenId;
+    use super::*;
+
+    fn caller(grants: &[(Role, &str)]) -> Caller {
+        let grant = |(role, pattern): &(Role, &str)| Grant {
+            role: *role,
+            environments: pattern.parse().unwrap(),
+        };
+        Caller {
+            subject: TokenId::from_random([0; 8]).into(),
+            grants: grants.iter().map(grant).collect(),
+            until: None,
+        }
+    }
+
+    #[test]
+    fn a_role_is_exactly_its_role() {
+        let environment: EnvironmentId = "dev".parse().unwrap();
+        for role in Role::ALL {
+            for needed in Role::ALL {
+                let caller = caller(&[(role, "*")]);
+                assert_eq!(caller.may(needed, &environment).is_ok(), role == needed);
+            }
+        }
+    }
+
+    #[test]
+    fn grants_do_not_mix() {
+        let both = caller(&[(Role::Executor, "ci-*"), (Role::Orchestrator, "dev")]);
+        let may = |role, environment: &str| both.may(role, &environment.parse().unwrap());
+        assert_eq!(may(Role::Executor, "ci-1"), Ok(()));
+        assert_eq!(may(Role::Executor, "dev"), Err(Forbidden::Environment));
+        assert_eq!(may(Role::Orchestrator, "dev"), Ok(()));
+        assert_eq!(may(Role::Orchestrator, "ci-1"), Err(Forbidden::Environment));
+        assert_eq!(may(Role::Admin, "dev"), Err(Forbidden::Role));
+        assert_eq!(caller(&[]).must_be(&Role::ALL), Err(Forbidden::Role));
+    }
+}

@@ -1,0 +1,70 @@
+//! What the registry knows, in its own types: neither rows nor JSON.
+
+pub mod caller;
+pub mod source;
+pub mod subject;
+pub mod token;
+
+use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
+use rendez_proto::keys::PublicKey;
+use rendez_proto::profile::Profile;
+pub use rendez_proto::registry::admin::Role;
+
+pub use self::caller::{Caller, Forbidden, Grant};
+pub use self::source::SourceCidrs;
+pub use self::subject::{Subject, TicketSubject};
+pub use self::token::{Credential, InvalidPattern, Token, TokenId, TokenPattern};
+
+/// A claim that is about to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewRegistration {
+    /// The environment; created if it does not exist.
+    pub environment: EnvironmentId,
+    /// The claim's name.
+    pub id: RegistrationId,
+    /// The executor's static key.
+    pub key: PublicKey,
+    /// What the executor offers.
+    pub profiles: Vec<Profile>,
+    /// Who claims.
+    pub subject: Subject,
+}
+
+/// An environment's current claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    /// The environment.
+    pub environment: EnvironmentId,
+    /// The claim's name.
+    pub id: RegistrationId,
+    /// Its place in the environment's order.
+    pub generation: Generation,
+    /// The executor's static key.
+    pub key: PublicKey,
+    /// What the executor offers.
+    pub profiles: Vec<Profile>,
+    /// Who claimed.
+    pub subject: Subject,
+    /// When, in seconds since 1970.
+    pub registered_at: u64,
+}
+
+/// An environment; there is one as soon as an executor has registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Environment {
+    /// When it was first registered, in seconds since 1970.
+    pub created_at: u64,
+    /// The current claim.
+    pub registration: Registration,
+}
+
+/// Something whose live websockets must close.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Withdrawal {
+    /// Everything that came from this subject.
+    Subject(Subject),
+    /// Everything in this environment.
+    Environment(EnvironmentId),
+    /// Everything under this registration.
+    Registration(RegistrationId),
+}

@@ -1,0 +1,110 @@
+//! Where a token may be used from.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use rendez_proto::limits;
+
+/// Networks; none means anywhere.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SourceCidrs(Vec<IpNet>);
+
+/// The texts are no networks. Whoever wrote them is at fault.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidSource {
+    /// One of them is none.
+    #[error("{0:?} is not a network such as 10.0.0.0/8, 2001:db8::/32 or 192.0.2.7")]
+    Network(String),
+    /// There are too many.
+    #[error("a token can be bound to at most {} networks", limits::TOKEN_CIDRS_MAX)]
+    TooMany,
+}
+
+/// Reads a network, or an address as a network of one.
+///
+/// # Errors
+/// [`InvalidSource::Network`]
+pub fn network(text: &str) -> Result<IpNet, InvalidSource> {
+    let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    // the address as people write it may have bits beyond the prefix
+    net.map(|net| net.trunc()).map_err(|_| InvalidSource::Network(text.to_owned()))
+}
+
+impl SourceCidrs {
+    /// The networks that these texts name.
+    ///
+    /// # Errors
+    /// See [`InvalidSource`].
+    pub fn parse<T: AsRef<str>>(texts: &[T]) -> Result<Self, InvalidSource> {
+        if texts.len() > limits::TOKEN_CIDRS_MAX {
+            return Err(InvalidSource::TooMany);
+        }
+        texts.iter().map(|text| network(text.as_ref())).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Whether somebody at `source` may use it; an unknown source may only if
+    /// everybody may.
+    pub fn permit(&self, source: Option<IpAddr>) -> bool {
+        self.0.is_empty()
+            || source.is_some_and(|source| {
+                let source = source.to_canonical();
+                self.0.iter().any(|net| net.contains(&source))
+            })
+    }
+
+    /// The networks as texts.
+    pub fn texts(&self) -> Vec<String> {
+        self.0.iter().map(IpNet::to_string).collect()
+    }
+}
+
+impl fmt::Display for SourceCidrs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.texts().join(" "))
+    }
+}
+
+impl FromStr for SourceCidrs {
+    type Err = InvalidSource;
+    fn from_str(text: &str) -> Result<Self, InvalidSource> {
+        Self::parse(&text.split_ascii_whitespace().collect::<Vec<_>>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_decide_who_is_inside() {
+        let cidrs = SourceCidrs::parse(&["10.1.2.3/8", "192.0.2.7", "2001:db8::/32"]).unwrap();
+        assert_eq!(cidrs.to_string(), "10.0.0.0/8 192.0.2.7/32 2001:db8::/32");
+        assert_eq!(cidrs.to_string().parse(), Ok(cidrs.clone()));
+        for (source, inside) in [
+            ("10.255.0.1", true),
+            ("11.0.0.1", false),
+            ("192.0.2.7", true),
+            ("192.0.2.8", false),
+            ("2001:db8:1::1", true),
+            ("2001:db9::1", false),
+            // as a socket for both families names an IPv4 peer
+            ("::ffff:10.0.0.1", true),
+            ("::ffff:11.0.0.1", false),
+        ] {
+            assert_eq!(cidrs.permit(Some(source.parse().unwrap())), inside, "{source}");
+        }
+        assert!(!cidrs.permit(None), "nobody knows where it comes from");
+        assert!(SourceCidrs::default().permit(None));
+    }
+
+    #[test]
+    fn other_texts_and_too_many_are_refused() {
+        for bad in ["", "10.0.0.0/33", "example.com", "10.0.0.0/8,11.0.0.0/8"] {
+            assert!(SourceCidrs::parse(&[bad]).is_err(), "{bad:?}");
+        }
+        let many = vec!["10.0.0.0/8"; limits::TOKEN_CIDRS_MAX + 1];
+        assert_eq!(SourceCidrs::parse(&many), Err(InvalidSource::TooMany));
+    }
+}

@@ -1,0 +1,392 @@
+//! Executors with a key of their own: enrolling them, and believing them.
+//!
+//! A request with a proof is judged in two steps. [`Registry::prove`] needs its
+//! head only, so that a stranger's body is never read; [`Registry::settle`]
+//! compares the body with what was signed, uses the nonce up, and enrols the
+//! key if it is new and a join token lets it in. Until then nothing has
+//! changed, so that a request that is refused for its body costs nothing.
+
+use std::net::IpAddr;
+
+use rendez_proto::audit::{AuditEvent, AuditKind};
+use rendez_proto::ids::EnvironmentId;
+use rendez_proto::limits;
+use rendez_proto::proof::{self, Call, InvalidProof, Proof};
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use super::Registry;
+use super::auth::AuthError;
+use crate::model::{
+    Caller, Credential, Forbidden, Grant, Role, SourceCidrs, Subject, Token, TokenId,
+};
+use crate::seam::NoRandomness;
+use crate::store::{Enrolled, Redeemed, Redemption, StoreError};
+
+/// A proof was not accepted. Its sender is at fault, except for the last two.
+#[derive(Debug, thiserror::Error)]
+pub enum ProofError {
+    /// Not a proof.
+    #[error(transparent)]
+    Invalid(#[from] InvalidProof),
+    /// For another call or environment, or with another body.
+    #[error("the proof of possession is for another request")]
+    OtherRequest,
+    /// Signed at another time.
+    #[error(
+        "the proof of possession was signed {0} seconds away from this registry's clock; set the \
+         executor's clock"
+    )]
+    Time(u64),
+    /// Its nonce was used.
+    #[error("the proof of possession was used before")]
+    Used,
+    /// Nobody knows the key.
+    #[error("this executor's key is not enrolled here; join with a join token")]
+    NotEnrolled,
+    /// The key was revoked, and stays so.
+    #[error(
+        "this executor was revoked; to enrol the machine again, remove the agent's credential \
+         file and join with a new join token"
+    )]
+    Revoked,
+    /// The bearer that came with it lets nobody in.
+    #[error(transparent)]
+    Join(#[from] AuthError),
+    /// The rules are against it.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
+    /// Ours, for now.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Ours.
+    #[error(transparent)]
+    Random(#[from] NoRandomness),
+}
+
+/// Somebody who has proven to hold a key, and has not been believed yet.
+#[derive(Debug)]
+pub struct Proven {
+    proof: Proof,
+    who: Who,
+}
+
+#[derive(Debug)]
+enum Who {
+    /// An executor that is enrolled here.
+    Executor(Caller),
+    /// A key that is not known yet, with a token that may let it in.
+    Newcomer { join: TokenId, caller: Caller },
+}
+
+impl Proven {
+    /// Checks that the request is about the environment that was signed, and
+    /// that whoever asks may be its executor.
+    ///
+    /// # Errors
+    /// [`ProofError::OtherRequest`], [`ProofError::Forbidden`]
+    pub fn may(&self, environment: &EnvironmentId) -> Result<(), ProofError> {
+        if self.proof.environment != *environment {
+            return Err(ProofError::OtherRequest);
+        }
+        let allowed = match &self.who {
+            Who::Executor(caller) => caller.may(Role::Executor, environment),
+            Who::Newcomer { caller, .. } => caller.may(Role::Join, environment),
+        };
+        Ok(allowed?)
+    }
+}
+
+impl Registry {
+    /// Finds out who sent a proof; `bearer` is what came along, for a key that
+    /// is not known.
+    ///
+    /// # Errors
+    /// See [`ProofError`].
+    pub async fn prove(
+        &self,
+        call: Call,
+        text: &str,
+        bearer: Option<&str>,
+        source: Option<IpAddr>,
+    ) -> Result<Proven, ProofError> {
+        let proof = Proof::verify(text)?;
+        if proof.call != call {
+            return Err(ProofError::OtherRequest);
+        }
+        let off = proof.time.abs_diff(self.now());
+        if off > limits::PROOF_WINDOW.as_secs() {
+            return Err(ProofError::Time(off));
+        }
+        let Some(token) = self.store().token_by_key(&proof.key).await? else {
+            let bearer = bearer.filter(|_| call == Call::Register);
+            let bearer = bearer.ok_or(ProofError::NotEnrolled)?;
+            let caller = self.authenticate(bearer, source).await?;
+            caller.must_be(&[Role::Join])?;
+            let Subject::Token(join) = caller.subject.clone() else {
+                return Err(Forbidden::Role.into());
+            };
+            return Ok(Proven { proof, who: Who::Newcomer { join, caller } });
+        };
+        if !token.is_active(self.now()) {
+            return Err(ProofError::Revoked);
+        }
+        if !token.sources.permit(source) {
+            return Err(AuthError::Source(source).into());
+        }
+        Ok(Proven { proof, who: Who::Executor(caller(token.id, token.environments)) })
+    }
+
+    /// Believes a proof about this body, once.
+    ///
+    /// # Errors
+    /// See [`ProofError`].
+    pub async fn settle(&self, proven: Proven, body: &[u8]) -> Result<Caller, ProofError> {
+        let Proven { proof, who } = proven;
+        if !bool::from(proof::body_hash(body).ct_eq(&proof.body)) {
+            return Err(ProofError::OtherRequest);
+        }
+        let (witness, newcomer) = match who {
+            Who::Executor(caller) => (caller, None),
+            Who::Newcomer { join, caller } => (caller, Some(join)),
+        };
+        let redemption = Redemption {
+            ticket: nonce_id(&proof),
+            expires_at: proof.time.saturating_add(limits::PROOF_WINDOW.as_secs()),
+            subject: witness.subject.clone(),
+        };
+        match self.store().redeem(&redemption, self.now()).await? {
+            Redeemed::Now => {}
+            Redeemed::Before => return Err(ProofError::Used),
+            Redeemed::TokenInactive => return Err(ProofError::Revoked),
+        }
+        match newcomer {
+            None => Ok(witness),
+            Some(join) => self.enrol(&proof, join).await,
+        }
+    }
+
+    async fn enrol(&self, proof: &Proof, join: TokenId) -> Result<Caller, ProofError> {
+        let now = self.now();
+        let invitation = self.store().token(&join).await?.ok_or(AuthError::Unknown)?;
+        let environments = proof.environment.as_str().parse();
+        let token = Token {
+            id: TokenId::from_random(self.random()?),
+            role: Role::Executor,
+            // an environment's id is a pattern without stars
+            environments: environments.map_err(|_| StoreError::Corrupt("environment"))?,
+            label: invitation.label,
+            credential: Credential::Key { public: proof.key, enrolled_by: join.clone() },
+            // a bound that is dropped silently would be none
+            sources: SourceCidrs::clone(&invitation.sources),
+            max_uses: None,
+            uses: 0,
+            created_at: now,
+            rotated_at: None,
+            expires_at: None,
+            revoked_at: None,
+        };
+        let event = self.audit().event(AuditKind::Enrol);
+        let event = AuditEvent {
+            actor: Some(join.to_string()),
+            environment: Some(proof.environment.clone()),
+            what: Some(format!("executor_enrolled {}", token.id)),
+            ..event
+        };
+        self.audit().commit(event).await?;
+        match self.store().enrol(&token, &join, now).await? {
+            Enrolled::Now => {
+                let environment = &proof.environment;
+                tracing::info!(token = %token.id, %environment, %join, "executor enrolled");
+                Ok(caller(token.id, token.environments))
+            }
+            Enrolled::UsedUp => Err(Forbidden::UsedUp.into()),
+            Enrolled::Inactive => Err(AuthError::Revoked.into()),
+            Enrolled::EnvironmentRevoked => Err(Forbidden::EnvironmentRevoked.into()),
+            // by the same request, sent twice at once; the other one has won
+            Enrolled::KeyKnown => Err(ProofError::Used),
+        }
+    }
+}
+
+fn caller(id: TokenId, environments: crate::model::TokenPattern) -> Caller {
+    Caller {
+        subject: id.into(),
+        grants: vec![Grant { role: Role::Executor, environments }],
+        until: None,
+    }
+}
+
+/// The name under which a nonce is remembered: that of its own key, so that
+/// nobody can use up somebody else's.
+fn nonce_id(proof: &Proof) -> [u8; 16] {
+    let mut hash = Sha256::new();
+    hash.update(b"rendez/proof-nonce/v1\0");
+    hash.update(proof.key);
+    hash.update(proof.nonce);
+    let hash: [u8; 32] = hash.finalize().into();
+    let mut id = [0; 16];
+    id.copy_from_slice(&hash[..16]);
+    id
+}
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+    use rendez_proto::registry::admin::CreateToken;
+
+    use super::*;
+    use crate::testing::{Fixture, START, env};
+
+    const BODY: &[u8] = b"{\"a\":1}";
+
+    fn key(n: u8) -> SigningKey {
+        SigningKey::from_bytes(&[n; 32])
+    }
+
+    fn signed(key: &SigningKey, call: Call, environment: &str, time: u64, nonce: u8) -> String {
+        let proof = Proof {
+            call,
+            environment: env(environment),
+            key: [0; 32],
+            time,
+            nonce: [nonce; 16],
+            body: proof::body_hash(BODY),
+        };
+        proof.sign(key)
+    }
+
+    async fn go(
+        fixture: &Fixture,
+        text: &str,
+        bearer: Option<&str>,
+        call: Call,
+        environment: &str,
+    ) -> Result<Caller, ProofError> {
+        let proven = fixture.registry.prove(call, text, bearer, None).await?;
+        proven.may(&env(environment))?;
+        fixture.registry.settle(proven, BODY).await
+    }
+
+    async fn join(fixture: &Fixture, environments: &str, max_uses: u32) -> (String, TokenId) {
+        let new = CreateToken {
+            environments: environments.to_owned(),
+            max_uses: Some(max_uses),
+            label: "for the fleet".to_owned(),
+            ..CreateToken::new(Role::Join)
+        };
+        let created = fixture.registry.create_token(&new).await.unwrap();
+        (created.token.expose().to_owned(), created.entry.id.parse().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_join_token_lets_one_key_in_which_needs_it_no_more() {
+        let fixture = Fixture::new().await;
+        let (token, join) = join(&fixture, "dev-*", 1).await;
+        let register = |n, nonce| signed(&key(n), Call::Register, "dev-1", START, nonce);
+        let refused = go(&fixture, &register(1, 0), None, Call::Register, "dev-1").await;
+        assert!(matches!(refused, Err(ProofError::NotEnrolled)));
+        let caller = go(&fixture, &register(1, 1), Some(&token), Call::Register, "dev-1").await;
+        let caller = caller.unwrap();
+        assert_eq!(caller.may(Role::Executor, &env("dev-1")), Ok(()));
+        assert!(caller.may(Role::Executor, &env("dev-2")).is_err(), "for its environment only");
+
+        let list = fixture.registry.list_tokens(None).await.unwrap().tokens;
+        let entry = list.iter().find(|entry| entry.id == caller.subject.to_string()).unwrap();
+        assert_eq!(entry.enrolled_by, Some(join.to_string()));
+        assert_eq!((entry.environments.as_str(), entry.label.as_str()), ("dev-1", "for the fleet"));
+
+        // again: without the token, and with it, which is no second use
+        for (nonce, bearer) in [(2, None), (3, Some(token.as_str()))] {
+            let again = go(&fixture, &register(1, nonce), bearer, Call::Register, "dev-1").await;
+            assert_eq!(again.unwrap(), caller);
+        }
+        let validate = signed(&key(1), Call::Validate, "dev-1", START, 4);
+        let again = go(&fixture, &validate, None, Call::Validate, "dev-1").await;
+        assert_eq!(again.unwrap(), caller);
+        let second = go(&fixture, &register(2, 5), Some(&token), Call::Register, "dev-1").await;
+        assert!(matches!(second, Err(ProofError::Forbidden(Forbidden::UsedUp))));
+
+        // the token may end, and the key may be revoked
+        fixture.registry.revoke(&join.into()).await.unwrap();
+        go(&fixture, &register(1, 6), None, Call::Register, "dev-1").await.unwrap();
+        fixture.registry.revoke(&caller.subject).await.unwrap();
+        let refused = go(&fixture, &register(1, 7), None, Call::Register, "dev-1").await;
+        assert!(matches!(refused, Err(ProofError::Revoked)));
+    }
+
+    #[tokio::test]
+    async fn a_captured_request_is_good_for_nothing() {
+        let fixture = Fixture::new().await;
+        let (token, _) = join(&fixture, "*", 2).await;
+        let text = signed(&key(1), Call::Register, "dev", START, 1);
+        go(&fixture, &text, Some(&token), Call::Register, "dev").await.unwrap();
+        let replayed = go(&fixture, &text, None, Call::Register, "dev").await;
+        assert!(matches!(replayed, Err(ProofError::Used)));
+
+        let fresh = signed(&key(1), Call::Register, "dev", START, 2);
+        let other_call = go(&fixture, &fresh, None, Call::Validate, "dev").await;
+        assert!(matches!(other_call, Err(ProofError::OtherRequest)));
+        let other_place = go(&fixture, &fresh, None, Call::Register, "prod").await;
+        assert!(matches!(other_place, Err(ProofError::OtherRequest)));
+        let registry = &fixture.registry;
+        let proven = registry.prove(Call::Register, &fresh, None, None).await.unwrap();
+        let other_body = registry.settle(proven, b"{\"a\":2}").await;
+        assert!(matches!(other_body, Err(ProofError::OtherRequest)));
+        // none of these used it up; nor can another key use up its nonce
+        let thief = signed(&key(2), Call::Register, "dev", START, 2);
+        go(&fixture, &thief, Some(&token), Call::Register, "dev").await.unwrap();
+        go(&fixture, &fresh, None, Call::Register, "dev").await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_clocks_may_differ_a_little() {
+        let fixture = Fixture::new().await;
+        let (token, _) = join(&fixture, "*", 1).await;
+        let window = limits::PROOF_WINDOW.as_secs();
+        for (nonce, (time, good)) in [
+            (START - window - 1, false),
+            (START - window, true),
+            (START + window, true),
+            (START + window + 1, false),
+            (0, false),
+            (u64::MAX, false),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let text = signed(&key(1), Call::Register, "dev", time, nonce as u8);
+            let result = go(&fixture, &text, Some(&token), Call::Register, "dev").await;
+            match good {
+                true => drop(result.unwrap()),
+                false => assert!(matches!(result, Err(ProofError::Time(_))), "{time}"),
+            }
+        }
+        // a nonce is remembered as long as its proof is in time
+        let early = signed(&key(1), Call::Register, "dev", START + window, 2);
+        fixture.advance(2 * window);
+        let replayed = go(&fixture, &early, None, Call::Register, "dev").await;
+        assert!(matches!(replayed, Err(ProofError::Used)));
+    }
+
+    #[tokio::test]
+    async fn other_tokens_let_nobody_in() {
+        let fixture = Fixture::new().await;
+        let (elsewhere, _) = join(&fixture, "prod-*", 1).await;
+        for role in [Role::Executor, Role::Orchestrator, Role::Admin] {
+            let token = fixture.token(role, "*").await;
+            let text = signed(&key(1), Call::Register, "dev", START, 1);
+            let result = go(&fixture, &text, Some(&token), Call::Register, "dev").await;
+            assert!(matches!(result, Err(ProofError::Forbidden(Forbidden::Role))), "{role}");
+        }
+        let text = signed(&key(1), Call::Register, "dev", START, 1);
+        let result = go(&fixture, &text, Some(&elsewhere), Call::Register, "dev").await;
+        assert!(matches!(result, Err(ProofError::Forbidden(Forbidden::Environment))));
+        let result = go(&fixture, &text, Some("rdz_j_nonsense"), Call::Register, "dev").await;
+        assert!(matches!(result, Err(ProofError::Join(AuthError::Unknown))));
+        let text = signed(&key(1), Call::Validate, "dev", START, 1);
+        let (token, _) = join(&fixture, "*", 1).await;
+        let result = go(&fixture, &text, Some(&token), Call::Validate, "dev").await;
+        assert!(matches!(result, Err(ProofError::NotEnrolled)), "validating enrols nobody");
+    }
+}

@@ -1,0 +1,72 @@
+//! What was withdrawn, in order.
+
+use rendez_proto::limits;
+use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
+
+use super::rows::{number, seconds, text};
+use crate::model::Withdrawal;
+use crate::store::{StoreError, Withdrawn};
+
+/// The number of the last withdrawal ever made, 0 if there was none.
+pub(super) async fn latest(db: impl sqlx::SqliteExecutor<'_>) -> Result<i64, StoreError> {
+    // outlives the rows themselves
+    let found: Option<i64> =
+        sqlx::query_scalar("SELECT seq FROM sqlite_sequence WHERE name = 'withdrawals'")
+            .fetch_optional(db)
+            .await?;
+    Ok(found.unwrap_or(0))
+}
+
+/// Notes a withdrawal, and returns its number.
+pub(super) async fn withdraw(
+    tx: &mut SqliteConnection,
+    withdrawal: &Withdrawal,
+    now: u64,
+) -> Result<i64, StoreError> {
+    let (kind, what) = match withdrawal {
+        Withdrawal::Subject(subject) => ("subject", subject.to_string()),
+        Withdrawal::Environment(id) => ("environment", id.to_string()),
+        Withdrawal::Registration(id) => ("registration", id.to_string()),
+    };
+    let seq: i64 = sqlx::query_scalar(
+        "INSERT INTO withdrawals (at, kind, what) VALUES (?, ?, ?) RETURNING seq",
+    )
+    .bind(seconds(now))
+    .bind(kind)
+    .bind(what)
+    .fetch_one(&mut *tx)
+    .await?;
+    sqlx::query("DELETE FROM withdrawals WHERE seq <= ?")
+        .bind(seq - i64::from(limits::WITHDRAWALS_KEPT))
+        .execute(tx)
+        .await?;
+    Ok(seq)
+}
+
+pub(super) async fn since(
+    pool: &SqlitePool,
+    after: u64,
+    limit: u32,
+) -> Result<Withdrawn, StoreError> {
+    let rows = sqlx::query("SELECT * FROM withdrawals WHERE seq > ? ORDER BY seq LIMIT ?")
+        .bind(seconds(after))
+        .bind(limit)
+        .fetch_all(pool)
+        .await?;
+    let list: Vec<_> = rows
+        .iter()
+        .map(|row| Ok((number(row, "seq")?, withdrawal(row)?)))
+        .collect::<Result<_, StoreError>>()?;
+    // numbers are given without gaps, so what is missing was purged
+    let complete = list.first().is_none_or(|(seq, _)| *seq <= after.saturating_add(1));
+    Ok(Withdrawn { list, complete })
+}
+
+fn withdrawal(row: &SqliteRow) -> Result<Withdrawal, StoreError> {
+    Ok(match text::<String>(row, "kind")?.as_str() {
+        "subject" => Withdrawal::Subject(text(row, "what")?),
+        "environment" => Withdrawal::Environment(text(row, "what")?),
+        "registration" => Withdrawal::Registration(text(row, "what")?),
+        _ => return Err(StoreError::Corrupt("withdrawal")),
+    })
+}

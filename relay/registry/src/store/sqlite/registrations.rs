@@ -1,0 +1,222 @@
+//! The tables of environments and of their registrations.
+
+use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
+use rendez_proto::keys::PublicKey;
+use rendez_proto::limits;
+use rendez_proto::profile::Profile;
+use sqlx::Row as _;
+use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
+
+use super::rows::{bytes, number, seconds, text, write};
+use super::{journal, tokens};
+use crate::model::{Environment, NewRegistration, Registration, Subject, Withdrawal};
+use crate::store::{Claimed, StoreError, Used};
+
+pub(super) async fn put(
+    pool: &SqlitePool,
+    new: &NewRegistration,
+    now: u64,
+) -> Result<Claimed, StoreError> {
+    let mut tx = write(pool).await?;
+    match tokens::count_use(&mut tx, &new.subject, now).await? {
+        Used::Now => {}
+        Used::UsedUp => return Ok(Claimed::UsedUp),
+        Used::Inactive => return Ok(Claimed::Inactive),
+    }
+    let last: Option<(i64, Option<i64>)> =
+        sqlx::query_as("SELECT generation, revoked_seq FROM environments WHERE id = ?")
+            .bind(new.environment.as_str())
+            .fetch_optional(&mut *tx)
+            .await?;
+    if let Some((_, Some(revoked))) = last
+        && made_seq(&mut tx, &new.subject).await?.is_none_or(|made| made < revoked)
+    {
+        return Ok(Claimed::EnvironmentRevoked);
+    }
+    let next = match last {
+        Some((last, _)) => last.checked_add(1).ok_or(StoreError::Corrupt("generation"))?,
+        None => {
+            let count: i64 =
+                sqlx::query_scalar("SELECT count(*) FROM environments").fetch_one(&mut *tx).await?;
+            if count >= i64::from(limits::ENVIRONMENTS_MAX) {
+                let max = limits::ENVIRONMENTS_MAX;
+                return Err(StoreError::LimitReached { what: "environments", max });
+            }
+            1
+        }
+    };
+    sqlx::query(
+        "INSERT INTO environments (id, generation, created_at) VALUES (?, ?, ?) \
+         ON CONFLICT (id) DO UPDATE SET generation = excluded.generation",
+    )
+    .bind(new.environment.as_str())
+    .bind(next)
+    .bind(seconds(now))
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "INSERT OR REPLACE INTO registrations (environment, id, generation, x25519, \
+         mlkem768, profiles, subject, registered_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(new.environment.as_str())
+    .bind(new.id.as_str())
+    .bind(next)
+    .bind(new.key.x25519().as_slice())
+    .bind(new.key.mlkem768().map(|key| key.as_slice()))
+    .bind(profile_names(&new.profiles))
+    .bind(new.subject.to_string())
+    .bind(seconds(now))
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(Claimed::Current(Registration {
+        environment: new.environment.clone(),
+        id: new.id.clone(),
+        generation: Generation(next.unsigned_abs()),
+        key: new.key.clone(),
+        profiles: new.profiles.clone(),
+        subject: new.subject.clone(),
+        registered_at: now,
+    }))
+}
+
+/// After which withdrawal a credential was made; `None` for foreign ones, of
+/// which nobody here knows.
+async fn made_seq(tx: &mut SqliteConnection, subject: &Subject) -> Result<Option<i64>, StoreError> {
+    let Subject::Token(id) = subject else { return Ok(None) };
+    let found = sqlx::query_scalar("SELECT made_seq FROM tokens WHERE id = ?").bind(id.as_str());
+    Ok(found.fetch_optional(tx).await?)
+}
+
+pub(super) async fn get(
+    db: impl sqlx::SqliteExecutor<'_>,
+    environment: &EnvironmentId,
+) -> Result<Option<Registration>, StoreError> {
+    sqlx::query("SELECT * FROM registrations WHERE environment = ?")
+        .bind(environment.as_str())
+        .fetch_optional(db)
+        .await?
+        .map(|row| registration(&row))
+        .transpose()
+}
+
+pub(super) async fn list(
+    pool: &SqlitePool,
+    after: Option<&EnvironmentId>,
+    limit: u32,
+) -> Result<Vec<Environment>, StoreError> {
+    sqlx::query(
+        "SELECT registrations.*, environments.created_at FROM registrations \
+         JOIN environments ON environments.id = registrations.environment \
+         WHERE registrations.environment > ? ORDER BY registrations.environment LIMIT ?",
+    )
+    .bind(after.map_or("", EnvironmentId::as_str))
+    .bind(limit)
+    .fetch_all(pool)
+    .await?
+    .iter()
+    .map(listed)
+    .collect()
+}
+
+pub(super) async fn environment(
+    pool: &SqlitePool,
+    id: &EnvironmentId,
+) -> Result<Option<Environment>, StoreError> {
+    sqlx::query(
+        "SELECT registrations.*, environments.created_at FROM registrations \
+         JOIN environments ON environments.id = registrations.environment \
+         WHERE registrations.environment = ?",
+    )
+    .bind(id.as_str())
+    .fetch_optional(pool)
+    .await?
+    .map(|row| listed(&row))
+    .transpose()
+}
+
+fn listed(row: &SqliteRow) -> Result<Environment, StoreError> {
+    Ok(Environment { created_at: number(row, "created_at")?, registration: registration(row)? })
+}
+
+pub(super) async fn remove(
+    pool: &SqlitePool,
+    environment: &EnvironmentId,
+    now: u64,
+) -> Result<Option<RegistrationId>, StoreError> {
+    let mut tx = write(pool).await?;
+    let Some(found) = get(&mut *tx, environment).await? else { return Ok(None) };
+    delete(&mut tx, environment).await?;
+    journal::withdraw(&mut tx, &Withdrawal::Registration(found.id.clone()), now).await?;
+    tx.commit().await?;
+    Ok(Some(found.id))
+}
+
+pub(super) async fn revoke(
+    pool: &SqlitePool,
+    environment: &EnvironmentId,
+    now: u64,
+) -> Result<bool, StoreError> {
+    let mut tx = write(pool).await?;
+    let gone = Withdrawal::Environment(environment.clone());
+    let seq = journal::withdraw(&mut tx, &gone, now).await?;
+    let done = sqlx::query("UPDATE environments SET revoked_seq = ? WHERE id = ?")
+        .bind(seq)
+        .bind(environment.as_str())
+        .execute(&mut *tx)
+        .await?;
+    if done.rows_affected() == 0 {
+        return Ok(false);
+    }
+    delete(&mut tx, environment).await?;
+    // what was enrolled for this environment is good for nothing any more
+    sqlx::query(
+        "UPDATE tokens SET revoked_at = ? \
+         WHERE environments = ? AND ed25519 IS NOT NULL AND revoked_at IS NULL",
+    )
+    .bind(seconds(now))
+    .bind(environment.as_str())
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(true)
+}
+
+async fn delete(tx: &mut SqliteConnection, environment: &EnvironmentId) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM registrations WHERE environment = ?")
+        .bind(environment.as_str())
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+fn registration(row: &SqliteRow) -> Result<Registration, StoreError> {
+    let x25519 = bytes(row, "x25519")?;
+    let key = match row.try_get::<Option<&[u8]>, _>("mlkem768")? {
+        None => PublicKey::x25519_only(x25519),
+        Some(mlkem768) => PublicKey::hybrid(
+            x25519,
+            Box::<[u8]>::from(mlkem768).try_into().map_err(|_| StoreError::Corrupt("mlkem768"))?,
+        ),
+    };
+    Ok(Registration {
+        environment: text(row, "environment")?,
+        id: text(row, "id")?,
+        generation: Generation(number(row, "generation")?),
+        key,
+        profiles: profiles(row.try_get("profiles")?)?,
+        subject: text(row, "subject")?,
+        registered_at: number(row, "registered_at")?,
+    })
+}
+
+fn profile_names(profiles: &[Profile]) -> String {
+    profiles.iter().map(|profile| profile.name()).collect::<Vec<_>>().join(" ")
+}
+
+fn profiles(names: &str) -> Result<Vec<Profile>, StoreError> {
+    names
+        .split_ascii_whitespace()
+        .map(|name| name.parse().map_err(|_| StoreError::Corrupt("profile")))
+        .collect()
+}

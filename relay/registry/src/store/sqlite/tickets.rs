@@ -1,0 +1,36 @@
+//! The table of used tickets.
+
+use rendez_proto::limits;
+use sqlx::sqlite::SqlitePool;
+
+use super::rows::{seconds, write};
+use super::tokens;
+use crate::store::{Redeemed, Redemption, StoreError};
+
+pub(super) async fn redeem(
+    pool: &SqlitePool,
+    redemption: &Redemption,
+    now: u64,
+) -> Result<Redeemed, StoreError> {
+    let mut tx = write(pool).await?;
+    if !tokens::is_active(&mut tx, &redemption.subject, now).await? {
+        return Ok(Redeemed::TokenInactive);
+    }
+    let done = sqlx::query(
+        "INSERT INTO redeemed_tickets (id, expires_at) VALUES (?, ?) ON CONFLICT DO NOTHING",
+    )
+    .bind(redemption.ticket.as_slice())
+    .bind(seconds(redemption.expires_at))
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "DELETE FROM redeemed_tickets WHERE id IN \
+         (SELECT id FROM redeemed_tickets WHERE expires_at < ? ORDER BY expires_at LIMIT ?)",
+    )
+    .bind(seconds(now.saturating_sub(limits::REDEEMED_TICKET_MARGIN.as_secs())))
+    .bind(limits::REDEEMED_PURGE_BATCH)
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(if done.rows_affected() == 1 { Redeemed::Now } else { Redeemed::Before })
+}

@@ -1,0 +1,285 @@
+//! The table of tokens, and of enrolled executors.
+
+use rendez_proto::limits;
+use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
+
+use super::journal;
+use super::rows::{number, optional_bytes, optional_number, role, seconds, text, write};
+use crate::model::{Credential, Subject, Token, TokenId, Withdrawal};
+use crate::store::{Enrolled, Rotated, StoreError, Used};
+
+pub(super) async fn insert(pool: &SqlitePool, token: &Token) -> Result<(), StoreError> {
+    let mut tx = write(pool).await?;
+    insert_row(&mut tx, token).await?;
+    Ok(tx.commit().await?)
+}
+
+async fn insert_row(tx: &mut SqliteConnection, token: &Token) -> Result<(), StoreError> {
+    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM tokens").fetch_one(&mut *tx).await?;
+    if count >= i64::from(limits::TOKENS_MAX) {
+        return Err(StoreError::LimitReached { what: "tokens", max: limits::TOKENS_MAX });
+    }
+    let (hash, previous, public, enrolled_by) = match &token.credential {
+        Credential::Secret { hash, previous } => (Some(hash), previous.as_ref(), None, None),
+        Credential::Key { public, enrolled_by } => (None, None, Some(public), Some(enrolled_by)),
+    };
+    sqlx::query(
+        "INSERT INTO tokens (id, role, environments, label, secret_sha256, previous_sha256, \
+         previous_until, rotated_at, ed25519, enrolled_by, source_cidrs, max_uses, uses, \
+         made_seq, created_at, expires_at, revoked_at) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(token.id.as_str())
+    .bind(token.role.as_str())
+    .bind(token.environments.as_str())
+    .bind(&token.label)
+    .bind(hash.map(|hash| hash.as_slice()))
+    .bind(previous.map(|(hash, _)| hash.as_slice()))
+    .bind(previous.map(|(_, until)| seconds(*until)))
+    .bind(token.rotated_at.map(seconds))
+    .bind(public.map(|public| public.as_slice()))
+    .bind(enrolled_by.map(TokenId::as_str))
+    .bind(token.sources.to_string())
+    .bind(token.max_uses)
+    .bind(token.uses)
+    .bind(journal::latest(&mut *tx).await?)
+    .bind(seconds(token.created_at))
+    .bind(token.expires_at.map(seconds))
+    .bind(token.revoked_at.map(seconds))
+    .execute(&mut *tx)
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn get(
+    db: impl sqlx::SqliteExecutor<'_>,
+    id: &TokenId,
+) -> Result<Option<Token>, StoreError> {
+    let row = sqlx::query("SELECT * FROM tokens WHERE id = ?").bind(id.as_str());
+    row.fetch_optional(db).await?.map(|row| token(&row)).transpose()
+}
+
+pub(super) async fn by_key(
+    db: impl sqlx::SqliteExecutor<'_>,
+    public: &[u8; 32],
+) -> Result<Option<Token>, StoreError> {
+    let row = sqlx::query("SELECT * FROM tokens WHERE ed25519 = ?").bind(public.as_slice());
+    row.fetch_optional(db).await?.map(|row| token(&row)).transpose()
+}
+
+pub(super) async fn list(
+    pool: &SqlitePool,
+    after: Option<&TokenId>,
+    limit: u32,
+) -> Result<Vec<Token>, StoreError> {
+    sqlx::query("SELECT * FROM tokens WHERE id > ? ORDER BY id LIMIT ?")
+        .bind(after.map_or("", TokenId::as_str))
+        .bind(limit)
+        .fetch_all(pool)
+        .await?
+        .iter()
+        .map(token)
+        .collect()
+}
+
+pub(super) async fn revoke(
+    pool: &SqlitePool,
+    subject: &Subject,
+    now: u64,
+) -> Result<bool, StoreError> {
+    let mut tx = write(pool).await?;
+    let (known, changed) = match subject {
+        Subject::Token(id) => {
+            let done =
+                sqlx::query("UPDATE tokens SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL")
+                    .bind(seconds(now))
+                    .bind(id.as_str())
+                    .execute(&mut *tx)
+                    .await?;
+            let changed = done.rows_affected() > 0;
+            (changed || get(&mut *tx, id).await?.is_some(), changed)
+        }
+        Subject::Foreign(_) => {
+            let count: i64 = sqlx::query_scalar("SELECT count(*) FROM blocked_subjects")
+                .fetch_one(&mut *tx)
+                .await?;
+            if count >= i64::from(limits::TOKENS_MAX) {
+                let max = limits::TOKENS_MAX;
+                return Err(StoreError::LimitReached { what: "blocked subjects", max });
+            }
+            let done = sqlx::query(
+                "INSERT INTO blocked_subjects (subject, blocked_at) VALUES (?, ?) \
+                 ON CONFLICT DO NOTHING",
+            )
+            .bind(subject.to_string())
+            .bind(seconds(now))
+            .execute(&mut *tx)
+            .await?;
+            (true, done.rows_affected() > 0)
+        }
+    };
+    if changed {
+        journal::withdraw(&mut tx, &Withdrawal::Subject(subject.clone()), now).await?;
+    }
+    tx.commit().await?;
+    Ok(known)
+}
+
+/// Whether the subject may do anything at `now`.
+pub(super) async fn is_active(
+    tx: &mut SqliteConnection,
+    subject: &Subject,
+    now: u64,
+) -> Result<bool, StoreError> {
+    match subject {
+        Subject::Token(id) => Ok(get(tx, id).await?.is_some_and(|token| token.is_active(now))),
+        Subject::Foreign(_) => Ok(!is_blocked(tx, subject).await?),
+    }
+}
+
+pub(super) async fn is_blocked(
+    db: impl sqlx::SqliteExecutor<'_>,
+    subject: &Subject,
+) -> Result<bool, StoreError> {
+    let found: Option<i64> =
+        sqlx::query_scalar("SELECT blocked_at FROM blocked_subjects WHERE subject = ?")
+            .bind(subject.to_string())
+            .fetch_optional(db)
+            .await?;
+    Ok(found.is_some())
+}
+
+pub(super) async fn rotate(
+    pool: &SqlitePool,
+    id: &TokenId,
+    new: &[u8; 32],
+    overlap: u64,
+    now: u64,
+) -> Result<Rotated, StoreError> {
+    let mut tx = write(pool).await?;
+    let Some(found) = get(&mut *tx, id).await? else { return Ok(Rotated::Unknown) };
+    if !found.is_active(now) {
+        return Ok(Rotated::Inactive);
+    }
+    let Credential::Secret { hash, .. } = found.credential else { return Ok(Rotated::HasKey) };
+    let until = now.saturating_add(overlap);
+    let previous = (overlap > 0).then_some((hash, until));
+    sqlx::query(
+        "UPDATE tokens SET secret_sha256 = ?, previous_sha256 = ?, previous_until = ?, \
+         rotated_at = ? WHERE id = ?",
+    )
+    .bind(new.as_slice())
+    .bind(previous.as_ref().map(|(hash, _)| hash.as_slice()))
+    .bind(previous.map(|(_, until)| seconds(until)))
+    .bind(seconds(now))
+    .bind(id.as_str())
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    let credential = Credential::Secret { hash: *new, previous };
+    Ok(Rotated::To(Box::new(Token { credential, rotated_at: Some(now), ..found })))
+}
+
+pub(super) async fn use_once(
+    pool: &SqlitePool,
+    subject: &Subject,
+    now: u64,
+) -> Result<Used, StoreError> {
+    // most tokens have no maximum: nothing is written for them
+    let counted = match subject {
+        Subject::Token(id) => get(pool, id).await?.is_some_and(|token| token.max_uses.is_some()),
+        Subject::Foreign(_) => false,
+    };
+    if !counted {
+        let mut db = pool.acquire().await?;
+        let active = is_active(&mut db, subject, now).await?;
+        return Ok(if active { Used::Now } else { Used::Inactive });
+    }
+    let mut tx = write(pool).await?;
+    let used = count_use(&mut tx, subject, now).await?;
+    tx.commit().await?;
+    Ok(used)
+}
+
+/// Counts a use of a token that may be used so many times, and of no other.
+pub(super) async fn count_use(
+    tx: &mut SqliteConnection,
+    subject: &Subject,
+    now: u64,
+) -> Result<Used, StoreError> {
+    if !is_active(&mut *tx, subject, now).await? {
+        return Ok(Used::Inactive);
+    }
+    let Subject::Token(id) = subject else { return Ok(Used::Now) };
+    let done = sqlx::query(
+        "UPDATE tokens SET uses = uses + (max_uses IS NOT NULL) \
+         WHERE id = ? AND (max_uses IS NULL OR uses < max_uses)",
+    )
+    .bind(id.as_str())
+    .execute(tx)
+    .await?;
+    Ok(if done.rows_affected() > 0 { Used::Now } else { Used::UsedUp })
+}
+
+pub(super) async fn enrol(
+    pool: &SqlitePool,
+    token: &Token,
+    join: &TokenId,
+    now: u64,
+) -> Result<Enrolled, StoreError> {
+    let mut tx = write(pool).await?;
+    let Credential::Key { public, .. } = &token.credential else {
+        return Err(StoreError::Corrupt("enrolment"));
+    };
+    if by_key(&mut *tx, public).await?.is_some() {
+        return Ok(Enrolled::KeyKnown);
+    }
+    match count_use(&mut tx, &join.clone().into(), now).await? {
+        Used::Now => {}
+        Used::UsedUp => return Ok(Enrolled::UsedUp),
+        Used::Inactive => return Ok(Enrolled::Inactive),
+    }
+    let revoked: Option<bool> = sqlx::query_scalar(
+        "SELECT revoked_seq > (SELECT made_seq FROM tokens WHERE id = ?) \
+         FROM environments WHERE id = ? AND revoked_seq IS NOT NULL",
+    )
+    .bind(join.as_str())
+    .bind(token.environments.as_str())
+    .fetch_optional(&mut *tx)
+    .await?;
+    if revoked == Some(true) {
+        return Ok(Enrolled::EnvironmentRevoked);
+    }
+    insert_row(&mut tx, token).await?;
+    tx.commit().await?;
+    Ok(Enrolled::Now)
+}
+
+fn token(row: &SqliteRow) -> Result<Token, StoreError> {
+    let previous =
+        match (optional_bytes(row, "previous_sha256")?, optional_number(row, "previous_until")?) {
+            (Some(hash), Some(until)) => Some((hash, until)),
+            _ => None,
+        };
+    let credential = match (optional_bytes(row, "secret_sha256")?, optional_bytes(row, "ed25519")?)
+    {
+        (Some(hash), None) => Credential::Secret { hash, previous },
+        (None, Some(public)) => Credential::Key { public, enrolled_by: text(row, "enrolled_by")? },
+        _ => return Err(StoreError::Corrupt("credential")),
+    };
+    let small = |n: u64, what| u32::try_from(n).map_err(|_| StoreError::Corrupt(what));
+    Ok(Token {
+        id: text(row, "id")?,
+        role: role(row)?,
+        environments: text(row, "environments")?,
+        label: text(row, "label")?,
+        credential,
+        sources: text(row, "source_cidrs")?,
+        max_uses: optional_number(row, "max_uses")?.map(|n| small(n, "max_uses")).transpose()?,
+        uses: small(number(row, "uses")?, "uses")?,
+        created_at: number(row, "created_at")?,
+        rotated_at: optional_number(row, "rotated_at")?,
+        expires_at: optional_number(row, "expires_at")?,
+        revoked_at: optional_number(row, "revoked_at")?,
+    })
+}

@@ -1,0 +1,109 @@
+//! An executor joins with a token that it needs once, and goes when it is told
+//! to: real processes, a real relay.
+
+use anyhow::{Context as _, Result, ensure};
+use rendez_tests::process::{Process, run};
+use rendez_tests::rendez::{OurAgent, OurRelay, WITHIN, exec};
+use serde_json::Value;
+
+/// Runs a command through the relay, which must work.
+async fn works(relay: &OurRelay, token: &str) -> Result<()> {
+    let output = exec(relay.url(), token, "box", &["echo", "here"]).await?;
+    ensure!(output.stdout_text() == "here\n", "{}", output.stderr_text());
+    Ok(())
+}
+
+/// The listed entries that somebody joined as.
+async fn enrolled(relay: &OurRelay) -> Result<Vec<Value>> {
+    let lines = relay.administer(&["token", "ls", "--json"]).await?;
+    let entries: Vec<Value> = lines.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    Ok(entries.into_iter().filter(|entry| !entry["enrolled_by"].is_null()).collect())
+}
+
+/// Starts an agent that must end, with this code, and say this.
+async fn ends(
+    state: &std::path::Path,
+    relay: &OurRelay,
+    environment: &str,
+    token: Option<&str>,
+    code: i32,
+    says: &str,
+) -> Result<()> {
+    let output =
+        run(OurAgent::command(state, relay.url(), environment, token)?, b"", WITHIN).await?;
+    let said = output.stderr_text();
+    ensure!(output.status.code() == Some(code), "{:?}: {said}", output.status);
+    ensure!(said.contains(says), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_machine_joins_once_comes_back_without_its_token_and_leaves_when_revoked() -> Result<()> {
+    let relay = OurRelay::start().await?;
+    let orchestrator = relay.token("orchestrator").await?;
+    let join = relay.token("join").await?;
+    let state = tempfile::tempdir()?;
+    ends(state.path(), &relay, "box", None, 77, "not joined yet").await?;
+
+    let agent = OurAgent::start_in(state.path(), relay.url(), "box", Some(&join)).await?;
+    works(&relay, &orchestrator).await?;
+    drop(agent);
+    // the token was for one machine
+    let other = tempfile::tempdir()?;
+    ends(other.path(), &relay, "box", Some(&join), 77, "as often as it may be").await?;
+
+    let mut agent = OurAgent::start_in(state.path(), relay.url(), "box", None).await?;
+    works(&relay, &orchestrator).await?;
+    let joined = enrolled(&relay).await?;
+    ensure!(joined.len() == 1, "{joined:?}");
+    assert_eq!(joined[0]["environments"], "box");
+    assert_eq!(joined[0]["enrolled_by"], join.split('_').nth(2).unwrap_or_default());
+
+    let id = joined[0]["id"].as_str().context("an entry has an id")?;
+    relay.administer(&["token", "revoke", id]).await?;
+    let process: &mut Process = agent.process();
+    assert_eq!(process.wait(WITHIN).await?.code(), Some(77));
+    let said = process.stderr().text();
+    ensure!(said.contains("token was revoked") && said.contains("join with a new"), "{said}");
+    ensure!(!said.contains(&join), "the token was shown");
+
+    // not even with another token, for the key is the revoked one
+    let second = relay.token("join").await?;
+    ends(state.path(), &relay, "box", Some(&second), 77, "this executor was revoked").await?;
+    std::fs::remove_file(state.path().join("credential"))?;
+    let _agent = OurAgent::start_in(state.path(), relay.url(), "box", Some(&second)).await?;
+    works(&relay, &orchestrator).await
+}
+
+#[tokio::test]
+async fn a_revoked_environment_waits_for_a_new_enrolment() -> Result<()> {
+    let relay = OurRelay::start().await?;
+    let orchestrator = relay.token("orchestrator").await?;
+    let state = tempfile::tempdir()?;
+    let fleet = ["token", "create", "--role", "join", "--max-uses", "10"];
+    let old = relay.administer(&fleet).await?;
+    let mut agent = OurAgent::start_in(state.path(), relay.url(), "box", Some(&old)).await?;
+    works(&relay, &orchestrator).await?;
+
+    // ends one registration: the agent comes back by itself
+    relay.administer(&["env", "revoke", "box", "--registration-only"]).await?;
+    let ended = "an operator has ended";
+    agent.process().stderr_line(WITHIN, |line| line.contains(ended).then_some(())).await?;
+    let mut times = 0;
+    let again = |line: &str| {
+        times += usize::from(line.contains("connected registration="));
+        (times == 2).then_some(())
+    };
+    agent.process().stderr_line(WITHIN, again).await?;
+    works(&relay, &orchestrator).await?;
+
+    relay.administer(&["env", "revoke", "box"]).await?;
+    assert_eq!(agent.process().wait(WITHIN).await?.code(), Some(77));
+    let gone = exec(relay.url(), &orchestrator, "box", &["true"]).await?;
+    assert_eq!(gone.status.code(), Some(68), "{}", gone.stderr_text());
+    let other = tempfile::tempdir()?;
+    ends(other.path(), &relay, "box", Some(&old), 77, "environment was revoked").await?;
+    let new = relay.token("join").await?;
+    let _agent = OurAgent::start_in(other.path(), relay.url(), "box", Some(&new)).await?;
+    works(&relay, &orchestrator).await
+}
