@@ -16,22 +16,22 @@ use anyhow::{Context as _, Result};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
 /// Bytes of a packet on an ordinary network.
-pub const MTU: usize = 1500;
+pub(crate) const MTU: usize = 1500;
 /// Packets on their way: 1 Gbit/s for 500 ms.
 const QUEUE_PACKETS: usize = 42_000;
 
 /// What a link does to packets, each way.
 #[derive(Debug, Clone, Copy)]
-pub struct Nature {
+pub(crate) struct Nature {
     /// There and back.
-    pub round_trip: Duration,
+    pub(crate) round_trip: Duration,
     /// Packets lost of a thousand.
-    pub loss_per_mille: u64,
+    pub(crate) loss_per_mille: u64,
 }
 
 /// Makes the devices `names`, and carries packets between them for as long as
 /// the process lives.
-pub fn string(names: [&str; 2], nature: Nature) -> Result<()> {
+pub(crate) fn string(names: [&str; 2], nature: Nature) -> Result<()> {
     let open = |name: &str| {
         let device = DeviceBuilder::new().name(name).build_sync();
         device.map(Arc::new).with_context(|| format!("cannot make the TUN device {name}"))
