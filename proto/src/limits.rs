@@ -302,6 +302,21 @@ pub const ROTATION_OVERLAP_MAX: Duration = Duration::from_secs(30 * 86_400);
 pub const PROOF_WINDOW: Duration = Duration::from_secs(300);
 /// Longest proof of possession in bytes, as text in a header.
 pub const PROOF_MAX_BYTES: usize = 512;
+/// Longest bearer of another issuer in bytes: those of GitHub have 2 KiB, and a
+/// request's head has 16.
+pub const JWT_MAX_BYTES: usize = 8 * 1024;
+/// How far an issuer's clock may be off.
+pub const JWT_LEEWAY: Duration = Duration::from_secs(30);
+/// Largest set of an issuer's keys in bytes: a few dozen keys with chains.
+pub const JWKS_MAX_BYTES: usize = 256 * 1024;
+/// How old an issuer's keys may be before they are asked for anew.
+pub const JWKS_MAX_AGE: Duration = Duration::from_secs(3600);
+/// How old they may be if they cannot be had anew.
+pub const JWKS_STALE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Pause before an issuer is asked for keys again, whatever tokens name.
+pub const JWKS_REFRESH_PAUSE: Duration = Duration::from_secs(30);
+/// How long an issuer may take to answer.
+pub const JWKS_FETCH_TIMEOUT: Duration = Duration::from_secs(4);
 /// Longest `X-Forwarded-For` that is read, in bytes: a dozen proxies.
 pub const FORWARDED_MAX_BYTES: usize = 1024;
 /// How often a relay asks its store what was withdrawn: well below the 5 s

@@ -26,6 +26,7 @@ pub mod audit;
 pub mod backup;
 pub mod history;
 pub mod http;
+pub mod jwt;
 pub mod model;
 pub mod public_url;
 pub mod seam;

@@ -116,3 +116,26 @@ impl Presence for NobodyConnected {
         None
     }
 }
+
+/// Gets the public keys of other issuers.
+#[async_trait]
+pub trait FetchKeys: Send + Sync + 'static {
+    /// What an `https://` URL answers, at most
+    /// [`rendez_proto::limits::JWKS_MAX_BYTES`], within
+    /// [`rendez_proto::limits::JWKS_FETCH_TIMEOUT`].
+    ///
+    /// # Errors
+    /// Why not, for the log.
+    async fn fetch(&self, url: &str) -> Result<Vec<u8>, String>;
+}
+
+/// For a registry that asks nobody.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoFetching;
+
+#[async_trait]
+impl FetchKeys for NoFetching {
+    async fn fetch(&self, _: &str) -> Result<Vec<u8>, String> {
+        Err("this process asks nobody".to_owned())
+    }
+}

@@ -20,6 +20,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 use crate::audit::AuditKeep;
+use crate::jwt::config::IssuerConfig;
 use crate::model::{Caller, Role};
 use crate::public_url::WebsocketBase;
 use crate::seam::{Clock, Live, NoRandomness, NotWaiting, Presence, Random};
@@ -147,6 +148,15 @@ impl Fixture {
 
     /// Whose `/connect` waits for executors.
     pub(crate) async fn with_connect_wait(connect_wait: Duration) -> Self {
+        Self::with(connect_wait, Vec::new()).await
+    }
+
+    /// That accepts tokens of these issuers.
+    pub(crate) async fn believing(issuers: Vec<IssuerConfig>) -> Self {
+        Self::with(Duration::ZERO, issuers).await
+    }
+
+    async fn with(connect_wait: Duration, issuers: Vec<IssuerConfig>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let waits = Arc::<AtomicU64>::default();
         let clock = Arc::new(FixedClock(AtomicU64::new(START)));
@@ -158,6 +168,8 @@ impl Fixture {
             public_url: PublicUrl::FromHost,
             connect_wait,
             audit_keep: AuditKeep::default(),
+            issuers,
+            fetch_keys: Arc::new(crate::seam::NoFetching),
             trusted_proxies: vec!["127.0.0.1/32".parse().unwrap()],
             presence: presence.clone(),
             clock: clock.clone(),

@@ -24,6 +24,7 @@ pub mod config;
 pub mod directory;
 pub mod drain;
 pub mod edge;
+mod issuers;
 pub mod ledger;
 mod listen;
 mod metrics;

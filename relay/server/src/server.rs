@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rendez_registry::seam::{FetchKeys, NoFetching};
 use rendez_registry::store::StoreError;
 use rendez_registry::{OpenError, Options, PublicUrl, Registry};
 use rendez_transport::telemetry::LogHandle;
@@ -16,6 +17,7 @@ use crate::directory::Directory;
 use crate::drain::{Drain, Pace, send_away};
 use crate::edge::Edge;
 use crate::edge::stats::EdgeStats;
+use crate::issuers::{self, IssuersError, OverHttps};
 use crate::ledger::Ledger;
 use crate::listen::Listener;
 use crate::metrics::{self, Metrics};
@@ -37,6 +39,12 @@ pub enum StartError {
     /// The state directory is the trouble.
     #[error("cannot open the relay's state: {0}")]
     State(#[from] OpenError),
+    /// The file of issuers is the trouble.
+    #[error("cannot use the issuers: {0}")]
+    Issuers(#[from] IssuersError),
+    /// HTTPS cannot be set up on this machine.
+    #[error("cannot set up HTTPS for the keys of issuers: {0}")]
+    Fetch(String),
     /// The database is the trouble.
     #[error("cannot use the relay's database: {0}")]
     Store(#[from] StoreError),
@@ -81,9 +89,18 @@ impl Relay {
             PublicUrl::FromHost if tls.is_some() => PublicUrl::FromHostByTls,
             configured => configured.clone(),
         };
+        let issuers = issuers::read(config.auth_issuers.as_deref())?;
+        // the system's trust store is read only where it is needed
+        let fetch_keys: Arc<dyn FetchKeys> = match issuers.is_empty() {
+            true => Arc::new(NoFetching),
+            false => OverHttps::new().map_err(StartError::Fetch)?,
+        };
         let options = Options {
             public_url,
             connect_wait: config.connect_wait,
+            trusted_proxies: config.auth_trusted_proxies.networks().to_vec(),
+            issuers,
+            fetch_keys,
             presence: directory.clone(),
             ..Options::default()
         };

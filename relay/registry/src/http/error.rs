@@ -7,6 +7,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use rendez_proto::registry::error::{ErrorBody, ErrorCode, ErrorDetail};
 
+use crate::jwt::JwtError;
 use crate::model::Forbidden;
 use crate::public_url::InvalidPublicUrl;
 use crate::service::admin::{CreateTokenError, RotateError};
@@ -96,6 +97,12 @@ impl From<AuthError> for Failure {
     fn from(error: AuthError) -> Self {
         match error {
             AuthError::Store(error) => error.into(),
+            AuthError::Foreign(JwtError::KeysUnavailable) => {
+                Self::new(ErrorCode::Unavailable, error.to_string())
+            }
+            AuthError::Foreign(JwtError::NoRule) => {
+                Self::new(ErrorCode::Forbidden, error.to_string())
+            }
             AuthError::Source(_) => Self::new(ErrorCode::Forbidden, error.to_string()),
             _ => Self::new(ErrorCode::Unauthorized, error.to_string()),
         }

@@ -97,7 +97,7 @@ impl FromStr for TokenPattern {
 }
 
 /// Greedy match that goes back to the last star only: O(pattern * text).
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
+pub(crate) fn glob(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (0, 0);
     let mut star = None;
     while t < text.len() {

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::Registry;
+use crate::jwt::JwtError;
 use crate::model::{Caller, Grant};
 use crate::store::StoreError;
 use crate::token::BearerToken;
@@ -29,6 +30,9 @@ pub enum AuthError {
         None => "an address that this registry cannot tell".to_owned(),
     })]
     Source(Option<IpAddr>),
+    /// A token of another issuer; see there.
+    #[error(transparent)]
+    Foreign(#[from] JwtError),
     /// We could not look.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -44,6 +48,12 @@ impl Registry {
         bearer: &str,
         source: Option<IpAddr>,
     ) -> Result<Caller, AuthError> {
+        if self.issuers().are_for(bearer) {
+            let fetch = &*self.inner.options.fetch_keys;
+            let caller = self.issuers().authenticate(bearer, self.now(), fetch).await?;
+            let blocked = self.store().is_blocked(&caller.subject).await?;
+            return if blocked { Err(AuthError::Revoked) } else { Ok(caller) };
+        }
         let bearer = BearerToken::parse(bearer).map_err(|_| AuthError::Unknown)?;
         let stored = self.store().token(bearer.id()).await?.ok_or(AuthError::Unknown)?;
         let now = self.now();

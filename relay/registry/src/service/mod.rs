@@ -27,8 +27,10 @@ use tokio::time::timeout;
 
 use crate::audit::{Audit, AuditKeep};
 use crate::history::History;
+use crate::jwt::Issuers;
+use crate::jwt::config::{InvalidIssuer, IssuerConfig};
 use crate::public_url::PublicUrl;
-use crate::seam::{Clock, NoRandomness, NobodyConnected, Presence, Random};
+use crate::seam::{Clock, FetchKeys, NoFetching, NoRandomness, NobodyConnected, Presence, Random};
 use crate::seam::{SystemClock, SystemRandom, random_bytes};
 use crate::signer::{Signer, SignerError};
 use crate::stats::Stats;
@@ -50,6 +52,7 @@ struct Inner {
     history: History,
     audit: Audit,
     signer: Signer,
+    issuers: Issuers,
     options: Options,
     stats: Stats,
 }
@@ -64,6 +67,10 @@ pub struct Options {
     pub connect_wait: Duration,
     /// How much of the audit log is kept.
     pub audit_keep: AuditKeep,
+    /// Other issuers whose tokens are accepted.
+    pub issuers: Vec<IssuerConfig>,
+    /// Gets their keys.
+    pub fetch_keys: Arc<dyn FetchKeys>,
     /// Proxies whose `X-Forwarded-For` is believed; by default none.
     pub trusted_proxies: Vec<IpNet>,
     /// Who knows which executors are connected.
@@ -82,6 +89,8 @@ impl Default for Options {
             public_url: PublicUrl::default(),
             connect_wait: limits::CONNECT_WAIT,
             audit_keep: AuditKeep::default(),
+            issuers: Vec::new(),
+            fetch_keys: Arc::new(NoFetching),
             trusted_proxies: Vec::new(),
             presence: Arc::new(NobodyConnected),
             clock: Arc::new(SystemClock),
@@ -101,6 +110,9 @@ pub enum OpenError {
         /// What the system said.
         source: io::Error,
     },
+    /// An issuer's configuration is the trouble.
+    #[error(transparent)]
+    Issuer(#[from] InvalidIssuer),
     /// The signing key is the trouble.
     #[error(transparent)]
     Signer(#[from] SignerError),
@@ -114,6 +126,22 @@ pub enum OpenError {
     },
 }
 
+impl Inner {
+    fn new(
+        store: Arc<dyn Store>,
+        records: Arc<dyn Background>,
+        run: u64,
+        signer: Signer,
+        issuers: Issuers,
+        options: Options,
+    ) -> Self {
+        let history = History::new(records.clone(), run);
+        let audit = Audit::new(records.clone(), options.clock.clone(), options.audit_keep);
+        let stats = Stats::default();
+        Self { store, records, history, audit, signer, issuers, options, stats }
+    }
+}
+
 impl Registry {
     /// Opens the registry in `state_dir`: makes the directory (mode 0700), the
     /// signing key and the SQLite database if they do not exist. Several
@@ -122,6 +150,8 @@ impl Registry {
     /// # Errors
     /// See [`OpenError`].
     pub async fn open(state_dir: &Path, options: Options) -> Result<Self, OpenError> {
+        // before anything is made: a typing error should cost nothing
+        let issuers = Issuers::new(&options.issuers)?;
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -134,21 +164,22 @@ impl Registry {
             .map_err(|source| OpenError::Database { path, source })?;
         let run = random_bytes(&*options.random).map_err(SignerError::from)?;
         let (store, records) = (Arc::new(store.clone()), Arc::new(store));
-        Ok(Self::new(store, records, u64::from_be_bytes(run), signer, options))
+        let run = u64::from_be_bytes(run);
+        Ok(Self { inner: Arc::new(Inner::new(store, records, run, signer, issuers, options)) })
     }
 
-    /// A registry over any store. `run` is another number at each start.
-    pub fn new(
+    /// A registry over any store, for tests. `run` is another number at each
+    /// start.
+    #[cfg(test)]
+    pub(crate) fn new(
         store: Arc<dyn Store>,
         records: Arc<dyn Background>,
         run: u64,
         signer: Signer,
         options: Options,
     ) -> Self {
-        let history = History::new(records.clone(), run);
-        let audit = Audit::new(records.clone(), options.clock.clone(), options.audit_keep);
-        let stats = Stats::default();
-        Self { inner: Arc::new(Inner { store, records, history, audit, signer, options, stats }) }
+        let issuers = Issuers::new(&options.issuers).unwrap();
+        Self { inner: Arc::new(Inner::new(store, records, run, signer, issuers, options)) }
     }
 
     /// Writes in the background what need not be written at once, for ever.
@@ -220,6 +251,10 @@ impl Registry {
     /// Whose `X-Forwarded-For` is believed.
     pub(crate) fn trusted_proxies(&self) -> &[IpNet] {
         &self.inner.options.trusted_proxies
+    }
+
+    fn issuers(&self) -> &Issuers {
+        &self.inner.issuers
     }
 
     fn store(&self) -> &dyn Store {

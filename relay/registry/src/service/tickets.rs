@@ -173,8 +173,11 @@ impl Registry {
                 Ok(active
                     .map(|token| Standing { expires_at: token.expires_at, sources: token.sources }))
             }
-            // nobody issues these yet
-            Subject::Foreign(_) => Ok(None),
+            Subject::Foreign(id) => {
+                let known = self.issuers().know(id) && !self.store().is_blocked(subject).await?;
+                let standing = Standing { expires_at: None, sources: SourceCidrs::default() };
+                Ok(known.then_some(standing))
+            }
         }
     }
 

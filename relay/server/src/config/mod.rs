@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use rendez_proto::limits;
 use rendez_registry::PublicUrl;
+use rendez_registry::model::SourceCidrs;
 use rendez_transport::telemetry::{LogFormat, LogLevel};
 
 use crate::ledger::Quotas;
@@ -158,6 +159,14 @@ settings! {
     /// Buffer for reading per websocket: most of the memory of an idle one. A
     /// full record of 60 KiB takes four reads at the default.
     websocket_read_buffer: Size = Size(16 * 1024), "websocket.read_buffer", "bytes, such as 16KiB", AtStart;
+
+    /// Issuers whose tokens (JWT) are accepted besides the relay's own, as a
+    /// file in TOML; see Tokens and identities.
+    auth_issuers: Option<PathBuf> = None, "auth.issuers", "file", AtStart;
+
+    /// Proxies whose X-Forwarded-For is believed, as networks with spaces
+    /// between them. Empty: none.
+    auth_trusted_proxies: SourceCidrs = SourceCidrs::default(), "auth.trusted_proxies", "networks", AtStart;
 
     /// Certificate chain in PEM, the relay's own first. With it and tls.key the
     /// public listener speaks TLS; a change of the files is noticed.

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use rendez_registry::PublicUrl;
+use rendez_registry::model::SourceCidrs;
 use rendez_transport::telemetry::{LogFormat, LogLevel};
 
 /// A type that a setting may have.
@@ -111,6 +112,7 @@ macro_rules! value_by_from_str {
 
 value_by_from_str! {
     SocketAddr, false;
+    SourceCidrs, false;
     LogLevel, false;
     LogFormat, false;
     usize, true;
