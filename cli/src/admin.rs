@@ -4,15 +4,40 @@ use std::io::{ErrorKind, Write as _, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use rendez_orchestrator::EnvironmentId;
 use rendez_proto::audit::{AuditPage, AuditRow, Head, Verifier};
+use rendez_proto::registry::status::{ConnectionEntry, ConnectionRole, RelayStatus};
 use rendez_registry::{Options, Registry, backup};
 
 use crate::context::{Purpose, RelayOptions};
+use crate::env::{self, EnvCommand};
 use crate::exit::Exit;
 
 /// Administer a relay.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum AdminCommand {
+    /// Show the relay as a whole: what is connected, and its audit log's end
+    Status {
+        #[command(flatten)]
+        relay: RelayOptions,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the websockets that are open
+    Connections {
+        #[command(flatten)]
+        relay: RelayOptions,
+        /// Only those of this environment
+        #[arg(long, value_name = "ID")]
+        environment: Option<EnvironmentId>,
+        /// Print JSON, one object per line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at environments: the same as `rendez env`
+    #[command(subcommand)]
+    Env(EnvCommand),
     /// Check or export the audit log
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -63,6 +88,21 @@ pub(crate) struct AuditSource {
 /// Runs the command.
 pub(crate) async fn run(command: AdminCommand) -> Result<ExitCode, Exit> {
     match command {
+        AdminCommand::Status { relay, json } => {
+            let status = relay.client(Purpose::Administer)?.registry().status().await?;
+            match json {
+                true => println!("{}", serde_json::to_string(&status).map_err(Exit::software)?),
+                false => print!("{}", describe(&status, env::now())),
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        AdminCommand::Connections { relay, environment, json } => {
+            let client = relay.client(Purpose::Administer)?;
+            let connections = client.registry().connections(environment.as_ref()).await?;
+            list(&connections, json)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        AdminCommand::Env(command) => env::run(command).await,
         AdminCommand::Audit(AuditCommand::Verify { source, head }) => verify(&source, head).await,
         AdminCommand::Audit(AuditCommand::Export { source, after }) => {
             let mut out = stdout().lock();
@@ -85,6 +125,54 @@ pub(crate) async fn run(command: AdminCommand) -> Result<ExitCode, Exit> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn describe(status: &RelayStatus, now: u64) -> String {
+    let RelayStatus { audit, .. } = status;
+    let up = env::ago(now, status.started_at_unix_secs);
+    let state = if status.draining { ", about to stop" } else { "" };
+    let (version, head) = (&status.version, audit.head);
+    format!(
+        "relay         {version}, up for {up}{state}\n\
+         executors     {}\norchestrators {}\nstreams       {}\n\
+         audit log     {head}\n              {} events wait, {} were lost\n\
+         history       {} records wait, {} were lost\n",
+        status.executors,
+        status.orchestrators,
+        status.streams,
+        audit.unwritten,
+        audit.lost,
+        status.history_unwritten,
+        status.history_lost
+    )
+}
+
+fn list(connections: &[ConnectionEntry], json: bool) -> Result<(), Exit> {
+    if json {
+        for connection in connections {
+            println!("{}", serde_json::to_string(connection).map_err(Exit::software)?);
+        }
+        return Ok(());
+    }
+    let width = connections.iter().map(|c| c.environment_id.as_str().len()).max().unwrap_or(0);
+    let width = width.max("ENVIRONMENT".len());
+    let head = "ROLE          SINCE      VERIFIED   RECEIVED   SENT       TOKEN";
+    println!("{:width$}  {head}", "ENVIRONMENT");
+    let now = env::now();
+    for connection in connections {
+        let role = match connection.role {
+            ConnectionRole::Executor => "executor",
+            ConnectionRole::Orchestrator => "orchestrator",
+        };
+        let since = env::ago(now, connection.connected_at_unix_secs);
+        let verified = connection.verified_ms_ago;
+        let verified = verified.map_or("never".to_owned(), |ms| env::ago(ms / 1000, 0));
+        let (received, sent) =
+            (env::bytes(connection.received_bytes), env::bytes(connection.sent_bytes));
+        let (id, token) = (connection.environment_id.as_str(), &connection.subject);
+        println!("{id:width$}  {role:14}{since:11}{verified:11}{received:11}{sent:11}{token}");
+    }
+    Ok(())
 }
 
 async fn verify(source: &AuditSource, head: Option<Head>) -> Result<ExitCode, Exit> {

@@ -11,6 +11,7 @@ use rendez_proto::registry::admin::{
 };
 use rendez_proto::registry::environments::EnvironmentDetail;
 use rendez_proto::registry::error::{AbsenceState, ErrorBody, ErrorCode};
+use rendez_proto::registry::status::{ConnectionEntry, ConnectionList, RelayStatus};
 use rendez_proto::registry::{ConnectReply, ConnectRequest};
 use rendez_transport::dial::REGISTRY_CONNECT_TIMEOUT;
 use rendez_transport::tls;
@@ -111,6 +112,37 @@ impl RegistryClient {
     ) -> Result<EnvironmentDetail, RegistryError> {
         let path = format!("/v1/environments/{id}?probe={probe}");
         self.call(Method::GET, &path, None::<&()>).await
+    }
+
+    /// The relay as a whole.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn status(&self) -> Result<RelayStatus, RegistryError> {
+        self.call(Method::GET, "/v1/status", None::<&()>).await
+    }
+
+    /// The websockets that are open, of one environment or of all.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn connections(
+        &self,
+        environment: Option<&EnvironmentId>,
+    ) -> Result<Vec<ConnectionEntry>, RegistryError> {
+        let mut all = Vec::new();
+        let only = environment.map_or_else(String::new, |id| format!("environment={id}&"));
+        let mut after = String::new();
+        for _ in 0..PAGES_MAX {
+            let path = format!("/v1/connections?{only}{after}");
+            let page: ConnectionList = self.call(Method::GET, &path, None::<&()>).await?;
+            all.extend(page.connections);
+            match page.next {
+                Some(next) => after = format!("after={next}"),
+                None => break,
+            }
+        }
+        Ok(all)
     }
 
     /// A page of the audit log, after row number `after`.

@@ -88,6 +88,7 @@ impl From<AuditHash> for String {
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
         /// What a row is about.
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         #[serde(rename_all = "snake_case")]
         pub enum AuditKind {
@@ -141,6 +142,7 @@ impl AuditKind {
 }
 
 /// What happened: a row without its place in the chain.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditEvent {
     /// When, in seconds since 1970.
@@ -201,6 +203,7 @@ impl AuditEvent {
 }
 
 /// A row of the log.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditRow {
     /// Its number; the first row ever has 1.
@@ -215,6 +218,7 @@ pub struct AuditRow {
 }
 
 /// A page of the log, ordered by number.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditPage {
     /// The rows.
@@ -226,6 +230,7 @@ pub struct AuditPage {
 
 /// The end of a chain, as `SEQ:HASH`: who notes it elsewhere can tell later
 /// that nothing before it was changed or cut off.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
     /// Number of the last row; 0: there is none.

@@ -167,6 +167,7 @@ impl StreamId {
 /// Orders the registrations of one environment; the highest is current.
 ///
 /// Assigned by the registry's store, which never reuses or resets it.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]

@@ -16,6 +16,8 @@ pub mod frame;
 pub mod ids;
 pub mod keys;
 pub mod limits;
+#[cfg(feature = "openapi")]
+mod openapi;
 pub mod peek;
 pub mod profile;
 pub mod proof;

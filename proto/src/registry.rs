@@ -15,6 +15,7 @@
 pub mod admin;
 pub mod environments;
 pub mod error;
+pub mod status;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -167,6 +167,12 @@ async fn an_environment_is_what_it_is_said_to_be() -> Result<()> {
 
     let hello = world.orchestrator(&["exec", "box", "--", "echo", "hello"])?;
     assert_eq!(success(run(hello, b"", WITHIN).await?)?, "hello\n");
+    let status = success(run(world.admin(&["admin", "status"])?, b"", WITHIN).await?)?;
+    assert!(status.contains("executors     1\n"), "{status}");
+    let open = ["admin", "connections", "--environment", "box"];
+    let open = success(run(world.admin(&open)?, b"", WITHIN).await?)?;
+    let token = world.tokens[1].split('_').nth(2).context("a token has an id")?;
+    assert!(open.contains("executor ") && open.contains(token), "{open}");
     let executor = world.show(&[]).await?.executor.context("it is connected")?;
     assert!(executor.received_bytes > 0 && executor.sent_bytes > 0, "{executor:?}");
 

@@ -24,6 +24,7 @@ secret_text! {
 pub const JOIN_TOKEN_PREFIX: &str = "rdz_j_";
 
 /// What a token's bearer may do.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
@@ -59,6 +60,7 @@ impl std::fmt::Display for Role {
 }
 
 /// A new token.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CreateToken {
@@ -85,6 +87,7 @@ pub struct CreateToken {
 }
 
 /// A new secret for a token.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RotateToken {
@@ -140,6 +143,7 @@ fn everywhere() -> String {
 }
 
 /// The only time that a token's text is shown.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TokenCreated {
     /// The secret to hand to its bearer.
@@ -150,6 +154,7 @@ pub struct TokenCreated {
 }
 
 /// One page of tokens, ordered by id.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenList {
     /// The entries.
@@ -160,6 +165,7 @@ pub struct TokenList {
 }
 
 /// What the registry keeps of a token, except for its hash.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenEntry {
     /// Names the token; part of its text, not secret.

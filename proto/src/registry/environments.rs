@@ -13,6 +13,7 @@ use crate::ids::{EnvironmentId, Generation, RegistrationId};
 use crate::profile::Profile;
 
 /// Whether an environment can be reached.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EnvironmentState {
@@ -41,6 +42,7 @@ impl EnvironmentState {
 macro_rules! end_reasons {
     ($($(#[$doc:meta])* $name:ident = $text:literal, $words:literal;)*) => {
         /// Why a websocket ended: a closed set.
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(rename_all = "snake_case")]
         pub enum EndReason {
@@ -95,6 +97,7 @@ end_reasons! {
 }
 
 /// One page of environments, ordered by id.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnvironmentList {
     /// The entries that the caller may see.
@@ -105,6 +108,7 @@ pub struct EnvironmentList {
 }
 
 /// One environment.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnvironmentEntry {
     /// What to pass to `connect`.
@@ -126,6 +130,7 @@ pub struct EnvironmentEntry {
     pub generation: Generation,
     /// What its executor offers.
     #[serde(with = "profile_names")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub profiles: Vec<Profile>,
     /// First registration, in seconds since 1970.
     pub created_at_unix_secs: u64,
@@ -134,6 +139,7 @@ pub struct EnvironmentEntry {
 }
 
 /// All that is known about one environment.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnvironmentDetail {
     /// Its id.
@@ -155,6 +161,7 @@ pub struct EnvironmentDetail {
 }
 
 /// An executor's websocket that is open.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LiveExecutor {
     /// Under which registration.
@@ -172,6 +179,7 @@ pub struct LiveExecutor {
 
 /// A ping whose pong came back: the far end's websocket layer is alive, not
 /// only its TCP, nor a proxy on the way.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoundTrip {
     /// How long ago the pong came, in milliseconds.
@@ -181,6 +189,7 @@ pub struct RoundTrip {
 }
 
 /// One connection of an executor, open or over.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionRecord {
     /// Under which registration.

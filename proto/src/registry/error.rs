@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::environments::EndReason;
 
 /// The body of an answer that is not a success.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
     /// What went wrong.
@@ -26,6 +27,7 @@ pub struct ErrorBody {
 }
 
 /// A code for programs and a message for people.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message} ({code})")]
 pub struct ErrorDetail {
@@ -43,6 +45,7 @@ impl ErrorDetail {
 }
 
 /// Why an environment has no executor.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Absence {
     /// Whether one ever was.
@@ -62,6 +65,7 @@ impl Absence {
 }
 
 /// Whether an executor ever registered for an environment.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AbsenceState {

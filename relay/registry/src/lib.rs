@@ -41,7 +41,7 @@ mod testing;
 
 pub use http::PeerAddr;
 pub use public_url::{PublicUrl, RENDEZVOUS_PATH};
-pub use seam::{Clock, Live, NobodyConnected, NotWaiting, Presence, Random};
+pub use seam::{Clock, Live, NobodyConnected, Node, NotWaiting, Presence, Random};
 pub use service::tickets::{Admitted, TicketRefused};
 pub use service::{OpenError, Options, Registry};
 pub use store::Store;

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::registry::environments::LiveExecutor;
+use rendez_proto::registry::status::ConnectionEntry;
 
 /// Tells the time.
 pub trait Clock: Send + Sync + 'static {
@@ -81,11 +82,40 @@ pub trait Presence: Send + Sync + 'static {
         Live::default()
     }
 
+    /// What is open on this node, all together.
+    async fn node(&self) -> Node {
+        Node::default()
+    }
+
+    /// At most `limit` open websockets after the one with this id, ordered by
+    /// environment; of one environment or of all.
+    async fn connections(
+        &self,
+        _environment: Option<&EnvironmentId>,
+        _after: Option<&str>,
+        _limit: usize,
+    ) -> Vec<ConnectionEntry> {
+        vec![]
+    }
+
     /// Sends a ping through the executor's websocket and waits for its pong,
     /// for at most [`rendez_proto::limits::PROBE_TIMEOUT`]. `false`: none came.
     async fn probe(&self, _environment: &EnvironmentId) -> bool {
         false
     }
+}
+
+/// What is open on a node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Websockets of executors.
+    pub executors: usize,
+    /// Websockets of orchestrators.
+    pub orchestrators: usize,
+    /// Streams that are known.
+    pub streams: usize,
+    /// Whether the relay is about to send everybody elsewhere.
+    pub draining: bool,
 }
 
 /// Nobody may wait: too many do already, or the relay is going away.

@@ -20,6 +20,8 @@ pub enum Operation {
     Tokens,
     /// Everything under /v1/audit
     Audit,
+    /// GET /v1/status and /v1/connections
+    Status,
     /// A path that does not exist
     UnknownRoute,
     /// At the websocket, what is no good ticket of either kind
@@ -32,13 +34,14 @@ pub enum Operation {
 
 impl Operation {
     /// All operations.
-    pub const ALL: [Operation; 10] = [
+    pub const ALL: [Operation; 11] = [
         Operation::Register,
         Operation::Connect,
         Operation::Validate,
         Operation::Environments,
         Operation::Tokens,
         Operation::Audit,
+        Operation::Status,
         Operation::UnknownRoute,
         Operation::UnknownTicket,
         Operation::ExecutorTicket,
@@ -54,6 +57,7 @@ impl Operation {
             Operation::Environments => "environments",
             Operation::Tokens => "tokens",
             Operation::Audit => "audit",
+            Operation::Status => "status",
             Operation::UnknownRoute => "unknown_route",
             Operation::UnknownTicket => "unknown_ticket",
             Operation::ExecutorTicket => "executor_ticket",

@@ -14,7 +14,8 @@ use async_trait::async_trait;
 use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
 use rendez_proto::limits;
 use rendez_proto::registry::environments::LiveExecutor;
-use rendez_registry::{Live, NotWaiting, Presence};
+use rendez_proto::registry::status::ConnectionEntry;
+use rendez_registry::{Live, Node, NotWaiting, Presence};
 use rendez_relay_core::{Capabilities, JoinError, SWEEP_INTERVAL, Stats, Subject};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -228,6 +229,26 @@ impl Presence for Directory {
             }
         });
         Live { executor, orchestrators, streams, draining: self.waiters.is_closed() }
+    }
+
+    async fn node(&self) -> Node {
+        let census = self.census();
+        Node {
+            executors: census.executors,
+            orchestrators: census.orchestrators,
+            streams: census.streams,
+            draining: self.waiters.is_closed(),
+        }
+    }
+
+    async fn connections(
+        &self,
+        environment: Option<&EnvironmentId>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Vec<ConnectionEntry> {
+        let page = self.roster.page(environment, after, limit);
+        page.iter().map(|connection| connection.entry()).collect()
     }
 
     async fn probe(&self, environment: &EnvironmentId) -> bool {

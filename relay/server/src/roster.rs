@@ -12,6 +12,7 @@ use rendez_proto::audit::{AuditEvent, AuditKind};
 use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
 use rendez_proto::profile::Profile;
 use rendez_proto::registry::environments::EndReason;
+use rendez_proto::registry::status::{ConnectionEntry, ConnectionRole};
 use rendez_proto::ticket::{Claims, Purpose};
 use rendez_registry::Registry;
 use rendez_registry::store::records::{Connection as Record, ConnectionId};
@@ -88,13 +89,25 @@ impl Roster {
         self.of(environment).into_iter().rev().find(|connection| connection.is_executor)
     }
 
-    /// At most `limit` open websockets after this one, ordered by environment
-    /// and number.
-    pub fn page(&self, after: Option<(EnvironmentId, u64)>, limit: usize) -> Vec<Arc<Connection>> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+    /// At most `limit` open websockets after the one with this id, ordered by
+    /// environment and number; of one environment or of all.
+    pub fn page(
+        &self,
+        environment: Option<&EnvironmentId>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Vec<Arc<Connection>> {
         let all = self.lock();
-        let page = all.range((from, Bound::Unbounded)).take(limit);
-        page.map(|(_, connection)| connection.clone()).collect()
+        let first = match (after.and_then(parse), environment) {
+            (Some(after), _) => Bound::Excluded(after),
+            (None, Some(environment)) => Bound::Included((environment.clone(), 0)),
+            (None, None) => Bound::Unbounded,
+        };
+        let page = all.range((first, Bound::Unbounded)).map(|(_, connection)| connection);
+        page.take_while(|found| environment.is_none_or(|wanted| *wanted == found.environment))
+            .take(limit)
+            .cloned()
+            .collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(EnvironmentId, u64), Arc<Connection>>> {
@@ -102,7 +115,35 @@ impl Roster {
     }
 }
 
+/// Reads an entry's id.
+fn parse(id: &str) -> Option<(EnvironmentId, u64)> {
+    let (environment, number) = id.rsplit_once('.')?;
+    Some((environment.parse().ok()?, number.parse().ok()?))
+}
+
 impl Connection {
+    /// The same for operators.
+    pub(crate) fn entry(&self) -> ConnectionEntry {
+        let meter = self.port.meter();
+        ConnectionEntry {
+            // no environment has a dot in its id
+            id: format!("{}.{}", self.environment, self.id.number),
+            environment_id: self.environment.clone(),
+            role: match self.is_executor {
+                true => ConnectionRole::Executor,
+                false => ConnectionRole::Orchestrator,
+            },
+            executor_registration_id: self.registration.clone(),
+            generation: self.generation,
+            subject: self.subject.clone(),
+            profile: self.profile.to_string(),
+            connected_at_unix_secs: self.connected_at,
+            verified_ms_ago: meter.verified().map(|round_trip| round_trip.age_ms),
+            received_bytes: meter.received_bytes(),
+            sent_bytes: meter.sent_bytes(),
+        }
+    }
+
     fn key(&self) -> (EnvironmentId, u64) {
         (self.environment.clone(), self.id.number)
     }

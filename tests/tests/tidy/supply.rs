@@ -8,7 +8,8 @@ use crate::{check, stale};
 
 /// The terms that we accept, by SPDX id. All let us ship binaries; what they
 /// ask for is a notice.
-const LICENCES: &[&str] = &["Apache-2.0", "BSD-3-Clause", "ISC", "MIT", "Unicode-3.0", "Zlib"];
+const LICENCES: &[&str] =
+    &["Apache-2.0", "BSD-3-Clause", "ISC", "MIT", "MIT-0", "Unicode-3.0", "Zlib"];
 
 /// Two versions of one of these are two runtimes, two sets of types that do not
 /// fit each other, or twice the cryptography.

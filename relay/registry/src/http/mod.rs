@@ -10,13 +10,16 @@
 mod body;
 pub mod error;
 mod knock;
+pub mod openapi;
+mod operators;
 mod peer;
+mod refusals;
 mod routes;
 #[cfg(test)]
 mod tests;
 
 use axum::Router;
-use axum::routing::{delete, get, post};
+use axum::routing::post;
 
 pub use self::peer::PeerAddr;
 use crate::service::Registry;
@@ -24,21 +27,10 @@ use crate::service::Registry;
 impl Registry {
     /// The routes under `/cloud/environment/` and `/v1/`.
     pub fn router(&self) -> Router {
-        Router::new()
-            .route("/cloud/environment/{id}/register", post(routes::register))
+        let (v1, _) = openapi::v1().split_for_parts();
+        v1.route("/cloud/environment/{id}/register", post(routes::register))
             .route("/cloud/environment/{id}/connect", post(routes::connect))
             .route("/cloud/environment/{id}/validate", post(routes::validate))
-            .route("/v1/environments", get(routes::environments))
-            .route(
-                "/v1/environments/{id}",
-                get(routes::environment_detail).delete(routes::revoke_environment),
-            )
-            .route("/v1/environments/{id}/registration", delete(routes::end_registration))
-            .route("/v1/audit", get(routes::audit))
-            .route("/v1/audit/head", get(routes::audit_head))
-            .route("/v1/tokens", get(routes::list_tokens).post(routes::create_token))
-            .route("/v1/tokens/{id}", delete(routes::revoke_token))
-            .route("/v1/tokens/{id}/rotate", post(routes::rotate_token))
             .method_not_allowed_fallback(routes::method_not_allowed)
             .fallback(routes::not_found)
             .with_state(self.clone())

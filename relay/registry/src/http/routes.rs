@@ -10,8 +10,9 @@ use axum::response::{IntoResponse, Response};
 use rendez_proto::audit::AuditKind;
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::proof::Call;
-use rendez_proto::registry::admin::{CreateToken, RotateToken};
-use rendez_proto::registry::error::ErrorCode;
+use rendez_proto::registry::admin::{CreateToken, RotateToken, TokenCreated, TokenList};
+use rendez_proto::registry::environments::EnvironmentList;
+use rendez_proto::registry::error::{ErrorBody, ErrorCode};
 use rendez_proto::registry::{ConnectRequest, RegisterRequest, ValidateReply, ValidateRequest};
 use serde::{Deserialize, Serialize};
 
@@ -19,14 +20,15 @@ use super::body;
 use super::error::Failure;
 use super::knock::{Knock, caller};
 use super::peer::Source;
+use super::refusals::Refusals;
 use crate::model::{Role, Subject, TokenId};
 use crate::public_url::WebsocketBase;
 use crate::service::Registry;
 use crate::service::registrations::Verdict;
 use crate::stats::{Operation, Outcome};
 
-type PathParam = Result<Path<String>, PathRejection>;
-type Page = Result<Query<After>, QueryRejection>;
+pub(super) type PathParam = Result<Path<String>, PathRejection>;
+pub(super) type Page = Result<Query<After>, QueryRejection>;
 
 /// Where a page of a list starts.
 #[derive(Debug, Deserialize)]
@@ -101,6 +103,14 @@ pub(super) async fn validate(
     answer(&registry, Operation::Validate, result)
 }
 
+/// The environments that the token covers, ordered by id.
+#[utoipa::path(
+    get,
+    path = "/v1/environments",
+    tag = "environments",
+    params(("after" = Option<String>, Query, description = "The last id of the page before.")),
+    responses((status = 200, description = "A page of them.", body = EnvironmentList), Refusals),
+)]
 pub(super) async fn environments(
     State(registry): State<Registry>,
     page: Page,
@@ -115,30 +125,14 @@ pub(super) async fn environments(
     answer(&registry, Operation::Environments, work.await.map(ok))
 }
 
-/// How to look at one environment.
-#[derive(Debug, Deserialize)]
-pub(super) struct Look {
-    #[serde(default)]
-    probe: bool,
-}
-
-pub(super) async fn environment_detail(
-    State(registry): State<Registry>,
-    path: PathParam,
-    look: Result<Query<Look>, QueryRejection>,
-    source: Source,
-    headers: HeaderMap,
-) -> Response {
-    let work = async {
-        let caller = caller(&registry, source, &headers).await?;
-        let environment = environment(path)?;
-        let invalid = || Failure::new(ErrorCode::InvalidRequest, "`probe` is true or false");
-        let Query(look) = look.map_err(|_| invalid())?;
-        Ok(registry.environment(&caller, &environment, look.probe).await?)
-    };
-    answer(&registry, Operation::Environments, work.await.map(ok))
-}
-
+/// All tokens, without their secrets, ordered by id.
+#[utoipa::path(
+    get,
+    path = "/v1/tokens",
+    tag = "tokens",
+    params(("after" = Option<String>, Query, description = "The last id of the page before.")),
+    responses((status = 200, description = "A page of them.", body = TokenList), Refusals),
+)]
 pub(super) async fn list_tokens(
     State(registry): State<Registry>,
     page: Page,
@@ -153,6 +147,14 @@ pub(super) async fn list_tokens(
     answer(&registry, Operation::Tokens, work.await.map(ok))
 }
 
+/// Makes a token and shows it, this once.
+#[utoipa::path(
+    post,
+    path = "/v1/tokens",
+    tag = "tokens",
+    request_body = CreateToken,
+    responses((status = 201, description = "The token.", body = TokenCreated), Refusals),
+)]
 pub(super) async fn create_token(
     State(registry): State<Registry>,
     source: Source,
@@ -169,6 +171,19 @@ pub(super) async fn create_token(
     answer(&registry, Operation::Tokens, work.await.map(created))
 }
 
+/// Gives a token a new secret and shows it, this once.
+#[utoipa::path(
+    post,
+    path = "/v1/tokens/{id}/rotate",
+    tag = "tokens",
+    params(("id" = String, Path, description = "The token's id.")),
+    request_body = RotateToken,
+    responses(
+        (status = 200, description = "The token.", body = TokenCreated),
+        (status = 404, description = "There is no such token.", body = ErrorBody),
+        Refusals,
+    ),
+)]
 pub(super) async fn rotate_token(
     State(registry): State<Registry>,
     path: PathParam,
@@ -189,6 +204,18 @@ pub(super) async fn rotate_token(
     answer(&registry, Operation::Tokens, work.await.map(ok))
 }
 
+/// Ends a token, and all websockets that it opened.
+#[utoipa::path(
+    delete,
+    path = "/v1/tokens/{id}",
+    tag = "tokens",
+    params(("id" = String, Path, description = "The token's id.")),
+    responses(
+        (status = 204, description = "It is done."),
+        (status = 404, description = "There is none.", body = ErrorBody),
+        Refusals,
+    ),
+)]
 pub(super) async fn revoke_token(
     State(registry): State<Registry>,
     path: PathParam,
@@ -206,6 +233,18 @@ pub(super) async fn revoke_token(
     answer(&registry, Operation::Tokens, work.await.map(done))
 }
 
+/// Ends an environment's registration and websockets, for all tokens of now.
+#[utoipa::path(
+    delete,
+    path = "/v1/environments/{id}",
+    tag = "environments",
+    params(("id" = String, Path, description = "The environment.")),
+    responses(
+        (status = 204, description = "It is done."),
+        (status = 404, description = "There is none.", body = ErrorBody),
+        Refusals,
+    ),
+)]
 pub(super) async fn revoke_environment(
     State(registry): State<Registry>,
     path: PathParam,
@@ -224,6 +263,18 @@ pub(super) async fn revoke_environment(
     answer(&registry, Operation::Environments, work.await.map(done))
 }
 
+/// Ends an environment's registration and websockets.
+#[utoipa::path(
+    delete,
+    path = "/v1/environments/{id}/registration",
+    tag = "environments",
+    params(("id" = String, Path, description = "The environment.")),
+    responses(
+        (status = 204, description = "It is done."),
+        (status = 404, description = "There is none.", body = ErrorBody),
+        Refusals,
+    ),
+)]
 pub(super) async fn end_registration(
     State(registry): State<Registry>,
     path: PathParam,
@@ -242,34 +293,6 @@ pub(super) async fn end_registration(
     answer(&registry, Operation::Environments, work.await.map(done))
 }
 
-pub(super) async fn audit(
-    State(registry): State<Registry>,
-    page: Page,
-    source: Source,
-    headers: HeaderMap,
-) -> Response {
-    let work = async {
-        caller(&registry, source, &headers).await?.must_be(&[Role::Admin])?;
-        let after = after::<u64>(page)?.unwrap_or(0);
-        registry.audit().flush().await?;
-        Ok(registry.audit().page(after).await?)
-    };
-    answer(&registry, Operation::Audit, work.await.map(ok))
-}
-
-pub(super) async fn audit_head(
-    State(registry): State<Registry>,
-    source: Source,
-    headers: HeaderMap,
-) -> Response {
-    let work = async {
-        caller(&registry, source, &headers).await?.must_be(&[Role::Admin])?;
-        registry.audit().flush().await?;
-        Ok(registry.audit().head().await?)
-    };
-    answer(&registry, Operation::Audit, work.await.map(ok))
-}
-
 pub(super) async fn not_found(State(registry): State<Registry>) -> Response {
     let failure = Failure::new(ErrorCode::NotFound, "there is nothing at this path");
     answer(&registry, Operation::UnknownRoute, Err(failure))
@@ -282,7 +305,7 @@ pub(super) async fn method_not_allowed(State(registry): State<Registry>) -> Resp
 
 // ---- helpers -------------------------------------------------------------
 
-fn answer(
+pub(super) fn answer(
     registry: &Registry,
     operation: Operation,
     result: Result<(Outcome, Response), Failure>,
@@ -308,7 +331,7 @@ fn done((): ()) -> (Outcome, Response) {
     (Outcome::Ok, StatusCode::NO_CONTENT.into_response())
 }
 
-fn ok<T: Serialize>(reply: T) -> (Outcome, Response) {
+pub(super) fn ok<T: Serialize>(reply: T) -> (Outcome, Response) {
     (Outcome::Ok, json(&reply))
 }
 
@@ -326,13 +349,13 @@ fn text(path: PathParam) -> Result<String, Failure> {
     }
 }
 
-fn environment(path: PathParam) -> Result<EnvironmentId, Failure> {
+pub(super) fn environment(path: PathParam) -> Result<EnvironmentId, Failure> {
     text(path)?.parse().map_err(|error: rendez_proto::ids::InvalidId| {
         Failure::new(ErrorCode::InvalidRequest, error.to_string())
     })
 }
 
-fn after<T: std::str::FromStr>(page: Page) -> Result<Option<T>, Failure> {
+pub(super) fn after<T: std::str::FromStr>(page: Page) -> Result<Option<T>, Failure> {
     let invalid = || Failure::new(ErrorCode::InvalidRequest, "`after` is not an id");
     let Query(page) = page.map_err(|_| invalid())?;
     page.after.map(|after| after.parse().map_err(|_| invalid())).transpose()

@@ -8,6 +8,7 @@ pub mod auth;
 pub mod environments;
 pub mod proofs;
 pub mod registrations;
+mod status;
 pub mod tickets;
 mod trail;
 pub mod waiting;
@@ -53,6 +54,7 @@ struct Inner {
     audit: Audit,
     signer: Signer,
     issuers: Issuers,
+    started_at: u64,
     options: Options,
     stats: Stats,
 }
@@ -138,7 +140,8 @@ impl Inner {
         let history = History::new(records.clone(), run);
         let audit = Audit::new(records.clone(), options.clock.clone(), options.audit_keep);
         let stats = Stats::default();
-        Self { store, records, history, audit, signer, issuers, options, stats }
+        let started_at = options.clock.now_unix_secs();
+        Self { store, records, history, audit, signer, issuers, started_at, options, stats }
     }
 }
 

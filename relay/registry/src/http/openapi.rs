@@ -1,0 +1,73 @@
+//! The document of everything under `/v1`, made of the very routes that serve
+//! it, so that there is no route without a description.
+
+use axum::Json;
+use axum::response::{IntoResponse as _, Response};
+use utoipa::openapi::OpenApi as Document;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::{Modify, OpenApi};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::{operators, routes};
+use crate::service::Registry;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Rendez: administration of a relay",
+        description = "Environments, tokens, the audit log and the relay itself. \
+                       What executors and orchestrators call is in docs/protocol.md.",
+        version = "1",
+        license(name = "MIT OR Apache-2.0"),
+    ),
+    modifiers(&Bearer),
+    security(("token" = [])),
+)]
+struct About;
+
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, document: &mut Document) {
+        let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+        document.components.get_or_insert_default().add_security_scheme("token", scheme);
+    }
+}
+
+/// The routes, and what they say of themselves.
+pub(super) fn v1() -> OpenApiRouter<Registry> {
+    OpenApiRouter::with_openapi(About::openapi())
+        .routes(routes!(routes::environments))
+        .routes(routes!(operators::environment_detail, routes::revoke_environment))
+        .routes(routes!(routes::end_registration))
+        .routes(routes!(operators::registrations))
+        .routes(routes!(operators::connections))
+        .routes(routes!(operators::status))
+        .routes(routes!(operators::audit))
+        .routes(routes!(operators::audit_head))
+        .routes(routes!(routes::list_tokens, routes::create_token))
+        .routes(routes!(routes::revoke_token))
+        .routes(routes!(routes::rotate_token))
+        .routes(routes!(document))
+}
+
+/// The document, for clients and their generators.
+pub fn openapi() -> Document {
+    v1().into_openapi()
+}
+
+/// This document.
+#[utoipa::path(
+    get,
+    path = "/v1/openapi.json",
+    tag = "relay",
+    security(()),
+    responses((status = 200, description = "The document.", body = serde_json::Value)),
+)]
+async fn document() -> Response {
+    Json(openapi()).into_response()
+}
+
+#[cfg(test)]
+mod tests;
