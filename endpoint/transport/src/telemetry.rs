@@ -132,7 +132,8 @@ pub fn start(level: LogLevel) {
 /// themselves what they are about.
 pub fn start_as(level: LogLevel, format: LogFormat, listener: Option<Listener>) -> LogHandle {
     let (filter, handle) = reload::Layer::new(filter(level));
-    let events = filter.and(filter_fn(|metadata| metadata.is_event()));
+    // not `is_event`: `tracing::enabled!` asks as neither event nor span
+    let events = filter.and(filter_fn(|metadata| !metadata.is_span()));
     let log = printer(format).with_filter(events);
     let started = tracing_subscriber::registry().with(listener).with(log).try_init();
     LogHandle(started.is_ok().then_some(handle))
