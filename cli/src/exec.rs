@@ -93,17 +93,26 @@ async fn follow(process: &mut Process) -> Result<ExitCode, Exit> {
     let control = process.control();
     let mut interrupted = 0;
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
-    let mut code = 0;
+    let (mut code, mut missed) = (0, false);
     loop {
         let event = tokio::select! {
-            event = process.next() => event?,
+            event = process.next() => event,
             _ = interrupts.recv() => {
                 interrupted += 1;
                 tokio::spawn(interrupt(control.clone(), interrupted));
                 continue;
             }
         };
+        let event = match event {
+            Err(error @ ProcessError::Missed(_)) => {
+                eprintln!("rendez: {error}");
+                missed = true;
+                continue;
+            }
+            event => event?,
+        };
         let written = match event {
+            None if missed => return Err(Exit::io("the output is not complete")),
             None => return Ok(ExitCode::from(code)),
             Some(ProcessEvent::Exited(status)) => {
                 // A status has eight bits everywhere we run.

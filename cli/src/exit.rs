@@ -121,7 +121,7 @@ impl From<ProcessError> for Exit {
         let code = match &error {
             ProcessError::NotFound(_) => 127,
             ProcessError::CannotStart(_) => 126,
-            ProcessError::Lost => 74,
+            ProcessError::Lost | ProcessError::Missed(_) => 74,
             ProcessError::StdinClosed | ProcessError::Unsupported(_) => 69,
             ProcessError::Refused(_) | ProcessError::Malformed(_) => 76,
         };

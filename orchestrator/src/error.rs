@@ -89,6 +89,11 @@ pub enum ProcessError {
     /// unknown; it was not started again.
     #[error("the connection to the executor was lost; what became of the command is unknown")]
     Lost,
+    /// The connection was away for so long that the executor, which keeps only
+    /// the newest output meanwhile, has dropped so many pieces of it. What it
+    /// kept follows.
+    #[error("{0} pieces of output are lost: the connection was away for too long")]
+    Missed(u64),
     /// The process does not take input (any more).
     #[error("the process has closed its standard input")]
     StdinClosed,

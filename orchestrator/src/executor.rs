@@ -6,10 +6,8 @@ use std::time::Duration;
 use rendez_proto::profile::Profile;
 use rendez_proto::rpc::path::PathUri;
 use rendez_proto::rpc::process::ProcessId;
-use rendez_proto::rpc::session::{
-    Environment, EnvironmentInfo, EnvironmentStatus, Extensions, InitializeReply,
-};
-use rendez_rpc::{CallError, Caller, Channel};
+use rendez_proto::rpc::session::{Environment, EnvironmentInfo, EnvironmentStatus, Extensions};
+use rendez_rpc::CallError;
 use tokio::sync::{OnceCell, watch};
 use tokio::time::timeout;
 
@@ -17,8 +15,12 @@ use crate::connection::Connection;
 use crate::error::ProcessError;
 use crate::events::Events;
 use crate::files::Files;
-use crate::link::{Link, LinkState};
+use crate::link::LinkState;
+use crate::opener::{Opened, Opener};
 use crate::process::{Command, Process};
+use crate::session::Session;
+
+pub use crate::opener::Timings;
 
 /// How long [`Executor::close`] waits for the executor to hear it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -31,36 +33,21 @@ pub struct Executor {
     timings: Timings,
 }
 
-/// How long the steps of connecting took.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timings {
-    /// Asking the registry for a ticket.
-    pub ask: Duration,
-    /// Opening the websocket: name, TCP, TLS, upgrade.
-    pub dial: Duration,
-    /// The Noise handshake with the executor, its question to the registry
-    /// included.
-    pub handshake: Duration,
-    /// Opening a session: the first round trip.
-    pub session: Duration,
-}
-
 impl Executor {
-    pub(crate) fn new(
-        link: Link,
-        caller: Caller<Channel>,
-        events: Events,
-        session: InitializeReply,
-        profile: Profile,
-        timings: Timings,
-    ) -> Self {
+    pub(crate) fn new(opened: Opened, opener: Opener, events: Events) -> Self {
+        let Opened { live, session, profile, executor, timings } = opened;
+        let kept = if profile.is_reliable() {
+            Session::of(live)
+        } else {
+            events.keep();
+            Session::kept(live, opener, session.session_id, executor, events.clone())
+        };
         let connection = Connection {
-            caller,
+            session: kept,
             events,
             extensions: session.rendez.unwrap_or_default(),
             environment: OnceCell::new_with(session.environment_info),
             profile,
-            link,
         };
         Self { connection: Arc::new(connection), timings }
     }
@@ -85,7 +72,7 @@ impl Executor {
     /// # Errors
     /// The call failed.
     pub async fn environment(&self) -> Result<&Environment, CallError> {
-        let ask = || self.connection.caller.call::<EnvironmentInfo>(&EnvironmentInfo {});
+        let ask = || self.connection.session.call::<EnvironmentInfo>(&EnvironmentInfo {});
         self.connection.environment.get_or_try_init(ask).await
     }
 
@@ -94,7 +81,7 @@ impl Executor {
     /// # Errors
     /// The call failed.
     pub async fn ping(&self) -> Result<(), CallError> {
-        self.connection.caller.call::<EnvironmentStatus>(&EnvironmentStatus {}).await.map(drop)
+        self.connection.session.call::<EnvironmentStatus>(&EnvironmentStatus {}).await.map(drop)
     }
 
     /// Starts a process.
@@ -119,15 +106,16 @@ impl Executor {
 
     /// Whether the connection stands, and every change of that.
     pub fn link(&self) -> watch::Receiver<LinkState> {
-        self.connection.link.state()
+        self.connection.session.link()
     }
 
     /// Closes the connection and waits until the executor knows. Processes
     /// that still run are ended by the executor when its grace is over.
     pub async fn close(self) {
-        let finished = self.connection.caller.messages().finish();
-        let _ = timeout(CLOSE_TIMEOUT, finished).await;
-        self.connection.link.close().await;
+        if let Some(live) = self.connection.session.release() {
+            let _ = timeout(CLOSE_TIMEOUT, live.caller.messages().finish()).await;
+            live.link.close().await;
+        }
     }
 
     async fn default_cwd(&self) -> Result<PathUri, ProcessError> {

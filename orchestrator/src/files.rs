@@ -90,7 +90,7 @@ impl<'a> Files<'a> {
     }
 
     async fn call<M: Method>(&self, params: &M::Params) -> Result<M::Reply, FileError> {
-        Ok(self.connection.caller.call::<M>(params).await?)
+        Ok(self.connection.session.call::<M>(params).await?)
     }
 }
 

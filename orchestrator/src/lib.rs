@@ -34,10 +34,12 @@ mod events;
 pub mod executor;
 pub mod files;
 pub mod link;
+mod opener;
 pub mod process;
 mod random;
 pub mod registry;
 mod route;
+mod session;
 
 pub use client::Client;
 pub use error::{ConnectError, FileError, ProcessError};

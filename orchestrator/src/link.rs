@@ -160,7 +160,7 @@ impl Keeper {
 }
 
 /// Whether trying again cannot help.
-fn is_final(error: &ConnectError) -> bool {
+pub(crate) fn is_final(error: &ConnectError) -> bool {
     match error {
         ConnectError::Registry(error) => matches!(
             error,

@@ -175,7 +175,7 @@ impl Process {
         let stdin = piped.then(|| Stdin::new(connection.clone(), id.clone()));
         let process =
             Self { connection, id, events, stdin, ahead: None, exit_code: None, ended: false };
-        let started = process.connection.caller.call::<Start>(&start).await;
+        let started = process.connection.session.call::<Start>(&start).await;
         started.map_err(not_started)?;
         Ok(process)
     }
@@ -185,6 +185,7 @@ impl Process {
     ///
     /// # Errors
     /// [`ProcessError::Lost`] if the connection was lost first.
+    /// [`ProcessError::Missed`] where output is missing; more follows.
     pub async fn next(&mut self) -> Result<Option<ProcessEvent>, ProcessError> {
         if self.ended {
             return Ok(None);
@@ -209,6 +210,7 @@ impl Process {
             Some(Event::Gap) => {
                 Err(ProcessError::Malformed("process events are missing".to_owned()))
             }
+            Some(Event::Missed(pieces)) => Err(ProcessError::Missed(pieces)),
             None => Err(ProcessError::Lost),
         }
     }
@@ -283,7 +285,7 @@ impl Control {
     /// The call failed.
     pub async fn interrupt(&self) -> Result<(), ProcessError> {
         let signal = Signal { process_id: self.id.clone(), signal: SignalName::Interrupt };
-        Ok(self.connection.caller.call::<Signal>(&signal).await.map(drop)?)
+        Ok(self.connection.session.call::<Signal>(&signal).await.map(drop)?)
     }
 
     /// Kills the process and its children; tells whether it still ran.
@@ -292,7 +294,7 @@ impl Control {
     /// The call failed.
     pub async fn terminate(&self) -> Result<bool, ProcessError> {
         let terminate = Terminate { process_id: self.id.clone() };
-        Ok(self.connection.caller.call::<Terminate>(&terminate).await?.running)
+        Ok(self.connection.session.call::<Terminate>(&terminate).await?.running)
     }
 }
 
@@ -301,12 +303,21 @@ pub struct Stdin {
     connection: Arc<Connection>,
     id: ProcessId,
     next_write: u64,
-    in_flight: VecDeque<Answer<Write>>,
+    in_flight: VecDeque<InFlight>,
+    /// The stream that has those.
+    epoch: u64,
+}
+
+/// A write without an answer.
+struct InFlight {
+    /// To be sent again, where a session outlives its stream.
+    write: Option<Write>,
+    answer: Answer<Write>,
 }
 
 impl Stdin {
     fn new(connection: Arc<Connection>, id: ProcessId) -> Self {
-        Self { connection, id, next_write: 0, in_flight: VecDeque::new() }
+        Self { connection, id, next_write: 0, in_flight: VecDeque::new(), epoch: 0 }
     }
 
     /// Writes all of `bytes`; returns when they are on their way, with a
@@ -324,7 +335,34 @@ impl Stdin {
                 chunk: chunk.to_vec(),
                 write_id: Some(self.next_write_id()),
             };
-            self.in_flight.push_back(self.connection.caller.request::<Write>(&write).await?);
+            self.send(write).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends a write, behind those that another stream took down with it.
+    async fn send(&mut self, write: Write) -> Result<(), ProcessError> {
+        let mut waiting = VecDeque::from([write]);
+        while let Some(write) = waiting.pop_front() {
+            let live = self.connection.session.live().await?;
+            if live.epoch != self.epoch {
+                self.epoch = live.epoch;
+                waiting.push_front(write);
+                let before = std::mem::take(&mut self.in_flight).into_iter().rev();
+                before.filter_map(|it| it.write).for_each(|write| waiting.push_front(write));
+                continue;
+            }
+            let kept = self.connection.session.is_kept();
+            match live.caller.request::<Write>(&write).await {
+                Err(CallError::NotSent) if kept => {
+                    waiting.push_front(write);
+                    self.connection.session.after(&live).await?;
+                }
+                Err(error) => return Err(error.into()),
+                Ok(answer) => {
+                    self.in_flight.push_back(InFlight { write: kept.then_some(write), answer });
+                }
+            }
         }
         Ok(())
     }
@@ -352,13 +390,21 @@ impl Stdin {
         }
         let write_id = Some(self.next_write_id());
         let close = CloseStdin { process_id: self.id.clone(), write_id };
-        accepted(self.connection.caller.call::<CloseStdin>(&close).await?)
+        accepted(self.connection.session.call::<CloseStdin>(&close).await?)
     }
 
     async fn settle_one(&mut self) -> Result<(), ProcessError> {
-        match self.in_flight.pop_front() {
-            Some(answer) => accepted(answer.wait().await?),
-            None => Ok(()),
+        let Some(InFlight { write, answer }) = self.in_flight.pop_front() else { return Ok(()) };
+        match (answer.wait().await, write) {
+            (Err(CallError::Interrupted), Some(write)) => {
+                let after = std::mem::take(&mut self.in_flight);
+                for write in [write].into_iter().chain(after.into_iter().filter_map(|it| it.write))
+                {
+                    self.send(write).await?;
+                }
+                Ok(())
+            }
+            (answer, _) => accepted(answer?),
         }
     }
 

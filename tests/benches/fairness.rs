@@ -25,6 +25,7 @@ async fn main() -> Result<()> {
     let mut relay = OurRelay::start().await?;
     let mut agent = OurAgent::start(relay.url(), "box", &relay.token("executor").await?).await?;
     let client = Client::new(relay.url(), relay.token("orchestrator").await?.into())?;
+    let empty = memory(&mut relay, &mut agent)?;
     let mut readers = Vec::new();
     for _ in 0..READERS {
         readers.push(client.connect(&"box".parse()?).await?);
@@ -34,6 +35,7 @@ async fn main() -> Result<()> {
     let (mut quiet, mut stalled) = (Vec::new(), Vec::new());
     let mut held = None;
     round(&readers).await?;
+    let used = memory(&mut relay, &mut agent)?;
     for _ in 0..ROUNDS {
         quiet.push(round(&readers).await?);
         let silent = client.connect(&"box".parse()?).await?;
@@ -54,8 +56,15 @@ async fn main() -> Result<()> {
     let line = |what: &str, [relay, agent, own]: [u64; 3]| {
         println!("  {what:18} {relay:8} {agent:8} {own:14}");
     };
-    line("100 streams idle", idle);
-    line("at the end", held.context("a round ran")?);
+    let each = |more: [u64; 3], less: [u64; 3]| {
+        [0, 1, 2].map(|n| more[n].saturating_sub(less[n]) / READERS as u64)
+    };
+    line("no stream", empty);
+    line("99 streams idle", idle);
+    line("  each", each(idle, empty));
+    line("99 were full", used);
+    line("  each", each(used, empty));
+    line("and one unread", held.context("a round ran")?);
     Ok(())
 }
 

@@ -6,7 +6,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use rendez_orchestrator::error::ProcessError;
+use rendez_orchestrator::{Command, LinkState, ProcessEvent};
 use rendez_proto::profile::Profile;
 use rendez_tests::relay::TestRelay;
 use rendez_tests::rendez::{OurAgent, OurRelay, exec};
@@ -15,6 +17,8 @@ use rendez_tests::stock::app_server::AppServer;
 use rendez_tests::stock::codex_exec;
 use rendez_tests::stock::executor::StockExecutor;
 use rendez_tests::stock::model::{FakeModel, ToolCall};
+use rendez_tests::survive::path::Path as Link;
+use tokio::time::timeout;
 
 /// Longest wait for anything here. A stock turn takes under a second.
 const WITHIN: Duration = Duration::from_secs(60);
@@ -71,6 +75,119 @@ async fn the_library_uses_files_of_the_stock_executor() -> Result<()> {
     assert_eq!(files.metadata(&path).await?.size, data.len() as u64);
     files.remove(&path).await?;
     assert!(matches!(files.read(&path).await, Err(rendez_orchestrator::FileError::NotFound(_))));
+    connected.close().await;
+    Ok(())
+}
+
+/// Stock streams end with their websockets; the session and what runs in it go
+/// on, and nothing is lost, doubled or started again.
+#[tokio::test]
+async fn our_orchestrator_takes_up_its_session_on_the_stock_executor() -> Result<()> {
+    const LINES: usize = 150;
+    let relay = TestRelay::start().await?;
+    let here = [127, 0, 0, 1].into();
+    let to_relay = relay.address().parse()?;
+    let (ours, theirs) = (Link::start(here, to_relay).await?, Link::start(here, to_relay).await?);
+    let executor = StockExecutor::start(&theirs.url(), "box", relay.executor_token()).await?;
+    executor.connected(1, WITHIN).await?;
+    let token = relay.orchestrator_token().to_owned();
+    let client = rendez_orchestrator::Client::new(&ours.url(), token.into())?;
+    let connected = client.connect(&"box".parse()?).await?;
+
+    let directory = tempfile::tempdir()?;
+    let script = format!(
+        "echo started >> {}/started; for n in $(seq {LINES}); do echo $n; sleep 0.03; done; exit 7",
+        directory.path().display()
+    );
+    let command = Command::new("sh").args(["-c", &script]);
+    let mut talker = connected.spawn(command).await?;
+    let mut echo = connected.spawn(Command::new("cat").stdin(true)).await?;
+    let mut stdin = echo.stdin.take().expect("it was asked for");
+
+    let (mut said, mut code, mut cuts) = (String::new(), None, 0);
+    while let Some(event) = timeout(WITHIN, talker.next()).await?? {
+        match event {
+            ProcessEvent::Stdout(chunk) => said.push_str(std::str::from_utf8(&chunk)?),
+            ProcessEvent::Stderr(chunk) => bail!("{}", String::from_utf8_lossy(&chunk)),
+            ProcessEvent::Exited(status) => code = Some(status),
+        }
+        let lines = said.lines().count();
+        if lines >= LINES * (cuts + 1) / 4 && cuts < 3 {
+            // one way, the other, and both; and what was written goes down with it
+            stdin.write_all(format!("before {cuts}\n").as_bytes()).await?;
+            if cuts != 1 {
+                ours.cut();
+            }
+            if cuts != 0 {
+                theirs.cut();
+            }
+            stdin.write_all(format!("after {cuts}\n").as_bytes()).await?;
+            cuts += 1;
+        }
+    }
+    assert!(said.lines().eq((1..=LINES).map(|n| n.to_string())), "{said}");
+    assert_eq!((code, cuts), (Some(7), 3));
+    assert_eq!(std::fs::read_to_string(directory.path().join("started"))?, "started\n");
+    timeout(WITHIN, stdin.flush()).await??;
+    let wanted: String = (0..3).map(|n| format!("before {n}\nafter {n}\n")).collect();
+    let mut echoed = String::new();
+    while echoed.len() < wanted.len() {
+        match timeout(WITHIN, echo.next()).await?? {
+            Some(ProcessEvent::Stdout(chunk)) => echoed.push_str(std::str::from_utf8(&chunk)?),
+            other => bail!("{other:?} after {echoed:?}"),
+        }
+    }
+    assert_eq!(echoed, wanted);
+    assert!(echo.control().terminate().await?);
+    connected.close().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_the_stock_executor_did_not_keep_is_counted() -> Result<()> {
+    const CHUNK: usize = 8192;
+    const CHUNKS: usize = 400;
+    let relay = TestRelay::start().await?;
+    let ours = Link::start([127, 0, 0, 1].into(), relay.address().parse()?).await?;
+    let executor = StockExecutor::start(relay.base(), "box", relay.executor_token()).await?;
+    executor.connected(1, WITHIN).await?;
+    let token = relay.orchestrator_token().to_owned();
+    let client = rendez_orchestrator::Client::new(&ours.url(), token.into())?;
+    let connected = client.connect(&"box".parse()?).await?;
+    let directory = tempfile::tempdir()?;
+    let file = |name: &str| directory.path().join(name);
+    let script = format!(
+        "echo ready; while [ ! -e {go} ]; do sleep 0.02; done; head -c {bytes} /dev/zero; \
+         touch {done}; sleep 1; echo end",
+        go = file("go").display(),
+        bytes = CHUNK * CHUNKS,
+        done = file("done").display(),
+    );
+    let mut process = connected.spawn(Command::new("sh").args(["-c", &script])).await?;
+    let ready = timeout(WITHIN, process.next()).await??;
+    assert_eq!(ready, Some(ProcessEvent::Stdout(b"ready\n".to_vec())));
+    // away, with the executor told of it, while the output is made
+    ours.set_dark(true);
+    ours.cut();
+    let link = connected.link();
+    timeout(WITHIN, link.clone().wait_for(|state| *state == LinkState::Resuming)).await??;
+    std::fs::write(file("go"), "")?;
+    exists(&file("done")).await?;
+    ours.set_dark(false);
+    let (mut kept, mut missed) = (Vec::new(), 0);
+    loop {
+        match timeout(WITHIN, process.next()).await? {
+            Ok(Some(ProcessEvent::Stdout(chunk))) => kept.extend(chunk),
+            Ok(Some(_)) => {}
+            Ok(None) => break,
+            Err(ProcessError::Missed(pieces)) => missed += pieces,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    assert!(kept.ends_with(b"end\n"), "{} bytes", kept.len());
+    let whole = CHUNK * CHUNKS + 4;
+    assert!(missed > 0 && kept.len() < whole, "{missed} missed, {} bytes kept", kept.len());
+    assert!(kept.len() + missed as usize * CHUNK >= whole, "{missed} and {}", kept.len());
     connected.close().await;
     Ok(())
 }

@@ -1,0 +1,121 @@
+//! One way in after the other: ticket, websocket, handshake, session.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rendez_endpoint::{Config, Connect, Grace, Mux};
+use rendez_proto::ids::{EnvironmentId, StreamId};
+use rendez_proto::keys::PublicKey;
+use rendez_proto::limits;
+use rendez_proto::profile::Profile;
+use rendez_proto::registry::ConnectReply;
+use rendez_proto::rpc::session::{
+    ClientExtensions, Initialize, InitializeReply, Initialized, SessionId,
+};
+use rendez_rpc::{Caller, Channel, Endpoint};
+use tokio::time::timeout;
+
+use crate::error::ConnectError;
+use crate::events::Events;
+use crate::link::Link;
+use crate::random::random;
+use crate::route::Route;
+
+/// How long the executor may take to open a session. Codex, WIRE.md section 4.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Opens streams to the executor of one environment.
+#[derive(Clone)]
+pub(crate) struct Opener {
+    pub(crate) route: Arc<Route>,
+    pub(crate) environment: EnvironmentId,
+    pub(crate) grace: Grace,
+}
+
+/// How long the steps of connecting took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timings {
+    /// Asking the registry for a ticket.
+    pub ask: Duration,
+    /// Opening the websocket: name, TCP, TLS, upgrade.
+    pub dial: Duration,
+    /// The Noise handshake with the executor, its question to the registry
+    /// included.
+    pub handshake: Duration,
+    /// Opening a session: the first round trip.
+    pub session: Duration,
+}
+
+/// One stream that has a session, and the websocket below.
+pub(crate) struct Live {
+    pub(crate) caller: Caller<Channel>,
+    /// Counts the streams of the session.
+    pub(crate) epoch: u64,
+    // After the caller: the socket goes last.
+    pub(crate) link: Link,
+}
+
+/// A stream that was just opened, and what was said on it.
+pub(crate) struct Opened {
+    pub(crate) live: Live,
+    pub(crate) session: InitializeReply,
+    pub(crate) profile: Profile,
+    pub(crate) executor: PublicKey,
+    pub(crate) timings: Timings,
+}
+
+impl Opener {
+    /// Opens a stream, and a session on it, or takes one up. Events go to
+    /// `events`.
+    pub(crate) async fn open(
+        &self,
+        events: &Events,
+        resume: Option<SessionId>,
+        epoch: u64,
+    ) -> Result<Opened, ConnectError> {
+        let mut clock = Instant::now();
+        let mut lap = || std::mem::replace(&mut clock, Instant::now()).elapsed();
+        let reply = self.route.ask(&self.environment).await?;
+        let ask = lap();
+        let socket = self.route.dial(&reply).await?;
+        let dial = lap();
+        let profile = reply.security_profile;
+        let identity = self.route.identity.clone();
+        let mut config = Config::orchestrator(identity, self.environment.clone());
+        config.profiles = self.route.profiles.clone();
+        config.limits.grace = self.grace.get();
+        let endpoint = Endpoint::new(Mux::new(config, random()?));
+        let link = Link::start(self.route.clone(), endpoint.clone(), &reply, socket);
+        let channel = endpoint.connect(stream_to(&reply)?).await?;
+        let handshake = lap();
+        tracing::debug!(environment = %self.environment, %profile, "stream open");
+
+        let caller = Caller::new(channel, events.clone());
+        let hello = Initialize {
+            client_name: "rendez".into(),
+            resume_session_id: resume,
+            rendez: Some(ClientExtensions {
+                max_chunk: limits::PROCESS_CHUNK_LARGE_MAX_BYTES as u64,
+            }),
+        };
+        let session = timeout(SESSION_TIMEOUT, caller.call::<Initialize>(&hello))
+            .await
+            .map_err(|_| ConnectError::Timeout)?
+            .map_err(ConnectError::Session)?;
+        caller.notify(&Initialized {}).await.map_err(ConnectError::Session)?;
+        let timings = Timings { ask, dial, handshake, session: lap() };
+        let live = Live { caller, epoch, link };
+        Ok(Opened { live, session, profile, executor: reply.executor_public_key, timings })
+    }
+}
+
+fn stream_to(reply: &ConnectReply) -> Result<Connect, ConnectError> {
+    Ok(Connect {
+        stream: StreamId::from_random(random()?),
+        profile: reply.security_profile,
+        registration: reply.executor_registration_id.clone(),
+        peer: reply.executor_public_key.clone(),
+        authorization: Bytes::copy_from_slice(reply.harness_key_authorization.expose().as_bytes()),
+    })
+}

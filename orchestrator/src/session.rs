@@ -1,0 +1,247 @@
+//! The session of a connection, and how it outlives streams that cannot resume.
+//!
+//! ```text
+//!   Up ──the stream ended──► Resuming ──another stream took the session up──► Up
+//!                                └──── no way back, or the executor forgot ──► Over
+//! ```
+//!
+//! Streams of our own profiles resume below a session ([`link`](crate::link)).
+//! One of the Codex profile ends with either websocket, but the executor keeps
+//! the session, its processes and their newest output for a while (WIRE.md,
+//! sections 6.1 and 6.2). So the session is taken up over a new stream, output
+//! is read from where it was, and writes to standard input that nobody answered
+//! are sent again under their ids, which an executor applies once. No other
+//! call is repeated: its outcome is unknown.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rendez_proto::keys::PublicKey;
+use rendez_proto::rpc::process::{ProcessId, Read};
+use rendez_proto::rpc::session::SessionId;
+use rendez_proto::rpc::{Method, RpcError, code};
+use rendez_rpc::{Answer, CallError};
+use rendez_transport::backoff::{Backoff, RESUME_CAP};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::sleep;
+
+use crate::error::ConnectError;
+use crate::events::Events;
+use crate::link::{LinkState, is_final};
+use crate::opener::{Live, Opener};
+use crate::random::random;
+
+/// How long an executor is asked for its session: it keeps one for 80 s
+/// (WIRE.md, section 6.2).
+const SESSION_WINDOW: Duration = Duration::from_secs(75);
+
+#[derive(Clone)]
+enum Stage {
+    Up(Arc<Live>),
+    Resuming,
+    Over,
+}
+
+/// See the module.
+pub(crate) struct Session {
+    stage: watch::Receiver<Stage>,
+    link: watch::Receiver<LinkState>,
+    keeper: Option<AbortHandle>,
+}
+
+impl Session {
+    /// Of a stream that resumes by itself.
+    pub(crate) fn of(live: Live) -> Self {
+        let link = live.link.state();
+        let (_, stage) = watch::channel(Stage::Up(Arc::new(live)));
+        Self { stage, link, keeper: None }
+    }
+
+    /// The same session over one stream after another.
+    pub(crate) fn kept(
+        live: Live,
+        opener: Opener,
+        id: SessionId,
+        executor: PublicKey,
+        events: Events,
+    ) -> Self {
+        let (announce, link) = watch::channel(LinkState::Up);
+        let (stages, stage) = watch::channel(Stage::Up(Arc::new(live)));
+        let keeper = Keeper { opener, id, executor, events, stages, announce };
+        let keeper = tokio::spawn(keeper.keep()).abort_handle();
+        Self { stage, link, keeper: Some(keeper) }
+    }
+
+    /// Whether writes that were not answered may be sent again.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.keeper.is_some()
+    }
+
+    pub(crate) fn link(&self) -> watch::Receiver<LinkState> {
+        self.link.clone()
+    }
+
+    /// The stream that has the session, as soon as there is one again.
+    ///
+    /// # Errors
+    /// [`CallError::NotSent`] if there never will be.
+    pub(crate) async fn live(&self) -> Result<Arc<Live>, CallError> {
+        self.other_than(None).await
+    }
+
+    /// The stream that has the session once this one is over.
+    ///
+    /// # Errors
+    /// See [`live`](Self::live).
+    pub(crate) async fn after(&self, gone: &Arc<Live>) -> Result<Arc<Live>, CallError> {
+        self.other_than(Some(gone)).await
+    }
+
+    async fn other_than(&self, gone: Option<&Arc<Live>>) -> Result<Arc<Live>, CallError> {
+        let mut stage = self.stage.clone();
+        let settled = stage.wait_for(|stage| match stage {
+            Stage::Up(live) => gone.is_none_or(|gone| !Arc::ptr_eq(gone, live)),
+            Stage::Resuming => false,
+            Stage::Over => true,
+        });
+        match settled.await.as_deref() {
+            Ok(Stage::Up(live)) => Ok(live.clone()),
+            _ => Err(CallError::NotSent),
+        }
+    }
+
+    /// Sends a call, on the next stream if this one is over before it was sent.
+    ///
+    /// # Errors
+    /// [`CallError::NotSent`]
+    pub(crate) async fn request<T: Method>(
+        &self,
+        params: &T::Params,
+    ) -> Result<(Arc<Live>, Answer<T>), CallError> {
+        let mut live = self.live().await?;
+        loop {
+            match live.caller.request::<T>(params).await {
+                Err(CallError::NotSent) if self.is_kept() => {
+                    live = self.after(&live).await?;
+                }
+                Err(error) => return Err(error),
+                Ok(answer) => return Ok((live, answer)),
+            }
+        }
+    }
+
+    /// Calls `T` and waits for its answer.
+    ///
+    /// # Errors
+    /// [`CallError`] tells whether the call may have taken effect.
+    pub(crate) async fn call<T: Method>(&self, params: &T::Params) -> Result<T::Reply, CallError> {
+        let (_live, answer) = self.request::<T>(params).await?;
+        answer.wait().await
+    }
+
+    /// No further stream takes the session up; the present one, if there is one.
+    pub(crate) fn release(&self) -> Option<Arc<Live>> {
+        if let Some(keeper) = &self.keeper {
+            keeper.abort();
+        }
+        match &*self.stage.borrow() {
+            Stage::Up(live) => Some(live.clone()),
+            Stage::Resuming | Stage::Over => None,
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+struct Keeper {
+    opener: Opener,
+    id: SessionId,
+    executor: PublicKey,
+    events: Events,
+    stages: watch::Sender<Stage>,
+    announce: watch::Sender<LinkState>,
+}
+
+impl Keeper {
+    async fn keep(self) {
+        let mut epoch = 0;
+        loop {
+            self.events.broken().await;
+            self.events.hold();
+            self.announce.send_replace(LinkState::Resuming);
+            // The socket may stand still, as when only the executor left.
+            self.stages.send_replace(Stage::Resuming);
+            epoch += 1;
+            let Some(live) = self.reopen(epoch).await else { break };
+            let live = Arc::new(live);
+            self.stages.send_replace(Stage::Up(live.clone()));
+            self.announce.send_replace(LinkState::Up);
+            self.catch_up(live).await;
+        }
+        self.events.over();
+        self.stages.send_replace(Stage::Over);
+        self.announce.send_replace(LinkState::Down);
+    }
+
+    /// Tries until it works; `None` if there is no use.
+    async fn reopen(&self, epoch: u64) -> Option<Live> {
+        let until = Instant::now() + SESSION_WINDOW;
+        let mut backoff = Backoff::default();
+        while Instant::now() < until {
+            let jitter = random().map_or(u32::MAX, u32::from_le_bytes);
+            sleep(backoff.next_delay(RESUME_CAP, jitter)).await;
+            let opened = self.opener.open(&self.events, Some(self.id.clone()), epoch).await;
+            match opened {
+                Ok(opened) if opened.executor != self.executor => {
+                    tracing::debug!("another executor answers under this name");
+                    return None;
+                }
+                Ok(opened) => return Some(opened.live),
+                Err(error) if is_hopeless(&error) => {
+                    tracing::debug!(%error, "the session cannot be taken up");
+                    return None;
+                }
+                Err(error) => tracing::debug!(%error, "cannot take the session up yet"),
+            }
+        }
+        None
+    }
+
+    /// Reads what the processes did meanwhile.
+    async fn catch_up(&self, live: Arc<Live>) {
+        let mut reads = JoinSet::new();
+        for (id, after) in self.events.positions() {
+            reads.spawn(read(live.clone(), self.events.clone(), id, after));
+        }
+        while reads.join_next().await.is_some() {}
+    }
+}
+
+async fn read(live: Arc<Live>, events: Events, id: ProcessId, after: u64) {
+    let read = Read { process_id: id, after_seq: Some(after), max_bytes: None, wait_ms: None };
+    match live.caller.call::<Read>(&read).await {
+        Ok(reply) => events.caught_up(&read.process_id, after, reply).await,
+        // The executor does not know it, or not any more.
+        Err(CallError::Refused(_)) => events.unsubscribe(&read.process_id),
+        // The next stream asks again.
+        Err(_) => {}
+    }
+}
+
+/// Whether the session is gone for good.
+fn is_hopeless(error: &ConnectError) -> bool {
+    match error {
+        // Until the executor notices that the old stream is gone.
+        ConnectError::Session(CallError::Refused(RpcError {
+            code: code::SESSION_ATTACHED,
+            ..
+        })) => false,
+        ConnectError::Session(CallError::Refused(_)) => true,
+        other => is_final(other),
+    }
+}
