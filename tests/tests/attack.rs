@@ -433,6 +433,41 @@ async fn a_storm_of_frames_is_held_to_its_tokens_rate() -> Result<()> {
     scene.end("a storm of frames").await
 }
 
+/// Who is turned away for a quota is told so, and stands in the audit log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_has_so_many_websockets_and_no_more() -> Result<()> {
+    let scene = Scene::start().await?;
+    let relay = &scene.relay;
+    let greedy = relay.token(Role::Orchestrator, VICTIM).await?;
+    let id = token_id(greedy.expose())?;
+    let mut quotas = Quotas::default();
+    quotas.tokens.insert(id.clone(), Quota { connections: 3, ..quotas.token });
+    relay.set_quotas(quotas);
+    let mut open = Vec::new();
+    for n in 0..3 {
+        let reply = connect_as(relay, greedy.expose(), VICTIM, key(n)).await?;
+        open.push(Websocket::open(reply.url.expose()).await?);
+    }
+    let reply = connect_as(relay, greedy.expose(), VICTIM, key(9)).await?;
+    let (status, body) = relay.refused_upgrade(reply.url.expose()).await?;
+    ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "{status}");
+    ensure!(body.error.message.contains("the token's quota of connections"), "{body:?}");
+    let admin = relay.token(Role::Admin, "*").await?;
+    let deadline = Instant::now() + PATIENCE;
+    let mut look = interval(LOOK_INTERVAL);
+    loop {
+        look.tick().await;
+        let request = relay.request(Method::GET, "/v1/audit").bearer_auth(admin.expose());
+        let log = request.send().await?.text().await?;
+        if log.contains("connections of the token") && log.contains(&id) {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "the audit log does not say it: {log}");
+    }
+    drop(open);
+    scene.end("more websockets than a token has").await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_reads_nothing_costs_a_bounded_amount() -> Result<()> {
     const MEMORY: u64 = 8 << 20;

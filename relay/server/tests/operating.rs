@@ -1,4 +1,4 @@
-//! `docs/operating.md` says what the code does: settings, metrics, close codes
+//! `docs/operating.md` says what the code does: settings, metrics, admin calls, close codes
 //! and reset reasons. Where it does not, the test prints what belongs there;
 //! with `BLESS=1` in the environment it writes the tables of settings and
 //! metrics.
@@ -74,6 +74,23 @@ fn close_codes_and_reset_reasons_are_documented() {
 }
 
 /// Serves a relay for one scrape.
+#[test]
+fn every_call_of_the_admin_api_is_documented() {
+    let document = std::fs::read_to_string(path().with_file_name("openapi.json")).unwrap();
+    let document: serde_json::Value = serde_json::from_str(&document).unwrap();
+    let text = documentation();
+    let mut calls = 0;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for method in item.as_object().unwrap().keys() {
+            let call = format!("{} {path}", method.to_uppercase());
+            let followed = ["`", "?"].map(|end| format!("`{call}{end}"));
+            assert!(followed.iter().any(|call| text.contains(call)), "{call} is missing");
+            calls += 1;
+        }
+    }
+    assert!(calls > 10, "{calls} calls");
+}
+
 async fn scrape() -> String {
     let state = tempfile::tempdir().unwrap();
     let loopback = SocketAddr::from(([127, 0, 0, 1], 0));

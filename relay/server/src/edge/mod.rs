@@ -27,6 +27,7 @@ use axum::extract::{Extension, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::future::{Either, select};
+use rendez_proto::audit::{AuditEvent, AuditKind};
 use rendez_proto::limits;
 use rendez_proto::registry::error::{ErrorBody, ErrorCode, ErrorDetail};
 use rendez_proto::ticket::{Claims, Purpose};
@@ -103,13 +104,29 @@ impl Edge {
             return Err(Refusal::ShuttingDown);
         }
         let admitted = self.registry.admit(ticket, source).await?;
-        let port = self.join(&admitted)?;
+        let port = self.join(&admitted).inspect_err(|error| self.note(&admitted.claims, error))?;
         let stay = self.guests.arrive(&admitted, port.door());
         if !self.registry.is_still_good(&admitted).await.map_err(TicketRefused::from)? {
             return Err(TicketRefused::Revoked.into());
         }
         let visit = self.directory.roster().enter(&self.registry, &admitted.claims, port.watch());
         Ok(Arrival { claims: admitted.claims, port, stay, visit })
+    }
+
+    /// Who runs into a limit stands in the audit log.
+    fn note(&self, claims: &Claims, error: &JoinError) {
+        let limit = match error {
+            JoinError::Stale { .. } => return,
+            JoinError::TooManyOrchestrators => "orchestrators of the executor".to_owned(),
+            JoinError::Quota(level) => format!("connections of the {level}"),
+        };
+        self.registry.audit().record(AuditEvent {
+            actor: Some(claims.subject.clone()),
+            environment: Some(claims.environment.clone()),
+            registration: Some(claims.registration.clone()),
+            what: Some(limit),
+            ..self.registry.audit().event(AuditKind::Quota)
+        });
     }
 
     fn join(&self, Admitted { claims, subject, .. }: &Admitted) -> Result<HubPort, JoinError> {
