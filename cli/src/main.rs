@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rendez_executor_agent::AgentArgs;
-use rendez_relay::{Relay, RelayArgs, Traces, config, server};
+use rendez_relay::{Relay, RelayArgs, Traces, config, raise_descriptors, server};
 use rendez_transport::telemetry;
 
 use crate::exit::Exit;
@@ -94,6 +94,7 @@ async fn run(command: Command) -> Result<ExitCode, Exit> {
             let (level, format) = (settings.config.log_level, settings.config.log_format);
             let traces = Traces::start(&settings.config).map_err(Exit::config)?;
             let log = telemetry::start_as(level, format, traces.listener());
+            raise_descriptors(&settings.config);
             let relay = Relay::bind(settings).await.map_err(Exit::config)?;
             relay.logging(log).serve(server::stop_at_signals()).await;
             traces.finish().await;

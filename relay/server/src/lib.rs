@@ -21,9 +21,11 @@
 
 pub mod args;
 pub mod config;
+mod descriptors;
 pub mod directory;
 pub mod drain;
 pub mod edge;
+mod gulp;
 mod issuers;
 pub mod ledger;
 mod listen;
@@ -39,6 +41,7 @@ mod waiters;
 
 pub use args::RelayArgs;
 pub use config::Config;
+pub use descriptors::raise_descriptors;
 pub use ledger::Quotas;
 pub use server::{Relay, StartError};
 pub use traces::{Traces, TracesError};

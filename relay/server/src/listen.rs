@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use crate::edge::stats::EdgeStats;
+use crate::gulp::Gulp;
 use crate::tls::{ClientCertificate, Tls};
 
 /// How long a client may take to send a request's head: a slow sender holds a
@@ -26,6 +27,8 @@ use crate::tls::{ClientCertificate, Tls};
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest head of a request in bytes; a ticket has under 2 KiB.
 const HEAD_MAX_BYTES: usize = 16 * 1024;
+/// Bytes that one read takes from the kernel, unless a setting says otherwise.
+const READ_BYTES: usize = 16 * 1024;
 /// How long accepting pauses when the system has no descriptor or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -36,6 +39,7 @@ pub(crate) struct Listener {
     places: Arc<Semaphore>,
     places_max: usize,
     tls: Option<Arc<Tls>>,
+    read_bytes: usize,
 }
 
 /// How many of a listener's places are taken.
@@ -68,12 +72,18 @@ impl Listener {
         let tcp = TcpListener::bind(address).await?;
         let local = tcp.local_addr()?;
         let max = max.min(Semaphore::MAX_PERMITS);
-        Ok(Self { tcp, local, places: Arc::new(Semaphore::new(max)), places_max: max, tls: None })
+        let places = Arc::new(Semaphore::new(max));
+        Ok(Self { tcp, local, places, places_max: max, tls: None, read_bytes: READ_BYTES })
     }
 
     /// With TLS on every connection.
     pub(crate) fn with_tls(self, tls: Option<Arc<Tls>>) -> Self {
         Self { tls, ..self }
+    }
+
+    /// With reads of at most so many bytes.
+    pub(crate) fn reading(self, read_bytes: usize) -> Self {
+        Self { read_bytes, ..self }
     }
 
     pub(crate) fn local_addr(&self) -> SocketAddr {
@@ -96,7 +106,10 @@ impl Listener {
     ) {
         while let Some((tcp, place)) = cancel.run_until_cancelled(self.accept()).await {
             let (app, stats, tls) = (app.clone(), stats.clone(), self.tls.clone());
-            requests.spawn(serve_connection(tcp, place, tls, app, stats, cancel.child_token()));
+            // Without it the handshake takes 45 ms instead of 2 (WIRE.md, section 2).
+            let _ = tcp.set_nodelay(true);
+            let io = Gulp::new(tcp, self.read_bytes);
+            requests.spawn(serve_connection(io, place, tls, app, stats, cancel.child_token()));
         }
     }
 
@@ -118,17 +131,15 @@ impl Listener {
 }
 
 async fn serve_connection(
-    tcp: TcpStream,
+    io: Gulp<TcpStream>,
     mut place: Place,
     tls: Option<Arc<Tls>>,
     app: Router,
     stats: Arc<EdgeStats>,
     cancel: CancellationToken,
 ) {
-    // Without it the handshake takes 45 ms instead of 2 (WIRE.md, section 2).
-    let _ = tcp.set_nodelay(true);
-    let Some(tls) = tls else { return serve_http(tcp, place, app, &stats, cancel).await };
-    if let Some(Some((io, certificate))) = cancel.run_until_cancelled(tls.accept(tcp)).await {
+    let Some(tls) = tls else { return serve_http(io, place, app, &stats, cancel).await };
+    if let Some(Some((io, certificate))) = cancel.run_until_cancelled(tls.accept(io)).await {
         place.certificate = certificate.map(Arc::new);
         serve_http(io, place, app, &stats, cancel).await;
     }

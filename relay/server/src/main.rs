@@ -1,7 +1,7 @@
 //! `rendez-relay`: the relay alone, for servers and images.
 
 use clap::Parser as _;
-use rendez_relay::{Relay, RelayArgs, Traces, config, server};
+use rendez_relay::{Relay, RelayArgs, Traces, config, raise_descriptors, server};
 use rendez_transport::telemetry;
 
 #[derive(clap::Parser)]
@@ -23,6 +23,7 @@ async fn main() -> anyhow::Result<()> {
     let traces = Traces::start(&settings.config)?;
     let (level, format) = (settings.config.log_level, settings.config.log_format);
     let log = telemetry::start_as(level, format, traces.listener());
+    raise_descriptors(&settings.config);
     Relay::bind(settings).await?.logging(log).serve(server::stop_at_signals()).await;
     traces.finish().await;
     Ok(())

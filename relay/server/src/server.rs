@@ -108,6 +108,7 @@ impl Relay {
         registry.take_over_history().await?;
         let last_withdrawal = registry.last_withdrawal().await?;
         let public = bind(config.listen, config.connections_max).await?.with_tls(tls.clone());
+        let public = public.reading(config.websocket_read_buffer.bytes());
         let admin = match config.admin_listen {
             MaybeListen::Off => None,
             MaybeListen::On(address) => Some(bind(address, ADMIN_CONNECTIONS_MAX).await?),
@@ -119,7 +120,6 @@ impl Relay {
             sockets: TaskTracker::new(),
             drain: Arc::new(Drain::default()),
             stats: Arc::default(),
-            read_buffer: config.websocket_read_buffer.bytes(),
         };
         let metrics = Arc::new(Metrics::new(&edge, public.places(), tls.clone()));
         let log = LogHandle::default();

@@ -156,8 +156,8 @@ settings! {
     /// for the admin listener.
     admin_on_public: bool = true, "admin.on_public", "true or false", AtStart;
 
-    /// Buffer for reading per websocket: most of the memory of an idle one. A
-    /// full record of 60 KiB takes four reads at the default.
+    /// Most bytes that one read takes from the kernel. An idle connection holds
+    /// no such buffer; one that is held back while it sends may hold one.
     websocket_read_buffer: Size = Size(16 * 1024), "websocket.read_buffer", "bytes, such as 16KiB", AtStart;
 
     /// Issuers whose tokens (JWT) are accepted besides the relay's own, as a

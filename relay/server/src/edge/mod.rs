@@ -48,6 +48,11 @@ use crate::drain::Drain;
 use crate::listen::Place;
 use crate::roster::Visit;
 
+/// Bytes of a websocket's buffer for messages that it has not read whole: most
+/// of the memory of an idle one. It grows for a larger message. What it is
+/// filled from is read in larger pieces ([`Gulp`](crate::gulp::Gulp)).
+const MESSAGE_BUFFER_BYTES: usize = 2 * 1024;
+
 /// What the rendezvous route needs.
 #[derive(Clone)]
 pub(crate) struct Edge {
@@ -58,8 +63,6 @@ pub(crate) struct Edge {
     pub(crate) sockets: TaskTracker,
     pub(crate) drain: Arc<Drain>,
     pub(crate) stats: Arc<EdgeStats>,
-    /// Bytes of each websocket's buffer for reading.
-    pub(crate) read_buffer: usize,
 }
 
 /// `GET /v1/rendezvous?ticket=...`
@@ -152,7 +155,7 @@ impl Edge {
         let token = self.sockets.token();
         let stats = self.stats.clone();
         upgrade
-            .read_buffer_size(self.read_buffer)
+            .read_buffer_size(MESSAGE_BUFFER_BYTES)
             .write_buffer_size(WRITE_BUFFER_BYTES)
             .max_write_buffer_size(WRITE_BUFFER_BYTES + 2 * limits::MESSAGE_MAX_BYTES)
             .max_message_size(limits::MESSAGE_MAX_BYTES)

@@ -15,7 +15,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rustls::ServerConfig;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -67,14 +67,14 @@ impl Tls {
 
     /// Ends TLS on an accepted connection; waiting for a place among the
     /// handshakes counts as part of it. `None` is counted and logged.
-    pub(crate) async fn accept(
+    pub(crate) async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
         &self,
-        tcp: TcpStream,
-    ) -> Option<(TlsStream<TcpStream>, Option<ClientCertificate>)> {
+        io: T,
+    ) -> Option<(TlsStream<T>, Option<ClientCertificate>)> {
         let since = Instant::now();
         let handshake = async {
             let _place = self.handshakes.acquire().await.map_err(io::Error::other)?;
-            TlsAcceptor::from(self.serving()).accept(tcp).await
+            TlsAcceptor::from(self.serving()).accept(io).await
         };
         let result = match tokio::time::timeout(self.timeout, handshake).await {
             Ok(result) => result,

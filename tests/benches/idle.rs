@@ -1,0 +1,431 @@
+//! Thousands of idle executors on one relay process, each with a registration of
+//! its own: what they cost, and how they come back when the relay restarts.
+//!
+//! ```sh
+//! cargo build --release -p rendez
+//! cargo bench -p rendez-tests --bench idle             # 20,000
+//! cargo bench -p rendez-tests --bench idle -- 2000
+//! ```
+//!
+//! The clients are tasks of this process. They register, dial, ping, back off and
+//! register anew as `rendez agent` does, with its dialler, pump and back-off; they
+//! serve nobody. Each calls the registry over a connection of its own, as
+//! processes would. They reach the relay at several loopback addresses, so that
+//! there are ports enough. Either end has as many descriptors as the hard limit
+//! grants; if that is too few, there are fewer clients, and it is said.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rendez_proto::limits::PING_INTERVAL;
+use rendez_proto::registry::RegisterReply;
+use rendez_tests::process::{Process, run};
+use rendez_tests::relay::register_request;
+use rendez_tests::rendez::{WITHIN, rendez};
+use rendez_transport::backoff::{self, Backoff};
+use rendez_transport::dial::{DialError, dial};
+use rendez_transport::tls::{self, TlsFiles};
+use rendez_transport::{CloseFrame, Ended, Protocol, Violation, pump};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use tempfile::TempDir;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+const CLIENTS: usize = 20_000;
+/// Descriptors of either process that are not idle websockets: registrations in
+/// progress, the database, standard streams.
+const SPARE_DESCRIPTORS: usize = 600;
+/// Loopback addresses of the relay: each has 28,000 ports for clients.
+const ADDRESSES: usize = 8;
+/// Clients that start at one time.
+const STARTING: usize = 64;
+/// As in the agent: failed dials in a row before it registers anew.
+const DIALS_PER_REGISTRATION: u32 = 3;
+/// Longest wait for all of them to be connected.
+const ALL_WITHIN: Duration = Duration::from_secs(600);
+/// What is written behind is written after this time, and clients' idle HTTP
+/// connections are closed.
+const SETTLE: Duration = Duration::from_secs(12);
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let wanted = std::env::args().skip(1).find_map(|word| word.parse().ok()).unwrap_or(CLIENTS);
+    let descriptors = raise_descriptors()?;
+    let count = wanted.min(descriptors.saturating_sub(SPARE_DESCRIPTORS));
+    if count < wanted {
+        println!(
+            "the hard limit of {descriptors} descriptors (ulimit -Hn) is too low for {wanted} \
+             clients and {SPARE_DESCRIPTORS} to spare; there are {count}"
+        );
+    }
+    let files = tempfile::tempdir()?;
+    certify(files.path())?;
+    let authorities = Some(files.path().join("ca.pem"));
+    tls::configure(&TlsFiles { authorities, identity: None })?;
+    for tls in [None, Some(files.path())] {
+        measure(count, descriptors, tls).await?;
+    }
+    Ok(())
+}
+
+/// The soft limit becomes the hard one, for the relay too, which inherits it.
+fn raise_descriptors() -> Result<usize> {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+    Ok(maximum.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)))
+}
+
+async fn measure(count: usize, descriptors: usize, tls: Option<&Path>) -> Result<()> {
+    println!("\n{count} idle executors, {}", if tls.is_some() { "TLS" } else { "plain" });
+    let mut relay = Relay::start(descriptors.saturating_sub(SPARE_DESCRIPTORS / 4), tls).await?;
+    let world = Arc::new(World::new(&relay).await?);
+    let before = relay.memory()?;
+    let began = Instant::now();
+    let mut clients = JoinSet::new();
+    for n in 0..count {
+        clients.spawn(live(world.clone(), n));
+    }
+    world.all_connected(count).await?;
+    let (took, cpu) = (began.elapsed().as_secs_f64(), relay.cpu()?);
+    let each = |seconds: f64| seconds * 1e6 / count as f64;
+    println!("  registered and connected      {took:8.1} s     relay CPU {:.0} us each", each(cpu));
+
+    sleep(SETTLE).await;
+    let after = relay.memory()?;
+    println!(
+        "  relay RSS before, after       {:8.1} MB    {:.1} MB, {:.2} KB per connection",
+        before as f64 / 1e6,
+        after as f64 / 1e6,
+        after.saturating_sub(before) as f64 / 1e3 / count as f64
+    );
+    let cpu = relay.cpu()?;
+    sleep(PING_INTERVAL).await;
+    let cpu = relay.cpu()? - cpu;
+    println!(
+        "  idle for one ping interval    {:8.2} s CPU in {} s: {:.2} % of a core",
+        cpu,
+        PING_INTERVAL.as_secs(),
+        cpu * 100.0 / PING_INTERVAL.as_secs_f64()
+    );
+    for signal in [Signal::TERM, Signal::KILL] {
+        restart(&mut relay, &world, count, signal).await?;
+    }
+    Ok(())
+}
+
+async fn restart(relay: &mut Relay, world: &World, count: usize, signal: Signal) -> Result<()> {
+    world.forget();
+    let began = Instant::now();
+    relay.process.signal(signal)?;
+    relay.process.wait(WITHIN).await?;
+    let left = began.elapsed();
+    relay.start_again().await?;
+    let listening = began.elapsed();
+    world.all_connected(count).await?;
+    let back = began.elapsed();
+    let [dials, connects, registers] =
+        [Event::Dial, Event::Connect, Event::Register].map(|event| world.rate(event, began));
+    let name = if signal == Signal::TERM { "SIGTERM" } else { "SIGKILL" };
+    println!(
+        "  after {name} all back in       {:8.1} s     half in {:.1} s, 99 % in {:.1} s; the relay \
+         left after {:.1} s and listened after {:.1} s",
+        back.as_secs_f64(),
+        connects.half.as_secs_f64(),
+        connects.most.as_secs_f64(),
+        left.as_secs_f64(),
+        listening.as_secs_f64(),
+    );
+    println!(
+        "    connections {connects}, dials {dials}, registrations {registers}; relay CPU {:.1} s, \
+         RSS {:.1} MB",
+        relay.cpu()?,
+        relay.memory()? as f64 / 1e6
+    );
+    Ok(())
+}
+
+// ---- the relay -----------------------------------------------------------
+
+struct Relay {
+    process: Process,
+    flags: Vec<String>,
+    state: TempDir,
+    port: u16,
+    scheme: &'static str,
+}
+
+impl Relay {
+    async fn start(connections_max: usize, tls: Option<&Path>) -> Result<Self> {
+        let state = tempfile::tempdir()?;
+        let mut flags = vec![format!("--connections-max={connections_max}")];
+        if let Some(files) = tls {
+            flags.push(format!("--tls-cert={}", files.join("relay.pem").display()));
+            flags.push(format!("--tls-key={}", files.join("relay.key").display()));
+        }
+        let (process, port) = listening(state.path(), 0, &flags).await?;
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        Ok(Self { process, flags, state, port, scheme })
+    }
+
+    async fn start_again(&mut self) -> Result<()> {
+        self.process = listening(self.state.path(), self.port, &self.flags).await?.0;
+        Ok(())
+    }
+
+    /// Resident memory in bytes.
+    fn memory(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(self.proc("status")?)?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib: u64 = line.context("no VmRSS")?.trim().trim_end_matches(" kB").parse()?;
+        Ok(kib * 1024)
+    }
+
+    /// CPU time of the process, user and system, in seconds.
+    fn cpu(&self) -> Result<f64> {
+        let stat = std::fs::read_to_string(self.proc("stat")?)?;
+        // behind the name, which may hold anything, the state is the first field
+        let (_, rest) = stat.rsplit_once(')').context("no name")?;
+        let ticks: Vec<u64> =
+            rest.split_whitespace().skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
+        // Linux tells all programs of 100 ticks per second
+        Ok(ticks.iter().sum::<u64>() as f64 / 100.0)
+    }
+
+    fn proc(&self, file: &str) -> Result<String> {
+        Ok(format!("/proc/{}/{file}", self.process.id().context("the relay has ended")?))
+    }
+}
+
+async fn listening(state: &Path, port: u16, flags: &[String]) -> Result<(Process, u16)> {
+    let mut command = rendez()?;
+    command.args(["relay", "--log", "info", &format!("--listen=0.0.0.0:{port}"), "--state"]);
+    command.arg(state).args(flags);
+    let process = Process::spawn(command)?;
+    let find = |line: &str| line.split_once("listening address=0.0.0.0:")?.1.trim().parse().ok();
+    let port = process.stderr_line(WITHIN, find).await?;
+    Ok((process, port))
+}
+
+/// `ca.pem` of a private authority, `relay.pem` and `relay.key` for all addresses.
+fn certify(directory: &Path) -> Result<()> {
+    let mut params = CertificateParams::new(Vec::<String>::new())?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+    let key = KeyPair::generate()?;
+    let certificate = CertificateParams::new((0..ADDRESSES).map(address).collect::<Vec<_>>())?
+        .signed_by(&key, &issuer)?;
+    std::fs::write(directory.join("ca.pem"), issuer.pem())?;
+    std::fs::write(directory.join("relay.pem"), certificate.pem())?;
+    std::fs::write(directory.join("relay.key"), key.serialize_pem())?;
+    Ok(())
+}
+
+fn address(n: usize) -> String {
+    format!("127.0.0.{}", n % ADDRESSES + 1)
+}
+
+// ---- clients -------------------------------------------------------------
+
+/// What all clients share.
+struct World {
+    http: reqwest::Client,
+    token: String,
+    scheme: &'static str,
+    port: u16,
+    starting: Semaphore,
+    connected: AtomicUsize,
+    past: Mutex<Past>,
+}
+
+/// What a client does.
+#[derive(Clone, Copy, PartialEq)]
+enum Event {
+    Dial,
+    Connect,
+    Register,
+}
+
+#[derive(Default)]
+struct Past(Vec<(Instant, Event)>);
+
+impl World {
+    async fn new(relay: &Relay) -> Result<Self> {
+        let mut command = rendez()?;
+        command.args(["token", "create", "--role", "executor", "--state"]).arg(relay.state.path());
+        let output = run(command, b"", WITHIN).await?;
+        ensure!(output.status.success(), "{}", output.stderr_text());
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(rustls::ClientConfig::clone(&*tls::for_url("https:")?))
+            .pool_max_idle_per_host(0)
+            .timeout(Duration::from_secs(10))
+            .tcp_nodelay(true)
+            .build()?;
+        Ok(Self {
+            http,
+            token: output.stdout_text().trim().to_owned(),
+            scheme: relay.scheme,
+            port: relay.port,
+            starting: Semaphore::new(STARTING),
+            connected: AtomicUsize::new(0),
+            past: Mutex::default(),
+        })
+    }
+
+    async fn register(&self, n: usize) -> Result<String> {
+        let (scheme, port) = (self.scheme, self.port);
+        let url = format!("{scheme}://{}:{port}/cloud/environment/box-{n}/register", address(n));
+        let call = self.http.post(url).bearer_auth(&self.token).json(&register_request());
+        let reply: RegisterReply = call.send().await?.error_for_status()?.json().await?;
+        self.note(Event::Register);
+        Ok(reply.url.expose().to_owned())
+    }
+
+    fn note(&self, event: Event) {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner).0.push((Instant::now(), event));
+    }
+
+    fn connects(&self) -> usize {
+        let past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        past.0.iter().filter(|(_, event)| *event == Event::Connect).count()
+    }
+
+    fn rate(&self, event: Event, since: Instant) -> Rate {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner).rate(event, since)
+    }
+
+    fn forget(&self) {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner).0.clear();
+    }
+
+    /// Waits until so many are connected, and as many have connected since
+    /// [`forget`](Self::forget).
+    async fn all_connected(&self, count: usize) -> Result<()> {
+        let all = async {
+            while self.connected.load(Ordering::Relaxed) < count || self.connects() < count {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let connected = || self.connected.load(Ordering::Relaxed);
+        tokio::time::timeout(ALL_WITHIN, all)
+            .await
+            .with_context(|| format!("{} of {count} are connected", connected()))
+    }
+}
+
+/// How many there were, how many in the busiest second, and when half and nearly
+/// all were over.
+struct Rate {
+    count: usize,
+    peak: usize,
+    half: Duration,
+    most: Duration,
+}
+
+impl Past {
+    fn rate(&self, event: Event, since: Instant) -> Rate {
+        let times = self.0.iter().filter(|(_, what)| *what == event);
+        let times = times.map(|(at, _)| at.saturating_duration_since(since));
+        let mut times: Vec<Duration> = times.collect();
+        times.sort();
+        let seconds = times.chunk_by(|one, other| one.as_secs() == other.as_secs());
+        let peak = seconds.map(<[_]>::len).max().unwrap_or_default();
+        let at = |share: usize| times.get(times.len() * share / 100).copied().unwrap_or_default();
+        Rate { count: times.len(), peak, half: at(50), most: at(99) }
+    }
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (at most {} in a second)", self.count, self.peak)
+    }
+}
+
+/// An agent's life without streams, as in `executor-agent/src/agent.rs`.
+async fn live(world: Arc<World>, n: usize) {
+    let mut backoff = Backoff::default();
+    let mut registered: Option<String> = None;
+    let mut failed_dials = 0;
+    let mut starting = world.starting.acquire().await.ok();
+    loop {
+        let url = match registered.take() {
+            Some(url) => url,
+            None => match world.register(n).await {
+                Ok(url) => url,
+                Err(_) => {
+                    wait(&mut backoff).await;
+                    continue;
+                }
+            },
+        };
+        world.note(Event::Dial);
+        match dial(&url).await {
+            Ok(socket) => {
+                failed_dials = 0;
+                starting = None;
+                world.note(Event::Connect);
+                world.connected.fetch_add(1, Ordering::Relaxed);
+                let since = Instant::now();
+                let ended = pump(socket, &mut Idle).await;
+                world.connected.fetch_sub(1, Ordering::Relaxed);
+                backoff.connected_for(since.elapsed());
+                if let Ended::SentAway(within) = ended {
+                    backoff.sent_away(within);
+                }
+                registered = Some(url);
+            }
+            Err(error) => {
+                failed_dials += 1;
+                let useless = matches!(error, DialError::Refused(_) | DialError::Url(_));
+                if useless || failed_dials >= DIALS_PER_REGISTRATION {
+                    failed_dials = 0;
+                } else {
+                    registered = Some(url);
+                }
+            }
+        }
+        drop(starting.take());
+        wait(&mut backoff).await;
+    }
+}
+
+async fn wait(backoff: &mut Backoff) {
+    let mut random = [0xff; 4];
+    let _ = getrandom::fill(&mut random);
+    sleep(backoff.next_delay(backoff::CAP, u32::from_le_bytes(random))).await;
+}
+
+/// An executor that nobody asks for anything; the pump pings and answers pings.
+struct Idle;
+
+impl Protocol for Idle {
+    fn handle_message(&mut self, _: Instant, _: Bytes) -> Result<(), Violation> {
+        Ok(())
+    }
+
+    fn wants_read(&self) -> bool {
+        true
+    }
+
+    fn poll_transmit(&mut self, _: Instant) -> Option<Bytes> {
+        None
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        None
+    }
+
+    fn handle_timeout(&mut self, _: Instant) {}
+
+    fn register(&mut self, _: &Waker) {}
+
+    fn closing(&self) -> Option<CloseFrame> {
+        None
+    }
+}
