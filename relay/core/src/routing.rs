@@ -278,11 +278,10 @@ impl Hub {
 
     /// Does what is due for a claim.
     pub(crate) fn sweep(&mut self, index: usize, now: Instant) {
-        let claim = &mut self.claims[index];
-        if claim.stalled_until.is_some_and(|deadline| deadline <= now) {
+        self.expire_handshake(index, now);
+        if self.claims[index].stalled_until.is_some_and(|deadline| deadline <= now) {
             return self.reset_overloaded(index);
         }
-        self.expire_handshake(index, now);
         let claim = &mut self.claims[index];
         if matches!(claim.holder, Holder::Away { until } if until <= now) {
             claim.holder = Holder::Nobody;

@@ -8,7 +8,7 @@
 //!   written, once.
 //! * At most [`limits::CONNECTIONS_UNWRITTEN`] wait; beyond that, the oldest is
 //!   lost and counted.
-//! * Cancelling [`History::run`] or [`History::flush`] loses nothing.
+//! * Cancelling `History::run` or [`History::flush`] loses nothing.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
