@@ -17,6 +17,7 @@ const LONGER: &[(&str, &str)] = &[];
 
 /// Tests that sleep, and why that is not synchronisation.
 const SLEEPS_IN_TESTS: &[(&str, &str)] = &[
+    ("tests/benches/idle.rs", "it measures a stretch of time, and clients back off"),
     ("tests/benches/paths/wire.rs", "a link with a delay is what a sleep is for"),
     (
         "tests/src/stock/app_server.rs",
