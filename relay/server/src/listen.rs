@@ -28,7 +28,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest head of a request in bytes; a ticket has under 2 KiB.
 const HEAD_MAX_BYTES: usize = 16 * 1024;
 /// Bytes that one read takes from the kernel, unless a setting says otherwise.
-const READ_BYTES: usize = 16 * 1024;
+const READ_BYTES: usize = 32 * 1024;
 /// How long accepting pauses when the system has no descriptor or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
