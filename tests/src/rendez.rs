@@ -32,8 +32,22 @@ pub struct Dev {
 impl Dev {
     /// Starts it and waits until it invites people to use it.
     pub async fn start() -> Result<Self> {
+        Self::start_by(rendez()?).await
+    }
+
+    /// The same by somebody who ignores these signals.
+    pub async fn start_ignoring(signals: &str) -> Result<Self> {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &format!("trap '' {signals}; exec \"$0\" \"$@\"")])
+            .arg(workspace_binary("rendez")?)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        Self::start_by(command).await
+    }
+
+    async fn start_by(mut command: Command) -> Result<Self> {
         let runtime = TempDir::new()?;
-        let mut command = rendez()?;
         command.args(["dev", "--listen", "127.0.0.1:0"]).env("XDG_RUNTIME_DIR", runtime.path());
         let process = Process::spawn(command)?;
         let url = process

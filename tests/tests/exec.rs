@@ -146,6 +146,19 @@ async fn failures_say_whose_they_are() -> Result<()> {
     Ok(())
 }
 
+/// As in the background of a script, or under nohup.
+#[tokio::test]
+async fn an_agent_that_ignores_signals_starts_commands_that_do_not() -> Result<()> {
+    let dev = Dev::start_ignoring("HUP INT QUIT").await?;
+    for (signal, code) in [("HUP", 129), ("INT", 130), ("QUIT", 131)] {
+        let script = format!("kill -{signal} $$; echo survived");
+        let output = dev.run(["exec", "dev", "--", "sh", "-c", &script], b"").await?;
+        assert_eq!(output.stdout_text(), "", "{signal}");
+        assert_eq!(output.status.code(), Some(code), "{signal}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn when_the_grace_is_over_the_outcome_is_unknown_and_said_to_be() -> Result<()> {
     let mut dev = Dev::start().await?;

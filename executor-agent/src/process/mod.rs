@@ -5,6 +5,7 @@
 //!   child      one task per child: outputs into the log, its end
 //!     pty      a child on a terminal
 //!     env, lookup   what it gets and which program it is
+//!     signals  what it inherits of signals
 //!   handle     one process for everybody else; who is told of news
 //!     log      the numbered events (pure)
 //!       retention   how much all logs keep together
@@ -18,5 +19,6 @@ mod log;
 mod lookup;
 mod pty;
 pub(crate) mod retention;
+pub(crate) mod signals;
 mod stdin;
 pub(crate) mod supervisor;

@@ -16,6 +16,7 @@ use super::table::{ConnectionId, Table};
 use crate::fs::Files;
 use crate::lock;
 use crate::process::retention::Retention;
+use crate::process::signals;
 use crate::process::supervisor::Supervisor;
 
 /// One executor's sessions and services; it outlives every connection.
@@ -41,7 +42,10 @@ pub(super) struct Attached {
 impl Executor {
     /// An executor without sessions that says `environment` about itself. Its
     /// sessions outlive streams, which outlive their socket by `stream_grace`.
+    ///
+    /// Must be called within a tokio runtime.
     pub fn new(environment: Environment, stream_grace: Duration) -> Arc<Self> {
+        signals::make_children_reachable();
         let grace = limits::SESSION_GRACE.max(stream_grace + limits::SESSION_MARGIN);
         Arc::new(Self {
             sessions: Mutex::new(Table::new(limits::SESSIONS_PER_EXECUTOR, grace)),
