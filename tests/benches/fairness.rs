@@ -9,7 +9,7 @@
 //! Rounds with and without the stream that is not read take turns; trust the
 //! ratio of their medians.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use rendez_orchestrator::{Client, Command, Executor, Process};
@@ -17,7 +17,9 @@ use rendez_tests::rendez::{OurAgent, OurRelay};
 use tokio::task::JoinSet;
 
 const READERS: usize = 99;
-const BYTES_EACH: usize = 4 << 20;
+const BYTES_EACH: usize = 16 << 20;
+/// How long a stream that nobody reads may take to fill up and stand still.
+const FILLED_WITHIN: Duration = Duration::from_millis(500);
 const ROUNDS: usize = 5;
 
 #[tokio::main]
@@ -96,6 +98,7 @@ async fn start_and_fill(executor: &Executor) -> Result<Process> {
     let mut process = executor.spawn(Command::new("cat").arg("/dev/zero")).await?;
     // the first event shows that it runs; from here on nobody reads
     process.next().await?;
+    tokio::time::sleep(FILLED_WITHIN).await;
     Ok(process)
 }
 

@@ -19,6 +19,7 @@ const LONGER: &[(&str, &str)] = &[];
 const SLEEPS_IN_TESTS: &[(&str, &str)] = &[
     ("tests/benches/idle.rs", "it measures a stretch of time, and clients back off"),
     ("tests/benches/paths/wire.rs", "a link with a delay is what a sleep is for"),
+    ("tests/benches/fairness.rs", "a stream that stands still announces nothing"),
     (
         "tests/src/stock/app_server.rs",
         "polls another process's state, which announces nothing, until a deadline",
