@@ -23,8 +23,8 @@ use rendez_proto::peek::{Kind, peek};
 use rendez_proto::registry::admin::Role;
 use rendez_proto::registry::{ConnectReply, ConnectRequest};
 use rendez_relay::Quotas;
-use rendez_relay_core::Quota;
-use rendez_tests::relay::{SOON, TestRelay, Websocket, Witness, answer, data_frame, key};
+use rendez_relay_core::{Dropped, Quota};
+use rendez_tests::relay::{Counter, SOON, TestRelay, Websocket, Witness, answer, data_frame, key};
 use reqwest::{Method, StatusCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -466,4 +466,39 @@ async fn a_token_has_so_many_websockets_and_no_more() -> Result<()> {
     }
     drop(open);
     scene.end("more websockets than a token has").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_reads_nothing_costs_a_bounded_amount() -> Result<()> {
+    const MEMORY: u64 = 8 << 20;
+    let quotas = Quotas {
+        environment: Quota { memory_bytes: MEMORY, ..Quota::UNLIMITED },
+        ..Quotas::default()
+    };
+    let scene = Scene::with(quotas).await?;
+    let relay = &scene.relay;
+    let mut executor = relay.executor(HOSTILE).await?;
+    let reader = relay.orchestrator(HOSTILE, key(66)).await?;
+    let mut reader = reader;
+    reader.send_binary(data_frame(&stream(1), 0, b"hello")).await?;
+    executor.receive().await?;
+    // The Codex profile cannot resend: the executor is held back, then the
+    // stream is reset, and everybody else goes on.
+    let record = vec![7; 60_000];
+    let flood = async {
+        loop {
+            executor.send_patiently(data_frame(&stream(1), 1, &record)).await?;
+            if relay.counters().get(Counter::Dropped(Dropped::Overloaded)) > 0 {
+                return anyhow::Ok(());
+            }
+        }
+    };
+    timeout(PATIENCE, flood).await??;
+    let waiting = relay.memory_used();
+    ensure!(
+        waiting <= MEMORY as usize + limits::MESSAGE_MAX_BYTES,
+        "{waiting} bytes wait in the relay"
+    );
+    drop((executor, reader));
+    scene.end("a reader that reads nothing").await
 }
