@@ -11,6 +11,9 @@
 //! vanish without a word are simulated in `tests/sim`, and on real links in
 //! `survive_netns.rs`.
 
+use std::fmt::Debug;
+use std::path::Path;
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -28,7 +31,8 @@ use rendez_tests::relay::{Counter, SOON, TestRelay, Websocket, Witness, answer, 
 use reqwest::{Method, StatusCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::{Mutex, MutexGuard, oneshot};
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{interval, timeout};
 
@@ -43,12 +47,52 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often what announces nothing is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Descriptors are the whole process's, so attacks take turns.
-static TURN: Mutex<()> = Mutex::const_new(());
+/// Descriptors are the whole process's and tasks the whole runtime's, so all
+/// attacks take place on this one, by turns, and each leaves it empty.
+static STAGE: LazyLock<Mutex<Runtime>> = LazyLock::new(|| {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    Mutex::new(builder.worker_threads(2).enable_all().build().expect("a runtime"))
+});
+
+/// Runs an attack when it is its turn, and has it leave the stage empty.
+fn on_stage(attack: impl Future<Output = Result<()>>) -> Result<()> {
+    // An attack that panicked has dropped what it had all the same.
+    let stage = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
+    stage.block_on(async {
+        let look = || anyhow::Ok((tasks(), descriptors(|_| true)?));
+        let empty = look()?;
+        attack.await?;
+        back_to(&empty, look).await.context("after the relay's end")
+    })
+}
+
+/// Waits until things are again what they were.
+async fn back_to<T: PartialEq + Debug>(before: &T, look: impl Fn() -> Result<T>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut again = interval(LOOK_INTERVAL);
+    loop {
+        again.tick().await;
+        let now = look()?;
+        if now == *before {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "there is {now:?}, and before was {before:?}");
+    }
+}
+
+fn tasks() -> usize {
+    tokio::runtime::Handle::current().metrics().num_alive_tasks()
+}
+
+/// How many descriptors are open on what counts.
+fn descriptors(counts: impl Fn(&Path) -> bool) -> Result<usize> {
+    let open = std::fs::read_dir("/proc/self/fd")?;
+    // One that is gone before it is looked at is not counted.
+    Ok(open.flatten().flat_map(|entry| entry.path().read_link()).filter(|on| counts(on)).count())
+}
 
 /// A relay, its victim, and how it was before.
 struct Scene {
-    _turn: MutexGuard<'static, ()>,
     relay: TestRelay,
     stop: oneshot::Sender<()>,
     victim: JoinHandle<Result<(Witness, Vec<Duration>)>>,
@@ -72,7 +116,6 @@ impl Scene {
     }
 
     async fn with(quotas: Quotas) -> Result<Self> {
-        let turn = TURN.lock().await;
         let relay = TestRelay::start().await?;
         relay.set_quotas(quotas);
         let mut witness = Witness::start(&relay, VICTIM).await?;
@@ -91,27 +134,12 @@ impl Scene {
         });
         // The victim's own task is one that was not there.
         let before = Footprint { tasks: before.tasks + 1, ..before };
-        Ok(Self { _turn: turn, relay, stop, victim, quiet, before })
+        Ok(Self { relay, stop, victim, quiet, before })
     }
 
     /// The attack is over: nothing is left of it, and the victim is well.
     async fn end(self, attack: &str) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut look = interval(LOOK_INTERVAL);
-        loop {
-            look.tick().await;
-            let now = footprint(&self.relay)?;
-            let same = Footprint { descriptors: self.before.descriptors, ..now } == self.before
-                && now.descriptors <= self.before.descriptors;
-            if same {
-                break;
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "{attack} left something: {now:?}, and before {:?}",
-                self.before
-            );
-        }
+        back_to(&self.before, || footprint(&self.relay)).await.context(attack.to_owned())?;
         let _ = self.stop.send(());
         let (mut witness, attacked) = timeout(PATIENCE, self.victim).await???;
         witness.exchange().await?;
@@ -145,8 +173,9 @@ fn footprint(relay: &TestRelay) -> Result<Footprint> {
         connected: (census.executors, census.orchestrators),
         hubs: census.hubs,
         streams: census.streams,
-        tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
-        descriptors: std::fs::read_dir("/proc/self/fd")?.count(),
+        tasks: tasks(),
+        // The database's pool opens connections as it needs them and keeps them.
+        descriptors: descriptors(|on| !on.starts_with(relay.state()))?,
     })
 }
 
@@ -191,314 +220,331 @@ impl Noise {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_handshakes_of_a_hostile_orchestrator() -> Result<()> {
-    const ATTEMPTS: u64 = 10_000;
-    let scene = Scene::start().await?;
-    let relay = &scene.relay;
-    // A stock executor: it answers each bad handshake with a reset.
-    let mut executor = relay.executor(HOSTILE).await?;
-    let token = relay.token(Role::Orchestrator, HOSTILE).await?;
-    let (done, mut over) = oneshot::channel();
-    let refusing = tokio::spawn(async move {
-        let mut seen = 0;
-        loop {
-            let frame = tokio::select! {
-                frame = executor.receive_patiently() => frame?,
-                _ = &mut over => return anyhow::Ok((executor, seen)),
-            };
-            let parsed = peek(&frame)?;
-            if parsed.kind == Kind::Handshake {
-                seen += 1;
-                let reset = Body::Reset { reason: "noise_relay_protocol_error".into() };
-                let reset = Frame::bare(parsed.stream.parse()?, reset).encode();
-                executor.send_binary(reset).await?;
-            }
-        }
-    });
-    let reply = connect_as(relay, token.expose(), HOSTILE, key(66)).await?;
-    let mut hostile = Websocket::open(reply.url.expose()).await?;
-    let message = Bytes::from(vec![7; 3_500]);
-    for n in 0..ATTEMPTS {
-        let body = Body::Handshake { message: message.clone(), profile: String::new() };
-        hostile.send_binary(Frame::bare(stream(n), body).encode()).await?;
-        // Every attempt is answered, by the executor or by the relay.
-        let told = hostile.receive().await?;
-        ensure!(peek(&told)?.kind == Kind::Reset);
-    }
-    // Somebody else's handshake gets through meanwhile.
-    let other = relay.token(Role::Orchestrator, HOSTILE).await?;
-    let reply = connect_as(relay, other.expose(), HOSTILE, key(67)).await?;
-    let mut honest = Websocket::open(reply.url.expose()).await?;
-    let body = Body::Handshake { message, profile: String::new() };
-    honest.send_binary(Frame::bare(stream(u64::MAX), body).encode()).await?;
-    honest.receive().await?;
-    let _ = done.send(());
-    let (executor, seen) = timeout(PATIENCE, refusing).await???;
-    ensure!(
-        seen == limits::HANDSHAKE_FAILURES_PER_TOKEN + 1,
-        "{seen} handshakes reached the executor, which turns deaf after {}",
-        limits::HANDSHAKE_FAILURES
-    );
-    drop((hostile, honest, executor));
-    scene.end("10,000 handshakes").await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_million_random_and_mutated_frames() -> Result<()> {
-    const FRAMES: u64 = 1_000_000;
-    let scene = Scene::start().await?;
-    let relay = &scene.relay;
-    let mut executor = relay.executor(HOSTILE).await?;
-    let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
-    let good = data_frame(&stream(1), 1, b"a record of some length, to have bytes to change");
-    for n in 0..FRAMES {
-        let mut frame = good.to_vec();
-        if n % 2 == 0 {
-            let length = noise.next() % 64;
-            frame = (0..length).map(|_| noise.next() as u8).collect();
-        } else {
-            for _ in 0..=noise.next() % 4 {
-                let at = noise.next() as usize % frame.len();
-                frame[at] = noise.next() as u8;
-            }
-        }
-        executor.feed_binary(frame).await?;
-    }
-    executor.flush().await?;
-    // Orchestrators are held to more: the first frame that cannot be routed
-    // ends their websocket.
-    let mut closed = 0;
-    for n in 0..50 {
-        let mut hostile = relay.orchestrator(HOSTILE, key(n)).await?;
-        let _ = hostile.send_binary(vec![0xff, n, 0xff]).await;
-        closed += u32::from(hostile.closed().await?.0 == 1002);
-    }
-    ensure!(closed == 50, "{closed} websockets were closed");
-    drop(executor);
-    scene.end("1,000,000 frames").await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_and_websockets_that_never_end() -> Result<()> {
-    const CONNECTIONS: usize = 200;
-    let scene = Scene::start().await?;
-    let relay = &scene.relay;
-    let mut slow = Vec::new();
-    for _ in 0..CONNECTIONS {
-        let mut socket = TcpStream::connect(relay.address()).await?;
-        socket.write_all(b"GET /livez HTTP/1.1\r\nhost: relay\r\nx-slow: ").await?;
-        slow.push(socket);
-    }
-    // Upgraded, then half a frame.
-    let mut half = Vec::new();
-    for n in 0..20 {
-        let reply = relay.connect(VICTIM, key(n)).await?;
-        let url = reply.url.expose().to_owned();
-        let path = url.split_once(relay.address()).context("its own address")?.1.to_owned();
-        let mut socket = TcpStream::connect(relay.address()).await?;
-        let upgrade = format!(
-            "GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
-             sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-            relay.address()
-        );
-        socket.write_all(upgrade.as_bytes()).await?;
-        let mut head = [0; 12];
-        socket.read_exact(&mut head).await?;
-        ensure!(&head == b"HTTP/1.1 101");
-        socket.write_all(&[0x82, 0xfe, 0xff, 0xff, 1, 2]).await?;
-        half.push(socket);
-    }
-    // Drips until the relay hangs up, which it does on its own clock.
-    let mut hung_up = 0;
-    for mut socket in slow {
-        let gone = async {
-            let mut drip = interval(Duration::from_millis(200));
-            let mut rest = [0; 64];
+#[test]
+fn ten_thousand_handshakes_of_a_hostile_orchestrator() -> Result<()> {
+    on_stage(async {
+        const ATTEMPTS: u64 = 10_000;
+        let scene = Scene::start().await?;
+        let relay = &scene.relay;
+        // A stock executor: it answers each bad handshake with a reset.
+        let mut executor = relay.executor(HOSTILE).await?;
+        let token = relay.token(Role::Orchestrator, HOSTILE).await?;
+        let (done, mut over) = oneshot::channel();
+        let refusing = tokio::spawn(async move {
+            let mut seen = 0;
             loop {
-                tokio::select! {
-                    read = socket.read(&mut rest) => return read.map_or(0, |read| read),
-                    _ = drip.tick() => {}
-                }
-                if socket.write_all(b"a").await.is_err() {
-                    return 0;
+                let frame = tokio::select! {
+                    frame = executor.receive_patiently() => frame?,
+                    _ = &mut over => return anyhow::Ok((executor, seen)),
+                };
+                let parsed = peek(&frame)?;
+                if parsed.kind == Kind::Handshake {
+                    seen += 1;
+                    let reset = Body::Reset { reason: "noise_relay_protocol_error".into() };
+                    let reset = Frame::bare(parsed.stream.parse()?, reset).encode();
+                    executor.send_binary(reset).await?;
                 }
             }
-        };
-        ensure!(timeout(PATIENCE, gone).await? == 0, "half a request was answered");
-        hung_up += 1;
-    }
-    ensure!(hung_up == CONNECTIONS);
-    drop(half);
-    scene.end("slow requests and websockets").await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn compression_is_neither_agreed_nor_believed() -> Result<()> {
-    let scene = Scene::start().await?;
-    let relay = &scene.relay;
-    let reply = relay.connect(VICTIM, key(9)).await?;
-    let url = reply.url.expose().replacen("ws://", "http://", 1);
-    let path = url.split_once(relay.address()).context("its own address")?.1;
-    let offered = relay
-        .request(Method::GET, path)
-        .header("connection", "Upgrade")
-        .header("upgrade", "websocket")
-        .header("sec-websocket-version", "13")
-        .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
-        .header("sec-websocket-extensions", "permessage-deflate; client_max_window_bits")
-        .send()
-        .await?;
-    ensure!(offered.status() == StatusCode::SWITCHING_PROTOCOLS);
-    ensure!(!offered.headers().contains_key("sec-websocket-extensions"));
-    drop(offered);
-    // A body that says that it is compressed is read as what it is.
-    let zeros = vec![0; limits::REGISTRY_BODY_MAX_BYTES / 2];
-    let answered = relay
-        .call(VICTIM, "register")
-        .bearer_auth(relay.executor_token())
-        .header("content-encoding", "gzip")
-        .header("content-type", "application/json")
-        .body(zeros)
-        .send()
-        .await?;
-    ensure!(answered.status().is_client_error(), "{}", answered.status());
-    drop(answered);
-    scene.end("compression").await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn floods_of_headers_and_queries() -> Result<()> {
-    let scene = Scene::start().await?;
-    let relay = &scene.relay;
-    let many: String = (0..5_000).map(|n| format!("x-{n}: y\r\n")).collect();
-    let long = "q".repeat(200_000);
-    for round in 0..100 {
-        let request = match round % 2 {
-            0 => format!("GET /livez HTTP/1.1\r\nhost: relay\r\n{many}\r\n"),
-            _ => format!("GET /v1/rendezvous?ticket={long} HTTP/1.1\r\nhost: relay\r\n\r\n"),
-        };
-        let mut socket = TcpStream::connect(relay.address()).await?;
-        // The relay may answer and hang up before it has read all of it.
-        let _ = socket.write_all(request.as_bytes()).await;
-        let mut answer = Vec::new();
-        let _ = timeout(SOON, socket.read_to_end(&mut answer)).await?;
-        let text = String::from_utf8_lossy(&answer);
-        ensure!(
-            answer.is_empty() || text.starts_with("HTTP/1.1 4"),
-            "answered with {}",
-            text.lines().next().unwrap_or_default()
-        );
-    }
-    let fine = relay.request(Method::GET, "/livez").send().await?;
-    ensure!(fine.status() == StatusCode::OK);
-    drop(fine);
-    scene.end("headers and queries").await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_storm_of_frames_is_held_to_its_tokens_rate() -> Result<()> {
-    const RATE: u64 = 1_000;
-    const STORM: u64 = 4_000;
-    let quotas = Quotas::default();
-    let token = Quota { frames_per_second: RATE, ..quotas.token };
-    // The victim's tokens are exempt; the storm's is not.
-    let scene = Scene::with(quotas.clone()).await?;
-    let relay = &scene.relay;
-    let hostile = relay.token(Role::Orchestrator, HOSTILE).await?;
-    let mut limited = quotas;
-    limited.tokens.insert(token_id(hostile.expose())?, token);
-    relay.set_quotas(limited);
-
-    let mut executor = relay.executor(HOSTILE).await?;
-    let reply = connect_as(relay, hostile.expose(), HOSTILE, key(66)).await?;
-    let mut storm = Websocket::open(reply.url.expose()).await?;
-    let began = Instant::now();
-    let sending = tokio::spawn(async move {
-        for seq in 0..STORM as u32 {
-            storm.feed_binary(data_frame(&stream(1), seq, &[7; 100])).await?;
+        });
+        let reply = connect_as(relay, token.expose(), HOSTILE, key(66)).await?;
+        let mut hostile = Websocket::open(reply.url.expose()).await?;
+        let message = Bytes::from(vec![7; 3_500]);
+        for n in 0..ATTEMPTS {
+            let body = Body::Handshake { message: message.clone(), profile: String::new() };
+            hostile.send_binary(Frame::bare(stream(n), body).encode()).await?;
+            // Every attempt is answered, by the executor or by the relay.
+            let told = hostile.receive().await?;
+            ensure!(peek(&told)?.kind == Kind::Reset);
         }
-        storm.flush().await?;
-        anyhow::Ok(storm)
-    });
-    for _ in 0..STORM {
-        executor.receive_patiently().await?;
-    }
-    let took = began.elapsed();
-    // A burst of a second goes at once.
-    let least = Duration::from_secs(STORM / RATE) - limits::RATE_BURST - Duration::from_millis(50);
-    ensure!(took >= least, "{STORM} frames in {took:?}");
-    ensure!(relay.held_back() > 0);
-    drop((timeout(PATIENCE, sending).await???, executor));
-    scene.end("a storm of frames").await
+        // Somebody else's handshake gets through meanwhile.
+        let other = relay.token(Role::Orchestrator, HOSTILE).await?;
+        let reply = connect_as(relay, other.expose(), HOSTILE, key(67)).await?;
+        let mut honest = Websocket::open(reply.url.expose()).await?;
+        let body = Body::Handshake { message, profile: String::new() };
+        honest.send_binary(Frame::bare(stream(u64::MAX), body).encode()).await?;
+        honest.receive().await?;
+        let _ = done.send(());
+        let (executor, seen) = timeout(PATIENCE, refusing).await???;
+        ensure!(
+            seen == limits::HANDSHAKE_FAILURES_PER_TOKEN + 1,
+            "{seen} handshakes reached the executor, which turns deaf after {}",
+            limits::HANDSHAKE_FAILURES
+        );
+        drop((hostile, honest, executor));
+        scene.end("10,000 handshakes").await
+    })
+}
+
+#[test]
+fn a_million_random_and_mutated_frames() -> Result<()> {
+    on_stage(async {
+        const FRAMES: u64 = 1_000_000;
+        let scene = Scene::start().await?;
+        let relay = &scene.relay;
+        let mut executor = relay.executor(HOSTILE).await?;
+        let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
+        let good = data_frame(&stream(1), 1, b"a record of some length, to have bytes to change");
+        for n in 0..FRAMES {
+            let mut frame = good.to_vec();
+            if n % 2 == 0 {
+                let length = noise.next() % 64;
+                frame = (0..length).map(|_| noise.next() as u8).collect();
+            } else {
+                for _ in 0..=noise.next() % 4 {
+                    let at = noise.next() as usize % frame.len();
+                    frame[at] = noise.next() as u8;
+                }
+            }
+            executor.feed_binary(frame).await?;
+        }
+        executor.flush().await?;
+        // Orchestrators are held to more: the first frame that cannot be routed
+        // ends their websocket.
+        let mut closed = 0;
+        for n in 0..50 {
+            let mut hostile = relay.orchestrator(HOSTILE, key(n)).await?;
+            let _ = hostile.send_binary(vec![0xff, n, 0xff]).await;
+            closed += u32::from(hostile.closed().await?.0 == 1002);
+        }
+        ensure!(closed == 50, "{closed} websockets were closed");
+        drop(executor);
+        scene.end("1,000,000 frames").await
+    })
+}
+
+#[test]
+fn requests_and_websockets_that_never_end() -> Result<()> {
+    on_stage(async {
+        const CONNECTIONS: usize = 200;
+        let scene = Scene::start().await?;
+        let relay = &scene.relay;
+        let mut slow = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let mut socket = TcpStream::connect(relay.address()).await?;
+            socket.write_all(b"GET /livez HTTP/1.1\r\nhost: relay\r\nx-slow: ").await?;
+            slow.push(socket);
+        }
+        // Upgraded, then half a frame.
+        let mut half = Vec::new();
+        for n in 0..20 {
+            let reply = relay.connect(VICTIM, key(n)).await?;
+            let url = reply.url.expose().to_owned();
+            let path = url.split_once(relay.address()).context("its own address")?.1.to_owned();
+            let mut socket = TcpStream::connect(relay.address()).await?;
+            let upgrade = format!(
+                "GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+             sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+                relay.address()
+            );
+            socket.write_all(upgrade.as_bytes()).await?;
+            let mut head = [0; 12];
+            socket.read_exact(&mut head).await?;
+            ensure!(&head == b"HTTP/1.1 101");
+            socket.write_all(&[0x82, 0xfe, 0xff, 0xff, 1, 2]).await?;
+            half.push(socket);
+        }
+        // Drips until the relay hangs up, which it does on its own clock.
+        let mut hung_up = 0;
+        for mut socket in slow {
+            let gone = async {
+                let mut drip = interval(Duration::from_millis(200));
+                let mut rest = [0; 64];
+                loop {
+                    tokio::select! {
+                        read = socket.read(&mut rest) => return read.map_or(0, |read| read),
+                        _ = drip.tick() => {}
+                    }
+                    if socket.write_all(b"a").await.is_err() {
+                        return 0;
+                    }
+                }
+            };
+            ensure!(timeout(PATIENCE, gone).await? == 0, "half a request was answered");
+            hung_up += 1;
+        }
+        ensure!(hung_up == CONNECTIONS);
+        drop(half);
+        scene.end("slow requests and websockets").await
+    })
+}
+
+#[test]
+fn compression_is_neither_agreed_nor_believed() -> Result<()> {
+    on_stage(async {
+        let scene = Scene::start().await?;
+        let relay = &scene.relay;
+        let reply = relay.connect(VICTIM, key(9)).await?;
+        let url = reply.url.expose().replacen("ws://", "http://", 1);
+        let path = url.split_once(relay.address()).context("its own address")?.1;
+        let offered = relay
+            .request(Method::GET, path)
+            .header("connection", "Upgrade")
+            .header("upgrade", "websocket")
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+            .header("sec-websocket-extensions", "permessage-deflate; client_max_window_bits")
+            .send()
+            .await?;
+        ensure!(offered.status() == StatusCode::SWITCHING_PROTOCOLS);
+        ensure!(!offered.headers().contains_key("sec-websocket-extensions"));
+        drop(offered);
+        // A body that says that it is compressed is read as what it is.
+        let zeros = vec![0; limits::REGISTRY_BODY_MAX_BYTES / 2];
+        let answered = relay
+            .call(VICTIM, "register")
+            .bearer_auth(relay.executor_token())
+            .header("content-encoding", "gzip")
+            .header("content-type", "application/json")
+            .body(zeros)
+            .send()
+            .await?;
+        ensure!(answered.status().is_client_error(), "{}", answered.status());
+        drop(answered);
+        scene.end("compression").await
+    })
+}
+
+#[test]
+fn floods_of_headers_and_queries() -> Result<()> {
+    on_stage(async {
+        let scene = Scene::start().await?;
+        let relay = &scene.relay;
+        let many: String = (0..5_000).map(|n| format!("x-{n}: y\r\n")).collect();
+        let long = "q".repeat(200_000);
+        for round in 0..100 {
+            let request = match round % 2 {
+                0 => format!("GET /livez HTTP/1.1\r\nhost: relay\r\n{many}\r\n"),
+                _ => format!("GET /v1/rendezvous?ticket={long} HTTP/1.1\r\nhost: relay\r\n\r\n"),
+            };
+            let mut socket = TcpStream::connect(relay.address()).await?;
+            // The relay may answer and hang up before it has read all of it.
+            let _ = socket.write_all(request.as_bytes()).await;
+            let mut answer = Vec::new();
+            let _ = timeout(SOON, socket.read_to_end(&mut answer)).await?;
+            let text = String::from_utf8_lossy(&answer);
+            ensure!(
+                answer.is_empty() || text.starts_with("HTTP/1.1 4"),
+                "answered with {}",
+                text.lines().next().unwrap_or_default()
+            );
+        }
+        let fine = relay.request(Method::GET, "/livez").send().await?;
+        ensure!(fine.status() == StatusCode::OK);
+        drop(fine);
+        scene.end("headers and queries").await
+    })
+}
+
+#[test]
+fn a_storm_of_frames_is_held_to_its_tokens_rate() -> Result<()> {
+    on_stage(async {
+        const RATE: u64 = 1_000;
+        const STORM: u64 = 4_000;
+        let quotas = Quotas::default();
+        let token = Quota { frames_per_second: RATE, ..quotas.token };
+        // The victim's tokens are exempt; the storm's is not.
+        let scene = Scene::with(quotas.clone()).await?;
+        let relay = &scene.relay;
+        let hostile = relay.token(Role::Orchestrator, HOSTILE).await?;
+        let mut limited = quotas;
+        limited.tokens.insert(token_id(hostile.expose())?, token);
+        relay.set_quotas(limited);
+
+        let mut executor = relay.executor(HOSTILE).await?;
+        let reply = connect_as(relay, hostile.expose(), HOSTILE, key(66)).await?;
+        let mut storm = Websocket::open(reply.url.expose()).await?;
+        let began = Instant::now();
+        let sending = tokio::spawn(async move {
+            for seq in 0..STORM as u32 {
+                storm.feed_binary(data_frame(&stream(1), seq, &[7; 100])).await?;
+            }
+            storm.flush().await?;
+            anyhow::Ok(storm)
+        });
+        for _ in 0..STORM {
+            executor.receive_patiently().await?;
+        }
+        let took = began.elapsed();
+        // A burst of a second goes at once.
+        let least =
+            Duration::from_secs(STORM / RATE) - limits::RATE_BURST - Duration::from_millis(50);
+        ensure!(took >= least, "{STORM} frames in {took:?}");
+        ensure!(relay.held_back() > 0);
+        drop((timeout(PATIENCE, sending).await???, executor));
+        scene.end("a storm of frames").await
+    })
 }
 
 /// Who is turned away for a quota is told so, and stands in the audit log.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_token_has_so_many_websockets_and_no_more() -> Result<()> {
-    let scene = Scene::start().await?;
-    let relay = &scene.relay;
-    let greedy = relay.token(Role::Orchestrator, VICTIM).await?;
-    let id = token_id(greedy.expose())?;
-    let mut quotas = Quotas::default();
-    quotas.tokens.insert(id.clone(), Quota { connections: 3, ..quotas.token });
-    relay.set_quotas(quotas);
-    let mut open = Vec::new();
-    for n in 0..3 {
-        let reply = connect_as(relay, greedy.expose(), VICTIM, key(n)).await?;
-        open.push(Websocket::open(reply.url.expose()).await?);
-    }
-    let reply = connect_as(relay, greedy.expose(), VICTIM, key(9)).await?;
-    let (status, body) = relay.refused_upgrade(reply.url.expose()).await?;
-    ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "{status}");
-    ensure!(body.error.message.contains("the token's quota of connections"), "{body:?}");
-    let admin = relay.token(Role::Admin, "*").await?;
-    let deadline = Instant::now() + PATIENCE;
-    let mut look = interval(LOOK_INTERVAL);
-    loop {
-        look.tick().await;
-        let request = relay.request(Method::GET, "/v1/audit").bearer_auth(admin.expose());
-        let log = request.send().await?.text().await?;
-        if log.contains("connections of the token") && log.contains(&id) {
-            break;
+#[test]
+fn a_token_has_so_many_websockets_and_no_more() -> Result<()> {
+    on_stage(async {
+        let scene = Scene::start().await?;
+        let relay = &scene.relay;
+        let greedy = relay.token(Role::Orchestrator, VICTIM).await?;
+        let id = token_id(greedy.expose())?;
+        let mut quotas = Quotas::default();
+        quotas.tokens.insert(id.clone(), Quota { connections: 3, ..quotas.token });
+        relay.set_quotas(quotas);
+        let mut open = Vec::new();
+        for n in 0..3 {
+            let reply = connect_as(relay, greedy.expose(), VICTIM, key(n)).await?;
+            open.push(Websocket::open(reply.url.expose()).await?);
         }
-        ensure!(Instant::now() < deadline, "the audit log does not say it: {log}");
-    }
-    drop(open);
-    scene.end("more websockets than a token has").await
+        let reply = connect_as(relay, greedy.expose(), VICTIM, key(9)).await?;
+        let (status, body) = relay.refused_upgrade(reply.url.expose()).await?;
+        ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "{status}");
+        ensure!(body.error.message.contains("the token's quota of connections"), "{body:?}");
+        let admin = relay.token(Role::Admin, "*").await?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut look = interval(LOOK_INTERVAL);
+        loop {
+            look.tick().await;
+            let request = relay.request(Method::GET, "/v1/audit").bearer_auth(admin.expose());
+            let log = request.send().await?.text().await?;
+            if log.contains("connections of the token") && log.contains(&id) {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "the audit log does not say it: {log}");
+        }
+        drop(open);
+        scene.end("more websockets than a token has").await
+    })
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_that_reads_nothing_costs_a_bounded_amount() -> Result<()> {
-    const MEMORY: u64 = 8 << 20;
-    let quotas = Quotas {
-        environment: Quota { memory_bytes: MEMORY, ..Quota::UNLIMITED },
-        ..Quotas::default()
-    };
-    let scene = Scene::with(quotas).await?;
-    let relay = &scene.relay;
-    let mut executor = relay.executor(HOSTILE).await?;
-    let reader = relay.orchestrator(HOSTILE, key(66)).await?;
-    let mut reader = reader;
-    reader.send_binary(data_frame(&stream(1), 0, b"hello")).await?;
-    executor.receive().await?;
-    // The Codex profile cannot resend: the executor is held back, then the
-    // stream is reset, and everybody else goes on.
-    let record = vec![7; 60_000];
-    let flood = async {
-        loop {
-            executor.send_patiently(data_frame(&stream(1), 1, &record)).await?;
-            if relay.counters().get(Counter::Dropped(Dropped::Overloaded)) > 0 {
-                return anyhow::Ok(());
+#[test]
+fn a_reader_that_reads_nothing_costs_a_bounded_amount() -> Result<()> {
+    on_stage(async {
+        const MEMORY: u64 = 8 << 20;
+        let quotas = Quotas {
+            environment: Quota { memory_bytes: MEMORY, ..Quota::UNLIMITED },
+            ..Quotas::default()
+        };
+        let scene = Scene::with(quotas).await?;
+        let relay = &scene.relay;
+        let mut executor = relay.executor(HOSTILE).await?;
+        let reader = relay.orchestrator(HOSTILE, key(66)).await?;
+        let mut reader = reader;
+        reader.send_binary(data_frame(&stream(1), 0, b"hello")).await?;
+        executor.receive().await?;
+        // The Codex profile cannot resend: the executor is held back, then the
+        // stream is reset, and everybody else goes on.
+        let record = vec![7; 60_000];
+        let flood = async {
+            loop {
+                executor.send_patiently(data_frame(&stream(1), 1, &record)).await?;
+                if relay.counters().get(Counter::Dropped(Dropped::Overloaded)) > 0 {
+                    return anyhow::Ok(());
+                }
             }
-        }
-    };
-    timeout(PATIENCE, flood).await??;
-    let waiting = relay.memory_used();
-    ensure!(
-        waiting <= MEMORY as usize + limits::MESSAGE_MAX_BYTES,
-        "{waiting} bytes wait in the relay"
-    );
-    drop((executor, reader));
-    scene.end("a reader that reads nothing").await
+        };
+        timeout(PATIENCE, flood).await??;
+        let waiting = relay.memory_used();
+        ensure!(
+            waiting <= MEMORY as usize + limits::MESSAGE_MAX_BYTES,
+            "{waiting} bytes wait in the relay"
+        );
+        drop((executor, reader));
+        scene.end("a reader that reads nothing").await
+    })
 }
