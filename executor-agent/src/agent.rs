@@ -215,11 +215,19 @@ impl Agent {
         let mut failed_dials = 0;
         loop {
             let reply = match registered.take() {
-                Some(reply) => reply,
-                None => match self.register(on_state).await {
-                    Ok(reply) => reply,
+                Some(reply) if failed_dials < DIALS_PER_REGISTRATION => reply,
+                known => match self.register(on_state).await {
+                    Ok(reply) => {
+                        failed_dials = 0;
+                        reply
+                    }
                     Err(error) if error.is_final() => return Err(error.into()),
                     Err(error) => {
+                        // A registry that is away with its relay says nothing
+                        // about the registration: most likely both come back
+                        // as they were, and half of the work is a dial.
+                        registered = known;
+                        failed_dials = 0;
                         wait(&self.endpoint, &mut backoff, error.to_string(), on_state).await;
                         continue;
                     }
@@ -256,11 +264,7 @@ impl Agent {
                 Err(error) => {
                     failed_dials += 1;
                     let useless = matches!(error, DialError::Refused(_) | DialError::Url(_));
-                    if !useless && failed_dials < DIALS_PER_REGISTRATION {
-                        registered = Some(reply);
-                    } else {
-                        failed_dials = 0;
-                    }
+                    registered = (!useless).then_some(reply);
                     wait(&self.endpoint, &mut backoff, error.to_string(), on_state).await;
                 }
             }

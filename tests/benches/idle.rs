@@ -355,10 +355,15 @@ async fn live(world: Arc<World>, n: usize) {
     let mut starting = world.starting.acquire().await.ok();
     loop {
         let url = match registered.take() {
-            Some(url) => url,
-            None => match world.register(n).await {
-                Ok(url) => url,
+            Some(url) if failed_dials < DIALS_PER_REGISTRATION => url,
+            known => match world.register(n).await {
+                Ok(url) => {
+                    failed_dials = 0;
+                    url
+                }
                 Err(_) => {
+                    registered = known;
+                    failed_dials = 0;
                     wait(&mut backoff).await;
                     continue;
                 }
@@ -383,11 +388,7 @@ async fn live(world: Arc<World>, n: usize) {
             Err(error) => {
                 failed_dials += 1;
                 let useless = matches!(error, DialError::Refused(_) | DialError::Url(_));
-                if useless || failed_dials >= DIALS_PER_REGISTRATION {
-                    failed_dials = 0;
-                } else {
-                    registered = Some(url);
-                }
+                registered = (!useless).then_some(url);
             }
         }
         drop(starting.take());

@@ -212,6 +212,24 @@ async fn after_some_failed_dials_it_asks_where_the_relay_is() {
     agent.stop().await.unwrap();
 }
 
+/// Relay and registry were away together: the registration is as good as
+/// before.
+#[tokio::test]
+async fn a_registry_that_is_away_takes_no_registration_away() {
+    let mut agent = Running::start().await;
+    agent.registry.answer("register", 503, "");
+    for _ in 0..DIALS_PER_REGISTRATION {
+        drop(agent.listener.accept().await.unwrap());
+        assert!(matches!(agent.next().await, State::Waiting { .. }));
+    }
+    assert_eq!(agent.next().await, State::Registering);
+    assert!(matches!(agent.next().await, State::Waiting { .. }));
+    let peer = Peer::of(&agent, "reg-1");
+    let _socket = agent.accept(&peer).await;
+    initialize(&peer.open(Profile::NoiseHybridIkV1).await.unwrap()).await;
+    agent.stop().await.unwrap();
+}
+
 #[tokio::test]
 async fn temporary_trouble_is_waited_out_and_a_refused_token_ends_it() {
     let mut agent = Running::start_without_registration().await;

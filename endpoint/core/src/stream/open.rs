@@ -264,7 +264,7 @@ impl Open {
         match &mut self.layer {
             Layer::Reliable(layer) => {
                 let round_trip = layer.send.rto().shortest();
-                self.recv.delivered(now, round_trip, self.inbox.unread_bytes());
+                self.recv.tune(now, round_trip, self.inbox.unread_bytes());
                 layer.record_arrived(now, in_order);
             }
             Layer::Codex { .. } if self.recv.held_bytes() > CODEX_REORDER_MAX_BYTES => {
@@ -378,7 +378,9 @@ impl Open {
         let sealed = match &mut self.layer {
             Layer::Codex { .. } => self.sealer.seal_in_place(nonce(CODEX_FIRST, seq), &[], scratch),
             Layer::Reliable(layer) => {
-                (frame.ack, frame.credit) = layer.report(&mut self.recv, self.inbox.unread_bytes());
+                let unread = self.inbox.unread_bytes();
+                self.recv.tune(now, layer.send.rto().shortest(), unread);
+                (frame.ack, frame.credit) = layer.report(&mut self.recv, unread);
                 let ad = record_ad(frame.ack, frame.credit, seq);
                 self.sealer.seal_in_place(nonce(reliable::FIRST, seq), &ad, scratch)
             }

@@ -204,6 +204,7 @@ impl Reliable {
             return None;
         }
         let rto = self.send.rto();
+        recv.tune(now, rto.shortest(), unread);
         if let Some(unconfirmed) = &mut self.unconfirmed
             && unconfirmed.again.is_due()
         {

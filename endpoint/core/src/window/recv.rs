@@ -52,7 +52,11 @@ struct Credit {
 #[derive(Debug)]
 struct Epoch {
     began: Instant,
-    next: u64,
+    /// The first number that the application had not read when it began.
+    consumed: u64,
+    /// The first number that has not arrived.
+    arrived: u64,
+    /// When the last one arrived.
     last: Instant,
 }
 
@@ -150,37 +154,44 @@ impl RecvWindow {
         self.credit.as_ref().map_or(1, |credit| credit.window / CREDIT_STEP_FRACTION)
     }
 
-    /// Notes that records were delivered, of which `unread` bytes wait for the
-    /// application. Doubles the window if half of it was used up in less than a
-    /// round trip of an empty path: then the window is what holds the peer
-    /// back, and neither the path nor the application. So it settles at two to
-    /// four times the product of bandwidth and delay, and a path that is slow
-    /// because its queues are full does not make them longer.
-    pub fn delivered(&mut self, now: Instant, round_trip: Option<Duration>, unread: usize) {
+    /// Fits the window to its use, of which `unread` bytes wait for the
+    /// application; to be asked when records were delivered and before credit
+    /// is told. Doubles the window if the application consumed half of it in
+    /// less than a round trip of an empty path: then the window is what holds
+    /// the peer back, and neither the path nor the application. So it settles
+    /// at two to four times the product of bandwidth and delay, and a path that
+    /// is slow because its queues are full does not make them longer.
+    ///
+    /// What is consumed counts and not what arrives, since a burst arrives
+    /// faster than anybody reads.
+    pub fn tune(&mut self, now: Instant, round_trip: Option<Duration>, unread: usize) {
         let next = self.next;
         let Some(credit) = &mut self.credit else { return };
+        let unread = unread.div_ceil(RECORD_PLAINTEXT_MAX_BYTES) as u64;
         if credit.paid > credit.window {
-            let unread = unread.div_ceil(RECORD_PLAINTEXT_MAX_BYTES) as u64;
             let promised = (u64::from(credit.highest) + 1).saturating_sub(next) + unread;
             credit.pay_down(u32::try_from(promised).unwrap_or(u32::MAX));
         }
-        let epoch = Epoch { began: now, next, last: now };
+        let consumed = next.saturating_sub(unread);
+        let epoch = Epoch { began: now, consumed, arrived: next, last: now };
         let Some(used) = &mut credit.used else {
             credit.used = Some(epoch);
             return;
         };
-        let idle = now.saturating_duration_since(std::mem::replace(&mut used.last, now));
-        if idle >= WINDOW_IDLE {
-            credit.window = WINDOW_MIN_RECORDS;
-            credit.used = Some(epoch);
-            return;
+        if next > used.arrived {
+            let idle = now.saturating_duration_since(used.last);
+            (used.arrived, used.last) = (next, now);
+            if idle >= WINDOW_IDLE {
+                credit.window = WINDOW_MIN_RECORDS;
+                credit.used = Some(epoch);
+                return;
+            }
         }
-        if next - used.next < u64::from(credit.window / 2) {
+        if consumed.saturating_sub(used.consumed) < u64::from(credit.window / 2) {
             return;
         }
         let elapsed = now.saturating_duration_since(used.began);
-        let kept_up = unread < credit.window as usize * RECORD_PLAINTEXT_MAX_BYTES / 4;
-        if kept_up && round_trip.is_some_and(|round_trip| elapsed < round_trip) {
+        if round_trip.is_some_and(|round_trip| elapsed < round_trip) {
             credit.grow();
         }
         credit.used = Some(epoch);
@@ -357,13 +368,16 @@ mod tests {
     }
 
     /// A peer that sends `per_second` records over a path with this round
-    /// trip, as far as credit allows; the application leaves `unread` bytes.
+    /// trip, as far as credit allows, and an application that reads some.
     struct Path {
         window: RecvWindow,
         now: Instant,
         round_trip: Duration,
         pause: Duration,
-        unread: usize,
+        reads_per_second: u32,
+        /// Records, and when the application read the last one.
+        unread: u32,
+        read: Instant,
     }
 
     impl Path {
@@ -373,21 +387,35 @@ mod tests {
                 now: crate::test_origin(),
                 round_trip: Duration::from_millis(round_trip_ms),
                 pause: Duration::from_secs(1) / per_second,
+                reads_per_second: 10_000,
                 unread: 0,
+                read: crate::test_origin(),
             }
         }
 
         /// A round trip: what was credited arrives, then the peer waits.
         fn round(&mut self) {
-            let credit = self.window.grant(self.unread);
+            let credit = self.window.grant(bytes(self.unread));
             let end = self.now + self.round_trip;
             while self.window.next() <= credit && self.now < end {
                 self.window.insert(Seq(self.window.next()), Bytes::new());
                 self.window.pop().unwrap();
-                self.now += self.pause;
-                self.window.delivered(self.now, Some(self.round_trip), self.unread);
+                self.unread += 1;
+                self.pass(self.pause);
             }
-            self.now = self.now.max(end);
+            while self.now < end {
+                self.pass(Duration::from_millis(1));
+            }
+        }
+
+        fn pass(&mut self, time: Duration) {
+            self.now += time;
+            let pause = Duration::from_secs(1) / self.reads_per_second;
+            while self.read + pause <= self.now {
+                self.read += pause;
+                self.unread = self.unread.saturating_sub(1);
+            }
+            self.window.tune(self.now, Some(self.round_trip), bytes(self.unread));
         }
 
         fn records(&self) -> u32 {
@@ -408,12 +436,23 @@ mod tests {
         assert_eq!(credit, path.window.next() + WINDOW_MAX_RECORDS - 1);
     }
 
+    /// 20 Gbit/s in a burst, of which the application reads 4.
+    #[test]
+    fn a_burst_is_no_sign_of_an_application_that_does_not_keep_up() {
+        let mut path = Path::new(with_credit(1), 200, 40_000);
+        path.reads_per_second = 8_000;
+        for _ in 0..20 {
+            path.round();
+        }
+        assert_eq!(path.records(), WINDOW_MAX_RECORDS);
+    }
+
     #[test]
     fn the_window_stays_small_where_it_is_not_what_holds_the_peer_back() {
         let mut slow = Path::new(with_credit(1), 20, 20);
         let mut near = Path::new(with_credit(1), 1, 2035);
         let mut unread = Path::new(with_credit(1), 200, 2035);
-        unread.unread = WINDOW_MIN / 2;
+        unread.reads_per_second = 70;
         for _ in 0..1000 {
             for path in [&mut slow, &mut near, &mut unread] {
                 path.round();
@@ -461,7 +500,7 @@ mod tests {
                         window.insert(Seq(window.next()), Bytes::new());
                         window.pop();
                     }
-                    window.delivered(now, Some(Duration::from_millis(1)), bytes(unread as u32));
+                    window.tune(now, Some(Duration::from_millis(1)), bytes(unread as u32));
                 }
                 let credit = window.grant(bytes(unread as u32));
                 let outstanding = credit + 1 - window.next();
