@@ -238,6 +238,10 @@ pub const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a starting process waits for others that start on the same
 /// database.
 pub const DATABASE_OPEN_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a writer waits for others of its process: several of them may have
+/// waited for [`DATABASE_BUSY_TIMEOUT`]. Codex, section 1: clients give up after
+/// 6 s and more.
+pub const DATABASE_TURN_PATIENCE: Duration = Duration::from_secs(5);
 /// Connections to the database: one writes, the others read meanwhile.
 pub const DATABASE_CONNECTIONS: u32 = 4;
 /// Environments of one registry: bounds what a token with the pattern `*` can

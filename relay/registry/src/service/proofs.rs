@@ -68,6 +68,7 @@ pub enum ProofError {
 #[derive(Debug)]
 pub struct Proven {
     proof: Proof,
+    source: Option<IpAddr>,
     who: Who,
 }
 
@@ -126,15 +127,21 @@ impl Registry {
             let Subject::Token(join) = caller.subject.clone() else {
                 return Err(Forbidden::Role.into());
             };
-            return Ok(Proven { proof, who: Who::Newcomer { join, caller } });
+            return Ok(Proven { proof, source, who: Who::Newcomer { join, caller } });
         };
+        let who = Who::Executor(self.executor(token, source)?);
+        Ok(Proven { proof, source, who })
+    }
+
+    /// Whoever has this enrolled key and is at `source`.
+    fn executor(&self, token: Token, source: Option<IpAddr>) -> Result<Caller, ProofError> {
         if !token.is_active(self.now()) {
             return Err(ProofError::Revoked);
         }
         if !token.sources.permit(source) {
             return Err(AuthError::Source(source).into());
         }
-        Ok(Proven { proof, who: Who::Executor(caller(token.id, token.environments)) })
+        Ok(caller(token.id, token.environments))
     }
 
     /// Believes a proof about this body, once.
@@ -142,7 +149,7 @@ impl Registry {
     /// # Errors
     /// See [`ProofError`].
     pub async fn settle(&self, proven: Proven, body: &[u8]) -> Result<Caller, ProofError> {
-        let Proven { proof, who } = proven;
+        let Proven { proof, source, who } = proven;
         if !bool::from(proof::body_hash(body).ct_eq(&proof.body)) {
             return Err(ProofError::OtherRequest);
         }
@@ -162,11 +169,16 @@ impl Registry {
         }
         match newcomer {
             None => Ok(witness),
-            Some(join) => self.enrol(&proof, join).await,
+            Some(join) => self.enrol(&proof, source, join).await,
         }
     }
 
-    async fn enrol(&self, proof: &Proof, join: TokenId) -> Result<Caller, ProofError> {
+    async fn enrol(
+        &self,
+        proof: &Proof,
+        source: Option<IpAddr>,
+        join: TokenId,
+    ) -> Result<Caller, ProofError> {
         let now = self.now();
         let invitation = self.store().token(&join).await?.ok_or(AuthError::Unknown)?;
         let environments = proof.environment.as_str().parse();
@@ -203,8 +215,15 @@ impl Registry {
             Enrolled::UsedUp => Err(Forbidden::UsedUp.into()),
             Enrolled::Inactive => Err(AuthError::Revoked.into()),
             Enrolled::EnvironmentRevoked => Err(Forbidden::EnvironmentRevoked.into()),
-            // by the same request, sent twice at once; the other one has won
-            Enrolled::KeyKnown => Err(ProofError::Used),
+            // Another first request of the same key came between `prove` and
+            // here. This one has proven the key as well, so it is judged like
+            // one that comes later; the join token is not used for it.
+            Enrolled::KeyKnown => {
+                let known = self.store().token_by_key(&proof.key).await?;
+                let caller = self.executor(known.ok_or(ProofError::NotEnrolled)?, source)?;
+                caller.may(Role::Executor, &proof.environment)?;
+                Ok(caller)
+            }
         }
     }
 }
@@ -313,6 +332,57 @@ mod tests {
         fixture.registry.revoke(&caller.subject).await.unwrap();
         let refused = go(&fixture, &register(1, 7), None, Call::Register, "dev-1").await;
         assert!(matches!(refused, Err(ProofError::Revoked)));
+    }
+
+    /// An answer is lost while its request is still at work, and the agent asks
+    /// again: both find the key unknown.
+    #[tokio::test]
+    async fn two_first_requests_of_one_key_are_one_enrolment() {
+        let fixture = Fixture::new().await;
+        let (token, join_id) = join(&fixture, "dev-*", 1).await;
+        let ask = async |n, nonce, environment: &str, bearer: &str, source: Option<&str>| {
+            let text = signed(&key(n), Call::Register, environment, START, nonce);
+            let source = source.map(|source| source.parse().unwrap());
+            let asked = fixture.registry.prove(Call::Register, &text, Some(bearer), source).await;
+            asked.unwrap()
+        };
+        let settle = async |proven, body| fixture.registry.settle(proven, body).await;
+        let first = ask(1, 1, "dev-1", &token, None).await;
+        let second = ask(1, 2, "dev-1", &token, None).await;
+        let other_body = ask(1, 3, "dev-1", &token, None).await;
+        let elsewhere = ask(1, 4, "dev-2", &token, None).await;
+        let same = ask(1, 1, "dev-1", &token, None).await;
+        let other_key = ask(2, 5, "dev-1", &token, None).await;
+        let late = ask(1, 6, "dev-1", &token, None).await;
+        let caller = settle(first, BODY).await.unwrap();
+        assert_eq!(settle(second, BODY).await.unwrap(), caller);
+        let used = fixture.registry.store().token(&join_id).await.unwrap().unwrap().uses;
+        assert_eq!(used, 1);
+
+        // whoever has not proven this very request is nobody
+        let refused = settle(other_body, b"{}").await;
+        assert!(matches!(refused, Err(ProofError::OtherRequest)));
+        let refused = settle(same, BODY).await;
+        assert!(matches!(refused, Err(ProofError::Used)));
+        let refused = settle(elsewhere, BODY).await;
+        assert!(matches!(refused, Err(ProofError::Forbidden(Forbidden::Environment))));
+        let refused = settle(other_key, BODY).await;
+        assert!(matches!(refused, Err(ProofError::Forbidden(Forbidden::UsedUp))));
+        fixture.registry.revoke(&caller.subject).await.unwrap();
+        assert!(matches!(settle(late, BODY).await, Err(ProofError::Revoked)));
+
+        // the first one's networks are those of its join token
+        let new = CreateToken {
+            source_cidrs: vec!["10.0.0.0/8".to_owned()],
+            ..CreateToken::new(Role::Join)
+        };
+        let bound = fixture.registry.create_token(&new).await.unwrap();
+        let (anywhere, _) = join(&fixture, "dev-*", 1).await;
+        let inside = ask(3, 7, "dev-3", bound.token.expose(), Some("10.0.0.1")).await;
+        let outside = ask(3, 8, "dev-3", &anywhere, Some("192.0.2.1")).await;
+        settle(inside, BODY).await.unwrap();
+        let refused = settle(outside, BODY).await;
+        assert!(matches!(refused, Err(ProofError::Join(AuthError::Source(_)))));
     }
 
     #[tokio::test]

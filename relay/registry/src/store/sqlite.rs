@@ -1,13 +1,15 @@
 //! The store in one SQLite file, shared by the processes of one machine.
 //!
-//! WAL: readers never wait; writers take turns, and take theirs at `BEGIN`
-//! (`IMMEDIATE`), so that no transaction fails half way for lock order.
+//! WAL: readers never wait. Writers take turns: those of one process in order,
+//! before they take a connection; those of several at `BEGIN` (`IMMEDIATE`), so
+//! that no transaction fails half way for lock order.
 //! `synchronous=NORMAL`: after a power cut the last commits may be gone. That
 //! is safe here: a lost registration's ticket names an id that is not current,
 //! whatever its generation, and a lost redemption would have to be replayed
 //! within the minute that the ticket lives.
 
 mod audit;
+mod database;
 mod journal;
 mod migrations;
 mod records;
@@ -26,18 +28,17 @@ use async_trait::async_trait;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::limits;
 use sqlx::migrate::MigrateError;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use tokio::time::{Instant, sleep};
 
+use self::database::Database;
 use super::{Claimed, Enrolled, Redeemed, Redemption, Rotated, Store, StoreError, Used, Withdrawn};
 use crate::model::{Environment, NewRegistration, Registration, Subject, Token, TokenId};
 
 /// The SQLite store.
 #[derive(Debug, Clone)]
 pub struct SqliteStore {
-    pool: SqlitePool,
+    db: Database,
 }
 
 /// The database file cannot be used. The operator has to act.
@@ -112,13 +113,13 @@ impl SqliteStore {
             .await?;
 
         migrations::run(&pool).await?;
-        Ok(Self { pool })
+        Ok(Self { db: Database::new(pool) })
     }
 
     /// For tests that change the database behind the store's back.
     #[cfg(test)]
-    pub(crate) fn pool(&self) -> &SqlitePool {
-        &self.pool
+    pub(crate) fn pool(&self) -> &sqlx::SqlitePool {
+        &self.db.pool
     }
 
     /// Writes a copy, as it is at one moment, to a file that is empty. Nobody
@@ -129,13 +130,13 @@ impl SqliteStore {
     pub async fn copy_into(&self, file: &Path) -> Result<(), StoreError> {
         let name =
             file.to_str().ok_or(StoreError::Corrupt("name of a file, which is not UTF-8"))?;
-        sqlx::query("VACUUM INTO ?").bind(name).execute(&self.pool).await?;
+        sqlx::query("VACUUM INTO ?").bind(name).execute(&self.db.pool).await?;
         Ok(())
     }
 
     /// Waits for transactions to end and closes the file.
     pub async fn close(&self) {
-        self.pool.close().await;
+        self.db.pool.close().await;
     }
 }
 
@@ -168,19 +169,19 @@ fn is_busy(error: &SqliteOpenError) -> bool {
 #[async_trait]
 impl Store for SqliteStore {
     async fn insert_token(&self, token: &Token) -> Result<(), StoreError> {
-        tokens::insert(&self.pool, token).await
+        tokens::insert(&self.db, token).await
     }
 
     async fn token(&self, id: &TokenId) -> Result<Option<Token>, StoreError> {
-        tokens::get(&self.pool, id).await
+        tokens::get(&self.db.pool, id).await
     }
 
     async fn token_by_key(&self, public: &[u8; 32]) -> Result<Option<Token>, StoreError> {
-        tokens::by_key(&self.pool, public).await
+        tokens::by_key(&self.db.pool, public).await
     }
 
     async fn tokens(&self, after: Option<&TokenId>, limit: u32) -> Result<Vec<Token>, StoreError> {
-        tokens::list(&self.pool, after, limit).await
+        tokens::list(&self.db.pool, after, limit).await
     }
 
     async fn rotate_token(
@@ -190,23 +191,23 @@ impl Store for SqliteStore {
         overlap: u64,
         now: u64,
     ) -> Result<Rotated, StoreError> {
-        tokens::rotate(&self.pool, id, new, overlap, now).await
+        tokens::rotate(&self.db, id, new, overlap, now).await
     }
 
     async fn use_token(&self, subject: &Subject, now: u64) -> Result<Used, StoreError> {
-        tokens::use_once(&self.pool, subject, now).await
+        tokens::use_once(&self.db, subject, now).await
     }
 
     async fn enrol(&self, token: &Token, join: &TokenId, now: u64) -> Result<Enrolled, StoreError> {
-        tokens::enrol(&self.pool, token, join, now).await
+        tokens::enrol(&self.db, token, join, now).await
     }
 
     async fn revoke(&self, subject: &Subject, now: u64) -> Result<bool, StoreError> {
-        tokens::revoke(&self.pool, subject, now).await
+        tokens::revoke(&self.db, subject, now).await
     }
 
     async fn is_blocked(&self, subject: &Subject) -> Result<bool, StoreError> {
-        tokens::is_blocked(&self.pool, subject).await
+        tokens::is_blocked(&self.db.pool, subject).await
     }
 
     async fn put_registration(
@@ -214,14 +215,14 @@ impl Store for SqliteStore {
         new: &NewRegistration,
         now: u64,
     ) -> Result<Claimed, StoreError> {
-        registrations::put(&self.pool, new, now).await
+        registrations::put(&self.db, new, now).await
     }
 
     async fn registration(
         &self,
         environment: &EnvironmentId,
     ) -> Result<Option<Registration>, StoreError> {
-        registrations::get(&self.pool, environment).await
+        registrations::get(&self.db.pool, environment).await
     }
 
     async fn environments(
@@ -229,11 +230,11 @@ impl Store for SqliteStore {
         after: Option<&EnvironmentId>,
         limit: u32,
     ) -> Result<Vec<Environment>, StoreError> {
-        registrations::list(&self.pool, after, limit).await
+        registrations::list(&self.db.pool, after, limit).await
     }
 
     async fn environment(&self, id: &EnvironmentId) -> Result<Option<Environment>, StoreError> {
-        registrations::environment(&self.pool, id).await
+        registrations::environment(&self.db.pool, id).await
     }
 
     async fn remove_registration(
@@ -241,7 +242,7 @@ impl Store for SqliteStore {
         environment: &EnvironmentId,
         now: u64,
     ) -> Result<Option<RegistrationId>, StoreError> {
-        registrations::remove(&self.pool, environment, now).await
+        registrations::remove(&self.db, environment, now).await
     }
 
     async fn revoke_environment(
@@ -249,19 +250,19 @@ impl Store for SqliteStore {
         environment: &EnvironmentId,
         now: u64,
     ) -> Result<bool, StoreError> {
-        registrations::revoke(&self.pool, environment, now).await
+        registrations::revoke(&self.db, environment, now).await
     }
 
     async fn last_withdrawal(&self) -> Result<u64, StoreError> {
-        Ok(journal::latest(&self.pool).await?.unsigned_abs())
+        Ok(journal::latest(&self.db.pool).await?.unsigned_abs())
     }
 
     async fn withdrawals(&self, after: u64, limit: u32) -> Result<Withdrawn, StoreError> {
-        journal::since(&self.pool, after, limit).await
+        journal::since(&self.db.pool, after, limit).await
     }
 
     async fn redeem(&self, redemption: &Redemption, now: u64) -> Result<Redeemed, StoreError> {
-        tickets::redeem(&self.pool, redemption, now).await
+        tickets::redeem(&self.db, redemption, now).await
     }
 }
 
@@ -352,7 +353,7 @@ mod tests {
             "INSERT INTO tokens (id, role, environments, label, secret_sha256, created_at) \
              VALUES ('not-hex', 'admin', '*', '', zeroblob(32), 0)",
         )
-        .execute(&store.pool)
+        .execute(store.pool())
         .await
         .unwrap();
         assert!(matches!(store.tokens(None, 1).await, Err(StoreError::Corrupt("id"))));
@@ -368,7 +369,7 @@ mod tests {
              SELECT 'e' || i, 1, 0 FROM n",
             limits::ENVIRONMENTS_MAX
         );
-        sqlx::query(sqlx::AssertSqlSafe(full)).execute(&store.pool).await.unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(full)).execute(store.pool()).await.unwrap();
         let token = contract::token(1, Role::Executor);
         store.insert_token(&token).await.unwrap();
         let new = NewRegistration {

@@ -2,18 +2,18 @@
 
 use async_trait::async_trait;
 use rendez_proto::audit::{AuditEvent, AuditHash, AuditKind, AuditRow, Head};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row as _, Sqlite, Transaction};
+use sqlx::Row as _;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::SqliteStore;
-use super::rows::{bytes, number, optional_number, seconds, write};
+use super::rows::{bytes, number, optional_number, seconds};
 use crate::store::StoreError;
 use crate::store::audit::AuditStore;
 
 #[async_trait]
 impl AuditStore for SqliteStore {
     async fn append_audit(&self, events: &[AuditEvent]) -> Result<Head, StoreError> {
-        let mut tx = write(&self.pool).await?;
+        let mut tx = self.db.write().await?;
         let mut head = head(&mut tx).await?;
         for event in events {
             head = append(&mut tx, head, event.clone()).await?;
@@ -26,7 +26,7 @@ impl AuditStore for SqliteStore {
         sqlx::query("SELECT * FROM audit WHERE seq > ? ORDER BY seq LIMIT ?")
             .bind(seconds(after))
             .bind(limit)
-            .fetch_all(&self.pool)
+            .fetch_all(&self.db.pool)
             .await?
             .iter()
             .map(row)
@@ -34,7 +34,8 @@ impl AuditStore for SqliteStore {
     }
 
     async fn audit_head(&self) -> Result<Head, StoreError> {
-        head(&mut self.pool.begin().await?).await
+        let mut reading = self.db.pool.acquire().await?;
+        head(&mut reading).await
     }
 
     async fn prune_audit(
@@ -44,7 +45,7 @@ impl AuditStore for SqliteStore {
         limit: u32,
         now: u64,
     ) -> Result<u64, StoreError> {
-        let mut tx = write(&self.pool).await?;
+        let mut tx = self.db.write().await?;
         let head = head(&mut tx).await?;
         let first: Option<i64> =
             sqlx::query_scalar("SELECT min(seq) FROM audit").fetch_one(&mut *tx).await?;
@@ -77,9 +78,9 @@ impl AuditStore for SqliteStore {
     }
 }
 
-async fn head(tx: &mut Transaction<'_, Sqlite>) -> Result<Head, StoreError> {
+async fn head(tx: &mut SqliteConnection) -> Result<Head, StoreError> {
     let last = sqlx::query("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")
-        .fetch_optional(&mut **tx)
+        .fetch_optional(&mut *tx)
         .await?;
     match last {
         None => Ok(Head::EMPTY),
@@ -88,7 +89,7 @@ async fn head(tx: &mut Transaction<'_, Sqlite>) -> Result<Head, StoreError> {
 }
 
 async fn append(
-    tx: &mut Transaction<'_, Sqlite>,
+    tx: &mut SqliteConnection,
     head: Head,
     event: AuditEvent,
 ) -> Result<Head, StoreError> {
@@ -121,7 +122,7 @@ async fn append(
     .bind(event.count.map(seconds))
     .bind(row.previous.0.as_slice())
     .bind(row.hash.0.as_slice())
-    .execute(&mut **tx)
+    .execute(&mut *tx)
     .await?;
     Ok((&row).into())
 }

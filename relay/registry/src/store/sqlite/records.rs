@@ -8,14 +8,14 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
 use super::SqliteStore;
-use super::rows::{number, optional_number, seconds, text, write};
+use super::rows::{number, optional_number, seconds, text};
 use crate::store::StoreError;
 use crate::store::records::{Connection, ConnectionId, Records};
 
 #[async_trait]
 impl Records for SqliteStore {
     async fn write_connections(&self, connections: &[Connection]) -> Result<(), StoreError> {
-        let mut tx = write(&self.pool).await?;
+        let mut tx = self.db.write().await?;
         for connection in connections {
             let environment = connection.environment.as_str();
             let id = connection.id.to_text();
@@ -68,7 +68,7 @@ impl Records for SqliteStore {
             .execute(&mut *tx)
             .await?;
         }
-        Ok(tx.commit().await?)
+        tx.commit().await
     }
 
     async fn connections(
@@ -79,7 +79,7 @@ impl Records for SqliteStore {
         sqlx::query("SELECT * FROM connections WHERE environment = ? ORDER BY seq DESC LIMIT ?")
             .bind(environment.as_str())
             .bind(limit)
-            .fetch_all(&self.pool)
+            .fetch_all(&self.db.pool)
             .await?
             .iter()
             .map(connection)
@@ -98,7 +98,7 @@ impl Records for SqliteStore {
         )
         .bind(first.as_str())
         .bind(last.as_str())
-        .fetch_all(&self.pool)
+        .fetch_all(&self.db.pool)
         .await?
         .iter()
         .map(connection)
@@ -106,14 +106,16 @@ impl Records for SqliteStore {
     }
 
     async fn end_open_connections(&self, now: u64, why: EndReason) -> Result<u64, StoreError> {
+        let mut tx = self.db.write().await?;
         let done = sqlx::query(
             "UPDATE connections SET ended_at = max(?, connected_at), ended_because = ? \
              WHERE ended_at IS NULL",
         )
         .bind(seconds(now))
         .bind(why.as_str())
-        .execute(&self.pool)
+        .execute(&mut *tx)
         .await?;
+        tx.commit().await?;
         Ok(done.rows_affected())
     }
 }

@@ -7,17 +7,18 @@ use rendez_proto::profile::Profile;
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 
-use super::rows::{bytes, number, seconds, text, write};
+use super::database::Database;
+use super::rows::{bytes, number, seconds, text};
 use super::{journal, tokens};
 use crate::model::{Environment, NewRegistration, Registration, Subject, Withdrawal};
 use crate::store::{Claimed, StoreError, Used};
 
 pub(super) async fn put(
-    pool: &SqlitePool,
+    db: &Database,
     new: &NewRegistration,
     now: u64,
 ) -> Result<Claimed, StoreError> {
-    let mut tx = write(pool).await?;
+    let mut tx = db.write().await?;
     match tokens::count_use(&mut tx, &new.subject, now).await? {
         Used::Now => {}
         Used::UsedUp => return Ok(Claimed::UsedUp),
@@ -140,11 +141,11 @@ fn listed(row: &SqliteRow) -> Result<Environment, StoreError> {
 }
 
 pub(super) async fn remove(
-    pool: &SqlitePool,
+    db: &Database,
     environment: &EnvironmentId,
     now: u64,
 ) -> Result<Option<RegistrationId>, StoreError> {
-    let mut tx = write(pool).await?;
+    let mut tx = db.write().await?;
     let Some(found) = get(&mut *tx, environment).await? else { return Ok(None) };
     delete(&mut tx, environment).await?;
     journal::withdraw(&mut tx, &Withdrawal::Registration(found.id.clone()), now).await?;
@@ -153,11 +154,11 @@ pub(super) async fn remove(
 }
 
 pub(super) async fn revoke(
-    pool: &SqlitePool,
+    db: &Database,
     environment: &EnvironmentId,
     now: u64,
 ) -> Result<bool, StoreError> {
-    let mut tx = write(pool).await?;
+    let mut tx = db.write().await?;
     let gone = Withdrawal::Environment(environment.clone());
     let seq = journal::withdraw(&mut tx, &gone, now).await?;
     let done = sqlx::query("UPDATE environments SET revoked_seq = ? WHERE id = ?")

@@ -1,8 +1,8 @@
 //! Between rows and values.
 
 use rendez_proto::registry::admin::Role;
-use sqlx::sqlite::{SqlitePool, SqliteRow};
-use sqlx::{Row as _, Sqlite, Transaction};
+use sqlx::Row as _;
+use sqlx::sqlite::SqliteRow;
 
 use crate::store::StoreError;
 
@@ -15,11 +15,6 @@ impl From<sqlx::Error> for StoreError {
             error => StoreError::Unavailable(Box::new(error)),
         }
     }
-}
-
-/// A transaction that has its turn among the writers from the start.
-pub(super) async fn write(pool: &SqlitePool) -> Result<Transaction<'static, Sqlite>, StoreError> {
-    Ok(pool.begin_with("BEGIN IMMEDIATE").await?)
 }
 
 pub(super) fn role(row: &SqliteRow) -> Result<Role, StoreError> {

@@ -1,18 +1,18 @@
 //! The table of used tickets.
 
 use rendez_proto::limits;
-use sqlx::sqlite::SqlitePool;
 
-use super::rows::{seconds, write};
+use super::database::Database;
+use super::rows::seconds;
 use super::tokens;
 use crate::store::{Redeemed, Redemption, StoreError};
 
 pub(super) async fn redeem(
-    pool: &SqlitePool,
+    db: &Database,
     redemption: &Redemption,
     now: u64,
 ) -> Result<Redeemed, StoreError> {
-    let mut tx = write(pool).await?;
+    let mut tx = db.write().await?;
     if !tokens::is_active(&mut tx, &redemption.subject, now).await? {
         return Ok(Redeemed::TokenInactive);
     }

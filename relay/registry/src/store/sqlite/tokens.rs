@@ -3,15 +3,16 @@
 use rendez_proto::limits;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 
+use super::database::Database;
 use super::journal;
-use super::rows::{number, optional_bytes, optional_number, role, seconds, text, write};
+use super::rows::{number, optional_bytes, optional_number, role, seconds, text};
 use crate::model::{Credential, Subject, Token, TokenId, Withdrawal};
 use crate::store::{Enrolled, Rotated, StoreError, Used};
 
-pub(super) async fn insert(pool: &SqlitePool, token: &Token) -> Result<(), StoreError> {
-    let mut tx = write(pool).await?;
+pub(super) async fn insert(db: &Database, token: &Token) -> Result<(), StoreError> {
+    let mut tx = db.write().await?;
     insert_row(&mut tx, token).await?;
-    Ok(tx.commit().await?)
+    tx.commit().await
 }
 
 async fn insert_row(tx: &mut SqliteConnection, token: &Token) -> Result<(), StoreError> {
@@ -82,12 +83,8 @@ pub(super) async fn list(
         .collect()
 }
 
-pub(super) async fn revoke(
-    pool: &SqlitePool,
-    subject: &Subject,
-    now: u64,
-) -> Result<bool, StoreError> {
-    let mut tx = write(pool).await?;
+pub(super) async fn revoke(db: &Database, subject: &Subject, now: u64) -> Result<bool, StoreError> {
+    let mut tx = db.write().await?;
     let (known, changed) = match subject {
         Subject::Token(id) => {
             let done =
@@ -150,13 +147,13 @@ pub(super) async fn is_blocked(
 }
 
 pub(super) async fn rotate(
-    pool: &SqlitePool,
+    db: &Database,
     id: &TokenId,
     new: &[u8; 32],
     overlap: u64,
     now: u64,
 ) -> Result<Rotated, StoreError> {
-    let mut tx = write(pool).await?;
+    let mut tx = db.write().await?;
     let Some(found) = get(&mut *tx, id).await? else { return Ok(Rotated::Unknown) };
     if !found.is_active(now) {
         return Ok(Rotated::Inactive);
@@ -181,21 +178,23 @@ pub(super) async fn rotate(
 }
 
 pub(super) async fn use_once(
-    pool: &SqlitePool,
+    db: &Database,
     subject: &Subject,
     now: u64,
 ) -> Result<Used, StoreError> {
     // most tokens have no maximum: nothing is written for them
     let counted = match subject {
-        Subject::Token(id) => get(pool, id).await?.is_some_and(|token| token.max_uses.is_some()),
+        Subject::Token(id) => {
+            get(&db.pool, id).await?.is_some_and(|token| token.max_uses.is_some())
+        }
         Subject::Foreign(_) => false,
     };
     if !counted {
-        let mut db = pool.acquire().await?;
-        let active = is_active(&mut db, subject, now).await?;
+        let mut reading = db.pool.acquire().await?;
+        let active = is_active(&mut reading, subject, now).await?;
         return Ok(if active { Used::Now } else { Used::Inactive });
     }
-    let mut tx = write(pool).await?;
+    let mut tx = db.write().await?;
     let used = count_use(&mut tx, subject, now).await?;
     tx.commit().await?;
     Ok(used)
@@ -222,12 +221,12 @@ pub(super) async fn count_use(
 }
 
 pub(super) async fn enrol(
-    pool: &SqlitePool,
+    db: &Database,
     token: &Token,
     join: &TokenId,
     now: u64,
 ) -> Result<Enrolled, StoreError> {
-    let mut tx = write(pool).await?;
+    let mut tx = db.write().await?;
     let Credential::Key { public, .. } = &token.credential else {
         return Err(StoreError::Corrupt("enrolment"));
     };
