@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 
 use rendez_orchestrator::{Client, EnvironmentId};
-use rendez_proto::audit::AuditKind;
 use rendez_proto::registry::admin::{CreateToken, RotateToken, TokenCreated, TokenEntry};
 use rendez_registry::model::Subject;
 use rendez_registry::service::DATABASE_FILE;
@@ -92,8 +91,7 @@ impl Admin {
                 Ok(client.registry().rotate_token(id.as_str(), request).await?)
             }
             Admin::Local(registry) => {
-                witness(registry, AuditKind::Admin, &format!("token_rotated {id}")).await?;
-                registry.rotate_token(id, request).await.map_err(Exit::usage)
+                registry.rotate_token(None, id, request).await.map_err(Exit::usage)
             }
         }
     }
@@ -105,8 +103,7 @@ impl Admin {
             }
             Admin::Local(registry) => registry,
         };
-        witness(registry, AuditKind::Revoke, &format!("token_revoked {subject}")).await?;
-        let found = registry.revoke(subject).await.map_err(Exit::config)?;
+        let found = registry.revoke(None, subject).await.map_err(Exit::config)?;
         if found { Ok(()) } else { Err(Exit::usage("there is no such token")) }
     }
 
@@ -115,8 +112,7 @@ impl Admin {
             Admin::Remote(client) => return Ok(client.registry().revoke_environment(id).await?),
             Admin::Local(registry) => registry,
         };
-        witness(registry, AuditKind::Revoke, &format!("environment_revoked {id}")).await?;
-        let found = registry.revoke_environment(id).await.map_err(Exit::config)?;
+        let found = registry.revoke_environment(None, id).await.map_err(Exit::config)?;
         if found { Ok(()) } else { Err(Exit::usage("nobody registered this environment")) }
     }
 
@@ -125,13 +121,7 @@ impl Admin {
             Admin::Remote(client) => return Ok(client.registry().end_registration(id).await?),
             Admin::Local(registry) => registry,
         };
-        witness(registry, AuditKind::Revoke, &format!("registration_ended {id}")).await?;
-        let ended = registry.end_registration(id).await.map_err(Exit::config)?;
+        let ended = registry.end_registration(None, id).await.map_err(Exit::config)?;
         ended.map(drop).ok_or_else(|| Exit::usage("the environment has no registration"))
     }
-}
-
-/// Notes in the audit log what is about to be done on the relay's machine.
-async fn witness(registry: &Registry, kind: AuditKind, what: &str) -> Result<(), Exit> {
-    registry.witness(kind, None, what).await.map_err(Exit::config)
 }

@@ -58,7 +58,7 @@ async fn a_revoked_tokens_websockets_close_and_no_others() -> Result<()> {
 
     // an orchestrator's, by another process
     let outside = from_outside(&relay).await?;
-    outside.revoke(&subject(relay.orchestrator_token())?).await?;
+    outside.revoke(None, &subject(relay.orchestrator_token())?).await?;
     let closed = witness.orchestrator.closed_within(WITHIN).await?;
     assert_eq!(closed, (4002, "token_revoked".to_owned()));
     Ok(())
@@ -72,7 +72,7 @@ async fn a_revoked_environment_is_closed_to_old_credentials() -> Result<()> {
     let mut orchestrator = relay.orchestrator("gone", key(2)).await?;
     let outside = from_outside(&relay).await?;
 
-    ensure!(outside.revoke_environment(&"gone".parse()?).await?);
+    ensure!(outside.revoke_environment(None, &"gone".parse()?).await?);
     for end in [&mut executor, &mut orchestrator] {
         let closed = end.closed_within(WITHIN).await?;
         assert_eq!(closed, (4004, "registration_ended".to_owned()));
@@ -138,7 +138,7 @@ async fn a_peer_that_does_not_read_is_dropped_all_the_same() -> Result<()> {
     };
     let _ = timeout(Duration::from_secs(2), full).await;
 
-    relay.registry().revoke(&subject(token.expose())?).await?;
+    relay.registry().revoke(None, &subject(token.expose())?).await?;
     let mut look = interval(Duration::from_millis(10));
     let gone = async {
         while relay.connected().0 > 0 {

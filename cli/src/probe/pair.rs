@@ -156,7 +156,7 @@ impl Maker {
             }
             Maker::State(registry) => {
                 let id = id.parse().map_err(|_| "its id is not valid".to_owned())?;
-                registry.revoke(&id).await.map(drop).map_err(|error| error.to_string())
+                registry.revoke(None, &id).await.map(drop).map_err(|error| error.to_string())
             }
         }
     }

@@ -6,15 +6,17 @@
 //!   validate, open, close, quota). Up to [`limits::AUDIT_UNWRITTEN`] events
 //!   wait for the writer. Beyond that they are lost, counted, and a `gap` row
 //!   stands where they would: the log says what it does not know.
-//! * [`Audit::commit`] waits until the event is in the database, and fails if
-//!   it is not: for what must leave a trace (enrol, revoke, admin). Whoever
-//!   calls it does not do the thing if it fails.
+//! * What must leave a trace (enrol, revoke, admin) does not come here: the
+//!   store writes its row in the transaction that does the thing, so neither
+//!   is without the other. What was recorded before is written first, by
+//!   [`Audit::flush`].
 //!
 //! Invariants
 //!
 //! * Events are written in the order in which they came, in transactions of at
 //!   most [`limits::AUDIT_PER_WRITE`], and each is written once.
-//! * Cancelling a writer loses nothing.
+//! * Cancelling whoever waits for a write neither loses nor repeats anything:
+//!   a write runs in a task of its own to its end.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,6 +59,8 @@ pub struct Audit {
     /// One at a time: the order is that of the queue.
     writing: tokio::sync::Mutex<()>,
     lost: AtomicU64,
+    /// Rows since the start.
+    written: AtomicU64,
 }
 
 impl Audit {
@@ -69,6 +73,7 @@ impl Audit {
             recorded: Notify::new(),
             writing: tokio::sync::Mutex::default(),
             lost: AtomicU64::new(0),
+            written: AtomicU64::new(0),
         }
     }
 
@@ -99,23 +104,22 @@ impl Audit {
         self.recorded.notify_one();
     }
 
-    /// Writes an event, and all that were recorded before.
-    ///
-    /// # Errors
-    /// The database refused: do not do what the event says.
-    pub async fn commit(&self, event: AuditEvent) -> Result<Head, StoreError> {
-        let _one_at_a_time = self.writing.lock().await;
-        self.write().await?;
-        self.store.append_audit(&[event]).await
-    }
-
     /// Writes what was recorded before this call.
     ///
     /// # Errors
     /// The database refused; what is left is kept for the next call.
-    pub async fn flush(&self) -> Result<(), StoreError> {
-        let _one_at_a_time = self.writing.lock().await;
-        self.write().await
+    pub async fn flush(self: &Arc<Self>) -> Result<(), StoreError> {
+        if self.unwritten() == 0 {
+            return Ok(());
+        }
+        // A transaction whose end nobody waits for may be done all the same:
+        // the database has a thread of its own.
+        let this = self.clone();
+        let writing = tokio::spawn(async move {
+            let _one_at_a_time = this.writing.lock().await;
+            this.write().await
+        });
+        writing.await.unwrap_or_else(|ended| Err(StoreError::Unavailable(ended.into())))
     }
 
     /// How many events wait to be written.
@@ -148,16 +152,21 @@ impl Audit {
     }
 
     /// Writes what is recorded and removes what is old, for ever.
-    pub(crate) async fn run(&self) {
+    pub(crate) async fn run(self: &Arc<Self>) {
         let mut failing = false;
         let mut prune_at = Instant::now();
+        let mut rows_at_prune = 0;
         loop {
             if self.unwritten() == 0 {
                 let _ = timeout_at(prune_at, self.recorded.notified()).await;
             }
             let mut done = self.flush().await;
-            if done.is_ok() && Instant::now() >= prune_at {
+            let written = self.written.load(Ordering::Relaxed);
+            // so that no flood makes more of them than a batch too many
+            let many = written - rows_at_prune >= u64::from(limits::AUDIT_PRUNE_BATCH);
+            if done.is_ok() && (many || Instant::now() >= prune_at) {
                 prune_at = Instant::now() + limits::AUDIT_PRUNE_INTERVAL;
+                rows_at_prune = written;
                 done = self.prune().await.map(drop);
             }
             match done {
@@ -200,6 +209,7 @@ impl Audit {
             let batch: Vec<AuditEvent> =
                 self.lock().iter().take(left.min(limits::AUDIT_PER_WRITE)).cloned().collect();
             self.store.append_audit(&batch).await?;
+            self.written.fetch_add(batch.len() as u64, Ordering::Relaxed);
             left -= batch.len();
             let mut unwritten = self.lock();
             for written in &batch {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rendez_proto::audit::{AuditEvent, AuditRow, Head};
+use rendez_proto::audit::{AuditEvent, AuditKind, AuditRow, Head};
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::keys::PublicKey;
 use rendez_proto::profile::Profile;
@@ -31,6 +31,11 @@ use crate::{Options, PublicUrl, Registry};
 
 /// When tests begin, in seconds since 1970.
 pub(crate) const START: u64 = 1_800_000_000;
+
+/// The audit log's row of something that a test does to a store.
+pub(crate) fn act() -> AuditEvent {
+    AuditEvent::new(AuditKind::Admin, START)
+}
 
 pub(crate) struct FixedClock(pub(crate) AtomicU64);
 

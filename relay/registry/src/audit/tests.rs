@@ -16,6 +16,8 @@ struct Moody {
     down: AtomicBool,
     /// Whoever has this holds up writes.
     gate: tokio::sync::Mutex<()>,
+    /// Whoever has this holds up their answers.
+    answers: tokio::sync::Mutex<()>,
 }
 
 #[async_trait]
@@ -26,7 +28,10 @@ impl AuditStore for Moody {
             return Err(StoreError::Unavailable("down".into()));
         }
         assert!(events.len() <= limits::AUDIT_PER_WRITE);
-        self.store.append_audit(events).await
+        let head = self.store.append_audit(events).await;
+        // the rows are in the database, and nobody was told so far
+        let _open = self.answers.lock().await;
+        head
     }
     async fn audit_rows(&self, after: u64, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
         self.store.audit_rows(after, limit).await
@@ -57,7 +62,8 @@ impl Log {
         let dir = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
         let gate = tokio::sync::Mutex::default();
-        let store = Arc::new(Moody { store, down: AtomicBool::new(false), gate });
+        let answers = tokio::sync::Mutex::default();
+        let store = Arc::new(Moody { store, down: AtomicBool::new(false), gate, answers });
         let clock = Arc::new(FixedClock(AtomicU64::new(START)));
         let audit = Arc::new(Audit::new(store.clone(), clock.clone(), keep));
         Self { audit, store, clock, _dir: dir }
@@ -107,18 +113,17 @@ async fn events_are_chained_in_order_in_batches_and_survive_an_outage() {
     log.store.down.store(true, Ordering::SeqCst);
     (0..count).for_each(|n| log.record(n));
     assert!(log.audit.flush().await.is_err());
-    let admin = log.audit.event(AuditKind::Admin);
-    assert!(log.audit.commit(admin.clone()).await.is_err(), "what must be traced fails");
     assert_eq!(log.audit.unwritten() as u64, count);
 
     log.store.down.store(false, Ordering::SeqCst);
-    let head = log.audit.commit(admin).await.unwrap();
+    log.audit.record(log.audit.event(AuditKind::Admin));
+    log.audit.flush().await.unwrap();
+    let head = log.audit.head().await.unwrap();
     let rows = log.rows().await;
     assert_eq!(rows.len() as u64, count + 1);
     let numbers: Vec<_> = rows.iter().filter_map(|row| row.event.sent_bytes).collect();
     assert!(numbers.iter().copied().eq(0..count), "each once, in order");
     assert_eq!(rows.last().unwrap().event.kind, AuditKind::Admin);
-    assert_eq!(log.audit.head().await.unwrap(), head);
     assert_eq!(log.verify(Some(head)).await.unwrap().rows, count + 1);
     assert_eq!((log.audit.unwritten(), log.audit.lost()), (0, 0));
 }
@@ -180,13 +185,33 @@ async fn a_gap_that_grows_while_it_is_written_is_counted_once() {
 }
 
 #[tokio::test]
+async fn who_stops_waiting_for_a_write_does_not_have_it_done_twice() {
+    let log = Log::new(AuditKeep::default()).await;
+    (0..3).for_each(|n| log.record(n));
+    let answers = log.store.answers.lock().await;
+    let waiting = tokio::spawn({
+        let audit = log.audit.clone();
+        async move { audit.flush().await }
+    });
+    while log.audit.head().await.unwrap().seq < 3 {
+        tokio::task::yield_now().await;
+    }
+    waiting.abort();
+    assert!(waiting.await.unwrap_err().is_cancelled());
+    drop(answers);
+    log.audit.flush().await.unwrap();
+    assert_eq!((log.rows().await.len(), log.audit.unwritten()), (3, 0));
+}
+
+#[tokio::test]
 async fn several_writers_share_one_chain() {
     let log = Log::new(AuditKeep::default()).await;
     let other = Audit::new(log.store.clone(), log.clock.clone(), AuditKeep::default());
+    let other = Arc::new(other);
     for n in 0..20 {
         log.record(n);
-        let (one, two) =
-            tokio::join!(log.audit.flush(), other.commit(other.event(AuditKind::Revoke)));
+        other.record(other.event(AuditKind::Close));
+        let (one, two) = tokio::join!(log.audit.flush(), other.flush());
         one.unwrap();
         two.unwrap();
     }
@@ -218,6 +243,26 @@ async fn old_rows_go_and_the_rest_can_still_be_checked() {
     assert!(matches!(log.verify(Some(noted)).await, Err(Broken::HeadTooOld { head: 30 })));
     assert_eq!(log.audit.prune().await.unwrap(), 0, "a checkpoint is not a reason for another");
     assert_eq!(log.verify(Some(head)).await.unwrap().rows, 1);
+}
+
+#[tokio::test]
+async fn a_flood_is_pruned_before_the_hour_is_over() {
+    let log = Log::new(AuditKeep { rows: 10, ..AuditKeep::default() }).await;
+    let writer = tokio::spawn({
+        let audit = log.audit.clone();
+        async move { audit.run().await }
+    });
+    let began = Instant::now();
+    let bound = u64::from(limits::AUDIT_PRUNE_BATCH);
+    let mut recorded = 0;
+    while log.rows().await.first().is_none_or(|row| row.seq < bound) {
+        assert!(recorded < 3 * bound, "nothing is pruned");
+        (0..500).for_each(|n| log.record(n));
+        recorded += 500;
+        log.audit.flush().await.unwrap();
+    }
+    assert!(began.elapsed() < limits::AUDIT_PRUNE_INTERVAL);
+    writer.abort();
 }
 
 #[tokio::test]

@@ -212,7 +212,8 @@ impl From<CreateTokenError> for Failure {
             | CreateTokenError::ExpiresAtOnce
             | CreateTokenError::Source(_)
             | CreateTokenError::NoUses
-            | CreateTokenError::UsesOfAdmin => {
+            | CreateTokenError::UsesOfAdmin
+            | CreateTokenError::EnvironmentsOfAdmin => {
                 Self::new(ErrorCode::InvalidRequest, error.to_string())
             }
             CreateTokenError::Store(error) => error.into(),

@@ -7,7 +7,6 @@ use axum::extract::{Path, Query, State};
 use axum::http::header::{CACHE_CONTROL, CONNECTION, HOST};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use rendez_proto::audit::AuditKind;
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::proof::Call;
 use rendez_proto::registry::admin::{CreateToken, RotateToken, TokenCreated, TokenList};
@@ -196,10 +195,7 @@ pub(super) async fn rotate_token(
         caller.must_be(&[Role::Admin])?;
         let id = text(path)?.parse::<TokenId>().map_err(|_| no_such_token())?;
         let request = RotateToken::parse(&body::read(body).await?)?;
-        registry
-            .witness(AuditKind::Admin, Some(&caller.subject), &format!("token_rotated {id}"))
-            .await?;
-        Ok(registry.rotate_token(&id, &request).await?)
+        Ok(registry.rotate_token(Some(&caller.subject), &id, &request).await?)
     };
     answer(&registry, Operation::Tokens, work.await.map(ok))
 }
@@ -226,9 +222,11 @@ pub(super) async fn revoke_token(
         let caller = caller(&registry, source, &headers).await?;
         caller.must_be(&[Role::Admin])?;
         let subject = text(path)?.parse::<Subject>().map_err(|_| no_such_token())?;
-        let what = format!("token_revoked {subject}");
-        registry.witness(AuditKind::Revoke, Some(&caller.subject), &what).await?;
-        if registry.revoke(&subject).await? { Ok(()) } else { Err(no_such_token()) }
+        if registry.revoke(Some(&caller.subject), &subject).await? {
+            Ok(())
+        } else {
+            Err(no_such_token())
+        }
     };
     answer(&registry, Operation::Tokens, work.await.map(done))
 }
@@ -256,9 +254,8 @@ pub(super) async fn revoke_environment(
         let environment = environment(path)?;
         caller.may(Role::Admin, &environment)?;
         let unknown = || Failure::new(ErrorCode::NotFound, "nobody registered this environment");
-        let what = format!("environment_revoked {environment}");
-        registry.witness(AuditKind::Revoke, Some(&caller.subject), &what).await?;
-        if registry.revoke_environment(&environment).await? { Ok(()) } else { Err(unknown()) }
+        let found = registry.revoke_environment(Some(&caller.subject), &environment).await?;
+        if found { Ok(()) } else { Err(unknown()) }
     };
     answer(&registry, Operation::Environments, work.await.map(done))
 }
@@ -286,9 +283,8 @@ pub(super) async fn end_registration(
         let environment = environment(path)?;
         caller.may(Role::Admin, &environment)?;
         let unknown = || Failure::new(ErrorCode::NotFound, "the environment has no registration");
-        let what = format!("registration_ended {environment}");
-        registry.witness(AuditKind::Revoke, Some(&caller.subject), &what).await?;
-        registry.end_registration(&environment).await?.map(drop).ok_or_else(unknown)
+        let ended = registry.end_registration(Some(&caller.subject), &environment).await?;
+        ended.map(drop).ok_or_else(unknown)
     };
     answer(&registry, Operation::Environments, work.await.map(done))
 }

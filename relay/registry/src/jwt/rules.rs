@@ -40,6 +40,11 @@ impl Rule {
         if config.role == Role::Join {
             return Err("a rule cannot have the role join".to_owned());
         }
+        if config.role == Role::Admin && config.environments != "*" {
+            return Err(
+                "a rule for admins is for the whole relay: its environments are \"*\"".to_owned()
+            );
+        }
         let environments = template(&config.environments)?;
         // with values put in, what is not a pattern now would never be one
         let sample: String = environments

@@ -336,7 +336,7 @@ async fn a_foreign_bearer_is_an_executor_like_any_other() {
     assert_eq!(admitted.subject, Subject::Foreign(subject));
     assert_eq!(admitted.claims.environment, env("ci-acme_2fapp"));
 
-    fixture.registry.revoke(&admitted.subject).await.unwrap();
+    fixture.registry.revoke(None, &admitted.subject).await.unwrap();
     assert!(fixture.registry.check_executor(ticket, None).await.is_err());
     assert!(!fixture.registry.is_still_good(&admitted).await.unwrap());
     assert_eq!(register(&fixture.registry, &token, "ci-acme_2fapp").await.0, 401);

@@ -40,6 +40,9 @@ pub enum CreateTokenError {
     /// The caller's fault.
     #[error("uses of an admin's token are not counted: give it an expiry instead")]
     UsesOfAdmin,
+    /// The caller's fault.
+    #[error("an admin's token is for the whole relay: its environments are \"*\"")]
+    EnvironmentsOfAdmin,
     /// Ours, for now.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -104,6 +107,10 @@ impl Registry {
         if new.expires_in_secs == Some(0) {
             return Err(CreateTokenError::ExpiresAtOnce);
         }
+        // an admin makes tokens, and so could have any environment
+        if new.role == Role::Admin && environments.as_str() != "*" {
+            return Err(CreateTokenError::EnvironmentsOfAdmin);
+        }
         let sources = SourceCidrs::parse(&new.source_cidrs)?;
         let max_uses = match (new.role, new.max_uses) {
             (_, Some(0)) => return Err(CreateTokenError::NoUses),
@@ -128,9 +135,8 @@ impl Registry {
             expires_at: new.expires_in_secs.map(|seconds| now.saturating_add(seconds)),
             revoked_at: None,
         };
-        let what = format!("token_created {}", token.id);
-        self.witness(AuditKind::Admin, actor, &what).await?;
-        self.store().insert_token(&token).await?;
+        let act = self.act(AuditKind::Admin, actor, format!("token_created {}", token.id)).await?;
+        self.store().insert_token(&token, &act).await?;
         tracing::info!(
             token = %token.id,
             role = ?token.role,
@@ -165,12 +171,13 @@ impl Registry {
     }
 
     /// Gives a token a new secret; the old one stays valid for a while. What
-    /// it opened stays open. For admins.
+    /// it opened stays open. For admins, of whom the audit log names `actor`.
     ///
     /// # Errors
     /// See [`RotateError`].
     pub async fn rotate_token(
         &self,
+        actor: Option<&Subject>,
         id: &TokenId,
         request: &RotateToken,
     ) -> Result<TokenCreated, RotateError> {
@@ -181,10 +188,11 @@ impl Registry {
         let secret = Zeroizing::new(self.random::<SECRET_BYTES>()?);
         let bearer = BearerToken::new(role, id.clone(), *secret);
         let hash = bearer.secret_hash();
-        match self.store().rotate_token(id, &hash, request.overlap_secs, self.now()).await? {
+        let (overlap, now) = (request.overlap_secs, self.now());
+        let act = self.act(AuditKind::Admin, actor, format!("token_rotated {id}")).await?;
+        match self.store().rotate_token(id, &hash, overlap, now, &act).await? {
             Rotated::To(token) => {
-                let overlap_secs = request.overlap_secs;
-                tracing::info!(token = %id, overlap_secs, "token rotated");
+                tracing::info!(token = %id, overlap_secs = overlap, "token rotated");
                 Ok(TokenCreated { token: bearer.to_text(), entry: token_entry(*token) })
             }
             Rotated::Inactive => Err(RotateError::Inactive),
@@ -224,11 +232,8 @@ mod tests {
     use crate::testing::{Fixture, START};
 
     fn request(role: Role) -> CreateToken {
-        CreateToken {
-            environments: "dev-*".to_owned(),
-            label: "laptop".to_owned(),
-            ..CreateToken::new(role)
-        }
+        let environments = if role == Role::Admin { "*" } else { "dev-*" }.to_owned();
+        CreateToken { environments, label: "laptop".to_owned(), ..CreateToken::new(role) }
     }
 
     #[tokio::test]
@@ -251,7 +256,7 @@ mod tests {
         let result = registry.authenticate(short.token.expose(), None).await;
         assert!(matches!(result, Err(AuthError::Expired)));
 
-        assert!(registry.revoke(&caller.subject).await.unwrap());
+        assert!(registry.revoke(None, &caller.subject).await.unwrap());
         let result = registry.authenticate(long.token.expose(), None).await;
         assert!(matches!(result, Err(AuthError::Revoked)));
 
@@ -293,7 +298,34 @@ mod tests {
         assert!(matches!(registry.create_token(&new).await, Err(CreateTokenError::Pattern(_))));
         let new = CreateToken { expires_in_secs: Some(0), ..request(Role::Admin) };
         assert!(matches!(registry.create_token(&new).await, Err(CreateTokenError::ExpiresAtOnce)));
+        let new = CreateToken { environments: "dev-*".to_owned(), ..request(Role::Admin) };
+        let result = registry.create_token(&new).await;
+        assert!(matches!(result, Err(CreateTokenError::EnvironmentsOfAdmin)));
         assert!(registry.list_tokens(None).await.unwrap().tokens.is_empty());
+        assert!(registry.audit().page(0).await.unwrap().rows.is_empty(), "nothing was done");
+    }
+
+    /// What was not done leaves no row, and what was done has its own.
+    #[tokio::test]
+    async fn the_audit_log_has_what_was_done_and_nothing_else() {
+        let fixture = Fixture::new().await;
+        let registry = &fixture.registry;
+        let made = registry.create_token(&request(Role::Orchestrator)).await.unwrap();
+        let id: TokenId = made.entry.id.parse().unwrap();
+        let nobody = TokenId::from_random([9; 8]);
+        let rotate = RotateToken { overlap_secs: 0 };
+        registry.rotate_token(None, &id, &rotate).await.unwrap();
+        registry.rotate_token(None, &nobody, &rotate).await.unwrap_err();
+        assert!(!registry.revoke(None, &nobody.into()).await.unwrap());
+        assert!(registry.revoke(None, &id.clone().into()).await.unwrap());
+        registry.rotate_token(None, &id, &rotate).await.unwrap_err();
+        assert!(!registry.revoke_environment(None, &"never".parse().unwrap()).await.unwrap());
+        let ended = registry.end_registration(None, &"never".parse().unwrap()).await.unwrap();
+        assert_eq!(ended, None);
+        let rows = registry.audit().page(0).await.unwrap().rows;
+        let what: Vec<_> = rows.into_iter().filter_map(|row| row.event.what).collect();
+        let done = ["token_created", "token_rotated", "token_revoked"];
+        assert_eq!(what, done.map(|word| format!("{word} {id}")));
     }
 
     #[tokio::test]
@@ -326,8 +358,9 @@ mod tests {
         };
         let first = registry.create_token(&request(Role::Orchestrator)).await.unwrap();
         let id: TokenId = first.entry.id.parse().unwrap();
-        let rotate =
-            async |overlap_secs| registry.rotate_token(&id, &RotateToken { overlap_secs }).await;
+        let rotate = async |overlap_secs| {
+            registry.rotate_token(None, &id, &RotateToken { overlap_secs }).await
+        };
         let second = rotate(60).await.unwrap();
         assert_eq!(second.entry.id, first.entry.id);
         assert_eq!(second.entry.rotated_at_unix_secs, Some(START));
@@ -345,10 +378,10 @@ mod tests {
 
         let long = limits::ROTATION_OVERLAP_MAX.as_secs() + 1;
         assert!(matches!(rotate(long).await, Err(RotateError::Overlap)));
-        registry.revoke(&id.clone().into()).await.unwrap();
+        registry.revoke(None, &id.clone().into()).await.unwrap();
         assert!(matches!(rotate(0).await, Err(RotateError::Inactive)));
         let nobody = TokenId::from_random([9; 8]);
-        let result = registry.rotate_token(&nobody, &RotateToken { overlap_secs: 0 }).await;
+        let result = registry.rotate_token(None, &nobody, &RotateToken { overlap_secs: 0 }).await;
         assert!(matches!(result, Err(RotateError::Unknown)));
     }
 

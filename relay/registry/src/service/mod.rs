@@ -51,7 +51,7 @@ struct Inner {
     store: Arc<dyn Store>,
     records: Arc<dyn Background>,
     history: History,
-    audit: Audit,
+    audit: Arc<Audit>,
     signer: Signer,
     issuers: Issuers,
     started_at: u64,
@@ -139,6 +139,7 @@ impl Inner {
     ) -> Self {
         let history = History::new(records.clone(), run);
         let audit = Audit::new(records.clone(), options.clock.clone(), options.audit_keep);
+        let audit = Arc::new(audit);
         let stats = Stats::default();
         let started_at = options.clock.now_unix_secs();
         Self { store, records, history, audit, signer, issuers, started_at, options, stats }
@@ -211,7 +212,7 @@ impl Registry {
     }
 
     /// Who did what.
-    pub fn audit(&self) -> &Audit {
+    pub fn audit(&self) -> &Arc<Audit> {
         &self.inner.audit
     }
 

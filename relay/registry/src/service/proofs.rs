@@ -205,8 +205,8 @@ impl Registry {
             what: Some(format!("executor_enrolled {}", token.id)),
             ..event
         };
-        self.audit().commit(event).await?;
-        match self.store().enrol(&token, &join, now).await? {
+        self.audit().flush().await?;
+        match self.store().enrol(&token, &join, now, &event).await? {
             Enrolled::Now => {
                 let environment = &proof.environment;
                 tracing::info!(token = %token.id, %environment, %join, "executor enrolled");
@@ -327,9 +327,9 @@ mod tests {
         assert!(matches!(second, Err(ProofError::Forbidden(Forbidden::UsedUp))));
 
         // the token may end, and the key may be revoked
-        fixture.registry.revoke(&join.into()).await.unwrap();
+        fixture.registry.revoke(None, &join.into()).await.unwrap();
         go(&fixture, &register(1, 6), None, Call::Register, "dev-1").await.unwrap();
-        fixture.registry.revoke(&caller.subject).await.unwrap();
+        fixture.registry.revoke(None, &caller.subject).await.unwrap();
         let refused = go(&fixture, &register(1, 7), None, Call::Register, "dev-1").await;
         assert!(matches!(refused, Err(ProofError::Revoked)));
     }
@@ -368,7 +368,7 @@ mod tests {
         assert!(matches!(refused, Err(ProofError::Forbidden(Forbidden::Environment))));
         let refused = settle(other_key, BODY).await;
         assert!(matches!(refused, Err(ProofError::Forbidden(Forbidden::UsedUp))));
-        fixture.registry.revoke(&caller.subject).await.unwrap();
+        fixture.registry.revoke(None, &caller.subject).await.unwrap();
         assert!(matches!(settle(late, BODY).await, Err(ProofError::Revoked)));
 
         // the first one's networks are those of its join token

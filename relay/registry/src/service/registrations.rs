@@ -203,7 +203,9 @@ impl Registry {
         let registration = match self.reachable(environment).await {
             Ok(registration) => registration,
             Err(error) => {
-                self.trail(AuditKind::Connect, &actor, environment, None, Some("away"));
+                if matches!(error, Unreachable::Away(_)) {
+                    self.trail(AuditKind::Connect, &actor, environment, None, Some("away"));
+                }
                 return Err(error.into());
             }
         };
@@ -368,6 +370,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use async_trait::async_trait;
+    use rendez_proto::audit::AuditEvent;
     use rendez_proto::ids::Generation;
     use rendez_proto::registry::error::AbsenceState;
     use rendez_proto::ticket::BINDING_BYTES;
@@ -577,7 +580,7 @@ mod tests {
         fixture.online(&executor, "dev").await;
         let orchestrator = fixture.caller(Role::Orchestrator, "dev").await;
         let request = validate_request(&connect(&fixture, &orchestrator, None).await.unwrap());
-        assert!(fixture.registry.revoke(&orchestrator.subject).await.unwrap());
+        assert!(fixture.registry.revoke(None, &orchestrator.subject).await.unwrap());
         let verdict = fixture.registry.validate(&executor, &env("dev"), &request).await.unwrap();
         assert_eq!(verdict, Verdict::Denied(Denied::TokenInactive));
     }
@@ -590,7 +593,7 @@ mod tests {
 
     #[async_trait]
     impl Store for Scripted {
-        async fn insert_token(&self, _: &Token) -> Result<(), StoreError> {
+        async fn insert_token(&self, _: &Token, _: &AuditEvent) -> Result<(), StoreError> {
             Err(busy())
         }
         async fn token(&self, _: &TokenId) -> Result<Option<Token>, StoreError> {
@@ -608,16 +611,23 @@ mod tests {
             _: &[u8; 32],
             _: u64,
             _: u64,
+            _: &AuditEvent,
         ) -> Result<Rotated, StoreError> {
             Err(busy())
         }
         async fn use_token(&self, _: &Subject, _: u64) -> Result<Used, StoreError> {
             Err(busy())
         }
-        async fn enrol(&self, _: &Token, _: &TokenId, _: u64) -> Result<Enrolled, StoreError> {
+        async fn enrol(
+            &self,
+            _: &Token,
+            _: &TokenId,
+            _: u64,
+            _: &AuditEvent,
+        ) -> Result<Enrolled, StoreError> {
             Err(busy())
         }
-        async fn revoke(&self, _: &Subject, _: u64) -> Result<bool, StoreError> {
+        async fn revoke(&self, _: &Subject, _: u64, _: &AuditEvent) -> Result<bool, StoreError> {
             Err(busy())
         }
         async fn is_blocked(&self, _: &Subject) -> Result<bool, StoreError> {
@@ -627,10 +637,16 @@ mod tests {
             &self,
             _: &EnvironmentId,
             _: u64,
+            _: &AuditEvent,
         ) -> Result<Option<RegistrationId>, StoreError> {
             Err(busy())
         }
-        async fn revoke_environment(&self, _: &EnvironmentId, _: u64) -> Result<bool, StoreError> {
+        async fn revoke_environment(
+            &self,
+            _: &EnvironmentId,
+            _: u64,
+            _: &AuditEvent,
+        ) -> Result<bool, StoreError> {
             Err(busy())
         }
         async fn last_withdrawal(&self) -> Result<u64, StoreError> {

@@ -275,7 +275,7 @@ mod tests {
         assert!(matches!(result, Err(TicketRefused::Invalid(TicketError::Expired))));
 
         let revoked = ticket(&pair.connect().await.url);
-        registry.revoke(&pair.orchestrator.subject).await.unwrap();
+        registry.revoke(None, &pair.orchestrator.subject).await.unwrap();
         let result = registry.redeem_orchestrator(&revoked, None).await;
         assert!(matches!(result, Err(TicketRefused::Revoked)));
     }
@@ -295,7 +295,7 @@ mod tests {
         assert!(matches!(result, Err(TicketRefused::Superseded)));
         registry.check_executor(&anew, None).await.unwrap();
 
-        registry.revoke(&pair.executor.subject).await.unwrap();
+        registry.revoke(None, &pair.executor.subject).await.unwrap();
         assert!(matches!(registry.check_executor(&anew, None).await, Err(TicketRefused::Revoked)));
         assert_eq!(pair.count(Operation::ExecutorTicket, TicketFault::Superseded), 1);
         assert_eq!(pair.count(Operation::ExecutorTicket, TicketFault::Revoked), 1);

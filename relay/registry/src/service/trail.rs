@@ -27,19 +27,20 @@ impl Registry {
         });
     }
 
-    /// Notes what must leave a trace, before it is done.
+    /// The row of what an operator does, which the store writes together with
+    /// it, behind all that was noted before. `actor` is `None` for who works on
+    /// the relay's machine.
     ///
     /// # Errors
-    /// The database refused: then it is not to be done.
-    pub async fn witness(
+    /// The database refused what was noted before.
+    pub(super) async fn act(
         &self,
         kind: AuditKind,
         actor: Option<&Subject>,
-        what: &str,
-    ) -> Result<(), StoreError> {
+        what: String,
+    ) -> Result<AuditEvent, StoreError> {
+        self.audit().flush().await?;
         let event = self.audit().event(kind);
-        let (actor, what) = (actor.map(Subject::to_string), Some(what.to_owned()));
-        let event = AuditEvent { actor, what, ..event };
-        self.audit().commit(event).await.map(drop)
+        Ok(AuditEvent { actor: actor.map(Subject::to_string), what: Some(what), ..event })
     }
 }

@@ -1,5 +1,9 @@
 //! Ending what is open: what the registry says about live websockets.
+//!
+//! The `actor` of a call is whom the audit log names, `None` for who works on
+//! the relay's machine.
 
+use rendez_proto::audit::AuditKind;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::limits;
 use rendez_proto::ticket::Purpose;
@@ -48,8 +52,13 @@ impl Registry {
     ///
     /// # Errors
     /// The store's.
-    pub async fn revoke(&self, subject: &Subject) -> Result<bool, StoreError> {
-        let found = self.store().revoke(subject, self.now()).await?;
+    pub async fn revoke(
+        &self,
+        actor: Option<&Subject>,
+        subject: &Subject,
+    ) -> Result<bool, StoreError> {
+        let act = self.act(AuditKind::Revoke, actor, format!("token_revoked {subject}")).await?;
+        let found = self.store().revoke(subject, self.now(), &act).await?;
         if found {
             tracing::info!(token = %subject, "token revoked");
         }
@@ -64,9 +73,12 @@ impl Registry {
     /// The store's.
     pub async fn revoke_environment(
         &self,
+        actor: Option<&Subject>,
         environment: &EnvironmentId,
     ) -> Result<bool, StoreError> {
-        let found = self.store().revoke_environment(environment, self.now()).await?;
+        let what = format!("environment_revoked {environment}");
+        let act = self.act(AuditKind::Revoke, actor, what).await?;
+        let found = self.store().revoke_environment(environment, self.now(), &act).await?;
         if found {
             tracing::info!(%environment, "environment revoked");
         }
@@ -81,9 +93,12 @@ impl Registry {
     /// The store's.
     pub async fn end_registration(
         &self,
+        actor: Option<&Subject>,
         environment: &EnvironmentId,
     ) -> Result<Option<RegistrationId>, StoreError> {
-        let ended = self.store().remove_registration(environment, self.now()).await?;
+        let what = format!("registration_ended {environment}");
+        let act = self.act(AuditKind::Revoke, actor, what).await?;
+        let ended = self.store().remove_registration(environment, self.now(), &act).await?;
         if let Some(registration) = &ended {
             tracing::info!(%environment, %registration, "registration ended");
         }

@@ -15,7 +15,7 @@ use crate::model::{
     Credential, NewRegistration, Registration, Role, SourceCidrs, Subject, Token, TokenId,
     Withdrawal,
 };
-use crate::testing::{env, key};
+use crate::testing::{act, env, key};
 
 pub(crate) fn token(n: u8, role: Role) -> Token {
     Token {
@@ -141,20 +141,20 @@ async fn tokens(store: &dyn Store) {
     assert!(store.tokens(None, 10).await.unwrap().is_empty());
     let all = [token(1, Role::Executor), token(2, Role::Orchestrator), token(3, Role::Admin)];
     for token in [&all[2], &all[0], &all[1]] {
-        store.insert_token(token).await.unwrap();
+        store.insert_token(token, &act()).await.unwrap();
     }
-    assert!(store.insert_token(&all[0]).await.is_err(), "an id is used once");
+    assert!(store.insert_token(&all[0], &act()).await.is_err(), "an id is used once");
     assert_eq!(store.token(&all[1].id).await.unwrap().as_ref(), Some(&all[1]));
     assert_eq!(store.token(&TokenId::from_random([9; 8])).await.unwrap(), None);
 
     assert_eq!(store.tokens(None, 2).await.unwrap(), all[..2]);
     assert_eq!(store.tokens(Some(&all[1].id), 2).await.unwrap(), all[2..]);
 
-    assert!(store.revoke(&all[2].id.clone().into(), 20).await.unwrap());
-    assert!(store.revoke(&all[2].id.clone().into(), 30).await.unwrap());
+    assert!(store.revoke(&all[2].id.clone().into(), 20, &act()).await.unwrap());
+    assert!(store.revoke(&all[2].id.clone().into(), 30, &act()).await.unwrap());
     let revoked = store.token(&all[2].id).await.unwrap().unwrap();
     assert_eq!(revoked, Token { revoked_at: Some(20), ..all[2].clone() });
-    assert!(!store.revoke(&id(9).into(), 20).await.unwrap());
+    assert!(!store.revoke(&id(9).into(), 20, &act()).await.unwrap());
 }
 
 async fn registrations(store: &dyn Store) {
@@ -235,7 +235,7 @@ async fn redemptions(store: &dyn Store) {
 
 async fn uses(store: &dyn Store) {
     let bounded = Token { max_uses: Some(2), ..token(20, Role::Orchestrator) };
-    store.insert_token(&bounded).await.unwrap();
+    store.insert_token(&bounded, &act()).await.unwrap();
     let subject = Subject::from(bounded.id.clone());
     let used = async || store.use_token(&subject, 5).await.unwrap();
     let (a, b, c) = tokio::join!(used(), used(), used());
@@ -251,7 +251,7 @@ async fn uses(store: &dyn Store) {
 
     // a claim is a use
     let once = Token { max_uses: Some(1), ..token(21, Role::Executor) };
-    store.insert_token(&once).await.unwrap();
+    store.insert_token(&once, &act()).await.unwrap();
     let mine = |id: &str| NewRegistration {
         subject: once.id.clone().into(),
         ..claim("dev-once", id, key(1))
@@ -262,18 +262,19 @@ async fn uses(store: &dyn Store) {
 
 async fn rotations(store: &dyn Store) {
     let old = token(22, Role::Admin);
-    store.insert_token(&old).await.unwrap();
-    let Rotated::To(new) = store.rotate_token(&old.id, &[0x22; 32], 30, 100).await.unwrap() else {
+    store.insert_token(&old, &act()).await.unwrap();
+    let Rotated::To(new) = store.rotate_token(&old.id, &[0x22; 32], 30, 100, &act()).await.unwrap()
+    else {
         panic!("not rotated");
     };
     let credential = Credential::Secret { hash: [0x22; 32], previous: Some(([22; 32], 130)) };
     assert_eq!(*new, Token { credential, rotated_at: Some(100), ..old.clone() });
     assert_eq!(store.token(&old.id).await.unwrap(), Some(*new));
-    store.rotate_token(&old.id, &[0x33; 32], 0, 110).await.unwrap();
+    store.rotate_token(&old.id, &[0x33; 32], 0, 110, &act()).await.unwrap();
     let credential = store.token(&old.id).await.unwrap().unwrap().credential;
     assert_eq!(credential, Credential::Secret { hash: [0x33; 32], previous: None });
     for (nobody, why) in [(9, Rotated::Unknown), (3, Rotated::Inactive)] {
-        assert_eq!(store.rotate_token(&id(nobody), &[0; 32], 0, 100).await.unwrap(), why);
+        assert_eq!(store.rotate_token(&id(nobody), &[0; 32], 0, 100, &act()).await.unwrap(), why);
     }
 }
 
@@ -284,8 +285,8 @@ fn enrolled(n: u8, key: u8) -> Token {
 
 async fn enrolments(store: &dyn Store) {
     let join = Token { max_uses: Some(2), ..token(23, Role::Join) };
-    store.insert_token(&join).await.unwrap();
-    let enrol = async |token: &Token| store.enrol(token, &join.id, 100).await.unwrap();
+    store.insert_token(&join, &act()).await.unwrap();
+    let enrol = async |token: &Token| store.enrol(token, &join.id, 100, &act()).await.unwrap();
     let first = enrolled(24, 0xa1);
     assert_eq!(enrol(&first).await, Enrolled::Now);
     assert_eq!(enrol(&enrolled(25, 0xa1)).await, Enrolled::KeyKnown);
@@ -294,9 +295,15 @@ async fn enrolments(store: &dyn Store) {
     assert_eq!(store.token_by_key(&[0xa2; 32]).await.unwrap(), None);
     assert_eq!(enrol(&enrolled(26, 0xa2)).await, Enrolled::Now);
     assert_eq!(enrol(&enrolled(27, 0xa3)).await, Enrolled::UsedUp);
-    assert_eq!(store.enrol(&enrolled(27, 0xa3), &id(3), 100).await.unwrap(), Enrolled::Inactive);
+    assert_eq!(
+        store.enrol(&enrolled(27, 0xa3), &id(3), 100, &act()).await.unwrap(),
+        Enrolled::Inactive
+    );
     assert_eq!(store.token(&id(27)).await.unwrap(), None);
-    assert_eq!(store.rotate_token(&first.id, &[0; 32], 0, 100).await.unwrap(), Rotated::HasKey);
+    assert_eq!(
+        store.rotate_token(&first.id, &[0; 32], 0, 100, &act()).await.unwrap(),
+        Rotated::HasKey
+    );
 }
 
 async fn withdrawals(store: &dyn Store) {
@@ -314,7 +321,7 @@ async fn withdrawals(store: &dyn Store) {
     claim_with(store, &mine(stranger.clone(), "reg_1"), 100).await;
     assert!(!store.is_blocked(&stranger).await.unwrap());
     for _ in 0..2 {
-        assert!(store.revoke(&stranger, 100).await.unwrap());
+        assert!(store.revoke(&stranger, 100, &act()).await.unwrap());
     }
     assert!(store.is_blocked(&stranger).await.unwrap());
     let again = store.put_registration(&mine(stranger.clone(), "reg_2"), 100).await;
@@ -323,17 +330,20 @@ async fn withdrawals(store: &dyn Store) {
 
     let key = Subject::from(id(24));
     let ended = claim_with(store, &mine(key.clone(), "reg_3"), 100).await.id;
-    assert_eq!(store.remove_registration(&env("dev-key"), 100).await.unwrap(), Some(ended.clone()));
-    assert_eq!(store.remove_registration(&env("dev-key"), 100).await.unwrap(), None);
+    assert_eq!(
+        store.remove_registration(&env("dev-key"), 100, &act()).await.unwrap(),
+        Some(ended.clone())
+    );
+    assert_eq!(store.remove_registration(&env("dev-key"), 100, &act()).await.unwrap(), None);
     assert_eq!(store.registration(&env("dev-key")).await.unwrap(), None);
 
     // may come back, with a higher generation
     let back = claim_with(store, &mine(key.clone(), "reg_4"), 100).await;
     assert_eq!(back.generation, Generation(3));
-    assert!(store.revoke_environment(&env("dev-key"), 100).await.unwrap());
+    assert!(store.revoke_environment(&env("dev-key"), 100, &act()).await.unwrap());
     assert_eq!(store.registration(&env("dev-key")).await.unwrap(), None);
     assert_eq!(store.token(&id(24)).await.unwrap().unwrap().revoked_at, Some(100));
-    assert!(!store.revoke_environment(&env("never"), 100).await.unwrap());
+    assert!(!store.revoke_environment(&env("never"), 100, &act()).await.unwrap());
     assert_eq!(
         since(start).await,
         [
@@ -350,14 +360,20 @@ async fn withdrawals(store: &dyn Store) {
         let claimed = store.put_registration(&mine(subject, "reg_5"), 100).await.unwrap();
         assert_eq!(claimed, Claimed::EnvironmentRevoked, "{which}");
     }
-    store.insert_token(&Token { max_uses: Some(9), ..token(28, Role::Join) }).await.unwrap();
+    store
+        .insert_token(&Token { max_uses: Some(9), ..token(28, Role::Join) }, &act())
+        .await
+        .unwrap();
     let old = Token { max_uses: Some(9), ..token(29, Role::Join) };
-    store.insert_token(&old).await.unwrap();
-    store.insert_token(&token(30, Role::Executor)).await.unwrap();
-    assert_eq!(store.enrol(&enrolled(31, 0xb1), &id(28), 100).await.unwrap(), Enrolled::Now);
+    store.insert_token(&old, &act()).await.unwrap();
+    store.insert_token(&token(30, Role::Executor), &act()).await.unwrap();
+    assert_eq!(
+        store.enrol(&enrolled(31, 0xb1), &id(28), 100, &act()).await.unwrap(),
+        Enrolled::Now
+    );
     claim_with(store, &mine(id(30).into(), "reg_6"), 100).await;
     claim_with(store, &mine(id(31).into(), "reg_7"), 100).await;
-    assert!(store.revoke_environment(&env("dev-key"), 100).await.unwrap());
-    let enrolled = store.enrol(&enrolled(32, 0xb2), &old.id, 100).await.unwrap();
+    assert!(store.revoke_environment(&env("dev-key"), 100, &act()).await.unwrap());
+    let enrolled = store.enrol(&enrolled(32, 0xb2), &old.id, 100, &act()).await.unwrap();
     assert_eq!(enrolled, Enrolled::EnvironmentRevoked);
 }

@@ -1,5 +1,9 @@
 //! What the registry keeps. One transaction per method; `now` is an argument,
 //! in seconds since 1970.
+//!
+//! What must leave a trace takes an `act`: the audit log's row of it, which is
+//! written in the same transaction. So it is there if, and only if, the thing
+//! was done.
 
 pub mod audit;
 pub mod records;
@@ -9,6 +13,7 @@ pub mod sqlite;
 pub(crate) mod contract;
 
 use async_trait::async_trait;
+use rendez_proto::audit::AuditEvent;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::ticket;
 
@@ -123,7 +128,7 @@ pub struct Withdrawn {
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Adds a token, up to [`rendez_proto::limits::TOKENS_MAX`].
-    async fn insert_token(&self, token: &Token) -> Result<(), StoreError>;
+    async fn insert_token(&self, token: &Token, act: &AuditEvent) -> Result<(), StoreError>;
 
     /// The token with this id, in whatever state.
     async fn token(&self, id: &TokenId) -> Result<Option<Token>, StoreError>;
@@ -143,6 +148,7 @@ pub trait Store: Send + Sync + 'static {
         new: &[u8; 32],
         overlap: u64,
         now: u64,
+        act: &AuditEvent,
     ) -> Result<Rotated, StoreError>;
 
     /// Counts a use, unless this token's uses are not counted. Of any number of
@@ -151,11 +157,22 @@ pub trait Store: Send + Sync + 'static {
 
     /// Adds `token`, which has a key and covers one environment, and uses
     /// `join` once.
-    async fn enrol(&self, token: &Token, join: &TokenId, now: u64) -> Result<Enrolled, StoreError>;
+    async fn enrol(
+        &self,
+        token: &Token,
+        join: &TokenId,
+        now: u64,
+        act: &AuditEvent,
+    ) -> Result<Enrolled, StoreError>;
 
     /// Marks a token as revoked at `now`, or blocks a foreign subject, unless
     /// it is already, and notes a withdrawal. `false`: there is no such token.
-    async fn revoke(&self, subject: &Subject, now: u64) -> Result<bool, StoreError>;
+    async fn revoke(
+        &self,
+        subject: &Subject,
+        now: u64,
+        act: &AuditEvent,
+    ) -> Result<bool, StoreError>;
 
     /// Whether a foreign subject was revoked.
     async fn is_blocked(&self, subject: &Subject) -> Result<bool, StoreError>;
@@ -193,6 +210,7 @@ pub trait Store: Send + Sync + 'static {
         &self,
         environment: &EnvironmentId,
         now: u64,
+        act: &AuditEvent,
     ) -> Result<Option<RegistrationId>, StoreError>;
 
     /// Ends the environment's registration, revokes the executors that are
@@ -202,6 +220,7 @@ pub trait Store: Send + Sync + 'static {
         &self,
         environment: &EnvironmentId,
         now: u64,
+        act: &AuditEvent,
     ) -> Result<bool, StoreError>;
 
     /// The number of the last withdrawal, 0 if there was none.

@@ -25,6 +25,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use async_trait::async_trait;
+use rendez_proto::audit::AuditEvent;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::limits;
 use sqlx::migrate::MigrateError;
@@ -168,8 +169,8 @@ fn is_busy(error: &SqliteOpenError) -> bool {
 
 #[async_trait]
 impl Store for SqliteStore {
-    async fn insert_token(&self, token: &Token) -> Result<(), StoreError> {
-        tokens::insert(&self.db, token).await
+    async fn insert_token(&self, token: &Token, act: &AuditEvent) -> Result<(), StoreError> {
+        tokens::insert(&self.db, token, act).await
     }
 
     async fn token(&self, id: &TokenId) -> Result<Option<Token>, StoreError> {
@@ -190,20 +191,32 @@ impl Store for SqliteStore {
         new: &[u8; 32],
         overlap: u64,
         now: u64,
+        act: &AuditEvent,
     ) -> Result<Rotated, StoreError> {
-        tokens::rotate(&self.db, id, new, overlap, now).await
+        tokens::rotate(&self.db, id, new, overlap, now, act).await
     }
 
     async fn use_token(&self, subject: &Subject, now: u64) -> Result<Used, StoreError> {
         tokens::use_once(&self.db, subject, now).await
     }
 
-    async fn enrol(&self, token: &Token, join: &TokenId, now: u64) -> Result<Enrolled, StoreError> {
-        tokens::enrol(&self.db, token, join, now).await
+    async fn enrol(
+        &self,
+        token: &Token,
+        join: &TokenId,
+        now: u64,
+        act: &AuditEvent,
+    ) -> Result<Enrolled, StoreError> {
+        tokens::enrol(&self.db, token, join, now, act).await
     }
 
-    async fn revoke(&self, subject: &Subject, now: u64) -> Result<bool, StoreError> {
-        tokens::revoke(&self.db, subject, now).await
+    async fn revoke(
+        &self,
+        subject: &Subject,
+        now: u64,
+        act: &AuditEvent,
+    ) -> Result<bool, StoreError> {
+        tokens::revoke(&self.db, subject, now, act).await
     }
 
     async fn is_blocked(&self, subject: &Subject) -> Result<bool, StoreError> {
@@ -241,16 +254,18 @@ impl Store for SqliteStore {
         &self,
         environment: &EnvironmentId,
         now: u64,
+        act: &AuditEvent,
     ) -> Result<Option<RegistrationId>, StoreError> {
-        registrations::remove(&self.db, environment, now).await
+        registrations::remove(&self.db, environment, now, act).await
     }
 
     async fn revoke_environment(
         &self,
         environment: &EnvironmentId,
         now: u64,
+        act: &AuditEvent,
     ) -> Result<bool, StoreError> {
-        registrations::revoke(&self.db, environment, now).await
+        registrations::revoke(&self.db, environment, now, act).await
     }
 
     async fn last_withdrawal(&self) -> Result<u64, StoreError> {
@@ -275,7 +290,7 @@ mod tests {
     use super::*;
     use crate::model::{Credential, SourceCidrs};
     use crate::store::contract;
-    use crate::testing::{env, key};
+    use crate::testing::{act, env, key};
 
     fn claimed(claimed: Claimed) -> Registration {
         match claimed {
@@ -316,7 +331,7 @@ mod tests {
             subject: token.id.clone().into(),
         };
         let store = SqliteStore::open(&path).await.unwrap();
-        store.insert_token(&token).await.unwrap();
+        store.insert_token(&token, &act()).await.unwrap();
         let first = claimed(store.put_registration(&claim("a"), 5).await.unwrap());
         for file in std::fs::read_dir(dir.path()).unwrap() {
             let file = file.unwrap();
@@ -371,7 +386,7 @@ mod tests {
         );
         sqlx::query(sqlx::AssertSqlSafe(full)).execute(store.pool()).await.unwrap();
         let token = contract::token(1, Role::Executor);
-        store.insert_token(&token).await.unwrap();
+        store.insert_token(&token, &act()).await.unwrap();
         let new = NewRegistration {
             environment: env("one-more"),
             id: "r".parse().unwrap(),

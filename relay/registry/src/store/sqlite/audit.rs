@@ -78,6 +78,12 @@ impl AuditStore for SqliteStore {
     }
 }
 
+/// Chains an event behind the last row, as a part of what it tells of.
+pub(super) async fn note(tx: &mut SqliteConnection, event: &AuditEvent) -> Result<(), StoreError> {
+    let head = head(&mut *tx).await?;
+    append(tx, head, event.clone()).await.map(drop)
+}
+
 async fn head(tx: &mut SqliteConnection) -> Result<Head, StoreError> {
     let last = sqlx::query("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")
         .fetch_optional(&mut *tx)

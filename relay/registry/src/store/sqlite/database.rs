@@ -77,6 +77,7 @@ mod tests {
     use crate::store::{Store as _, contract};
 
     use super::*;
+    use crate::testing::act;
 
     /// Longer than any machine is busy.
     const PATIENT: Duration = Duration::from_secs(60);
@@ -95,9 +96,9 @@ mod tests {
         let writers: Vec<_> = (1..=2 * limits::DATABASE_CONNECTIONS as u8)
             .map(|n| {
                 let store = store.clone();
-                tokio::spawn(
-                    async move { store.insert_token(&contract::token(n, Role::Admin)).await },
-                )
+                tokio::spawn(async move {
+                    store.insert_token(&contract::token(n, Role::Admin), &act()).await
+                })
             })
             .collect();
         // each has begun to wait for something
@@ -119,9 +120,9 @@ mod tests {
         let (store, _dir) = store(Duration::ZERO).await;
         let held = store.db.write().await.unwrap();
         let token = contract::token(1, Role::Admin);
-        let refused = store.insert_token(&token).await;
+        let refused = store.insert_token(&token, &act()).await;
         assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
         drop(held);
-        store.insert_token(&token).await.unwrap();
+        store.insert_token(&token, &act()).await.unwrap();
     }
 }

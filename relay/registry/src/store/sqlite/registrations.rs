@@ -1,5 +1,6 @@
 //! The tables of environments and of their registrations.
 
+use rendez_proto::audit::AuditEvent;
 use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
 use rendez_proto::keys::PublicKey;
 use rendez_proto::limits;
@@ -9,7 +10,7 @@ use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 
 use super::database::Database;
 use super::rows::{bytes, number, seconds, text};
-use super::{journal, tokens};
+use super::{audit, journal, tokens};
 use crate::model::{Environment, NewRegistration, Registration, Subject, Withdrawal};
 use crate::store::{Claimed, StoreError, Used};
 
@@ -144,11 +145,13 @@ pub(super) async fn remove(
     db: &Database,
     environment: &EnvironmentId,
     now: u64,
+    act: &AuditEvent,
 ) -> Result<Option<RegistrationId>, StoreError> {
     let mut tx = db.write().await?;
     let Some(found) = get(&mut *tx, environment).await? else { return Ok(None) };
     delete(&mut tx, environment).await?;
     journal::withdraw(&mut tx, &Withdrawal::Registration(found.id.clone()), now).await?;
+    audit::note(&mut tx, act).await?;
     tx.commit().await?;
     Ok(Some(found.id))
 }
@@ -157,6 +160,7 @@ pub(super) async fn revoke(
     db: &Database,
     environment: &EnvironmentId,
     now: u64,
+    act: &AuditEvent,
 ) -> Result<bool, StoreError> {
     let mut tx = db.write().await?;
     let gone = Withdrawal::Environment(environment.clone());
@@ -179,6 +183,7 @@ pub(super) async fn revoke(
     .bind(environment.as_str())
     .execute(&mut *tx)
     .await?;
+    audit::note(&mut tx, act).await?;
     tx.commit().await?;
     Ok(true)
 }

@@ -1,17 +1,23 @@
 //! The table of tokens, and of enrolled executors.
 
+use rendez_proto::audit::AuditEvent;
 use rendez_proto::limits;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 
 use super::database::Database;
-use super::journal;
 use super::rows::{number, optional_bytes, optional_number, role, seconds, text};
+use super::{audit, journal};
 use crate::model::{Credential, Subject, Token, TokenId, Withdrawal};
 use crate::store::{Enrolled, Rotated, StoreError, Used};
 
-pub(super) async fn insert(db: &Database, token: &Token) -> Result<(), StoreError> {
+pub(super) async fn insert(
+    db: &Database,
+    token: &Token,
+    act: &AuditEvent,
+) -> Result<(), StoreError> {
     let mut tx = db.write().await?;
     insert_row(&mut tx, token).await?;
+    audit::note(&mut tx, act).await?;
     tx.commit().await
 }
 
@@ -83,7 +89,12 @@ pub(super) async fn list(
         .collect()
 }
 
-pub(super) async fn revoke(db: &Database, subject: &Subject, now: u64) -> Result<bool, StoreError> {
+pub(super) async fn revoke(
+    db: &Database,
+    subject: &Subject,
+    now: u64,
+    act: &AuditEvent,
+) -> Result<bool, StoreError> {
     let mut tx = db.write().await?;
     let (known, changed) = match subject {
         Subject::Token(id) => {
@@ -117,6 +128,7 @@ pub(super) async fn revoke(db: &Database, subject: &Subject, now: u64) -> Result
     };
     if changed {
         journal::withdraw(&mut tx, &Withdrawal::Subject(subject.clone()), now).await?;
+        audit::note(&mut tx, act).await?;
     }
     tx.commit().await?;
     Ok(known)
@@ -152,6 +164,7 @@ pub(super) async fn rotate(
     new: &[u8; 32],
     overlap: u64,
     now: u64,
+    act: &AuditEvent,
 ) -> Result<Rotated, StoreError> {
     let mut tx = db.write().await?;
     let Some(found) = get(&mut *tx, id).await? else { return Ok(Rotated::Unknown) };
@@ -172,6 +185,7 @@ pub(super) async fn rotate(
     .bind(id.as_str())
     .execute(&mut *tx)
     .await?;
+    audit::note(&mut tx, act).await?;
     tx.commit().await?;
     let credential = Credential::Secret { hash: *new, previous };
     Ok(Rotated::To(Box::new(Token { credential, rotated_at: Some(now), ..found })))
@@ -225,6 +239,7 @@ pub(super) async fn enrol(
     token: &Token,
     join: &TokenId,
     now: u64,
+    act: &AuditEvent,
 ) -> Result<Enrolled, StoreError> {
     let mut tx = db.write().await?;
     let Credential::Key { public, .. } = &token.credential else {
@@ -250,6 +265,7 @@ pub(super) async fn enrol(
         return Ok(Enrolled::EnvironmentRevoked);
     }
     insert_row(&mut tx, token).await?;
+    audit::note(&mut tx, act).await?;
     tx.commit().await?;
     Ok(Enrolled::Now)
 }
