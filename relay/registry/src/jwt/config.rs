@@ -22,8 +22,9 @@ pub struct IssuerConfig {
     /// Ways of signing that are accepted; by default all that there are.
     #[serde(default = "JwtAlgorithm::all")]
     pub algorithms: Vec<JwtAlgorithm>,
-    /// Whether a websocket ends when the token that asked for it does (`exp`).
-    /// By default it lives on, because such tokens are good for minutes.
+    /// Whether a websocket ends when the token that asked for it does (`exp`,
+    /// then without a leeway for clocks). By default it lives on, because such
+    /// tokens are good for minutes.
     #[serde(default)]
     pub websockets_end_with_token: bool,
     /// What its tokens permit: all that any of these grants.
@@ -80,7 +81,9 @@ pub struct RuleConfig {
     pub role: Role,
     /// Where: a pattern, in which `{claim}` stands for that claim's value with
     /// every byte but letters, digits and `-` written as `_` and two hexadecimal
-    /// digits, so that no two values are the same.
+    /// digits. No two values have an environment in common: what follows a value
+    /// and is not the end must say where the value ends, such as `__`, and no
+    /// `*` may come before one.
     pub environments: String,
 }
 

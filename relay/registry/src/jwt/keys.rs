@@ -1,15 +1,27 @@
 //! An issuer's public keys: kept, and asked for anew when a token names one
 //! that is not among them, but not more often than every
 //! [`limits::JWKS_REFRESH_PAUSE`], whatever tokens name.
+//!
+//! Invariants
+//!
+//! * They are asked for in a task of its own, at most one at a time. Whoever
+//!   waits for it and leaves ends nothing: else strangers could see to it that
+//!   keys are never had.
+//! * A key that is there and not old is found at once, whatever others wait for.
+//!   One that is older than [`limits::JWKS_MAX_AGE`] may have been withdrawn, so
+//!   its bearers wait for the answer too, and it serves if there is none.
 
 use std::fs::File;
 use std::io::Read as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use rendez_proto::limits;
-use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, timeout};
 
 use super::JwtError;
 use super::config::KeySource;
@@ -17,7 +29,8 @@ use crate::seam::FetchKeys;
 
 pub(super) struct Keys {
     source: KeySource,
-    cache: Mutex<Cache>,
+    /// Locked for moments only.
+    cache: Arc<Mutex<Cache>>,
 }
 
 #[derive(Default)]
@@ -27,11 +40,13 @@ struct Cache {
     since: Option<Instant>,
     /// When they were asked for last, with whatever success.
     asked: Option<Instant>,
+    /// Closed when the last asking is over.
+    asking: Option<watch::Receiver<()>>,
 }
 
 impl Keys {
     pub(super) fn new(source: KeySource) -> Self {
-        Self { source, cache: Mutex::default() }
+        Self { source, cache: Arc::default() }
     }
 
     /// The key of this name, for this algorithm.
@@ -39,22 +54,13 @@ impl Keys {
         &self,
         kid: &str,
         algorithm: Algorithm,
-        fetch: &dyn FetchKeys,
+        fetch: &Arc<dyn FetchKeys>,
     ) -> Result<DecodingKey, JwtError> {
-        // held while keys are asked for: everybody waits for the one answer
-        let mut cache = self.cache.lock().await;
-        let age = cache.since.map(|since| since.elapsed());
-        let is_fresh = age.is_some_and(|age| age < limits::JWKS_MAX_AGE);
-        let may_ask = cache.asked.is_none_or(|asked| asked.elapsed() >= limits::JWKS_REFRESH_PAUSE);
-        if may_ask && (!is_fresh || cache.key(kid).is_none()) {
-            cache.asked = Some(Instant::now());
-            match self.load(fetch).await {
-                Ok(keys) => (cache.keys, cache.since) = (keys, Some(Instant::now())),
-                Err(why) => {
-                    tracing::warn!(source = ?self.source, %why, "an issuer's keys cannot be had");
-                }
-            }
+        if let Some(mut asking) = self.asking(kid, fetch) {
+            // an error: it is over
+            let _ = asking.changed().await;
         }
+        let cache = lock(&self.cache);
         // old keys are good for a while; then they may have been withdrawn
         let usable = cache.since.is_some_and(|since| since.elapsed() < limits::JWKS_STALE_MAX);
         if !usable {
@@ -67,24 +73,64 @@ impl Keys {
         DecodingKey::from_jwk(key).map_err(|_| JwtError::UnknownKey)
     }
 
-    async fn load(&self, fetch: &dyn FetchKeys) -> Result<Vec<Jwk>, String> {
-        let bytes = match &self.source {
-            KeySource::Url(url) => fetch.fetch(url).await?,
-            KeySource::File(path) => {
-                let mut bytes = Vec::new();
-                let limit = limits::JWKS_MAX_BYTES as u64 + 1;
-                File::open(path)
-                    .and_then(|file| file.take(limit).read_to_end(&mut bytes))
-                    .map_err(|error| error.to_string())?;
-                bytes
-            }
-        };
-        if bytes.len() > limits::JWKS_MAX_BYTES {
-            return Err(format!("they have over {} bytes", limits::JWKS_MAX_BYTES));
+    /// What to wait for before this key is looked for, if anything is: the
+    /// asking that is under way, or one that begins.
+    fn asking(&self, kid: &str, fetch: &Arc<dyn FetchKeys>) -> Option<watch::Receiver<()>> {
+        let mut cache = lock(&self.cache);
+        let is_fresh = cache.since.is_some_and(|since| since.elapsed() < limits::JWKS_MAX_AGE);
+        if is_fresh && cache.key(kid).is_some() {
+            return None;
         }
-        let set: JwkSet = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
-        Ok(set.keys)
+        if let Some(asking) = cache.asking.as_ref().filter(|asking| asking.has_changed().is_ok()) {
+            return Some(asking.clone());
+        }
+        if cache.asked.is_some_and(|asked| asked.elapsed() < limits::JWKS_REFRESH_PAUSE) {
+            return None;
+        }
+        cache.asked = Some(Instant::now());
+        let (over, asking) = watch::channel(());
+        cache.asking = Some(asking.clone());
+        let (kept, source, fetch) = (self.cache.clone(), self.source.clone(), fetch.clone());
+        tokio::spawn(async move {
+            let loaded = timeout(limits::JWKS_FETCH_TIMEOUT, load(&source, &*fetch)).await;
+            match loaded.unwrap_or_else(|_| Err("no answer came in time".to_owned())) {
+                Ok(keys) => {
+                    let mut cache = lock(&kept);
+                    (cache.keys, cache.since) = (keys, Some(Instant::now()));
+                }
+                Err(why) => tracing::warn!(?source, %why, "an issuer's keys cannot be had"),
+            }
+            drop(over);
+        });
+        Some(asking)
     }
+}
+
+async fn load(source: &KeySource, fetch: &dyn FetchKeys) -> Result<Vec<Jwk>, String> {
+    let bytes = match source {
+        KeySource::Url(url) => fetch.fetch(url).await?,
+        KeySource::File(path) => {
+            let path = path.clone();
+            let read = spawn_blocking(move || read(&path)).await;
+            read.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?
+        }
+    };
+    if bytes.len() > limits::JWKS_MAX_BYTES {
+        return Err(format!("they have over {} bytes", limits::JWKS_MAX_BYTES));
+    }
+    let set: JwkSet = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    Ok(set.keys)
+}
+
+/// The file, or so much of it that it is seen to be too large.
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(limits::JWKS_MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn lock(cache: &Mutex<Cache>) -> MutexGuard<'_, Cache> {
+    cache.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Cache {

@@ -46,6 +46,7 @@ impl Rule {
             );
         }
         let environments = template(&config.environments)?;
+        apart(&environments)?;
         // with values put in, what is not a pattern now would never be one
         let sample: String = environments
             .iter()
@@ -88,6 +89,58 @@ fn template(text: &str) -> Result<Vec<Part>, String> {
     }
     parts.push(Part::Text(rest.to_owned()));
     Ok(parts)
+}
+
+/// Checks that no two values of a claim can have an environment in common: from
+/// left to right, each value ends where only it can end.
+fn apart(parts: &[Part]) -> Result<(), String> {
+    let mut star = false;
+    // the last claim, while what stands behind it could be more of its value
+    let mut open: Option<&str> = None;
+    let mixed = |name: &str, what: &str| {
+        format!(
+            "{what} follows {{{name}}}, and `a` would have environments of `a-b`: put `__` \
+             between, which is in no value"
+        )
+    };
+    for part in parts {
+        match part {
+            Part::Claim(name) if star => {
+                return Err(format!(
+                    "{{{name}}} follows a *, and `b` would have environments of `a-b`: put the * \
+                     behind it, with `__` between"
+                ));
+            }
+            Part::Claim(name) => {
+                if let Some(before) = open.replace(name) {
+                    return Err(mixed(before, "a claim"));
+                }
+            }
+            Part::Text(text) => {
+                let (before, starred) =
+                    text.split_once('*').map_or((&**text, false), |(b, _)| (b, true));
+                open = open.filter(|_| !ends_a_value(before));
+                star |= starred;
+                if let Some(name) = open.filter(|_| starred) {
+                    return Err(mixed(name, "a *"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether no value, as it is written, goes on like this: a `_` in one is
+/// followed by two hexadecimal digits.
+fn ends_a_value(text: &str) -> bool {
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        let mut digits = rest.by_ref().take(if byte == b'_' { 2 } else { 0 });
+        if digits.any(|digit| !matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
+            return true;
+        }
+    }
+    false
 }
 
 fn claim<'a>(claims: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
@@ -177,6 +230,78 @@ mod tests {
         assert_eq!(of(""), None);
         assert_eq!(of(&"x".repeat(200)), None);
         assert_eq!(granted(&rule, json!({"sub": "s"})), None, "the claim is missing");
+    }
+
+    #[test]
+    fn no_two_values_have_an_environment_in_common() {
+        let refused = |environments: &str| {
+            let config = serde_json::json!({
+                "claims": {"sub": "*"}, "role": "executor", "environments": environments,
+            });
+            Rule::new(&serde_json::from_value(config).unwrap()).err()
+        };
+        for mixed in [
+            "ci-{repository}-*",
+            "ci-{repository}*",
+            "ci-{repository}_*",
+            "ci-{repository}_2*",
+            "ci-{repository}_2f*",
+            "ci-{repository}-x-*",
+            "ci-{repository}*__",
+            "ci-{repository}{ref}",
+            "ci-{repository}-{ref}",
+            "ci-{repository}__{ref}-*",
+        ] {
+            let why = refused(mixed).unwrap_or_else(|| panic!("{mixed} is accepted"));
+            assert!(why.contains("put `__` between"), "{why}");
+        }
+        for mixed in ["*{repository}", "ci-*__{repository}", "{ref}__*-{repository}"] {
+            let why = refused(mixed).unwrap_or_else(|| panic!("{mixed} is accepted"));
+            assert!(why.contains("behind it"), "{why}");
+        }
+        for good in [
+            "*",
+            "ci-*-x",
+            "ci-{repository}",
+            "ci-{repository}-end",
+            "ci-{repository}__*",
+            "ci-{repository}-__*",
+            "ci-{repository}_-*-*",
+            "ci-{repository}_2g*",
+            "{repository}__{ref}",
+            "{repository}__{ref}__*",
+        ] {
+            assert_eq!(refused(good), None, "{good}");
+        }
+    }
+
+    /// Values of a few bytes, each kind of which is written differently.
+    #[test]
+    fn accepted_separators_do_separate() {
+        use serde_json::json;
+        let bytes = ["", "a", "2", "-", "_", "/"];
+        let mut values = Vec::new();
+        for one in bytes {
+            for two in bytes {
+                values.extend(bytes.map(|three| format!("{one}{two}{three}")));
+            }
+        }
+        values.sort();
+        values.dedup();
+        for separator in ["__", "_-", "-__", "_2g", "a_A-"] {
+            let rule = rule(json!({"sub": "*"}), &format!("{{sub}}{separator}*"));
+            for one in values.iter().filter(|value| !value.is_empty()) {
+                let pattern = granted(&rule, json!({ "sub": one })).unwrap();
+                for other in values.iter().filter(|other| *other != one && !other.is_empty()) {
+                    // what a star may stand for that looks most like a value
+                    for end in ["", "a", "_2f", separator] {
+                        let theirs = format!("{}{separator}{end}", escaped(other).unwrap());
+                        let mine = glob(pattern.as_bytes(), theirs.as_bytes());
+                        assert!(!mine, "{one:?} has {theirs} of {other:?}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -40,6 +40,9 @@ impl Served {
     fn asked(&self) -> usize {
         self.0.1.load(Ordering::SeqCst)
     }
+    fn fetch(&self) -> Arc<dyn FetchKeys> {
+        Arc::new(self.clone())
+    }
 }
 
 #[async_trait]
@@ -49,6 +52,10 @@ impl FetchKeys for Served {
         let keys = self.0.0.lock().unwrap().clone();
         keys.map(|keys| keys.to_string().into_bytes()).ok_or_else(|| "down".to_owned())
     }
+}
+
+fn no_fetching() -> Arc<dyn FetchKeys> {
+    Arc::new(crate::seam::NoFetching)
 }
 
 fn config() -> Value {
@@ -85,7 +92,7 @@ fn good(claims: &Value) -> String {
 async fn a_genuine_token_has_what_the_rules_grant() {
     let served = Served::new(&[public(1, "k1")]);
     let issuers = issuers(config());
-    let caller = issuers.authenticate(&good(&claims()), NOW, &served).await.unwrap();
+    let caller = issuers.authenticate(&good(&claims()), NOW, &served.fetch()).await.unwrap();
     let environments = |caller: &Caller| {
         let grants = caller.grants.iter();
         grants.map(|grant| (grant.role, grant.environments.as_str().to_owned())).collect::<Vec<_>>()
@@ -95,7 +102,7 @@ async fn a_genuine_token_has_what_the_rules_grant() {
     let mut main = claims();
     main["ref"] = json!("refs/heads/main");
     main["aud"] = json!(["somebody", "rendez"]);
-    let both = issuers.authenticate(&good(&main), NOW, &served).await.unwrap();
+    let both = issuers.authenticate(&good(&main), NOW, &served.fetch()).await.unwrap();
     assert_eq!(environments(&both)[1], (Role::Orchestrator, "prod".to_owned()));
     assert_eq!(both.subject, caller.subject, "whatever the token says else");
     let Subject::Foreign(id) = &caller.subject else { panic!("not foreign") };
@@ -105,15 +112,28 @@ async fn a_genuine_token_has_what_the_rules_grant() {
 
     let mut ends = config();
     ends["websockets_end_with_token"] = json!(true);
-    let caller = super::tests::issuers(ends).authenticate(&good(&claims()), NOW, &served).await;
+    let ends = super::tests::issuers(ends);
+    let caller = ends.authenticate(&good(&claims()), NOW, &served.fetch()).await;
     assert_eq!(caller.unwrap().until, Some(NOW + 300));
+    // on time, for its ticket would be refused from then on
+    for (now, leeway, strict) in [
+        (NOW + 299, Ok(()), Ok(())),
+        (NOW + 300, Ok(()), Err(JwtError::Expired)),
+        (NOW + 300 + limits::JWT_LEEWAY.as_secs(), Err(JwtError::Expired), Err(JwtError::Expired)),
+    ] {
+        for (issuers, expected) in [(&issuers, leeway), (&ends, strict)] {
+            let result = issuers.authenticate(&good(&claims()), now, &served.fetch()).await;
+            assert_eq!(result.map(drop), expected, "{now}");
+        }
+    }
 }
 
 #[tokio::test]
 async fn everything_else_is_refused() {
     let served = Served::new(&[public(1, "k1"), public(2, "k2")]);
     let issuers = issuers(config());
-    let refused = async |token: &str| issuers.authenticate(token, NOW, &served).await.unwrap_err();
+    let refused =
+        async |token: &str| issuers.authenticate(token, NOW, &served.fetch()).await.unwrap_err();
     let with = |name: &str, value: Value| {
         let mut claims = claims();
         claims[name] = value;
@@ -178,7 +198,7 @@ async fn an_algorithm_that_is_not_configured_is_refused() {
     let served = Served::new(&[public(1, "k1")]);
     let mut only = config();
     only["algorithms"] = json!(["RS256", "ES256"]);
-    let result = issuers(only).authenticate(&good(&claims()), NOW, &served).await;
+    let result = issuers(only).authenticate(&good(&claims()), NOW, &served.fetch()).await;
     assert_eq!(result.unwrap_err(), JwtError::Algorithm);
 }
 
@@ -189,7 +209,7 @@ async fn keys_are_asked_for_rarely_and_kept_for_a_while() {
     let new = signed(&claims(), Some("k2"), &ed25519(2), Algorithm::EdDSA);
     let old = good(&claims());
     served.set(None);
-    let go = async |token: &str| issuers.authenticate(token, NOW, &served).await.map(drop);
+    let go = async |token: &str| issuers.authenticate(token, NOW, &served.fetch()).await.map(drop);
     for _ in 0..10 {
         assert_eq!(go(&old).await, Err(JwtError::KeysUnavailable), "nothing is there yet");
     }
@@ -222,14 +242,73 @@ async fn keys_are_asked_for_rarely_and_kept_for_a_while() {
     assert_eq!(go(&old).await, Err(JwtError::UnknownKey));
 }
 
+/// Answers when it is let, with as many keys as calls came.
+struct Held {
+    asked: AtomicUsize,
+    gate: tokio::sync::Semaphore,
+}
+
+#[async_trait]
+impl FetchKeys for Held {
+    async fn fetch(&self, _: &str) -> Result<Vec<u8>, String> {
+        let asked = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        self.gate.acquire().await.map_err(|_| "closed".to_owned())?.forget();
+        let keys: Vec<_> = (1..=asked).map(|n| public(n as u8, &format!("k{n}"))).collect();
+        Ok(json!({ "keys": keys }).to_string().into_bytes())
+    }
+}
+
+/// Time stands still while anybody is at work.
+#[tokio::test(start_paused = true)]
+async fn whoever_leaves_ends_no_asking_and_whoever_needs_none_does_not_wait() {
+    let held = Arc::new(Held { asked: AtomicUsize::new(0), gate: tokio::sync::Semaphore::new(0) });
+    let fetch: Arc<dyn FetchKeys> = held.clone();
+    let issuers = Arc::new(issuers(config()));
+    let begin = |kid: &'static str, n| {
+        let (issuers, fetch) = (issuers.clone(), fetch.clone());
+        let token = signed(&claims(), Some(kid), &ed25519(n), Algorithm::EdDSA);
+        tokio::spawn(async move { issuers.authenticate(&token, NOW, &fetch).await.map(drop) })
+    };
+    let until_asked = async |times| {
+        while held.asked.load(Ordering::SeqCst) < times {
+            tokio::task::yield_now().await;
+        }
+    };
+    // the first one hangs up, and the second is served by what it began
+    let gone = begin("k1", 1);
+    until_asked(1).await;
+    gone.abort();
+    assert!(gone.await.unwrap_err().is_cancelled());
+    let second = begin("k1", 1);
+    held.gate.add_permits(1);
+    assert_eq!(second.await.unwrap(), Ok(()));
+    assert_eq!(held.asked.load(Ordering::SeqCst), 1);
+
+    // strangers make it ask again; whose key is there is not held up
+    tokio::time::advance(limits::JWKS_REFRESH_PAUSE).await;
+    let (stranger, rotated) = (begin("k9", 9), begin("k2", 2));
+    until_asked(2).await;
+    let known = tokio::time::timeout(Duration::from_secs(1), begin("k1", 1)).await;
+    assert_eq!(known.expect("it waits for the stranger's key").unwrap(), Ok(()));
+    assert!(!stranger.is_finished() && !rotated.is_finished());
+    held.gate.add_permits(1);
+    assert_eq!(stranger.await.unwrap(), Err(JwtError::UnknownKey));
+    assert_eq!(rotated.await.unwrap(), Ok(()), "they share the answer");
+
+    // an issuer that never answers holds up nobody for long
+    tokio::time::advance(limits::JWKS_REFRESH_PAUSE).await;
+    assert_eq!(begin("k9", 9).await.unwrap(), Err(JwtError::UnknownKey));
+    assert_eq!(held.asked.load(Ordering::SeqCst), 3);
+}
+
 #[tokio::test]
 async fn keys_may_come_from_a_file_and_are_bounded() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let mut from_file = config();
     from_file["keys"] = json!({"file": file.path()});
     let go = async || {
-        let issuers = issuers(from_file.clone());
-        issuers.authenticate(&good(&claims()), NOW, &crate::seam::NoFetching).await.map(drop)
+        let (issuers, fetch) = (issuers(from_file.clone()), no_fetching());
+        issuers.authenticate(&good(&claims()), NOW, &fetch).await.map(drop)
     };
     std::fs::write(file.path(), json!({"keys": [public(1, "k1")]}).to_string()).unwrap();
     assert_eq!(go().await, Ok(()));
@@ -257,7 +336,7 @@ async fn es256_is_accepted() {
     jwk.common.key_id = Some("ec".to_owned());
     let served = Served::new(&[serde_json::to_value(jwk).unwrap()]);
     let token = signed(&claims(), Some("ec"), &key, Algorithm::ES256);
-    issuers(config()).authenticate(&token, NOW, &served).await.unwrap();
+    issuers(config()).authenticate(&token, NOW, &served.fetch()).await.unwrap();
 }
 
 #[tokio::test]
@@ -272,9 +351,9 @@ async fn rs256_is_accepted_with_keys_of_2048_bits() {
     jwk.common.key_id = Some("rsa".to_owned());
     let served = Served::new(&[serde_json::to_value(jwk).unwrap()]);
     let token = signed(&claims(), Some("rsa"), &key, Algorithm::RS256);
-    issuers(config()).authenticate(&token, NOW, &served).await.unwrap();
+    issuers(config()).authenticate(&token, NOW, &served.fetch()).await.unwrap();
     let other = signed(&claims(), Some("rsa"), &key, Algorithm::RS512);
-    let refused = issuers(config()).authenticate(&other, NOW, &served).await;
+    let refused = issuers(config()).authenticate(&other, NOW, &served.fetch()).await;
     assert_eq!(refused.unwrap_err(), JwtError::Algorithm);
 }
 

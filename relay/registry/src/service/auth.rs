@@ -49,7 +49,7 @@ impl Registry {
         source: Option<IpAddr>,
     ) -> Result<Caller, AuthError> {
         if self.issuers().are_for(bearer) {
-            let fetch = &*self.inner.options.fetch_keys;
+            let fetch = &self.inner.options.fetch_keys;
             let caller = self.issuers().authenticate(bearer, self.now(), fetch).await?;
             let blocked = self.store().is_blocked(&caller.subject).await?;
             return if blocked { Err(AuthError::Revoked) } else { Ok(caller) };
