@@ -152,6 +152,9 @@ pub const ENVIRONMENT_HANDSHAKES_PER_MINUTE: u64 = 1200;
 /// Handshakes that the bearers of one token may begin per minute, over all
 /// environments.
 pub const TOKEN_HANDSHAKES_PER_MINUTE: u64 = 600;
+/// Environments with quotas of their own, and as many tokens: a file that people
+/// keep. Each costs a line, not an account.
+pub const QUOTAS_BY_ID_MAX: usize = 10_000;
 /// What may be read at once before a rate applies, as time at that rate.
 pub const RATE_BURST: Duration = Duration::from_secs(1);
 /// Handshakes that an executor let fail before the bearers of a token must
@@ -254,8 +257,16 @@ pub const LIST_PAGE_MAX: u32 = 1000;
 /// Longest label of a token in bytes.
 pub const TOKEN_LABEL_MAX_BYTES: usize = 128;
 /// Connections of its executors that an environment's history keeps, the
-/// newest: enough to see a pattern, and for [`ENVIRONMENTS_MAX`] a few GiB.
+/// newest, unless configured: enough to see a pattern, and for
+/// [`ENVIRONMENTS_MAX`] a few GiB.
 pub const CONNECTIONS_PER_ENVIRONMENT: u32 = 50;
+/// The most that it may be configured to: one answer holds them all.
+pub const CONNECTIONS_PER_ENVIRONMENT_MAX: u32 = LIST_PAGE_MAX;
+/// How long connections are kept, unless configured; the last one of each
+/// environment stays.
+pub const CONNECTIONS_KEEP_AGE: Duration = Duration::from_secs(365 * 86_400);
+/// Connections that one transaction removes as too old.
+pub const CONNECTIONS_PRUNE_BATCH: u32 = 2000;
 /// Records of connections that wait to be written. More than there are
 /// connections on a node; beyond it, the oldest is lost and counted.
 pub const CONNECTIONS_UNWRITTEN: usize = 65_536;
@@ -271,8 +282,10 @@ pub const AUDIT_PER_WRITE: usize = 512;
 pub const AUDIT_KEEP_ROWS: u64 = 1_000_000;
 /// How long rows of the audit log are kept, unless configured.
 pub const AUDIT_KEEP_AGE: Duration = Duration::from_secs(365 * 86_400);
-/// How often old rows of the audit log are looked for.
-pub const AUDIT_PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
+/// How often old rows of the audit log and of the history are looked for.
+pub const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
+/// The shortest time that they may be kept.
+pub const KEEP_MIN: Duration = PRUNE_INTERVAL;
 /// Rows of the audit log that one transaction removes.
 pub const AUDIT_PRUNE_BATCH: u32 = 5000;
 /// Pause after the database refused what is written in the background.
@@ -434,6 +447,9 @@ const _: () = {
     );
     assert!(REGISTER_PATIENCE.as_secs() < 10);
     assert!(CONNECT_WAIT.as_secs() < 6);
+    assert!(CONNECTIONS_PER_ENVIRONMENT <= CONNECTIONS_PER_ENVIRONMENT_MAX);
+    assert!(AUDIT_KEEP_AGE.as_secs() >= KEEP_MIN.as_secs());
+    assert!(CONNECTIONS_KEEP_AGE.as_secs() >= KEEP_MIN.as_secs());
     assert!(CONNECT_WAIT_MAX.as_secs() < 15);
     assert!(CONNECT_WAIT.as_secs() <= CONNECT_WAIT_MAX.as_secs());
     assert!(WITHDRAWAL_POLL.as_secs() + EVICTION_GRACE.as_secs() + 1 < 5);

@@ -340,8 +340,14 @@ async fn create_token(registry: &Registry, role: Role, environments: &str) -> Re
     Ok(registry.create_token(&new).await?.token)
 }
 
+/// The id in a token's text.
+pub fn token_id(text: &str) -> Result<String> {
+    let parsed = rendez_registry::token::BearerToken::parse(text)?;
+    Ok(parsed.id().as_str().to_owned())
+}
+
 /// One connection per request: none stays open and idle.
-fn http_client(base: &str) -> Result<reqwest::Client> {
+pub fn http_client(base: &str) -> Result<reqwest::Client> {
     Ok(reqwest::Client::builder()
         .tls_backend_preconfigured(rustls::ClientConfig::clone(&*tls::for_url(base)?))
         .no_proxy()

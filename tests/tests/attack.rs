@@ -27,7 +27,9 @@ use rendez_proto::registry::admin::Role;
 use rendez_proto::registry::{ConnectReply, ConnectRequest};
 use rendez_relay::Quotas;
 use rendez_relay_core::{Dropped, Quota};
-use rendez_tests::relay::{Counter, SOON, TestRelay, Websocket, Witness, answer, data_frame, key};
+use rendez_tests::relay::{
+    Counter, SOON, TestRelay, Websocket, Witness, answer, data_frame, key, token_id,
+};
 use reqwest::{Method, StatusCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -194,12 +196,6 @@ async fn connect_as(
 ) -> Result<ConnectReply> {
     let request = relay.call(to, "connect").bearer_auth(token);
     answer(request.json(&ConnectRequest { harness_public_key: key, rendez: None })).await
-}
-
-/// The id in a token's text: what follows the role.
-fn token_id(text: &str) -> Result<String> {
-    let parsed = rendez_registry::token::BearerToken::parse(text)?;
-    Ok(parsed.id().as_str().to_owned())
 }
 
 fn stream(n: u64) -> StreamId {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use rendez_tests::process::{Output, Process, run};
-use rendez_tests::rendez::{WITHIN, rendez};
+use rendez_tests::rendez::{OurRelay, WITHIN, rendez};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -92,6 +92,39 @@ async fn at_sighup_the_log_says_what_changes_and_what_waits() -> Result<()> {
     let kept = line("the old ones stay", None).await?;
     assert!(kept["error"].as_str().is_some_and(|why| why.contains("nonsense")), "{kept}");
     assert_eq!(relay.stop(WITHIN).await?.code(), Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn less_of_the_audit_log_is_kept_from_a_sighup_on() -> Result<()> {
+    const MADE: usize = 12;
+    const KEPT: usize = 5;
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("relay.toml");
+    fs::write(&file, "")?;
+    let flag = file.to_str().context("a path in UTF-8")?;
+    let mut relay = OurRelay::start_with(&["--config", flag]).await?;
+    for _ in 0..MADE {
+        relay.token("orchestrator").await?;
+    }
+    let rows = relay.administer(&["admin", "audit", "export"]).await?;
+    assert_eq!(rows.lines().count(), MADE, "{rows}");
+    let noted = relay.administer(&["admin", "audit", "verify"]).await?;
+
+    fs::write(&file, format!("[audit]\nrows = {KEPT}\n"))?;
+    relay.process().signal(Signal::HUP)?;
+    let removed = |line: &str| line.contains("of the audit log were removed").then_some(());
+    relay.process().stderr_line(WITHIN, removed).await?;
+    let rows = relay.administer(&["admin", "audit", "export"]).await?;
+    assert_eq!(rows.lines().count(), KEPT + 1, "those and the checkpoint: {rows}");
+    assert!(rows.lines().last().is_some_and(|row| row.contains("\"checkpoint\"")), "{rows}");
+    let head = relay.administer(&["admin", "audit", "verify", "--head", &noted]).await?;
+    assert!(head.starts_with(&format!("{}:", MADE + 1)), "{head}");
+
+    fs::write(&file, "[audit]\nkeep = \"10m\"\n")?;
+    relay.process().signal(Signal::HUP)?;
+    let refused = |line: &str| (line.contains("`audit.keep`: at least 1h")).then_some(());
+    relay.process().stderr_line(WITHIN, refused).await?;
     Ok(())
 }
 

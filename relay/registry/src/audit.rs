@@ -19,7 +19,7 @@
 //!   a write runs in a task of its own to its end.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -51,7 +51,9 @@ impl Default for AuditKeep {
 pub struct Audit {
     store: Arc<dyn AuditStore>,
     clock: Arc<dyn Clock>,
-    keep: AuditKeep,
+    keep: Mutex<AuditKeep>,
+    /// What is too much is looked for at once.
+    prune_now: AtomicBool,
     /// At its end may be a gap beyond the bound.
     unwritten: Mutex<VecDeque<AuditEvent>>,
     /// Something was recorded.
@@ -68,7 +70,8 @@ impl Audit {
         Self {
             store,
             clock,
-            keep,
+            keep: Mutex::new(keep),
+            prune_now: AtomicBool::new(true),
             unwritten: Mutex::default(),
             recorded: Notify::new(),
             writing: tokio::sync::Mutex::default(),
@@ -122,6 +125,15 @@ impl Audit {
         writing.await.unwrap_or_else(|ended| Err(StoreError::Unavailable(ended.into())))
     }
 
+    /// Changes how much is kept, from now on.
+    pub fn keep(&self, keep: AuditKeep) {
+        let mut kept = self.keep.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *kept, keep) != keep {
+            self.prune_now.store(true, Ordering::Relaxed);
+            self.recorded.notify_one();
+        }
+    }
+
     /// How many events wait to be written.
     pub fn unwritten(&self) -> usize {
         self.lock().len()
@@ -157,15 +169,16 @@ impl Audit {
         let mut prune_at = Instant::now();
         let mut rows_at_prune = 0;
         loop {
-            if self.unwritten() == 0 {
+            if self.unwritten() == 0 && !self.prune_now.load(Ordering::Relaxed) {
                 let _ = timeout_at(prune_at, self.recorded.notified()).await;
             }
             let mut done = self.flush().await;
             let written = self.written.load(Ordering::Relaxed);
             // so that no flood makes more of them than a batch too many
             let many = written - rows_at_prune >= u64::from(limits::AUDIT_PRUNE_BATCH);
-            if done.is_ok() && (many || Instant::now() >= prune_at) {
-                prune_at = Instant::now() + limits::AUDIT_PRUNE_INTERVAL;
+            let due = many || Instant::now() >= prune_at;
+            if done.is_ok() && (self.prune_now.swap(false, Ordering::Relaxed) || due) {
+                prune_at = Instant::now() + limits::PRUNE_INTERVAL;
                 rows_at_prune = written;
                 done = self.prune().await.map(drop);
             }
@@ -185,12 +198,13 @@ impl Audit {
     /// Removes what is too much or too old. How many rows.
     pub(crate) async fn prune(&self) -> Result<u64, StoreError> {
         let now = self.clock.now_unix_secs();
-        let since = now.saturating_sub(self.keep.age.as_secs());
+        let keep = *self.keep.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = now.saturating_sub(keep.age.as_secs());
         let mut removed = 0;
         loop {
             // lets others write in between
             let limit = limits::AUDIT_PRUNE_BATCH;
-            let batch = self.store.prune_audit(self.keep.rows, since, limit, now).await?;
+            let batch = self.store.prune_audit(keep.rows, since, limit, now).await?;
             removed += batch;
             if batch < u64::from(limit) {
                 break;

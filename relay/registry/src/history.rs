@@ -11,19 +11,41 @@
 //! * Cancelling `History::run` or [`History::flush`] loses nothing.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rendez_proto::limits;
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::seam::Clock;
 use crate::store::StoreError;
 use crate::store::records::{Connection, ConnectionId, Records};
+
+/// How much of the history is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryKeep {
+    /// At most so many connections of each environment, the newest; an
+    /// environment that has more keeps them until its next connection.
+    pub connections: u32,
+    /// None that ended longer ago, but the last one of each environment.
+    pub age: Duration,
+}
+
+impl Default for HistoryKeep {
+    fn default() -> Self {
+        Self { connections: limits::CONNECTIONS_PER_ENVIRONMENT, age: limits::CONNECTIONS_KEEP_AGE }
+    }
+}
 
 /// What is not written yet, and who writes it.
 pub struct History {
     records: Arc<dyn Records>,
+    clock: Arc<dyn Clock>,
+    keep: Mutex<HistoryKeep>,
+    /// What is too old is looked for at once.
+    prune_now: AtomicBool,
     /// Drawn by lot at the start: part of every connection's name.
     run: u64,
     numbers: AtomicU64,
@@ -42,9 +64,17 @@ struct Noted {
 }
 
 impl History {
-    pub(crate) fn new(records: Arc<dyn Records>, run: u64) -> Self {
+    pub(crate) fn new(
+        records: Arc<dyn Records>,
+        clock: Arc<dyn Clock>,
+        run: u64,
+        keep: HistoryKeep,
+    ) -> Self {
         Self {
             records,
+            clock,
+            keep: Mutex::new(keep),
+            prune_now: AtomicBool::new(true),
             run,
             numbers: AtomicU64::new(0),
             unwritten: Mutex::default(),
@@ -72,6 +102,20 @@ impl History {
         }
         drop(unwritten);
         self.noted.notify_one();
+    }
+
+    /// Changes how much is kept, from now on.
+    pub fn keep(&self, keep: HistoryKeep) {
+        let mut kept = self.keep.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *kept, keep) != keep {
+            self.prune_now.store(true, Ordering::Relaxed);
+            self.noted.notify_one();
+        }
+    }
+
+    /// How much is kept.
+    pub fn kept(&self) -> HistoryKeep {
+        *self.keep.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many changes wait to be written.
@@ -106,7 +150,8 @@ impl History {
             let Some((_, end)) = batch.last() else { break };
             from = end.id.number + 1;
             let (versions, connections): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-            self.records.write_connections(&connections).await?;
+            let keep = self.kept().connections;
+            self.records.write_connections(&connections, keep).await?;
             let mut unwritten = self.lock();
             for (version, written) in versions.into_iter().zip(&connections) {
                 let number = written.id.number;
@@ -118,14 +163,21 @@ impl History {
         Ok(())
     }
 
-    /// Writes what is noted, for ever.
+    /// Writes what is noted and removes what is old, for ever.
     pub(crate) async fn run(&self) {
         let mut failing = false;
+        let mut prune_at = Instant::now();
         loop {
-            if self.unwritten() == 0 {
-                self.noted.notified().await;
+            if self.unwritten() == 0 && !self.prune_now.load(Ordering::Relaxed) {
+                let _ = timeout_at(prune_at, self.noted.notified()).await;
             }
-            match self.flush().await {
+            let mut done = self.flush().await;
+            let due = Instant::now() >= prune_at;
+            if done.is_ok() && (self.prune_now.swap(false, Ordering::Relaxed) || due) {
+                prune_at = Instant::now() + limits::PRUNE_INTERVAL;
+                done = self.prune().await.map(drop);
+            }
+            match done {
                 Ok(()) => failing = false,
                 Err(error) => {
                     // once per outage
@@ -136,6 +188,26 @@ impl History {
                 }
             }
         }
+    }
+
+    /// Removes what is too old. How many connections.
+    pub(crate) async fn prune(&self) -> Result<u64, StoreError> {
+        let age = self.kept().age.as_secs();
+        let before = self.clock.now_unix_secs().saturating_sub(age);
+        let mut removed = 0;
+        loop {
+            // lets others write in between
+            let limit = limits::CONNECTIONS_PRUNE_BATCH;
+            let batch = self.records.prune_connections(before, limit).await?;
+            removed += batch;
+            if batch < u64::from(limit) {
+                break;
+            }
+        }
+        if removed > 0 {
+            tracing::info!(removed, "old connections were removed from the history");
+        }
+        Ok(removed)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Noted>> {
@@ -152,18 +224,27 @@ mod tests {
     use rendez_proto::registry::environments::EndReason;
 
     use super::*;
-    use crate::testing::env;
+    use crate::testing::{FixedClock, START, env};
 
     /// Keeps what it is given, unless it is down.
     #[derive(Default)]
     struct Kept {
         down: AtomicBool,
         writes: Mutex<Vec<Vec<Connection>>>,
+        /// How many connections were to be kept at the last write.
+        keep: AtomicU64,
+        /// Of each look for old ones, the time before which they ended.
+        prunes: Mutex<Vec<u64>>,
     }
 
     #[async_trait]
     impl Records for Kept {
-        async fn write_connections(&self, connections: &[Connection]) -> Result<(), StoreError> {
+        async fn write_connections(
+            &self,
+            connections: &[Connection],
+            keep: u32,
+        ) -> Result<(), StoreError> {
+            self.keep.store(keep.into(), Ordering::SeqCst);
             if self.down.load(Ordering::SeqCst) {
                 return Err(StoreError::Unavailable("down".into()));
             }
@@ -184,9 +265,20 @@ mod tests {
         ) -> Result<Vec<Connection>, StoreError> {
             Ok(vec![])
         }
+        async fn prune_connections(&self, before: u64, limit: u32) -> Result<u64, StoreError> {
+            let mut prunes = self.prunes.lock().unwrap();
+            prunes.push(before);
+            // there is more than fits one batch
+            Ok(if prunes.len() == 1 { limit.into() } else { 0 })
+        }
         async fn end_open_connections(&self, _: u64, _: EndReason) -> Result<u64, StoreError> {
             Ok(0)
         }
+    }
+
+    fn history_of(kept: Arc<Kept>) -> History {
+        let clock = Arc::new(FixedClock(AtomicU64::new(START)));
+        History::new(kept, clock, 7, HistoryKeep::default())
     }
 
     fn connection(history: &History) -> Connection {
@@ -205,7 +297,7 @@ mod tests {
     #[tokio::test]
     async fn only_the_last_state_is_written_and_once() {
         let kept = Arc::new(Kept::default());
-        let history = History::new(kept.clone(), 7);
+        let history = history_of(kept.clone());
         let mut first = connection(&history);
         history.note(first.clone());
         first.ended = Some((20, EndReason::PingTimeout));
@@ -222,7 +314,7 @@ mod tests {
     async fn an_outage_of_the_database_loses_nothing_and_holds_up_nobody() {
         let kept = Arc::new(Kept::default());
         kept.down.store(true, Ordering::SeqCst);
-        let history = Arc::new(History::new(kept.clone(), 7));
+        let history = Arc::new(history_of(kept.clone()));
         let noted: Vec<_> = (0..limits::CONNECTIONS_PER_WRITE + 1)
             .map(|_| connection(&history))
             .inspect(|connection| history.note(connection.clone()))
@@ -244,6 +336,32 @@ mod tests {
         assert_eq!(history.lost(), 0);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn what_is_old_goes_at_the_start_every_hour_and_when_less_is_kept() {
+        let kept = Arc::<Kept>::default();
+        let history = Arc::new(history_of(kept.clone()));
+        let writer = tokio::spawn({
+            let history = history.clone();
+            async move { history.run().await }
+        });
+        let looked = || kept.prunes.lock().unwrap().clone();
+        let year = START - limits::CONNECTIONS_KEEP_AGE.as_secs();
+        sleep_virtually(Duration::from_secs(1)).await;
+        assert_eq!(looked(), [year, year], "until nothing is left");
+        sleep_virtually(limits::PRUNE_INTERVAL - Duration::from_secs(2)).await;
+        assert_eq!(looked().len(), 2);
+        sleep_virtually(Duration::from_secs(2)).await;
+        assert_eq!(looked().len(), 3);
+        history.keep(HistoryKeep { connections: 3, age: Duration::from_secs(60) });
+        history.keep(HistoryKeep { connections: 3, age: Duration::from_secs(60) });
+        sleep_virtually(Duration::ZERO).await;
+        assert_eq!(looked()[3..], [START - 60], "once, for a change is one");
+        history.note(connection(&history));
+        sleep_virtually(Duration::ZERO).await;
+        assert_eq!(kept.keep.load(Ordering::SeqCst), 3);
+        writer.abort();
+    }
+
     /// The clock is stopped: it goes on when everybody waits.
     async fn sleep_virtually(time: std::time::Duration) {
         tokio::time::advance(time).await;
@@ -254,7 +372,7 @@ mod tests {
 
     #[tokio::test]
     async fn beyond_its_bound_the_oldest_is_lost_and_counted() {
-        let history = History::new(Arc::new(Kept::default()), 7);
+        let history = history_of(Arc::default());
         let one = connection(&history);
         for _ in 0..limits::CONNECTIONS_UNWRITTEN + 3 {
             history.note(Connection { id: history.next_id(), ..one.clone() });

@@ -20,6 +20,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 use crate::audit::AuditKeep;
+use crate::history::HistoryKeep;
 use crate::jwt::config::IssuerConfig;
 use crate::model::{Caller, Role};
 use crate::public_url::WebsocketBase;
@@ -119,7 +120,7 @@ pub(crate) struct NoRecords;
 
 #[async_trait]
 impl Records for NoRecords {
-    async fn write_connections(&self, _: &[Connection]) -> Result<(), StoreError> {
+    async fn write_connections(&self, _: &[Connection], _: u32) -> Result<(), StoreError> {
         Ok(())
     }
     async fn connections(&self, _: &EnvironmentId, _: u32) -> Result<Vec<Connection>, StoreError> {
@@ -131,6 +132,9 @@ impl Records for NoRecords {
         _: &EnvironmentId,
     ) -> Result<Vec<Connection>, StoreError> {
         Ok(vec![])
+    }
+    async fn prune_connections(&self, _: u64, _: u32) -> Result<u64, StoreError> {
+        Ok(0)
     }
     async fn end_open_connections(&self, _: u64, _: EndReason) -> Result<u64, StoreError> {
         Ok(0)
@@ -173,6 +177,7 @@ impl Fixture {
             public_url: PublicUrl::FromHost,
             connect_wait,
             audit_keep: AuditKeep::default(),
+            history_keep: HistoryKeep::default(),
             issuers,
             fetch_keys: Arc::new(crate::seam::NoFetching),
             trusted_proxies: vec!["127.0.0.1/32".parse().unwrap()],

@@ -99,10 +99,12 @@ impl Ledger {
 
     /// Replaces all quotas. Those of websockets apply to new ones.
     pub fn set_quotas(&self, quotas: Quotas) {
+        // Held on to, so that no account is made by the old ones meanwhile.
+        let mut held = self.quotas();
         self.node.set_quota(quotas.node);
         self.environments.apply(&quotas.environments, quotas.environment);
         self.tokens.apply(&quotas.tokens, quotas.token);
-        *self.quotas() = quotas;
+        *held = quotas;
     }
 
     /// Forgets accounts that nobody uses any more.

@@ -1,12 +1,15 @@
 //! SIGHUP: settings are read again, and what can change while running does.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rendez_registry::Registry;
 use rendez_transport::telemetry::LogHandle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Change, Loaded};
+use crate::config::layers::Difference;
+use crate::config::{Change, Config, Loaded};
 use crate::directory::Directory;
 use crate::tls::Tls;
 
@@ -17,6 +20,7 @@ pub(crate) struct Reload {
     log: LogHandle,
     tls: Option<Arc<Tls>>,
     directory: Arc<Directory>,
+    registry: Registry,
 }
 
 impl Reload {
@@ -25,8 +29,9 @@ impl Reload {
         log: LogHandle,
         tls: Option<Arc<Tls>>,
         directory: Arc<Directory>,
+        registry: Registry,
     ) -> Self {
-        Self { settings: Mutex::new(settings), log, tls, directory }
+        Self { settings: Mutex::new(settings), log, tls, directory, registry }
     }
 
     /// Reads the settings again and says what changed. Settings that cannot be
@@ -44,23 +49,28 @@ impl Reload {
         if differences.is_empty() {
             tracing::info!("settings read again, none of them changed");
         }
-        for difference in differences {
-            let setting = difference.key;
-            let (old, new) = (settings.config.get(setting), newer.get(setting));
-            if difference.change == Change::AtStart {
-                tracing::warn!(setting, old, new, "this setting changes at the next start");
-                continue;
-            }
-            // It parsed a moment ago, as a value of this very setting.
-            if settings.config.set(setting, &new).is_ok() {
-                tracing::info!(setting, old, new, "setting changed");
+        let older = settings.config.clone();
+        for difference in &differences {
+            if difference.change == Change::AtReload {
+                // It parsed a moment ago, as a value of this very setting.
+                let _ = settings.config.set(difference.key, &newer.get(difference.key));
             }
         }
-        self.log.set_level(settings.config.log_level);
-        self.directory.ledger().set_quotas(settings.config.quotas());
+        self.apply(&settings.config);
+        // When it is said, it is so.
+        for difference in differences {
+            say(&older, &newer, difference);
+        }
+    }
+
+    fn apply(&self, config: &Config) {
+        self.log.set_level(config.log_level);
+        self.directory.ledger().set_quotas(config.quotas());
+        self.registry.audit().keep(config.audit_keep());
+        self.registry.history().keep(config.history_keep());
         match &self.tls {
-            Some(tls) => tls.reconfigure(&settings.config),
-            None if settings.config.tls_cert.is_some() => {
+            Some(tls) => tls.reconfigure(config),
+            None if config.tls_cert.is_some() => {
                 tracing::warn!("TLS is switched on at the next start");
             }
             None => {}
@@ -71,6 +81,28 @@ impl Reload {
     pub(crate) async fn at(&self, mut hangups: Signal, cancel: CancellationToken) {
         while let Some(Some(())) = cancel.run_until_cancelled(hangups.recv()).await {
             self.reload();
+        }
+    }
+}
+
+/// What changed, or waits; of a setting with a value per id, each of them.
+fn say(older: &Config, newer: &Config, difference: Difference) {
+    let setting = difference.key;
+    let (mut old, mut new) = (older.entries(setting), newer.entries(setting));
+    if old.is_empty() && new.is_empty() {
+        let (old, new) = (older.get(setting), newer.get(setting));
+        match difference.change {
+            Change::AtReload => tracing::info!(setting, old, new, "setting changed"),
+            Change::AtStart => {
+                tracing::warn!(setting, old, new, "this setting changes at the next start");
+            }
+        }
+    }
+    let ids: BTreeSet<String> = old.keys().chain(new.keys()).cloned().collect();
+    for id in ids {
+        let (old, new) = (old.remove(&id), new.remove(&id));
+        if old != new {
+            tracing::info!(setting, id, old, new, "setting changed");
         }
     }
 }

@@ -98,6 +98,8 @@ impl Relay {
         let options = Options {
             public_url,
             connect_wait: config.connect_wait,
+            audit_keep: config.audit_keep(),
+            history_keep: config.history_keep(),
             trusted_proxies: config.auth_trusted_proxies.networks().to_vec(),
             issuers,
             fetch_keys,
@@ -192,7 +194,7 @@ impl Relay {
         if let Some(tls) = &tls {
             tokio::spawn(tls.clone().watch(tasks.child_token()));
         }
-        let reload = Reload::new(settings, log, tls, edge.directory.clone());
+        let reload = Reload::new(settings, log, tls, edge.directory.clone(), edge.registry.clone());
         if let Some(hangups) = hangups {
             let cancel = tasks.child_token();
             tokio::spawn(async move { reload.at(hangups, cancel).await });

@@ -261,8 +261,25 @@ async fn a_flood_is_pruned_before_the_hour_is_over() {
         recorded += 500;
         log.audit.flush().await.unwrap();
     }
-    assert!(began.elapsed() < limits::AUDIT_PRUNE_INTERVAL);
+    assert!(began.elapsed() < limits::PRUNE_INTERVAL);
     writer.abort();
+}
+
+#[tokio::test]
+async fn how_much_is_kept_can_change_while_it_is_written() {
+    let log = Log::new(AuditKeep::default()).await;
+    let writer = tokio::spawn({
+        let audit = log.audit.clone();
+        async move { audit.run().await }
+    });
+    (0..30).for_each(|n| log.record(n));
+    log.audit.flush().await.unwrap();
+    log.audit.keep(AuditKeep { rows: 10, ..AuditKeep::default() });
+    while log.rows().await.len() != 11 {
+        tokio::task::yield_now().await;
+    }
+    writer.abort();
+    assert_eq!(log.verify(None).await.unwrap().first, 21);
 }
 
 #[tokio::test]

@@ -97,7 +97,7 @@ impl Registry {
             });
         };
         self.settle_history().await;
-        let limit = limits::CONNECTIONS_PER_ENVIRONMENT;
+        let limit = self.history().kept().connections;
         let history = self.records().connections(id, limit).await?;
         let live = self.presence().live(id).await;
         let entry = entry(environment, history.first(), &live);

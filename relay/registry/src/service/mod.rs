@@ -27,7 +27,7 @@ use rendez_proto::limits;
 use tokio::time::timeout;
 
 use crate::audit::{Audit, AuditKeep};
-use crate::history::History;
+use crate::history::{History, HistoryKeep};
 use crate::jwt::Issuers;
 use crate::jwt::config::{InvalidIssuer, IssuerConfig};
 use crate::public_url::PublicUrl;
@@ -69,6 +69,8 @@ pub struct Options {
     pub connect_wait: Duration,
     /// How much of the audit log is kept.
     pub audit_keep: AuditKeep,
+    /// How much of the history of connections is kept.
+    pub history_keep: HistoryKeep,
     /// Other issuers whose tokens are accepted.
     pub issuers: Vec<IssuerConfig>,
     /// Gets their keys.
@@ -91,6 +93,7 @@ impl Default for Options {
             public_url: PublicUrl::default(),
             connect_wait: limits::CONNECT_WAIT,
             audit_keep: AuditKeep::default(),
+            history_keep: HistoryKeep::default(),
             issuers: Vec::new(),
             fetch_keys: Arc::new(NoFetching),
             trusted_proxies: Vec::new(),
@@ -137,7 +140,8 @@ impl Inner {
         issuers: Issuers,
         options: Options,
     ) -> Self {
-        let history = History::new(records.clone(), run);
+        let history =
+            History::new(records.clone(), options.clock.clone(), run, options.history_keep);
         let audit = Audit::new(records.clone(), options.clock.clone(), options.audit_keep);
         let audit = Arc::new(audit);
         let stats = Stats::default();

@@ -57,6 +57,9 @@ pub(crate) async fn all(store: &(impl Store + Records)) {
 }
 
 /// Needs the environments that `registrations` made.
+/// Connections of each environment that stay.
+const KEEP: u32 = 50;
+
 async fn connections(store: &dyn Records) {
     let all = async |environment| store.connections(&env(environment), 100).await.unwrap();
     let last = async |from, to| store.last_connections(&env(from), &env(to)).await.unwrap();
@@ -80,19 +83,19 @@ async fn connections(store: &dyn Records) {
 
     // begun, then over; both in one call, and each in its own
     let (one, two) = (begin(1, "dev-0"), begin(2, "dev-1"));
-    store.write_connections(&[one.clone(), two.clone()]).await.unwrap();
+    store.write_connections(&[one.clone(), two.clone()], KEEP).await.unwrap();
     assert_eq!(all("dev-0").await, *from_ref(&one));
     let two = end(&two, 300, EndReason::SocketError);
-    store.write_connections(from_ref(&two)).await.unwrap();
+    store.write_connections(from_ref(&two), KEEP).await.unwrap();
     assert_eq!(all("dev-1").await, *from_ref(&two));
 
     // a newer one ends an open one, until it is known why that really ended
     let three = begin(3, "dev-0");
-    store.write_connections(from_ref(&three)).await.unwrap();
+    store.write_connections(from_ref(&three), KEEP).await.unwrap();
     let superseded = all("dev-0").await.remove(1);
     assert_eq!(superseded.ended, Some((103, EndReason::Superseded)));
     let one = end(&one, 104, EndReason::PingTimeout);
-    store.write_connections(from_ref(&one)).await.unwrap();
+    store.write_connections(from_ref(&one), KEEP).await.unwrap();
     assert_eq!(all("dev-0").await, [three.clone(), one.clone()]);
     assert_eq!(store.connections(&env("dev-0"), 1).await.unwrap(), *from_ref(&three));
     assert_eq!(last("dev-0", "dev-1").await, [three.clone(), two.clone()]);
@@ -100,7 +103,7 @@ async fn connections(store: &dyn Records) {
 
     // the relay died: what was open ends now, and not before it began
     let four = begin(4, "dev-1");
-    store.write_connections(from_ref(&four)).await.unwrap();
+    store.write_connections(from_ref(&four), KEEP).await.unwrap();
     assert_eq!(store.end_open_connections(103, EndReason::RelayRestarted).await.unwrap(), 2);
     let over = |connection: &Connection, at| Connection {
         ended: Some((at, EndReason::RelayRestarted)),
@@ -111,15 +114,28 @@ async fn connections(store: &dyn Records) {
     assert_eq!(store.end_open_connections(105, EndReason::RelayRestarted).await.unwrap(), 0);
 
     // the newest stay
-    let max = u64::from(limits::CONNECTIONS_PER_ENVIRONMENT);
+    let max = u64::from(KEEP);
     let many: Vec<_> = (10..12 + max)
         .map(|number| end(&begin(number, "dev-0"), 500, EndReason::ClientClosed))
         .collect();
-    store.write_connections(&many).await.unwrap();
+    store.write_connections(&many, KEEP).await.unwrap();
     let kept = all("dev-0").await;
     assert_eq!(kept.len() as u64, max);
     assert_eq!(kept.last(), many.get(2));
     assert_eq!(all("dev-1").await.len(), 2, "each environment has its own");
+
+    // none that ended before, the oldest first, but never the last one
+    let five = begin(5, "dev-1");
+    store.write_connections(from_ref(&five), KEEP).await.unwrap();
+    let oldest_first = all("dev-1").await;
+    assert_eq!(store.prune_connections(104, 10).await.unwrap(), 0);
+    assert_eq!(store.prune_connections(500, 1).await.unwrap(), 1);
+    assert_eq!(all("dev-1").await, oldest_first[..2]);
+    assert_eq!(store.prune_connections(501, 10).await.unwrap(), 10);
+    let left = store.prune_connections(u64::MAX >> 1, 1000).await.unwrap();
+    assert_eq!(left, max - 11 + 1);
+    assert_eq!(all("dev-0").await, many[many.len() - 1..]);
+    assert_eq!(all("dev-1").await, [five], "it is open");
 }
 
 fn id(n: u8) -> TokenId {

@@ -52,11 +52,18 @@ pub struct Connection {
 #[async_trait]
 pub trait Records: Send + Sync + 'static {
     /// Writes connections, new or changed, in this order. An older one of the
-    /// same environment that is open still was superseded. Of each environment,
-    /// only the newest [`CONNECTIONS_PER_ENVIRONMENT`] stay.
-    ///
-    /// [`CONNECTIONS_PER_ENVIRONMENT`]: rendez_proto::limits::CONNECTIONS_PER_ENVIRONMENT
-    async fn write_connections(&self, connections: &[Connection]) -> Result<(), StoreError>;
+    /// same environment that is open still was superseded. Of these
+    /// environments, only the newest `keep` connections each stay.
+    async fn write_connections(
+        &self,
+        connections: &[Connection],
+        keep: u32,
+    ) -> Result<(), StoreError>;
+
+    /// Removes at most `limit` of the oldest connections that ended before this
+    /// time, in seconds since 1970, but the last one of an environment. How many
+    /// went.
+    async fn prune_connections(&self, before: u64, limit: u32) -> Result<u64, StoreError>;
 
     /// An environment's connections, the newest first.
     async fn connections(

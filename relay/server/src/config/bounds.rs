@@ -5,6 +5,7 @@
 
 use rendez_relay_core::Quota;
 
+use super::suggest::suggestion;
 use super::values::{Size, Value};
 
 /// A bound's name, whether it is a size, and where it is kept.
@@ -52,7 +53,8 @@ impl Value for Bounds {
             let index = BOUNDS.iter().position(|(known, _, _)| *known == name);
             let index = index.ok_or_else(|| {
                 let known = BOUNDS.map(|(known, _, _)| known).join(", ");
-                format!("there is no bound {name:?}, but {known}")
+                let meant = suggestion(name, BOUNDS.iter().map(|(known, _, _)| *known));
+                format!("there is no bound {name:?}, but {known}{meant}")
             })?;
             let number = match value {
                 NONE => Quota::NONE,
@@ -100,7 +102,8 @@ mod tests {
     fn what_is_wrong_is_named() {
         for (text, expected) in [
             ("streams", "NAME=BOUND"),
-            ("stream=1", "there is no bound \"stream\""),
+            ("stream=1", "there is no bound \"stream\", but memory, connections, streams"),
+            ("handshake_per_minute=1", "; did you mean `handshakes_per_minute`?"),
             ("streams=-1", "streams: \"-1\""),
             ("memory=64", "is no size"),
             ("streams=1 streams=2", "twice"),

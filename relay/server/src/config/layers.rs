@@ -8,10 +8,8 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Change, Config, Key};
-
-/// Similarity (0 to 1) above which another name is worth suggesting.
-const SIMILAR: f64 = 0.75;
+use super::suggest::suggestion;
+use super::{Change, Config, Key, by_id};
 
 /// Where settings are looked for, kept for reading them again.
 #[derive(Debug, Clone, Default)]
@@ -172,32 +170,64 @@ impl From<Config> for Loaded {
 type Apply<'a> = dyn FnMut(&'static Key, &str, Source) -> Result<(), ConfigError> + 'a;
 
 fn read_file(path: &Path, text: &str, apply: &mut Apply<'_>) -> Result<(), ConfigError> {
-    let line = |span: Option<Range<usize>>| {
-        let before = span.map_or(0, |span| span.start).min(text.len());
-        1 + text.as_bytes()[..before].iter().filter(|byte| **byte == b'\n').count()
-    };
     let table = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
         path: path.to_owned(),
-        line: line(error.span()),
+        line: line_of(text, error.span()),
         why: error.message().to_owned(),
     })?;
     walk(table.get_ref(), "", &mut |name, at, value| {
-        let line = line(Some(at));
+        let line = line_of(text, Some(at));
         let unknown = |hint| ConfigError::Unknown {
             path: path.to_owned(),
             line,
             name: name.to_owned(),
             hint,
         };
-        let key = Key::find(name).ok_or_else(|| unknown(suggestion(name)))?;
+        let key = Key::find(name)
+            .ok_or_else(|| unknown(suggestion(name, Config::KEYS.iter().map(|key| key.name))))?;
         let at = Source::File(path.to_owned(), line);
-        let text = scalar(value).ok_or_else(|| ConfigError::Value {
-            at: at.clone(),
-            name: key.name,
-            why: format!("a single value is wanted ({})", key.unit),
-        })?;
+        let text = match value {
+            DeValue::Table(table) if key.table => {
+                let at = |span| Source::File(path.to_owned(), line_of(text, Some(span)));
+                entries(key, table, &at)?
+            }
+            value => single(key, value, &at)?,
+        };
         apply(key, &text, at)
     })
+}
+
+/// From 1.
+fn line_of(text: &str, span: Option<Range<usize>>) -> usize {
+    let before = span.map_or(0, |span| span.start).min(text.len());
+    1 + text.as_bytes()[..before].iter().filter(|byte| **byte == b'\n').count()
+}
+
+fn single(key: &Key, value: &DeValue<'_>, at: &Source) -> Result<String, ConfigError> {
+    scalar(value).ok_or_else(|| ConfigError::Value {
+        at: at.clone(),
+        name: key.name,
+        why: format!("a single value is wanted ({})", key.unit),
+    })
+}
+
+/// A section as one text; each line is checked alone, so that errors name it.
+fn entries(
+    key: &Key,
+    table: &DeTable<'_>,
+    at: &dyn Fn(Range<usize>) -> Source,
+) -> Result<String, ConfigError> {
+    let mut texts = Vec::new();
+    for (id, value) in table {
+        let at = at(Spanned::span(id));
+        let bounds = single(key, value.get_ref(), &at)?;
+        let entry = by_id::entry(id.get_ref(), &bounds).and_then(|entry| {
+            Config::default().set(key.name, &entry)?;
+            Ok(entry)
+        });
+        texts.push(entry.map_err(|why| ConfigError::Value { at, name: key.name, why })?);
+    }
+    Ok(by_id::join(&texts))
 }
 
 type Found<'a> = dyn FnMut(&str, Range<usize>, &DeValue<'_>) -> Result<(), ConfigError> + 'a;
@@ -227,22 +257,6 @@ fn scalar(value: &DeValue<'_>) -> Option<String> {
         DeValue::Boolean(yes) => Some(yes.to_string()),
         _ => None,
     }
-}
-
-/// `, did you mean ...`, or nothing.
-fn suggestion(name: &str) -> String {
-    let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
-    let similar = |key: &&Key| {
-        // The right name in the wrong section counts as well.
-        let whole = strsim::jaro_winkler(name, key.name);
-        if last(name) == last(key.name) { whole.max(SIMILAR) } else { whole }
-    };
-    Config::KEYS
-        .iter()
-        .max_by(|a, b| similar(a).total_cmp(&similar(b)))
-        .filter(|key| similar(key) >= SIMILAR)
-        .map(|key| format!("; did you mean `{}`?", key.name))
-        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -289,6 +303,10 @@ mod tests {
             ("on_public = true", "did you mean `admin.on_public`?"),
             ("[log]\nlevle = \"info\"", "did you mean `log.level`?"),
             ("[a.b]\nc = 1", "there is no setting `a.b`"),
+            (
+                "[quota.tokenz]\na = 1",
+                "there is no setting `quota.tokenz`; did you mean `quota.token",
+            ),
             ("zzz = 1", "there is no setting `zzz`"),
         ];
         for (text, expected) in cases {
@@ -312,6 +330,44 @@ mod tests {
             let said = refused(text);
             assert!(said.contains(expected), "{text:?}: {said}");
         }
+    }
+
+    #[test]
+    fn a_section_of_ids_is_one_setting() {
+        let text = "[quota]\ntoken = \"streams=9 connections=4\"\n[quota.tokens]\n\
+                    0011223344556677 = \"streams=5\"\n0011223344556688 = \"\"\n";
+        let loaded = file(text).unwrap();
+        let quotas = loaded.config.quotas();
+        assert_eq!(quotas.tokens.len(), 2);
+        let (one, other) = (quotas.tokens["0011223344556677"], quotas.tokens["0011223344556688"]);
+        assert_eq!((one.streams, one.connections), (5, 4));
+        assert_eq!(other, quotas.token);
+        assert_eq!(loaded.source("quota.tokens"), &Source::File("relay.toml".into(), 3));
+
+        let section = "[quota.environments]\na = \"streams=1\"\n";
+        let cases = [
+            ("b = \"stream=1\"", "relay.toml:3: `quota.environments`: b: there is no bound"),
+            ("b = [1]", "relay.toml:3: `quota.environments`: a single value"),
+            ("[quota.environments.b]\nstreams = 1", "a single value is wanted (bounds per id)"),
+            ("\"b;c\" = \"\"", "relay.toml:3: `quota.environments`: \"b;c\""),
+            ("\"b/c\" = \"\"", "relay.toml:3: `quota.environments`: \"b/c\""),
+        ];
+        for (line, expected) in cases {
+            let said = refused(&format!("{section}{line}"));
+            assert!(said.contains(expected), "{line:?}: {said}");
+        }
+        // by flag and variable it is one text, over all that the file says
+        let layers = Layers {
+            file: Some("relay.toml".into()),
+            given: vec![(
+                Key::find("quota.environments").unwrap(),
+                "b streams=2; c streams=3".into(),
+                Source::Flag("quota-environments".into()),
+            )],
+        };
+        let loaded = layers.put_together(Some(section)).unwrap();
+        let ids: Vec<_> = loaded.config.quotas().environments.into_keys().collect();
+        assert_eq!(ids, ["b", "c"]);
     }
 
     #[test]

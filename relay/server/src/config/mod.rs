@@ -6,24 +6,33 @@
 //! `docs/operating.md` all follow from it.
 //!
 //! A setting `a.b_c` is the flag `--a-b-c`, the variable `RENDEZ_A_B_C` and the
-//! key `b_c` in the section `[a]` of the file.
+//! key `b_c` in the section `[a]` of the file. One with a value per id is a
+//! section of its own, `[a.b_c]`.
 
 mod bounds;
+mod by_id;
 pub(crate) mod layers;
 pub(crate) mod print;
+mod ranges;
+mod suggest;
 pub mod values;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rendez_proto::ids::EnvironmentId;
 use rendez_proto::limits;
 use rendez_registry::PublicUrl;
-use rendez_registry::model::SourceCidrs;
+use rendez_registry::audit::AuditKeep;
+use rendez_registry::history::HistoryKeep;
+use rendez_registry::model::{SourceCidrs, Subject};
 use rendez_transport::telemetry::{LogFormat, LogLevel};
 
 use crate::ledger::Quotas;
 pub use bounds::Bounds;
+pub use by_id::ById;
 pub use layers::{ConfigError, Layers, Loaded, Source};
 pub use print::{document, table};
 use values::Value;
@@ -51,6 +60,8 @@ pub struct Key {
     pub change: Change,
     /// Whether TOML writes its value without quotes.
     bare: bool,
+    /// Whether it is a section of the file.
+    table: bool,
 }
 
 /// Settings whose flag and variable are shorter than their name says: they were
@@ -102,6 +113,7 @@ macro_rules! settings {
                     doc: concat!($($doc),+),
                     change: Change::$change,
                     bare: <$type as Value>::BARE,
+                    table: <$type as Value>::TABLE,
                 },
             )+];
 
@@ -113,16 +125,24 @@ macro_rules! settings {
                 }
             }
 
+            /// The values of a setting that has one per id.
+            pub fn entries(&self, name: &str) -> BTreeMap<String, String> {
+                match name {
+                    $( $name => self.$field.entries(), )+
+                    _ => BTreeMap::new(),
+                }
+            }
+
             /// Sets one setting.
             ///
             /// # Errors
-            /// What is wrong with the value.
+            /// What is wrong with the value; then nobody should use the rest.
             pub fn set(&mut self, name: &str, text: &str) -> Result<(), String> {
                 match name {
                     $( $name => self.$field = Value::parse(text)?, )+
                     _ => return Err(format!("there is no setting {name:?}")),
                 }
-                Ok(())
+                ranges::check(self, name)
             }
         }
     };
@@ -222,6 +242,29 @@ settings! {
     /// ones.
     quota_connection: Bounds = Bounds::of(Quotas::default().connection), "quota.connection", "bounds", AtReload;
 
+    /// Bounds of single environments, by their ids. What is not named is
+    /// quota.environment's.
+    quota_environments: ById<EnvironmentId> = ById::default(), "quota.environments", "bounds per id", AtReload;
+
+    /// Bounds of single tokens, by their ids, or by the jwt_... of those of
+    /// other issuers. What is not named is quota.token's.
+    quota_tokens: ById<Subject> = ById::default(), "quota.tokens", "bounds per id", AtReload;
+
+    /// Most rows of the audit log that are kept; older ones are removed behind a
+    /// checkpoint.
+    audit_rows: u64 = limits::AUDIT_KEEP_ROWS, "audit.rows", "rows", AtReload;
+
+    /// How long rows of the audit log are kept, at least 1h.
+    audit_keep: Duration = limits::AUDIT_KEEP_AGE, "audit.keep", "duration", AtReload;
+
+    /// How many connections of its executors the history of each environment
+    /// keeps, the newest, at most 1000.
+    history_connections: u32 = limits::CONNECTIONS_PER_ENVIRONMENT, "history.connections", "connections", AtReload;
+
+    /// How long connections are kept after their end, at least 1h. The last one
+    /// of each environment stays: it says why the executor is away.
+    history_keep: Duration = limits::CONNECTIONS_KEEP_AGE, "history.keep", "duration", AtReload;
+
     /// How much is logged: off, error, warn, info, debug or trace.
     log_level: LogLevel = LogLevel::Info, "log.level", "level", AtReload;
 
@@ -235,15 +278,28 @@ settings! {
 }
 
 impl Config {
+    /// How much of the audit log is kept.
+    pub fn audit_keep(&self) -> AuditKeep {
+        AuditKeep { rows: self.audit_rows, age: self.audit_keep }
+    }
+
+    /// How much of the history of connections is kept.
+    pub fn history_keep(&self) -> HistoryKeep {
+        HistoryKeep { connections: self.history_connections, age: self.history_keep }
+    }
+
     /// What everybody may use.
     pub fn quotas(&self) -> Quotas {
         let default = Quotas::default();
+        let environment = self.quota_environment.over(default.environment);
+        let token = self.quota_token.over(default.token);
         Quotas {
             node: self.quota_node.over(default.node),
-            environment: self.quota_environment.over(default.environment),
-            token: self.quota_token.over(default.token),
+            environment,
+            token,
             connection: self.quota_connection.over(default.connection),
-            ..default
+            environments: self.quota_environments.over(environment),
+            tokens: self.quota_tokens.over(token),
         }
     }
 }

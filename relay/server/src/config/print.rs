@@ -11,19 +11,27 @@ pub fn document(loaded: &Loaded) -> String {
     let mut section = "";
     for key in Config::KEYS {
         let (of, name) = key.name.rsplit_once('.').unwrap_or(("", key.name));
-        if of != section {
+        if of != section && !key.table {
             section = of;
             let _ = write!(text, "\n[{section}]\n");
         }
         let default = quoted(key, &defaults.get(key.name));
         let (unit, source) = (key.unit, loaded.source(key.name));
-        let value = quoted(key, &loaded.config.get(key.name));
         let _ = write!(
             text,
-            "\n#{}\n# Unit: {unit}. Default: {default}. Changes {}. From: {source}.\n{name} = {value}\n",
+            "\n#{}\n# Unit: {unit}. Default: {default}. Changes {}. From: {source}.\n",
             key.doc,
             change(key.change),
         );
+        if key.table {
+            section = key.name;
+            let _ = writeln!(text, "[{section}]");
+            for (id, value) in loaded.config.entries(key.name) {
+                let _ = writeln!(text, "{id} = {}", quoted(key, &value));
+            }
+        } else {
+            let _ = writeln!(text, "{name} = {}", quoted(key, &loaded.config.get(key.name)));
+        }
     }
     text
 }
@@ -75,12 +83,16 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("rendez-print-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let path = directory.join("relay.toml");
-        std::fs::write(&path, "state = 'a \"b\"'\nconnections_max = 7\n").unwrap();
+        let text = "state = 'a \"b\"'\nconnections_max = 7\n[quota.tokens]\n\
+                    0011223344556677 = 'streams=5'\n[quota.environments]\nbox = 'memory=none'\n";
+        std::fs::write(&path, text).unwrap();
         let load = || Layers { file: Some(path.clone()), given: Vec::new() }.load().unwrap();
         let first = load();
         let printed = document(&first);
         assert!(printed.contains("\nconnections_max = 7\n"), "{printed}");
         assert!(printed.contains("relay.toml:2"), "{printed}");
+        assert!(printed.contains("[quota.tokens]\n0011223344556677 = \"streams=5\"\n"));
+        assert!(printed.contains("[quota.environments]\nbox = \"memory=none\"\n"));
         for key in Config::KEYS {
             assert!(printed.contains(key.doc.trim()), "{}", key.name);
         }

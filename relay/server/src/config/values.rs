@@ -3,6 +3,7 @@
 //! Every value has one text, which parsing gives back: what `--print-config`
 //! prints can be read again.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,6 +18,8 @@ use rendez_transport::telemetry::{LogFormat, LogLevel};
 pub(crate) trait Value: Sized {
     /// Whether TOML writes it without quotes.
     const BARE: bool = false;
+    /// Whether a file holds it as a section, with a name and a text per line.
+    const TABLE: bool = false;
 
     /// Reads it.
     ///
@@ -26,6 +29,11 @@ pub(crate) trait Value: Sized {
 
     /// Writes it.
     fn text(&self) -> String;
+
+    /// The lines of its section, if it has one.
+    fn entries(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
 }
 
 /// An address to listen on, or none at all.
@@ -115,6 +123,8 @@ value_by_from_str! {
     SourceCidrs, false;
     LogLevel, false;
     LogFormat, false;
+    u32, true;
+    u64, true;
     usize, true;
     bool, true;
 }

@@ -2,7 +2,6 @@
 
 use async_trait::async_trait;
 use rendez_proto::ids::{EnvironmentId, Generation};
-use rendez_proto::limits;
 use rendez_proto::registry::environments::EndReason;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
@@ -14,7 +13,11 @@ use crate::store::records::{Connection, ConnectionId, Records};
 
 #[async_trait]
 impl Records for SqliteStore {
-    async fn write_connections(&self, connections: &[Connection]) -> Result<(), StoreError> {
+    async fn write_connections(
+        &self,
+        connections: &[Connection],
+        keep: u32,
+    ) -> Result<(), StoreError> {
         let mut tx = self.db.write().await?;
         for connection in connections {
             let environment = connection.environment.as_str();
@@ -64,11 +67,37 @@ impl Records for SqliteStore {
                   ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
             )
             .bind(environment)
-            .bind(limits::CONNECTIONS_PER_ENVIRONMENT)
+            .bind(keep)
             .execute(&mut *tx)
             .await?;
         }
         tx.commit().await
+    }
+
+    async fn prune_connections(&self, before: u64, limit: u32) -> Result<u64, StoreError> {
+        // Found before the transaction: what looks through all connections
+        // keeps no writer waiting.
+        let old: Vec<i64> = sqlx::query_scalar(
+            "SELECT seq FROM connections AS old WHERE ended_at < ? AND EXISTS \
+             (SELECT 1 FROM connections WHERE environment = old.environment AND seq > old.seq) \
+             ORDER BY seq LIMIT ?",
+        )
+        .bind(seconds(before))
+        .bind(limit)
+        .fetch_all(&self.db.pool)
+        .await?;
+        if old.is_empty() {
+            return Ok(0);
+        }
+        let mut tx = self.db.write().await?;
+        for seq in &old {
+            sqlx::query("DELETE FROM connections WHERE seq = ?")
+                .bind(seq)
+                .execute(&mut *tx)
+                .await?;
+        }
+        tx.commit().await?;
+        Ok(old.len() as u64)
     }
 
     async fn connections(

@@ -1,0 +1,135 @@
+//! Bounds of single environments or tokens, by their ids.
+//!
+//! In a file they are a section with an id and its bounds per line; as a flag or
+//! a variable they are one text: `ID streams=5; ID memory=none`.
+
+use std::collections::BTreeMap;
+use std::fmt::{Debug, Display};
+use std::str::FromStr;
+
+use rendez_proto::limits;
+use rendez_relay_core::Quota;
+
+use super::bounds::Bounds;
+use super::values::Value;
+
+/// Between two entries of the text.
+const SEPARATOR: char = ';';
+
+/// Some bounds per id; what they do not name is the kind's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ById<Id: Ord>(BTreeMap<Id, Bounds>);
+
+impl<Id: Ord> Default for ById<Id> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<Id: Ord + Display> ById<Id> {
+    /// The quota of each id, over that of its kind.
+    pub fn over(&self, kind: Quota) -> BTreeMap<String, Quota> {
+        self.0.iter().map(|(id, bounds)| (id.to_string(), bounds.over(kind))).collect()
+    }
+}
+
+/// One entry of the text.
+///
+/// # Errors
+/// No id looks like this.
+pub(super) fn entry(id: &str, bounds: &str) -> Result<String, String> {
+    let splits = |c: char| c == SEPARATOR || c.is_whitespace();
+    if id.is_empty() || id.contains(splits) || bounds.contains(SEPARATOR) {
+        return Err(format!("{id:?} = {bounds:?} is not an id and its bounds"));
+    }
+    Ok(format!("{id} {bounds}"))
+}
+
+/// Entries as one text.
+pub(super) fn join(entries: &[String]) -> String {
+    entries.join(&format!("{SEPARATOR} "))
+}
+
+impl<Id> Value for ById<Id>
+where
+    Id: Ord + Display + Debug + FromStr<Err: Display>,
+{
+    const TABLE: bool = true;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut all = BTreeMap::new();
+        for entry in text.split(SEPARATOR).map(str::trim).filter(|entry| !entry.is_empty()) {
+            let (id, bounds) = entry.split_once(char::is_whitespace).unwrap_or((entry, ""));
+            let id: Id = id.parse().map_err(|error| format!("{id:?}: {error}"))?;
+            let bounds = Bounds::parse(bounds).map_err(|error| format!("{id}: {error}"))?;
+            if all.contains_key(&id) {
+                return Err(format!("{id} stands there twice"));
+            }
+            all.insert(id, bounds);
+        }
+        let max = limits::QUOTAS_BY_ID_MAX;
+        if all.len() > max {
+            return Err(format!("{} ids are named, at most {max} may be", all.len()));
+        }
+        Ok(Self(all))
+    }
+
+    fn text(&self) -> String {
+        let entries = self.entries().into_iter().map(|(id, bounds)| format!("{id} {bounds}"));
+        join(&entries.collect::<Vec<_>>())
+    }
+
+    fn entries(&self) -> BTreeMap<String, String> {
+        self.0.iter().map(|(id, bounds)| (id.to_string(), bounds.text())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rendez_proto::ids::EnvironmentId;
+    use rendez_registry::model::Subject;
+
+    use super::*;
+
+    type Environments = ById<EnvironmentId>;
+
+    #[test]
+    fn each_id_has_its_bounds_over_those_of_its_kind() {
+        let text = "a memory=none streams=5; b-1 connections=2; c ";
+        let all = Environments::parse(text).unwrap();
+        assert_eq!(all.text(), text);
+        assert_eq!(Environments::parse(" ; ").unwrap(), Environments::default());
+        let kind = Quota { memory_bytes: 7, connections: 9, ..Quota::UNLIMITED };
+        let quotas = all.over(kind);
+        assert_eq!(quotas.keys().collect::<Vec<_>>(), ["a", "b-1", "c"]);
+        assert_eq!(quotas["a"], Quota { streams: 5, memory_bytes: Quota::NONE, ..kind });
+        assert_eq!(quotas["b-1"], Quota { connections: 2, ..kind });
+        assert_eq!(quotas["c"], kind);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, expected) in [
+            ("a stream=1", "a: there is no bound \"stream\""),
+            ("a streams=1; a streams=2", "a stands there twice"),
+            ("a/b streams=1", "\"a/b\": environment id contains '/'"),
+        ] {
+            let said = Environments::parse(text).unwrap_err();
+            assert!(said.contains(expected), "{text}: {said}");
+        }
+        let said = ById::<Subject>::parse("laptop streams=1").unwrap_err();
+        assert!(said.contains("hexadecimal"), "{said}");
+        assert!(ById::<Subject>::parse("0011223344556677 streams=1").is_ok());
+        for (id, bounds) in [("a;b", ""), ("a b", ""), ("", "streams=1"), ("a", ";b")] {
+            assert!(entry(id, bounds).is_err(), "{id:?} {bounds:?}");
+        }
+    }
+
+    #[test]
+    fn there_may_be_so_many() {
+        let text = |n: usize| (0..n).map(|n| format!("e{n} streams=1;")).collect::<String>();
+        assert!(Environments::parse(&text(limits::QUOTAS_BY_ID_MAX)).is_ok());
+        let said = Environments::parse(&text(limits::QUOTAS_BY_ID_MAX + 1)).unwrap_err();
+        assert!(said.contains("at most"), "{said}");
+    }
+}

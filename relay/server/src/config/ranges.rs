@@ -1,0 +1,72 @@
+//! Values that can be read and make no sense.
+
+use std::time::Duration;
+
+use rendez_proto::limits;
+
+use super::Config;
+
+/// Checks the setting that was set last.
+///
+/// # Errors
+/// Why it cannot be so.
+pub(super) fn check(config: &Config, name: &str) -> Result<(), String> {
+    match name {
+        "connect_wait" => at_most(
+            config.connect_wait,
+            limits::CONNECT_WAIT_MAX,
+            "whoever asks gives up after that",
+        ),
+        "audit.rows" if config.audit_rows == 0 => {
+            Err("at least 1 row is kept: a log that keeps none cannot be verified".to_owned())
+        }
+        "audit.keep" => swept(config.audit_keep),
+        "history.keep" => swept(config.history_keep),
+        "history.connections" => {
+            let (max, wanted) =
+                (limits::CONNECTIONS_PER_ENVIRONMENT_MAX, config.history_connections);
+            match wanted {
+                0 => Err("at least 1 is kept: it says why an executor is away".to_owned()),
+                wanted if wanted > max => Err(format!("at most {max} are kept")),
+                _ => Ok(()),
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
+fn at_most(value: Duration, max: Duration, why: &str) -> Result<(), String> {
+    let text = humantime::format_duration(max);
+    if value > max { Err(format!("at most {text}: {why}")) } else { Ok(()) }
+}
+
+fn swept(keep: Duration) -> Result<(), String> {
+    let least = limits::KEEP_MIN;
+    let text = humantime::format_duration(least);
+    match keep < least {
+        true => Err(format!("at least {text}: what is older is looked for that often")),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_the_reason() {
+        let cases = [
+            ("connect_wait", "10s", "10s 1ms", "at most 10s: whoever asks gives up"),
+            ("audit.rows", "1", "0", "at least 1 row"),
+            ("audit.keep", "1h", "59m", "at least 1h: what is older"),
+            ("history.keep", "1h", "0s", "at least 1h: what is older"),
+            ("history.connections", "1", "0", "at least 1 is kept"),
+            ("history.connections", "1000", "1001", "at most 1000 are kept"),
+        ];
+        for (name, good, bad, why) in cases {
+            assert_eq!(Config::default().set(name, good), Ok(()), "{name} {good}");
+            let said = Config::default().set(name, bad).unwrap_err();
+            assert!(said.contains(why), "{name} {bad}: {said}");
+        }
+    }
+}
