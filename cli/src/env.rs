@@ -132,7 +132,11 @@ fn describe(detail: &EnvironmentDetail, now: u64) -> String {
     let since = entry.since_unix_secs.map_or_else(String::new, |since| ago(now, since));
     field("state", state(entry.state, &since));
     if entry.state == EnvironmentState::Offline {
-        let why = entry.away_because.map_or("it never connected", |why| why.words());
+        let why = match (entry.away_because, entry.since_unix_secs) {
+            (Some(why), _) => why.words(),
+            (None, Some(_)) => "it registered and has not connected since",
+            (None, None) => "not known yet",
+        };
         field("because", why.to_owned());
     }
     if let Some(executor) = &detail.executor {
@@ -142,11 +146,16 @@ fn describe(detail: &EnvironmentDetail, now: u64) -> String {
     }
     field("orchestrators", detail.orchestrators.to_string());
     field("streams", detail.streams.to_string());
-    let registered = ago(now, entry.registered_at_unix_secs);
-    let (id, generation) = (&entry.executor_registration_id, entry.generation);
-    field("registration", format!("{id}, number {generation}, {registered} ago"));
-    let profiles: Vec<_> = entry.profiles.iter().map(|profile| profile.name()).collect();
-    field("profiles", profiles.join(" "));
+    let generation = entry.generation;
+    match (&entry.executor_registration_id, entry.registered_at_unix_secs) {
+        (Some(id), Some(at)) => {
+            let registered = ago(now, at);
+            field("registration", format!("{id}, number {generation}, {registered} ago"));
+            let profiles: Vec<_> = entry.profiles.iter().map(|profile| profile.name()).collect();
+            field("profiles", profiles.join(" "));
+        }
+        _ => field("registration", format!("none: number {generation} was ended")),
+    }
     field("known for", ago(now, entry.created_at_unix_secs));
     if !detail.history.is_empty() {
         lines.push("\nBEGAN      LASTED     RECEIVED   SENT       END".to_owned());
@@ -158,6 +167,7 @@ fn describe(detail: &EnvironmentDetail, now: u64) -> String {
 fn state(state: EnvironmentState, since: &str) -> String {
     match state {
         EnvironmentState::NeverSeen => "never seen".to_owned(),
+        EnvironmentState::Offline if since.is_empty() => "offline".to_owned(),
         EnvironmentState::Offline => format!("offline for {since}"),
         EnvironmentState::Connected => format!("connected for {since}"),
         EnvironmentState::Draining => format!("connected for {since}, and about to be moved away"),
@@ -219,7 +229,46 @@ pub(crate) fn now() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use rendez_proto::registry::environments::EndReason;
+
     use super::*;
+
+    #[test]
+    fn an_environment_without_a_registration_is_described() {
+        let entry = |since_unix_secs, away_because| EnvironmentEntry {
+            environment_id: "dev".parse().unwrap(),
+            online: false,
+            state: EnvironmentState::Offline,
+            since_unix_secs,
+            away_because,
+            executor_registration_id: None,
+            generation: rendez_proto::ids::Generation(3),
+            profiles: vec![],
+            created_at_unix_secs: 10,
+            registered_at_unix_secs: None,
+        };
+        let describe = |since, because| {
+            let detail = EnvironmentDetail {
+                environment_id: "dev".parse().unwrap(),
+                state: EnvironmentState::Offline,
+                entry: Some(entry(since, because)),
+                executor: None,
+                orchestrators: 0,
+                streams: 0,
+                history: vec![],
+            };
+            describe(&detail, 100)
+        };
+        let revoked = describe(None, Some(EndReason::Revoked));
+        assert!(revoked.contains("state         offline\n"), "{revoked}");
+        assert!(revoked.contains("because       its access was revoked\n"), "{revoked}");
+        assert!(revoked.contains("registration  none: number 3 was ended\n"), "{revoked}");
+        assert!(revoked.contains("known for     1m 30s\n"), "{revoked}");
+        let fresh = describe(Some(95), None);
+        assert!(fresh.contains("state         offline for 5s\n"), "{fresh}");
+        assert!(fresh.contains("has not connected since\n"), "{fresh}");
+        assert_eq!(line(&entry(None, None), 3, 100).trim_end(), "dev  offline");
+    }
 
     #[test]
     fn times_and_sizes_are_short() {

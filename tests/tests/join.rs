@@ -102,7 +102,8 @@ async fn a_revoked_environment_waits_for_a_new_enrolment() -> Result<()> {
     relay.administer(&["env", "revoke", "box"]).await?;
     assert_eq!(agent.process().wait(WITHIN).await?.code(), Some(77));
     let gone = exec(relay.url(), &orchestrator, "box", &["true"]).await?;
-    assert_eq!(gone.status.code(), Some(68), "{}", gone.stderr_text());
+    assert_eq!(gone.status.code(), Some(69), "{}", gone.stderr_text());
+    assert!(gone.stderr_text().contains("its access was revoked"), "{}", gone.stderr_text());
     let other = tempfile::tempdir()?;
     ends(other.path(), &relay, "box", Some(&old), 77, "environment was revoked").await?;
     let new = relay.token("join").await?;

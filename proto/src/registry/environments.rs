@@ -19,7 +19,8 @@ use crate::profile::Profile;
 pub enum EnvironmentState {
     /// No executor ever registered under this id: perhaps it is misspelt.
     NeverSeen,
-    /// An executor registered, and its websocket is not open.
+    /// An executor registered, and its websocket is not open, or its
+    /// registration was ended.
     Offline,
     /// The websocket of the current registration's executor is open.
     Connected,
@@ -117,25 +118,28 @@ pub struct EnvironmentEntry {
     pub online: bool,
     /// The same, in more words.
     pub state: EnvironmentState,
-    /// Since when it is in this state, in seconds since 1970.
+    /// Since when it is in this state, in seconds since 1970. Absent if that is
+    /// not known, as when a registration ends whose executor was away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since_unix_secs: Option<u64>,
-    /// If it is offline: why the last connection ended. Absent if there was
-    /// none.
+    /// If it is offline: why. Absent if it has not connected since it
+    /// registered, or not so long ago that it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub away_because: Option<EndReason>,
-    /// The current claim.
-    pub executor_registration_id: RegistrationId,
-    /// Its place in the environment's order.
+    /// The current claim. Absent: it was ended, alone or with the environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executor_registration_id: Option<RegistrationId>,
+    /// The last claim's place in the environment's order.
     pub generation: Generation,
-    /// What its executor offers.
+    /// What the current claim's executor offers.
     #[serde(with = "profile_names")]
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub profiles: Vec<Profile>,
     /// First registration, in seconds since 1970.
     pub created_at_unix_secs: u64,
     /// Current registration, in seconds since 1970.
-    pub registered_at_unix_secs: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registered_at_unix_secs: Option<u64>,
 }
 
 /// All that is known about one environment.

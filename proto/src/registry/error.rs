@@ -50,10 +50,11 @@ impl ErrorDetail {
 pub struct Absence {
     /// Whether one ever was.
     pub state: AbsenceState,
-    /// Since when it is away, in seconds since 1970.
+    /// Since when it is away, in seconds since 1970. Absent if that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since_unix_secs: Option<u64>,
-    /// Why its last connection ended. Absent if it never had one.
+    /// Why it is away. Absent if it has not connected since it registered, which
+    /// was at the time above, or if that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub away_because: Option<EndReason>,
 }
@@ -71,7 +72,8 @@ impl Absence {
 pub enum AbsenceState {
     /// No executor ever registered under this id: perhaps it is misspelt.
     Unknown,
-    /// An executor registered, and is not connected.
+    /// An executor registered, and is not connected. It may have no registration
+    /// any more.
     Offline,
 }
 

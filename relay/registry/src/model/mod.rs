@@ -49,13 +49,17 @@ pub struct Registration {
     pub registered_at: u64,
 }
 
-/// An environment; there is one as soon as an executor has registered.
+/// An environment; there is one as soon as an executor has registered, for good.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Environment {
+    /// Its name.
+    pub id: EnvironmentId,
     /// When it was first registered, in seconds since 1970.
     pub created_at: u64,
-    /// The current claim.
-    pub registration: Registration,
+    /// The last claim's place in its order.
+    pub generation: Generation,
+    /// The current claim. `None`: it was ended, alone or with the environment.
+    pub registration: Option<Registration>,
 }
 
 /// Something whose live websockets must close.

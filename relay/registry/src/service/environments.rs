@@ -7,14 +7,14 @@ use rendez_proto::ids::EnvironmentId;
 use rendez_proto::limits;
 use rendez_proto::registry::environments::{
     ConnectionRecord, EndReason, EnvironmentDetail, EnvironmentEntry, EnvironmentList,
-    EnvironmentState,
+    EnvironmentState, LiveExecutor,
 };
 use rendez_proto::registry::error::{Absence, AbsenceState};
 
 use tokio::time::timeout;
 
 use super::Registry;
-use crate::model::{Caller, Environment, Forbidden, Registration, Role};
+use crate::model::{Caller, Environment, Forbidden, Role};
 use crate::seam::Live;
 use crate::store::StoreError;
 use crate::store::records::Connection;
@@ -47,7 +47,7 @@ impl Registry {
         let page = self.store().environments(after, limits::LIST_PAGE_MAX).await?;
         // a full page may have a successor, even if the caller sees none of it
         let full = page.len() >= limits::LIST_PAGE_MAX as usize;
-        let id = |environment: &Environment| environment.registration.environment.clone();
+        let id = |environment: &Environment| environment.id.clone();
         let (first, last) = (page.first().map(id), page.last().map(id));
         let mut connections = BTreeMap::new();
         if let (Some(first), Some(last)) = (&first, &last) {
@@ -58,7 +58,7 @@ impl Registry {
         }
         let mut environments = Vec::new();
         for environment in page {
-            let id = environment.registration.environment.clone();
+            let id = environment.id.clone();
             if caller.sees(&READERS, &id) {
                 let live = self.presence().live(&id).await;
                 environments.push(entry(environment, connections.get(&id), &live));
@@ -112,16 +112,12 @@ impl Registry {
         })
     }
 
-    /// Why a registered environment's executor is away, and since when.
-    pub(super) async fn absence(&self, registration: &Registration) -> Result<Absence, StoreError> {
+    /// Why an environment's executor is away, and since when.
+    pub(super) async fn absence(&self, environment: &Environment) -> Result<Absence, StoreError> {
         self.settle_history().await;
-        let last = self.records().connections(&registration.environment, 1).await?;
-        let (since, because) = away(registration, last.first());
-        Ok(Absence {
-            state: AbsenceState::Offline,
-            since_unix_secs: Some(since),
-            away_because: because,
-        })
+        let last = self.records().connections(&environment.id, 1).await?;
+        let (since, because) = away(environment, last.first());
+        Ok(Absence { state: AbsenceState::Offline, since_unix_secs: since, away_because: because })
     }
 
     /// So that what has just ended is not shown as open. A database that takes
@@ -147,43 +143,59 @@ impl Registry {
     }
 }
 
-/// Since when an executor that is not connected is away, and why: since its
-/// last connection ended, or, if it never had one, since it registered.
-fn away(registration: &Registration, last: Option<&Connection>) -> (u64, Option<EndReason>) {
-    match last.and_then(|last| last.ended) {
-        Some((at, why)) => (at, Some(why)),
-        None => (registration.registered_at, None),
+/// Since when an executor that is not connected is away, and why; each as far
+/// as it is known.
+fn away(environment: &Environment, last: Option<&Connection>) -> (Option<u64>, Option<EndReason>) {
+    let ended = last.and_then(|last| last.ended);
+    let Some(registration) = &environment.registration else {
+        // it may have been away before; if not, its websocket tells when
+        let since = ended.filter(|(_, why)| *why == EndReason::Revoked).map(|(at, _)| at);
+        return (since, Some(EndReason::Revoked));
+    };
+    match (ended, last) {
+        (Some((at, why)), _) => (Some(at), Some(why)),
+        // it is open, or its end is not written yet
+        (None, Some(last)) if last.registration == registration.id => (None, None),
+        // under this registration there was none, whatever is open of an older one
+        (None, _) => (Some(registration.registered_at), None),
     }
 }
 
 fn entry(environment: Environment, last: Option<&Connection>, live: &Live) -> EnvironmentEntry {
-    let Environment { created_at, registration } = environment;
-    let executor =
-        live.executor.as_ref().filter(|live| live.executor_registration_id == registration.id);
+    let registration = environment.registration.as_ref();
+    let current = |live: &&LiveExecutor| {
+        registration.is_some_and(|own| own.id == live.executor_registration_id)
+    };
+    let executor = live.executor.as_ref().filter(current);
     let (state, since, because) = match executor {
         Some(executor) => {
             let state = match live.draining {
                 true => EnvironmentState::Draining,
                 false => EnvironmentState::Connected,
             };
-            (state, executor.connected_at_unix_secs, None)
+            (state, Some(executor.connected_at_unix_secs), None)
         }
         None => {
-            let (since, because) = away(&registration, last);
+            let (since, because) = away(&environment, last);
             (EnvironmentState::Offline, since, because)
         }
     };
+    let online = executor.is_some();
+    let Environment { id, created_at, generation, registration } = environment;
+    let registered_at = registration.as_ref().map(|registration| registration.registered_at);
+    let (registration, profiles) =
+        registration.map(|registration| (registration.id, registration.profiles)).unzip();
     EnvironmentEntry {
-        environment_id: registration.environment,
-        online: executor.is_some(),
+        environment_id: id,
+        online,
         state,
-        since_unix_secs: Some(since),
+        since_unix_secs: since,
         away_because: because,
-        executor_registration_id: registration.id,
-        generation: registration.generation,
-        profiles: registration.profiles,
+        executor_registration_id: registration,
+        generation,
+        profiles: profiles.unwrap_or_default(),
         created_at_unix_secs: created_at,
-        registered_at_unix_secs: registration.registered_at,
+        registered_at_unix_secs: registered_at,
     }
 }
 
@@ -201,8 +213,10 @@ fn record(connection: Connection) -> ConnectionRecord {
 
 #[cfg(test)]
 mod tests {
+    use rendez_proto::ids::Generation;
+
     use super::*;
-    use crate::testing::{Fixture, env};
+    use crate::testing::{Fixture, START, env};
 
     #[tokio::test]
     async fn a_caller_sees_the_environments_of_its_pattern() {
@@ -228,5 +242,58 @@ mod tests {
         assert_eq!(list(Role::Orchestrator, "dev-*", Some("dev-1")).await.unwrap(), [two]);
         let refused = list(Role::Executor, "*", None).await;
         assert!(matches!(refused, Err(ListError::Forbidden(Forbidden::Role))));
+    }
+
+    #[tokio::test]
+    async fn an_environment_whose_registration_was_ended_stays_in_sight() {
+        let fixture = Fixture::new().await;
+        let registry = &fixture.registry;
+        let executor = fixture.caller(Role::Executor, "*").await;
+        let admin = fixture.caller(Role::Admin, "*").await;
+        for (whole, name) in [(false, "dev"), (true, "prod")] {
+            let registered = fixture.online(&executor, name).await.executor_registration_id;
+            let history = registry.history();
+            let connection = Connection {
+                id: history.next_id(),
+                environment: env(name),
+                registration: registered.clone(),
+                generation: Generation(1),
+                connected_at: START,
+                ended: Some((START + 3, EndReason::Revoked)),
+                received_bytes: 1,
+                sent_bytes: 2,
+            };
+            history.note(connection.clone());
+            let detail = registry.environment(&admin, &env(name), false).await.unwrap();
+            let entry = detail.entry.unwrap();
+            assert_eq!((entry.online, entry.executor_registration_id), (true, Some(registered)));
+
+            match whole {
+                true => assert!(registry.revoke_environment(None, &env(name)).await.unwrap()),
+                false => drop(registry.end_registration(None, &env(name)).await.unwrap().unwrap()),
+            }
+            let detail = registry.environment(&admin, &env(name), false).await.unwrap();
+            assert_eq!(detail.state, EnvironmentState::Offline);
+            assert_eq!(detail.history, [record(connection)]);
+            let expected = EnvironmentEntry {
+                environment_id: env(name),
+                online: false,
+                state: EnvironmentState::Offline,
+                since_unix_secs: Some(START + 3),
+                away_because: Some(EndReason::Revoked),
+                executor_registration_id: None,
+                generation: Generation(1),
+                profiles: vec![],
+                created_at_unix_secs: START,
+                registered_at_unix_secs: None,
+            };
+            assert_eq!(detail.entry.as_ref(), Some(&expected));
+            let list = registry.environments(&admin, None).await.unwrap().environments;
+            assert_eq!(list.last(), Some(&expected));
+        }
+        assert_eq!(registry.environments(&admin, None).await.unwrap().environments.len(), 2);
+        assert!(registry.registrations(None).await.unwrap().registrations.is_empty());
+        let never = registry.environment(&admin, &env("never"), false).await.unwrap();
+        assert_eq!((never.state, never.entry), (EnvironmentState::NeverSeen, None));
     }
 }

@@ -7,7 +7,7 @@ use rendez_proto::registry::status::{
 };
 
 use super::Registry;
-use crate::model::Environment;
+use crate::model::Registration;
 use crate::store::StoreError;
 
 impl Registry {
@@ -59,13 +59,13 @@ impl Registry {
     ) -> Result<RegistrationList, StoreError> {
         let page = self.store().environments(after, limits::LIST_PAGE_MAX).await?;
         let full = page.len() >= limits::LIST_PAGE_MAX as usize;
-        let next = page.last().filter(|_| full).map(|last| last.registration.environment.clone());
-        Ok(RegistrationList { registrations: page.into_iter().map(entry).collect(), next })
+        let next = page.last().filter(|_| full).map(|last| last.id.clone());
+        let registrations = page.into_iter().filter_map(|environment| environment.registration);
+        Ok(RegistrationList { registrations: registrations.map(entry).collect(), next })
     }
 }
 
-fn entry(environment: Environment) -> RegistrationEntry {
-    let registration = environment.registration;
+fn entry(registration: Registration) -> RegistrationEntry {
     let fingerprint = registration.key.fingerprint();
     RegistrationEntry {
         environment_id: registration.environment,

@@ -31,11 +31,12 @@ impl fmt::Display for Away {
         if let Some(since) = since_unix_secs {
             let seconds = self.asked_at.saturating_sub(since);
             match away_because {
-                Some(why) => write!(f, ": {} {seconds} s ago", why.words())?,
-                None => write!(f, ": it registered {seconds} s ago and never connected")?,
+                Some(why) => write!(f, ": {} {seconds} s ago", why.words()),
+                None => write!(f, ": it registered {seconds} s ago and has not connected since"),
             }
+        } else {
+            away_because.map_or(Ok(()), |why| write!(f, ": {}", why.words()))
         }
-        Ok(())
     }
 }
 
@@ -50,7 +51,8 @@ pub(super) enum Unreachable {
 
 impl Registry {
     /// The current registration of an environment whose executor is connected
-    /// under it. If it is not, waits for it, unless there never was one.
+    /// under it. If it is not, waits for it, also if its registration was ended:
+    /// then it may register anew. Not if there never was one.
     pub(super) async fn reachable(
         &self,
         environment: &EnvironmentId,
@@ -61,13 +63,14 @@ impl Registry {
         // Ends at the deadline; each further round needs another registration
         // to join.
         loop {
-            let Some(registration) = self.store().registration(environment).await? else {
+            let Some(mut found) = self.store().environment(environment).await? else {
                 let away = Away { absence: Absence::UNKNOWN, asked_at: self.now() };
                 return Err(Unreachable::Away(away));
             };
             // an executor that is connected under an older registration would
             // refuse the handshake: its prologue names another one
-            if connected.as_ref() == Some(&registration.id) {
+            let current = found.registration.take_if(|own| connected.as_ref() == Some(&own.id));
+            if let Some(registration) = current {
                 return Ok(registration);
             }
             let joined = match wait.is_zero() {
@@ -78,7 +81,7 @@ impl Registry {
                 }
             };
             if joined.is_none() {
-                let absence = self.absence(&registration).await?;
+                let absence = self.absence(&found).await?;
                 return Err(Unreachable::Away(Away { absence, asked_at: self.now() }));
             }
             connected = joined;
@@ -142,33 +145,97 @@ mod tests {
         assert_eq!(waiting.await.unwrap().unwrap().id, again.executor_registration_id);
     }
 
-    #[tokio::test]
-    async fn one_that_stays_away_is_explained() {
-        let (fixture, _) = offline(Duration::from_millis(1)).await;
-        fixture.advance(7);
-        let never = away(&fixture).await;
-        let expected = Absence {
-            state: AbsenceState::Offline,
-            since_unix_secs: Some(START),
-            away_because: None,
-        };
-        assert_eq!(never.absence, expected);
-        assert!(never.to_string().ends_with("registered 7 s ago and never connected"), "{never}");
-
+    /// Notes a connection under this registration, and has it written.
+    async fn note(fixture: &Fixture, registration: &str, ended: Option<(u64, EndReason)>) {
         let history = fixture.registry.history();
         history.note(Connection {
             id: history.next_id(),
             environment: env("dev"),
-            registration: "reg_x".parse().unwrap(),
+            registration: registration.parse().unwrap(),
             generation: rendez_proto::ids::Generation(1),
             connected_at: START,
-            ended: Some((START + 2, EndReason::PingTimeout)),
+            ended,
             received_bytes: 1,
             sent_bytes: 2,
         });
-        let gone = away(&fixture).await;
-        let (since, why) = (gone.absence.since_unix_secs, gone.absence.away_because);
-        assert_eq!((since, why), (Some(START + 2), Some(EndReason::PingTimeout)));
-        assert!(gone.to_string().ends_with("did not answer pings any more 5 s ago"), "{gone}");
+        history.flush().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_that_stays_away_is_explained() {
+        let (fixture, executor) = offline(Duration::from_millis(1)).await;
+        fixture.advance(7);
+        let is = async |since: Option<u64>, because: Option<EndReason>, end: &str| {
+            let away = away(&fixture).await;
+            let expected = Absence {
+                state: AbsenceState::Offline,
+                since_unix_secs: since,
+                away_because: because,
+            };
+            assert_eq!(away.absence, expected);
+            assert!(away.to_string().ends_with(end), "{away}");
+        };
+        let not_since = "registered 7 s ago and has not connected since";
+        is(Some(START), None, not_since).await;
+        let gone = (START + 2, EndReason::PingTimeout);
+        note(&fixture, "reg_x", Some(gone)).await;
+        let silent = "did not answer pings any more 5 s ago";
+        is(Some(START + 2), Some(EndReason::PingTimeout), silent).await;
+
+        // it registers anew while its old websocket is still open
+        let fresh = fixture.register(&executor, "dev").await;
+        fixture.advance(7);
+        note(&fixture, "reg_y", None).await;
+        is(Some(START + 7), None, not_since).await;
+        // it was connected, and why no more is not known yet
+        note(&fixture, fresh.executor_registration_id.as_str(), None).await;
+        is(None, None, "executor is not connected").await;
+    }
+
+    #[tokio::test]
+    async fn one_whose_registration_was_ended_is_explained_and_waited_for() {
+        for whole in [false, true] {
+            let (fixture, _) = offline(Duration::from_millis(1)).await;
+            end(&fixture, whole).await;
+            let revoked = Absence {
+                state: AbsenceState::Offline,
+                since_unix_secs: None,
+                away_because: Some(EndReason::Revoked),
+            };
+            let gone = away(&fixture).await;
+            assert_eq!(gone.absence, revoked);
+            assert!(gone.to_string().ends_with("connected: its access was revoked"), "{gone}");
+            assert_eq!(fixture.waits.load(Ordering::SeqCst), 1, "it was waited for");
+            // that it left for another reason before is not what keeps it away
+            note(&fixture, "reg_x", Some((START + 1, EndReason::PingTimeout))).await;
+            assert_eq!(away(&fixture).await.absence, revoked);
+            note(&fixture, "reg_x", Some((START + 2, EndReason::Revoked))).await;
+            let absence = away(&fixture).await.absence;
+            assert_eq!(absence, Absence { since_unix_secs: Some(START + 2), ..revoked });
+
+            let (fixture, executor) = offline(WAIT).await;
+            end(&fixture, whole).await;
+            let waiting = tokio::spawn({
+                let fixture = fixture.clone();
+                async move { fixture.registry.reachable(&env("dev")).await }
+            });
+            fixture.until_waiting(1).await;
+            // after the environment's end only with a new token
+            let executor = match whole {
+                false => executor,
+                true => fixture.caller(Role::Executor, "*").await,
+            };
+            let back = fixture.online(&executor, "dev").await;
+            assert_eq!(waiting.await.unwrap().unwrap().id, back.executor_registration_id);
+        }
+    }
+
+    /// Ends the registration, or the whole environment.
+    async fn end(fixture: &Fixture, whole: bool) {
+        let registry = &fixture.registry;
+        match whole {
+            true => assert!(registry.revoke_environment(None, &env("dev")).await.unwrap()),
+            false => drop(registry.end_registration(None, &env("dev")).await.unwrap().unwrap()),
+        }
     }
 }

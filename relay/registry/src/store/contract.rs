@@ -206,9 +206,10 @@ async fn registrations(store: &dyn Store) {
     assert_eq!(store.registration(&env("dev-2")).await.unwrap(), None);
 
     let list = store.environments(None, 10).await.unwrap();
-    let ids: Vec<_> = list.iter().map(|e| e.registration.environment.as_str()).collect();
+    let ids: Vec<_> = list.iter().map(|e| e.id.as_str()).collect();
     assert_eq!(ids, ["dev-0", "dev-1"]);
-    assert_eq!((list[1].created_at, &list[1].registration), (100, &stored));
+    assert_eq!((list[1].created_at, list[1].generation), (100, Generation(2)));
+    assert_eq!(list[1].registration, Some(stored));
     assert_eq!(store.environments(None, 1).await.unwrap(), list[..1]);
     assert_eq!(store.environments(Some(&env("dev-0")), 1).await.unwrap(), list[1..]);
     assert_eq!(store.environment(&env("dev-1")).await.unwrap().as_ref(), list.last());
@@ -352,12 +353,21 @@ async fn withdrawals(store: &dyn Store) {
     );
     assert_eq!(store.remove_registration(&env("dev-key"), 100, &act()).await.unwrap(), None);
     assert_eq!(store.registration(&env("dev-key")).await.unwrap(), None);
+    let without = async || {
+        let found = store.environment(&env("dev-key")).await.unwrap().unwrap();
+        let list = store.environments(None, 100).await.unwrap();
+        assert!(list.contains(&found), "it is listed as it is found");
+        assert_eq!((found.id, found.created_at, found.registration), (env("dev-key"), 100, None));
+        found.generation
+    };
+    assert_eq!(without().await, Generation(2));
 
     // may come back, with a higher generation
     let back = claim_with(store, &mine(key.clone(), "reg_4"), 100).await;
     assert_eq!(back.generation, Generation(3));
     assert!(store.revoke_environment(&env("dev-key"), 100, &act()).await.unwrap());
     assert_eq!(store.registration(&env("dev-key")).await.unwrap(), None);
+    assert_eq!(without().await, Generation(3));
     assert_eq!(store.token(&id(24)).await.unwrap().unwrap().revoked_at, Some(100));
     assert!(!store.revoke_environment(&env("never"), 100, &act()).await.unwrap());
     assert_eq!(

@@ -194,14 +194,15 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Option<Registration>, StoreError>;
 
     /// At most `limit` environments whose id is greater than `after`, ordered
-    /// by id.
+    /// by id; those without a registration included.
     async fn environments(
         &self,
         after: Option<&EnvironmentId>,
         limit: u32,
     ) -> Result<Vec<Environment>, StoreError>;
 
-    /// One environment.
+    /// One environment, also if its registration was ended. `None`: nobody ever
+    /// registered.
     async fn environment(&self, id: &EnvironmentId) -> Result<Option<Environment>, StoreError>;
 
     /// Ends the environment's current registration and notes a withdrawal.

@@ -102,43 +102,54 @@ pub(super) async fn get(
         .transpose()
 }
 
+/// Environments, with their registrations if they have any; what selects and
+/// orders them follows. Columns of the same name are those of the registration.
+macro_rules! environments {
+    ($rest:literal) => {
+        concat!(
+            "SELECT environments.id AS name, environments.generation AS last_generation, \
+             environments.created_at, registrations.* FROM environments \
+             LEFT JOIN registrations ON registrations.environment = environments.id ",
+            $rest
+        )
+    };
+}
+
 pub(super) async fn list(
     pool: &SqlitePool,
     after: Option<&EnvironmentId>,
     limit: u32,
 ) -> Result<Vec<Environment>, StoreError> {
-    sqlx::query(
-        "SELECT registrations.*, environments.created_at FROM registrations \
-         JOIN environments ON environments.id = registrations.environment \
-         WHERE registrations.environment > ? ORDER BY registrations.environment LIMIT ?",
-    )
-    .bind(after.map_or("", EnvironmentId::as_str))
-    .bind(limit)
-    .fetch_all(pool)
-    .await?
-    .iter()
-    .map(listed)
-    .collect()
+    sqlx::query(environments!("WHERE environments.id > ? ORDER BY environments.id LIMIT ?"))
+        .bind(after.map_or("", EnvironmentId::as_str))
+        .bind(limit)
+        .fetch_all(pool)
+        .await?
+        .iter()
+        .map(listed)
+        .collect()
 }
 
 pub(super) async fn environment(
     pool: &SqlitePool,
     id: &EnvironmentId,
 ) -> Result<Option<Environment>, StoreError> {
-    sqlx::query(
-        "SELECT registrations.*, environments.created_at FROM registrations \
-         JOIN environments ON environments.id = registrations.environment \
-         WHERE registrations.environment = ?",
-    )
-    .bind(id.as_str())
-    .fetch_optional(pool)
-    .await?
-    .map(|row| listed(&row))
-    .transpose()
+    sqlx::query(environments!("WHERE environments.id = ?"))
+        .bind(id.as_str())
+        .fetch_optional(pool)
+        .await?
+        .map(|row| listed(&row))
+        .transpose()
 }
 
 fn listed(row: &SqliteRow) -> Result<Environment, StoreError> {
-    Ok(Environment { created_at: number(row, "created_at")?, registration: registration(row)? })
+    let registered = row.try_get::<Option<&str>, _>("environment")?.is_some();
+    Ok(Environment {
+        id: text(row, "name")?,
+        created_at: number(row, "created_at")?,
+        generation: Generation(number(row, "last_generation")?),
+        registration: if registered { Some(registration(row)?) } else { None },
+    })
 }
 
 pub(super) async fn remove(
