@@ -178,8 +178,21 @@ pub const STREAMS_PER_ORCHESTRATOR: usize = 32;
 /// [`STREAM_GRACE`] included: bounds its memory against orchestrators that
 /// come and go.
 pub const CLAIMS_PER_EXECUTOR: usize = 1024;
-/// Acks and heartbeats that wait in one port's outbox, ahead of its lanes.
-/// They are cumulative, so dropping one costs nothing but time.
+/// What a frame that waits costs besides its bytes: its place in a queue and
+/// that of its allocation.
+pub const FRAME_COST_BYTES: usize = 64;
+/// Frames up to this size are copied before they wait at all. Else each could
+/// keep a whole read buffer in memory, which nobody pays for.
+pub const FRAME_COPY_BYTES: usize = FRAME_OVERHEAD_MAX_BYTES;
+/// The same for frames that wait behind others: a copy costs less than the
+/// wait.
+pub const FRAME_COPY_WAITING_BYTES: usize = 16 * 1024;
+/// Tokens whose failed handshakes one executor's switchboard remembers. Among
+/// so many, those that failed are forgiven in the order of their time.
+pub const HANDSHAKE_SUSPECTS: usize = 32;
+/// Acks and heartbeats that wait in one port's outbox, ahead of its lanes, each
+/// of at most [`FRAME_OVERHEAD_MAX_BYTES`]. They are cumulative, so dropping one
+/// costs nothing but time.
 pub const EXPRESS_MAX_FRAMES: usize = 256;
 /// How long a relay remembers a stream after a reset passed, for the far end's
 /// answer: a few round trips.
@@ -408,7 +421,11 @@ const _: () = {
     // a selective acknowledgement can name what fast resending looks for
     assert!(FAST_RESEND_RECORDS < u32::BITS);
     // fresh data of a conforming sender always fits its lane
-    assert!(LANE_MAX_BYTES >= WINDOW_MAX_RECORDS as usize * FRAME_MAX_BYTES + MESSAGE_MAX_BYTES);
+    assert!(
+        LANE_MAX_BYTES
+            >= WINDOW_MAX_RECORDS as usize * (FRAME_MAX_BYTES + FRAME_COST_BYTES)
+                + MESSAGE_MAX_BYTES
+    );
     assert!(LANE_MIN_BYTES >= FRAME_MAX_BYTES && LANE_MIN_BYTES < LANE_MAX_BYTES);
     assert!(HANDSHAKE_FAILURES_PER_TOKEN * 2 < HANDSHAKE_FAILURES as u64);
     assert!(HANDSHAKE_FAILURES_RESERVED < HANDSHAKE_FAILURES);

@@ -126,7 +126,7 @@ impl Scene {
             quiet.push(timed(&mut witness).await?);
         }
         let (stop, mut stopped) = oneshot::channel();
-        let before = footprint(&relay)?;
+        let before = settled(&relay).await?;
         let victim = tokio::spawn(async move {
             let mut rounds = Vec::new();
             while stopped.try_recv() == Err(oneshot::error::TryRecvError::Empty) {
@@ -167,6 +167,24 @@ async fn timed(witness: &mut Witness) -> Result<Duration> {
     let began = Instant::now();
     witness.exchange().await?;
     Ok(began.elapsed())
+}
+
+/// The footprint when it has stopped changing: the last request's connection
+/// may be about to close.
+async fn settled(relay: &TestRelay) -> Result<Footprint> {
+    const LOOKS: u32 = 10;
+    let mut look = interval(LOOK_INTERVAL);
+    let (mut last, mut same) = (footprint(relay)?, 0);
+    let settling = async {
+        while same < LOOKS {
+            look.tick().await;
+            let now = footprint(relay)?;
+            same = if now == last { same + 1 } else { 0 };
+            last = now;
+        }
+        anyhow::Ok(last)
+    };
+    timeout(PATIENCE, settling).await?
 }
 
 fn footprint(relay: &TestRelay) -> Result<Footprint> {
@@ -471,6 +489,45 @@ fn a_storm_of_frames_is_held_to_its_tokens_rate() -> Result<()> {
     })
 }
 
+/// A new websocket, ticket and stream for each attempt are no new chance.
+#[test]
+fn handshakes_of_somebody_who_reconnects_for_each() -> Result<()> {
+    on_stage(async {
+        const ATTEMPTS: u64 = 30;
+        let scene = Scene::start().await?;
+        let relay = &scene.relay;
+        let mut executor = relay.executor(HOSTILE).await?;
+        let token = relay.token(Role::Orchestrator, HOSTILE).await?;
+        let mut reached = 0;
+        for n in 0..ATTEMPTS {
+            let reply = connect_as(relay, token.expose(), HOSTILE, key(66)).await?;
+            let mut hostile = Websocket::open(reply.url.expose()).await?;
+            let body = Body::Handshake { message: vec![7; 3_500].into(), profile: String::new() };
+            hostile.send_binary(Frame::bare(stream(n), body).encode()).await?;
+            // A stock executor resets; the relay does so itself when it refuses.
+            let refused = tokio::select! {
+                told = hostile.receive() => peek(&told?)?.kind == Kind::Reset,
+                seen = executor.receive_patiently() => {
+                    ensure!(peek(&seen?)?.kind == Kind::Handshake);
+                    let reset = Body::Reset { reason: "noise_relay_protocol_error".into() };
+                    executor.send_binary(Frame::bare(stream(n), reset).encode()).await?;
+                    ensure!(peek(&hostile.receive().await?)?.kind == Kind::Reset);
+                    reached += 1;
+                    true
+                }
+            };
+            ensure!(refused);
+            drop(hostile);
+        }
+        ensure!(
+            reached == limits::HANDSHAKE_FAILURES_PER_TOKEN,
+            "{reached} handshakes reached the executor"
+        );
+        drop(executor);
+        scene.end("reconnecting for each handshake").await
+    })
+}
+
 /// Who is turned away for a quota is told so, and stands in the audit log.
 #[test]
 fn a_token_has_so_many_websockets_and_no_more() -> Result<()> {
@@ -526,8 +583,10 @@ fn a_reader_that_reads_nothing_costs_a_bounded_amount() -> Result<()> {
         // The Codex profile cannot resend: the executor is held back, then the
         // stream is reset, and everybody else goes on.
         let record = vec![7; 60_000];
+        let mut most = 0;
         let flood = async {
             loop {
+                most = most.max(relay.memory_used());
                 executor.send_patiently(data_frame(&stream(1), 1, &record)).await?;
                 if relay.counters().get(Counter::Dropped(Dropped::Overloaded)) > 0 {
                     return anyhow::Ok(());
@@ -535,10 +594,9 @@ fn a_reader_that_reads_nothing_costs_a_bounded_amount() -> Result<()> {
             }
         };
         timeout(PATIENCE, flood).await??;
-        let waiting = relay.memory_used();
         ensure!(
-            waiting <= MEMORY as usize + limits::MESSAGE_MAX_BYTES,
-            "{waiting} bytes wait in the relay"
+            (MEMORY as usize / 4..=MEMORY as usize + limits::MESSAGE_MAX_BYTES).contains(&most),
+            "at most {most} bytes waited in the relay"
         );
         drop((executor, reader));
         scene.end("a reader that reads nothing").await

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rendez_proto::limits::{HANDSHAKE_FAILURE_RECOVERY, RATE_BURST};
+use rendez_proto::limits::RATE_BURST;
 
 use crate::meter::Meter;
 
@@ -26,8 +26,10 @@ pub struct Quota {
     pub streams: u64,
     /// Handshakes that orchestrators begin, per minute.
     pub handshakes_per_minute: u64,
-    /// Handshakes that may fail before the bearers of a token must wait; one is
-    /// forgiven each [`HANDSHAKE_FAILURE_RECOVERY`].
+    /// Handshakes that may fail at one executor before the bearers of a token
+    /// must wait; one is forgiven each [`HANDSHAKE_FAILURE_RECOVERY`].
+    ///
+    /// [`HANDSHAKE_FAILURE_RECOVERY`]: rendez_proto::limits::HANDSHAKE_FAILURE_RECOVERY
     pub handshake_failures: u64,
     /// Frames that are read, per second; sockets are read more slowly beyond.
     pub frames_per_second: u64,
@@ -70,7 +72,6 @@ pub struct Account {
     frames_rate: Meter,
     bytes_rate: Meter,
     handshake_rate: Meter,
-    failures: Meter,
 }
 
 #[derive(Debug)]
@@ -159,6 +160,10 @@ impl Account {
         self.streams.fetch_sub(1, Relaxed);
     }
 
+    fn restore_connection(&self) {
+        self.connections.fetch_add(1, Relaxed);
+    }
+
     fn restore_stream(&self) {
         self.streams.fetch_add(1, Relaxed);
     }
@@ -185,25 +190,11 @@ impl Account {
         }
     }
 
-    /// Counts a handshake that failed at an executor.
-    pub(crate) fn handshake_failed(&self, now: Instant) {
-        self.failures.take(now, HANDSHAKE_FAILURE_RECOVERY, Duration::ZERO);
-    }
-
-    /// Failed handshakes that are not forgiven yet.
-    pub(crate) fn failures(&self, now: Instant) -> u64 {
-        let ahead = self.failures.ahead(now).as_millis();
-        let failures = ahead.div_ceil(HANDSHAKE_FAILURE_RECOVERY.as_millis());
-        u64::try_from(failures).unwrap_or(u64::MAX)
-    }
-
-    /// Whether another handshake may be risked while `under_way` may fail as
-    /// well; if `few` failures are left, only one of an account without any.
-    pub(crate) fn may_fail(&self, now: Instant, under_way: u64, few: bool) -> bool {
-        match self.quota().handshake_failures {
-            Quota::NONE => true,
-            max => self.failures(now) + under_way < if few { max.min(1) } else { max },
-        }
+    /// Whether nothing that was used has still to be paid off: an account that
+    /// is forgotten then is as good as a new one.
+    pub fn is_settled(&self, now: Instant) -> bool {
+        let meters = [&self.frames_rate, &self.bytes_rate, &self.handshake_rate];
+        meters.into_iter().all(|meter| meter.ahead(now).is_zero())
     }
 }
 
@@ -282,6 +273,11 @@ impl Accounts {
 
     pub(crate) fn disconnect(&self) {
         self.levels().into_iter().for_each(|(_, account)| account.disconnect());
+    }
+
+    /// Takes a websocket's place back that was just given up.
+    pub(crate) fn restore_connection(&self) {
+        self.levels().into_iter().for_each(|(_, account)| account.restore_connection());
     }
 
     pub(crate) fn open_stream(&self) -> Result<(), Level> {
@@ -392,21 +388,11 @@ mod tests {
     }
 
     #[test]
-    fn handshakes_have_a_rate_and_failures_are_forgiven_one_by_one() {
+    fn handshakes_have_a_rate() {
         let now = origin();
         let account = Account::new(Quota { handshakes_per_minute: 6, ..Quota::UNLIMITED });
         assert_eq!((0..10).filter(|_| account.begin_handshake(now)).count(), 6);
         assert!(account.begin_handshake(now + Duration::from_secs(10)));
-
-        let account = Account::new(Quota { handshake_failures: 3, ..Quota::UNLIMITED });
-        assert!(account.may_fail(now, 0, true));
-        for _ in 0..3 {
-            assert!(account.may_fail(now, 0, false));
-            account.handshake_failed(now);
-            assert!(!account.may_fail(now, 0, true));
-        }
-        assert!(!account.may_fail(now, 0, false));
-        assert!(account.may_fail(now + HANDSHAKE_FAILURE_RECOVERY, 0, false));
-        assert_eq!(account.failures(now + HANDSHAKE_FAILURE_RECOVERY * 100), 0);
+        assert!(!account.is_settled(now) && account.is_settled(now + Duration::from_secs(71)));
     }
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use rendez_proto::ids::StreamId;
+use rendez_proto::limits;
 
 use crate::account::{Accounts, Level};
 use crate::hub::PortKey;
@@ -34,6 +35,7 @@ impl Lane {
         self.frames.front().map(Bytes::len)
     }
 
+    /// What waits costs, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -41,6 +43,11 @@ impl Lane {
     pub(crate) fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
+}
+
+/// What a frame that waits is charged with.
+pub(crate) fn cost(frame: &Bytes) -> usize {
+    frame.len() + limits::FRAME_COST_BYTES
 }
 
 /// Where a stream's orchestrator is.
@@ -95,7 +102,7 @@ pub(crate) struct Claim {
     /// When a stalled stream is reset.
     pub(crate) stalled_until: Option<Instant>,
     pub(crate) ending: Ending,
-    pub(crate) handshake: Handshake,
+    handshake: Handshake,
     /// Those of the orchestrator's websocket, also for the way to the executor.
     accounts: Accounts,
 }
@@ -142,25 +149,44 @@ impl Claim {
             self.accounts.restore_stream();
             return Err(level);
         }
-        let waiting = self.to_executor.bytes + self.to_orchestrator.bytes;
+        let waiting = self.to_executor.bytes + self.to_orchestrator.bytes + self.handshake.cost();
         self.accounts.sub_memory(waiting);
         accounts.add_memory(waiting);
         self.accounts = accounts;
         Ok(())
     }
 
+    pub(crate) fn handshake(&self) -> &Handshake {
+        &self.handshake
+    }
+
+    /// How far the handshake has come now; a message that waits is paid for.
+    pub(crate) fn set_handshake(&mut self, handshake: Handshake) -> Handshake {
+        self.accounts.add_memory(handshake.cost());
+        let before = std::mem::replace(&mut self.handshake, handshake);
+        self.accounts.sub_memory(before.cost());
+        before
+    }
+
     pub(crate) fn push(&mut self, direction: Direction, frame: Bytes) {
-        self.accounts.add_memory(frame.len());
         let lane = self.lane(direction);
-        lane.bytes += frame.len();
+        let copied = match lane.is_empty() {
+            true => limits::FRAME_COPY_BYTES,
+            false => limits::FRAME_COPY_WAITING_BYTES,
+        };
+        let frame = if frame.len() <= copied { Bytes::copy_from_slice(&frame) } else { frame };
+        let cost = cost(&frame);
+        lane.bytes += cost;
         lane.frames.push_back(frame);
+        self.accounts.add_memory(cost);
     }
 
     pub(crate) fn pop(&mut self, direction: Direction) -> Option<Bytes> {
         let lane = self.lane(direction);
         let frame = lane.frames.pop_front()?;
-        lane.bytes -= frame.len();
-        self.accounts.sub_memory(frame.len());
+        let cost = cost(&frame);
+        lane.bytes -= cost;
+        self.accounts.sub_memory(cost);
         Some(frame)
     }
 
@@ -206,6 +232,7 @@ impl Drop for Claim {
     fn drop(&mut self) {
         self.clear(Direction::ToExecutor);
         self.clear(Direction::ToOrchestrator);
+        self.set_handshake(Handshake::Over);
         self.accounts.close_stream();
     }
 }

@@ -14,26 +14,30 @@
 //!
 //! * No more handshakes are under way at once than may fail together without
 //!   making the executor deaf; the others wait their turn, in order.
-//! * What fails is charged to the token that brought it. After the failures of
-//!   its quota its bearers are refused, and so many may be under way; the last
-//!   [`HANDSHAKE_FAILURES_RESERVED`] are for tokens without any.
+//! * What fails is charged to the token that brought it, at this executor. After
+//!   the failures of its quota its bearers are refused, and so many may be under
+//!   way; the last [`HANDSHAKE_FAILURES_RESERVED`] are for tokens without any.
+//!   Another websocket of the token changes nothing; another executor is
+//!   another matter, so a sick one locks nobody out of the rest.
+//! * A message that waits is paid for like any frame that waits.
 //! * Only when all but one have failed, one more is risked at a time: an
 //!   executor that forgets nothing could not be reached any more otherwise.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rendez_proto::frame::ResetReason;
 use rendez_proto::limits::{
-    AUTHORIZATION_TIMEOUT, HANDSHAKE_COOLDOWN, HANDSHAKE_FAILURES, HANDSHAKE_FAILURES_RESERVED,
-    HANDSHAKE_REPEAT, HANDSHAKE_TIMEOUT,
+    AUTHORIZATION_TIMEOUT, HANDSHAKE_COOLDOWN, HANDSHAKE_FAILURE_RECOVERY, HANDSHAKE_FAILURES,
+    HANDSHAKE_FAILURES_RESERVED, HANDSHAKE_REPEAT, HANDSHAKE_SUSPECTS, HANDSHAKE_TIMEOUT,
 };
 use rendez_proto::peek::Kind;
 
-use crate::account::Account;
-use crate::claim::Handshake;
+use crate::account::{Account, Quota};
+use crate::claim::{Handshake, cost};
 use crate::hub::Hub;
+use crate::meter::Meter;
 use crate::overflow::Direction;
 use crate::stats::Dropped;
 
@@ -42,10 +46,73 @@ use crate::stats::Dropped;
 pub(crate) struct Guard {
     failures: u32,
     deaf_until: Option<Instant>,
+    /// Who brought failures that are not forgiven yet, at most
+    /// [`HANDSHAKE_SUSPECTS`].
+    suspects: Vec<Suspect>,
+    /// Claims whose handshakes are under way; fewer than
+    /// [`HANDSHAKE_FAILURES`].
+    offered: Vec<usize>,
+}
+
+/// A token, which is known again as long as it is remembered.
+#[derive(Debug)]
+struct Suspect {
+    token: Arc<Account>,
+    failures: Meter,
+}
+
+impl Suspect {
+    /// Failed handshakes that are not forgiven yet.
+    fn failures(&self, now: Instant) -> u64 {
+        let ahead = self.failures.ahead(now).as_millis();
+        let failures = ahead.div_ceil(HANDSHAKE_FAILURE_RECOVERY.as_millis());
+        u64::try_from(failures).unwrap_or(u64::MAX)
+    }
 }
 
 impl Guard {
-    fn failed(&mut self, now: Instant) {
+    /// Failed handshakes of a token that are not forgiven yet.
+    pub(crate) fn failures_of(&self, token: &Arc<Account>, now: Instant) -> u64 {
+        let known = self.suspects.iter().find(|suspect| Arc::ptr_eq(&suspect.token, token));
+        known.map_or(0, |suspect| suspect.failures(now))
+    }
+
+    /// Whether another handshake of a token may be risked while `under_way` may
+    /// fail as well; when few failures are left, only one of a token without
+    /// any.
+    fn may_fail(&self, token: &Arc<Account>, under_way: u64, now: Instant) -> bool {
+        match token.quota().handshake_failures {
+            Quota::NONE => true,
+            max => {
+                let max = if self.is_reserved() { max.min(1) } else { max };
+                self.failures_of(token, now) + under_way < max
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn suspects(&self) -> usize {
+        self.suspects.len()
+    }
+
+    fn suspect(&mut self, token: &Arc<Account>, now: Instant) {
+        self.suspects.retain(|suspect| suspect.failures(now) > 0);
+        let known = self.suspects.iter().position(|suspect| Arc::ptr_eq(&suspect.token, token));
+        let at = known.unwrap_or_else(|| {
+            let least = (0..self.suspects.len()).min_by_key(|at| self.suspects[*at].failures(now));
+            if let Some(least) = least
+                && self.suspects.len() >= HANDSHAKE_SUSPECTS
+            {
+                self.suspects.remove(least);
+            }
+            self.suspects.push(Suspect { token: token.clone(), failures: Meter::default() });
+            self.suspects.len() - 1
+        });
+        self.suspects[at].failures.take(now, HANDSHAKE_FAILURE_RECOVERY, Duration::ZERO);
+    }
+
+    pub(crate) fn failed(&mut self, token: &Arc<Account>, now: Instant) {
+        self.suspect(token, now);
         self.failures += 1;
         if self.failures >= HANDSHAKE_FAILURES {
             self.failures = 0;
@@ -79,11 +146,11 @@ impl Hub {
         message: Bytes,
         now: Instant,
     ) -> Result<(), (Dropped, ResetReason)> {
-        let claim = &mut self.claims[index];
-        match &mut claim.handshake {
+        let claim = &self.claims[index];
+        match claim.handshake() {
             // Ours repeat message 1, for which executors have no second count.
             Handshake::Offered { at } if claim.resends && now >= *at + HANDSHAKE_REPEAT => {
-                *at = now;
+                self.set_handshake(index, Handshake::Offered { at: now });
                 self.forward(index, Direction::ToExecutor, Kind::Handshake, message, now);
                 return Ok(());
             }
@@ -94,22 +161,46 @@ impl Hub {
             Handshake::None | Handshake::Over => {}
         }
         let accounts = claim.accounts();
-        if self.guard.is_deaf(now) || !accounts.token.may_fail(now, 0, self.guard.is_reserved()) {
+        if self.guard.is_deaf(now) || !self.guard.may_fail(&accounts.token, 0, now) {
             return Err((Dropped::HandshakeGuard, ResetReason::HandshakeRefused));
         }
         if !accounts.begin_handshake(now) {
             return Err((Dropped::HandshakeRate, ResetReason::Overloaded));
         }
-        claim.handshake = Handshake::Waiting { message, since: now };
-        self.handshakes.push_back(index);
+        let waiting = Handshake::Waiting { message, since: now };
+        if waiting.cost() > accounts.free_memory() {
+            return Err((Dropped::Quota, ResetReason::Overloaded));
+        }
+        self.set_handshake(index, waiting);
         self.offer_waiting(now);
         Ok(())
+    }
+
+    /// Changes how far a handshake has come, in all places.
+    pub(crate) fn set_handshake(&mut self, index: usize, handshake: Handshake) -> Handshake {
+        let waits = matches!(handshake, Handshake::Waiting { .. });
+        let offered = matches!(handshake, Handshake::Offered { .. });
+        let before = self.claims[index].set_handshake(handshake);
+        match &before {
+            Handshake::Waiting { .. } if !waits => self.handshakes.retain(|other| *other != index),
+            Handshake::Offered { .. } if !offered => {
+                self.guard.offered.retain(|other| *other != index);
+            }
+            _ => {}
+        }
+        if waits && !matches!(before, Handshake::Waiting { .. }) {
+            self.handshakes.push_back(index);
+        }
+        if offered && !matches!(before, Handshake::Offered { .. }) {
+            self.guard.offered.push(index);
+        }
+        before
     }
 
     /// Whether a claim's handshake waits; then nothing of it goes to the
     /// executor, which does not know the stream yet.
     pub(crate) fn is_waiting(&self, index: usize) -> bool {
-        matches!(self.claims[index].handshake, Handshake::Waiting { .. })
+        matches!(self.claims[index].handshake(), Handshake::Waiting { .. })
     }
 
     /// Offers as many of the handshakes that wait as may fail together.
@@ -117,31 +208,25 @@ impl Hub {
         let mut at = 0;
         while at < self.handshakes.len()
             && !self.guard.is_deaf(now)
-            && self.offered(None) < self.guard.room()
+            && self.guard.offered.len() < self.guard.room()
         {
             let index = self.handshakes[at];
-            let token = self.claims[index].accounts().token.clone();
-            let under_way = self.offered(Some(&token));
-            if !token.may_fail(now, under_way as u64, self.guard.is_reserved()) {
+            let token = &self.claims[index].accounts().token;
+            if !self.guard.may_fail(token, self.offered_by(token), now) {
                 at += 1;
                 continue;
             }
-            self.handshakes.remove(at);
-            let offered = Handshake::Offered { at: now };
-            let before = std::mem::replace(&mut self.claims[index].handshake, offered);
+            let before = self.set_handshake(index, Handshake::Offered { at: now });
             if let Handshake::Waiting { message, .. } = before {
                 self.forward(index, Direction::ToExecutor, Kind::Handshake, message, now);
             }
         }
     }
 
-    /// Handshakes under way: all, or those of one token.
-    fn offered(&self, token: Option<&Arc<Account>>) -> usize {
-        let is_one = |claim: &crate::claim::Claim| {
-            matches!(claim.handshake, Handshake::Offered { .. })
-                && token.is_none_or(|token| Arc::ptr_eq(&claim.accounts().token, token))
-        };
-        self.claims.iter().filter(|(_, claim)| is_one(claim)).count()
+    /// Handshakes of one token that are under way.
+    fn offered_by(&self, token: &Arc<Account>) -> u64 {
+        let is_its = |index: &&usize| Arc::ptr_eq(&self.claims[**index].accounts().token, token);
+        self.guard.offered.iter().filter(is_its).count() as u64
     }
 
     /// Follows a stream's handshake by what passes.
@@ -152,9 +237,9 @@ impl Hub {
         kind: Kind,
         now: Instant,
     ) {
-        match (&self.claims[index].handshake, direction, kind) {
+        match (self.claims[index].handshake(), direction, kind) {
             (Handshake::Offered { .. }, Direction::ToOrchestrator, Kind::Handshake) => {
-                self.claims[index].handshake = Handshake::Over;
+                self.set_handshake(index, Handshake::Over);
                 self.offer_waiting(now);
             }
             (Handshake::Offered { .. }, _, Kind::Reset) => self.handshake_failed(index, now),
@@ -164,40 +249,42 @@ impl Hub {
 
     /// A handshake came to nothing. If it was offered, that counts.
     pub(crate) fn handshake_failed(&mut self, index: usize, now: Instant) {
-        let claim = &mut self.claims[index];
-        match std::mem::replace(&mut claim.handshake, Handshake::Over) {
-            Handshake::Offered { .. } => {
-                // An executor that is deaf refuses whoever comes.
-                if !self.guard.is_deaf(now) {
-                    self.stats.failed_handshakes += 1;
-                    claim.accounts().token.handshake_failed(now);
-                    self.guard.failed(now);
-                }
-                self.offer_waiting(now);
+        if let Handshake::Offered { .. } = self.set_handshake(index, Handshake::Over) {
+            // An executor that is deaf refuses whoever comes.
+            if !self.guard.is_deaf(now) {
+                self.stats.failed_handshakes += 1;
+                self.guard.failed(&self.claims[index].accounts().token, now);
             }
-            Handshake::Waiting { .. } => self.handshakes.retain(|other| *other != index),
-            Handshake::None | Handshake::Over => {}
+            self.offer_waiting(now);
         }
     }
 
     /// Forgets all handshakes: the executor is gone, and nobody is to blame.
     pub(crate) fn forget_handshakes(&mut self) {
         self.handshakes.clear();
+        self.guard.offered.clear();
         for (_, claim) in &mut self.claims {
-            claim.handshake = Handshake::Over;
+            claim.set_handshake(Handshake::Over);
         }
     }
 
     /// A handshake that nobody answers does not keep its place for ever.
     pub(crate) fn expire_handshake(&mut self, index: usize, now: Instant) {
-        if self.claims[index].handshake.deadline().is_some_and(|deadline| deadline <= now) {
-            self.handshakes.retain(|other| *other != index);
-            self.claims[index].handshake = Handshake::Over;
+        if self.claims[index].handshake().deadline().is_some_and(|deadline| deadline <= now) {
+            self.set_handshake(index, Handshake::Over);
         }
     }
 }
 
 impl Handshake {
+    /// What a message that waits is charged with.
+    pub(crate) fn cost(&self) -> usize {
+        match self {
+            Handshake::Waiting { message, .. } => cost(message),
+            Handshake::None | Handshake::Offered { .. } | Handshake::Over => 0,
+        }
+    }
+
     /// When it has lasted too long: whoever waits has given up by then.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self {

@@ -11,9 +11,9 @@ use rendez_proto::peek::{PeekError, peek};
 use slab::Slab;
 
 use crate::account::{Account, Accounts, Level, Quota};
-use crate::claim::{Claim, Holder, Subject};
+use crate::claim::{Claim, Holder, Subject, cost};
 use crate::handshakes::Guard;
-use crate::outbox::Outbox;
+use crate::outbox::{ExpressFull, Outbox};
 use crate::overflow::{Direction, full_at};
 use crate::stats::{Dropped, Stats};
 
@@ -108,6 +108,8 @@ pub(crate) struct Port {
     pub(crate) streams: usize,
     wake_pending: bool,
     accounts: Accounts,
+    /// Whether it counts as a websocket of its accounts.
+    has_place: bool,
     /// Not read until then, because of a rate.
     paused_until: Option<Instant>,
 }
@@ -118,9 +120,20 @@ impl Port {
     }
 }
 
+impl Port {
+    fn push_express(&mut self, frame: &Bytes) -> Result<(), ExpressFull> {
+        let cost = self.outbox.push_express(frame)?;
+        self.accounts.add_memory(cost);
+        Ok(())
+    }
+}
+
 impl Drop for Port {
     fn drop(&mut self) {
-        self.accounts.disconnect();
+        self.accounts.sub_memory(self.outbox.express_bytes());
+        if self.has_place {
+            self.accounts.disconnect();
+        }
     }
 }
 
@@ -151,13 +164,32 @@ impl Hub {
         if generation < self.generation {
             return Err(JoinError::Stale { offered: generation, current: self.generation });
         }
-        if let Some(old) = self.executor {
+        // The place of the old one is free for the new one, who may be refused
+        // all the same: then the old one stays.
+        let old = self.executor;
+        self.set_place(old, false);
+        let joined = self.insert(Side::Executor, Direction::ToExecutor, token);
+        self.set_place(old, true);
+        let key = joined?;
+        if let Some(old) = old {
             self.leave(old, now);
         }
         self.generation = generation;
-        let key = self.insert(Side::Executor, Direction::ToExecutor, token)?;
         self.executor = Some(key);
         Ok(key)
+    }
+
+    /// Gives the place of a port up for a moment, or takes it back. Accounts are
+    /// shared with other hubs: if one of theirs took it meanwhile, there is one
+    /// too many.
+    fn set_place(&mut self, key: Option<PortKey>, has_place: bool) {
+        if let Some(port) = key.and_then(|key| self.port_mut(key)) {
+            port.has_place = has_place;
+            match has_place {
+                true => port.accounts.restore_connection(),
+                false => port.accounts.disconnect(),
+            }
+        }
     }
 
     /// Adds an orchestrator's websocket.
@@ -264,6 +296,9 @@ impl Hub {
             Side::Orchestrator { .. } => Direction::ToOrchestrator,
         };
         let (frame, index) = port.outbox.pop(&mut self.claims)?;
+        if index.is_none() {
+            port.accounts.sub_memory(cost(&frame));
+        }
         if let Some(index) = index {
             let claim = &mut self.claims[index];
             let lane = claim.lane(direction);
@@ -352,6 +387,7 @@ impl Hub {
             streams: 0,
             wake_pending: false,
             accounts,
+            has_place: true,
             paused_until: None,
         };
         Ok(PortKey { index: self.ports.insert(port), epoch })
@@ -388,6 +424,13 @@ impl Hub {
         port.outbox.push(index, &mut self.claims[index], frame);
         self.wake(key);
         true
+    }
+
+    /// Puts a frame before a port's lanes.
+    pub(crate) fn push_express(&mut self, key: PortKey, frame: &Bytes) -> Result<(), ExpressFull> {
+        self.port_mut(key).ok_or(ExpressFull)?.push_express(frame)?;
+        self.wake(key);
+        Ok(())
     }
 
     /// The port that a claim's lane empties into.

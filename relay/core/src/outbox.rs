@@ -10,32 +10,47 @@ use bytes::Bytes;
 use rendez_proto::limits;
 use slab::Slab;
 
-use crate::claim::Claim;
+use crate::claim::{Claim, cost};
 use crate::overflow::Direction;
 
 #[derive(Debug)]
 pub(crate) struct Outbox {
     direction: Direction,
     express: VecDeque<Bytes>,
+    express_bytes: usize,
     /// Indices of claims whose lane is not empty. Bounded by the number of
     /// claims: a lane stands in it once.
     ring: VecDeque<usize>,
 }
 
-/// The express queue was full.
+/// The express queue was full, or the frame is too large for it.
 pub(crate) struct ExpressFull;
 
 impl Outbox {
     pub(crate) fn new(direction: Direction) -> Self {
-        Self { direction, express: VecDeque::new(), ring: VecDeque::new() }
+        Self { direction, express: VecDeque::new(), express_bytes: 0, ring: VecDeque::new() }
     }
 
-    pub(crate) fn push_express(&mut self, frame: Bytes) -> Result<(), ExpressFull> {
-        if self.express.len() >= limits::EXPRESS_MAX_FRAMES {
+    /// Whether an ack or heartbeat is what it should be, and may go ahead.
+    pub(crate) fn is_express(frame: &Bytes) -> bool {
+        frame.len() <= limits::FRAME_OVERHEAD_MAX_BYTES
+    }
+
+    /// Puts a frame before all lanes. Returns what it costs.
+    pub(crate) fn push_express(&mut self, frame: &Bytes) -> Result<usize, ExpressFull> {
+        if self.express.len() >= limits::EXPRESS_MAX_FRAMES || !Self::is_express(frame) {
             return Err(ExpressFull);
         }
-        self.express.push_back(frame);
-        Ok(())
+        let cost = cost(frame);
+        self.express_bytes += cost;
+        // else it would keep the buffer that it was read into
+        self.express.push_back(Bytes::copy_from_slice(frame));
+        Ok(cost)
+    }
+
+    /// What the frames that go before all lanes cost.
+    pub(crate) fn express_bytes(&self) -> usize {
+        self.express_bytes
     }
 
     /// Appends to the lane of claim `index`.
@@ -52,6 +67,7 @@ impl Outbox {
     /// The next frame, and whose it was if it came out of a lane.
     pub(crate) fn pop(&mut self, claims: &mut Slab<Claim>) -> Option<(Bytes, Option<usize>)> {
         if let Some(frame) = self.express.pop_front() {
+            self.express_bytes -= cost(&frame);
             return Some((frame, None));
         }
         // Ends: every pass over a lane raises its deficit by a quantum, and a

@@ -48,4 +48,8 @@ pub fn on_full(direction: Direction, resends: bool) -> OnFull {
     }
 }
 
-const _: () = assert!(FULL_BYTES >= limits::WINDOW_MAX_RECORDS as usize * limits::FRAME_MAX_BYTES);
+const _: () = assert!(
+    FULL_BYTES
+        >= limits::WINDOW_MAX_RECORDS as usize
+            * (limits::FRAME_MAX_BYTES + limits::FRAME_COST_BYTES)
+);

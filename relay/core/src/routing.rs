@@ -8,9 +8,9 @@ use rendez_proto::ids::StreamId;
 use rendez_proto::limits;
 use rendez_proto::peek::{Kind, Peek};
 
-use crate::claim::{Claim, Ending, Holder, Subject};
+use crate::claim::{Claim, Ending, Handshake, Holder, Subject};
 use crate::hub::{Capabilities, Hub, PortKey};
-use crate::outbox::ExpressFull;
+use crate::outbox::Outbox;
 use crate::overflow::{Direction, OnFull, on_full};
 use crate::stats::Dropped;
 
@@ -117,7 +117,8 @@ impl Hub {
         self.claims[index].charge_to(accounts).map_err(|_| QUOTA)?;
         self.port_mut(port).ok_or(TOO_MANY)?.streams += 1;
         self.release(index, Direction::ToExecutor);
-        self.clear(index, Direction::ToOrchestrator);
+        let lost = self.clear(index, Direction::ToOrchestrator);
+        self.stats.count_dropped(Dropped::PeerAway, lost);
         self.uncount(index);
         let claim = &mut self.claims[index];
         claim.holder = Holder::Port(port);
@@ -136,14 +137,12 @@ impl Hub {
         let Some(sink) = self.sink(index, direction) else {
             return self.stats.count_dropped(Dropped::PeerAway, 1);
         };
-        if kind.may_overtake() {
-            let pushed = self.port_mut(sink).map(|port| port.outbox.push_express(message));
-            return match pushed {
-                Some(Err(ExpressFull)) | None => {
-                    self.stats.count_dropped(Dropped::ExpressFull, 1);
-                }
-                Some(Ok(())) => self.wake(sink),
-            };
+        // one that is large carries what nobody should be asked to hurry for
+        if kind.may_overtake() && Outbox::is_express(&message) {
+            if self.push_express(sink, &message).is_err() {
+                self.stats.count_dropped(Dropped::ExpressFull, 1);
+            }
+            return;
         }
         let resends = self.claims[index].resends;
         let decision = on_full(direction, resends);
@@ -314,10 +313,8 @@ impl Hub {
     /// answer takes the express queue.
     fn refuse(&mut self, port: PortKey, stream: StreamId, reason: ResetReason) {
         let frame = reset_frame(stream, reason);
-        let pushed = self.port_mut(port).map(|port| port.outbox.push_express(frame));
-        if let Some(Ok(())) = pushed {
+        if self.push_express(port, &frame).is_ok() {
             self.stats.count_reset(reason);
-            self.wake(port);
         }
     }
 
@@ -371,7 +368,7 @@ impl Hub {
         if !self.claims[index].is_over() {
             return;
         }
-        self.handshakes.retain(|other| *other != index);
+        self.set_handshake(index, Handshake::Over);
         for direction in [Direction::ToExecutor, Direction::ToOrchestrator] {
             self.clear(index, direction);
         }

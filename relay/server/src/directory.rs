@@ -95,7 +95,7 @@ impl Directory {
         let mut tick = tokio::time::interval(SWEEP_INTERVAL);
         while cancel.run_until_cancelled(tick.tick()).await.is_some() {
             let now = Instant::now();
-            self.ledger.sweep();
+            self.ledger.sweep(now);
             self.lock().retain(|_, entry| {
                 let stays = entry.hub.sweep(now);
                 if !stays {

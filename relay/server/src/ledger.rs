@@ -1,12 +1,14 @@
 //! The accounts of a node: its own, and one per token and environment that is
 //! connected.
 //!
-//! Accounts live as long as somebody uses them, so the ledger holds as many as
-//! there are live tokens and environments, and a few that ended since it last
-//! looked. Quotas may be replaced at any time and apply at once.
+//! Accounts live as long as somebody uses them or has to pay off what was used:
+//! whoever hangs up and comes back finds the same account. So the ledger holds
+//! as many as there are live tokens and environments, and a few that ended a
+//! minute ago at most. Quotas may be replaced at any time and apply at once.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use rendez_proto::limits;
 use rendez_relay_core::{Account, Quota, Shared};
@@ -60,7 +62,7 @@ pub struct Ledger {
 }
 
 #[derive(Default)]
-struct Shelf(Mutex<HashMap<Box<str>, Weak<Account>>>);
+struct Shelf(Mutex<HashMap<Box<str>, Arc<Account>>>);
 
 impl Ledger {
     /// A ledger with these quotas.
@@ -107,10 +109,10 @@ impl Ledger {
         *held = quotas;
     }
 
-    /// Forgets accounts that nobody uses any more.
-    pub fn sweep(&self) {
-        self.environments.sweep();
-        self.tokens.sweep();
+    /// Forgets accounts that nobody uses any more and that owe nothing.
+    pub fn sweep(&self, now: Instant) {
+        self.environments.sweep(now);
+        self.tokens.sweep(now);
     }
 
     fn quotas(&self) -> MutexGuard<'_, Quotas> {
@@ -127,33 +129,36 @@ impl Default for Ledger {
 impl Shelf {
     fn account(&self, id: &str, quota: Quota) -> Arc<Account> {
         let mut accounts = self.lock();
-        if let Some(account) = accounts.get(id).and_then(Weak::upgrade) {
-            return account;
+        if let Some(account) = accounts.get(id) {
+            return account.clone();
         }
         let account = Account::new(quota);
-        accounts.insert(id.into(), Arc::downgrade(&account));
+        accounts.insert(id.into(), account.clone());
         account
     }
 
     fn apply(&self, own: &BTreeMap<String, Quota>, otherwise: Quota) {
         for (id, account) in self.lock().iter() {
-            if let Some(account) = account.upgrade() {
-                account.set_quota(own.get(&**id).copied().unwrap_or(otherwise));
-            }
+            account.set_quota(own.get(&**id).copied().unwrap_or(otherwise));
         }
     }
 
-    fn sweep(&self) {
-        self.lock().retain(|_, account| account.strong_count() > 0);
+    fn sweep(&self, now: Instant) {
+        self.lock().retain(|_, account| Arc::strong_count(account) > 1 || !account.is_settled(now));
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Weak<Account>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Arc<Account>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use rendez_proto::ids::Generation;
+    use rendez_relay_core::Hub;
+
     use super::*;
 
     fn connections(max: u64) -> Quota {
@@ -168,8 +173,24 @@ mod tests {
         let environment = ledger.shared("a").environment;
         assert!(!Arc::ptr_eq(&environment, &a));
         drop(a);
-        ledger.sweep();
+        ledger.sweep(Instant::now());
         assert_eq!((ledger.tokens.lock().len(), ledger.environments.lock().len()), (1, 1));
+    }
+
+    #[test]
+    fn who_hangs_up_has_still_to_pay() {
+        let rate = Quota { bytes_per_second: 1000, ..Quota::UNLIMITED };
+        let ledger = Ledger::new(Quotas { token: rate, ..Quotas::default() });
+        let now = Instant::now();
+        let mut hub = Hub::new(Shared::default());
+        let token = ledger.token("a");
+        let executor = hub.join_executor(Generation(1), token.clone(), now).unwrap();
+        hub.handle_message(executor, vec![0; 5000].into(), now).unwrap();
+        drop((hub, token));
+        ledger.sweep(now + Duration::from_secs(4));
+        assert_eq!(ledger.tokens.lock().len(), 1);
+        ledger.sweep(now + Duration::from_secs(6));
+        assert_eq!(ledger.tokens.lock().len(), 0);
     }
 
     #[test]

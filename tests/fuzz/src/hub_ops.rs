@@ -1,6 +1,7 @@
 //! Any sequence of operations on a [`Hub`], driven the way a shell does it.
 //!
-//! Held: the same bytes go out, to the right port, in order; lanes and express
+//! Held: what waits stays within the memory that it is charged to, but for one
+//! message of each stream; the same bytes go out, to the right port, in order; lanes and express
 //! queues stay bounded; a stream id belongs to its first subject; whoever has
 //! something to send, may read again or is superseded is woken; nobody is held
 //! back by empty lanes, and an empty hub is empty.
@@ -26,6 +27,7 @@ use crate::time::origin;
 
 const STREAMS: u8 = 40;
 const STEPS: usize = 400;
+const MEMORY_BYTES: usize = 8 * 1024 * 1024;
 
 #[derive(Debug, Arbitrary)]
 enum Op {
@@ -39,6 +41,7 @@ enum Op {
     Hostile { port: u8 },
     Made { port: u8, stream: u8 },
     Drain { port: u8, frames: u8 },
+    Handshake { port: u8, stream: u8, size: u8 },
     Advance { ms: u16 },
     Sweep,
 }
@@ -75,9 +78,16 @@ struct Bench {
 /// Follows the operations in `data`.
 pub fn run(data: &[u8]) {
     // little memory, so that it runs out
-    let quota = Quota { memory_bytes: 8 * 1024 * 1024, ..Quota::UNLIMITED };
+    let quota = Quota { memory_bytes: MEMORY_BYTES as u64, ..Quota::UNLIMITED };
     let environment = Account::new(quota);
-    let tokens: [Arc<Account>; 4] = Default::default();
+    // one token is guarded, one has few handshakes, two may do what they like
+    let quotas = [
+        Quota { handshake_failures: 3, ..Quota::UNLIMITED },
+        Quota { handshakes_per_minute: 6, ..Quota::UNLIMITED },
+        Quota::UNLIMITED,
+        Quota::UNLIMITED,
+    ];
+    let tokens = quotas.map(Account::new);
     let shared = Shared { environment: environment.clone(), ..Shared::default() };
     let hub = Hub::new(shared);
     let mut bench = Bench {
@@ -128,6 +138,11 @@ impl Bench {
             Op::Ack { port, stream: number, times } => {
                 let wire = Frame::bare(stream(number % STREAMS), Body::Ack).encode();
                 (0..=times).for_each(|_| self.send(port, &wire));
+            }
+            Op::Handshake { port, stream: number, size } => {
+                let message = vec![number; usize::from(size) * 200].into();
+                let body = Body::Handshake { message, profile: String::new() };
+                self.send(port, &Frame::bare(stream(number % STREAMS), body).encode());
             }
             Op::Reset { port, stream: number } => {
                 let body = Body::Reset { reason: ResetReason::Finished.as_str().to_owned() };
@@ -243,6 +258,7 @@ impl Bench {
             Dropped::HandshakeGuard,
             Dropped::HandshakeRate,
             Dropped::HandshakeWaits,
+            Dropped::Quota,
         ];
         if self.ports[index].left || refused.into_iter().any(grew) {
             return;
@@ -274,7 +290,7 @@ impl Bench {
             };
             assert!(!self.ports[index].left, "something for a port that is gone");
             let seen = peek(&wire).expect("what goes out can be routed");
-            if seen.kind.may_overtake() {
+            if seen.kind.may_overtake() && wire.len() <= limits::FRAME_OVERHEAD_MAX_BYTES {
                 express += 1;
             }
             if let Some(number) = seen.stream.strip_prefix('s').and_then(|s| s.parse::<u8>().ok()) {
@@ -309,7 +325,15 @@ impl Bench {
     fn check(&mut self) {
         self.wakes();
         assert!(self.hub.streams() <= limits::CLAIMS_PER_EXECUTOR);
-        assert_eq!(self.environment.usage().streams as usize, self.hub.streams());
+        let usage = self.environment.usage();
+        assert_eq!(usage.streams as usize, self.hub.streams());
+        // both lanes of a stream move on without free memory, and small frames
+        // go ahead of them
+        let lanes = 2 * self.hub.streams() * (limits::LANE_MIN_BYTES + limits::MESSAGE_MAX_BYTES);
+        let express = limits::FRAME_OVERHEAD_MAX_BYTES + limits::FRAME_COST_BYTES;
+        let ports = self.ports.len() * limits::EXPRESS_MAX_FRAMES * express;
+        let most = MEMORY_BYTES + lanes + ports;
+        assert!(usage.memory_bytes <= most, "{} bytes wait", usage.memory_bytes);
         let mut holders = 0;
         for port in &mut self.ports {
             let standing = if port.left { Standing::Superseded } else { Standing::Joined };

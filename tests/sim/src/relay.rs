@@ -108,17 +108,23 @@ impl Relay {
             Dropped::HandshakeGuard,
             Dropped::HandshakeRate,
             Dropped::HandshakeWaits,
+            Dropped::Quota,
         ];
+        let away = [Dropped::PeerAway];
         let before = (dropped(&self.hub, &Dropped::ALL), dropped(&self.hub, &refusals));
+        let before_away = dropped(&self.hub, &away);
         if self.hub.handle_message(port, wire.clone(), now).is_err() {
             return Err((Rule::BlindRelay, "the hub refuses an honest frame".to_owned()));
         }
         let executor = self.executor.as_ref().map(|(socket, _)| *socket);
         let claimed = dropped(&self.hub, &refusals) == before.1;
-        if claimed && executor != Some(from) {
-            self.shadow.held(from, wire);
+        let mut lost = dropped(&self.hub, &Dropped::ALL) - before.0;
+        if claimed && executor != Some(from) && self.shadow.held(from, wire) {
+            // What waited for the websocket before is lost, and not this frame;
+            // without an executor it goes nowhere either way.
+            lost -= dropped(&self.hub, &away) - before_away;
         }
-        if dropped(&self.hub, &Dropped::ALL) == before.0 {
+        if lost == 0 {
             self.shadow.took(from, executor, wire)?;
         }
         Ok(claimed)
@@ -186,14 +192,15 @@ impl Shadow {
     }
 
     /// An orchestrator used a stream: what waited for another websocket of it
-    /// goes.
-    fn held(&mut self, from: SocketId, wire: &Bytes) {
-        let Ok(frame) = peek(wire) else { return };
+    /// goes. Returns whether there was another one.
+    fn held(&mut self, from: SocketId, wire: &Bytes) -> bool {
+        let Ok(frame) = peek(wire) else { return false };
         let stream = self.name(frame.stream);
-        let before = self.holders.insert(stream, from);
-        if let Some(before) = before.filter(|before| *before != from) {
+        let before = self.holders.insert(stream, from).filter(|before| *before != from);
+        if let Some(before) = before {
             self.lanes.remove(&(before, stream));
         }
+        before.is_some()
     }
 
     fn took(

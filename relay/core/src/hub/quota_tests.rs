@@ -42,10 +42,10 @@ fn fill(b: &mut Bench, stream: &str) -> usize {
     let mut bytes = 0;
     while b.hub.stats().dropped(Dropped::LaneFull) == before {
         let message = data(stream, 1, 60_000);
-        bytes += message.len();
+        bytes += cost(&message);
         b.send(b.executor, &message);
     }
-    bytes - data(stream, 1, 60_000).len()
+    bytes - cost(&data(stream, 1, 60_000))
 }
 
 #[test]
@@ -207,6 +207,122 @@ fn one_token_cannot_make_an_executor_deaf() {
 }
 
 #[test]
+fn a_sick_executor_locks_nobody_out_of_another_one() {
+    let (mut sick, mut well) = (Bench::new(), Bench::new());
+    let token = guarded();
+    assert_eq!((0..10).filter(|n| fail(&mut sick, *n, &token, t0())).count(), 3);
+    assert!(fail(&mut well, 1, &token, t0()));
+}
+
+#[test]
+fn those_who_failed_longest_ago_are_forgotten_first() {
+    let mut b = Bench::new();
+    let far = |n: usize| t0() + Duration::from_secs(20 * n as u64);
+    let first = guarded();
+    assert!(fail(&mut b, 0, &first, t0()));
+    for n in 1..3 * limits::HANDSHAKE_SUSPECTS {
+        b.hub.guard.failed(&guarded(), far(n));
+    }
+    assert!(b.hub.guard.suspects() <= limits::HANDSHAKE_SUSPECTS);
+    assert_eq!(b.hub.guard.failures_of(&first, t0()), 0);
+}
+
+#[test]
+fn a_handshake_that_waits_is_paid_for() {
+    let token =
+        Account::new(Quota { memory_bytes: 100_000, handshake_failures: 1, ..Quota::UNLIMITED });
+    let mut b = Bench::new();
+    let port = join(&mut b, 1, STOCK, &token);
+    let large = |stream: &str| {
+        let message = Bytes::from(vec![1; 40_000]);
+        frame(stream, Body::Handshake { message, profile: String::new() })
+    };
+    b.send(port, &large("passes"));
+    assert_eq!(offered(&mut b), ["passes"]);
+    assert_eq!(token.usage().memory_bytes, 0);
+    for stream in ["waits", "waits too", "is too much"] {
+        b.send(port, &large(&stream.replace(' ', "-")));
+    }
+    let waiting = token.usage().memory_bytes;
+    assert!((80_000..100_000).contains(&waiting), "{waiting}");
+    assert_eq!(b.hub.stats().dropped(Dropped::Quota), 1);
+    assert_eq!(reset_of(&b.drain(port)[0]), Some(ResetReason::Overloaded));
+    b.send(port, &reset("waits"));
+    assert!(token.usage().memory_bytes < waiting);
+    b.hub.leave(port, t0());
+    b.drain(b.executor);
+    assert_eq!(token.usage().memory_bytes, 0);
+}
+
+#[test]
+fn acks_that_wait_are_paid_for_and_large_ones_do_not_overtake() {
+    let mut b = Bench::new();
+    let token: Arc<Account> = Account::new(Quota::UNLIMITED);
+    let port = join(&mut b, 1, OURS, &token);
+    b.send(port, &data("s", 1, 1));
+    b.drain(b.executor);
+    let padded = |bytes: usize| {
+        let mut ack = frame("s", Body::Ack).to_vec();
+        // a field that nobody knows, of this length
+        ack.extend([0xfa, 0x7f, (bytes & 0x7f) as u8 | 0x80, (bytes >> 7) as u8]);
+        ack.extend(vec![0; bytes]);
+        Bytes::from(ack)
+    };
+    b.send(b.executor, &data("s", 1, 60_000));
+    b.send(b.executor, &padded(10_000));
+    b.send(b.executor, &padded(1_000));
+    assert!(token.usage().memory_bytes >= 71_000);
+    let lengths: Vec<usize> = b.drain(port).iter().map(|frame| frame.len() / 1000).collect();
+    assert_eq!(lengths, [1, 60, 10]);
+    assert_eq!(token.usage().memory_bytes, 0);
+    b.send(b.executor, &padded(1_000));
+    b.hub.leave(port, t0());
+    b.drain(b.executor);
+    assert_eq!(token.usage().memory_bytes, 0);
+}
+
+/// Frames of a few bytes cost a place each, and keep no buffer that is larger.
+#[test]
+fn many_small_frames_cost_what_they_take() {
+    let mut b = Bench::new();
+    let token: Arc<Account> = Account::new(Quota::UNLIMITED);
+    let port = join(&mut b, 1, OURS, &token);
+    let small = data("s", 1, 1);
+    for _ in 0..1000 {
+        b.send(port, &small);
+    }
+    let waiting = token.usage().memory_bytes;
+    assert_eq!(waiting, 1000 * (small.len() + limits::FRAME_COST_BYTES));
+    assert!(b.drain(b.executor).iter().all(|frame| frame.as_ptr() != small.as_ptr()));
+    let large = data("s", 1, 10_000);
+    b.send(port, &large);
+    b.send(port, &large);
+    let out: Vec<_> = b.drain(b.executor);
+    assert_eq!(out[0].as_ptr(), large.as_ptr(), "the first one need not wait");
+    assert_ne!(out[1].as_ptr(), large.as_ptr());
+    assert_eq!(token.usage().memory_bytes, 0);
+}
+
+#[test]
+fn an_executor_that_is_refused_leaves_the_old_one_where_it_is() {
+    let mut b = Bench::new();
+    let full = Account::new(Quota { connections: 0, ..Quota::UNLIMITED });
+    let refused = b.hub.join_executor(Generation(2), full, t0());
+    assert_eq!(refused, Err(JoinError::Quota(Level::Token)));
+    assert_eq!(b.hub.standing(b.executor), Standing::Joined);
+    // and an older generation than the refused one is not stale
+    let one = Account::new(Quota { connections: 1, ..Quota::UNLIMITED });
+    let first = b.hub.join_executor(Generation(1), one.clone(), t0()).unwrap();
+    assert_eq!(b.hub.standing(b.executor), Standing::Superseded);
+    // its own place is free for who takes it over
+    let second = b.hub.join_executor(Generation(1), one.clone(), t0()).unwrap();
+    assert_eq!(b.hub.standing(first), Standing::Superseded);
+    assert_eq!(one.usage().connections, 1);
+    b.hub.leave(second, t0());
+    assert_eq!(one.usage().connections, 0);
+}
+
+#[test]
 fn the_last_failures_are_for_tokens_without_any() {
     let mut b = Bench::new();
     let tokens: Vec<Arc<Account>> = (0..4).map(|_| guarded()).collect();
@@ -224,7 +340,7 @@ fn the_last_failures_are_for_tokens_without_any() {
     assert!(fail(&mut b, 103, &other, t0()));
     assert!(!fail(&mut b, 104, &guarded(), t0()), "deaf");
     assert!(fail(&mut b, 105, &guarded(), t0() + HANDSHAKE_COOLDOWN));
-    assert_eq!(other.failures(t0() + HANDSHAKE_FAILURE_RECOVERY), 0);
+    assert_eq!(b.hub.guard.failures_of(&other, t0() + HANDSHAKE_FAILURE_RECOVERY), 0);
 }
 
 #[test]
@@ -235,14 +351,14 @@ fn a_handshake_that_is_cancelled_counts_and_one_that_is_answered_does_not() {
     b.send(port, &handshake("good"));
     b.send(b.executor, &handshake("good"));
     b.send(b.executor, &reset("good"));
-    assert_eq!(token.failures(t0()), 0);
+    assert_eq!(b.hub.guard.failures_of(&token, t0()), 0);
     b.send(port, &handshake("left"));
     b.hub.leave(port, t0());
-    assert_eq!(token.failures(t0()), 1);
+    assert_eq!(b.hub.guard.failures_of(&token, t0()), 1);
     let port = join(&mut b, 1, STOCK, &token);
     b.send(port, &handshake("taken back"));
     b.send(port, &reset("taken back"));
-    assert_eq!(token.failures(t0()), 2);
+    assert_eq!(b.hub.guard.failures_of(&token, t0()), 2);
 }
 
 /// The streams of the handshakes that reached the executor.
@@ -325,7 +441,7 @@ fn what_waits_can_be_cancelled_expires_and_never_reaches_the_executor() {
         b.hub.handle_message(b.executor, handshake(stream), late).unwrap();
     }
     assert_eq!(offered(&mut b), [] as [&str; 0]);
-    assert_eq!(token.failures(late), 0);
+    assert_eq!(b.hub.guard.failures_of(&token, late), 0);
     b.hub.leave(port, late);
-    assert_eq!(token.failures(late), 0, "what was answered is no failure");
+    assert_eq!(b.hub.guard.failures_of(&token, late), 0, "what was answered is no failure");
 }

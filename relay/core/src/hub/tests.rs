@@ -83,7 +83,7 @@ impl Bench {
 fn the_same_bytes_go_out() {
     let mut b = Bench::new();
     let a = b.orchestrator(alice(), OURS);
-    let mut message = data("s", 1, 10).to_vec();
+    let mut message = data("s", 1, 10_000).to_vec();
     message.extend([0xaa, 0x06, 0x01, 0xff]); // a field from the future
     let message = Bytes::from(message);
     b.send(a, &message);
@@ -510,11 +510,18 @@ proptest! {
             let mut waiting = 0;
             for (_, claim) in &b.hub.claims {
                 waiting += claim.to_executor.bytes() + claim.to_orchestrator.bytes();
+                waiting += claim.handshake().cost();
                 for lane in [&claim.to_executor, &claim.to_orchestrator] {
                     prop_assert!(lane.bytes() <= limits::LANE_MAX_BYTES);
                 }
             }
-            prop_assert_eq!(environment.usage().memory_bytes, waiting);
+            let express = |executor: bool| {
+                let ports = b.hub.ports.iter().map(|(_, port)| port);
+                let of_side = ports.filter(|port| (port.side == Side::Executor) == executor);
+                of_side.map(|port| port.outbox.express_bytes()).sum::<usize>()
+            };
+            waiting += express(false);
+            prop_assert_eq!(environment.usage().memory_bytes, waiting + express(true));
             prop_assert_eq!(environment.usage().streams as usize, b.hub.streams());
             let by_token: usize = tokens.iter().map(|token| token.usage().memory_bytes).sum();
             prop_assert_eq!(by_token, waiting);
