@@ -172,7 +172,8 @@ pub struct AuditEvent {
     /// Bytes that went to the peer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent_bytes: Option<u64>,
-    /// Of a gap, how many events; of a checkpoint, the last removed row.
+    /// Of a gap, how many events; of a checkpoint, the last removed row; of a
+    /// quota, how often since the row before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
 }

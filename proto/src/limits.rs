@@ -301,6 +301,11 @@ pub const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 pub const KEEP_MIN: Duration = PRUNE_INTERVAL;
 /// Rows of the audit log that one transaction removes.
 pub const AUDIT_PRUNE_BATCH: u32 = 5000;
+/// How often the audit log says that the same token runs into the same limit.
+pub const QUOTA_ROW_INTERVAL: Duration = Duration::from_secs(60);
+/// Tokens and limits that are kept apart for that. At a row per minute each, the
+/// log of a relay under attack grows by 70 rows a second at most.
+pub const QUOTA_ENTRIES: usize = 4096;
 /// Pause after the database refused what is written in the background.
 pub const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How long a stopping relay waits for what is written in the background.

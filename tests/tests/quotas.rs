@@ -1,18 +1,29 @@
-//! Quotas of single tokens and environments as operators set them: in the
-//! file, while the relay runs.
+//! Quotas of single tokens and environments as operators set them, in the file,
+//! while the relay runs; and what the audit log says of who runs into one.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use bytes::Bytes;
+use rendez_proto::audit::AuditKind;
+use rendez_proto::frame::{Body, Frame};
+use rendez_proto::ids::StreamId;
+use rendez_proto::registry::admin::Role;
 use rendez_proto::registry::error::ErrorBody;
 use rendez_proto::registry::{ConnectReply, ConnectRequest, RegisterReply};
-use rendez_tests::relay::{Websocket, answer, http_client, key, register_request, token_id};
+use rendez_relay::Quotas;
+use rendez_relay_core::{Dropped, Quota};
+use rendez_tests::relay::{
+    Counter, TestRelay, Websocket, answer, data_frame, http_client, key, register_request, token_id,
+};
 use rendez_tests::rendez::{OurRelay, WITHIN};
 use reqwest::StatusCode;
 use rustix::process::Signal;
 use tempfile::TempDir;
+use tokio::time::interval;
 use tokio_tungstenite::tungstenite::Error;
 
 /// A relay whose settings are in a file, and executors at `a` and `b`.
@@ -153,5 +164,66 @@ async fn an_environment_that_the_file_names_has_bounds_of_its_own() -> Result<()
     world.relay.process().stderr_line(WITHIN, said).await?;
     world.full(&token, "b").await?;
     drop((first, second, others));
+    Ok(())
+}
+
+/// However often somebody is refused, the log gets a row at once and one per
+/// minute, and none of the refusals is missing in their counts.
+#[tokio::test]
+async fn who_is_refused_streams_or_handshakes_stands_in_the_audit_log() -> Result<()> {
+    const FRAMES: u64 = 500;
+    let relay = TestRelay::start().await?;
+    let _executor = relay.executor("a").await?;
+    let began = Instant::now();
+    let quotas = Quotas::default();
+    let few = Quota { streams: 1, handshakes_per_minute: 1, ..quotas.token };
+    let token = relay.token(Role::Orchestrator, "a").await?;
+    let id = token_id(token.expose())?;
+    relay.set_quotas(Quotas { tokens: [(id.clone(), few)].into(), ..quotas });
+
+    let request = relay.call("a", "connect").bearer_auth(token.expose());
+    let body = ConnectRequest { harness_public_key: key(7), rendez: None };
+    let reply: ConnectReply = answer(request.json(&body)).await?;
+    let mut greedy = Websocket::open(reply.url.expose()).await?;
+    let stream = |n: u64| StreamId::from_random(u128::from(n).to_be_bytes());
+    for n in 0..=FRAMES {
+        greedy.feed_binary(data_frame(&stream(n), 0, b"x")).await?;
+    }
+    // its one handshake of the minute, and a second one
+    for _ in 0..2 {
+        let message = Bytes::from_static(b"hello");
+        let hello = Body::Handshake { message, profile: String::new() };
+        greedy.feed_binary(Frame::bare(stream(0), hello).encode()).await?;
+        let over = Body::Reset { reason: "x".to_owned() };
+        greedy.feed_binary(Frame::bare(stream(0), over).encode()).await?;
+    }
+    greedy.flush().await?;
+    let refused = || {
+        let counters = relay.counters();
+        [Dropped::Quota, Dropped::HandshakeRate].map(|why| counters.get(Counter::Dropped(why)))
+    };
+    let mut look = interval(Duration::from_millis(5));
+    while refused() != [FRAMES, 1] {
+        look.tick().await;
+        ensure!(began.elapsed() < WITHIN, "{:?} are refused", refused());
+    }
+    relay.stop();
+    relay.stopped().await;
+
+    let rows = relay.registry().audit().page(0).await?.rows;
+    let said = |what: &str| {
+        let of = rows.iter().map(|row| &row.event).filter(|row| row.what.as_deref() == Some(what));
+        of.collect::<Vec<_>>()
+    };
+    let streams = said("streams of the token");
+    ensure!(streams.iter().filter_map(|row| row.count).sum::<u64>() == FRAMES, "{streams:?}");
+    let minutes = began.elapsed().as_secs() / 60;
+    ensure!(streams.len() as u64 <= 2 + minutes, "{} rows", streams.len());
+    let handshakes = said("handshakes of the token");
+    ensure!(handshakes.len() == 1, "{handshakes:?}");
+    for row in streams.into_iter().chain(handshakes) {
+        ensure!(row.kind == AuditKind::Quota && row.actor.as_deref() == Some(&id), "{row:?}");
+        ensure!(row.environment.as_ref().is_some_and(|e| e.as_str() == "a"), "{row:?}");
+    }
     Ok(())
 }

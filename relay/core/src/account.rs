@@ -301,10 +301,14 @@ impl Accounts {
             .fold(Duration::ZERO, Duration::max)
     }
 
-    pub(crate) fn begin_handshake(&self, now: Instant) -> bool {
+    /// # Errors
+    /// The account whose rate it is beyond.
+    pub(crate) fn begin_handshake(&self, now: Instant) -> Result<(), Level> {
         // The token first: whoever is over its own rate takes nobody else's.
-        let accounts = [&self.token, &self.environment, &self.node];
-        accounts.into_iter().all(|account| account.begin_handshake(now))
+        match self.levels().into_iter().rev().find(|(_, account)| !account.begin_handshake(now)) {
+            Some((level, _)) => Err(level),
+            None => Ok(()),
+        }
     }
 
     /// Takes from all levels or from none.

@@ -39,6 +39,7 @@ use crate::claim::{Handshake, cost};
 use crate::hub::Hub;
 use crate::meter::Meter;
 use crate::overflow::Direction;
+use crate::refusal::{Refusal, Refused};
 use crate::stats::Dropped;
 
 /// The executor's count of failures, as far as a relay can follow it.
@@ -139,13 +140,13 @@ impl Hub {
     /// later.
     ///
     /// # Errors
-    /// Why it is refused, and what its sender is told.
+    /// Why it is refused.
     pub(crate) fn offer(
         &mut self,
         index: usize,
         message: Bytes,
         now: Instant,
-    ) -> Result<(), (Dropped, ResetReason)> {
+    ) -> Result<(), Refused> {
         let claim = &self.claims[index];
         match claim.handshake() {
             // Ours repeat message 1, for which executors have no second count.
@@ -161,15 +162,16 @@ impl Hub {
             Handshake::None | Handshake::Over => {}
         }
         let accounts = claim.accounts();
-        if self.guard.is_deaf(now) || !self.guard.may_fail(&accounts.token, 0, now) {
-            return Err((Dropped::HandshakeGuard, ResetReason::HandshakeRefused));
+        if self.guard.is_deaf(now) {
+            return Err(Refused::guarded(Refusal::DeafExecutor));
         }
-        if !accounts.begin_handshake(now) {
-            return Err((Dropped::HandshakeRate, ResetReason::Overloaded));
+        if !self.guard.may_fail(&accounts.token, 0, now) {
+            return Err(Refused::guarded(Refusal::FailedHandshakes));
         }
+        accounts.begin_handshake(now).map_err(Refused::too_often)?;
         let waiting = Handshake::Waiting { message, since: now };
         if waiting.cost() > accounts.free_memory() {
-            return Err((Dropped::Quota, ResetReason::Overloaded));
+            return Err(Refused(Dropped::Quota, ResetReason::Overloaded, Some(Refusal::Memory)));
         }
         self.set_handshake(index, waiting);
         self.offer_waiting(now);

@@ -15,6 +15,7 @@ use crate::claim::{Claim, Holder, Subject, cost};
 use crate::handshakes::Guard;
 use crate::outbox::{ExpressFull, Outbox};
 use crate::overflow::{Direction, full_at};
+use crate::refusal::Refusal;
 use crate::stats::{Dropped, Stats};
 
 /// One websocket. A key of a port that is gone simply misses.
@@ -94,6 +95,8 @@ pub struct Hub {
     pub(crate) by_stream: HashMap<StreamId, usize>,
     /// Bounded by the number of ports: a port stands in it once.
     wake: VecDeque<PortKey>,
+    /// Of the last message.
+    pub(crate) refusal: Option<Refusal>,
     pub(crate) stats: Stats,
 }
 
@@ -242,6 +245,7 @@ impl Hub {
         message: Bytes,
         now: Instant,
     ) -> Result<(), Violation> {
+        self.refusal = None;
         let Some(port) = port_mut(&mut self.ports, from) else { return Ok(()) };
         let side = port.side;
         let wait = port.accounts.read(now, message.len());
@@ -262,6 +266,11 @@ impl Hub {
             }
         }
         Ok(())
+    }
+
+    /// The limit that the last message ran into, if it did, once.
+    pub fn take_refusal(&mut self) -> Option<Refusal> {
+        self.refusal.take()
     }
 
     /// Whether the port's socket should be read.

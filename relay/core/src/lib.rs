@@ -29,7 +29,7 @@
 //!    (`handshakes`).
 //!
 //! A shell owns the websockets. It calls, in this order: `handle_message` for
-//! what arrives, `poll_transmit` while the port's socket has room,
+//! what arrives, `take_refusal` if it keeps a record, `poll_transmit` while the port's socket has room,
 //! `poll_wake` after every call that changes something, `handle_timeout` at
 //! least every [`SWEEP_INTERVAL`].
 //!
@@ -43,6 +43,7 @@ mod hub;
 mod meter;
 mod outbox;
 pub mod overflow;
+mod refusal;
 mod routing;
 mod stats;
 
@@ -51,6 +52,7 @@ use std::time::Duration;
 pub use account::{Account, Accounts, Level, Quota, Usage};
 pub use claim::Subject;
 pub use hub::{Capabilities, Hub, JoinError, PortKey, Shared, Standing, Violation};
+pub use refusal::Refusal;
 pub use stats::{Dropped, Stats};
 
 /// How often [`Hub::handle_timeout`] must be called; deadlines are met to

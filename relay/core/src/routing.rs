@@ -12,10 +12,8 @@ use crate::claim::{Claim, Ending, Handshake, Holder, Subject};
 use crate::hub::{Capabilities, Hub, PortKey};
 use crate::outbox::Outbox;
 use crate::overflow::{Direction, OnFull, on_full};
+use crate::refusal::{Refusal, Refused};
 use crate::stats::Dropped;
-
-/// Why a frame is refused, and what its sender is told.
-struct Refused(Dropped, ResetReason);
 
 impl Hub {
     pub(crate) fn route_from_executor(&mut self, frame: Peek<'_>, message: Bytes, now: Instant) {
@@ -36,8 +34,9 @@ impl Hub {
     ) {
         match self.claim(from, subject, can, frame.stream) {
             Ok(index) if frame.kind == Kind::Handshake => {
-                if let Err((dropped, reason)) = self.offer(index, message, now) {
+                if let Err(Refused(dropped, reason, limit)) = self.offer(index, message, now) {
                     self.stats.count_dropped(dropped, 1);
+                    self.refusal = limit;
                     let stream = self.claims[index].stream.clone();
                     self.end_at_once(index);
                     self.remove_if_over(index);
@@ -53,8 +52,9 @@ impl Hub {
                 }
             }
             Ok(index) => self.forward(index, Direction::ToExecutor, frame.kind, message, now),
-            Err(Refused(dropped, reason)) => {
+            Err(Refused(dropped, reason, limit)) => {
                 self.stats.count_dropped(dropped, 1);
+                self.refusal = limit;
                 // A reset is never answered by a reset.
                 if frame.kind != Kind::Reset
                     && let Ok(stream) = frame.stream.parse()
@@ -73,9 +73,9 @@ impl Hub {
         can: Capabilities,
         stream: &str,
     ) -> Result<usize, Refused> {
-        const TOO_MANY: Refused = Refused(Dropped::TooManyStreams, ResetReason::Overloaded);
-        const NOBODY: Refused = Refused(Dropped::PeerAway, ResetReason::ExecutorGone);
-        const QUOTA: Refused = Refused(Dropped::Quota, ResetReason::Overloaded);
+        const NOBODY: Refused = Refused(Dropped::PeerAway, ResetReason::ExecutorGone, None);
+        const FOREIGN: Refused = Refused(Dropped::ForeignStream, ResetReason::StreamInUse, None);
+        let too_many = || Refused::too_many(Refusal::StreamsOfWebsocket);
         if let Some(&index) = self.by_stream.get(stream) {
             let claim = &self.claims[index];
             if claim.holder == Holder::Port(from) {
@@ -84,7 +84,7 @@ impl Hub {
             // The same orchestrator may take its stream along to a new
             // websocket, also while the old one has not been noticed dead.
             if claim.subject != subject {
-                return Err(Refused(Dropped::ForeignStream, ResetReason::StreamInUse));
+                return Err(FOREIGN);
             }
             self.hold(index, from)?;
             return Ok(index);
@@ -93,29 +93,28 @@ impl Hub {
             return Err(NOBODY);
         }
         if self.claims.len() >= limits::CLAIMS_PER_EXECUTOR {
-            return Err(TOO_MANY);
+            return Err(Refused::too_many(Refusal::StreamsOfExecutor));
         }
-        let accounts = self.port_mut(from).ok_or(TOO_MANY)?.accounts().clone();
-        let port = self.port_mut(from).ok_or(TOO_MANY)?;
+        let accounts = self.port_mut(from).ok_or_else(too_many)?.accounts().clone();
+        let port = self.port_mut(from).ok_or_else(too_many)?;
         if port.streams >= limits::STREAMS_PER_ORCHESTRATOR {
-            return Err(TOO_MANY);
+            return Err(too_many());
         }
-        let stream: StreamId = stream.parse().map_err(|_| TOO_MANY)?;
+        let stream: StreamId = stream.parse().map_err(|_| too_many())?;
         let claim = Claim::new(stream.clone(), subject, can.resends, from, accounts);
-        let index = self.claims.insert(claim.map_err(|_| QUOTA)?);
-        self.port_mut(from).ok_or(TOO_MANY)?.streams += 1;
+        let index = self.claims.insert(claim.map_err(Refused::streams)?);
+        self.port_mut(from).ok_or_else(too_many)?.streams += 1;
         self.by_stream.insert(stream, index);
         Ok(index)
     }
 
     /// Moves a claim to another port of its owner.
     fn hold(&mut self, index: usize, port: PortKey) -> Result<(), Refused> {
-        const TOO_MANY: Refused = Refused(Dropped::TooManyStreams, ResetReason::Overloaded);
-        const QUOTA: Refused = Refused(Dropped::Quota, ResetReason::Overloaded);
+        let too_many = || Refused::too_many(Refusal::StreamsOfWebsocket);
         let new = self.port_mut(port).filter(|new| new.streams < limits::STREAMS_PER_ORCHESTRATOR);
-        let accounts = new.ok_or(TOO_MANY)?.accounts().clone();
-        self.claims[index].charge_to(accounts).map_err(|_| QUOTA)?;
-        self.port_mut(port).ok_or(TOO_MANY)?.streams += 1;
+        let accounts = new.ok_or_else(too_many)?.accounts().clone();
+        self.claims[index].charge_to(accounts).map_err(Refused::streams)?;
+        self.port_mut(port).ok_or_else(too_many)?.streams += 1;
         self.release(index, Direction::ToExecutor);
         let lost = self.clear(index, Direction::ToOrchestrator);
         self.stats.count_dropped(Dropped::PeerAway, lost);

@@ -154,6 +154,8 @@ fn places_run_out_with_a_reason_and_come_back() {
     b.send(c, &data("two", 1, 1));
     assert_eq!(reset_of(&b.drain(c)[0]), Some(ResetReason::Overloaded));
     assert_eq!(b.hub.stats().dropped(Dropped::Quota), 1);
+    assert_eq!(b.hub.take_refusal(), Some(Refusal::Streams(Level::Token)));
+    assert_eq!(b.hub.take_refusal(), None, "once");
     // the same stream on another websocket of its owner needs no second place
     b.hub.leave(c, t0());
     let again = join(&mut b, 1, OURS, &token);
@@ -166,6 +168,44 @@ fn places_run_out_with_a_reason_and_come_back() {
     b.drain(b.executor);
     b.hub.handle_timeout(t0() + limits::STREAM_GRACE);
     assert_eq!(token.usage(), crate::Usage::default());
+}
+
+/// What the next message of a stream that nobody has yet runs into.
+fn refused(b: &mut Bench, port: PortKey, message: &Bytes) -> Option<Refusal> {
+    b.send(port, message);
+    b.hub.take_refusal()
+}
+
+#[test]
+fn every_limit_is_named_by_whom_it_stopped() {
+    let rate = |n| Account::new(Quota { handshakes_per_minute: n, ..Quota::UNLIMITED });
+    for (level, refusal) in [
+        (Level::Node, Refusal::Handshakes(Level::Node)),
+        (Level::Environment, Refusal::Handshakes(Level::Environment)),
+        (Level::Token, Refusal::Handshakes(Level::Token)),
+    ] {
+        let small = |this| if this == level { rate(1) } else { Arc::default() };
+        let mut b = Bench::with(Shared {
+            node: small(Level::Node),
+            environment: small(Level::Environment),
+            ..Shared::default()
+        });
+        let port = join(&mut b, 1, OURS, &small(Level::Token));
+        assert_eq!(refused(&mut b, port, &handshake("one")), None);
+        assert_eq!(refused(&mut b, port, &handshake("two")), Some(refusal));
+        // what then passes is not refused again
+        assert_eq!(refused(&mut b, port, &data("three", 1, 1)), None);
+    }
+    let mut b = Bench::new();
+    let port = join(&mut b, 1, OURS, &Arc::default());
+    for n in 0..limits::STREAMS_PER_ORCHESTRATOR {
+        assert_eq!(refused(&mut b, port, &data(&format!("s{n}"), 1, 1)), None);
+    }
+    let one_more = data("one more", 1, 1);
+    assert_eq!(refused(&mut b, port, &one_more), Some(Refusal::StreamsOfWebsocket));
+    // a stream of somebody else's is no limit
+    let other = join(&mut b, 2, OURS, &Arc::default());
+    assert_eq!(refused(&mut b, other, &data("s1", 1, 1)), None);
 }
 
 fn guarded() -> Arc<Account> {
@@ -197,6 +237,10 @@ fn one_token_cannot_make_an_executor_deaf() {
     let passed = (0..100).filter(|n| fail(&mut b, *n, &hostile, t0())).count();
     assert_eq!(passed as u64, HANDSHAKE_FAILURES_PER_TOKEN);
     assert!(b.hub.stats().dropped(Dropped::HandshakeGuard) == 97);
+    let port = join(&mut b, 99, STOCK, &hostile);
+    assert_eq!(refused(&mut b, port, &handshake("h99")), Some(Refusal::FailedHandshakes));
+    b.hub.leave(port, t0());
+    b.drain(b.executor);
     assert!(fail(&mut b, 1000, &honest, t0()), "others get through");
 
     // in an hour of trying, far from often enough

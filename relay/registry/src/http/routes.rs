@@ -7,12 +7,14 @@ use axum::extract::{Path, Query, State};
 use axum::http::header::{CACHE_CONTROL, CONNECTION, HOST};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use rendez_proto::ids::EnvironmentId;
+use rendez_proto::ids::{EnvironmentId, StreamId};
 use rendez_proto::proof::Call;
 use rendez_proto::registry::admin::{CreateToken, RotateToken, TokenCreated, TokenList};
 use rendez_proto::registry::environments::EnvironmentList;
 use rendez_proto::registry::error::{ErrorBody, ErrorCode};
-use rendez_proto::registry::{ConnectRequest, RegisterRequest, ValidateReply, ValidateRequest};
+use rendez_proto::registry::{
+    ConnectRequest, RegisterRequest, STREAM_ID_HEADER, ValidateReply, ValidateRequest,
+};
 use serde::{Deserialize, Serialize};
 
 use super::body;
@@ -93,13 +95,21 @@ pub(super) async fn validate(
         let body = body::read(body).await?;
         let request = ValidateRequest::parse(&body)?;
         let caller = knock.settle(&registry, &body).await?;
-        Ok(registry.validate(&caller, &environment, &request).await?)
+        let stream = stream(&headers);
+        Ok(registry.validate(&caller, &environment, &request, stream.as_ref()).await?)
     };
     let result = work.await.map(|verdict| match verdict {
         Verdict::Valid => (Outcome::Ok, json(&ValidateReply { valid: true })),
         Verdict::Denied(_) => (Outcome::Denied, json(&ValidateReply { valid: false })),
     });
     answer(&registry, Operation::Validate, result)
+}
+
+/// For which stream, as executors say it. What is no UUID is ignored: it goes to
+/// the audit log and decides nothing.
+fn stream(headers: &HeaderMap) -> Option<StreamId> {
+    let text = headers.get(STREAM_ID_HEADER)?.to_str().ok()?;
+    text.parse().ok().filter(StreamId::is_uuid)
 }
 
 /// The environments that the token covers, ordered by id.

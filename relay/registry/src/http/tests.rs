@@ -2,8 +2,10 @@
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
+use rendez_proto::audit::AuditKind;
 use rendez_proto::limits;
 use rendez_proto::proof::{Call, Proof, body_hash};
+use rendez_proto::registry::STREAM_ID_HEADER;
 use rendez_proto::registry::error::ErrorCode;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
@@ -70,6 +72,19 @@ impl Api {
         self.call("POST", path, token, body.to_string()).await
     }
 
+    /// `/validate` as stock executors ask it, for this stream.
+    async fn validate_for(&self, stream: &str, body: Value) -> Answer {
+        let request = Request::builder()
+            .method("POST")
+            .uri(VALIDATE)
+            .header("host", "relay.test:7000")
+            .header("authorization", format!("Bearer {}", self.executor))
+            .header(STREAM_ID_HEADER, stream)
+            .body(body.to_string().into())
+            .unwrap();
+        self.send(request).await
+    }
+
     fn count(&self, operation: Operation, outcome: Outcome) -> u64 {
         self.fixture.registry.stats().get(operation, outcome)
     }
@@ -124,10 +139,16 @@ async fn stock_peers_meet() {
     assert!(authorization.len() <= limits::AUTHORIZATION_MAX_BYTES);
 
     let ask = stock_validate(&connected.body);
-    let verdict = api.post(VALIDATE, &api.executor, ask.clone()).await;
+    let stream = "0f8fad5b-d9cb-469f-a165-70867728950e";
+    let verdict = api.validate_for(stream, ask.clone()).await;
     assert_eq!((verdict.status, verdict.body), (StatusCode::OK, json!({"valid": true})));
-    let verdict = api.post(VALIDATE, &api.executor, ask).await;
+    let verdict = api.validate_for("mine", ask).await;
     assert_eq!((verdict.status, verdict.body), (StatusCode::OK, json!({"valid": false})));
+    api.fixture.registry.audit().flush().await.unwrap();
+    let rows = api.fixture.registry.audit().page(0).await.unwrap().rows;
+    let judged = rows.iter().map(|row| &row.event).filter(|row| row.kind == AuditKind::Validate);
+    let judged: Vec<_> = judged.map(|row| (row.what.as_deref(), row.stream.as_deref())).collect();
+    assert_eq!(judged, [(Some("valid"), Some(stream)), (Some("denied"), None)]);
 
     for operation in [Operation::Register, Operation::Connect, Operation::Validate] {
         assert_eq!(api.count(operation, Outcome::Ok), 1, "{operation:?}");

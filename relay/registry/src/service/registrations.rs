@@ -2,8 +2,8 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rendez_proto::audit::AuditKind;
-use rendez_proto::ids::{EnvironmentId, RegistrationId};
+use rendez_proto::audit::{AuditEvent, AuditKind};
+use rendez_proto::ids::{EnvironmentId, RegistrationId, StreamId};
 use rendez_proto::limits;
 use rendez_proto::profile::Profile;
 use rendez_proto::registry::{
@@ -265,6 +265,7 @@ impl Registry {
         caller: &Caller,
         environment: &EnvironmentId,
         request: &ValidateRequest,
+        stream: Option<&StreamId>,
     ) -> Result<Verdict, ValidateError> {
         caller.may(Role::Executor, environment)?;
         let registration = self
@@ -285,8 +286,14 @@ impl Registry {
             },
         };
         let what = if verdict == Verdict::Valid { "valid" } else { "denied" };
-        let actor = caller.subject.to_string();
-        self.trail(AuditKind::Validate, &actor, environment, Some(&registration.id), Some(what));
+        self.audit().record(AuditEvent {
+            actor: Some(caller.subject.to_string()),
+            environment: Some(environment.clone()),
+            registration: Some(registration.id.clone()),
+            stream: stream.map(|stream| stream.as_str().to_owned()),
+            what: Some(what.to_owned()),
+            ..self.audit().event(AuditKind::Validate)
+        });
         match verdict {
             Verdict::Valid => {
                 tracing::info!(%environment, registration = %registration.id, "key accepted");
@@ -440,7 +447,7 @@ mod tests {
             let caller = fixture.caller(role, pattern).await;
             let result = registry.register(&caller, &env("dev"), &request, &base()).await;
             assert!(matches!(result, Err(RegisterError::Forbidden(f)) if f == why));
-            let result = registry.validate(&caller, &env("dev"), &validate).await;
+            let result = registry.validate(&caller, &env("dev"), &validate, None).await;
             assert!(matches!(result, Err(ValidateError::Forbidden(f)) if f == why));
         }
         for (role, pattern, why) in [
@@ -454,9 +461,9 @@ mod tests {
         }
         // an executor's token that covers the environment but did not register
         let other = fixture.caller(Role::Executor, "*").await;
-        let result = registry.validate(&other, &env("dev"), &validate).await;
+        let result = registry.validate(&other, &env("dev"), &validate, None).await;
         assert!(matches!(result, Err(ValidateError::Forbidden(Forbidden::Token))));
-        let result = registry.validate(&executor, &env("dev"), &validate).await;
+        let result = registry.validate(&executor, &env("dev"), &validate, None).await;
         assert_eq!(result.unwrap(), Verdict::Valid, "none of these used it up");
     }
 
@@ -506,8 +513,10 @@ mod tests {
                 assert_eq!(claims.expires_at_unix_secs, Some(START + 60));
                 assert_eq!(claims.subject, orchestrator.subject.to_string());
             }
-            let verdict =
-                fixture.registry.validate(&executor, &env("dev"), &validate_request(&reply)).await;
+            let verdict = fixture
+                .registry
+                .validate(&executor, &env("dev"), &validate_request(&reply), None)
+                .await;
             assert_eq!(verdict.unwrap(), Verdict::Valid);
         }
         let result = connect(&fixture, &orchestrator, Some(&[])).await;
@@ -522,7 +531,7 @@ mod tests {
         let orchestrator = fixture.caller(Role::Orchestrator, "dev").await;
         let denied = async |request: &ValidateRequest| match fixture
             .registry
-            .validate(&executor, &env("dev"), request)
+            .validate(&executor, &env("dev"), request, None)
             .await
             .unwrap()
         {
@@ -561,12 +570,13 @@ mod tests {
         let foreign = validate_request(&connect(&fixture, &orchestrator, None).await.unwrap());
         let foreign =
             ValidateRequest { executor_registration_id: other.executor_registration_id, ..foreign };
-        let verdict = fixture.registry.validate(&executor, &env("other"), &foreign).await.unwrap();
+        let verdict =
+            fixture.registry.validate(&executor, &env("other"), &foreign, None).await.unwrap();
         assert_eq!(verdict, Verdict::Denied(Denied::OtherRegistration));
 
         let before = validate_request(&connect(&fixture, &orchestrator, None).await.unwrap());
         let anew = fixture.online(&executor, "dev").await;
-        let result = fixture.registry.validate(&executor, &env("dev"), &before).await;
+        let result = fixture.registry.validate(&executor, &env("dev"), &before, None).await;
         assert!(matches!(result, Err(ValidateError::Superseded)));
         let spliced =
             ValidateRequest { executor_registration_id: anew.executor_registration_id, ..before };
@@ -581,7 +591,8 @@ mod tests {
         let orchestrator = fixture.caller(Role::Orchestrator, "dev").await;
         let request = validate_request(&connect(&fixture, &orchestrator, None).await.unwrap());
         assert!(fixture.registry.revoke(None, &orchestrator.subject).await.unwrap());
-        let verdict = fixture.registry.validate(&executor, &env("dev"), &request).await.unwrap();
+        let verdict =
+            fixture.registry.validate(&executor, &env("dev"), &request, None).await.unwrap();
         assert_eq!(verdict, Verdict::Denied(Denied::TokenInactive));
     }
 

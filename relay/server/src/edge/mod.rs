@@ -27,12 +27,11 @@ use axum::extract::{Extension, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::future::{Either, select};
-use rendez_proto::audit::{AuditEvent, AuditKind};
 use rendez_proto::limits;
 use rendez_proto::registry::error::{ErrorBody, ErrorCode, ErrorDetail};
 use rendez_proto::ticket::{Claims, Purpose};
 use rendez_registry::{Admitted, Registry, TicketRefused};
-use rendez_relay_core::{Capabilities, JoinError, Subject};
+use rendez_relay_core::{Capabilities, JoinError, Level, Subject};
 use rendez_transport::socket::WRITE_BUFFER_BYTES;
 use rendez_transport::{Ended, pump};
 use tokio_util::task::TaskTracker;
@@ -46,6 +45,7 @@ use self::stats::{EdgeStats, End};
 use crate::directory::Directory;
 use crate::drain::Drain;
 use crate::listen::Place;
+use crate::refusals::Refusals;
 use crate::roster::Visit;
 
 /// Bytes of a websocket's buffer for messages that it has not read whole: most
@@ -63,6 +63,7 @@ pub(crate) struct Edge {
     pub(crate) sockets: TaskTracker,
     pub(crate) drain: Arc<Drain>,
     pub(crate) stats: Arc<EdgeStats>,
+    pub(crate) refusals: Arc<Refusals>,
 }
 
 /// `GET /v1/rendezvous?ticket=...`
@@ -107,7 +108,11 @@ impl Edge {
             return Err(Refusal::ShuttingDown);
         }
         let admitted = self.registry.admit(ticket, source).await?;
-        let port = self.join(&admitted).inspect_err(|error| self.note(&admitted.claims, error))?;
+        let mut port =
+            self.join(&admitted).inspect_err(|error| self.note(&admitted.claims, error))?;
+        if admitted.claims.purpose != Purpose::Executor {
+            self.listen(&mut port, &admitted.claims);
+        }
         let stay = self.guests.arrive(&admitted, port.door());
         if !self.registry.is_still_good(&admitted).await.map_err(TicketRefused::from)? {
             return Err(TicketRefused::Revoked.into());
@@ -120,15 +125,20 @@ impl Edge {
     fn note(&self, claims: &Claims, error: &JoinError) {
         let limit = match error {
             JoinError::Stale { .. } => return,
-            JoinError::TooManyOrchestrators => "orchestrators of the executor".to_owned(),
-            JoinError::Quota(level) => format!("connections of the {level}"),
+            JoinError::TooManyOrchestrators => "orchestrators of the executor",
+            JoinError::Quota(Level::Node) => "connections of the node",
+            JoinError::Quota(Level::Environment) => "connections of the environment",
+            JoinError::Quota(Level::Token) => "connections of the token",
         };
-        self.registry.audit().record(AuditEvent {
-            actor: Some(claims.subject.clone()),
-            environment: Some(claims.environment.clone()),
-            registration: Some(claims.registration.clone()),
-            what: Some(limit),
-            ..self.registry.audit().event(AuditKind::Quota)
+        self.refusals.note(&self.registry, claims, limit, Instant::now());
+    }
+
+    /// So does whose streams or handshakes do.
+    fn listen(&self, port: &mut HubPort, claims: &Claims) {
+        let (refusals, registry, claims) =
+            (self.refusals.clone(), self.registry.clone(), claims.clone());
+        port.on_refusal(move |refusal| {
+            refusals.note(&registry, &claims, refusal.as_str(), Instant::now());
         });
     }
 

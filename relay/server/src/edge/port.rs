@@ -9,7 +9,7 @@ use bytes::Bytes;
 use rendez_proto::ids::Generation;
 use rendez_proto::peek::peek;
 use rendez_relay_core::{
-    Account, Capabilities, Hub, JoinError, PortKey, Shared, Standing, Subject,
+    Account, Capabilities, Hub, JoinError, PortKey, Refusal, Shared, Standing, Subject,
 };
 use rendez_transport::{CloseFrame, Protocol, Violation};
 
@@ -96,7 +96,13 @@ impl SharedHub {
     }
 
     fn port(self: &Arc<Self>, key: PortKey) -> HubPort {
-        HubPort { shared: self.clone(), key, meter: Arc::default(), notice: Arc::default() }
+        HubPort {
+            shared: self.clone(),
+            key,
+            meter: Arc::default(),
+            notice: Arc::default(),
+            on_refusal: None,
+        }
     }
 
     /// Wakes the driver of one port.
@@ -137,9 +143,18 @@ pub struct HubPort {
     meter: Arc<Meter>,
     /// Why it must leave, once it must.
     notice: Arc<OnceLock<CloseFrame>>,
+    on_refusal: Option<Box<OnRefusal>>,
 }
 
+/// What is told of each refusal, without any lock.
+type OnRefusal = dyn Fn(Refusal) + Send + Sync;
+
 impl HubPort {
+    /// Has every limit that its frames run into told to `tell`.
+    pub(crate) fn on_refusal(&mut self, tell: impl Fn(Refusal) + Send + Sync + 'static) {
+        self.on_refusal = Some(Box::new(tell));
+    }
+
     /// To look at the port while its pump has it.
     pub fn watch(&self) -> PortWatch {
         let shared = Arc::downgrade(&self.shared);
@@ -211,9 +226,14 @@ impl Protocol for HubPort {
         }
         trace("received", &message);
         self.meter.count_received(message.len());
-        self.shared
-            .change(|hub| hub.handle_message(self.key, message, now))
-            .map_err(|_| Violation(MALFORMED))
+        let (taken, refusal) = self.shared.change(|hub| {
+            let taken = hub.handle_message(self.key, message, now);
+            (taken, hub.take_refusal())
+        });
+        if let (Some(refusal), Some(tell)) = (refusal, &self.on_refusal) {
+            tell(refusal);
+        }
+        taken.map_err(|_| Violation(MALFORMED))
     }
 
     fn wants_read(&self) -> bool {

@@ -1,0 +1,95 @@
+//! Limits that an orchestrator's frames run into, for whoever keeps a record.
+
+use rendez_proto::frame::ResetReason;
+
+use crate::account::Level;
+use crate::stats::Dropped;
+
+/// Whose limit a stream or a handshake ran into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Refusal {
+    /// A quota of streams.
+    Streams(Level),
+    /// [`STREAMS_PER_ORCHESTRATOR`](rendez_proto::limits::STREAMS_PER_ORCHESTRATOR)
+    StreamsOfWebsocket,
+    /// [`CLAIMS_PER_EXECUTOR`](rendez_proto::limits::CLAIMS_PER_EXECUTOR)
+    StreamsOfExecutor,
+    /// A rate of handshakes.
+    Handshakes(Level),
+    /// A quota of memory: a handshake that would have to wait for its turn.
+    Memory,
+    /// Too many handshakes of the token have failed at this executor.
+    FailedHandshakes,
+    /// Too many have failed at the executor, whoever brought them: it takes none.
+    DeafExecutor,
+}
+
+impl Refusal {
+    /// All of them.
+    pub const ALL: [Refusal; 11] = [
+        Refusal::Streams(Level::Node),
+        Refusal::Streams(Level::Environment),
+        Refusal::Streams(Level::Token),
+        Refusal::StreamsOfWebsocket,
+        Refusal::StreamsOfExecutor,
+        Refusal::Handshakes(Level::Node),
+        Refusal::Handshakes(Level::Environment),
+        Refusal::Handshakes(Level::Token),
+        Refusal::Memory,
+        Refusal::FailedHandshakes,
+        Refusal::DeafExecutor,
+    ];
+
+    /// What there was too much of, for the audit log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Refusal::Streams(Level::Node) => "streams of the node",
+            Refusal::Streams(Level::Environment) => "streams of the environment",
+            Refusal::Streams(Level::Token) => "streams of the token",
+            Refusal::StreamsOfWebsocket => "streams of the websocket",
+            Refusal::StreamsOfExecutor => "streams of the executor",
+            Refusal::Handshakes(Level::Node) => "handshakes of the node",
+            Refusal::Handshakes(Level::Environment) => "handshakes of the environment",
+            Refusal::Handshakes(Level::Token) => "handshakes of the token",
+            Refusal::Memory => "memory for handshakes that wait",
+            Refusal::FailedHandshakes => "failed handshakes of the token",
+            Refusal::DeafExecutor => "failed handshakes at the executor",
+        }
+    }
+}
+
+/// Why a frame is refused: how it is counted, what its sender is told, and the
+/// limit, if it was one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Refused(pub(crate) Dropped, pub(crate) ResetReason, pub(crate) Option<Refusal>);
+
+impl Refused {
+    pub(crate) fn streams(level: Level) -> Self {
+        Self(Dropped::Quota, ResetReason::Overloaded, Some(Refusal::Streams(level)))
+    }
+
+    pub(crate) fn too_many(limit: Refusal) -> Self {
+        Self(Dropped::TooManyStreams, ResetReason::Overloaded, Some(limit))
+    }
+
+    pub(crate) fn guarded(limit: Refusal) -> Self {
+        Self(Dropped::HandshakeGuard, ResetReason::HandshakeRefused, Some(limit))
+    }
+
+    pub(crate) fn too_often(level: Level) -> Self {
+        Self(Dropped::HandshakeRate, ResetReason::Overloaded, Some(Refusal::Handshakes(level)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_limit_has_words_of_its_own() {
+        let mut words = Refusal::ALL.map(Refusal::as_str).to_vec();
+        words.sort_unstable();
+        words.dedup();
+        assert_eq!(words.len(), Refusal::ALL.len());
+    }
+}
