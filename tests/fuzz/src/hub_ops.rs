@@ -252,20 +252,21 @@ impl Bench {
     fn note_holder(&mut self, index: usize, wire: &Bytes, before: &Stats) {
         let (Ok(seen), Some(_)) = (peek(wire), self.ports[index].subject) else { return };
         let grew = |why| self.hub.stats().dropped(why) > before.dropped(why);
-        let refused = [
-            Dropped::ForeignStream,
-            Dropped::TooManyStreams,
+        let refused = [Dropped::ForeignStream, Dropped::TooManyStreams];
+        if self.ports[index].left || refused.into_iter().any(grew) {
+            return;
+        }
+        let stream = seen.stream.to_owned();
+        // With or without a claim, and with either port.
+        let unknown = [
+            Dropped::PeerAway,
             Dropped::HandshakeGuard,
             Dropped::HandshakeRate,
             Dropped::HandshakeWaits,
             Dropped::Quota,
         ];
-        if self.ports[index].left || refused.into_iter().any(grew) {
-            return;
-        }
-        let stream = seen.stream.to_owned();
-        if grew(Dropped::PeerAway) {
-            self.holders.remove(&stream); // with or without a claim
+        if unknown.into_iter().any(grew) {
+            self.holders.remove(&stream);
         } else {
             self.holders.insert(stream, index);
         }
