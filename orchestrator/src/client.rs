@@ -18,6 +18,7 @@ use crate::route::Route;
 
 /// Ours first; the Codex profile for stock executors.
 pub const DEFAULT_PROFILES: [Profile; 2] = [Profile::RendezHybridIkV1, Profile::NoiseHybridIkV1];
+
 /// Connects to executors through one relay.
 ///
 /// A client has one static key, made when it is: executors' registries

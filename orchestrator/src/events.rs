@@ -9,7 +9,7 @@ use rendez_proto::rpc::process::{
 };
 use rendez_proto::rpc::{Json, Notification};
 use rendez_rpc::Notified;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 /// Events of one process that wait for its reader. Chunks have at most
 /// [`rendez_proto::limits::PROCESS_CHUNK_LARGE_MAX_BYTES`], so 4 MiB; then the stream waits,
@@ -21,8 +21,8 @@ const EVENTS_WAITING: usize = 64;
 /// means that one is lost.
 const EVENTS_HELD: usize = 64;
 
-/// Events that are held while what was missed is read: a few megabytes at most,
-/// since the executors in question send chunks of 8 KiB.
+/// Events that are held while what was missed is read and passed on: a few
+/// megabytes at most, since the executors in question send chunks of 8 KiB.
 const EVENTS_HELD_MEANWHILE: usize = 1024;
 
 /// Something that happened to a process.
@@ -44,8 +44,16 @@ pub(crate) struct Events(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
-    /// The stream ended, and another one may take the session up.
-    broken: Notify,
+    /// All streams with numbers below this one have ended.
+    ended: watch::Sender<u64>,
+}
+
+/// Where one stream of a session brings its notifications. The streams have
+/// numbers in the order in which they were tried, so that the late end of one
+/// is not taken for that of another.
+pub(crate) struct StreamEvents {
+    events: Events,
+    epoch: u64,
 }
 
 #[derive(Default)]
@@ -62,24 +70,57 @@ struct Feed {
     /// The number of the next event (WIRE.md, section 6.2: from 1, no holes).
     next: u64,
     held: BTreeMap<u64, Event>,
-    /// What was missed is being read; until it was passed on, what arrives is
-    /// held.
-    catching_up: bool,
+    mode: Mode,
+    /// Events below this number that are not held are gone at the executor, too.
+    gone_below: u64,
+    /// Wakes who waits because too much is held.
+    room: Arc<Notify>,
+}
+
+/// ```text
+/// Live ──the stream ended──► Asking ──the answer──► PassingOn ──► Live
+///                               ▲                       │
+///                               ├──the stream ended─────┤
+///                               └──some was dropped─────┘
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Events go to the reader, and wait for it.
+    Live,
+    /// What was missed is asked for. The answer comes behind what arrives, so
+    /// that must not wait: it is held, and what is too much is `dropped` and
+    /// asked for again.
+    Asking { dropped: bool },
+    /// What was missed is passed on. What arrives is held behind it, and waits
+    /// if it is too much.
+    PassingOn,
 }
 
 impl Feed {
-    /// Takes an event in; returns those whose turn has come.
-    fn arrange(&mut self, seq: u64, event: Event) -> Vec<Event> {
+    fn new(events: mpsc::Sender<Event>) -> Self {
+        let (held, room) = (BTreeMap::new(), Arc::default());
+        Self { events, next: 1, held, mode: Mode::Live, gone_below: 1, room }
+    }
+
+    /// Takes an event in; returns those whose turn has come, or gives the event
+    /// back to come again when there is room.
+    fn arrange(&mut self, seq: u64, event: Event) -> Result<Vec<Event>, Event> {
         if seq < self.next {
-            return Vec::new(); // a repetition
+            return Ok(Vec::new()); // a repetition
         }
-        if self.catching_up {
-            if self.held.len() < EVENTS_HELD_MEANWHILE {
-                self.held.insert(seq, event);
+        let full = self.held.len() >= EVENTS_HELD_MEANWHILE;
+        match &mut self.mode {
+            Mode::Asking { dropped } if full => {
+                *dropped = true;
+                return Ok(Vec::new());
             }
-            return Vec::new();
+            Mode::PassingOn if full && seq > self.next => return Err(event),
+            Mode::Live | Mode::Asking { .. } | Mode::PassingOn => {}
         }
         self.held.insert(seq, event);
+        if self.mode != Mode::Live {
+            return Ok(Vec::new());
+        }
         let mut due = Vec::new();
         if self.held.len() > EVENTS_HELD
             && let Some((&first, _)) = self.held.first_key_value()
@@ -88,21 +129,29 @@ impl Feed {
             self.next = first;
         }
         due.extend(self.in_order());
-        due
+        Ok(due)
     }
 
     /// The events whose turn has come.
     fn in_order(&mut self) -> Vec<Event> {
         let mut due = Vec::new();
-        while let Some(event) = self.held.remove(&self.next) {
-            self.next = self.next.saturating_add(1);
-            due.push(event);
+        loop {
+            if let Some(event) = self.held.remove(&self.next) {
+                self.next = self.next.saturating_add(1);
+                due.push(event);
+            } else if self.next < self.gone_below {
+                let first = self.held.keys().next().copied().unwrap_or(u64::MAX);
+                let first = first.min(self.gone_below);
+                due.push(Event::Missed(first - self.next));
+                self.next = first;
+            } else {
+                return due;
+            }
         }
-        due
     }
 
-    /// Takes in what was read after `after`; returns how many events are gone.
-    fn fill(&mut self, after: u64, reply: ReadReply) -> u64 {
+    /// Takes in all that the executor has kept from `next` on.
+    fn fill(&mut self, reply: ReadReply) {
         let end = reply.next_seq;
         let last = reply.closed.then(|| end.saturating_sub(1));
         let mut read: BTreeMap<u64, Event> = reply
@@ -117,15 +166,11 @@ impl Feed {
         // the first chunk is that of the exit, which a reply does not tell.
         let first = read.keys().next().copied().unwrap_or(end);
         let hole = (first..end).find(|seq| !read.contains_key(seq));
-        let mut gone = first.saturating_sub(after + 1);
         if let (true, Some(code)) = (reply.exited, reply.exit_code) {
             match hole {
                 Some(seq) => drop(read.insert(seq, Event::Exited(code))),
                 // Told before, or among what is gone.
-                None if gone > 0 => {
-                    gone -= 1;
-                    read.insert(first - 1, Event::Exited(code));
-                }
+                None if first > self.next => drop(read.insert(first - 1, Event::Exited(code))),
                 None => {}
             }
         }
@@ -134,8 +179,23 @@ impl Feed {
                 self.held.entry(seq).or_insert(event);
             }
         }
-        self.next = self.next.max(self.held.keys().next().copied().unwrap_or(end).min(end));
-        gone
+        self.gone_below = first;
+        if self.mode == (Mode::Asking { dropped: false }) {
+            self.mode = Mode::PassingOn;
+        }
+    }
+
+    /// All that was held is passed on; tells after which number to ask again.
+    fn passed_on(&mut self) -> Option<u64> {
+        let again = matches!(self.mode, Mode::Asking { .. });
+        self.mode = if again { Mode::Asking { dropped: false } } else { Mode::Live };
+        again.then(|| self.next - 1)
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.room.notify_waiters();
     }
 }
 
@@ -143,7 +203,7 @@ impl Events {
     /// No processes; `kept` if the end of a stream is not that of the session.
     pub(crate) fn new(kept: bool) -> Self {
         let state = Mutex::new(State { kept, ..State::default() });
-        Self(Arc::new(Shared { state, broken: Notify::new() }))
+        Self(Arc::new(Shared { state, ended: watch::Sender::new(0) }))
     }
 
     /// From here on the end of a stream is not that of the session.
@@ -151,44 +211,49 @@ impl Events {
         self.lock().kept = true;
     }
 
-    /// Waits for the end of the stream.
-    pub(crate) async fn broken(&self) {
-        self.0.broken.notified().await;
+    /// For the notifications of the stream with this number, which is higher
+    /// than that of any before.
+    pub(crate) fn of_stream(&self, epoch: u64) -> StreamEvents {
+        StreamEvents { events: self.clone(), epoch }
+    }
+
+    /// Waits for the end of this stream.
+    pub(crate) async fn broken(&self, epoch: u64) {
+        // The sender lives as long as `self`.
+        let _ = self.0.ended.subscribe().wait_for(|ended| *ended > epoch).await;
     }
 
     /// Holds what arrives from the next stream until it was caught up with.
     pub(crate) fn hold(&self) {
-        self.lock().processes.values_mut().for_each(|feed| feed.catching_up = true);
+        for feed in self.lock().processes.values_mut() {
+            feed.mode = Mode::Asking { dropped: false };
+            feed.room.notify_waiters();
+        }
     }
 
     /// The processes to catch up with, and the last number that each one has.
     pub(crate) fn positions(&self) -> Vec<(ProcessId, u64)> {
         let state = self.lock();
-        let behind = state.processes.iter().filter(|(_, feed)| feed.catching_up);
+        let behind =
+            state.processes.iter().filter(|(_, feed)| matches!(feed.mode, Mode::Asking { .. }));
         behind.map(|(id, feed)| (id.clone(), feed.next - 1)).collect()
     }
 
-    /// Passes on what was read after `after`, then what arrived meanwhile.
-    pub(crate) async fn caught_up(&self, id: &ProcessId, after: u64, reply: ReadReply) {
-        let (events, gone) = {
-            let mut state = self.lock();
-            let Some(feed) = state.processes.get_mut(id) else { return };
-            (feed.events.clone(), feed.fill(after, reply))
-        };
-        if gone > 0 {
-            let _ = events.send(Event::Missed(gone)).await;
-        }
+    /// Passes on what was read from the process's position on, then what arrived
+    /// meanwhile. Tells after which number to read again, if that was too much.
+    pub(crate) async fn caught_up(&self, id: &ProcessId, reply: ReadReply) -> Option<u64> {
+        self.lock().processes.get_mut(id)?.fill(reply);
         loop {
-            let due = {
+            let (events, due) = {
                 let mut state = self.lock();
-                let Some(feed) = state.processes.get_mut(id) else { return };
+                let feed = state.processes.get_mut(id)?;
                 let due = feed.in_order();
-                feed.catching_up = !due.is_empty();
-                due
+                feed.room.notify_waiters();
+                if due.is_empty() {
+                    return feed.passed_on();
+                }
+                (feed.events.clone(), due)
             };
-            if due.is_empty() {
-                return;
-            }
             self.pass_on(id, &events, due).await;
         }
     }
@@ -206,9 +271,7 @@ impl Events {
         let (events, receiver) = mpsc::channel(EVENTS_WAITING);
         let mut state = self.lock();
         if !state.closed {
-            state
-                .processes
-                .insert(id, Feed { events, next: 1, held: BTreeMap::new(), catching_up: false });
+            state.processes.insert(id, Feed::new(events));
         }
         receiver
     }
@@ -217,14 +280,24 @@ impl Events {
         self.lock().processes.remove(id);
     }
 
-    async fn deliver(&self, id: &ProcessId, seq: u64, event: Event) {
-        let (events, due) = {
-            let mut state = self.lock();
-            let Some(feed) = state.processes.get_mut(id) else { return };
-            let due = feed.arrange(seq, event);
-            (feed.events.clone(), due)
-        };
-        self.pass_on(id, &events, due).await;
+    async fn deliver(&self, id: &ProcessId, seq: u64, mut event: Event) {
+        loop {
+            let arranged = {
+                let mut state = self.lock();
+                let Some(feed) = state.processes.get_mut(id) else { return };
+                match feed.arrange(seq, event) {
+                    Ok(due) => Ok((feed.events.clone(), due)),
+                    Err(back) => Err((back, feed.room.clone().notified_owned())),
+                }
+            };
+            match arranged {
+                Ok((events, due)) => return self.pass_on(id, &events, due).await,
+                Err((back, room)) => {
+                    event = back;
+                    room.await;
+                }
+            }
+        }
     }
 
     async fn pass_on(&self, id: &ProcessId, events: &mpsc::Sender<Event>, due: Vec<Event>) {
@@ -243,24 +316,24 @@ impl Events {
     }
 }
 
-impl Notified for Events {
+impl Notified for StreamEvents {
     async fn notified(&self, method: String, params: Json) {
         match method.as_str() {
             Output::NAME => {
                 if let Some(output) = parse::<Output>(params) {
                     let event = Event::Output(output.stream, output.chunk);
-                    self.deliver(&output.process_id, output.seq, event).await;
+                    self.events.deliver(&output.process_id, output.seq, event).await;
                 }
             }
             Exited::NAME => {
                 if let Some(exited) = parse::<Exited>(params) {
                     let event = Event::Exited(exited.exit_code);
-                    self.deliver(&exited.process_id, exited.seq, event).await;
+                    self.events.deliver(&exited.process_id, exited.seq, event).await;
                 }
             }
             ClosedNotification::NAME => {
                 if let Some(closed) = parse::<ClosedNotification>(params) {
-                    self.deliver(&closed.process_id, closed.seq, Event::Closed).await;
+                    self.events.deliver(&closed.process_id, closed.seq, Event::Closed).await;
                 }
             }
             // Notifications of the future.
@@ -269,11 +342,14 @@ impl Notified for Events {
     }
 
     fn closed(&self) {
-        if self.lock().kept {
-            self.0.broken.notify_one();
-        } else {
-            self.over();
+        if !self.events.lock().kept {
+            return self.events.over();
         }
+        self.events.0.ended.send_if_modified(|ended| {
+            let later = self.epoch >= *ended;
+            *ended = (*ended).max(self.epoch + 1);
+            later
+        });
     }
 }
 
@@ -285,8 +361,13 @@ fn parse<N: Notification>(params: Json) -> Option<N> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ops::RangeInclusive;
+    use std::pin::pin;
+    use std::time::Duration;
+
     use rendez_proto::rpc::process;
     use serde_json::json;
+    use tokio::time::timeout;
 
     fn id() -> ProcessId {
         ProcessId("p".into())
@@ -294,7 +375,7 @@ mod tests {
 
     async fn output(events: &Events, seq: u64) {
         let params = json!({"processId": "p", "seq": seq, "stream": "stdout", "chunk": "YQ=="});
-        events.notified(Output::NAME.into(), Json::of(&params)).await;
+        events.of_stream(0).notified(Output::NAME.into(), Json::of(&params)).await;
     }
 
     fn got(feed: &mut mpsc::Receiver<Event>) -> Vec<Event> {
@@ -306,16 +387,16 @@ mod tests {
         let events = Events::new(false);
         let mut feed = events.subscribe(id());
         let closed = json!({"processId": "p", "seq": 4});
-        events.notified(ClosedNotification::NAME.into(), Json::of(&closed)).await;
+        events.of_stream(0).notified(ClosedNotification::NAME.into(), Json::of(&closed)).await;
         let exited = json!({"processId": "p", "seq": 3, "exitCode": 7});
-        events.notified(Exited::NAME.into(), Json::of(&exited)).await;
+        events.of_stream(0).notified(Exited::NAME.into(), Json::of(&exited)).await;
         assert_eq!(got(&mut feed), []);
         for seq in [2, 1, 1, 2] {
             output(&events, seq).await;
         }
         let chunk = Event::Output(Stream::Stdout, Bytes::from_static(b"a"));
         assert_eq!(got(&mut feed), [chunk.clone(), chunk, Event::Exited(7), Event::Closed]);
-        events.notified(Exited::NAME.into(), Json::of(&exited)).await;
+        events.of_stream(0).notified(Exited::NAME.into(), Json::of(&exited)).await;
         assert_eq!(feed.recv().await, None, "the feed is over");
     }
 
@@ -345,7 +426,7 @@ mod tests {
         let events = Events::new(false);
         let mut before = events.subscribe(id());
         output(&events, 1).await;
-        events.closed();
+        events.of_stream(0).closed();
         assert!(before.recv().await.is_some(), "what arrived is still delivered");
         assert_eq!(before.recv().await, None);
         assert_eq!(events.subscribe(id()).recv().await, None);
@@ -355,10 +436,10 @@ mod tests {
     async fn strangers_and_nonsense_are_ignored() {
         let events = Events::new(false);
         let mut feed = events.subscribe(id());
-        events.notified("later/feature".into(), Json::empty()).await;
-        events.notified(Output::NAME.into(), Json::of(&json!({"seq": "x"}))).await;
+        events.of_stream(0).notified("later/feature".into(), Json::empty()).await;
+        events.of_stream(0).notified(Output::NAME.into(), Json::of(&json!({"seq": "x"}))).await;
         let other = json!({"processId": "q", "seq": 1});
-        events.notified(ClosedNotification::NAME.into(), Json::of(&other)).await;
+        events.of_stream(0).notified(ClosedNotification::NAME.into(), Json::of(&other)).await;
         assert!(feed.try_recv().is_err());
     }
 
@@ -398,12 +479,12 @@ mod tests {
         for seq in [1, 2] {
             output(&events, seq).await;
         }
-        events.closed();
-        events.broken().await;
+        events.of_stream(0).closed();
+        events.broken(0).await;
         events.hold();
         assert_eq!(events.positions(), [(id(), 2)]);
         got(&mut feed);
-        events.caught_up(&id(), 2, reply).await;
+        assert_eq!(events.caught_up(&id(), reply).await, None);
         got(&mut feed).iter().map(text).collect()
     }
 
@@ -436,12 +517,111 @@ mod tests {
             output(&events, seq).await;
         }
         assert_eq!(got(&mut feed).len(), 1);
-        events.caught_up(&id(), 1, reply(&[2, 3, 4], 5, None, false)).await;
+        events.caught_up(&id(), reply(&[2, 3, 4], 5, None, false)).await;
         let texts: Vec<_> = got(&mut feed).iter().map(text).collect();
         assert_eq!(texts, ["2", "3", "a", "a"], "what came by itself is not told twice");
         output(&events, 6).await;
         assert_eq!(got(&mut feed).len(), 1);
         events.over();
         assert_eq!(feed.recv().await, None);
+    }
+
+    /// The events of these numbers arrive by themselves.
+    async fn arrive(events: &Events, seqs: RangeInclusive<u64>) {
+        for seq in seqs {
+            output(events, seq).await;
+        }
+    }
+
+    /// Takes this many chunks. For tests with a clock that stands still while
+    /// there is something to do.
+    async fn chunks(feed: &mut mpsc::Receiver<Event>, count: u64) -> u64 {
+        for told in 0..count {
+            match timeout(Duration::from_secs(1), feed.recv()).await {
+                Ok(Some(Event::Output(..))) => {}
+                other => panic!("{other:?} after {told} chunks"),
+            }
+        }
+        count
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_lost_while_a_slow_reader_catches_up() {
+        let events = Events::new(true);
+        let mut feed = events.subscribe(id());
+        events.hold();
+        // more than fits into the reader's queue; then far more than is held
+        let missed = 2 * EVENTS_WAITING as u64;
+        let all = missed + 2 * EVENTS_HELD_MEANWHILE as u64;
+        let seqs: Vec<_> = (1..=missed).collect();
+        let id = id();
+        let (again, (), told) = tokio::join!(
+            events.caught_up(&id, reply(&seqs, missed + 1, None, false)),
+            arrive(&events, missed + 1..=all),
+            // comes last, and so lets the others go as far as they can
+            chunks(&mut feed, all),
+        );
+        assert_eq!((again, told), (None, all));
+        arrive(&events, all + 1..=all + 1).await;
+        assert_eq!(chunks(&mut feed, 1).await, 1, "it goes on as before");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_too_much_while_nobody_had_answered_is_asked_for_again() {
+        let events = Events::new(true);
+        let mut feed = events.subscribe(id());
+        events.hold();
+        let held = EVENTS_HELD_MEANWHILE as u64;
+        arrive(&events, 2..=held + 3).await;
+        let id = id();
+        let (again, told) = tokio::join!(
+            events.caught_up(&id, reply(&[1], 2, None, false)),
+            chunks(&mut feed, held + 1),
+        );
+        assert_eq!((again, told), (Some(held + 1), held + 1), "two were dropped");
+        arrive(&events, held + 4..=held + 4).await;
+        let (two, end) = ([held + 2, held + 3], held + 4);
+        assert_eq!(events.caught_up(&id, reply(&two, end, None, false)).await, None);
+        assert_eq!(chunks(&mut feed, 3).await, 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_room_goes_on_when_the_process_is_given_up() {
+        let events = Events::new(true);
+        let mut feed = events.subscribe(id());
+        events.hold();
+        let waiting = EVENTS_WAITING as u64;
+        let seqs: Vec<_> = (1..=2 * waiting).collect();
+        let reply = reply(&seqs, 2 * waiting + 1, None, false);
+        let most = 2 * waiting + EVENTS_HELD_MEANWHILE as u64;
+        let id = id();
+        let all = async {
+            tokio::join!(
+                events.caught_up(&id, reply),
+                arrive(&events, 2 * waiting + 1..=most + 1),
+                async {
+                    events.unsubscribe(&id);
+                    while feed.recv().await.is_some() {}
+                }
+            )
+        };
+        timeout(Duration::from_secs(1), all).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_late_end_of_one_stream_is_not_that_of_the_next() {
+        let events = Events::new(true);
+        let [first, second] = [events.of_stream(1), events.of_stream(2)];
+        first.closed();
+        events.broken(1).await;
+        let mut broken = pin!(events.broken(2));
+        assert!(
+            std::future::poll_fn(|cx| std::task::Poll::Ready(broken.as_mut().poll(cx)))
+                .await
+                .is_pending()
+        );
+        second.closed();
+        first.closed();
+        broken.await;
     }
 }

@@ -39,7 +39,6 @@ impl Executor {
         let kept = if profile.is_reliable() {
             Session::of(live)
         } else {
-            events.keep();
             Session::kept(live, opener, session.session_id, executor, events.clone())
         };
         let connection = Connection {

@@ -50,7 +50,7 @@ pub struct Timings {
 /// One stream that has a session, and the websocket below.
 pub(crate) struct Live {
     pub(crate) caller: Caller<Channel>,
-    /// Counts the streams of the session.
+    /// Its number among the streams that were tried for the session.
     pub(crate) epoch: u64,
     // After the caller: the socket goes last.
     pub(crate) link: Link,
@@ -67,7 +67,7 @@ pub(crate) struct Opened {
 
 impl Opener {
     /// Opens a stream, and a session on it, or takes one up. Events go to
-    /// `events`.
+    /// `events`; `epoch` is higher than in any try before.
     pub(crate) async fn open(
         &self,
         events: &Events,
@@ -91,7 +91,10 @@ impl Opener {
         let handshake = lap();
         tracing::debug!(environment = %self.environment, %profile, "stream open");
 
-        let caller = Caller::new(channel, events.clone());
+        if !profile.is_reliable() {
+            events.keep();
+        }
+        let caller = Caller::new(channel, events.of_stream(epoch));
         let hello = Initialize {
             client_name: "rendez".into(),
             resume_session_id: resume,

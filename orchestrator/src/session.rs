@@ -67,9 +67,10 @@ impl Session {
         events: Events,
     ) -> Self {
         let (announce, link) = watch::channel(LinkState::Up);
+        let epoch = live.epoch;
         let (stages, stage) = watch::channel(Stage::Up(Arc::new(live)));
         let keeper = Keeper { opener, id, executor, events, stages, announce };
-        let keeper = tokio::spawn(keeper.keep()).abort_handle();
+        let keeper = tokio::spawn(keeper.keep(epoch)).abort_handle();
         Self { stage, link, keeper: Some(keeper) }
     }
 
@@ -168,16 +169,15 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn keep(self) {
-        let mut epoch = 0;
+    /// `epoch` is the number of the stream that has the session.
+    async fn keep(self, mut epoch: u64) {
         loop {
-            self.events.broken().await;
+            self.events.broken(epoch).await;
             self.events.hold();
             self.announce.send_replace(LinkState::Resuming);
             // The socket may stand still, as when only the executor left.
             self.stages.send_replace(Stage::Resuming);
-            epoch += 1;
-            let Some(live) = self.reopen(epoch).await else { break };
+            let Some(live) = self.reopen(&mut epoch).await else { break };
             let live = Arc::new(live);
             self.stages.send_replace(Stage::Up(live.clone()));
             self.announce.send_replace(LinkState::Up);
@@ -188,14 +188,16 @@ impl Keeper {
         self.announce.send_replace(LinkState::Down);
     }
 
-    /// Tries until it works; `None` if there is no use.
-    async fn reopen(&self, epoch: u64) -> Option<Live> {
+    /// Tries until it works, each time under the next number; `None` if there
+    /// is no use.
+    async fn reopen(&self, epoch: &mut u64) -> Option<Live> {
         let until = Instant::now() + SESSION_WINDOW;
         let mut backoff = Backoff::default();
         while Instant::now() < until {
             let jitter = random().map_or(u32::MAX, u32::from_le_bytes);
             sleep(backoff.next_delay(RESUME_CAP, jitter)).await;
-            let opened = self.opener.open(&self.events, Some(self.id.clone()), epoch).await;
+            *epoch += 1;
+            let opened = self.opener.open(&self.events, Some(self.id.clone()), *epoch).await;
             match opened {
                 Ok(opened) if opened.executor != self.executor => {
                     tracing::debug!("another executor answers under this name");
@@ -222,14 +224,24 @@ impl Keeper {
     }
 }
 
+/// Reads until nothing is missing any more: again only if more than can be held
+/// arrived before the answer.
 async fn read(live: Arc<Live>, events: Events, id: ProcessId, after: u64) {
-    let read = Read { process_id: id, after_seq: Some(after), max_bytes: None, wait_ms: None };
-    match live.caller.call::<Read>(&read).await {
-        Ok(reply) => events.caught_up(&read.process_id, after, reply).await,
-        // The executor does not know it, or not any more.
-        Err(CallError::Refused(_)) => events.unsubscribe(&read.process_id),
-        // The next stream asks again.
-        Err(_) => {}
+    let mut after = Some(after);
+    while after.is_some() {
+        let read =
+            Read { process_id: id.clone(), after_seq: after, max_bytes: None, wait_ms: None };
+        after = match live.caller.call::<Read>(&read).await {
+            Ok(reply) => events.caught_up(&id, reply).await,
+            // The executor does not know it, or not any more, or says what
+            // nobody understands: nothing can follow.
+            Err(CallError::Refused(_) | CallError::Malformed { .. }) => {
+                events.unsubscribe(&id);
+                None
+            }
+            // The next stream asks again.
+            Err(CallError::Interrupted | CallError::NotSent) => None,
+        };
     }
 }
 
