@@ -13,9 +13,6 @@
 //! shown to another relay, its signatures could be passed on to the first.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -27,11 +24,10 @@ use rendez_proto::proof::{self, Call, NONCE_BYTES, Proof};
 use zeroize::Zeroizing;
 
 use crate::config::RelayUrl;
+use crate::owned_file::{Kind, OwnedFileError};
 
-/// The file's name in the state directory.
-const FILE: &str = "credential";
-/// More than the file ever has, in bytes.
-const FILE_MAX_BYTES: u64 = 4096;
+const KIND: Kind =
+    Kind { name: "credential", remedy: "revoke this executor, remove the file and join again" };
 
 /// A key, and what it is for.
 pub(crate) struct Credential {
@@ -48,19 +44,9 @@ impl fmt::Debug for Credential {
 /// Why there is no credential.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialError {
-    /// Others than the owner can read the file.
-    #[error(
-        "{} can be read by others (mode {mode:o}), so its key may be known to them; revoke this \
-         executor, remove the file and join again, or, if you are sure that nobody read it, run \
-         chmod 600 on it",
-        path.display()
-    )]
-    Exposed {
-        /// The file.
-        path: PathBuf,
-        /// Its permissions.
-        mode: u32,
-    },
+    /// The file cannot be had.
+    #[error(transparent)]
+    File(#[from] OwnedFileError),
     /// The file is something else.
     #[error("{} is not a credential; remove it and join again", path.display())]
     Malformed {
@@ -81,22 +67,11 @@ pub enum CredentialError {
         /// What was asked for.
         wanted: String,
     },
-    /// The operating system refused.
-    #[error("cannot use {}: {why}", path.display())]
-    Io {
-        /// The file or directory.
-        path: PathBuf,
-        /// The reason.
-        why: io::Error,
-    },
-    /// The operating system has no random numbers.
-    #[error("no random numbers for a new credential: {0}")]
-    Random(getrandom::Error),
 }
 
 /// Where the credential in `state` is.
 pub(crate) fn path(state: &Path) -> PathBuf {
-    state.join(FILE)
+    KIND.path(state)
 }
 
 impl Credential {
@@ -110,14 +85,15 @@ impl Credential {
         relay: &RelayUrl,
         environment: &EnvironmentId,
     ) -> Result<Self, CredentialError> {
-        let path = path(state);
-        match load(&path, relay, environment) {
-            Err(CredentialError::Io { why, .. }) if why.kind() == io::ErrorKind::NotFound => {
-                create(state, &path, relay, environment)?;
-                load(&path, relay, environment)
-            }
-            other => other,
-        }
+        let bytes = KIND.read_or_create(state, || {
+            let mut seed = Zeroizing::new([0; 32]);
+            getrandom::fill(seed.as_mut())?;
+            let seed = Zeroizing::new(STANDARD.encode(seed.as_ref()));
+            let seed = seed.as_str();
+            let text = format!("ed25519 {seed}\nrelay {relay}\nenvironment {environment}\n");
+            Ok(text.into_bytes().into())
+        })?;
+        parse(&bytes, &path(state), relay, environment)
     }
 
     /// A proof for one request with this body.
@@ -140,21 +116,14 @@ impl Credential {
     }
 }
 
-fn load(
+fn parse(
+    bytes: &[u8],
     path: &Path,
     relay: &RelayUrl,
     environment: &EnvironmentId,
 ) -> Result<Credential, CredentialError> {
-    let failed = |why| CredentialError::Io { path: path.to_owned(), why };
     let malformed = || CredentialError::Malformed { path: path.to_owned() };
-    let file = File::open(path).map_err(failed)?;
-    let mode = file.metadata().map_err(failed)?.mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(CredentialError::Exposed { path: path.to_owned(), mode });
-    }
-    let mut bytes = Zeroizing::new(Vec::new());
-    file.take(FILE_MAX_BYTES).read_to_end(&mut bytes).map_err(failed)?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| malformed())?;
+    let text = std::str::from_utf8(bytes).map_err(|_| malformed())?;
     let mut lines = text.lines();
     let mut value = |name: &str| {
         let (found, value) = lines.next()?.split_once(' ')?;
@@ -176,46 +145,10 @@ fn load(
     Ok(Credential { key: SigningKey::from_bytes(seed), environment: environment.clone() })
 }
 
-/// Writes a new key beside `path` and gives it the name in one step, so that
-/// nobody ever sees a part of it, and the first one wins.
-fn create(
-    state: &Path,
-    path: &Path,
-    relay: &RelayUrl,
-    environment: &EnvironmentId,
-) -> Result<(), CredentialError> {
-    let failed = |path: &Path, why| CredentialError::Io { path: path.to_owned(), why };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(state)
-        .map_err(|why| failed(state, why))?;
-    let mut seed = Zeroizing::new([0; 32]);
-    getrandom::fill(seed.as_mut()).map_err(CredentialError::Random)?;
-    let seed = Zeroizing::new(STANDARD.encode(seed.as_ref()));
-    let text = format!("ed25519 {}\nrelay {relay}\nenvironment {environment}\n", seed.as_str());
-    let text = Zeroizing::new(text);
-    let draft = state.join(format!("{FILE}.{}", std::process::id()));
-    let written = write_new(&draft, text.as_bytes()).and_then(|()| fs::hard_link(&draft, path));
-    // a draft that was never made need not be removed
-    let _ = fs::remove_file(&draft);
-    match written {
-        Err(why) if why.kind() == io::ErrorKind::AlreadyExists && path.exists() => Ok(()),
-        other => other.map_err(|why| failed(path, why)),
-    }
-}
-
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // left behind by a process of the same id that died in the middle
-    let _ = fs::remove_file(path);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
     fn open(state: &Path, relay: &str, environment: &str) -> Result<Credential, CredentialError> {
@@ -224,16 +157,13 @@ mod tests {
     }
 
     #[test]
-    fn the_key_is_made_once_for_its_owner_only() {
+    fn the_key_is_made_once() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("a/b");
         let key = |credential: &Credential| credential.key.verifying_key();
         let first = open(&state, "https://r.example", "dev").unwrap();
         let again = open(&state, "https://r.example/", "dev").unwrap();
         assert_eq!(key(&first), key(&again));
-        let mode = path(&state).metadata().unwrap().mode() & 0o777;
-        assert_eq!(mode, 0o600);
-        assert_eq!(fs::read_dir(&state).unwrap().count(), 1, "no draft is left");
         let other = open(folder.path(), "https://r.example", "dev").unwrap();
         assert_ne!(key(&first), key(&other));
         let seed = STANDARD.encode(first.key.to_bytes());
@@ -260,7 +190,7 @@ mod tests {
         again().unwrap();
         let path = path(folder.path());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(again(), Err(CredentialError::Exposed { mode: 0o640, .. })));
+        assert!(again().unwrap_err().to_string().contains("revoke this executor"));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         let good = fs::read_to_string(&path).unwrap();
         for bad in ["", "planted", "ed25519 AAAA", &good.replacen("ed25519 ", "ed25519 A", 1)] {

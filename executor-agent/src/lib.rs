@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! agent        the whole life: register, dial, pump, back off
-//!   registry   two calls to the registry      identity   the static key
+//!   registry   two calls to the registry      identity, credential   the keys
 //!   authorize  the registry's verdict on whoever knocks
 //! session      one stream's calls; what survives streams
 //!   process    children, their output, their input
@@ -20,6 +20,7 @@ pub mod credential;
 pub mod environment;
 mod fs;
 pub mod identity;
+pub mod owned_file;
 mod process;
 pub mod registry;
 mod sandbox;

@@ -1,0 +1,218 @@
+//! Small secret files that only their owner can read.
+//!
+//! - A file is refused if others could have read it.
+//! - It is made once, whoever makes it first, and never overwritten.
+//! - It is whole or not there, and once it is there it survives a power cut:
+//!   what was enrolled with a key must not outlive the key.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+/// More than such a file ever has, in bytes; of a longer one this much is read.
+pub(crate) const MAX_BYTES: u64 = 4096;
+
+/// Why such a file cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum OwnedFileError {
+    /// Others than the owner can read the file.
+    #[error(
+        "{} can be read by others (mode {mode:o}), so its key may be known to them; {remedy}, or, \
+         if you are sure that nobody read it, run chmod 600 on it",
+        path.display()
+    )]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The operating system refused.
+    #[error("cannot use {}: {why}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// The reason.
+        why: io::Error,
+    },
+    /// The operating system has no random numbers.
+    #[error("no random numbers for a new key: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+/// What kind of file.
+pub(crate) struct Kind {
+    /// Its name in its directory.
+    pub(crate) name: &'static str,
+    /// What to do if others could read it, as part of a sentence.
+    pub(crate) remedy: &'static str,
+}
+
+impl Kind {
+    /// Where it is in `directory`.
+    pub(crate) fn path(&self, directory: &Path) -> PathBuf {
+        directory.join(self.name)
+    }
+
+    /// Reads the file in `directory`, or makes one of what `make` returns.
+    /// Several processes may do so at once: all get the same one.
+    ///
+    /// # Errors
+    /// [`OwnedFileError`]
+    pub(crate) fn read_or_create(
+        &self,
+        directory: &Path,
+        make: impl FnOnce() -> Result<Zeroizing<Vec<u8>>, getrandom::Error>,
+    ) -> Result<Zeroizing<Vec<u8>>, OwnedFileError> {
+        match self.read(directory) {
+            Err(OwnedFileError::Io { why, .. }) if why.kind() == io::ErrorKind::NotFound => {
+                create_once(directory, self.name, &make()?, sync_directory)?;
+                self.read(directory)
+            }
+            other => other,
+        }
+    }
+
+    fn read(&self, directory: &Path) -> Result<Zeroizing<Vec<u8>>, OwnedFileError> {
+        let path = self.path(directory);
+        let failed = |why| OwnedFileError::Io { path: path.clone(), why };
+        let file = File::open(&path).map_err(failed)?;
+        let mode = file.metadata().map_err(failed)?.mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(OwnedFileError::Exposed { path, mode, remedy: self.remedy });
+        }
+        let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_BYTES as usize));
+        file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(failed)?;
+        Ok(bytes)
+    }
+}
+
+/// Writes `bytes` beside the file and gives them its name in one step, so that
+/// nobody ever sees a part of them, and the first one wins. `sync` makes the
+/// names in a directory last.
+fn create_once(
+    directory: &Path,
+    name: &str,
+    bytes: &[u8],
+    mut sync: impl FnMut(&Path) -> io::Result<()>,
+) -> Result<(), OwnedFileError> {
+    let failed = |path: &Path, why| OwnedFileError::Io { path: path.to_owned(), why };
+    let new: Vec<&Path> = directory.ancestors().take_while(|path| !path.exists()).collect();
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.map_err(|why| failed(directory, why))?;
+    let path = directory.join(name);
+    let draft = directory.join(format!("{name}.{}", std::process::id()));
+    let written = write_new(&draft, bytes).and_then(|()| fs::hard_link(&draft, &path));
+    // a draft that was never made need not be removed
+    let _ = fs::remove_file(&draft);
+    match written {
+        Err(why) if why.kind() == io::ErrorKind::AlreadyExists && path.exists() => {}
+        other => other.map_err(|why| failed(&path, why))?,
+    }
+    let parents = new.into_iter().filter_map(Path::parent);
+    for directory in [directory].into_iter().chain(parents) {
+        sync(directory).map_err(|why| failed(directory, why))?;
+    }
+    Ok(())
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    // left behind by a process of the same id that died in the middle
+    let _ = fs::remove_file(path);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    // the parent of a relative path of one part has no name
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    const KIND: Kind = Kind { name: "secret", remedy: "do something" };
+
+    fn again(directory: &Path, text: &str) -> Result<Zeroizing<Vec<u8>>, OwnedFileError> {
+        KIND.read_or_create(directory, || Ok(text.as_bytes().to_vec().into()))
+    }
+
+    #[test]
+    fn it_is_made_once_for_its_owner_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("a/b");
+        assert_eq!(*again(&state, "first").unwrap(), b"first");
+        assert_eq!(*again(&state, "second").unwrap(), b"first");
+        create_once(&state, KIND.name, b"third", sync_directory).unwrap();
+        assert_eq!(*again(&state, "fourth").unwrap(), b"first", "an existing one stays");
+        let mode = |path: &Path| path.metadata().unwrap().mode() & 0o777;
+        assert_eq!((mode(&KIND.path(&state)), mode(&state)), (0o600, 0o700));
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 1, "no draft is left");
+    }
+
+    #[test]
+    fn a_file_that_others_can_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        again(folder.path(), "x").unwrap();
+        let set = |mode| {
+            let permissions = fs::Permissions::from_mode(mode);
+            fs::set_permissions(KIND.path(folder.path()), permissions).unwrap();
+        };
+        for mode in [0o640, 0o604, 0o620] {
+            set(mode);
+            let error = again(folder.path(), "y").unwrap_err().to_string();
+            assert!(error.contains(&format!("{mode:o}")), "{error}");
+            assert!(error.contains("do something, or"), "{error}");
+        }
+        set(0o600);
+        assert_eq!(*again(folder.path(), "y").unwrap(), b"x");
+    }
+
+    #[test]
+    fn who_comes_first_wins() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let texts: Vec<_> = std::thread::scope(|scope| {
+            let makers = ["one", "two"].map(|text| scope.spawn(move || again(folder, text)));
+            makers.into_iter().map(|maker| maker.join().unwrap()).collect()
+        });
+        // both share a process id here, so one may find its draft gone
+        let good: Vec<_> = texts.iter().flatten().collect();
+        assert!(!good.is_empty() && good.iter().all(|text| *text == good[0]));
+    }
+
+    /// A file's name lasts when its directory is synced after it was given, and
+    /// that of a directory when the one above is.
+    #[test]
+    fn every_name_is_there_when_its_directory_is_synced() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("a/b");
+        let mut synced = Vec::new();
+        let mut create = || {
+            synced.clear();
+            let sync = |directory: &Path| {
+                assert!(KIND.path(&state).exists(), "too early");
+                synced.push(directory.to_owned());
+                sync_directory(directory)
+            };
+            create_once(&state, KIND.name, b"x", sync).unwrap();
+            synced.clone()
+        };
+        assert_eq!(create(), [state.clone(), folder.path().join("a"), folder.path().to_owned()]);
+        // another process may have made it, and not be that far
+        assert_eq!(create(), std::slice::from_ref(&state));
+        let refuse = |_: &Path| Err(io::ErrorKind::StorageFull.into());
+        let refused = create_once(&state, KIND.name, b"x", refuse);
+        assert!(matches!(refused, Err(OwnedFileError::Io { .. })), "{refused:?}");
+        sync_directory(Path::new("")).unwrap();
+    }
+}
