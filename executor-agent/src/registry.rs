@@ -17,6 +17,7 @@ use rendez_proto::registry::error::{ErrorBody, ErrorCode};
 use rendez_proto::registry::{
     Profiles, RegisterReply, RegisterRequest, STREAM_ID_HEADER, ValidateReply, ValidateRequest,
 };
+use rendez_transport::cause;
 use rendez_transport::dial::REGISTRY_CONNECT_TIMEOUT;
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Response, StatusCode};
@@ -242,15 +243,9 @@ impl Registry {
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> RegistryError {
-        let why = if error.is_timeout() {
-            "no answer in time".to_owned()
-        } else {
-            // the outer errors repeat the URL; the innermost says what happened
-            let mut cause: &dyn std::error::Error = error;
-            while let Some(source) = cause.source() {
-                cause = source;
-            }
-            cause.to_string()
+        let why = match error.is_timeout() {
+            true => "no answer in time".to_owned(),
+            false => cause::innermost(error).to_string(),
         };
         RegistryError::Unreachable { at: self.relay.to_string(), why }
     }

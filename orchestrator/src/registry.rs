@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rendez_proto::audit::AuditPage;
 use rendez_proto::ids::EnvironmentId;
+use rendez_proto::limits;
 use rendez_proto::registry::admin::{
     CreateToken, EnvironmentEntry, EnvironmentList, RotateToken, TokenCreated, TokenEntry,
     TokenList,
@@ -13,9 +14,10 @@ use rendez_proto::registry::environments::EnvironmentDetail;
 use rendez_proto::registry::error::{AbsenceState, ErrorBody, ErrorCode};
 use rendez_proto::registry::status::{ConnectionEntry, ConnectionList, RelayStatus};
 use rendez_proto::registry::{ConnectReply, ConnectRequest};
+use rendez_transport::cause;
 use rendez_transport::dial::REGISTRY_CONNECT_TIMEOUT;
 use rendez_transport::tls;
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 use rustls::ClientConfig;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
@@ -235,7 +237,7 @@ impl RegistryClient {
         method: Method,
         path: &str,
         body: Option<&B>,
-    ) -> Result<bytes::Bytes, RegistryError> {
+    ) -> Result<Vec<u8>, RegistryError> {
         let url = format!("{}{path}", self.base.as_str().trim_end_matches('/'));
         let mut request = self.http.request(method, url).bearer_auth(self.token.expose_secret());
         if let Some(body) = body {
@@ -243,27 +245,30 @@ impl RegistryClient {
         }
         let answer = request.send().await.map_err(|error| self.unreachable(&error))?;
         let status = answer.status();
-        let bytes = answer.bytes().await.map_err(|error| self.unreachable(&error))?;
-        if status.is_success() { Ok(bytes) } else { Err(refusal(status, &bytes)) }
+        let body = self.body(answer).await?;
+        if status.is_success() { Ok(body) } else { Err(refusal(status, &body)) }
+    }
+
+    async fn body(&self, mut answer: Response) -> Result<Vec<u8>, RegistryError> {
+        let mut body = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(|error| self.unreachable(&error))? {
+            body.extend_from_slice(&chunk);
+            if body.len() > limits::REGISTRY_ANSWER_MAX_BYTES {
+                return Err(RegistryError::Malformed("it is too long".into()));
+            }
+        }
+        Ok(body)
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> RegistryError {
         let port = self.base.port_or_known_default().unwrap_or_default();
         let at = format!("{}:{port}", self.base.host_str().unwrap_or_default());
-        RegistryError::Unreachable { at, why: root_cause(error) }
+        let why = match error.is_timeout() {
+            true => "no answer in time".to_owned(),
+            false => cause::innermost(error).to_string(),
+        };
+        RegistryError::Unreachable { at, why }
     }
-}
-
-/// reqwest's own words repeat the URL; the cause is at the end of the chain.
-fn root_cause(error: &reqwest::Error) -> String {
-    if error.is_timeout() {
-        return "no answer in time".into();
-    }
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 fn refusal(status: StatusCode, body: &[u8]) -> RegistryError {
@@ -287,6 +292,8 @@ fn refusal(status: StatusCode, body: &[u8]) -> RegistryError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
 
     fn refused(status: u16, body: &str) -> RegistryError {
         refusal(StatusCode::from_u16(status).unwrap(), body.as_bytes())
@@ -311,5 +318,36 @@ mod tests {
             let made = RegistryClient::new(bad, "t".to_owned().into());
             assert!(matches!(made, Err(RegistryError::Url(_))), "{bad} was accepted");
         }
+    }
+
+    /// What a registry whose answers have this many bytes is to us.
+    async fn asked(bytes: usize) -> Result<RelayStatus, RegistryError> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let serve = tokio::spawn(async move {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                assert_ne!(tcp.read_buf(&mut request).await.unwrap(), 0, "half a request");
+            }
+            tcp.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n").await.unwrap();
+            // it does not take all of what is too long
+            let _ = tcp.write_all(&vec![b' '; bytes]).await;
+        });
+        let client = RegistryClient::new(&url, "t".to_owned().into()).unwrap();
+        let answer = client.status().await;
+        serve.await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_read_up_to_its_bound() {
+        let long = limits::REGISTRY_ANSWER_MAX_BYTES;
+        let why = |answer| match answer {
+            Err(RegistryError::Malformed(why)) => why,
+            other => panic!("{other:?}"),
+        };
+        assert_ne!(why(asked(long).await), "it is too long");
+        assert_eq!(why(asked(long + 1).await), "it is too long");
     }
 }

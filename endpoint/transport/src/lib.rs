@@ -9,6 +9,7 @@
 //! bytes when the socket has room, and flushes once per batch.
 
 pub mod backoff;
+pub mod cause;
 pub mod dial;
 pub mod protocol;
 pub mod pump;
