@@ -16,12 +16,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rendez_proto::limits;
+use rendez_proto::registry::environments::EndReason;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::seam::Clock;
 use crate::store::StoreError;
-use crate::store::records::{Connection, ConnectionId, Records};
+use crate::store::records::{Began, Connection, ConnectionId, Records};
 
 /// How much of the history is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +56,9 @@ pub struct History {
     /// One at a time, so that an older state never overtakes a newer one.
     writing: tokio::sync::Mutex<()>,
     lost: AtomicU64,
+    /// Connections that began, by why the one before had ended; the last: there
+    /// was none.
+    began: [AtomicU64; EndReason::ALL.len() + 1],
 }
 
 struct Noted {
@@ -81,6 +85,7 @@ impl History {
             noted: Notify::new(),
             writing: tokio::sync::Mutex::default(),
             lost: AtomicU64::new(0),
+            began: [const { AtomicU64::new(0) }; EndReason::ALL.len() + 1],
         }
     }
 
@@ -129,6 +134,16 @@ impl History {
         self.lost.load(Ordering::Relaxed)
     }
 
+    /// How many connections were written since the start that begin after one
+    /// that ended so, or as the first of their environment.
+    pub fn began(&self, before: Began) -> u64 {
+        self.counter(before).load(Ordering::Relaxed)
+    }
+
+    fn counter(&self, before: Began) -> &AtomicU64 {
+        &self.began[before.map_or(EndReason::ALL.len(), |why| why as usize)]
+    }
+
     /// Writes what was noted before this call.
     ///
     /// # Errors
@@ -151,7 +166,9 @@ impl History {
             from = end.id.number + 1;
             let (versions, connections): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
             let keep = self.kept().connections;
-            self.records.write_connections(&connections, keep).await?;
+            for before in self.records.write_connections(&connections, keep).await? {
+                self.counter(before).fetch_add(1, Ordering::Relaxed);
+            }
             let mut unwritten = self.lock();
             for (version, written) in versions.into_iter().zip(&connections) {
                 let number = written.id.number;
@@ -221,7 +238,6 @@ mod tests {
 
     use async_trait::async_trait;
     use rendez_proto::ids::{EnvironmentId, Generation};
-    use rendez_proto::registry::environments::EndReason;
 
     use super::*;
     use crate::testing::{FixedClock, START, env};
@@ -243,13 +259,13 @@ mod tests {
             &self,
             connections: &[Connection],
             keep: u32,
-        ) -> Result<(), StoreError> {
+        ) -> Result<Vec<Began>, StoreError> {
             self.keep.store(keep.into(), Ordering::SeqCst);
             if self.down.load(Ordering::SeqCst) {
                 return Err(StoreError::Unavailable("down".into()));
             }
             self.writes.lock().unwrap().push(connections.to_vec());
-            Ok(())
+            Ok(vec![None, Some(EndReason::Revoked)])
         }
         async fn connections(
             &self,
@@ -308,6 +324,12 @@ mod tests {
         assert_eq!(history.unwritten(), 0);
         history.flush().await.unwrap();
         assert_eq!(*kept.writes.lock().unwrap(), [vec![first, second]]);
+        let mut ways = vec![(None, 1)];
+        ways.extend(EndReason::ALL.iter().map(|why| (Some(*why), 0)));
+        ways[1 + EndReason::Revoked as usize].1 = 1;
+        for (before, count) in ways {
+            assert_eq!(history.began(before), count, "{before:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,12 +1,14 @@
 //! What the registry takes from its surroundings: time, randomness, and the
 //! relay's knowledge of who is connected. Tests put fixed ones in their place.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::registry::environments::LiveExecutor;
 use rendez_proto::registry::status::ConnectionEntry;
+
+use crate::stats::StoreCall;
 
 /// Tells the time.
 pub trait Clock: Send + Sync + 'static {
@@ -22,6 +24,20 @@ impl Clock for SystemClock {
     fn now_unix_secs(&self) -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
     }
+}
+
+/// Is told how long the database takes.
+pub trait Timing: Send + Sync + 'static {
+    /// A call has ended after this time, with success or without.
+    fn store_call(&self, call: StoreCall, took: Duration, good: bool);
+}
+
+/// For a registry that nobody watches.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoTiming;
+
+impl Timing for NoTiming {
+    fn store_call(&self, _: StoreCall, _: Duration, _: bool) {}
 }
 
 /// Makes ids and secrets.

@@ -197,3 +197,80 @@ impl Stats {
             .map(|(_, _, counter)| counter)
     }
 }
+
+/// What is asked of a store, for counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StoreCall {
+    /// Tokens and blocked subjects are looked up.
+    ReadTokens,
+    /// Tokens are made, rotated, revoked or used; executors are enrolled.
+    WriteTokens,
+    /// Environments and registrations are looked up.
+    ReadEnvironments,
+    /// Registrations begin or end; environments are revoked.
+    WriteEnvironments,
+    /// What was withdrawn is asked for.
+    ReadWithdrawals,
+    /// Tickets are used.
+    Redeem,
+    /// The history of connections is read.
+    ReadHistory,
+    /// It is written.
+    WriteHistory,
+    /// Its old end is removed.
+    PruneHistory,
+    /// The audit log is read.
+    ReadAudit,
+    /// It is written.
+    WriteAudit,
+    /// Its old end is removed.
+    PruneAudit,
+}
+
+impl StoreCall {
+    /// All calls.
+    pub const ALL: [StoreCall; 12] = [
+        StoreCall::ReadTokens,
+        StoreCall::WriteTokens,
+        StoreCall::ReadEnvironments,
+        StoreCall::WriteEnvironments,
+        StoreCall::ReadWithdrawals,
+        StoreCall::Redeem,
+        StoreCall::ReadHistory,
+        StoreCall::WriteHistory,
+        StoreCall::PruneHistory,
+        StoreCall::ReadAudit,
+        StoreCall::WriteAudit,
+        StoreCall::PruneAudit,
+    ];
+
+    /// A word for counters.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            StoreCall::ReadTokens => "read_tokens",
+            StoreCall::WriteTokens => "write_tokens",
+            StoreCall::ReadEnvironments => "read_environments",
+            StoreCall::WriteEnvironments => "write_environments",
+            StoreCall::ReadWithdrawals => "read_withdrawals",
+            StoreCall::Redeem => "redeem",
+            StoreCall::ReadHistory => "read_history",
+            StoreCall::WriteHistory => "write_history",
+            StoreCall::PruneHistory => "prune_history",
+            StoreCall::ReadAudit => "read_audit",
+            StoreCall::WriteAudit => "write_audit",
+            StoreCall::PruneAudit => "prune_audit",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_of_the_store_are_told_apart() {
+        for (i, call) in StoreCall::ALL.into_iter().enumerate() {
+            assert_eq!(call as usize, i, "{}", call.as_str());
+        }
+    }
+}

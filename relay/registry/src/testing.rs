@@ -24,10 +24,10 @@ use crate::history::HistoryKeep;
 use crate::jwt::config::IssuerConfig;
 use crate::model::{Caller, Role};
 use crate::public_url::WebsocketBase;
-use crate::seam::{Clock, Live, NoRandomness, NotWaiting, Presence, Random};
+use crate::seam::{Clock, Live, NoRandomness, NoTiming, NotWaiting, Presence, Random};
 use crate::store::StoreError;
 use crate::store::audit::AuditStore;
-use crate::store::records::{Connection, Records};
+use crate::store::records::{Began, Connection, Records};
 use crate::{Options, PublicUrl, Registry};
 
 /// When tests begin, in seconds since 1970.
@@ -120,8 +120,8 @@ pub(crate) struct NoRecords;
 
 #[async_trait]
 impl Records for NoRecords {
-    async fn write_connections(&self, _: &[Connection], _: u32) -> Result<(), StoreError> {
-        Ok(())
+    async fn write_connections(&self, _: &[Connection], _: u32) -> Result<Vec<Began>, StoreError> {
+        Ok(vec![])
     }
     async fn connections(&self, _: &EnvironmentId, _: u32) -> Result<Vec<Connection>, StoreError> {
         Ok(vec![])
@@ -178,6 +178,7 @@ impl Fixture {
             connect_wait,
             audit_keep: AuditKeep::default(),
             history_keep: HistoryKeep::default(),
+            timing: Arc::new(NoTiming),
             issuers,
             fetch_keys: Arc::new(crate::seam::NoFetching),
             trusted_proxies: vec!["127.0.0.1/32".parse().unwrap()],

@@ -20,7 +20,7 @@ use crate::edge::stats::EdgeStats;
 use crate::issuers::{self, IssuersError, OverHttps};
 use crate::ledger::Ledger;
 use crate::listen::Listener;
-use crate::metrics::{self, Metrics};
+use crate::metrics::{self, Metrics, StoreTimes};
 use crate::refusals::Refusals;
 use crate::reload::{Reload, hangups};
 use crate::routes;
@@ -96,7 +96,9 @@ impl Relay {
             true => Arc::new(NoFetching),
             false => OverHttps::new().map_err(StartError::Fetch)?,
         };
+        let store = Arc::<StoreTimes>::default();
         let options = Options {
+            timing: store.clone(),
             public_url,
             connect_wait: config.connect_wait,
             audit_keep: config.audit_keep(),
@@ -125,7 +127,7 @@ impl Relay {
             stats: Arc::default(),
             refusals: Arc::new(Refusals::new(std::time::Instant::now())),
         };
-        let metrics = Arc::new(Metrics::new(&edge, public.places(), tls.clone()));
+        let metrics = Arc::new(Metrics::new(&edge, public.places(), tls.clone(), store));
         let log = LogHandle::default();
         Ok(Self { settings, public, admin, edge, metrics, tls, log, last_withdrawal })
     }

@@ -12,6 +12,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rendez_proto::frame::ResetReason;
+use rendez_proto::registry::environments::EndReason;
+use rendez_registry::stats::StoreCall;
 use rendez_relay::config::{self, Config, MaybeListen};
 use rendez_relay::edge::port::CLOSE_FRAMES;
 use rendez_relay::edge::stats::End;
@@ -197,7 +199,12 @@ fn table(families: &BTreeMap<String, Family>) -> String {
 
 #[tokio::test]
 async fn metrics_are_documented_and_their_labels_are_closed_sets() {
-    let families = families(&scrape().await);
+    let text = scrape().await;
+    // its start has looked for tokens
+    let asked = "\nrendez_database_seconds_count{operation=\"read_tokens\"} ";
+    let (_, count) = text.split_once(asked).unwrap();
+    assert!(!count.starts_with('0'), "{text}");
+    let families = families(&text);
     check("metrics", &table(&families));
     let values = |metric: &str, label: &str| families[metric].labels[label].clone();
     let set = |words: Vec<&str>| words.into_iter().map(str::to_owned).collect::<BTreeSet<_>>();
@@ -207,6 +214,15 @@ async fn metrics_are_documented_and_their_labels_are_closed_sets() {
     assert_eq!(values("rendez_relay_stream_resets", "reason"), resets);
     let ends = set(End::ALL.iter().map(|end| end.as_str()).collect());
     assert_eq!(values("rendez_relay_websockets_closed", "reason"), ends);
+    let calls = set(StoreCall::ALL.iter().map(|call| call.as_str()).collect());
+    assert_eq!(values("rendez_database_seconds", "operation"), calls);
+    assert_eq!(values("rendez_database_failures", "operation"), calls);
+    let mut before = set(EndReason::ALL.iter().map(|why| why.as_str()).collect());
+    before.insert("none".to_owned());
+    assert_eq!(values("rendez_relay_executor_connections", "after"), before);
+    for lost in ["rendez_rows_lost", "rendez_rows_unwritten"] {
+        assert_eq!(values(lost, "log"), set(vec!["audit", "history"]));
+    }
     assert_eq!(values("rendez_relay_connections", "role"), set(vec!["executor", "orchestrator"]));
     for (name, family) in &families {
         let named = name.starts_with("rendez_") || name.starts_with("process_");

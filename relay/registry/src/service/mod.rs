@@ -32,10 +32,11 @@ use crate::jwt::Issuers;
 use crate::jwt::config::{InvalidIssuer, IssuerConfig};
 use crate::public_url::PublicUrl;
 use crate::seam::{Clock, FetchKeys, NoFetching, NoRandomness, NobodyConnected, Presence, Random};
-use crate::seam::{SystemClock, SystemRandom, random_bytes};
+use crate::seam::{NoTiming, SystemClock, SystemRandom, Timing, random_bytes};
 use crate::signer::{Signer, SignerError};
 use crate::stats::Stats;
 use crate::store::sqlite::{SqliteOpenError, SqliteStore};
+use crate::store::timed::Timed;
 use crate::store::{Background, Store, StoreError};
 
 /// Name of the database file in the state directory.
@@ -79,6 +80,8 @@ pub struct Options {
     pub trusted_proxies: Vec<IpNet>,
     /// Who knows which executors are connected.
     pub presence: Arc<dyn Presence>,
+    /// Who is told how long the database takes.
+    pub timing: Arc<dyn Timing>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Ids and secrets.
@@ -98,6 +101,7 @@ impl Default for Options {
             fetch_keys: Arc::new(NoFetching),
             trusted_proxies: Vec::new(),
             presence: Arc::new(NobodyConnected),
+            timing: Arc::new(NoTiming),
             clock: Arc::new(SystemClock),
             random: Arc::new(SystemRandom),
         }
@@ -171,7 +175,8 @@ impl Registry {
             .await
             .map_err(|source| OpenError::Database { path, source })?;
         let run = random_bytes(&*options.random).map_err(SignerError::from)?;
-        let (store, records) = (Arc::new(store.clone()), Arc::new(store));
+        let store = Arc::new(Timed::new(store, options.timing.clone()));
+        let (store, records) = (store.clone(), store);
         let run = u64::from_be_bytes(run);
         Ok(Self { inner: Arc::new(Inner::new(store, records, run, signer, issuers, options)) })
     }

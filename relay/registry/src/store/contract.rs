@@ -56,10 +56,10 @@ pub(crate) async fn all(store: &(impl Store + Records)) {
     withdrawals(store).await;
 }
 
-/// Needs the environments that `registrations` made.
 /// Connections of each environment that stay.
 const KEEP: u32 = 50;
 
+/// Needs the environments that `registrations` made.
 async fn connections(store: &dyn Records) {
     let all = async |environment| store.connections(&env(environment), 100).await.unwrap();
     let last = async |from, to| store.last_connections(&env(from), &env(to)).await.unwrap();
@@ -83,15 +83,18 @@ async fn connections(store: &dyn Records) {
 
     // begun, then over; both in one call, and each in its own
     let (one, two) = (begin(1, "dev-0"), begin(2, "dev-1"));
-    store.write_connections(&[one.clone(), two.clone()], KEEP).await.unwrap();
+    let began = store.write_connections(&[one.clone(), two.clone()], KEEP).await.unwrap();
+    assert_eq!(began, [None, None], "the first of their environments");
     assert_eq!(all("dev-0").await, *from_ref(&one));
     let two = end(&two, 300, EndReason::SocketError);
-    store.write_connections(from_ref(&two), KEEP).await.unwrap();
+    let began = store.write_connections(from_ref(&two), KEEP).await.unwrap();
+    assert_eq!(began, [], "it had begun before");
     assert_eq!(all("dev-1").await, *from_ref(&two));
 
     // a newer one ends an open one, until it is known why that really ended
     let three = begin(3, "dev-0");
-    store.write_connections(from_ref(&three), KEEP).await.unwrap();
+    let began = store.write_connections(from_ref(&three), KEEP).await.unwrap();
+    assert_eq!(began, [Some(EndReason::Superseded)]);
     let superseded = all("dev-0").await.remove(1);
     assert_eq!(superseded.ended, Some((103, EndReason::Superseded)));
     let one = end(&one, 104, EndReason::PingTimeout);
@@ -103,7 +106,8 @@ async fn connections(store: &dyn Records) {
 
     // the relay died: what was open ends now, and not before it began
     let four = begin(4, "dev-1");
-    store.write_connections(from_ref(&four), KEEP).await.unwrap();
+    let began = store.write_connections(from_ref(&four), KEEP).await.unwrap();
+    assert_eq!(began, [Some(EndReason::SocketError)]);
     assert_eq!(store.end_open_connections(103, EndReason::RelayRestarted).await.unwrap(), 2);
     let over = |connection: &Connection, at| Connection {
         ended: Some((at, EndReason::RelayRestarted)),

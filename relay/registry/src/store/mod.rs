@@ -8,6 +8,7 @@
 pub mod audit;
 pub mod records;
 pub mod sqlite;
+pub(crate) mod timed;
 
 #[cfg(test)]
 pub(crate) mod contract;

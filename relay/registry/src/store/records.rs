@@ -48,17 +48,22 @@ pub struct Connection {
     pub sent_bytes: u64,
 }
 
+/// Of a connection that begins, why the one before it in its environment had
+/// ended; `None`: there was none.
+pub type Began = Option<EndReason>;
+
 /// The memory of connections. One transaction per method.
 #[async_trait]
 pub trait Records: Send + Sync + 'static {
     /// Writes connections, new or changed, in this order. An older one of the
     /// same environment that is open still was superseded. Of these
-    /// environments, only the newest `keep` connections each stay.
+    /// environments, only the newest `keep` connections each stay. An entry for
+    /// each that is new.
     async fn write_connections(
         &self,
         connections: &[Connection],
         keep: u32,
-    ) -> Result<(), StoreError>;
+    ) -> Result<Vec<Began>, StoreError>;
 
     /// Removes at most `limit` of the oldest connections that ended before this
     /// time, in seconds since 1970, but the last one of an environment. How many

@@ -6,6 +6,7 @@
 //! an alert on a rate works before anything happened. No label holds an
 //! environment, a key, an address or anything else that a client chooses.
 
+mod database;
 mod hubs;
 mod process;
 mod requests;
@@ -25,6 +26,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+pub(crate) use self::database::StoreTimes;
 pub(crate) use self::process::started;
 
 use crate::drain::Drain;
@@ -89,7 +91,12 @@ impl Default for Durations {
 
 impl Metrics {
     /// Of the relay with these parts.
-    pub(crate) fn new(edge: &Edge, places: Places, tls: Option<Arc<Tls>>) -> Self {
+    pub(crate) fn new(
+        edge: &Edge,
+        places: Places,
+        tls: Option<Arc<Tls>>,
+        store: Arc<StoreTimes>,
+    ) -> Self {
         let durations = Durations::default();
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Everything {
@@ -98,6 +105,7 @@ impl Metrics {
             tls,
             no_tls: TlsStats::default(),
             durations: durations.clone(),
+            store,
         }));
         Self { registry, durations }
     }
@@ -122,6 +130,7 @@ struct Everything {
     /// What is there before it is switched on.
     no_tls: TlsStats,
     durations: Durations,
+    store: Arc<StoreTimes>,
 }
 
 impl fmt::Debug for Everything {
@@ -137,6 +146,7 @@ impl Collector for Everything {
         drain(&mut out, &self.edge.drain)?;
         hubs::encode(&mut out, &self.edge)?;
         requests::encode(&mut out, &self.edge, &self.places)?;
+        database::encode(&mut out, &self.edge, &self.store)?;
         tls::encode(&mut out, self.tls.as_ref().map_or(&self.no_tls, |tls| &tls.stats))?;
         let calls =
             Call::ALL.map(|call| ([("call", call.as_str())], &self.durations.calls[call as usize]));
@@ -155,6 +165,11 @@ pub(crate) struct Out<'a>(DescriptorEncoder<'a>);
 impl Out<'_> {
     /// A counter without labels; its name ends in `_total` on the wire.
     fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        ConstCounter::new(value).encode(self.describe(name, help, MetricType::Counter)?)
+    }
+
+    /// A counter of seconds.
+    fn seconds(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
         ConstCounter::new(value).encode(self.describe(name, help, MetricType::Counter)?)
     }
 

@@ -9,7 +9,7 @@ use sqlx::sqlite::SqliteRow;
 use super::SqliteStore;
 use super::rows::{number, optional_number, seconds, text};
 use crate::store::StoreError;
-use crate::store::records::{Connection, ConnectionId, Records};
+use crate::store::records::{Began, Connection, ConnectionId, Records};
 
 #[async_trait]
 impl Records for SqliteStore {
@@ -17,8 +17,9 @@ impl Records for SqliteStore {
         &self,
         connections: &[Connection],
         keep: u32,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Vec<Began>, StoreError> {
         let mut tx = self.db.write().await?;
+        let mut began = Vec::new();
         for connection in connections {
             let environment = connection.environment.as_str();
             let id = connection.id.to_text();
@@ -45,6 +46,14 @@ impl Records for SqliteStore {
             .bind(environment)
             .execute(&mut *tx)
             .await?;
+            let before: Option<String> = sqlx::query_scalar(
+                "SELECT ended_because FROM connections WHERE environment = ? \
+                 ORDER BY seq DESC LIMIT 1",
+            )
+            .bind(environment)
+            .fetch_optional(&mut *tx)
+            .await?;
+            began.push(before.as_deref().map(end_reason).transpose()?);
             sqlx::query(
                 "INSERT INTO connections (id, environment, registration, generation, \
                  connected_at, ended_at, ended_because, received_bytes, sent_bytes) \
@@ -71,7 +80,8 @@ impl Records for SqliteStore {
             .execute(&mut *tx)
             .await?;
         }
-        tx.commit().await
+        tx.commit().await?;
+        Ok(began)
     }
 
     async fn prune_connections(&self, before: u64, limit: u32) -> Result<u64, StoreError> {
@@ -149,6 +159,10 @@ impl Records for SqliteStore {
     }
 }
 
+fn end_reason(text: &str) -> Result<EndReason, StoreError> {
+    EndReason::parse(text).ok_or(StoreError::Corrupt("reason of a connection's end"))
+}
+
 fn connection(row: &SqliteRow) -> Result<Connection, StoreError> {
     let invalid = || StoreError::Corrupt("connection id");
     let id: &str = row.try_get("id")?;
@@ -157,9 +171,7 @@ fn connection(row: &SqliteRow) -> Result<Connection, StoreError> {
     let id = ConnectionId { run, number: number_text.parse().map_err(|_| invalid())? };
     let why = match row.try_get::<Option<&str>, _>("ended_because")? {
         None => None,
-        Some(text) => Some(
-            EndReason::parse(text).ok_or(StoreError::Corrupt("reason of a connection's end"))?,
-        ),
+        Some(text) => Some(end_reason(text)?),
     };
     Ok(Connection {
         id,
