@@ -374,6 +374,39 @@ pub const PROFILES_PER_REQUEST: usize = 16;
 /// Longest Host header in bytes: a DNS name has 253, a port adds six.
 pub const HOST_MAX_BYTES: usize = 260;
 
+// ---- certificates by ACME --------------------------------------------------
+
+/// Names of one certificate, and so proofs that are pending at once. Public
+/// authorities take no more (Let's Encrypt: 100).
+pub const ACME_DOMAINS_MAX: usize = 100;
+/// Addresses of an account's contacts.
+pub const ACME_CONTACTS_MAX: usize = 10;
+/// Largest answer of an ACME server in bytes: a chain of certificates has under
+/// 16 KiB.
+pub const ACME_ANSWER_MAX_BYTES: usize = 256 * 1024;
+/// How long an ACME server may take for one answer.
+pub const ACME_ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an ACME server may take to prove all names, and then to issue.
+pub const ACME_POLL_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long an order may take with all that belongs to it.
+pub const ACME_ORDER_TIMEOUT: Duration = Duration::from_secs(900);
+/// Failed orders in a row that are soon tried again: what is wrong at first is
+/// often a name or a port that somebody corrects at that moment. Let's Encrypt
+/// takes five failures per name and hour.
+pub const ACME_QUICK_RETRIES: u32 = 3;
+/// Shortest wait after a failed order beyond [`ACME_QUICK_RETRIES`].
+pub const ACME_RETRY_MIN: Duration = Duration::from_secs(3600);
+/// Longest wait after a failed order, unless the server asks for more: a third
+/// of the shortest life that is usual (six days) has room for eight tries.
+pub const ACME_RETRY_MAX: Duration = Duration::from_secs(6 * 3600);
+/// Longest wait that a server may ask for with `Retry-After`.
+pub const ACME_RETRY_TOLD_MAX: Duration = Duration::from_secs(24 * 3600);
+/// How often a wait for a date looks at the clock, which may be set meanwhile,
+/// and does not stand still while a machine sleeps.
+pub const ACME_CLOCK_INTERVAL: Duration = Duration::from_secs(3600);
+/// Bytes of an ACME server's words that are logged.
+pub const ACME_WORDS_MAX_BYTES: usize = 1024;
+
 // ---- executor sessions ----------------------------------------------------
 
 /// Output kept per process, the newest, also of finished ones that linger; and

@@ -200,6 +200,7 @@ impl Relay {
         let whole_v1 = settings.config.admin_on_public;
         if let Some(tls) = &tls {
             tokio::spawn(tls.clone().watch(tasks.child_token()));
+            tokio::spawn(tls.clone().renew(tasks.child_token()));
         }
         let reload = Reload::new(settings, log, tls, edge.directory.clone(), edge.registry.clone());
         if let Some(hangups) = hangups {

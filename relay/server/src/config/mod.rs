@@ -9,6 +9,7 @@
 //! key `b_c` in the section `[a]` of the file. One with a value per id is a
 //! section of its own, `[a.b_c]`.
 
+mod acme;
 mod bounds;
 mod by_id;
 pub(crate) mod layers;
@@ -31,6 +32,7 @@ use rendez_registry::model::{SourceCidrs, Subject};
 use rendez_transport::telemetry::{LogFormat, LogLevel};
 
 use crate::ledger::Quotas;
+pub use acme::{Contacts, Directory, Domains};
 pub use bounds::Bounds;
 pub use by_id::ById;
 pub use layers::{ConfigError, Layers, Loaded, Source};
@@ -216,6 +218,30 @@ settings! {
 
     /// How often the files are looked at.
     tls_reload_every: Duration = Duration::from_secs(5), "tls.reload_every", "duration", AtStart;
+
+    /// Names that the relay gets a certificate for by itself, by ACME, with spaces
+    /// between them, instead of tls.cert; see Certificates by ACME. Empty: none.
+    acme_domains: Domains = Domains::default(), "acme.domains", "domain names", AtStart;
+
+    /// Whether you agree to the terms of service of acme.directory. Without it
+    /// nothing is ordered.
+    acme_terms_agreed: bool = false, "acme.terms_agreed", "true or false", AtStart;
+
+    /// Addresses that the authority may write to, with spaces between them. They
+    /// are told when the account is made. Empty: none.
+    acme_contact: Contacts = Contacts::default(), "acme.contact", "e-mail addresses", AtStart;
+
+    /// The ACME server's directory. Each has an account and a certificate of its
+    /// own in the state directory.
+    acme_directory: Directory = Directory::default(), "acme.directory", "URL", AtStart;
+
+    /// Authorities in PEM that vouch for the ACME server itself, instead of those
+    /// that the system trusts: for a private one.
+    acme_root: Option<PathBuf> = None, "acme.root", "file", AtStart;
+
+    /// Wait after a failed order, at least. It doubles twice; further failures
+    /// wait for an hour up to six.
+    acme_retry: Duration = Duration::from_secs(60), "acme.retry", "duration", AtStart;
 
     /// How long /readyz says no before anything else happens: as long as your
     /// balancer takes to notice.

@@ -32,7 +32,7 @@ pub(crate) use self::process::started;
 use crate::drain::Drain;
 use crate::edge::Edge;
 use crate::listen::Places;
-use crate::tls::{Tls, TlsStats};
+use crate::tls::{OrderStats, Tls, TlsStats};
 
 /// The type of [`Metrics::encode`]'s text.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -104,6 +104,7 @@ impl Metrics {
             places,
             tls,
             no_tls: TlsStats::default(),
+            no_orders: OrderStats::default(),
             durations: durations.clone(),
             store,
         }));
@@ -129,6 +130,7 @@ struct Everything {
     tls: Option<Arc<Tls>>,
     /// What is there before it is switched on.
     no_tls: TlsStats,
+    no_orders: OrderStats,
     durations: Durations,
     store: Arc<StoreTimes>,
 }
@@ -148,6 +150,7 @@ impl Collector for Everything {
         requests::encode(&mut out, &self.edge, &self.places)?;
         database::encode(&mut out, &self.edge, &self.store)?;
         tls::encode(&mut out, self.tls.as_ref().map_or(&self.no_tls, |tls| &tls.stats))?;
+        tls::orders(&mut out, self.tls.as_ref().map_or(&self.no_orders, |tls| &tls.orders))?;
         let calls =
             Call::ALL.map(|call| ([("call", call.as_str())], &self.durations.calls[call as usize]));
         out.histograms("rendez_call_seconds", "How long clients wait for an answer.", calls)

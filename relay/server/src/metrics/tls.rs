@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::Out;
-use crate::tls::{Group, Handshake, TlsStats};
+use crate::tls::{Group, Handshake, OrderStats, Ordered, TlsStats};
 
 pub(super) fn encode(out: &mut Out<'_>, stats: &TlsStats) -> fmt::Result {
     let handshakes =
@@ -25,4 +25,20 @@ pub(super) fn encode(out: &mut Out<'_>, stats: &TlsStats) -> fmt::Result {
     )?;
     let help = "How long good TLS handshakes took.";
     out.histogram("rendez_tls_handshake_seconds", help, &stats.took)
+}
+
+/// Certificates by ACME; zeros without it.
+pub(super) fn orders(out: &mut Out<'_>, stats: &OrderStats) -> fmt::Result {
+    let ended = Ordered::ALL.map(|how| ([("result", how.as_str())], stats.ended(how)));
+    out.counters("rendez_acme_orders", "Orders of a certificate, by how they ended.", ended)?;
+    out.gauge(
+        "rendez_acme_orders_failed_in_a_row",
+        "Orders that failed since the last good one.",
+        i64::try_from(stats.failed_in_a_row()).unwrap_or(i64::MAX),
+    )?;
+    out.gauge(
+        "rendez_acme_next_order_seconds",
+        "When the next certificate is ordered, in seconds since 1970; 0 without ACME.",
+        stats.next(),
+    )
 }

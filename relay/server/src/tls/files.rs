@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use super::client::ClientCertificate;
+use super::error::TlsError;
 use crate::config::{ClientAuth, Config, TlsVersion};
 
 /// Largest file that is read: a chain of certificates has under 16 KiB, a
@@ -21,33 +22,6 @@ use crate::config::{ClientAuth, Config, TlsVersion};
 const FILE_MAX_BYTES: u64 = 4 * 1024 * 1024;
 /// Stands for files that could not be read.
 pub(super) const UNREADABLE: [u8; 32] = [0; 32];
-
-/// Why TLS cannot be served. The operator has to act.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// Half of a pair.
-    #[error("tls.cert and tls.key belong together; one of them is not set")]
-    HalfAPair,
-    /// Clients are to show certificates, and nobody says whose.
-    #[error("tls.client_auth needs tls.client_ca, the authority of the clients' certificates")]
-    NoClientCa,
-    /// A file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's words.
-        source: io::Error,
-    },
-    /// A file does not hold what it should.
-    #[error("{}: {why}", path.display())]
-    Content {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-}
 
 /// Which files, and how strict.
 #[derive(Debug, Clone)]
@@ -68,11 +42,14 @@ pub(crate) struct Loaded {
 }
 
 impl Settings {
-    /// `None` if no certificate is named.
-    pub(super) fn of(config: &Config) -> Result<Option<Self>, TlsError> {
-        let (certificate, key) = match (&config.tls_cert, &config.tls_key) {
-            (None, None) => return Ok(None),
-            (Some(certificate), Some(key)) => (certificate.clone(), key.clone()),
+    /// `None` if no certificate is named. `own` is the file of one that the
+    /// relay gets by itself, with its key.
+    pub(super) fn of(config: &Config, own: Option<&Path>) -> Result<Option<Self>, TlsError> {
+        let (certificate, key) = match (own, &config.tls_cert, &config.tls_key) {
+            (None, None, None) => return Ok(None),
+            (None, Some(certificate), Some(key)) => (certificate.clone(), key.clone()),
+            (Some(own), None, None) => (own.to_owned(), own.to_owned()),
+            (Some(_), _, _) => return Err(TlsError::AcmeAndFiles),
             _ => return Err(TlsError::HalfAPair),
         };
         if config.tls_client_auth != ClientAuth::Off && config.tls_client_ca.is_none() {
@@ -131,7 +108,9 @@ impl Settings {
         Ok(Loaded { config: Arc::new(config), digest, not_after: leaf.not_after() })
     }
 
-    fn verifier(
+    /// Whom clients' certificates are verified by; `None` if nobody asks for
+    /// them.
+    pub(super) fn verifier(
         &self,
         provider: Arc<CryptoProvider>,
     ) -> Result<Option<Arc<dyn rustls::server::danger::ClientCertVerifier>>, TlsError> {
@@ -157,7 +136,8 @@ impl Settings {
     }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// All certificates in a file; at least one.
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let wrong = |why: String| TlsError::Content { path: path.to_owned(), why };
     let content = read(path)?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&content).collect();

@@ -5,9 +5,18 @@
 //! * A new pair is for new connections; open ones keep what they negotiated.
 //! * A handshake is bounded in time, and so is the number of them at once: it
 //!   is the most work that a stranger can ask for with few bytes.
+//! * A certificate that the relay gets by itself is a file like others. Until
+//!   there is one, handshakes serve its proof and nothing else.
 
+#[cfg(feature = "acme")]
+mod acme;
+#[cfg(not(feature = "acme"))]
+#[path = "no_acme.rs"]
+mod acme;
 mod client;
+mod error;
 mod files;
+mod orders;
 mod stats;
 
 use std::io;
@@ -15,53 +24,85 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
-use tokio_rustls::TlsAcceptor;
+use rustls::crypto::aws_lc_rs;
+use rustls::server::{Acceptor, ClientHello};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::{Notify, Semaphore};
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
-
+use self::acme::{Acme, Renewal};
 pub(crate) use self::client::ClientCertificate;
+pub use self::error::TlsError;
 use self::files::Settings;
-pub use self::files::TlsError;
+pub(crate) use self::orders::{OrderStats, Ordered};
 pub(crate) use self::stats::{Group, Handshake, TlsStats};
+use crate::config::Config;
 
 /// The TLS side of a listener.
 pub(crate) struct Tls {
     inner: RwLock<Inner>,
+    acme: Option<Acme>,
+    /// The relay itself has written a file.
+    written: Notify,
     handshakes: Semaphore,
     timeout: Duration,
     reload_every: Duration,
     pub(crate) stats: TlsStats,
+    pub(crate) orders: OrderStats,
 }
 
 struct Inner {
     settings: Settings,
     /// What the files held when they were last looked at, good or not.
     seen: [u8; 32],
-    /// The last good one.
-    serving: Arc<ServerConfig>,
+    serving: Serving,
+}
+
+#[derive(Clone)]
+enum Serving {
+    /// The last good certificate.
+    Certificate(Arc<ServerConfig>),
+    /// None was there yet; this shows nothing.
+    Nothing(Arc<ServerConfig>),
 }
 
 impl Tls {
-    /// `None` if the settings name no certificate.
+    /// `None` if the settings name no certificate and no way to get one.
     ///
     /// # Errors
     /// See [`TlsError`].
     pub(crate) fn open(config: &Config) -> Result<Option<Arc<Self>>, TlsError> {
-        let Some(settings) = Settings::of(config)? else { return Ok(None) };
-        let loaded = settings.load()?;
+        let acme = Acme::of(config)?;
+        let own = acme.as_ref().map(Acme::certificate);
+        let Some(settings) = Settings::of(config, own)? else { return Ok(None) };
         let stats = TlsStats::default();
-        stats.certificate_ends(loaded.not_after);
-        let inner = Inner { settings, seen: loaded.digest, serving: loaded.config };
+        let (seen, serving) = match (settings.load(), &acme) {
+            (Ok(loaded), _) => {
+                stats.certificate_ends(loaded.not_after);
+                (loaded.digest, Serving::Certificate(loaded.config))
+            }
+            (Err(error), None) => return Err(error),
+            (Err(error), Some(acme)) => {
+                // What the operator named must be good, certificate or not.
+                settings.verifier(Arc::new(aws_lc_rs::default_provider()))?;
+                match own.is_some_and(std::path::Path::exists) {
+                    true => tracing::warn!(%error, "the kept certificate cannot be used"),
+                    false => tracing::info!("there is no certificate yet"),
+                }
+                (files::UNREADABLE, Serving::Nothing(acme.nothing()))
+            }
+        };
         Ok(Some(Arc::new(Self {
-            inner: RwLock::new(inner),
+            inner: RwLock::new(Inner { settings, seen, serving }),
+            acme,
+            written: Notify::new(),
             handshakes: Semaphore::new(config.tls_handshakes_max.clamp(1, Semaphore::MAX_PERMITS)),
             timeout: config.tls_handshake_timeout,
             reload_every: config.tls_reload_every,
             stats,
+            orders: OrderStats::default(),
         })))
     }
 
@@ -72,46 +113,95 @@ impl Tls {
         io: T,
     ) -> Option<(TlsStream<T>, Option<ClientCertificate>)> {
         let since = Instant::now();
-        let handshake = async {
-            let _place = self.handshakes.acquire().await.map_err(io::Error::other)?;
-            TlsAcceptor::from(self.serving()).accept(io).await
-        };
-        let result = match tokio::time::timeout(self.timeout, handshake).await {
-            Ok(result) => result,
+        let (purpose, result) = match tokio::time::timeout(self.timeout, self.handshake(io)).await {
+            Ok(ended) => ended,
             Err(_) => {
                 self.stats.count(Handshake::Timeout);
                 tracing::debug!("a TLS handshake took too long");
                 return None;
             }
         };
-        match result {
-            Ok(stream) => {
+        match (purpose, result) {
+            (Handshake::Ok, Ok(stream)) => {
                 self.stats.count(Handshake::Ok);
                 self.stats.took.observe(since.elapsed().as_secs_f64());
                 let (_, session) = stream.get_ref();
                 self.stats.count_group(session.negotiated_key_exchange_group());
                 let client = session.peer_certificates().and_then(|chain| chain.first());
                 let client = client.map(ClientCertificate::of);
-                Some((stream, client))
+                return Some((stream, client));
             }
-            Err(error) => {
+            // A proof is shown, and there is nothing to say afterwards.
+            (purpose, Ok(mut stream)) => {
+                self.stats.count(purpose);
+                tracing::debug!("an ACME server looked at a proof");
+                let _ = tokio::time::timeout(self.timeout, stream.shutdown()).await;
+            }
+            (Handshake::NoCertificate, Err(_)) => {
+                self.stats.count(Handshake::NoCertificate);
+                tracing::debug!("a TLS handshake is refused: there is no certificate yet");
+            }
+            (_, Err(error)) => {
                 self.stats.count(Handshake::of_error(&error));
                 tracing::debug!(%error, "a TLS handshake failed");
-                None
             }
+        }
+        None
+    }
+
+    /// A whole handshake, and what it was for.
+    async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        io: T,
+    ) -> (Handshake, io::Result<TlsStream<T>>) {
+        let _place = match self.handshakes.acquire().await {
+            Ok(place) => place,
+            Err(closed) => return (Handshake::Ok, Err(io::Error::other(closed))),
+        };
+        match LazyConfigAcceptor::new(Acceptor::default(), io).await {
+            Ok(start) => {
+                let (purpose, config) = self.answer(&start.client_hello());
+                (purpose, start.into_stream(config).await)
+            }
+            Err(error) => (Handshake::Ok, Err(error)),
         }
     }
 
-    /// Looks at the files every few seconds until cancelled.
+    /// Who asks for a proof gets that or nothing, whatever else is served.
+    fn answer(&self, hello: &ClientHello<'_>) -> (Handshake, Arc<ServerConfig>) {
+        if let Some(acme) = self.acme.as_ref().filter(|acme| acme.is_asked(hello)) {
+            return match acme.proof(hello) {
+                Some(proof) => (Handshake::Proof, proof),
+                None => (Handshake::Failed, acme.nothing()),
+            };
+        }
+        match self.serving() {
+            Serving::Certificate(config) => (Handshake::Ok, config),
+            Serving::Nothing(config) => (Handshake::NoCertificate, config),
+        }
+    }
+
+    /// Looks at the files every few seconds, and when the relay has written one,
+    /// until cancelled.
     pub(crate) async fn watch(self: Arc<Self>, cancel: CancellationToken) {
         loop {
-            let pause = tokio::time::sleep(self.reload_every);
+            let pause = tokio::time::timeout(self.reload_every, self.written.notified());
             if cancel.run_until_cancelled(pause).await.is_none() {
                 return;
             }
             let this = self.clone();
             // It reads files.
             let _ = tokio::task::spawn_blocking(move || this.look()).await;
+        }
+    }
+
+    /// Gets certificates by ACME, if that is on, until cancelled.
+    pub(crate) async fn renew(self: Arc<Self>, cancel: CancellationToken) {
+        let Some(acme) = &self.acme else { return };
+        let mut renewal = Renewal::default();
+        let mut renewed = async || acme.renewed(&mut renewal, &self.orders).await;
+        while cancel.run_until_cancelled(renewed()).await.is_some() {
+            self.written.notify_one();
         }
     }
 
@@ -130,12 +220,19 @@ impl Tls {
         }
     }
 
-    /// Takes new settings over, at SIGHUP.
+    /// Takes new settings over, at SIGHUP. How a certificate is had stays as it
+    /// was at the start.
     pub(crate) fn reconfigure(&self, config: &Config) {
-        match Settings::of(config) {
+        match Settings::of(config, self.acme.as_ref().map(Acme::certificate)) {
             Ok(Some(settings)) => {
                 let digest = settings.digest().unwrap_or(files::UNREADABLE);
-                self.replace(settings, digest);
+                let nothing = matches!(self.serving(), Serving::Nothing(_));
+                if nothing && digest == files::UNREADABLE {
+                    // For the certificate that is to come.
+                    self.inner.write().unwrap_or_else(PoisonError::into_inner).settings = settings;
+                } else {
+                    self.replace(settings, digest);
+                }
             }
             Ok(None) => tracing::warn!("TLS is switched off at the next start"),
             Err(error) => tracing::warn!(%error, "the TLS settings stay as they were"),
@@ -150,7 +247,8 @@ impl Tls {
             Ok(loaded) => {
                 self.stats.count_reload(true);
                 self.stats.certificate_ends(loaded.not_after);
-                *inner = Inner { settings, seen: loaded.digest, serving: loaded.config };
+                let serving = Serving::Certificate(loaded.config);
+                *inner = Inner { settings, seen: loaded.digest, serving };
             }
             Err(error) => {
                 self.stats.count_reload(false);
@@ -159,7 +257,7 @@ impl Tls {
         }
     }
 
-    fn serving(&self) -> Arc<ServerConfig> {
+    fn serving(&self) -> Serving {
         self.inner.read().unwrap_or_else(PoisonError::into_inner).serving.clone()
     }
 }

@@ -22,11 +22,21 @@ pub(crate) enum Handshake {
     ClientCertificate,
     /// Otherwise; most are no TLS at all or scanners.
     Failed,
+    /// An ACME server saw the proof that it had asked for.
+    Proof,
+    /// The relay has no certificate yet.
+    NoCertificate,
 }
 
 impl Handshake {
-    pub(crate) const ALL: [Handshake; 4] =
-        [Handshake::Ok, Handshake::Timeout, Handshake::ClientCertificate, Handshake::Failed];
+    pub(crate) const ALL: [Handshake; 6] = [
+        Handshake::Ok,
+        Handshake::Timeout,
+        Handshake::ClientCertificate,
+        Handshake::Failed,
+        Handshake::Proof,
+        Handshake::NoCertificate,
+    ];
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -34,6 +44,8 @@ impl Handshake {
             Handshake::Timeout => "timeout",
             Handshake::ClientCertificate => "client_certificate",
             Handshake::Failed => "failed",
+            Handshake::Proof => "proof",
+            Handshake::NoCertificate => "no_certificate",
         }
     }
 

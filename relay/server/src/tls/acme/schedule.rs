@@ -1,0 +1,77 @@
+//! When certificates are ordered: pure arithmetic.
+
+use std::time::Duration;
+
+use rendez_proto::limits;
+
+/// When a certificate is replaced: when two thirds of its life are over, which
+/// leaves a third for what may go wrong. All in seconds since 1970.
+pub(super) fn renewal(not_before: i64, not_after: i64) -> i64 {
+    let life = not_after.saturating_sub(not_before).max(0);
+    not_before.saturating_add(life - life / 3)
+}
+
+/// The wait before the next order after so many failures in a row: `first`,
+/// twice that, four times that; then an hour, doubling up to six. `told` is
+/// what the server asked for and is honoured up to a day. `share` of half the
+/// wait, in `0.0..=1.0`, comes on top, so that relays which failed together do
+/// not return together.
+pub(super) fn pause(
+    failures: u32,
+    first: Duration,
+    told: Option<Duration>,
+    share: f64,
+) -> Duration {
+    let Some(doublings) = failures.checked_sub(1) else { return Duration::ZERO };
+    let pause = match failures.checked_sub(limits::ACME_QUICK_RETRIES + 1) {
+        None => first.saturating_mul(1 << doublings),
+        Some(further) => limits::ACME_RETRY_MIN
+            .saturating_mul(1 << further.min(8))
+            .max(first.min(limits::ACME_RETRY_MAX)),
+    };
+    let told = told.unwrap_or_default().min(limits::ACME_RETRY_TOLD_MAX);
+    let pause = pause.min(limits::ACME_RETRY_MAX).max(told);
+    pause + (pause / 2).mul_f64(share.clamp(0.0, 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn a_third_of_a_life_is_left_for_failures() {
+        let day = 24 * 3600;
+        assert_eq!(renewal(0, 90 * day), 60 * day);
+        assert_eq!(renewal(10 * day, 16 * day), 14 * day);
+        assert_eq!(renewal(100, 102), 102, "rounded to the end, never past it");
+        assert_eq!(renewal(100, 50), 100, "a life that ends before it begins is over");
+        assert_eq!(renewal(i64::MIN, i64::MAX), i64::MIN + (i64::MAX - i64::MAX / 3));
+    }
+
+    #[test]
+    fn a_few_quick_tries_and_then_hours() {
+        let pauses: Vec<_> = (0..9).map(|n| pause(n, MINUTE, None, 0.0).as_secs() / 60).collect();
+        assert_eq!(pauses, [0, 1, 2, 4, 60, 120, 240, 360, 360]);
+        assert_eq!(pause(u32::MAX, MINUTE, None, 0.0), limits::ACME_RETRY_MAX);
+        assert_eq!(pause(u32::MAX, Duration::MAX, None, 0.0), limits::ACME_RETRY_MAX);
+        assert_eq!(pause(4, 3 * HOUR, None, 0.0), 3 * HOUR, "never sooner than set");
+        assert_eq!(pause(4, Duration::ZERO, None, 0.0), HOUR, "whatever is set");
+    }
+
+    #[test]
+    fn chance_only_ever_adds() {
+        assert_eq!(pause(2, MINUTE, None, 1.0), 3 * MINUTE);
+        assert_eq!(pause(4, MINUTE, None, 0.5), HOUR + HOUR / 4);
+        assert_eq!(pause(4, MINUTE, None, 7.0), HOUR + HOUR / 2);
+    }
+
+    #[test]
+    fn what_the_server_asks_for_is_honoured_within_a_day() {
+        assert_eq!(pause(1, MINUTE, Some(HOUR), 0.0), HOUR);
+        assert_eq!(pause(1, MINUTE, Some(Duration::ZERO), 0.0), MINUTE);
+        assert_eq!(pause(1, MINUTE, Some(Duration::MAX), 0.0), limits::ACME_RETRY_TOLD_MAX);
+    }
+}

@@ -1,0 +1,107 @@
+//! The look at a proof by TLS-ALPN-01 (RFC 8737), as an ACME server takes it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, ensure};
+use rendez_tests::rendez::WITHIN;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::version::TLS13;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+
+/// RFC 8737, section 3.
+pub(crate) const ALPN: &[u8] = b"acme-tls/1";
+/// `id-pe-acmeIdentifier`.
+const ACME_IDENTIFIER: &str = "1.3.6.1.5.5.7.1.31";
+
+/// Looks at `address` for a proof of `domain`, and demands that it is one with
+/// this digest and that nothing follows.
+pub(crate) async fn check(address: SocketAddr, domain: &str, digest: &[u8]) -> Result<()> {
+    let certificate = shown(address, domain, &[ALPN]).await?;
+    let (_, certificate) = X509Certificate::from_der(&certificate)?;
+    let names = certificate.subject_alternative_name()?.context("it names something")?;
+    let [GeneralName::DNSName(name)] = names.value.general_names.as_slice() else {
+        anyhow::bail!("it names {:?}", names.value.general_names);
+    };
+    ensure!(*name == domain, "it is for {name}");
+    let found = certificate.extensions().iter().find(|e| e.oid.to_string() == ACME_IDENTIFIER);
+    let found = found.context("it has no acmeIdentifier")?;
+    ensure!(found.critical, "its acmeIdentifier is not critical");
+    // an OCTET STRING of 32 bytes
+    ensure!(found.value == [&[4, 32], digest].concat(), "its digest is another");
+    Ok(())
+}
+
+/// The certificate that is shown to who asks for these protocols; the
+/// connection must be closed after the handshake.
+pub(crate) async fn shown(address: SocketAddr, name: &str, alpn: &[&[u8]]) -> Result<Vec<u8>> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    let look = async {
+        let tcp = TcpStream::connect(address).await?;
+        let name = ServerName::try_from(name.to_owned())?;
+        let mut tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
+        let (_, session) = tls.get_ref();
+        ensure!(session.alpn_protocol() == Some(ALPN), "{:?}", session.alpn_protocol());
+        let chain = session.peer_certificates().context("a certificate is shown")?.to_vec();
+        ensure!(tls.read(&mut [0; 1]).await? == 0, "something follows the handshake");
+        Ok(chain[0].to_vec())
+    };
+    tokio::time::timeout(WITHIN, look).await?
+}
+
+/// Takes any certificate, and demands its key.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("only TLS 1.3 was offered".to_owned()))
+    }
+
+    /// By the bare key: the library looks into no certificate with a critical
+    /// extension that it does not know.
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let (_, certificate) =
+            X509Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
+        let key = SubjectPublicKeyInfoDer::from(certificate.public_key().raw);
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature_with_raw_key(message, &key, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,591 @@
+//! An ACME server (RFC 8555) for tests, over TLS, that believes nothing: every
+//! request is signed by its account and has a fresh nonce, every name is looked
+//! at, every certificate is for the key of its request.
+//!
+//! It looks at a name when the test lets it, so that a test decides what happens
+//! before there is a certificate. What a client does wrong is answered with an
+//! error and kept in [`Server::complaints`].
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderValue, Method, StatusCode, Uri};
+use axum::response::{IntoResponse as _, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rendez_tests::rendez::WITHIN;
+use rustls::ServerConfig;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::authority::{Authority, Life};
+use crate::jws::{Jwk, Signed, Who};
+use crate::proof;
+
+const ERROR: &str = "urn:ietf:params:acme:error:";
+/// A life of which hardly anything is over.
+const USUAL: Life =
+    Life { over: Duration::from_secs(3600), left: Duration::from_secs(90 * 24 * 3600) };
+
+/// The server. It ends with the test's runtime.
+pub(crate) struct Server {
+    shared: Arc<Shared>,
+    files: TempDir,
+}
+
+struct Shared {
+    authority: Authority,
+    base: String,
+    book: Mutex<Book>,
+    /// How often it may still look at a name.
+    looks: Semaphore,
+    /// Where names lead.
+    names_lead_to: watch::Sender<Option<SocketAddr>>,
+    /// Proofs that clients were ready to show, so far.
+    ready: watch::Sender<usize>,
+}
+
+/// What it knows.
+struct Book {
+    nonces: BTreeSet<String>,
+    numbers: u64,
+    /// Good nonces that it refuses nevertheless.
+    lost_nonces: u32,
+    accounts: BTreeMap<String, Account>,
+    accounts_made: usize,
+    orders: Vec<Order>,
+    /// What it answers to the next orders instead of taking them.
+    refusals: VecDeque<Refusal>,
+    /// Lives of the next certificates.
+    lives: VecDeque<Life>,
+    complaints: Vec<String>,
+}
+
+struct Account {
+    key: Jwk,
+    contact: Value,
+}
+
+struct Order {
+    account: String,
+    names: Vec<String>,
+    proofs: Vec<Proof>,
+    chain: Option<String>,
+}
+
+struct Proof {
+    token: String,
+    state: Looked,
+}
+
+#[derive(Clone, PartialEq)]
+enum Looked {
+    NotYet,
+    AtIt,
+    Good,
+    Bad(String),
+}
+
+/// An error that a client gets.
+#[derive(Debug, Clone)]
+pub(crate) struct Refusal {
+    pub(crate) status: u16,
+    /// After [`ERROR`].
+    pub(crate) kind: &'static str,
+    pub(crate) detail: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(status: u16, kind: &'static str, detail: &str) -> Self {
+        Self { status, kind, detail: detail.to_owned() }
+    }
+}
+
+impl From<anyhow::Error> for Refusal {
+    fn from(error: anyhow::Error) -> Self {
+        Refusal::new(400, "malformed", &format!("{error:#}"))
+    }
+}
+
+impl Server {
+    pub(crate) async fn start() -> Result<Self> {
+        let authority = Authority::new()?;
+        let tcp = TcpListener::bind("127.0.0.1:0").await?;
+        let address = tcp.local_addr()?;
+        let (certificate, key) = authority.server("127.0.0.1")?;
+        let files = tempfile::tempdir()?;
+        std::fs::write(files.path().join("root.pem"), authority.pem())?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![CertificateDer::from(certificate)],
+                PrivatePkcs8KeyDer::from(key).into(),
+            )?;
+        let shared = Arc::new(Shared {
+            authority,
+            base: format!("https://{address}"),
+            book: Mutex::new(Book {
+                nonces: BTreeSet::new(),
+                numbers: 0,
+                lost_nonces: 1,
+                accounts: BTreeMap::new(),
+                accounts_made: 0,
+                orders: Vec::new(),
+                refusals: VecDeque::new(),
+                lives: VecDeque::new(),
+                complaints: Vec::new(),
+            }),
+            looks: Semaphore::new(0),
+            names_lead_to: watch::Sender::new(None),
+            ready: watch::Sender::new(0),
+        });
+        let app = Router::new().fallback(handle).with_state(shared.clone());
+        let listener = TlsListener { tcp, tls: TlsAcceptor::from(Arc::new(config)) };
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Ok(Self { shared, files })
+    }
+
+    /// The directory's URL.
+    pub(crate) fn directory(&self) -> String {
+        format!("{}/directory", self.shared.base)
+    }
+
+    /// The file of the authority, which vouches for the server, too.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.files.path().join("root.pem")
+    }
+
+    /// All names lead there.
+    pub(crate) fn names_lead_to(&self, address: SocketAddr) {
+        self.shared.names_lead_to.send_replace(Some(address));
+    }
+
+    /// It may look at so many names more.
+    pub(crate) fn let_look(&self, names: usize) {
+        self.shared.looks.add_permits(names);
+    }
+
+    /// Waits until clients were ready to show so many proofs.
+    pub(crate) async fn ready(&self, proofs: usize) -> Result<()> {
+        let mut ready = self.shared.ready.subscribe();
+        tokio::time::timeout(WITHIN, ready.wait_for(|found| *found >= proofs)).await??;
+        Ok(())
+    }
+
+    /// The next order is refused so.
+    pub(crate) fn refuse(&self, refusal: Refusal) {
+        self.shared.book().refusals.push_back(refusal);
+    }
+
+    /// The next certificate has this life.
+    pub(crate) fn next_life(&self, life: Life) {
+        self.shared.book().lives.push_back(life);
+    }
+
+    /// Nobody has an account any more.
+    pub(crate) fn forget_accounts(&self) {
+        self.shared.book().accounts.clear();
+    }
+
+    /// Accounts that were made, and orders that were taken.
+    pub(crate) fn made(&self) -> (usize, usize) {
+        let book = self.shared.book();
+        (book.accounts_made, book.orders.len())
+    }
+
+    /// Contacts of all accounts.
+    pub(crate) fn contacts(&self) -> Vec<Value> {
+        self.shared.book().accounts.values().map(|account| account.contact.clone()).collect()
+    }
+
+    /// The digest of the key authorization of an order's first name.
+    pub(crate) fn digest(&self, order: usize) -> Result<Vec<u8>> {
+        self.shared.book().digest(order, 0)
+    }
+
+    /// What clients did wrong; refusals that tests asked for are none.
+    pub(crate) fn complaints(&self) -> Vec<String> {
+        self.shared.book().complaints.clone()
+    }
+}
+
+struct TlsListener {
+    tcp: TcpListener,
+    tls: TlsAcceptor,
+}
+
+impl axum::serve::Listener for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            let Ok((tcp, address)) = self.tcp.accept().await else { continue };
+            if let Ok(tls) = self.tls.accept(tcp).await {
+                return (tls, address);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        self.tcp.local_addr()
+    }
+}
+
+/// An answer that is no error.
+struct Answer {
+    status: StatusCode,
+    location: Option<String>,
+    body: Body,
+}
+
+enum Body {
+    Json(Value),
+    Pem(String),
+}
+
+impl Answer {
+    fn json(body: Value) -> Self {
+        Self { status: StatusCode::OK, location: None, body: Body::Json(body) }
+    }
+
+    fn made(location: String, body: Value) -> Self {
+        Self { status: StatusCode::CREATED, location: Some(location), body: Body::Json(body) }
+    }
+}
+
+async fn handle(
+    State(shared): State<Arc<Shared>>,
+    method: Method,
+    uri: Uri,
+    body: Bytes,
+) -> Response {
+    let answered = match (&method, uri.path()) {
+        (&Method::GET, "/directory") => Ok(Answer::json(shared.directory())),
+        (&Method::HEAD, "/nonce") => Ok(Answer::json(Value::Null)),
+        (&Method::POST, path) => shared.post(path, &body),
+        (method, path) => Err(Refusal::new(405, "malformed", &format!("{method} {path}"))),
+    };
+    let mut response = match answered {
+        Ok(Answer { status, location, body }) => {
+            let mut response = match body {
+                Body::Json(body) => (status, axum::Json(body)).into_response(),
+                Body::Pem(chain) => {
+                    (status, [("content-type", "application/pem-certificate-chain")], chain)
+                        .into_response()
+                }
+            };
+            if let Some(location) = location.and_then(|url| HeaderValue::from_str(&url).ok()) {
+                response.headers_mut().insert("location", location);
+            }
+            response
+        }
+        Err(Refusal { status, kind, detail }) => {
+            let problem = json!({ "type": format!("{ERROR}{kind}"), "detail": detail });
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
+            let kind = [("content-type", "application/problem+json")];
+            (status, kind, problem.to_string()).into_response()
+        }
+    };
+    if let Ok(nonce) = HeaderValue::from_str(&shared.book().nonce()) {
+        response.headers_mut().insert("replay-nonce", nonce);
+    }
+    response
+}
+
+impl Shared {
+    fn book(&self) -> std::sync::MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    fn directory(&self) -> Value {
+        json!({
+            "newNonce": self.url("/nonce"),
+            "newAccount": self.url("/account"),
+            "newOrder": self.url("/order"),
+            "meta": { "termsOfService": self.url("/terms") },
+        })
+    }
+
+    fn post(self: &Arc<Self>, path: &str, body: &[u8]) -> Result<Answer, Refusal> {
+        let answered = self.answer(path, body);
+        if let Err(refusal) = &answered
+            && refusal.kind == "malformed"
+        {
+            self.book().complaints.push(format!("{path}: {}", refusal.detail));
+        }
+        answered
+    }
+
+    fn answer(self: &Arc<Self>, path: &str, body: &[u8]) -> Result<Answer, Refusal> {
+        let signed = Signed::read(body, &self.url(path))?;
+        self.book().take_nonce(&signed.nonce)?;
+        let account = match &signed.who {
+            Who::Key(key) => {
+                signed.verify(key)?;
+                if path == "/account" {
+                    return Ok(self.new_account(key, &signed.payload)?);
+                }
+                return Err(Refusal::new(400, "malformed", "jwk is for new accounts only"));
+            }
+            Who::Account(url) => {
+                let key = self.book().accounts.get(url).map(|account| account.key.clone());
+                let key = key.ok_or(Refusal::new(400, "accountDoesNotExist", "who are you?"))?;
+                signed.verify(&key)?;
+                url.clone()
+            }
+        };
+        if path == "/order" {
+            return self.new_order(account, &signed.payload);
+        }
+        let words: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let number = |word: &str| word.parse::<usize>().context("a number is wanted");
+        let order = number(words.get(1).context("no such path")?)?;
+        ensure_own(&self.book(), order, &account)?;
+        match words.as_slice() {
+            ["order", _] => Ok(Answer::json(self.order(order)?)),
+            ["order", _, "finalize"] => Ok(self.finalize(order, &signed.payload)?),
+            ["proof", _, name] => Ok(Answer::json(self.proof(order, number(name)?)?)),
+            ["challenge", _, name] => {
+                let name = number(name)?;
+                ensure_empty_object(&signed.payload)?;
+                self.look_at(order, name)?;
+                Ok(Answer::json(self.challenge(order, name)?))
+            }
+            ["certificate", _] => {
+                let chain = self.book().order(order)?.chain.clone().context("not issued")?;
+                Ok(Answer { status: StatusCode::OK, location: None, body: Body::Pem(chain) })
+            }
+            _ => Err(Refusal::new(404, "malformed", path)),
+        }
+    }
+
+    fn new_account(&self, key: &Jwk, payload: &[u8]) -> Result<Answer> {
+        let asked: Value = serde_json::from_slice(payload)?;
+        ensure!(asked["termsOfServiceAgreed"] == true, "nobody agreed to the terms");
+        let mut book = self.book();
+        book.accounts_made += 1;
+        let url = self.url(&format!("/account/{}", book.accounts_made));
+        let account = Account { key: key.clone(), contact: asked["contact"].clone() };
+        book.accounts.insert(url.clone(), account);
+        Ok(Answer::made(url, json!({ "status": "valid" })))
+    }
+
+    fn new_order(&self, account: String, payload: &[u8]) -> Result<Answer, Refusal> {
+        let mut book = self.book();
+        if let Some(refusal) = book.refusals.pop_front() {
+            return Err(refusal);
+        }
+        let asked: Value = serde_json::from_slice(payload).map_err(anyhow::Error::from)?;
+        let identifiers = asked["identifiers"].as_array().context("no identifiers")?;
+        let name = |identifier: &Value| {
+            ensure!(identifier["type"] == "dns", "{identifier}");
+            Ok(identifier["value"].as_str().context("no value")?.to_owned())
+        };
+        let names: Vec<String> = identifiers.iter().map(name).collect::<Result<_>>()?;
+        let mut proofs = Vec::new();
+        for _ in &names {
+            proofs.push(Proof { token: book.unique("token"), state: Looked::NotYet });
+        }
+        book.orders.push(Order { account, names, proofs, chain: None });
+        let number = book.orders.len() - 1;
+        drop(book);
+        Ok(Answer::made(self.url(&format!("/order/{number}")), self.order(number)?))
+    }
+
+    fn order(&self, number: usize) -> Result<Value> {
+        let book = self.book();
+        let order = book.order(number)?;
+        let proofs = 0..order.proofs.len();
+        let proofs: Vec<_> =
+            proofs.map(|name| self.url(&format!("/proof/{number}/{name}"))).collect();
+        let mut text = json!({
+            "status": order.status(),
+            "identifiers": order.names.iter().map(|name| identifier(name)).collect::<Vec<_>>(),
+            "authorizations": proofs,
+            "finalize": self.url(&format!("/order/{number}/finalize")),
+        });
+        if order.chain.is_some() {
+            text["certificate"] = self.url(&format!("/certificate/{number}")).into();
+        }
+        Ok(text)
+    }
+
+    fn proof(&self, order: usize, name: usize) -> Result<Value> {
+        let challenge = self.challenge(order, name)?;
+        let book = self.book();
+        let status = match book.proof(order, name)?.state {
+            Looked::NotYet | Looked::AtIt => "pending",
+            Looked::Good => "valid",
+            Looked::Bad(_) => "invalid",
+        };
+        // one that a relay cannot do stands first
+        let other = json!({ "type": "dns-01", "url": self.url("/no"), "status": "pending",
+            "token": "x" });
+        Ok(json!({
+            "identifier": identifier(&book.order(order)?.names[name]),
+            "status": status,
+            "challenges": [other, challenge],
+        }))
+    }
+
+    fn challenge(&self, order: usize, name: usize) -> Result<Value> {
+        let book = self.book();
+        let proof = book.proof(order, name)?;
+        let mut text = json!({
+            "type": "tls-alpn-01",
+            "url": self.url(&format!("/challenge/{order}/{name}")),
+            "token": proof.token,
+        });
+        text["status"] = match &proof.state {
+            Looked::NotYet => "pending",
+            Looked::AtIt => "processing",
+            Looked::Good => "valid",
+            Looked::Bad(why) => {
+                text["error"] = json!({ "type": format!("{ERROR}unauthorized"), "detail": why });
+                "invalid"
+            }
+        }
+        .into();
+        Ok(text)
+    }
+
+    /// Looks at a name as soon as it may and knows where that leads.
+    fn look_at(self: &Arc<Self>, order: usize, name: usize) -> Result<()> {
+        let (domain, digest) = {
+            let mut book = self.book();
+            let digest = book.digest(order, name)?;
+            let domain = book.order(order)?.names[name].clone();
+            let state = &mut book.proof_mut(order, name)?.state;
+            ensure!(*state == Looked::NotYet, "this was looked at before");
+            *state = Looked::AtIt;
+            (domain, digest)
+        };
+        self.ready.send_modify(|ready| *ready += 1);
+        let this = self.clone();
+        tokio::spawn(async move {
+            let look = async {
+                this.looks.acquire().await?.forget();
+                let mut leads_to = this.names_lead_to.subscribe();
+                let address = *leads_to.wait_for(Option::is_some).await?;
+                proof::check(address.context("it was there")?, &domain, &digest).await
+            };
+            let state = match look.await {
+                Ok(()) => Looked::Good,
+                Err(error) => Looked::Bad(format!("{error:#}")),
+            };
+            if let Ok(proof) = this.book().proof_mut(order, name) {
+                proof.state = state;
+            }
+        });
+        Ok(())
+    }
+
+    fn finalize(&self, number: usize, payload: &[u8]) -> Result<Answer> {
+        let mut book = self.book();
+        let life = book.lives.pop_front().unwrap_or(USUAL);
+        let order = book.orders.get_mut(number).context("no such order")?;
+        ensure!(order.status() == "ready", "the order is {}", order.status());
+        let asked: Value = serde_json::from_slice(payload)?;
+        let request = URL_SAFE_NO_PAD.decode(asked["csr"].as_str().context("no csr")?)?;
+        order.chain = Some(self.authority.issue(&request, &order.names, life)?);
+        drop(book);
+        Ok(Answer::json(self.order(number)?))
+    }
+}
+
+impl Book {
+    fn unique(&mut self, what: &str) -> String {
+        self.numbers += 1;
+        URL_SAFE_NO_PAD.encode(format!("{what} {}", self.numbers))
+    }
+
+    fn nonce(&mut self) -> String {
+        let nonce = self.unique("nonce");
+        self.nonces.insert(nonce.clone());
+        nonce
+    }
+
+    fn take_nonce(&mut self, nonce: &str) -> Result<(), Refusal> {
+        let fresh = self.nonces.remove(nonce);
+        if fresh && self.lost_nonces == 0 {
+            return Ok(());
+        }
+        if !fresh {
+            self.complaints.push(format!("the nonce {nonce} is not fresh"));
+        }
+        self.lost_nonces = self.lost_nonces.saturating_sub(1);
+        Err(Refusal::new(400, "badNonce", "another one, please"))
+    }
+
+    fn order(&self, number: usize) -> Result<&Order> {
+        self.orders.get(number).context("no such order")
+    }
+
+    fn proof(&self, order: usize, name: usize) -> Result<&Proof> {
+        self.order(order)?.proofs.get(name).context("no such name")
+    }
+
+    fn proof_mut(&mut self, order: usize, name: usize) -> Result<&mut Proof> {
+        let order = self.orders.get_mut(order).context("no such order")?;
+        order.proofs.get_mut(name).context("no such name")
+    }
+
+    /// RFC 8555, section 8.1 and RFC 8737, section 3.
+    fn digest(&self, order: usize, name: usize) -> Result<Vec<u8>> {
+        let account = self.accounts.get(&self.order(order)?.account).context("no account")?;
+        let token = &self.proof(order, name)?.token;
+        let authorization = format!("{token}.{}", account.key.thumbprint());
+        Ok(Sha256::digest(authorization).to_vec())
+    }
+}
+
+impl Order {
+    fn status(&self) -> &'static str {
+        let bad = |proof: &Proof| matches!(proof.state, Looked::Bad(_));
+        if self.chain.is_some() {
+            "valid"
+        } else if self.proofs.iter().any(bad) {
+            "invalid"
+        } else if self.proofs.iter().all(|proof| proof.state == Looked::Good) {
+            "ready"
+        } else {
+            "pending"
+        }
+    }
+}
+
+fn identifier(name: &str) -> Value {
+    json!({ "type": "dns", "value": name })
+}
+
+fn ensure_own(book: &Book, order: usize, account: &str) -> Result<()> {
+    ensure!(book.order(order)?.account == account, "this is another account's order");
+    Ok(())
+}
+
+fn ensure_empty_object(payload: &[u8]) -> Result<()> {
+    if payload != b"{}" {
+        bail!("a challenge is answered with an empty object");
+    }
+    Ok(())
+}
