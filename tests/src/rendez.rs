@@ -1,14 +1,17 @@
 //! Our own programs, as people start them.
 
 use std::ffi::OsStr;
+use std::net::SocketAddr;
 use std::path::Path;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::process::{Output, Process, run, workspace_binary};
+use crate::process::{Capture, Output, Process, run, workspace_binary};
 
 /// Longest wait for one of our programs. Generous: the machine may be busy,
 /// and what is late fails anyway.
@@ -101,34 +104,56 @@ impl Dev {
 pub struct OurRelay {
     process: Process,
     state: TempDir,
+    address: SocketAddr,
     url: String,
 }
 
 impl OurRelay {
     /// Starts it and waits until it listens.
     pub async fn start() -> Result<Self> {
-        Self::start_with(&[]).await
+        Self::start_with(&[] as &[&str]).await
     }
 
     /// The same with more flags.
-    pub async fn start_with(flags: &[&str]) -> Result<Self> {
-        let state = TempDir::new()?;
-        let (process, address) = listening(&state, "127.0.0.1:0", flags).await?;
-        Ok(Self { process, state, url: format!("http://{address}") })
+    pub async fn start_with<S: AsRef<OsStr>>(flags: impl IntoIterator<Item = S>) -> Result<Self> {
+        Self::begin("127.0.0.1:0", flags).await
     }
 
     /// The same at another address.
     pub async fn start_at(address: &str) -> Result<Self> {
+        Self::begin(address, &[] as &[&str]).await
+    }
+
+    async fn begin<S: AsRef<OsStr>>(
+        listen: &str,
+        flags: impl IntoIterator<Item = S>,
+    ) -> Result<Self> {
         let state = TempDir::new()?;
-        let (process, address) = listening(&state, address, &[]).await?;
-        Ok(Self { process, state, url: format!("http://{address}") })
+        let process = relay(listen, state.path(), flags)?;
+        let address = listening(&process, "listening address=").await?;
+        Ok(Self { process, state, address, url: format!("http://{address}") })
     }
 
     /// Starts it again, where it was, after its process has ended.
     pub async fn start_again(&mut self) -> Result<()> {
-        let address = self.url.trim_start_matches("http://").to_owned();
-        self.process = listening(&self.state, &address, &[]).await?.0;
-        Ok(())
+        let state = self.state.path().to_owned();
+        self.start_again_on(&state, &[] as &[&str]).await
+    }
+
+    /// The same on another state, and with these flags.
+    pub async fn start_again_on<S: AsRef<OsStr>>(
+        &mut self,
+        state: &Path,
+        flags: impl IntoIterator<Item = S>,
+    ) -> Result<()> {
+        self.process = relay(&self.address.to_string(), state, flags)?;
+        listening(&self.process, "listening address=").await.map(drop)
+    }
+
+    /// Ends it by this signal and waits until it is gone.
+    pub async fn stop(&mut self, signal: Signal) -> Result<ExitStatus> {
+        self.process.signal(signal)?;
+        self.process.wait(WITHIN).await
     }
 
     /// Its state directory.
@@ -136,14 +161,29 @@ impl OurRelay {
         self.state.path()
     }
 
-    /// Its URL.
+    /// Its URL, if it does not speak TLS.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where it listens for operators, if it was told to.
+    pub async fn operators(&self) -> Result<SocketAddr> {
+        listening(&self.process, "listening for operators address=").await
     }
 
     /// Its process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    /// What it has logged since it was started.
+    pub fn log(&self) -> &Capture {
+        self.process.stderr()
     }
 
     /// A new token of this role, for every environment.
@@ -161,16 +201,21 @@ impl OurRelay {
     }
 }
 
-async fn listening(state: &TempDir, listen: &str, flags: &[&str]) -> Result<(Process, String)> {
+fn relay<S: AsRef<OsStr>>(
+    listen: &str,
+    state: &Path,
+    flags: impl IntoIterator<Item = S>,
+) -> Result<Process> {
     let mut command = rendez()?;
-    command.args(["relay", "--listen", listen, "--log", "info", "--state"]);
-    command.arg(state.path()).args(flags);
-    let process = Process::spawn(command)?;
-    let address = process
-        .stderr_line(WITHIN, |line| Some(line.split_once("listening address=")?.1.to_owned()))
+    command.args(["relay", "--listen", listen, "--log", "info", "--state"]).arg(state).args(flags);
+    Process::spawn(command)
+}
+
+async fn listening(relay: &Process, says: &str) -> Result<SocketAddr> {
+    relay
+        .stderr_line(WITHIN, |line| line.split_once(says)?.1.trim().parse().ok())
         .await
-        .context("the relay does not listen")?;
-    Ok((process, address.trim().to_owned()))
+        .context("the relay does not listen")
 }
 
 /// `rendez agent`. Dropping it kills it.
@@ -194,12 +239,25 @@ impl OurAgent {
         environment: &str,
         token: Option<&str>,
     ) -> Result<Self> {
-        let process = Process::spawn(Self::command(state, relay, environment, token)?)?;
-        process
-            .stderr_line(WITHIN, |line| line.contains("connected").then_some(()))
-            .await
-            .context("the agent did not connect")?;
-        Ok(Self { process, _state: None })
+        Self::start_by(Self::command(state, relay, environment, token)?).await
+    }
+
+    /// The same by a command that somebody else has put together.
+    pub async fn start_by(command: Command) -> Result<Self> {
+        let agent = Self { process: Process::spawn(command)?, _state: None };
+        agent.connected(1).await?;
+        Ok(agent)
+    }
+
+    /// Waits until it has connected for the `nth` time.
+    pub async fn connected(&self, nth: usize) -> Result<()> {
+        let mut times = 0;
+        let nth_time = |line: &str| {
+            // "not connected" is logged, too
+            times += usize::from(line.contains("connected registration="));
+            (times == nth).then_some(())
+        };
+        self.process.stderr_line(WITHIN, nth_time).await.context("the agent did not connect")
     }
 
     /// What would start it.
@@ -223,6 +281,11 @@ impl OurAgent {
     /// Its process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> &Capture {
+        self.process.stderr()
     }
 
     /// Ends it, in good order.

@@ -1,14 +1,12 @@
 //! What a relay says of its environments, through everything that can happen
 //! to an executor and to the relay itself: real processes.
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use rendez_proto::registry::environments::{EndReason, EnvironmentDetail, EnvironmentState};
 use rendez_tests::process::{Output, Process, run};
-use rendez_tests::rendez::{WITHIN, rendez};
+use rendez_tests::rendez::{OurAgent, OurRelay, WITHIN, rendez};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -17,52 +15,28 @@ use tokio::time::interval;
 /// How often the relay is asked what it will say at some time.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A relay, its state, and a token of each role.
+/// A relay and a token of each role.
 struct World {
+    relay: OurRelay,
     dir: TempDir,
-    relay: Option<Process>,
-    address: SocketAddr,
     tokens: [String; 3],
 }
 
 impl World {
     async fn start(connect_wait: &str) -> Result<Self> {
-        let dir = tempfile::tempdir()?;
-        let anywhere = ([127, 0, 0, 1], 0).into();
-        let state = dir.path().join("relay");
-        let (relay, address) = start_relay(&state, anywhere, connect_wait).await?;
+        let relay = OurRelay::start_with(["--connect-wait", connect_wait]).await?;
         let mut tokens = Vec::new();
         for role in ["admin", "executor", "orchestrator"] {
-            let mut create = rendez()?;
-            create.args(["token", "create", "--role", role, "--state"]).arg(&state);
-            let output = success(run(create, b"", WITHIN).await?)?;
-            tokens.push(output.trim().to_owned());
+            tokens.push(relay.token(role).await?);
         }
         let tokens = tokens.try_into().ok().context("three roles")?;
-        Ok(Self { dir, relay: Some(relay), address, tokens })
-    }
-
-    fn state(&self) -> PathBuf {
-        self.dir.path().join("relay")
-    }
-
-    async fn stop(&mut self, signal: Signal) -> Result<()> {
-        let mut relay = self.relay.take().context("the relay runs")?;
-        relay.signal(signal)?;
-        relay.wait(WITHIN).await.map(drop)
-    }
-
-    /// Starts a relay at the same address on this state.
-    async fn start_on(&mut self, state: &Path, connect_wait: &str) -> Result<()> {
-        self.relay = Some(start_relay(state, self.address, connect_wait).await?.0);
-        Ok(())
+        Ok(Self { relay, dir: tempfile::tempdir()?, tokens })
     }
 
     /// A command of the bearer of this token.
     fn command(&self, token: &str, args: &[&str]) -> Result<Command> {
         let mut command = rendez()?;
-        command.args(args);
-        command.env("RENDEZ_RELAY", format!("http://{}", self.address)).env("RENDEZ_TOKEN", token);
+        command.args(args).env("RENDEZ_RELAY", self.relay.url()).env("RENDEZ_TOKEN", token);
         Ok(command)
     }
 
@@ -75,13 +49,9 @@ impl World {
     }
 
     /// An agent with the same keys each time. Connected when this returns.
-    async fn agent(&self) -> Result<Process> {
-        let mut agent = self.command(&self.tokens[1], &["agent", "--environment", "box"])?;
-        agent.args(["--log", "info", "--state"]).arg(self.dir.path().join("agent"));
-        let agent = Process::spawn(agent)?;
-        let connected = |line: &str| line.contains("connected").then_some(());
-        agent.stderr_line(WITHIN, connected).await.context("the agent did not connect")?;
-        Ok(agent)
+    async fn agent(&self) -> Result<OurAgent> {
+        let (state, token) = (self.dir.path().join("agent"), Some(self.tokens[1].as_str()));
+        OurAgent::start_in(&state, self.relay.url(), "box", token).await
     }
 
     async fn show(&self, args: &[&str]) -> Result<EnvironmentDetail> {
@@ -125,22 +95,6 @@ impl World {
     }
 }
 
-async fn start_relay(
-    state: &Path,
-    address: SocketAddr,
-    connect_wait: &str,
-) -> Result<(Process, SocketAddr)> {
-    let mut command = rendez()?;
-    command.args(["relay", "--log", "info", "--connect-wait", connect_wait]);
-    command.args(["--listen", &address.to_string(), "--state"]).arg(state);
-    let relay = Process::spawn(command)?;
-    let address = relay
-        .stderr_line(WITHIN, |line| line.split_once("listening address=")?.1.trim().parse().ok())
-        .await
-        .context("the relay does not listen")?;
-    Ok((relay, address))
-}
-
 fn success(output: Output) -> Result<String> {
     ensure!(output.status.success(), "{}: {}", output.status, output.stderr_text());
     Ok(output.stdout_text())
@@ -176,8 +130,8 @@ async fn an_environment_is_what_it_is_said_to_be() -> Result<()> {
     let executor = world.show(&[]).await?.executor.context("it is connected")?;
     assert!(executor.received_bytes > 0 && executor.sent_bytes > 0, "{executor:?}");
 
-    agent.signal(Signal::KILL)?;
-    agent.wait(WITHIN).await?;
+    agent.process().signal(Signal::KILL)?;
+    agent.process().wait(WITHIN).await?;
     let shown = world.shows(|shown| shown.state == EnvironmentState::Offline).await?;
     assert_eq!(ends(&shown), [Some(EndReason::SocketError)]);
     assert!(shown.history[0].received_bytes >= executor.received_bytes);
@@ -191,8 +145,9 @@ async fn an_environment_is_what_it_is_said_to_be() -> Result<()> {
     assert!(waiting.wait(WITHIN).await?.success());
 
     // the relay dies, and says so itself
-    world.stop(Signal::KILL).await?;
-    world.start_on(&world.state(), "1s").await?;
+    world.relay.stop(Signal::KILL).await?;
+    let state = world.relay.state().to_owned();
+    world.relay.start_again_on(&state, ["--connect-wait", "1s"]).await?;
     let back = |shown: &EnvironmentDetail| {
         shown.state == EnvironmentState::Connected && shown.history.len() == 3
     };
@@ -201,8 +156,8 @@ async fn an_environment_is_what_it_is_said_to_be() -> Result<()> {
     assert_eq!(ends(&shown), expected);
 
     // nobody comes back: the answer comes when the wait is over, with the reason
-    agent.signal(Signal::KILL)?;
-    agent.wait(WITHIN).await?;
+    agent.process().signal(Signal::KILL)?;
+    agent.process().wait(WITHIN).await?;
     world.shows(|shown| shown.state == EnvironmentState::Offline).await?;
     let asked = Instant::now();
     let vain = run(world.orchestrator(&["exec", "box", "--", "true"])?, b"", WITHIN).await?;
@@ -236,18 +191,19 @@ async fn a_backup_brings_back_registrations_and_tokens_and_the_audit_log_holds()
     assert_eq!(refused.status.code(), Some(77));
 
     let backup = world.dir.path().join("backup.sqlite");
+    let state = world.relay.state().to_owned();
     let mut make = rendez()?;
-    make.args(["admin", "backup", "--state"]).arg(world.state()).arg(&backup);
+    make.args(["admin", "backup", "--state"]).arg(&state).arg(&backup);
     success(run(make, b"", WITHIN).await?)?;
 
     // another machine: the copy and the key
-    world.stop(Signal::TERM).await?;
+    world.relay.stop(Signal::TERM).await?;
     let restored = world.dir.path().join("restored");
     std::fs::create_dir(&restored)?;
     std::fs::copy(&backup, restored.join("registry.sqlite"))?;
-    std::fs::copy(world.state().join("signing.key"), restored.join("signing.key"))?;
-    std::fs::remove_dir_all(world.state())?;
-    world.start_on(&restored, "4s").await?;
+    std::fs::copy(state.join("signing.key"), restored.join("signing.key"))?;
+    std::fs::remove_dir_all(&state)?;
+    world.relay.start_again_on(&restored, ["--connect-wait", "4s"]).await?;
     let shown = world.shows(|shown| shown.state == EnvironmentState::Connected).await?;
     let now = shown.entry.context("it was seen")?.generation;
     assert_eq!(now, generation, "the executor came back under its old registration");

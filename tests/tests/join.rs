@@ -91,12 +91,7 @@ async fn a_revoked_environment_waits_for_a_new_enrolment() -> Result<()> {
     relay.administer(&["env", "revoke", "box", "--registration-only"]).await?;
     let ended = "an operator has ended";
     agent.process().stderr_line(WITHIN, |line| line.contains(ended).then_some(())).await?;
-    let mut times = 0;
-    let again = |line: &str| {
-        times += usize::from(line.contains("connected registration="));
-        (times == 2).then_some(())
-    };
-    agent.process().stderr_line(WITHIN, again).await?;
+    agent.connected(2).await?;
     works(&relay, &orchestrator).await?;
 
     relay.administer(&["env", "revoke", "box"]).await?;

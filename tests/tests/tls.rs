@@ -1,6 +1,7 @@
 //! TLS that the relay itself ends: real handshakes, certificates of a private
 //! authority, files that change underneath, clients that must show who they are.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,8 +12,8 @@ use anyhow::{Context as _, Result, ensure};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
 };
-use rendez_tests::process::{Process, run};
-use rendez_tests::rendez::{WITHIN, rendez};
+use rendez_tests::process::run;
+use rendez_tests::rendez::{OurAgent, OurRelay, WITHIN, rendez};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, NamedGroup, ProtocolVersion, RootCertStore};
@@ -72,42 +73,24 @@ impl Authority {
     }
 }
 
-/// `rendez relay` with TLS on a free port.
+/// A relay with TLS.
 struct Relay {
-    process: Process,
-    state: TempDir,
-    public: SocketAddr,
+    ours: OurRelay,
     admin: SocketAddr,
 }
 
 impl Relay {
     async fn start(authority: &Authority, more: &[(&str, PathBuf)]) -> Result<Self> {
-        let state = tempfile::tempdir()?;
-        let mut command = rendez()?;
-        command
-            .args(["relay", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
-            .args(["--tls-reload-every", "50ms", "--log", "info"])
-            .arg("--tls-cert")
-            .arg(authority.path("relay.pem"))
-            .arg("--tls-key")
-            .arg(authority.path("relay.key"))
-            .arg("--state")
-            .arg(state.path());
-        for (flag, value) in more {
-            command.arg(flag).arg(value);
-        }
-        let process = Process::spawn(command)?;
-        let public = address(&process, "listening address=").await?;
-        let admin = address(&process, "listening for operators address=").await?;
-        Ok(Self { process, state, public, admin })
-    }
-
-    async fn token(&self, role: &str) -> Result<String> {
-        let mut command = rendez()?;
-        command.args(["token", "create", "--role", role, "--state"]).arg(self.state.path());
-        let output = run(command, b"", WITHIN).await?;
-        ensure!(output.status.success(), "{}", output.stderr_text());
-        Ok(output.stdout_text().trim().to_owned())
+        let files = [
+            ("--tls-cert", authority.path("relay.pem")),
+            ("--tls-key", authority.path("relay.key")),
+        ];
+        let others = ["--admin-listen", "127.0.0.1:0", "--tls-reload-every", "50ms"];
+        let files = files.iter().chain(more);
+        let flags = files.flat_map(|(flag, value)| [OsStr::new(flag), value.as_os_str()]);
+        let ours = OurRelay::start_with(flags.chain(others.map(OsStr::new))).await?;
+        let admin = ours.operators().await?;
+        Ok(Self { ours, admin })
     }
 
     /// Waits until a metric has this value.
@@ -128,19 +111,12 @@ impl Relay {
     }
 
     async fn dial(&self, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>> {
-        let tcp = TcpStream::connect(self.public).await?;
-        let name = ServerName::from(self.public.ip());
+        let address = self.ours.address();
+        let tcp = TcpStream::connect(address).await?;
+        let name = ServerName::from(address.ip());
         let tls = TlsConnector::from(config).connect(name, tcp);
         Ok(tokio::time::timeout(WITHIN, tls).await??)
     }
-}
-
-async fn address(process: &Process, before: &str) -> Result<SocketAddr> {
-    let found = process.stderr_line(WITHIN, |line| {
-        let (_, address) = line.split_once(before)?;
-        address.trim().parse().ok()
-    });
-    found.await.with_context(|| format!("no line with {before:?}"))
 }
 
 /// One request on an open connection.
@@ -196,23 +172,19 @@ async fn agent_and_exec_work_through_https_with_a_private_authority() -> Result<
     let required =
         [("--tls-client-ca", authority.path("ca.pem")), ("--tls-client-auth", "required".into())];
     let relay = Relay::start(&authority, &required).await?;
-    let (executor, token) = (relay.token("executor").await?, relay.token("orchestrator").await?);
-    let url = format!("https://{}", relay.public);
+    let executor = relay.ours.token("executor").await?;
+    let token = relay.ours.token("orchestrator").await?;
+    let url = format!("https://{}", relay.ours.address());
     let ca = authority.path("ca.pem");
     let (certificate, key) = (authority.path("box.pem"), authority.path("box.key"));
     let identity = Some((certificate.as_path(), key.as_path()));
 
     let state = tempfile::tempdir()?;
-    let mut agent = with_tls(rendez()?, &ca, identity);
-    agent
-        .args(["agent", "--relay", &url, "--environment", "box", "--state"])
-        .arg(state.path())
-        .env("RENDEZ_TOKEN", executor);
-    let agent = Process::spawn(agent)?;
-    agent.stderr_line(WITHIN, |line| line.contains("connected").then_some(())).await?;
+    let agent = OurAgent::command(state.path(), &url, "box", Some(&executor))?;
+    let _agent = OurAgent::start_by(with_tls(agent, &ca, identity)).await?;
     // who it is stands in the relay's log
     let named = |line: &str| line.contains("CN=box 1").then_some(());
-    relay.process.stderr_line(WITHIN, named).await?;
+    relay.ours.log().line(WITHIN, named).await?;
 
     let exec = |mut command: Command| {
         command.args(["exec", "box", "--", "sh", "-c", "echo through TLS; exit 7"]);
@@ -253,7 +225,7 @@ async fn files_that_change_are_taken_over_and_open_connections_stay() -> Result<
     authority.issue("next", "second")?;
     fs::copy(authority.path("next.pem"), authority.path("relay.pem"))?;
     let warned = |line: &str| line.contains("the old ones serve on").then_some(());
-    relay.process.stderr_line(WITHIN, warned).await?;
+    relay.ours.log().line(WITHIN, warned).await?;
     assert_eq!(shown().await?, first);
     relay.metric("rendez_tls_reloads_total{result=\"ok\"} 0").await?;
 

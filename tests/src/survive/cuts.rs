@@ -115,9 +115,9 @@ impl Cut {
                 outage(world.way(end), None).await?;
             }
             Cut::Freeze(End::Executor) => {
-                world.agent.signal(Signal::STOP)?;
+                world.agent.process().signal(Signal::STOP)?;
                 sleep(freeze.unwrap_or_else(|| some_seconds(noise))).await;
-                world.agent.signal(Signal::CONT)?;
+                world.agent.process().signal(Signal::CONT)?;
             }
             Cut::Freeze(End::Orchestrator) => {
                 flows.signal(Signal::STOP)?;
