@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use rendez_orchestrator::error::ProcessError;
 use rendez_orchestrator::{
-    Command, Control, EnvironmentId, Grace, LinkState, Process, ProcessEvent, Stdin,
+    Command, Control, EnvironmentId, Grace, LinkState, Process, ProcessEvent,
+    STDIN_WRITE_MAX_BYTES, Stdin,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,7 +16,7 @@ use crate::exit::Exit;
 
 /// Bytes of standard input that are read at once. A pipe is asked to hold as
 /// much: so many writes are under way on a long path, and no more.
-const STDIN_BYTES: usize = 256 * 1024;
+const STDIN_BYTES: usize = STDIN_WRITE_MAX_BYTES;
 /// The exit code of a program whose reader went away (128 + SIGPIPE).
 const BROKEN_PIPE: u8 = 141;
 

@@ -46,7 +46,7 @@ pub use error::{ConnectError, FileError, ProcessError};
 pub use executor::{Executor, Timings};
 pub use files::Files;
 pub use link::LinkState;
-pub use process::{Command, Control, Output, Process, ProcessEvent, Stdin};
+pub use process::{Command, Control, Output, Process, ProcessEvent, STDIN_WRITE_MAX_BYTES, Stdin};
 pub use rendez_endpoint::Grace;
 pub use rendez_proto::ids::EnvironmentId;
 pub use secrecy::SecretString;

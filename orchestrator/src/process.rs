@@ -20,18 +20,22 @@ use crate::error::ProcessError;
 use crate::events::Event;
 use crate::random::random;
 
-/// Bytes of standard input per write.
-const WRITE_BYTES: usize = 256 * 1024;
 /// Bytes of output that are gathered into one event, if they are there.
 const GATHER_BYTES: usize = 256 * 1024;
 /// Writes under way at once: hides a round trip, within what an executor takes
 /// for a process that does not read.
-const WRITES_IN_FLIGHT: usize = 30;
+const WRITES_IN_FLIGHT: usize = limits::WRITES_UNANSWERED_PER_PROCESS - 2;
 
-const _: () = assert!(
-    WRITES_IN_FLIGHT < limits::WRITES_UNANSWERED_PER_PROCESS
-        && WRITES_IN_FLIGHT * WRITE_BYTES < limits::STDIN_QUEUED_BYTES
-);
+/// Bytes of standard input per write, of which so many may be under way that
+/// they fill the window.
+const fn write_bytes(window: usize) -> usize {
+    let bytes = window / limits::WRITES_UNANSWERED_PER_PROCESS;
+    if bytes == 0 { 1 } else { bytes }
+}
+
+/// The most bytes that [`Stdin::write_all`] sends as one message: reads of that
+/// size make best use of a long path.
+pub const STDIN_WRITE_MAX_BYTES: usize = write_bytes(limits::STDIN_WINDOW_MAX_BYTES);
 
 /// What to run, shaped like `tokio::process::Command`.
 #[derive(Debug, Clone)]
@@ -166,17 +170,26 @@ pub struct Output {
 impl Process {
     pub(crate) async fn start(
         connection: Arc<Connection>,
-        start: Start,
+        mut start: Start,
     ) -> Result<Self, ProcessError> {
         let id = start.process_id.clone();
+        // Where a session outlives its stream, what is under way is kept to be
+        // sent again, and is better small.
+        if connection.extensions.stdin_window && !connection.session.is_kept() && start.pipe_stdin {
+            start.stdin_window = Some(limits::STDIN_WINDOW_MAX_BYTES as u64);
+        }
         // Before the call: events may overtake its answer.
         let events = connection.events.subscribe(id.clone());
         let piped = start.pipe_stdin || start.tty;
         let stdin = piped.then(|| Stdin::new(connection.clone(), id.clone()));
-        let process =
+        let mut process =
             Self { connection, id, events, stdin, ahead: None, exit_code: None, ended: false };
         let started = process.connection.session.call::<Start>(&start).await;
-        started.map_err(not_started)?;
+        let reply = started.map_err(not_started)?;
+        if let (Some(stdin), Some(window)) = (&mut process.stdin, reply.stdin_window) {
+            let window = usize::try_from(window).unwrap_or(usize::MAX);
+            stdin.write_bytes = write_bytes(window.min(limits::STDIN_WINDOW_MAX_BYTES));
+        }
         Ok(process)
     }
 
@@ -302,6 +315,8 @@ impl Control {
 pub struct Stdin {
     connection: Arc<Connection>,
     id: ProcessId,
+    /// The most bytes of one write.
+    write_bytes: usize,
     next_write: u64,
     in_flight: VecDeque<InFlight>,
     /// The stream that has those.
@@ -317,7 +332,8 @@ struct InFlight {
 
 impl Stdin {
     fn new(connection: Arc<Connection>, id: ProcessId) -> Self {
-        Self { connection, id, next_write: 0, in_flight: VecDeque::new(), epoch: 0 }
+        let write_bytes = write_bytes(limits::STDIN_QUEUED_BYTES);
+        Self { connection, id, write_bytes, next_write: 0, in_flight: VecDeque::new(), epoch: 0 }
     }
 
     /// Writes all of `bytes`; returns when they are on their way, with a
@@ -326,7 +342,7 @@ impl Stdin {
     /// # Errors
     /// [`ProcessError::StdinClosed`] if the process takes no more.
     pub async fn write_all(&mut self, bytes: &[u8]) -> Result<(), ProcessError> {
-        for chunk in bytes.chunks(WRITE_BYTES) {
+        for chunk in bytes.chunks(self.write_bytes) {
             while self.in_flight.len() >= WRITES_IN_FLIGHT {
                 self.settle_one().await?;
             }

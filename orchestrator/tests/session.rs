@@ -1,5 +1,4 @@
-//! What becomes of a session while its streams come and go, at an executor of
-//! the Codex profile that does what a test says.
+//! Sessions and processes at an executor that does what a test says.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::net::SocketAddr;
@@ -8,12 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rendez_endpoint::{Config, Identity, IdentitySeed, Mux};
-use rendez_orchestrator::{Client, Command, Executor, LinkState, ProcessError};
+use rendez_orchestrator::{Client, Command, LinkState, ProcessError};
 use rendez_proto::ids::EnvironmentId;
+use rendez_proto::limits;
 use rendez_proto::profile::Profile;
-use rendez_proto::rpc::process::{Read, Start};
+use rendez_proto::rpc::process::{Read, Start, Write};
 use rendez_proto::rpc::session::{EnvironmentStatus, Initialize};
-use rendez_proto::rpc::{self, Message, Method};
+use rendez_proto::rpc::{self, Json, Message, Method};
 use rendez_rpc::{CallError, Channel, Endpoint, Incoming, Messages as _};
 use rendez_transport::{pump, socket};
 use serde_json::{Value, json};
@@ -22,7 +22,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-const PROFILE: Profile = Profile::NoiseHybridIkV1;
+/// A session outlives its streams.
+const KEPT: Profile = Profile::NoiseHybridIkV1;
 const REGISTRATION: &str = "reg-1";
 /// Longer than anything here takes.
 const WITHIN: Duration = Duration::from_secs(60);
@@ -30,6 +31,8 @@ const WITHIN: Duration = Duration::from_secs(60);
 /// What is done about a request.
 enum Act {
     Answer(Value),
+    /// It is kept, as one that has to wait.
+    Keep,
     /// The stream ends.
     End,
 }
@@ -37,38 +40,46 @@ enum Act {
 /// By the number of the stream, from 0, and the name of the method.
 type Script = fn(usize, &str) -> Act;
 
+/// Requests without an answer.
+type Kept = Arc<Mutex<Vec<Json>>>;
+
 /// Registry and executor in one; each websocket has one stream.
 struct Site {
     address: SocketAddr,
+    profile: Profile,
     streams: Arc<AtomicUsize>,
+    kept: Kept,
     task: JoinHandle<()>,
 }
 
 impl Site {
-    async fn start(script: Script) -> Self {
+    async fn start(profile: Profile, script: Script) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let streams = Arc::new(AtomicUsize::new(0));
-        let count = streams.clone();
+        let kept = Kept::default();
+        let (count, keep) = (streams.clone(), kept.clone());
         let task = tokio::spawn(async move {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
                 let mut first = [0];
                 tcp.peek(&mut first).await.unwrap();
                 if first == *b"P" {
-                    tokio::spawn(grant(tcp, address));
+                    tokio::spawn(grant(tcp, address, profile));
                 } else {
                     let number = count.fetch_add(1, Ordering::Relaxed);
-                    tokio::spawn(serve(tcp, number, script));
+                    let executor = Executor { number, script, kept: keep.clone() };
+                    tokio::spawn(executor.serve(tcp, profile));
                 }
             }
         });
-        Self { address, streams, task }
+        Self { address, profile, streams, kept, task }
     }
 
-    async fn connect(&self) -> Executor {
+    async fn connect(&self) -> rendez_orchestrator::Executor {
         let url = format!("http://{}", self.address);
-        let client = Client::with_profiles(&url, "t0k".to_owned().into(), vec![PROFILE]).unwrap();
+        let client =
+            Client::with_profiles(&url, "t0k".to_owned().into(), vec![self.profile]).unwrap();
         client.connect(&environment()).await.unwrap()
     }
 }
@@ -88,7 +99,7 @@ fn identity() -> Identity {
 }
 
 /// Answers `POST …/connect`.
-async fn grant(mut tcp: TcpStream, address: SocketAddr) {
+async fn grant(mut tcp: TcpStream, address: SocketAddr, profile: Profile) {
     let mut request = Vec::new();
     while !request.ends_with(b"}") {
         assert_ne!(tcp.read_buf(&mut request).await.unwrap(), 0, "half a request");
@@ -96,7 +107,7 @@ async fn grant(mut tcp: TcpStream, address: SocketAddr) {
     let body = json!({
         "environment_id": "dev",
         "url": format!("ws://{address}/"),
-        "security_profile": PROFILE.name(),
+        "security_profile": profile.name(),
         "executor_registration_id": REGISTRATION,
         "executor_public_key": identity().public(),
         "harness_key_authorization": "let me in",
@@ -107,31 +118,40 @@ async fn grant(mut tcp: TcpStream, address: SocketAddr) {
 }
 
 /// One websocket with one stream.
-async fn serve(tcp: TcpStream, number: usize, script: Script) {
-    let config = Config::executor(identity(), environment(), vec![PROFILE]);
-    let endpoint = Endpoint::new(Mux::new(config, [4; 32]));
-    let websocket = tokio_tungstenite::accept_async_with_config(tcp, Some(socket::config()));
-    let websocket = websocket.await.unwrap();
-    let mut driver = endpoint.attach(REGISTRATION.parse().unwrap());
-    tokio::spawn(async move {
-        loop {
-            match endpoint.incoming().await {
-                Incoming::Authorization(request) => request.authorize(),
-                Incoming::Opened(channel) => return answer(channel, number, script).await,
-            }
-        }
-    });
-    pump(websocket, &mut driver).await;
+struct Executor {
+    number: usize,
+    script: Script,
+    kept: Kept,
 }
 
-async fn answer(channel: Channel, number: usize, script: Script) {
-    while let Some(bytes) = channel.recv().await {
-        if let Message::Request { id, method, .. } = Message::parse(&bytes).unwrap() {
-            match script(number, &method) {
-                Act::Answer(reply) => {
-                    let _ = channel.send(rpc::response(&id, Ok(&reply)).into()).await;
+impl Executor {
+    async fn serve(self, tcp: TcpStream, profile: Profile) {
+        let config = Config::executor(identity(), environment(), vec![profile]);
+        let endpoint = Endpoint::new(Mux::new(config, [4; 32]));
+        let websocket = tokio_tungstenite::accept_async_with_config(tcp, Some(socket::config()));
+        let websocket = websocket.await.unwrap();
+        let mut driver = endpoint.attach(REGISTRATION.parse().unwrap());
+        tokio::spawn(async move {
+            loop {
+                match endpoint.incoming().await {
+                    Incoming::Authorization(request) => request.authorize(),
+                    Incoming::Opened(channel) => return self.answer(channel).await,
                 }
-                Act::End => return,
+            }
+        });
+        pump(websocket, &mut driver).await;
+    }
+
+    async fn answer(self, channel: Channel) {
+        while let Some(bytes) = channel.recv().await {
+            if let Message::Request { id, method, params } = Message::parse(&bytes).unwrap() {
+                match (self.script)(self.number, &method) {
+                    Act::Answer(reply) => {
+                        let _ = channel.send(rpc::response(&id, Ok(&reply)).into()).await;
+                    }
+                    Act::Keep => self.kept.lock().unwrap().push(params),
+                    Act::End => return,
+                }
             }
         }
     }
@@ -147,7 +167,7 @@ fn willing(method: &str) -> Act {
 }
 
 /// Every state that the link takes from here on.
-fn history(executor: &Executor) -> Arc<Mutex<Vec<LinkState>>> {
+fn history(executor: &rendez_orchestrator::Executor) -> Arc<Mutex<Vec<LinkState>>> {
     let states = Arc::new(Mutex::new(Vec::new()));
     let (seen, mut link) = (states.clone(), executor.link());
     tokio::spawn(async move {
@@ -160,7 +180,7 @@ fn history(executor: &Executor) -> Arc<Mutex<Vec<LinkState>>> {
 
 #[tokio::test]
 async fn a_stream_that_ends_in_a_try_does_not_break_the_session_that_the_next_one_took_up() {
-    let site = Site::start(|stream, method| match (stream, method) {
+    let site = Site::start(KEPT, |stream, method| match (stream, method) {
         (0, EnvironmentStatus::NAME) | (1, Initialize::NAME) => Act::End,
         (_, method) => willing(method),
     })
@@ -178,7 +198,7 @@ async fn a_stream_that_ends_in_a_try_does_not_break_the_session_that_the_next_on
 
 #[tokio::test]
 async fn a_process_is_lost_if_what_it_did_meanwhile_cannot_be_understood() {
-    let site = Site::start(|stream, method| match (stream, method) {
+    let site = Site::start(KEPT, |stream, method| match (stream, method) {
         (0, EnvironmentStatus::NAME) => Act::End,
         (_, Read::NAME) => Act::Answer(json!("what?")),
         (_, method) => willing(method),
@@ -190,4 +210,61 @@ async fn a_process_is_lost_if_what_it_did_meanwhile_cannot_be_understood() {
     let next = timeout(WITHIN, process.next()).await.unwrap();
     assert!(matches!(next, Err(ProcessError::Lost)), "{next:?}");
     executor.ping().await.unwrap();
+}
+
+/// How many bytes each write has that is under way to a process that does not
+/// read, at an executor that grants this.
+async fn writes(profile: Profile, script: Script) -> Vec<usize> {
+    let site = Site::start(profile, script).await;
+    let executor = site.connect().await;
+    let command = Command::new("cat").current_dir("/").stdin(true);
+    let mut process = executor.spawn(command).await.unwrap();
+    let mut stdin = process.stdin.take().unwrap();
+    let writer =
+        tokio::spawn(
+            async move { stdin.write_all(&vec![0; 2 * limits::STDIN_WINDOW_MAX_BYTES]).await },
+        );
+    // what it sends before this comes before it
+    let arrived = || site.kept.lock().unwrap().len();
+    let in_time = async {
+        while arrived() < limits::WRITES_UNANSWERED_PER_PROCESS - 2 {
+            executor.ping().await.unwrap();
+        }
+        executor.ping().await.unwrap();
+    };
+    timeout(WITHIN, in_time).await.unwrap();
+    writer.abort();
+    let kept = site.kept.lock().unwrap();
+    kept.iter().map(|params| params.parse::<Write>().unwrap().chunk.len()).collect()
+}
+
+#[tokio::test]
+async fn as_much_input_is_under_way_as_the_executor_grants() {
+    const BASE: usize = limits::STDIN_QUEUED_BYTES;
+    const MOST: usize = limits::STDIN_WINDOW_MAX_BYTES;
+    fn old(method: &str) -> Act {
+        match method {
+            Write::NAME => Act::Keep,
+            method => willing(method),
+        }
+    }
+    fn new(method: &str) -> Act {
+        let rendez = json!({"version": 1, "stdinWindow": true});
+        match method {
+            Initialize::NAME => Act::Answer(json!({"sessionId": "s", "rendez": rendez})),
+            Start::NAME => Act::Answer(json!({"processId": "p", "stdinWindow": MOST})),
+            method => old(method),
+        }
+    }
+    let ours = Profile::RendezHybridIkV1;
+    for (profile, script, window) in [
+        (ours, (|_, method| old(method)) as Script, BASE),
+        (ours, |_, method| new(method), MOST),
+        (KEPT, |_, method| old(method), BASE),
+    ] {
+        let writes = writes(profile, script).await;
+        assert_eq!(writes.len(), limits::WRITES_UNANSWERED_PER_PROCESS - 2);
+        let each = window / limits::WRITES_UNANSWERED_PER_PROCESS;
+        assert!(writes.iter().all(|bytes| *bytes == each), "{writes:?} for {window}");
+    }
 }

@@ -445,8 +445,15 @@ pub const PROCESSES_PER_SESSION: usize = 1024;
 /// refused. Fewer than [`REQUESTS_IN_FLIGHT`], so that a child that does not
 /// read cannot keep out the call that ends it.
 pub const WRITES_UNANSWERED_PER_PROCESS: usize = 32;
-/// Bytes of such writes; one write of any size is taken when none waits.
+/// Bytes of such writes that any process may have; one write of any size is
+/// taken when none waits.
 pub const STDIN_QUEUED_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes of such writes of a process whose client has asked for a window: 1
+/// Gbit/s at a round trip of 200 ms.
+pub const STDIN_WINDOW_MAX_BYTES: usize = 3 * STDIN_QUEUED_BYTES;
+/// Bytes beyond [`STDIN_QUEUED_BYTES`] each that all processes of one executor
+/// may be granted at once: four of the largest windows.
+pub const EXECUTOR_STDIN_BYTES: usize = 4 * (STDIN_WINDOW_MAX_BYTES - STDIN_QUEUED_BYTES);
 /// Ids of applied writes that a process remembers, oldest out first: a client
 /// repeats at most what was unanswered when its stream broke.
 pub const WRITE_IDS_PER_PROCESS: usize = 8 * WRITES_UNANSWERED_PER_PROCESS;
@@ -480,6 +487,7 @@ const _: () = {
     assert!(READ_FILE_MAX_BYTES / 3 * 4 + 4096 < APPLICATION_MESSAGE_MAX_BYTES);
     assert!(PROCESS_OUTPUT_MIN_BYTES < PROCESS_OUTPUT_RETAINED_BYTES);
     assert!(WRITES_UNANSWERED_PER_PROCESS < REQUESTS_IN_FLIGHT);
+    assert!(STDIN_WINDOW_MAX_BYTES >= 200 * 125_000);
     assert!(STREAMS_PER_ORCHESTRATOR * 2 <= STREAMS_PER_EXECUTOR);
     assert!(CLAIMS_PER_EXECUTOR >= 2 * STREAMS_PER_EXECUTOR);
     assert!(PENDING_HANDSHAKES <= STREAMS_PER_EXECUTOR);

@@ -10,8 +10,10 @@
 //!     log      the numbered events (pure)
 //!       retention   how much all logs keep together
 //!     stdin    ordered, repeatable writes
+//!       allowance   how much of them may wait together
 //! ```
 
+pub(crate) mod allowance;
 mod child;
 mod env;
 mod handle;

@@ -16,6 +16,7 @@ use rendez_proto::rpc::process::WriteStatus;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 
+use super::allowance::Grant;
 use crate::lock;
 
 /// The end that the child reads from.
@@ -27,6 +28,8 @@ const END_OF_FILE: u8 = 4;
 /// The requests' end of a child's input.
 pub(super) struct Stdin {
     queue: Option<mpsc::Sender<Job>>,
+    /// The most bytes that may wait.
+    window: usize,
     queued_bytes: Arc<AtomicUsize>,
     done: Mutex<Done>,
 }
@@ -62,23 +65,31 @@ impl Drop for Charge {
 pub(super) struct Feed {
     stdin: Arc<Stdin>,
     jobs: mpsc::Receiver<Job>,
+    /// Until nothing is read any more: then nothing waits, either.
+    grant: Option<Grant>,
 }
 
 impl Stdin {
     /// The input of a child without one.
     pub(super) fn absent() -> Arc<Self> {
-        Arc::new(Self { queue: None, queued_bytes: Arc::default(), done: Mutex::default() })
+        Arc::new(Self {
+            queue: None,
+            window: 0,
+            queued_bytes: Arc::default(),
+            done: Mutex::default(),
+        })
     }
 
-    /// An input and the task that feeds it.
-    pub(super) fn open() -> (Arc<Self>, Feed) {
+    /// An input with this window, and the task that feeds it.
+    pub(super) fn open(grant: Grant) -> (Arc<Self>, Feed) {
         let (queue, jobs) = mpsc::channel(limits::WRITES_UNANSWERED_PER_PROCESS);
         let stdin = Arc::new(Self {
             queue: Some(queue),
+            window: grant.window(),
             queued_bytes: Arc::default(),
             done: Mutex::default(),
         });
-        (stdin.clone(), Feed { stdin, jobs })
+        (stdin.clone(), Feed { stdin, jobs, grant: Some(grant) })
     }
 
     /// Queues a write, now; the future is its answer.
@@ -133,10 +144,10 @@ impl Stdin {
                 "the process does not read its stdin: at most {} writes and {} bytes may wait; \
                  wait for answers before writing more",
                 limits::WRITES_UNANSWERED_PER_PROCESS,
-                limits::STDIN_QUEUED_BYTES,
+                self.window,
             ))
         };
-        if before > 0 && before.saturating_add(bytes) > limits::STDIN_QUEUED_BYTES {
+        if before > 0 && before.saturating_add(bytes) > self.window {
             return Err(too_much());
         }
         let (answer, answered) = oneshot::channel();
@@ -204,6 +215,9 @@ impl Feed {
                     WriteStatus::Accepted
                 }
             };
+            if writer.is_none() {
+                self.grant = None;
+            }
             // who asked may be gone
             let _ = job.answer.send(status);
         }
@@ -226,11 +240,16 @@ async fn deliver(writer: &mut Option<Writer>, bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::allowance::Allowance;
     use WriteStatus::{Accepted, StdinClosed};
     use tokio::io::AsyncReadExt as _;
 
     fn fed(terminal: bool, room: usize) -> (Arc<Stdin>, tokio::io::DuplexStream) {
-        let (stdin, feed) = Stdin::open();
+        granted(Arc::<Allowance>::default().grant(0), terminal, room)
+    }
+
+    fn granted(grant: Grant, terminal: bool, room: usize) -> (Arc<Stdin>, tokio::io::DuplexStream) {
+        let (stdin, feed) = Stdin::open(grant);
         let (near, far) = tokio::io::duplex(room);
         tokio::spawn(feed.run(Box::new(near), terminal));
         (stdin, far)
@@ -317,6 +336,29 @@ mod tests {
         let mut big = Box::pin(stdin.write(vec![0; limits::STDIN_QUEUED_BYTES * 2], None));
         assert!(futures_util::poll!(&mut big).is_pending());
         assert!(stdin.write(vec![0], None).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn as_much_waits_as_was_granted_and_the_end_gives_it_back() {
+        const MOST: usize = limits::STDIN_WINDOW_MAX_BYTES;
+        let allowance = Arc::<Allowance>::default();
+        let all: Vec<_> = (0..4).map(|_| allowance.grant(MOST)).collect();
+        assert_eq!(allowance.grant(MOST).window(), limits::STDIN_QUEUED_BYTES);
+        drop(all);
+        let others: Vec<_> = (0..3).map(|_| allowance.grant(MOST)).collect();
+        let (stdin, mut far) = granted(allowance.grant(MOST), false, 1024 * 1024);
+        let half = || vec![0; MOST / 2];
+        let jobs = [stdin.write(half(), None), stdin.write(half(), None)];
+        assert!(stdin.write(vec![0], None).await.is_err());
+        let mut bytes = vec![0; MOST];
+        far.read_exact(&mut bytes).await.unwrap();
+        for job in jobs {
+            assert_eq!(job.await.unwrap(), Accepted);
+        }
+        assert_eq!(allowance.grant(MOST).window(), limits::STDIN_QUEUED_BYTES);
+        stdin.close().await.unwrap();
+        assert_eq!(allowance.grant(MOST).window(), MOST);
+        drop(others);
     }
 
     #[tokio::test]

@@ -28,6 +28,7 @@ use rendez_proto::rpc::process::{
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
+use super::allowance::Allowance;
 use super::child::{self, Launched};
 use super::handle::{Process, PushQueue, Reach};
 use super::retention::Retention;
@@ -39,6 +40,7 @@ pub(crate) struct Supervisor {
     known: Mutex<Known>,
     push: Arc<PushQueue>,
     retention: Arc<Retention>,
+    allowance: Arc<Allowance>,
 }
 
 #[derive(Default)]
@@ -78,9 +80,10 @@ impl Entry {
 }
 
 impl Supervisor {
-    /// No processes, no peer. What is kept counts in `retention`.
-    pub(crate) fn new(retention: Arc<Retention>) -> Arc<Self> {
-        Arc::new(Self { known: Mutex::default(), push: Arc::default(), retention })
+    /// No processes, no peer. What is kept of output counts in `retention`, and
+    /// what waits of input, beyond what any process may have, in `allowance`.
+    pub(crate) fn new(retention: Arc<Retention>, allowance: Arc<Allowance>) -> Arc<Self> {
+        Arc::new(Self { known: Mutex::default(), push: Arc::default(), retention, allowance })
     }
 
     // ---- the peer ----
@@ -142,8 +145,8 @@ impl Supervisor {
             outcome
         });
         async move {
-            outcome?.await.unwrap_or_else(|_| Err(session_over()))?;
-            Ok(StartReply { process_id, sandbox_type: SANDBOX_NONE.to_owned() })
+            let stdin_window = outcome?.await.unwrap_or_else(|_| Err(session_over()))?;
+            Ok(StartReply { process_id, sandbox_type: SANDBOX_NONE.to_owned(), stdin_window })
         }
     }
 
@@ -348,13 +351,15 @@ fn session_over() -> RpcError {
     RpcError::invalid_request("the session has ended")
 }
 
-/// A process from its start until it is forgotten.
+/// A process from its start until it is forgotten. `started` is told what the
+/// window of its input is, if somebody asks.
 async fn run(
     supervisor: Weak<Supervisor>,
     start: Start,
-    started: oneshot::Sender<Result<(), RpcError>>,
+    started: oneshot::Sender<Result<Option<u64>, RpcError>>,
 ) {
     let id = start.process_id.clone();
+    let wanted = start.stdin_window.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     let launched = tokio::task::spawn_blocking(|| child::launch(start))
         .await
         .unwrap_or_else(|error| Err(RpcError::internal(error.to_string())));
@@ -367,10 +372,13 @@ async fn run(
             return;
         }
     };
+    let mut window = None;
     let (stdin, feed) = match writer {
         None => (Stdin::absent(), None),
         Some(writer) => {
-            let (stdin, feed) = Stdin::open();
+            let grant = here.allowance.grant(wanted.unwrap_or(0));
+            window = wanted.map(|_| grant.window() as u64);
+            let (stdin, feed) = Stdin::open(grant);
             (stdin, Some((feed, writer)))
         }
     };
@@ -380,7 +388,7 @@ async fn run(
     here.set_task(&id, life.abort_handle());
     drop(here);
     // who asked may be gone; the process runs on
-    let _ = started.send(Ok(()));
+    let _ = started.send(Ok(window));
     // aborted: the session is over
     if life.await.is_err() {
         return;
@@ -433,7 +441,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_takes_nothing_holds_the_child_and_then_gets_everything() {
-        let supervisor = Supervisor::new(Arc::default());
+        let supervisor = Supervisor::new(Arc::default(), Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let total = 2 * limits::PROCESS_OUTPUT_RETAINED_BYTES;
         let script = format!("exec head -c {total} /dev/zero");
@@ -465,7 +473,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_goes_away_releases_the_child() {
-        let supervisor = Supervisor::new(Arc::default());
+        let supervisor = Supervisor::new(Arc::default(), Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let total = 2 * limits::PROCESS_OUTPUT_RETAINED_BYTES;
         let script = format!("exec head -c {total} /dev/zero");
@@ -479,7 +487,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_comes_while_a_process_starts_is_answered_and_kept() {
-        let supervisor = Supervisor::new(Arc::default());
+        let supervisor = Supervisor::new(Arc::default(), Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let started = supervisor.start(start("p", "exec sleep 1000"));
         // nothing has been awaited, so the child cannot be there yet
@@ -495,7 +503,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_session_forgets_the_oldest_closed_process() {
-        let supervisor = Supervisor::new(Arc::default());
+        let supervisor = Supervisor::new(Arc::default(), Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let others = (1..limits::PROCESSES_PER_SESSION)
             .map(|n| (pid(&n.to_string()), Entry::Starting { early: None }));
@@ -515,7 +523,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_process_is_forgotten_after_a_while() {
-        let supervisor = Supervisor::new(Arc::default());
+        let supervisor = Supervisor::new(Arc::default(), Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         supervisor.start(start("p", "true")).await.unwrap();
         while next(&supervisor).await.0 != "process/closed" {}
@@ -535,7 +543,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_peer_has_not_taken_is_not_forgotten() {
-        let supervisor = Supervisor::new(Arc::default());
+        let supervisor = Supervisor::new(Arc::default(), Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         supervisor.start(start("p", "echo late; exit 7")).await.unwrap();
         while !supervisor.is_idle() {

@@ -145,6 +145,7 @@ impl<M: Messages> Connection<M> {
                 version: EXTENSIONS_VERSION,
                 close_stdin: true,
                 signals: true,
+                stdin_window: true,
             }),
         };
         self.phase = Phase::Initializing(session);

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::table::{ConnectionId, Table};
 use crate::fs::Files;
 use crate::lock;
+use crate::process::allowance::Allowance;
 use crate::process::retention::Retention;
 use crate::process::signals;
 use crate::process::supervisor::Supervisor;
@@ -28,6 +29,7 @@ pub struct Executor {
     next_connection: AtomicU64,
     files: Files,
     retention: Arc<Retention>,
+    allowance: Arc<Allowance>,
     environment: Environment,
 }
 
@@ -54,6 +56,7 @@ impl Executor {
             next_connection: AtomicU64::new(0),
             files: Files::default(),
             retention: Arc::default(),
+            allowance: Arc::default(),
             environment,
         })
     }
@@ -117,7 +120,7 @@ impl Executor {
             }
             None => {
                 let id = new_id()?;
-                let supervisor = Supervisor::new(self.retention.clone());
+                let supervisor = Supervisor::new(self.retention.clone(), self.allowance.clone());
                 let mut sessions = lock(&self.sessions);
                 if self.stopped.is_cancelled() {
                     return Err(RpcError::invalid_request("the executor is shutting down"));

@@ -242,7 +242,8 @@ async fn initialize_comes_first_and_once() {
     assert_eq!(error, RpcError::invalid_request("unknown session id gone"));
 
     let reply = client.call::<Initialize>(&Initialize::default()).await.unwrap();
-    assert!(reply.rendez.unwrap().close_stdin);
+    let ours = reply.rendez.unwrap();
+    assert!(ours.close_stdin && ours.stdin_window);
     assert_eq!(reply.environment_info.unwrap().cwd.unwrap().path(), "/tmp");
     let stat = GetMetadata { path: path("/tmp"), sandbox: None };
     assert_eq!(
@@ -454,6 +455,21 @@ async fn a_child_without_stdin_reads_nothing() {
     let (mut client, _) = Client::ready(&executor(), None).await;
     assert_eq!(client.sh("p", "cat; echo end").await.stdout(), "end\n");
     assert_eq!(client.write("p", "x", None).await, WriteStatus::StdinClosed);
+}
+
+#[tokio::test]
+async fn who_asks_is_granted_a_window_for_input() {
+    const MOST: u64 = limits::STDIN_WINDOW_MAX_BYTES as u64;
+    let (mut client, _) = Client::ready(&executor(), None).await;
+    for (id, asked, pipe_stdin, granted) in [
+        ("a", None, true, None),
+        ("b", Some(u64::MAX), true, Some(MOST)),
+        ("c", Some(0), true, Some(limits::STDIN_QUEUED_BYTES as u64)),
+        ("d", Some(MOST), false, None),
+    ] {
+        let start = Start { pipe_stdin, stdin_window: asked, ..shell(id, "exec sleep 1000") };
+        assert_eq!(client.call::<Start>(&start).await.unwrap().stdin_window, granted, "{id}");
+    }
 }
 
 #[tokio::test]

@@ -68,6 +68,11 @@ pub struct Start {
     /// Stock network rules. An executor that cannot enforce them must refuse.
     #[serde(default)]
     pub managed_network: Option<Value>,
+    /// Asks for room for so many bytes of writes that wait, up to
+    /// [`crate::limits::STDIN_WINDOW_MAX_BYTES`]: long paths need more than any
+    /// process has. Only of executors that announced it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin_window: Option<u64>,
 }
 
 impl Start {
@@ -86,6 +91,7 @@ impl Start {
             sandbox: None,
             enforce_managed_network: false,
             managed_network: None,
+            stdin_window: None,
         }
     }
 }
@@ -105,6 +111,10 @@ pub struct StartReply {
     /// What confines the process: `none`, or a stock name like `linuxSeccomp`.
     #[serde(default = "sandbox_none")]
     pub sandbox_type: String,
+    /// Bytes of writes that may wait, if the call asked for them; absent:
+    /// [`crate::limits::STDIN_QUEUED_BYTES`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin_window: Option<u64>,
 }
 
 /// [`StartReply::sandbox_type`] of a process that nothing confines.
@@ -162,7 +172,8 @@ pub enum Inherit {
 /// The answer comes when the bytes are handed to the operating system, so a
 /// child that does not read delays it. Writes to one process are applied in
 /// the order of their requests; at most
-/// [`crate::limits::WRITES_UNANSWERED_PER_PROCESS`] may wait at our executor.
+/// [`crate::limits::WRITES_UNANSWERED_PER_PROCESS`] may wait at our executor,
+/// and bytes of [`StartReply::stdin_window`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Write {

@@ -90,6 +90,9 @@ pub struct Extensions {
     pub close_stdin: bool,
     /// [`super::process::Signal`] knows more than `interrupt`.
     pub signals: bool,
+    /// [`super::process::Start::stdin_window`] is granted, as far as there is
+    /// memory.
+    pub stdin_window: bool,
 }
 
 /// `initialized`: the client has read the answer and may call other methods.
@@ -291,10 +294,12 @@ mod tests {
                 version: EXTENSIONS_VERSION,
                 close_stdin: true,
                 signals: true,
+                stdin_window: true,
             }),
         };
         let value = to_value(&reply).unwrap();
-        assert_eq!(value["rendez"], json!({"version": 1, "closeStdin": true, "signals": true}));
+        let ours = json!({"version": 1, "closeStdin": true, "signals": true, "stdinWindow": true});
+        assert_eq!(value["rendez"], ours);
         assert_eq!(value["environmentInfo"]["cwd"], "file:///w");
         let capabilities = value["environmentInfo"]["capabilities"].as_object().unwrap();
         assert_eq!(capabilities.len(), 15);
