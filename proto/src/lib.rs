@@ -12,6 +12,7 @@
 //! Golden bytes in each module's tests hold the promise.
 
 pub mod audit;
+mod fields;
 pub mod frame;
 pub mod ids;
 pub mod keys;

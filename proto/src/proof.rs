@@ -26,6 +26,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ed25519_dalek::{SIGNATURE_LENGTH, Signature, Signer as _, SigningKey, VerifyingKey};
 use sha2::{Digest as _, Sha256};
 
+use crate::fields::{self, Reader};
 use crate::ids::EnvironmentId;
 use crate::limits;
 
@@ -127,36 +128,21 @@ impl Proof {
             &self.nonce,
             &self.body,
         ];
-        let mut bytes = vec![VERSION, self.call.code()];
-        for field in fields {
-            // an id is bounded far below 2^16
-            bytes.extend_from_slice(&(field.len() as u16).to_be_bytes());
-            bytes.extend_from_slice(field);
-        }
-        bytes
+        fields::encode(VERSION, self.call.code(), &fields)
     }
 }
 
 fn decode(body: &[u8]) -> Option<Proof> {
-    let (&[version, call], mut rest) = body.split_first_chunk()?;
-    if version != VERSION {
-        return None;
-    }
-    let mut field = || {
-        let (length, after) = rest.split_first_chunk::<2>()?;
-        let (field, after) = after.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
-        rest = after;
-        Some(field)
-    };
+    let (call, mut fields) = Reader::new(body, VERSION)?;
     let proof = Proof {
         call: Call::ALL.into_iter().find(|known| known.code() == call)?,
-        environment: std::str::from_utf8(field()?).ok()?.parse().ok()?,
-        key: field()?.try_into().ok()?,
-        time: field()?.try_into().ok().map(u64::from_be_bytes)?,
-        nonce: field()?.try_into().ok()?,
-        body: field()?.try_into().ok()?,
+        environment: fields.parse()?,
+        key: fields.array()?,
+        time: fields.number()?,
+        nonce: fields.array()?,
+        body: fields.array()?,
     };
-    rest.is_empty().then_some(proof)
+    fields.end().map(|()| proof)
 }
 
 #[cfg(test)]

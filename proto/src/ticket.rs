@@ -36,6 +36,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
+use crate::fields::{self, Reader};
 use crate::ids::{EnvironmentId, Generation, RegistrationId};
 use crate::keys::PublicKey;
 use crate::limits;
@@ -303,47 +304,31 @@ fn encode(claims: &Claims) -> Vec<u8> {
         &claims.id,
         &claims.binding,
     ];
-    let mut bytes = vec![VERSION, claims.purpose.code()];
-    for field in fields {
-        // ids and the subject are bounded far below 2^16; the assertion in
-        // `limits` relates them to TICKET_MAX_BYTES
-        bytes.extend_from_slice(&(field.len() as u16).to_be_bytes());
-        bytes.extend_from_slice(field);
-    }
-    bytes
+    // ids and the subject are bounded far below 2^16; the assertion in `limits`
+    // relates them to TICKET_MAX_BYTES
+    fields::encode(VERSION, claims.purpose.code(), &fields)
 }
 
 fn decode(body: &[u8]) -> Option<Claims> {
-    let (&[version, purpose], mut rest) = body.split_first_chunk()?;
-    if version != VERSION {
-        return None;
-    }
-    let mut field = || {
-        let (length, after) = rest.split_first_chunk::<2>()?;
-        let (field, after) = after.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
-        rest = after;
-        Some(field)
-    };
-    let text = |field| std::str::from_utf8(field).ok();
-    let number = |field: &[u8]| field.try_into().ok().map(u64::from_be_bytes);
-
+    let (purpose, mut fields) = Reader::new(body, VERSION)?;
     let claims = Claims {
         purpose: Purpose::ALL.into_iter().find(|known| known.code() == purpose)?,
-        environment: text(field()?)?.parse().ok()?,
-        registration: text(field()?)?.parse().ok()?,
-        generation: Generation(number(field()?)?),
-        subject: text(field()?)
+        environment: fields.parse()?,
+        registration: fields.parse()?,
+        generation: Generation(fields.number()?),
+        subject: fields
+            .text()
             .filter(|subject| subject.len() <= limits::TICKET_SUBJECT_MAX_BYTES)?
             .to_owned(),
-        profile: text(field()?)?.parse().ok()?,
-        expires_at_unix_secs: match field()? {
+        profile: fields.parse()?,
+        expires_at_unix_secs: match fields.bytes()? {
             [] => None,
-            end => Some(number(end)?),
+            end => Some(u64::from_be_bytes(end.try_into().ok()?)),
         },
-        id: field()?.try_into().ok()?,
-        binding: field()?.try_into().ok()?,
+        id: fields.array()?,
+        binding: fields.array()?,
     };
-    rest.is_empty().then_some(claims)
+    fields.end().map(|()| claims)
 }
 
 #[cfg(test)]
