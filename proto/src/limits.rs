@@ -258,6 +258,9 @@ pub const DATABASE_OPEN_PATIENCE: Duration = Duration::from_secs(10);
 /// waited for [`DATABASE_BUSY_TIMEOUT`]. Codex, section 1: clients give up after
 /// 6 s and more.
 pub const DATABASE_TURN_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a command waits for a database of an older schema to be brought up
+/// to date by a relay that starts just now.
+pub const DATABASE_SCHEMA_PATIENCE: Duration = Duration::from_secs(2);
 /// Connections to the database: one writes, the others read meanwhile.
 pub const DATABASE_CONNECTIONS: u32 = 4;
 /// Environments of one registry: bounds what a token with the pattern `*` can

@@ -4,7 +4,7 @@
 //! changes, and that whoever has it can sign tickets with. It is not part of
 //! the copy, so that a backup alone admits nobody.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -36,8 +36,9 @@ pub enum BackupError {
 }
 
 /// Copies the database in `state_dir` to `file`, which must not exist, as it is
-/// at one moment. The copy is readable for its owner alone, and safe on disk
-/// when this returns.
+/// at one moment. Its schema stays that of the relay that uses it. The copy is
+/// readable for its owner alone, and safe on disk when this returns, its name
+/// included.
 ///
 /// # Errors
 /// See [`BackupError`].
@@ -47,7 +48,7 @@ pub async fn backup(state_dir: &Path, file: &Path) -> Result<(), BackupError> {
         return Err(BackupError::NoDatabase(database));
     }
     let failed = |source| BackupError::File { path: file.to_owned(), source };
-    let store = SqliteStore::open(&database).await?;
+    let store = SqliteStore::open_any(&database).await?;
     // SQLite fills an empty file, and this one has the right mode from the start
     let copy =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map_err(failed)?;
@@ -58,7 +59,13 @@ pub async fn backup(state_dir: &Path, file: &Path) -> Result<(), BackupError> {
         let _ = std::fs::remove_file(file);
         return Err(error.into());
     }
-    copy.sync_all().map_err(failed)
+    copy.sync_all().and_then(|()| sync_name(file)).map_err(failed)
+}
+
+/// A file's name is part of its directory, which is written at its own time.
+fn sync_name(file: &Path) -> io::Result<()> {
+    let directory = file.parent().filter(|directory| !directory.as_os_str().is_empty());
+    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 #[cfg(test)]

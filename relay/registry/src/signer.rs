@@ -38,6 +38,12 @@ pub enum SignerError {
         /// What the system said.
         source: io::Error,
     },
+    /// There is none.
+    #[error(
+        "{}: there is no signing key; restore it, or start the relay, which makes a new one",
+        .0.display()
+    )]
+    Missing(PathBuf),
     /// Others can read it.
     #[error("{}: others can read the signing key (mode {mode:o}); run chmod 600 on it, or remove it to have a new one made", path.display())]
     Mode {
@@ -74,6 +80,19 @@ impl Signer {
             Err(SignerError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 create(state_dir, &path, random)?;
                 read(&path)
+            }
+            result => result,
+        }
+    }
+
+    /// Reads the key in `state_dir`, which must be there.
+    ///
+    /// # Errors
+    /// See [`SignerError`].
+    pub fn open_existing(state_dir: &Path) -> Result<Self, SignerError> {
+        match read(&state_dir.join(SIGNING_KEY_FILE)) {
+            Err(SignerError::Io { path, source }) if source.kind() == io::ErrorKind::NotFound => {
+                Err(SignerError::Missing(path))
             }
             result => result,
         }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use rendez_proto::limits;
 
 /// Networks; none means anywhere.
@@ -22,14 +22,24 @@ pub enum InvalidSource {
     TooMany,
 }
 
-/// Reads a network, or an address as a network of one.
+/// Reads a network, or an address as a network of one. IPv4 that is written as
+/// IPv6 (`::ffff:10.0.0.0/104`) becomes IPv4, as sources do.
 ///
 /// # Errors
 /// [`InvalidSource::Network`]
 pub fn network(text: &str) -> Result<IpNet, InvalidSource> {
     let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     // the address as people write it may have bits beyond the prefix
-    net.map(|net| net.trunc()).map_err(|_| InvalidSource::Network(text.to_owned()))
+    net.map(|net| canonical(net.trunc())).map_err(|_| InvalidSource::Network(text.to_owned()))
+}
+
+/// A network of nothing but IPv4 peers, as a socket for both families names
+/// them, is one of IPv4.
+fn canonical(net: IpNet) -> IpNet {
+    let IpNet::V6(six) = net else { return net };
+    let (address, prefix) = (six.network().to_ipv4_mapped(), six.prefix_len().checked_sub(96));
+    let four = address.zip(prefix).and_then(|(address, prefix)| Ipv4Net::new(address, prefix).ok());
+    four.map_or(net, IpNet::V4)
 }
 
 impl SourceCidrs {
@@ -102,6 +112,26 @@ mod tests {
         }
         assert!(!cidrs.permit(None), "nobody knows where it comes from");
         assert!(SourceCidrs::default().permit(None));
+    }
+
+    #[test]
+    fn ipv4_in_the_clothes_of_ipv6_is_ipv4() {
+        for (text, net) in [
+            ("::ffff:10.1.2.3/104", "10.0.0.0/8"),
+            ("::ffff:192.0.2.7", "192.0.2.7/32"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+            // not of IPv4 alone
+            ("::/0", "::/0"),
+            ("::ffff:0:0/95", "::fffe:0:0/95"),
+            ("::10.0.0.1/128", "::a00:1/128"),
+        ] {
+            assert_eq!(network(text).unwrap().to_string(), net, "{text}");
+        }
+        let cidrs = SourceCidrs::parse(&["::ffff:10.0.0.0/104"]).unwrap();
+        for source in ["10.1.1.1", "::ffff:10.1.1.1"] {
+            assert!(cidrs.permit(Some(source.parse().unwrap())), "{source}");
+        }
+        assert!(!cidrs.permit(Some("11.0.0.1".parse().unwrap())));
     }
 
     #[test]

@@ -119,6 +119,9 @@ pub enum OpenError {
         /// What the system said.
         source: io::Error,
     },
+    /// It is not a relay's.
+    #[error("{}: there is no database here; this is not the state of a relay", .0.display())]
+    NoDatabase(PathBuf),
     /// An issuer's configuration is the trouble.
     #[error(transparent)]
     Issuer(#[from] InvalidIssuer),
@@ -133,6 +136,13 @@ pub enum OpenError {
         /// What is wrong with it.
         source: SqliteOpenError,
     },
+}
+
+impl OpenError {
+    /// Whether somebody was in the way: the same may work later.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, OpenError::Database { source, .. } if source.is_busy())
+    }
 }
 
 impl Inner {
@@ -171,9 +181,35 @@ impl Registry {
             .map_err(|source| OpenError::Directory { path: state_dir.to_owned(), source })?;
         let signer = Signer::open(state_dir, &*options.random)?;
         let path = state_dir.join(DATABASE_FILE);
-        let store = SqliteStore::open(&path)
-            .await
-            .map_err(|source| OpenError::Database { path, source })?;
+        let store = SqliteStore::open(&path).await;
+        let store = store.map_err(|source| OpenError::Database { path, source })?;
+        Self::on(store, signer, issuers, options)
+    }
+
+    /// Opens the registry in the state directory of a relay, which may run
+    /// meanwhile and be older than this program. Makes nothing: neither
+    /// directory, key and database, nor a newer schema.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn attach(state_dir: &Path, options: Options) -> Result<Self, OpenError> {
+        let issuers = Issuers::new(&options.issuers)?;
+        let path = state_dir.join(DATABASE_FILE);
+        if !path.is_file() {
+            return Err(OpenError::NoDatabase(path));
+        }
+        let signer = Signer::open_existing(state_dir)?;
+        let store = SqliteStore::open_current(&path).await;
+        let store = store.map_err(|source| OpenError::Database { path, source })?;
+        Self::on(store, signer, issuers, options)
+    }
+
+    fn on(
+        store: SqliteStore,
+        signer: Signer,
+        issuers: Issuers,
+        options: Options,
+    ) -> Result<Self, OpenError> {
         let run = random_bytes(&*options.random).map_err(SignerError::from)?;
         let store = Arc::new(Timed::new(store, options.timing.clone()));
         let (store, records) = (store.clone(), store);
@@ -286,5 +322,31 @@ impl Registry {
 impl std::fmt::Debug for Registry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Registry").field("stats", self.stats()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_attaches_makes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        let attach = async || Registry::attach(&state, Options::default()).await;
+        assert!(matches!(attach().await, Err(OpenError::NoDatabase(_))));
+        assert!(!state.exists());
+
+        let registry = Registry::open(&state, Options::default()).await.unwrap();
+        let attached = attach().await.unwrap();
+        assert_eq!(attached.verifying_key(), registry.verifying_key());
+        attached.bootstrap().await.unwrap();
+        assert_eq!(registry.list_tokens(None).await.unwrap().tokens.len(), 1);
+
+        let key = state.join(crate::signer::SIGNING_KEY_FILE);
+        std::fs::remove_file(&key).unwrap();
+        let error = attach().await.unwrap_err();
+        assert!(matches!(error, OpenError::Signer(SignerError::Missing(_))), "{error}");
+        assert!(!key.exists());
     }
 }

@@ -63,6 +63,18 @@ pub enum SqliteOpenError {
         /// The newest that we know.
         newest: i64,
     },
+    /// An older Rendez made it, and may be using it.
+    #[error(
+        "the database has schema version {found}, and this Rendez works with version {newest}; \
+         start the relay of this version first, which brings it up to date, or use the `rendez` \
+         of the relay that runs"
+    )]
+    Older {
+        /// Its newest version; 0: it has none.
+        found: i64,
+        /// The newest that we know.
+        newest: i64,
+    },
     /// Its schema is not one of ours.
     #[error("database schema: {0}")]
     Schema(#[source] sqlx::migrate::MigrateError),
@@ -79,6 +91,34 @@ impl From<MigrateError> for SqliteOpenError {
     }
 }
 
+impl SqliteOpenError {
+    /// Whether another connection was in the way: the same may work later.
+    pub fn is_busy(&self) -> bool {
+        let mut next: Option<&(dyn Error + 'static)> = Some(self);
+        while let Some(error) = next {
+            if let Some(sqlx::Error::Database(error)) = error.downcast_ref() {
+                let code = error.code().and_then(|code| code.parse::<u32>().ok());
+                // SQLITE_BUSY or SQLITE_LOCKED: the low byte is the error, the
+                // rest says more about it
+                return matches!(code.map(|code| code & 0xff), Some(5 | 6));
+            }
+            next = error.source();
+        }
+        false
+    }
+}
+
+/// What becomes of a database's schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Schema {
+    /// It is brought up to date.
+    Migrate,
+    /// It must be up to date.
+    Current,
+    /// It stays as it is, whichever it is.
+    Any,
+}
+
 impl SqliteStore {
     /// Opens the database, makes it (mode 0600) if it does not exist, and
     /// brings its schema up to date. Waits for other processes that do the
@@ -89,10 +129,20 @@ impl SqliteStore {
     /// See [`SqliteOpenError`].
     pub async fn open(path: &Path) -> Result<Self, SqliteOpenError> {
         create_private(path)?;
-        let deadline = Instant::now() + limits::DATABASE_OPEN_PATIENCE;
+        Self::patiently(path, Schema::Migrate).await
+    }
+
+    /// Opens a database that is there and up to date, and changes nothing in
+    /// it: an older relay may be using it. One that is being made just now is
+    /// waited for.
+    ///
+    /// # Errors
+    /// See [`SqliteOpenError`].
+    pub async fn open_current(path: &Path) -> Result<Self, SqliteOpenError> {
+        let deadline = Instant::now() + limits::DATABASE_SCHEMA_PATIENCE;
         loop {
-            match Self::connect(path).await {
-                Err(error) if is_busy(&error) && Instant::now() < deadline => {
+            match Self::patiently(path, Schema::Current).await {
+                Err(SqliteOpenError::Older { .. }) if Instant::now() < deadline => {
                     sleep(limits::REGISTER_RETRY_PAUSE).await;
                 }
                 result => return result,
@@ -100,20 +150,50 @@ impl SqliteStore {
         }
     }
 
-    async fn connect(path: &Path) -> Result<Self, SqliteOpenError> {
-        let options = SqliteConnectOptions::new()
+    /// Opens a database that is there to copy it, whatever its version, and
+    /// changes nothing in it.
+    ///
+    /// # Errors
+    /// See [`SqliteOpenError`].
+    pub(crate) async fn open_any(path: &Path) -> Result<Self, SqliteOpenError> {
+        Self::patiently(path, Schema::Any).await
+    }
+
+    async fn patiently(path: &Path, schema: Schema) -> Result<Self, SqliteOpenError> {
+        let deadline = Instant::now() + limits::DATABASE_OPEN_PATIENCE;
+        loop {
+            match Self::connect(path, schema).await {
+                Err(error) if error.is_busy() && Instant::now() < deadline => {
+                    sleep(limits::REGISTER_RETRY_PAUSE).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn connect(path: &Path, schema: Schema) -> Result<Self, SqliteOpenError> {
+        let mut options = SqliteConnectOptions::new()
             .filename(path)
-            .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)
             .foreign_keys(true)
             .busy_timeout(limits::DATABASE_BUSY_TIMEOUT);
+        if schema != Schema::Any {
+            options = options.journal_mode(SqliteJournalMode::Wal);
+        }
         let pool = SqlitePoolOptions::new()
             .max_connections(limits::DATABASE_CONNECTIONS)
             .acquire_timeout(limits::DATABASE_BUSY_TIMEOUT)
             .connect_with(options)
             .await?;
-
-        migrations::run(&pool).await?;
+        let checked = match schema {
+            Schema::Migrate => migrations::run(&pool).await.map_err(SqliteOpenError::from),
+            Schema::Current => migrations::check(&pool).await,
+            Schema::Any => migrations::applied(&pool).await.map(drop).map_err(Into::into),
+        };
+        if let Err(error) = checked {
+            pool.close().await;
+            return Err(error);
+        }
         Ok(Self { db: Database::new(pool) })
     }
 
@@ -151,20 +231,6 @@ fn create_private(path: &Path) -> io::Result<()> {
         }
         result => result.map(drop),
     }
-}
-
-/// Whether another connection was in the way: SQLITE_BUSY or SQLITE_LOCKED.
-fn is_busy(error: &SqliteOpenError) -> bool {
-    let mut next: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(error) = next {
-        if let Some(sqlx::Error::Database(error)) = error.downcast_ref() {
-            let code = error.code().and_then(|code| code.parse::<u32>().ok());
-            // the low byte is the error, the rest says more about it
-            return matches!(code.map(|code| code & 0xff), Some(5 | 6));
-        }
-        next = error.source();
-    }
-    false
 }
 
 #[async_trait]
@@ -283,11 +349,14 @@ impl Store for SqliteStore {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use rendez_proto::ids::Generation;
     use rendez_proto::profile::Profile;
     use rendez_proto::registry::admin::Role;
 
     use super::*;
+    use crate::OpenError;
     use crate::model::{Credential, SourceCidrs};
     use crate::store::contract;
     use crate::testing::{act, env, key};
@@ -358,6 +427,23 @@ mod tests {
                 assert!(store.unwrap().tokens(None, 1).await.unwrap().is_empty());
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_lock_of_somebody_else_passes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let store = SqliteStore::open(&path).await.unwrap();
+        let writing = store.pool().begin_with("BEGIN IMMEDIATE").await.unwrap();
+        let options = SqliteConnectOptions::new().filename(&path).busy_timeout(Duration::ZERO);
+        let other = sqlx::SqlitePool::connect_with(options).await.unwrap();
+        let locked = other.begin_with("BEGIN IMMEDIATE").await.unwrap_err();
+        let source = SqliteOpenError::from(locked);
+        assert!(source.is_busy());
+        assert!(OpenError::Database { path, source }.is_temporary());
+        drop(writing);
+        let source = SqliteOpenError::from(MigrateError::VersionMismatch(1));
+        assert!(!OpenError::Database { path: dir.path().into(), source }.is_temporary());
     }
 
     #[tokio::test]

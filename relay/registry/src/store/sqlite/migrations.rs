@@ -6,6 +6,8 @@ use sqlx::SqlSafeStr as _;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::SqlitePool;
 
+use super::SqliteOpenError;
+
 /// Version, name and SQL.
 type Version = (i64, &'static str, &'static str);
 
@@ -30,6 +32,35 @@ pub(super) async fn run(pool: &SqlitePool) -> Result<(), MigrateError> {
         }
     }
     migrator.run(pool).await
+}
+
+/// Refuses a database that does not have exactly these versions, and changes
+/// nothing.
+pub(super) async fn check(pool: &SqlitePool) -> Result<(), SqliteOpenError> {
+    let found = applied(pool).await?;
+    for (version, checksum) in &found {
+        let known = of(ALL).iter().find(|known| known.version == *version).cloned();
+        let known = known.ok_or(MigrateError::VersionMissing(*version))?;
+        if known.checksum.as_ref() != checksum.as_slice() {
+            return Err(MigrateError::VersionMismatch(*version).into());
+        }
+    }
+    if found.len() < ALL.len() {
+        let found = found.last().map_or(0, |(version, _)| *version);
+        return Err(SqliteOpenError::Older { found, newest: newest() });
+    }
+    Ok(())
+}
+
+/// The versions that a database has, in order, with the hashes of their SQL;
+/// none if it is not ours.
+pub(super) async fn applied(pool: &SqlitePool) -> Result<Vec<(i64, Vec<u8>)>, sqlx::Error> {
+    let table = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = '_sqlx_migrations')";
+    if !sqlx::query_scalar::<_, bool>(table).fetch_one(pool).await? {
+        return Ok(Vec::new());
+    }
+    let rows = "SELECT version, checksum FROM _sqlx_migrations WHERE success ORDER BY version";
+    sqlx::query_as(rows).fetch_all(pool).await
 }
 
 fn of(versions: &[Version]) -> Migrator {

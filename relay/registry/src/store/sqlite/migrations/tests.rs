@@ -6,6 +6,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 use tempfile::TempDir;
 
 use super::*;
+use crate::service::DATABASE_FILE;
 use crate::store::Store as _;
 use crate::store::records::Records as _;
 use crate::store::sqlite::{SqliteOpenError, SqliteStore};
@@ -97,8 +98,51 @@ async fn a_database_of_a_newer_version_is_refused_and_left_alone() {
     pool.close().await;
     let error = SqliteStore::open(&path).await.unwrap_err();
     assert!(matches!(error, SqliteOpenError::Newer { found: 9000, .. }));
+    let again = SqliteStore::open_current(&path).await.unwrap_err();
+    assert!(matches!(again, SqliteOpenError::Newer { found: 9000, .. }));
     let said = error.to_string();
     assert!(said.contains("version 9000") && said.contains("start the newer Rendez"), "{said}");
+}
+
+#[tokio::test]
+async fn an_older_database_is_copied_as_it_is_and_not_opened_behind_its_relays_back() {
+    let versions = async |path: &Path| {
+        let pool = pool(path).await;
+        let versions = applied(&pool).await.unwrap();
+        pool.close().await;
+        versions
+    };
+    for older in [1, 10] {
+        let (dir, path) = database_of(older).await;
+        let before = versions(&path).await;
+        let error = SqliteStore::open_current(&path).await.unwrap_err();
+        assert!(matches!(error, SqliteOpenError::Older { found, .. } if found == older));
+        assert!(error.to_string().contains("start the relay"), "{error}");
+        std::fs::rename(&path, dir.path().join(DATABASE_FILE)).unwrap();
+        let copy = dir.path().join("copy");
+        crate::backup::backup(dir.path(), &copy).await.unwrap();
+        assert_eq!(versions(&dir.path().join(DATABASE_FILE)).await, before);
+        assert_eq!(versions(&copy).await, before);
+        // and the copy can be restored
+        let store = SqliteStore::open(&copy).await.unwrap();
+        assert_eq!(store.tokens(None, 10).await.unwrap().len(), 2);
+        store.close().await;
+        SqliteStore::open_current(&copy).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_changed_step_is_noticed_without_changing_anything() {
+    let (_dir, path) = database_of(newest()).await;
+    let pool = pool(&path).await;
+    let change = "UPDATE _sqlx_migrations SET checksum = x'00' WHERE version = 2";
+    sqlx::raw_sql(change).execute(&pool).await.unwrap();
+    pool.close().await;
+    let error = SqliteStore::open_current(&path).await.unwrap_err();
+    let mismatch = MigrateError::VersionMismatch(2);
+    assert!(
+        matches!(&error, SqliteOpenError::Schema(why) if why.to_string() == mismatch.to_string())
+    );
 }
 
 #[tokio::test]
