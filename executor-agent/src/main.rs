@@ -1,5 +1,6 @@
 //! `rendez-agent`: the executor alone, for images and servers.
 
+use std::io::{Write as _, stderr};
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -31,7 +32,8 @@ async fn main() -> anyhow::Result<ExitCode> {
     match args.run(cancel).await {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
-            eprintln!("rendez-agent: {error}");
+            // nobody has to read it
+            let _ = writeln!(stderr(), "rendez-agent: {error}");
             Ok(ExitCode::from(error.exit_code()))
         }
     }

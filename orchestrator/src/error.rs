@@ -38,6 +38,15 @@ pub enum RegistryError {
     /// The relay cannot serve now.
     #[error("the relay cannot serve the request now: {0}")]
     Unavailable(String),
+    /// The request is not one that the relay can take.
+    #[error("the relay does not take this: {0}")]
+    Invalid(String),
+    /// There is no such thing, or no such call.
+    #[error("the relay does not find it: {0}")]
+    NotFound(String),
+    /// There may be no more of these.
+    #[error("the relay is at a limit: {0}")]
+    LimitReached(String),
     /// The relay refuses the request for another reason.
     #[error("the relay refuses: {0}")]
     Refused(String),

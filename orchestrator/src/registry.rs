@@ -284,6 +284,10 @@ fn refusal(status: StatusCode, body: &[u8]) -> RegistryError {
             Some(AbsenceState::Unknown) => RegistryError::UnknownEnvironment(message),
             _ => RegistryError::Offline(message),
         },
+        ErrorCode::InvalidRequest | ErrorCode::BodyTooLarge => RegistryError::Invalid(message),
+        ErrorCode::NotFound => RegistryError::NotFound(message),
+        ErrorCode::LimitReached => RegistryError::LimitReached(message),
+        ErrorCode::RequestTimeout => RegistryError::Unavailable(message),
         _ if status.is_server_error() => RegistryError::Unavailable(message),
         _ => RegistryError::Refused(message),
     }
@@ -306,6 +310,12 @@ mod tests {
         assert!(matches!(refused(403, &error("forbidden")), RegistryError::Forbidden(_)));
         assert!(matches!(refused(409, &error("environment_offline")), RegistryError::Offline(_)));
         assert!(matches!(refused(503, &error("unavailable")), RegistryError::Unavailable(_)));
+        assert!(matches!(refused(408, &error("request_timeout")), RegistryError::Unavailable(_)));
+        assert!(matches!(refused(400, &error("invalid_request")), RegistryError::Invalid(_)));
+        assert!(matches!(refused(413, &error("body_too_large")), RegistryError::Invalid(_)));
+        assert!(matches!(refused(404, &error("not_found")), RegistryError::NotFound(_)));
+        assert!(matches!(refused(403, &error("limit_reached")), RegistryError::LimitReached(_)));
+        assert!(matches!(refused(405, &error("method_not_allowed")), RegistryError::Refused(_)));
         assert!(matches!(refused(404, "<html>"), RegistryError::Malformed(_)));
         let unknown = r#"{"error":{"code":"environment_offline","message":"m"},
             "rendez":{"state":"unknown"}}"#;

@@ -1,5 +1,7 @@
 //! `rendez-relay`: the relay alone, for servers and images.
 
+use std::io::{ErrorKind, Write as _, stdout};
+
 use clap::Parser as _;
 use rendez_relay::{Relay, RelayArgs, Traces, config, raise_descriptors, server};
 use rendez_transport::telemetry;
@@ -17,8 +19,12 @@ async fn main() -> anyhow::Result<()> {
     let print = args.print_config;
     let settings = args.load()?;
     if print {
-        print!("{}", config::document(&settings));
-        return Ok(());
+        let written = stdout().write_all(config::document(&settings).as_bytes());
+        // whoever read it may have had enough
+        return Ok(written.or_else(|error| match error.kind() {
+            ErrorKind::BrokenPipe => Ok(()),
+            _ => Err(error),
+        })?);
     }
     let traces = Traces::start(&settings.config)?;
     let (level, format) = (settings.config.log_level, settings.config.log_format);
