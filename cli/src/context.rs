@@ -14,6 +14,7 @@ use rendez_orchestrator::{Client, SecretString};
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Exit;
+use crate::out::tell;
 
 /// Options of every command that talks to a relay.
 #[derive(Debug, Clone, clap::Args)]
@@ -58,7 +59,7 @@ impl RelayOptions {
         self.tls.configure().map_err(Exit::config)?;
         let client = Client::new(&relay, token)?;
         if client.registry().is_exposed() {
-            eprintln!("rendez: warning: the token goes to {relay} without TLS");
+            tell(format_args!("rendez: warning: the token goes to {relay} without TLS"));
         }
         Ok(client)
     }

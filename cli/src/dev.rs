@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::DevContext;
 use crate::exit::Exit;
+use crate::out::out;
 
 /// Keys, tokens and database live in a throw-away directory that goes away
 /// with the process.
@@ -49,7 +50,6 @@ pub(crate) async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
     .map_err(Exit::config)?;
     let url = format!("http://{}", relay.local_addr());
     let registry = relay.registry().clone();
-    let relay = tokio::spawn(relay.serve(cancel.clone()));
 
     let executor_token = token(&registry, Role::Executor).await?;
     let agent = Agent::new(AgentConfig {
@@ -67,6 +67,8 @@ pub(crate) async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
         orchestrator_token: token(&registry, Role::Orchestrator).await?,
         admin_token: token(&registry, Role::Admin).await?,
     };
+    // a relay that has no tokens would say so
+    let relay = tokio::spawn(relay.serve(cancel.clone()));
     let published = context.publish().map_err(Exit::config)?;
     let ready = CancellationToken::new();
     let announce = ready.clone();
@@ -76,15 +78,20 @@ pub(crate) async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
         }
     };
     let greeting = greeting(&url, &args.environment, &context, state.path());
-    tokio::spawn(async move {
-        ready.cancelled().await;
-        println!("{greeting}");
+    let quit = cancel.clone();
+    let told = tokio::spawn(async move {
+        match quit.run_until_cancelled(ready.cancelled()).await {
+            // without a reader there is nobody to serve
+            Some(()) => out(greeting).inspect_err(|_| quit.cancel()),
+            None => Ok(()),
+        }
     });
     let agent = agent.run(cancel.clone(), watch).await;
     cancel.cancel();
     let _ = relay.await;
     drop(published);
     agent?;
+    told.await.map_err(Exit::software)??;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,7 +1,6 @@
 //! `rendez env`: look at environments, and revoke them.
 
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rendez_orchestrator::EnvironmentId;
 use rendez_proto::registry::environments::{
@@ -10,6 +9,8 @@ use rendez_proto::registry::environments::{
 
 use crate::context::{Purpose, RelayOptions};
 use crate::exit::Exit;
+use crate::human::{ago, bytes, now, span};
+use crate::out::{self, out, tell};
 use crate::registry::{AdminOptions, State};
 
 /// Look at environments, and revoke them.
@@ -72,18 +73,18 @@ pub(crate) async fn run(command: EnvCommand) -> Result<ExitCode, Exit> {
             let client = relay.client(Purpose::Orchestrate)?;
             let detail = client.registry().environment(&environment, probe).await?;
             match json {
-                true => println!("{}", serde_json::to_string(&detail).map_err(Exit::software)?),
-                false => print!("{}", describe(&detail, now())),
+                true => out::json(&detail)?,
+                false => out(describe(&detail, now()))?,
             }
         }
         EnvCommand::Revoke { admin, environment, registration_only } => {
             let admin = admin.open(State::Existing).await?;
             if registration_only {
                 admin.end_registration(&environment).await?;
-                eprintln!("ended the registration of {environment}");
+                tell(format_args!("ended the registration of {environment}"));
             } else {
                 admin.revoke_environment(&environment).await?;
-                eprintln!("revoked {environment}");
+                tell(format_args!("revoked {environment}"));
             }
         }
     }
@@ -94,23 +95,18 @@ async fn list(relay: &RelayOptions, json: bool) -> Result<(), Exit> {
     let client = relay.client(Purpose::Orchestrate)?;
     let environments = client.registry().environments().await?;
     if json {
-        for environment in &environments {
-            println!("{}", serde_json::to_string(environment).map_err(Exit::software)?);
-        }
-        return Ok(());
+        return out::jsonl(&environments);
     }
     if environments.is_empty() {
-        eprintln!("no executor has registered yet, or the token covers none of them");
+        tell("no executor has registered yet, or the token covers none of them");
         return Ok(());
     }
     let width = environments.iter().map(|e| e.environment_id.as_str().len()).max().unwrap_or(0);
     let width = width.max("ENVIRONMENT".len());
-    println!("{:width$}  {:9}  {:9}  PROFILES", "ENVIRONMENT", "STATE", "SINCE");
+    let head = format!("{:width$}  {:9}  {:9}  PROFILES", "ENVIRONMENT", "STATE", "SINCE");
     let now = now();
-    for environment in &environments {
-        println!("{}", line(environment, width, now));
-    }
-    Ok(())
+    let rows = environments.iter().map(|environment| line(environment, width, now));
+    out::lines(std::iter::once(head).chain(rows))
 }
 
 fn line(environment: &EnvironmentEntry, width: usize, now: u64) -> String {
@@ -127,7 +123,7 @@ fn describe(detail: &EnvironmentDetail, now: u64) -> String {
     field("environment", detail.environment_id.to_string());
     let Some(entry) = &detail.entry else {
         field("state", "never seen: no executor ever registered under this id".to_owned());
-        return lines.join("\n") + "\n";
+        return lines.join("\n");
     };
     let since = entry.since_unix_secs.map_or_else(String::new, |since| ago(now, since));
     field("state", state(entry.state, &since));
@@ -161,7 +157,7 @@ fn describe(detail: &EnvironmentDetail, now: u64) -> String {
         lines.push("\nBEGAN      LASTED     RECEIVED   SENT       END".to_owned());
         lines.extend(detail.history.iter().map(|record| past(record, now)));
     }
-    lines.join("\n") + "\n"
+    lines.join("\n")
 }
 
 fn state(state: EnvironmentState, since: &str) -> String {
@@ -179,7 +175,7 @@ fn verified(executor: &LiveExecutor) -> String {
         None => "not yet: no ping was answered so far".to_owned(),
         Some(round) => {
             let (whole, tenth) = (round.round_trip_us / 1000, round.round_trip_us % 1000 / 100);
-            let age = ago(round.age_ms / 1000, 0);
+            let age = span(round.age_ms / 1000);
             format!("a ping was answered {age} ago, within {whole}.{tenth} ms")
         }
     }
@@ -195,36 +191,6 @@ fn past(record: &ConnectionRecord, now: u64) -> String {
     };
     let why = record.ended_because.map_or("open", |why| why.words());
     format!("{began:11}{lasted:11}{received:11}{sent:11}{why}")
-}
-
-/// A stretch of time, in its two largest units.
-pub(crate) fn ago(now: u64, then: u64) -> String {
-    let seconds = now.saturating_sub(then);
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match () {
-        () if days > 0 => format!("{days}d {}h", hours % 24),
-        () if hours > 0 => format!("{hours}h {}m", minutes % 60),
-        () if minutes > 0 => format!("{minutes}m {}s", seconds % 60),
-        () => format!("{seconds}s"),
-    }
-}
-
-pub(crate) fn bytes(n: u64) -> String {
-    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-    if n < 1024 {
-        return format!("{n} B");
-    }
-    let mut tenths = n * 10 / 1024;
-    let mut unit = 0;
-    while tenths >= 10_240 && unit + 1 < UNITS.len() {
-        tenths /= 1024;
-        unit += 1;
-    }
-    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
-}
-
-pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
@@ -263,24 +229,10 @@ mod tests {
         assert!(revoked.contains("state         offline\n"), "{revoked}");
         assert!(revoked.contains("because       its access was revoked\n"), "{revoked}");
         assert!(revoked.contains("registration  none: number 3 was ended\n"), "{revoked}");
-        assert!(revoked.contains("known for     1m 30s\n"), "{revoked}");
+        assert!(revoked.ends_with("known for     1m30s"), "{revoked}");
         let fresh = describe(Some(95), None);
         assert!(fresh.contains("state         offline for 5s\n"), "{fresh}");
         assert!(fresh.contains("has not connected since\n"), "{fresh}");
         assert_eq!(line(&entry(None, None), 3, 100).trim_end(), "dev  offline");
-    }
-
-    #[test]
-    fn times_and_sizes_are_short() {
-        for (seconds, text) in
-            [(0, "0s"), (59, "59s"), (61, "1m 1s"), (3 * 3600 + 120, "3h 2m"), (90_000, "1d 1h")]
-        {
-            assert_eq!(ago(seconds, 0), text);
-        }
-        assert_eq!(ago(5, 9), "0s", "clocks differ");
-        for (n, text) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB")] {
-            assert_eq!(bytes(n), text);
-        }
-        assert_eq!(bytes(1 << 60).split('.').next(), Some("1048576"));
     }
 }

@@ -13,12 +13,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::context::{Purpose, RelayOptions};
 use crate::exit::Exit;
+use crate::out::{tell, unwritten};
 
 /// Bytes of standard input that are read at once. A pipe is asked to hold as
 /// much: so many writes are under way on a long path, and no more.
 const STDIN_BYTES: usize = STDIN_WRITE_MAX_BYTES;
-/// The exit code of a program whose reader went away (128 + SIGPIPE).
-const BROKEN_PIPE: u8 = 141;
 
 /// Standard input, output, error and the exit code are the command's. Ctrl-C
 /// interrupts it, a second one kills it.
@@ -106,7 +105,7 @@ async fn follow(process: &mut Process) -> Result<ExitCode, Exit> {
         };
         let event = match event {
             Err(error @ ProcessError::Missed(_)) => {
-                eprintln!("rendez: {error}");
+                tell(format_args!("rendez: {error}"));
                 missed = true;
                 continue;
             }
@@ -126,11 +125,7 @@ async fn follow(process: &mut Process) -> Result<ExitCode, Exit> {
         if let Err(error) = written {
             // Nobody reads the output any more: end it, as a pipe would.
             let _ = control.terminate().await;
-            return if error.kind() == std::io::ErrorKind::BrokenPipe {
-                Ok(ExitCode::from(BROKEN_PIPE))
-            } else {
-                Err(Exit::io(format!("cannot write the command's output: {error}")))
-            };
+            return Err(unwritten(&error));
         }
     }
 }
@@ -163,20 +158,20 @@ async fn forward_stdin(mut stdin: Stdin) {
                 // counts. A lost connection is told by whoever reads output.
                 Err(ProcessError::StdinClosed | ProcessError::Lost) => return,
                 Err(error) => {
-                    eprintln!("rendez: standard input is not passed on any more: {error}");
+                    tell(format_args!("rendez: standard input is not passed on any more: {error}"));
                     return;
                 }
             },
             Err(error) => {
-                eprintln!("rendez: cannot read standard input: {error}");
+                tell(format_args!("rendez: cannot read standard input: {error}"));
                 break;
             }
         }
     }
     if let Err(ProcessError::Unsupported(_)) = stdin.close().await {
-        eprintln!(
+        tell(
             "rendez: this stock executor cannot be told that standard input has ended; \
-             a command that waits for that goes on waiting (Ctrl-C interrupts it)"
+             a command that waits for that goes on waiting (Ctrl-C interrupts it)",
         );
     }
 }
@@ -184,8 +179,8 @@ async fn forward_stdin(mut stdin: Stdin) {
 async fn tell_about_the_link(mut link: tokio::sync::watch::Receiver<LinkState>) {
     while link.changed().await.is_ok() {
         match *link.borrow_and_update() {
-            LinkState::Resuming => eprintln!("rendez: connection lost, resuming"),
-            LinkState::Up => eprintln!("rendez: resumed"),
+            LinkState::Resuming => tell("rendez: connection lost, resuming"),
+            LinkState::Up => tell("rendez: resumed"),
             LinkState::Down => return,
         }
     }

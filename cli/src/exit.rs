@@ -4,23 +4,32 @@
 //! sysexits.h, and say `rendez: ...` on standard error, so that people and
 //! scripts can tell the two apart.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
+use std::io::{Write as _, stderr};
 use std::process::ExitCode;
 
 use rendez_executor_agent::AgentError;
 use rendez_orchestrator::ConnectError;
 use rendez_orchestrator::error::{FileError, ProcessError, RegistryError};
+use rendez_registry::OpenError;
+use rendez_registry::backup::BackupError;
+use rendez_registry::service::admin::{CreateTokenError, RotateError};
+use rendez_registry::store::StoreError;
 
 /// Shown below `--help`.
 pub(crate) const HELP: &str = "\
 Exit codes: that of the remote command, 128+N if signal N killed it, 126 if the executor
 cannot start it, 127 if it does not exist there. Of rendez itself, with a message on stderr:
-  64 wrong usage                     65 the audit log is broken
-                                     74 connection lost, outcome of the command unknown
-  68 unknown environment             75 relay cannot be reached or cannot serve now
-  69 the executor is offline         76 the other side breaks the protocol
-  70 internal error                  77 token missing, refused, or not allowed to do this
-                                     78 configuration cannot be used";
+  64 wrong usage, or no such token   74 connection lost, outcome of the command unknown
+  65 the audit log is broken         75 relay cannot be reached or cannot serve now
+  68 unknown environment             76 the other side breaks the protocol
+  69 the executor is offline         77 token missing or refused, this is not allowed, or a
+  70 internal error                     limit is reached
+                                     78 configuration cannot be used
+And without a message: 141 if nobody reads the output any more.";
+
+/// The exit code of a program whose reader went away (128 + SIGPIPE).
+const UNREAD: u8 = 141;
 
 /// Prints what is wrong with the command line, or the help that was asked for.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
@@ -32,12 +41,13 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
 #[derive(Debug)]
 pub(crate) struct Exit {
     code: u8,
-    message: String,
+    /// None: there is nobody to tell.
+    message: Option<String>,
 }
 
 impl Exit {
     fn new(code: u8, message: impl Display) -> Self {
-        Self { code, message: message.to_string() }
+        Self { code, message: Some(message.to_string()) }
     }
 
     /// 64: wrong usage.
@@ -48,6 +58,11 @@ impl Exit {
     /// 65: what was read is not what it should be.
     pub(crate) fn data(message: impl Display) -> Self {
         Self::new(65, message)
+    }
+
+    /// 68: no such environment.
+    pub(crate) fn unknown_environment(message: impl Display) -> Self {
+        Self::new(68, message)
     }
 
     /// 70: our fault.
@@ -65,6 +80,11 @@ impl Exit {
         Self::new(75, message)
     }
 
+    /// 76: the relay did not do what it should.
+    pub(crate) fn protocol(message: impl Display) -> Self {
+        Self::new(76, message)
+    }
+
     /// 77: no token.
     pub(crate) fn no_token(message: impl Display) -> Self {
         Self::new(77, message)
@@ -75,10 +95,24 @@ impl Exit {
         Self::new(78, message)
     }
 
+    /// 141: nobody reads the output any more, which needs no words.
+    pub(crate) fn unread() -> Self {
+        Self { code: UNREAD, message: None }
+    }
+
     /// Tells the user and gives the process its code.
     pub(crate) fn report(self) -> ExitCode {
-        eprintln!("rendez: {}", self.message);
+        if self.message.is_some() {
+            // nobody has to read it
+            let _ = writeln!(stderr(), "rendez: {self}");
+        }
         ExitCode::from(self.code)
+    }
+}
+
+impl Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.message.as_deref().unwrap_or("nobody reads the output"))
     }
 }
 
@@ -91,15 +125,79 @@ impl From<AgentError> for Exit {
 impl From<RegistryError> for Exit {
     fn from(error: RegistryError) -> Self {
         let code = match &error {
-            RegistryError::Url(_) => 64,
+            RegistryError::Url(_) | RegistryError::Invalid(_) => 64,
             RegistryError::UnknownEnvironment(_) => 68,
             RegistryError::Offline(_) => 69,
             RegistryError::Unreachable { .. } | RegistryError::Unavailable(_) => 75,
-            RegistryError::Malformed(_) | RegistryError::Refused(_) => 76,
-            RegistryError::TokenRefused(_) | RegistryError::Forbidden(_) => 77,
+            // that something does not exist is what some commands expect; they
+            // look at it before this
+            RegistryError::Malformed(_)
+            | RegistryError::NotFound(_)
+            | RegistryError::Refused(_) => 76,
+            RegistryError::TokenRefused(_)
+            | RegistryError::Forbidden(_)
+            | RegistryError::LimitReached(_) => 77,
             RegistryError::TrustStore(_) => 78,
         };
         Self::new(code, error)
+    }
+}
+
+impl From<OpenError> for Exit {
+    fn from(error: OpenError) -> Self {
+        Self::new(if error.is_temporary() { 75 } else { 78 }, error)
+    }
+}
+
+impl From<StoreError> for Exit {
+    fn from(error: StoreError) -> Self {
+        let code = match &error {
+            StoreError::Unavailable(_) => 75,
+            StoreError::LimitReached { .. } => 77,
+            StoreError::Corrupt(_) => 78,
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<CreateTokenError> for Exit {
+    fn from(error: CreateTokenError) -> Self {
+        match error {
+            CreateTokenError::Store(error) => error.into(),
+            CreateTokenError::Random(error) => Self::software(error),
+            CreateTokenError::Pattern(_)
+            | CreateTokenError::Label
+            | CreateTokenError::ExpiresAtOnce
+            | CreateTokenError::Source(_)
+            | CreateTokenError::NoUses
+            | CreateTokenError::UsesOfAdmin
+            | CreateTokenError::EnvironmentsOfAdmin => Self::usage(error),
+        }
+    }
+}
+
+impl From<RotateError> for Exit {
+    fn from(error: RotateError) -> Self {
+        match error {
+            RotateError::Store(error) => error.into(),
+            RotateError::Random(error) => Self::software(error),
+            RotateError::Unknown
+            | RotateError::Inactive
+            | RotateError::HasKey
+            | RotateError::Overlap => Self::usage(error),
+        }
+    }
+}
+
+impl From<BackupError> for Exit {
+    fn from(error: BackupError) -> Self {
+        match error {
+            BackupError::Copy(error) => error.into(),
+            BackupError::Open(error) if error.is_busy() => Self::unavailable(error),
+            BackupError::NoDatabase(_) | BackupError::Open(_) | BackupError::File { .. } => {
+                Self::config(error)
+            }
+        }
     }
 }
 
@@ -132,5 +230,41 @@ impl From<ProcessError> for Exit {
 impl From<FileError> for Exit {
     fn from(error: FileError) -> Self {
         Self::io(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(exit: impl Into<Exit>) -> u8 {
+        exit.into().code
+    }
+
+    /// What a relay answers over HTTP and what its state directory says.
+    #[test]
+    fn the_same_failure_has_the_same_code() {
+        let full = || StoreError::LimitReached { what: "tokens", max: 1 };
+        assert_eq!(code(full()), 77);
+        assert_eq!(code(CreateTokenError::Store(full())), 77);
+        assert_eq!(code(RegistryError::LimitReached("m".to_owned())), 77);
+        let locked = || StoreError::Unavailable("database is locked".into());
+        assert_eq!(code(locked()), 75);
+        assert_eq!(code(CreateTokenError::Store(locked())), 75);
+        assert_eq!(code(RotateError::Store(locked())), 75);
+        assert_eq!(code(BackupError::Copy(locked())), 75);
+        assert_eq!(code(RegistryError::Unavailable("m".to_owned())), 75);
+        assert_eq!(code(CreateTokenError::NoUses), 64);
+        assert_eq!(code(RotateError::Unknown), 64);
+        assert_eq!(code(RegistryError::Invalid("m".to_owned())), 64);
+        // a call that an old relay does not have
+        assert_eq!(code(RegistryError::NotFound("m".to_owned())), 76);
+    }
+
+    #[test]
+    fn the_help_names_every_code() {
+        for code in [64, 65, 68, 69, 70, 74, 75, 76, 77, 78, UNREAD] {
+            assert!(HELP.contains(&format!(" {code} ")), "{code}");
+        }
     }
 }

@@ -1,28 +1,25 @@
-//! Times as people write and read them.
+//! Times and sizes as people write and read them: one grammar for all that is
+//! typed, that of the relay's settings, and one spelling for all that is shown.
 
-/// Units, longest first, with their seconds.
-const UNITS: [(char, u64); 5] =
-    [('w', 7 * 86_400), ('d', 86_400), ('h', 3600), ('m', 60), ('s', 1)];
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Reads a time such as `90s`, `12h`, `30d` or `1h30m`, in seconds; `0` needs
-/// no unit.
+/// Units of times that are shown, longest first, with their seconds. Weeks are
+/// harder to read than days.
+const UNITS: [(char, u64); 4] = [('d', 86_400), ('h', 3600), ('m', 60), ('s', 1)];
+
+/// Reads a time such as `90s`, `12h`, `30d` or `1h30m`; `0` needs no unit.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = |error| format!("{error}; write it as 90s, 12h, 30d or 1h30m");
+    humantime::parse_duration(text).map_err(wrong)
+}
+
+/// Reads a time in whole seconds.
 pub(crate) fn seconds(text: &str) -> Result<u64, String> {
-    let wrong = || "must be numbers with units, such as 90s, 12h, 30d or 1h30m".to_owned();
-    if text == "0" {
-        return Ok(0);
+    let duration = duration(text)?;
+    if duration.subsec_nanos() > 0 {
+        return Err("must be whole seconds".to_owned());
     }
-    let (mut total, mut number) = (0_u64, String::new());
-    for c in text.chars() {
-        if c.is_ascii_digit() {
-            number.push(c);
-            continue;
-        }
-        let (_, unit) = UNITS.into_iter().find(|(name, _)| *name == c).ok_or_else(wrong)?;
-        let part = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
-        total = part.and_then(|part| total.checked_add(part)).ok_or_else(wrong)?;
-        number.clear();
-    }
-    if text.is_empty() || !number.is_empty() { Err(wrong()) } else { Ok(total) }
+    Ok(duration.as_secs())
 }
 
 /// A time in its two largest units, such as `29d23h`.
@@ -32,8 +29,7 @@ pub(crate) fn span(mut seconds: u64) -> String {
     }
     let mut text = String::new();
     let mut parts = 0;
-    // weeks are harder to read than days
-    for (name, unit) in &UNITS[1..] {
+    for (name, unit) in &UNITS {
         let number = seconds / unit;
         seconds %= unit;
         if number > 0 {
@@ -45,6 +41,32 @@ pub(crate) fn span(mut seconds: u64) -> String {
         }
     }
     text
+}
+
+/// How long ago that was; nothing if clocks differ.
+pub(crate) fn ago(now: u64, then: u64) -> String {
+    span(now.saturating_sub(then))
+}
+
+/// A size with one digit behind the point.
+pub(crate) fn bytes(n: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if n < 1024 {
+        return format!("{n} B");
+    }
+    // any number may come from a relay
+    let mut tenths = u128::from(n) * 10 / 1024;
+    let mut unit = 0;
+    while tenths >= 10_240 && unit + 1 < UNITS.len() {
+        tenths /= 1024;
+        unit += 1;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
+/// The time here, in seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
@@ -59,14 +81,20 @@ mod tests {
             ("90s", 90),
             ("15m", 900),
             ("1h30m", 5400),
+            ("1h 30m", 5400),
             ("30d", 2_592_000),
             ("2w", 1_209_600),
         ] {
             assert_eq!(seconds(text), Ok(value), "{text}");
+            assert_eq!(duration(text), Ok(Duration::from_secs(value)), "{text}");
         }
-        for bad in ["", "5", "d", "1h30", "-5s", "5y", "99999999999999999999d", "99999999999999w"] {
-            assert!(seconds(bad).is_err(), "{bad:?} was accepted");
+        for bad in ["", "5", "d", "1h30", "-5s", "5q", "99999999999999999999d", "9999999999999999w"]
+        {
+            let error = seconds(bad).unwrap_err();
+            assert!(error.contains("1h30m"), "{bad:?}: {error}");
         }
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert!(seconds("250ms").unwrap_err().contains("whole"));
     }
 
     #[test]
@@ -81,5 +109,15 @@ mod tests {
         ] {
             assert_eq!(span(value), text);
         }
+        assert_eq!(ago(100, 40), "1m");
+        assert_eq!(ago(5, 9), "0s", "clocks differ");
+    }
+
+    #[test]
+    fn sizes_have_one_digit_behind_the_point() {
+        for (n, text) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB")] {
+            assert_eq!(bytes(n), text);
+        }
+        assert_eq!(bytes(u64::MAX), "16777215.9 TiB");
     }
 }

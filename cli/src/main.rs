@@ -2,6 +2,8 @@
 //!
 //! Each command is a file, and a few lines over a library.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod admin;
 mod context;
 mod dev;
@@ -9,6 +11,7 @@ mod env;
 mod exec;
 mod exit;
 mod human;
+mod out;
 mod probe;
 mod registry;
 mod token;
@@ -43,7 +46,7 @@ enum Command {
     /// Look at environments, and revoke them
     #[command(subcommand)]
     Env(env::EnvCommand),
-    /// Administer a relay: its audit log, and backups
+    /// Administer a relay: its state, connections, audit log and backups
     #[command(subcommand)]
     Admin(admin::AdminCommand),
     /// Measure real round trips through a relay
@@ -88,7 +91,7 @@ async fn run(command: Command) -> Result<ExitCode, Exit> {
             let print = args.print_config;
             let settings = args.load().map_err(Exit::config)?;
             if print {
-                print!("{}", config::document(&settings));
+                out::out(config::document(&settings).trim_end())?;
                 return Ok(ExitCode::SUCCESS);
             }
             let (level, format) = (settings.config.log_level, settings.config.log_format);

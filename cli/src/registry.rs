@@ -1,9 +1,11 @@
 //! A registry to administer: one that is asked over HTTP, or the state
 //! directory of a relay, which may run meanwhile.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use rendez_orchestrator::error::RegistryError;
 use rendez_orchestrator::{Client, EnvironmentId};
+use rendez_proto::audit::AuditPage;
 use rendez_proto::registry::admin::{CreateToken, RotateToken, TokenCreated, TokenEntry};
 use rendez_registry::model::Subject;
 use rendez_registry::service::DATABASE_FILE;
@@ -42,15 +44,38 @@ pub(crate) enum Admin {
 impl AdminOptions {
     /// The registry that these options name.
     pub(crate) async fn open(&self, state: State) -> Result<Admin, Exit> {
-        let Some(directory) = &self.state else {
-            return Ok(Admin::Remote(Box::new(self.relay.client(Purpose::Administer)?)));
-        };
-        if state == State::Existing && !directory.join(DATABASE_FILE).exists() {
-            let directory = directory.display();
-            return Err(Exit::config(format!("{directory}: this is no state of a relay")));
+        match &self.state {
+            None => Ok(Admin::Remote(Box::new(self.relay.client(Purpose::Administer)?))),
+            Some(directory) => Ok(Admin::Local(open_here(directory, state).await?)),
         }
-        let registry = Registry::open(directory, Options::default()).await;
-        Ok(Admin::Local(registry.map_err(Exit::config)?))
+    }
+
+    /// How to reach the relay.
+    pub(crate) fn relay(&self) -> &RelayOptions {
+        &self.relay
+    }
+
+    /// The same options for the relay at `url`.
+    pub(crate) fn at(self, url: String) -> Self {
+        Self { relay: self.relay.at(url), ..self }
+    }
+}
+
+/// Opens the registry in a relay's state directory. One that is there is never
+/// brought up to date: an older relay may be running on it.
+async fn open_here(directory: &Path, state: State) -> Result<Registry, Exit> {
+    if state == State::New && !directory.join(DATABASE_FILE).exists() {
+        return Ok(Registry::open(directory, Options::default()).await?);
+    }
+    Ok(Registry::attach(directory, Options::default()).await?)
+}
+
+/// What is told in place of "not found", which is the right answer to a wrong
+/// name and the wrong one to everything else.
+fn unless_found(error: RegistryError, missing: fn(String) -> Exit) -> Exit {
+    match error {
+        RegistryError::NotFound(message) => missing(message),
+        error => error.into(),
     }
 }
 
@@ -58,7 +83,7 @@ impl Admin {
     pub(crate) async fn create_token(&self, new: &CreateToken) -> Result<TokenCreated, Exit> {
         match self {
             Admin::Remote(client) => Ok(client.registry().create_token(new).await?),
-            Admin::Local(registry) => registry.create_token(new).await.map_err(Exit::usage),
+            Admin::Local(registry) => Ok(registry.create_token(new).await?),
         }
     }
 
@@ -69,7 +94,7 @@ impl Admin {
         };
         let (mut all, mut after) = (Vec::new(), None);
         loop {
-            let page = registry.list_tokens(after.as_ref()).await.map_err(Exit::config)?;
+            let page = registry.list_tokens(after.as_ref()).await?;
             all.extend(page.tokens);
             after = page.next.and_then(|next| next.parse().ok());
             if after.is_none() {
@@ -88,40 +113,55 @@ impl Admin {
         };
         match self {
             Admin::Remote(client) => {
-                Ok(client.registry().rotate_token(id.as_str(), request).await?)
+                let rotated = client.registry().rotate_token(id.as_str(), request).await;
+                rotated.map_err(|error| unless_found(error, Exit::usage))
             }
-            Admin::Local(registry) => {
-                registry.rotate_token(None, id, request).await.map_err(Exit::usage)
-            }
+            Admin::Local(registry) => Ok(registry.rotate_token(None, id, request).await?),
         }
     }
 
     pub(crate) async fn revoke_token(&self, subject: &Subject) -> Result<(), Exit> {
         let registry = match self {
             Admin::Remote(client) => {
-                return Ok(client.registry().revoke_token(&subject.to_string()).await?);
+                let revoked = client.registry().revoke_token(&subject.to_string()).await;
+                return revoked.map_err(|error| unless_found(error, Exit::usage));
             }
             Admin::Local(registry) => registry,
         };
-        let found = registry.revoke(None, subject).await.map_err(Exit::config)?;
+        let found = registry.revoke(None, subject).await?;
         if found { Ok(()) } else { Err(Exit::usage("there is no such token")) }
     }
 
     pub(crate) async fn revoke_environment(&self, id: &EnvironmentId) -> Result<(), Exit> {
         let registry = match self {
-            Admin::Remote(client) => return Ok(client.registry().revoke_environment(id).await?),
+            Admin::Remote(client) => {
+                let revoked = client.registry().revoke_environment(id).await;
+                return revoked.map_err(|error| unless_found(error, Exit::unknown_environment));
+            }
             Admin::Local(registry) => registry,
         };
-        let found = registry.revoke_environment(None, id).await.map_err(Exit::config)?;
-        if found { Ok(()) } else { Err(Exit::usage("nobody registered this environment")) }
+        let found = registry.revoke_environment(None, id).await?;
+        let unknown = || Exit::unknown_environment("nobody registered this environment");
+        if found { Ok(()) } else { Err(unknown()) }
     }
 
     pub(crate) async fn end_registration(&self, id: &EnvironmentId) -> Result<(), Exit> {
         let registry = match self {
-            Admin::Remote(client) => return Ok(client.registry().end_registration(id).await?),
+            Admin::Remote(client) => {
+                let ended = client.registry().end_registration(id).await;
+                return ended.map_err(|error| unless_found(error, Exit::unknown_environment));
+            }
             Admin::Local(registry) => registry,
         };
-        let ended = registry.end_registration(None, id).await.map_err(Exit::config)?;
-        ended.map(drop).ok_or_else(|| Exit::usage("the environment has no registration"))
+        let unknown = || Exit::unknown_environment("the environment has no registration");
+        registry.end_registration(None, id).await?.map(drop).ok_or_else(unknown)
+    }
+
+    /// The audit log's rows after number `after`, one page of them.
+    pub(crate) async fn audit(&self, after: u64) -> Result<AuditPage, Exit> {
+        match self {
+            Admin::Remote(client) => Ok(client.registry().audit(after).await?),
+            Admin::Local(registry) => Ok(registry.audit().page(after).await?),
+        }
     }
 }

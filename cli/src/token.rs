@@ -1,13 +1,13 @@
 //! `rendez token`: create, list, rotate and revoke access tokens.
 
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rendez_proto::registry::admin::{CreateToken, Role, RotateToken, TokenEntry};
 use rendez_registry::model::Subject;
 
 use crate::exit::Exit;
-use crate::human::{seconds, span};
+use crate::human::{now, seconds, span};
+use crate::out::{self, out, tell};
 use crate::registry::{AdminOptions, State};
 
 /// Create, list, rotate and revoke access tokens.
@@ -119,18 +119,14 @@ pub(crate) async fn run(command: TokenCommand) -> Result<ExitCode, Exit> {
         TokenCommand::Create(args) => {
             let admin = args.admin.open(State::New).await?;
             let created = admin.create_token(&args.request()).await?;
-            eprintln!("id {}, covers {}", created.entry.id, created.entry.environments);
-            println!("{}", created.token.expose());
+            tell(format_args!("id {}, covers {}", created.entry.id, created.entry.environments));
+            out(created.token.expose())?;
         }
         TokenCommand::Ls { admin, json } => {
             let tokens = admin.open(State::Existing).await?.tokens().await?;
-            if json {
-                for token in &tokens {
-                    println!("{}", serde_json::to_string(token).map_err(Exit::software)?);
-                }
-            } else {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH);
-                print!("{}", table(&tokens, now.map_or(0, |now| now.as_secs())));
+            match json {
+                true => out::jsonl(&tokens)?,
+                false => out::lines(table(&tokens, now()))?,
             }
         }
         TokenCommand::Rotate { admin, id, overlap } => {
@@ -138,14 +134,14 @@ pub(crate) async fn run(command: TokenCommand) -> Result<ExitCode, Exit> {
             let request = RotateToken { overlap_secs: overlap };
             let rotated = admin.rotate_token(&id, &request).await?;
             match overlap {
-                0 => eprintln!("the old secret of {id} has ended"),
-                _ => eprintln!("the old secret of {id} works for {} more", span(overlap)),
+                0 => tell(format_args!("the old secret of {id} has ended")),
+                _ => tell(format_args!("the old secret of {id} works for {} more", span(overlap))),
             }
-            println!("{}", rotated.token.expose());
+            out(rotated.token.expose())?;
         }
         TokenCommand::Revoke { admin, id } => {
             admin.open(State::Existing).await?.revoke_token(&id).await?;
-            eprintln!("revoked {id}");
+            tell(format_args!("revoked {id}"));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -165,7 +161,7 @@ impl CreateArgs {
 }
 
 /// One line per token, in columns.
-fn table(tokens: &[TokenEntry], now: u64) -> String {
+fn table(tokens: &[TokenEntry], now: u64) -> Vec<String> {
     let mut rows = vec![
         ["ID", "ROLE", "STATE", "ENDS", "USES", "ENVIRONMENTS", "FROM", "LABEL"].map(str::to_owned),
     ];
@@ -173,13 +169,11 @@ fn table(tokens: &[TokenEntry], now: u64) -> String {
     let widths: Vec<usize> = (0..rows[0].len())
         .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
         .collect();
-    let mut text = String::new();
-    for row in rows {
+    let line = |row: Vec<String>| {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
-    }
-    text
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.into_iter().map(|row| line(row.into())).collect()
 }
 
 fn row(token: &TokenEntry, now: u64) -> [String; 8] {
@@ -258,9 +252,9 @@ mod tests {
             uses: Some(2),
             ..entry()
         };
-        let text = table(&[entry(), bounded], 1000);
-        let lines: Vec<Vec<&str>> = text
-            .lines()
+        let lines = table(&[entry(), bounded], 1000);
+        let lines: Vec<Vec<&str>> = lines
+            .iter()
             .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
             .collect();
         let id = "00112233aabbccdd";

@@ -69,7 +69,8 @@ async fn nobody_else_gets_into_a_probing_machine() -> Result<()> {
     let relay = OurRelay::start().await?;
     let token = relay.token("orchestrator").await?;
     let mut probe = rendez()?;
-    probe.args(["probe", relay.url(), "--count", "1000000", "--timeout", "10m", "--state"]);
+    let args = ["--connects", "1", "--count", "1000000", "--timeout", "10m", "--state"];
+    probe.args(["probe", relay.url()]).args(args);
     let probe = Process::spawn({
         probe.arg(relay.state());
         probe

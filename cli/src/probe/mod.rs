@@ -7,16 +7,32 @@
 
 mod pair;
 mod report;
+mod tokens;
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rendez_orchestrator::{Client, EnvironmentId, Timings};
+use tokio::time::{Instant, timeout_at};
 
 use self::pair::Pair;
 use self::report::{Report, Samples};
-use crate::context::{Purpose, RelayOptions};
+use self::tokens::Tokens;
+use crate::context::Purpose;
 use crate::exit::Exit;
+use crate::human;
+use crate::out::{out, tell};
+use crate::registry::{AdminOptions, State};
+
+/// The longest `--timeout`: a probe's tokens live a little longer than that.
+const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
+/// The most round trips of one probe, which keeps all of them to find
+/// percentiles: 16 bytes each, twice.
+const ROUND_TRIPS_MAX: u32 = 1_000_000;
+/// How long a token's revocation may take.
+const REVOKING: Duration = Duration::from_secs(5);
+/// How long the throw-away executor may take to stop.
+const STOPPING: Duration = Duration::from_secs(5);
 
 /// Prints percentiles of connecting and of round trips. Without an environment
 /// it needs an admin token, or the relay's state directory: it makes tokens for
@@ -24,7 +40,7 @@ use crate::exit::Exit;
 #[derive(Debug, clap::Args)]
 pub(crate) struct ProbeArgs {
     #[command(flatten)]
-    relay: RelayOptions,
+    admin: AdminOptions,
 
     /// How many connections are opened, one after the other
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -34,13 +50,9 @@ pub(crate) struct ProbeArgs {
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     count: u32,
 
-    /// How long all of it may take, such as 10s
-    #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = duration)]
+    /// How long all of it may take, such as 10s; 24h at most
+    #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = timeout)]
     timeout: Duration,
-
-    /// Make the tokens in this state directory of a relay
-    #[arg(long, value_name = "DIR")]
-    state: Option<std::path::PathBuf>,
 
     /// The id that the throw-away executor takes
     #[arg(long, default_value = "rendez-probe", value_name = "ID")]
@@ -75,46 +87,63 @@ impl std::str::FromStr for Target {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| error.to_string())
+fn timeout(text: &str) -> Result<Duration, String> {
+    let timeout = human::duration(text)?;
+    match timeout > TIMEOUT_MAX {
+        true => Err("a probe may take 24h at most".to_owned()),
+        false => Ok(timeout),
+    }
 }
 
 /// Runs the command.
 pub(crate) async fn run(args: ProbeArgs) -> Result<ExitCode, Exit> {
-    let deadline = tokio::time::Instant::now() + args.timeout;
-    let late = || Exit::unavailable(format!("the probe was not done within {:?}", args.timeout));
+    if args.connects.saturating_mul(args.count) > ROUND_TRIPS_MAX {
+        let most = ROUND_TRIPS_MAX;
+        return Err(Exit::usage(format!("--connects times --count may be {most} at most")));
+    }
+    let deadline = Instant::now() + args.timeout;
+    let late = |_| Exit::unavailable(format!("the probe was not done within {:?}", args.timeout));
     let (options, environment) = match args.target.clone() {
-        Some(Target::Relay(url)) => (args.relay.clone().at(url), None),
-        Some(Target::Environment(environment)) => (args.relay.clone(), Some(environment)),
-        None => (args.relay.clone(), None),
+        Some(Target::Relay(url)) => (args.admin.clone().at(url), None),
+        Some(Target::Environment(environment)) => (args.admin.clone(), Some(environment)),
+        None => (args.admin.clone(), None),
     };
-    let relay = options.url()?;
+    let relay = options.relay().url()?;
     let (measured, register, environment) = match environment {
         Some(environment) => {
-            let client = options.client(Purpose::Orchestrate)?;
-            let measured = tokio::time::timeout_at(deadline, measure(&client, &environment, &args));
-            (measured.await.map_err(|_| late())??, None, environment)
+            let client = options.relay().client(Purpose::Orchestrate)?;
+            let measured = timeout_at(deadline, measure(&client, &environment, &args));
+            (measured.await.map_err(late)??, None, environment)
         }
         None => {
             let environment = args.probe_environment.clone();
-            let pair = Pair::prepare(&options, args.state.as_deref(), &environment);
-            let pair = tokio::time::timeout_at(deadline, pair).await.map_err(|_| late())??;
+            let admin = timeout_at(deadline, options.open(State::Existing));
+            let mut tokens = Tokens::new(admin.await.map_err(late)??, args.timeout);
+            let mut pair = None;
             let probing = async {
+                let made = Pair::prepare(options.relay(), &mut tokens, &environment).await?;
+                let pair = pair.insert(made);
                 let register = pair.register().await?;
-                let measured = measure(pair.client(), &environment, &args).await?;
-                Ok::<_, Exit>((measured, register))
+                Ok::<_, Exit>((measure(pair.client(), &environment, &args).await?, register))
             };
-            let outcome = tokio::time::timeout_at(deadline, probing).await;
-            pair.dissolve().await;
-            let (measured, register) = outcome.map_err(|_| late())??;
+            let outcome = timeout_at(deadline, probing).await;
+            // what has no time to stop loses its rights all the same
+            if let Some(pair) = &pair {
+                pair.leave();
+            }
+            tokens.revoke(REVOKING).await.iter().for_each(tell);
+            if let Some(pair) = pair {
+                pair.gone(STOPPING).await;
+            }
+            let (measured, register) = outcome.map_err(late)??;
             (measured, Some(register), environment)
         }
     };
     let report = Report { relay, environment, register, measured };
     if args.json {
-        println!("{}", report.json());
+        out(report.json())?
     } else {
-        print!("{report}");
+        out(report)?
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -152,4 +181,18 @@ async fn measure(
         executor.close().await;
     }
     Ok(measured)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_has_a_bound_and_a_reason() {
+        assert_eq!(timeout("24h"), Ok(TIMEOUT_MAX));
+        assert!(timeout("25h").unwrap_err().contains("24h"));
+        // an instant so far away cannot be told
+        assert!(timeout("500000000000y").is_err());
+        assert!(timeout("10").unwrap_err().contains("1h30m"));
+    }
 }

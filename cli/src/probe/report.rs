@@ -90,12 +90,10 @@ impl fmt::Display for Report {
         }
         write!(f, "{:12}{:>7}", "ms", "n")?;
         PERCENTILES.iter().try_for_each(|(name, _)| write!(f, "{name:>10}"))?;
-        writeln!(f)?;
         for (kind, samples) in self.kinds() {
-            write!(f, "{:12}{:>7}", kind.replace('_', " "), samples.0.len())?;
+            write!(f, "\n{:12}{:>7}", kind.replace('_', " "), samples.0.len())?;
             let mut values = samples.percentiles().into_iter();
             values.try_for_each(|(_, millis)| write!(f, "{millis:>10.3}"))?;
-            writeln!(f)?;
         }
         Ok(())
     }

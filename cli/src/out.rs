@@ -1,0 +1,51 @@
+//! All that is printed.
+//!
+//! What was asked for goes to standard output, through [`out`] and [`lines`]: a
+//! reader that goes away (`rendez env ls | head -1`) ends the command as it ends
+//! others, without a word and with the code of SIGPIPE. What people are told
+//! besides goes to standard error, through [`tell`], and nobody has to read it.
+//! `println!` and `eprintln!` would panic in both cases; a lint forbids them.
+
+use std::fmt::Display;
+use std::io::{BufWriter, ErrorKind, Write, stderr, stdout};
+
+use serde::Serialize;
+
+use crate::exit::Exit;
+
+/// Prints a text and the end of its last line.
+pub(crate) fn out(text: impl Display) -> Result<(), Exit> {
+    lines([text])
+}
+
+/// Prints lines.
+pub(crate) fn lines<T: Display>(lines: impl IntoIterator<Item = T>) -> Result<(), Exit> {
+    let mut out = BufWriter::new(stdout().lock());
+    let mut lines = lines.into_iter();
+    let written = lines.try_for_each(|line| writeln!(out, "{line}"));
+    written.and_then(|()| out.flush()).map_err(|error| unwritten(&error))
+}
+
+/// Prints a value as one line of JSON.
+pub(crate) fn json(value: &impl Serialize) -> Result<(), Exit> {
+    out(serde_json::to_string(value).map_err(Exit::software)?)
+}
+
+/// Prints values as JSON, one per line.
+pub(crate) fn jsonl<T: Serialize>(values: &[T]) -> Result<(), Exit> {
+    let texts: Result<Vec<_>, _> = values.iter().map(serde_json::to_string).collect();
+    lines(texts.map_err(Exit::software)?)
+}
+
+/// Tells people something besides.
+pub(crate) fn tell(text: impl Display) {
+    let _ = writeln!(stderr(), "{text}");
+}
+
+/// Why output is not written.
+pub(crate) fn unwritten(error: &std::io::Error) -> Exit {
+    match error.kind() {
+        ErrorKind::BrokenPipe => Exit::unread(),
+        _ => Exit::io(format!("cannot write the output: {error}")),
+    }
+}

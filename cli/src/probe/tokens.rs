@@ -1,0 +1,117 @@
+//! The tokens of one probe. All that were made are revoked, however it ends.
+
+use std::time::Duration;
+
+use rendez_orchestrator::EnvironmentId;
+use rendez_proto::registry::admin::{CreateToken, Role, TokenText};
+use rendez_registry::model::Subject;
+use tokio::time::timeout;
+
+use crate::exit::Exit;
+use crate::human::span;
+use crate::registry::Admin;
+
+/// What a token lives beyond its probe, which may end late: time to revoke it,
+/// and a clock that is not quite ours.
+const MARGIN: Duration = Duration::from_secs(60);
+
+/// See the module.
+pub(super) struct Tokens {
+    admin: Admin,
+    seconds: u64,
+    made: Vec<Subject>,
+}
+
+impl Tokens {
+    /// For a probe that takes no longer than this.
+    pub(super) fn new(admin: Admin, probing: Duration) -> Self {
+        let seconds = probing.saturating_add(MARGIN).as_secs();
+        Self { admin, seconds, made: Vec::new() }
+    }
+
+    /// Makes one more.
+    pub(super) async fn make(
+        &mut self,
+        role: Role,
+        environment: &EnvironmentId,
+    ) -> Result<TokenText, Exit> {
+        let request = CreateToken {
+            environments: environment.to_string(),
+            label: "rendez probe".to_owned(),
+            expires_in_secs: Some(self.seconds),
+            ..CreateToken::new(role)
+        };
+        let created = self.admin.create_token(&request).await?;
+        let id = created.entry.id;
+        let nameless = |_| Exit::protocol(format!("the relay calls a token {id:?}"));
+        self.made.push(id.parse().map_err(nameless)?);
+        Ok(created.token)
+    }
+
+    /// Revokes them, each within this time. What is to be told of those for
+    /// which that did not work.
+    pub(super) async fn revoke(self, within: Duration) -> Vec<String> {
+        let mut complaints = Vec::new();
+        for subject in &self.made {
+            let why = match timeout(within, self.admin.revoke_token(subject)).await {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no answer within {within:?}"),
+            };
+            let life = span(self.seconds);
+            complaints.push(format!(
+                "rendez: token {subject} could not be revoked and ends by itself within {life}: {why}"
+            ));
+        }
+        complaints
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rendez_orchestrator::Client;
+    use rendez_registry::{Options, Registry};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn environment() -> EnvironmentId {
+        "box".parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn tokens_outlive_their_probe_and_leave_a_trace() {
+        let directory = tempfile::tempdir().unwrap();
+        let registry = Registry::open(directory.path(), Options::default()).await.unwrap();
+        let probing = Duration::from_secs(3600);
+        let mut tokens = Tokens::new(Admin::Local(registry.clone()), probing);
+        tokens.make(Role::Executor, &environment()).await.unwrap();
+        tokens.make(Role::Orchestrator, &environment()).await.unwrap();
+        let made = registry.list_tokens(None).await.unwrap().tokens;
+        assert_eq!(made.len(), 2);
+        for token in made {
+            let end = token.expires_at_unix_secs.unwrap();
+            assert!(end - token.created_at_unix_secs > probing.as_secs(), "{token:?}");
+        }
+        assert_eq!(tokens.revoke(Duration::from_secs(60)).await, [""; 0]);
+        let rows = registry.audit().page(0).await.unwrap().rows;
+        let revoked = |what: &str| what.starts_with("token_revoked ");
+        let rows = rows.iter().filter(|row| row.event.what.as_deref().is_some_and(revoked));
+        assert_eq!(rows.count(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_token_that_is_not_revoked_is_named() {
+        // takes connections and never answers
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", silent.local_addr().unwrap());
+        let client = Client::new(&url, "token".to_owned().into()).unwrap();
+        let mut tokens = Tokens::new(Admin::Remote(Box::new(client)), Duration::from_secs(30));
+        tokens.made =
+            vec!["0011223344556677".parse().unwrap(), "8899aabbccddeeff".parse().unwrap()];
+        let complaints = tokens.revoke(Duration::from_millis(50)).await;
+        assert_eq!(complaints.len(), 2, "{complaints:?}");
+        let first = &complaints[0];
+        assert!(first.contains("0011223344556677") && first.contains("1m30s"), "{first}");
+    }
+}
