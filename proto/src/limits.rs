@@ -266,8 +266,21 @@ pub const DATABASE_CONNECTIONS: u32 = 4;
 /// Environments of one registry: bounds what a token with the pattern `*` can
 /// create.
 pub const ENVIRONMENTS_MAX: u32 = 100_000;
-/// Tokens of one registry, revoked ones included.
+/// Tokens of one registry, those that ended included, and enrolled executors
+/// not. Where there are so many, the ones that ended first make room.
 pub const TOKENS_MAX: u32 = 100_000;
+/// How long a token that was revoked or expired is kept, so that its bearer is
+/// told so and an operator sees it. For each environment that is probed once a
+/// minute, 86,400 of them.
+pub const TOKENS_ENDED_KEPT: Duration = Duration::from_secs(30 * 86_400);
+/// Ended tokens that the creation of one may remove.
+pub const TOKENS_PURGE_BATCH: u32 = 64;
+/// Enrolled executors of one registry, revoked ones included: those stay, so
+/// that a key which was revoked is never enrolled again. Room to enrol each
+/// environment's executor anew.
+pub const ENROLLED_MAX: u32 = 2 * ENVIRONMENTS_MAX;
+/// Subjects of other issuers that are blocked, for good.
+pub const BLOCKED_SUBJECTS_MAX: u32 = 100_000;
 /// Entries of one page of a list.
 pub const LIST_PAGE_MAX: u32 = 1000;
 /// Largest answer of a registry that an orchestrator reads, in bytes: a full

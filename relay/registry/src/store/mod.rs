@@ -128,7 +128,10 @@ pub struct Withdrawn {
 /// The registry's memory.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Adds a token, up to [`rendez_proto::limits::TOKENS_MAX`].
+    /// Adds a token that is made at its `created_at`, up to
+    /// [`rendez_proto::limits::TOKENS_MAX`]. Ended ones without a key may be
+    /// forgotten for it: after [`rendez_proto::limits::TOKENS_ENDED_KEPT`], or if
+    /// there is no room.
     async fn insert_token(&self, token: &Token, act: &AuditEvent) -> Result<(), StoreError>;
 
     /// The token with this id, in whatever state.
@@ -157,7 +160,7 @@ pub trait Store: Send + Sync + 'static {
     async fn use_token(&self, subject: &Subject, now: u64) -> Result<Used, StoreError>;
 
     /// Adds `token`, which has a key and covers one environment, and uses
-    /// `join` once.
+    /// `join` once; up to [`rendez_proto::limits::ENROLLED_MAX`].
     async fn enrol(
         &self,
         token: &Token,

@@ -460,6 +460,86 @@ mod tests {
         assert!(matches!(store.tokens(None, 1).await, Err(StoreError::Corrupt("id"))));
     }
 
+    /// Tokens from number `first` on, without a key, or with one.
+    async fn fill(store: &SqliteStore, first: u32, count: u32, key: bool, revoked: Option<u64>) {
+        let columns = if key { "ed25519, enrolled_by" } else { "secret_sha256, enrolled_by" };
+        let secret = "CAST(printf('%032d', i) AS BLOB), '0000000000000000'";
+        let revoked = revoked.map_or("NULL".to_owned(), |at| at.to_string());
+        let sql = format!(
+            "WITH RECURSIVE n(i) AS (SELECT {first} UNION ALL SELECT i + 1 FROM n \
+             WHERE i < {}) INSERT INTO tokens (id, role, environments, label, created_at, \
+             revoked_at, {columns}) SELECT printf('%016x', i), 'executor', 'dev', '', 0, \
+             {revoked}, {secret} FROM n",
+            first + count - 1
+        );
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(store.pool()).await.unwrap();
+    }
+
+    async fn count(store: &SqliteStore) -> u32 {
+        sqlx::query_scalar("SELECT count(*) FROM tokens").fetch_one(store.pool()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn tokens_that_ended_are_forgotten_after_a_while_and_revoked_keys_never() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+        let (now, batch) = (1_800_000_000, limits::TOKENS_PURGE_BATCH);
+        let old = now - limits::TOKENS_ENDED_KEPT.as_secs();
+        fill(&store, 1, batch + 1, false, Some(old - 1)).await;
+        fill(&store, 1000, 1, false, Some(old)).await;
+        fill(&store, 2000, 1, true, Some(1)).await;
+        let expired = Token { expires_at: Some(old - 1), ..contract::token(1, Role::Admin) };
+        let expiring = Token { expires_at: Some(old), ..contract::token(2, Role::Admin) };
+        for token in [&expired, &expiring] {
+            store.insert_token(token, &act()).await.unwrap();
+        }
+        assert_eq!(count(&store).await, batch + 5, "in their own time they had not ended");
+
+        let made = |n| Token { created_at: now, ..contract::token(n, Role::Admin) };
+        store.insert_token(&made(3), &act()).await.unwrap();
+        assert_eq!(count(&store).await, 6, "as many as one creation removes");
+        store.insert_token(&made(4), &act()).await.unwrap();
+        let left = store.tokens(None, 10).await.unwrap();
+        let left: Vec<_> = left.iter().map(|token| token.id.as_str()).collect();
+        let ids = [&expiring.id, &made(3).id, &made(4).id].map(|id| id.as_str().to_owned());
+        let [expiring, three, four] = &ids;
+        let expected = ["00000000000003e8", "00000000000007d0", expiring, three, four];
+        assert_eq!(left, expected);
+    }
+
+    #[tokio::test]
+    async fn tokens_are_bounded_and_those_that_ended_make_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+        let now = 1_800_000_000;
+        let made = |n| Token { created_at: now, ..contract::token(n, Role::Join) };
+        let join = Token { max_uses: Some(9), ..made(1) };
+        store.insert_token(&join, &act()).await.unwrap();
+        fill(&store, 1, limits::TOKENS_MAX - 2, false, None).await;
+        fill(&store, 200_000, 1, false, Some(now - 1)).await;
+        // the one that ended just before, as there is no other
+        store.insert_token(&made(3), &act()).await.unwrap();
+        assert_eq!(count(&store).await, limits::TOKENS_MAX);
+        let gone: TokenId = "0000000000030d40".parse().unwrap();
+        assert_eq!(store.token(&gone).await.unwrap(), None);
+        let refused = store.insert_token(&made(4), &act()).await;
+        assert!(matches!(refused, Err(StoreError::LimitReached { what: "tokens", .. })));
+
+        // enrolled executors have a bound of their own, and make no room
+        let enrolled = |n: u8| Token {
+            credential: Credential::Key { public: [n; 32], enrolled_by: join.id.clone() },
+            environments: "dev".parse().unwrap(),
+            role: Role::Executor,
+            ..made(n)
+        };
+        let enrol = async |n| store.enrol(&enrolled(n), &join.id, now, &act()).await;
+        assert_eq!(enrol(5).await.unwrap(), Enrolled::Now);
+        fill(&store, 300_000, limits::ENROLLED_MAX - 1, true, Some(1)).await;
+        let refused = enrol(6).await;
+        let bound = matches!(refused, Err(StoreError::LimitReached { what, .. }) if what == "enrolled executors");
+        assert!(bound, "{refused:?}");
+    }
+
     #[tokio::test]
     async fn environments_are_bounded() {
         let dir = tempfile::tempdir().unwrap();

@@ -21,11 +21,50 @@ pub(super) async fn insert(
     tx.commit().await
 }
 
-async fn insert_row(tx: &mut SqliteConnection, token: &Token) -> Result<(), StoreError> {
-    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM tokens").fetch_one(&mut *tx).await?;
-    if count >= i64::from(limits::TOKENS_MAX) {
-        return Err(StoreError::LimitReached { what: "tokens", max: limits::TOKENS_MAX });
+/// Sees to it that there may be one more, with or without a key.
+async fn make_room(tx: &mut SqliteConnection, key: bool, now: u64) -> Result<(), StoreError> {
+    if !key {
+        let kept = limits::TOKENS_ENDED_KEPT.as_secs();
+        forget_ended(tx, now.saturating_sub(kept)).await?;
     }
+    let (what, max) = match key {
+        true => ("enrolled executors", limits::ENROLLED_MAX),
+        false => ("tokens", limits::TOKENS_MAX),
+    };
+    let count: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM tokens WHERE (ed25519 IS NOT NULL) = ?")
+            .bind(key)
+            .fetch_one(&mut *tx)
+            .await?;
+    if count < i64::from(max) {
+        return Ok(());
+    }
+    // better to forget sooner what is good for nothing than to refuse what is
+    let forgotten = if key { 0 } else { forget_ended(tx, now).await? };
+    if forgotten > 0 { Ok(()) } else { Err(StoreError::LimitReached { what, max }) }
+}
+
+/// Removes some tokens that were revoked or expired before this time, those
+/// that ended first. Nothing asks for them any more: what ended is refused as
+/// what is unknown, and elsewhere they are names only. A key stays: it must
+/// never be enrolled again. How many there were.
+async fn forget_ended(tx: &mut SqliteConnection, before: u64) -> Result<u64, StoreError> {
+    let done = sqlx::query(
+        "DELETE FROM tokens WHERE id IN \
+         (SELECT id FROM tokens WHERE ed25519 IS NULL AND (revoked_at < ?1 OR expires_at < ?1) \
+          ORDER BY min(coalesce(revoked_at, expires_at), coalesce(expires_at, revoked_at)) \
+          LIMIT ?2)",
+    )
+    .bind(seconds(before))
+    .bind(limits::TOKENS_PURGE_BATCH)
+    .execute(tx)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+async fn insert_row(tx: &mut SqliteConnection, token: &Token) -> Result<(), StoreError> {
+    let has_key = matches!(token.credential, Credential::Key { .. });
+    make_room(&mut *tx, has_key, token.created_at).await?;
     let (hash, previous, public, enrolled_by) = match &token.credential {
         Credential::Secret { hash, previous } => (Some(hash), previous.as_ref(), None, None),
         Credential::Key { public, enrolled_by } => (None, None, Some(public), Some(enrolled_by)),
@@ -111,8 +150,8 @@ pub(super) async fn revoke(
             let count: i64 = sqlx::query_scalar("SELECT count(*) FROM blocked_subjects")
                 .fetch_one(&mut *tx)
                 .await?;
-            if count >= i64::from(limits::TOKENS_MAX) {
-                let max = limits::TOKENS_MAX;
+            if count >= i64::from(limits::BLOCKED_SUBJECTS_MAX) {
+                let max = limits::BLOCKED_SUBJECTS_MAX;
                 return Err(StoreError::LimitReached { what: "blocked subjects", max });
             }
             let done = sqlx::query(
