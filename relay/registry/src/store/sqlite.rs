@@ -355,6 +355,7 @@ mod tests {
     use rendez_proto::profile::Profile;
     use rendez_proto::registry::admin::Role;
 
+    use super::database::Room;
     use super::*;
     use crate::OpenError;
     use crate::model::{Credential, SourceCidrs};
@@ -510,20 +511,23 @@ mod tests {
     #[tokio::test]
     async fn tokens_are_bounded_and_those_that_ended_make_room() {
         let dir = tempfile::tempdir().unwrap();
-        let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+        let mut store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+        let room = store.db.room;
+        assert_eq!((room.tokens, room.enrolled), (limits::TOKENS_MAX, limits::ENROLLED_MAX));
+        store.db.room = Room { tokens: 5, enrolled: 3 };
         let now = 1_800_000_000;
         let made = |n| Token { created_at: now, ..contract::token(n, Role::Join) };
         let join = Token { max_uses: Some(9), ..made(1) };
         store.insert_token(&join, &act()).await.unwrap();
-        fill(&store, 1, limits::TOKENS_MAX - 2, false, None).await;
-        fill(&store, 200_000, 1, false, Some(now - 1)).await;
+        fill(&store, 1, 3, false, None).await;
+        fill(&store, 10, 1, false, Some(now - 1)).await;
         // the one that ended just before, as there is no other
         store.insert_token(&made(3), &act()).await.unwrap();
-        assert_eq!(count(&store).await, limits::TOKENS_MAX);
-        let gone: TokenId = "0000000000030d40".parse().unwrap();
+        assert_eq!(count(&store).await, 5);
+        let gone: TokenId = "000000000000000a".parse().unwrap();
         assert_eq!(store.token(&gone).await.unwrap(), None);
         let refused = store.insert_token(&made(4), &act()).await;
-        assert!(matches!(refused, Err(StoreError::LimitReached { what: "tokens", .. })));
+        assert!(matches!(refused, Err(StoreError::LimitReached { what: "tokens", max: 5 })));
 
         // enrolled executors have a bound of their own, and make no room
         let enrolled = |n: u8| Token {
@@ -534,10 +538,15 @@ mod tests {
         };
         let enrol = async |n| store.enrol(&enrolled(n), &join.id, now, &act()).await;
         assert_eq!(enrol(5).await.unwrap(), Enrolled::Now);
-        fill(&store, 300_000, limits::ENROLLED_MAX - 1, true, Some(1)).await;
+        fill(&store, 20, 2, true, Some(1)).await;
         let refused = enrol(6).await;
-        let bound = matches!(refused, Err(StoreError::LimitReached { what, .. }) if what == "enrolled executors");
-        assert!(bound, "{refused:?}");
+        let what = "enrolled executors";
+        assert!(
+            matches!(refused, Err(StoreError::LimitReached { what: of, max: 3 }) if of == what)
+        );
+        assert_eq!(count(&store).await, 8);
+        let uses = store.token(&join.id).await.unwrap().unwrap().uses;
+        assert_eq!(uses, 1, "what was refused used nothing up");
     }
 
     #[tokio::test]

@@ -26,11 +26,22 @@ pub(super) struct Database {
     turn: Arc<Mutex<()>>,
     /// How long a writer waits for its turn.
     pub(super) patience: Duration,
+    pub(super) room: Room,
+}
+
+/// How many of what grows there may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// Tokens without a key.
+    pub(super) tokens: u32,
+    /// Tokens with one.
+    pub(super) enrolled: u32,
 }
 
 impl Database {
     pub(super) fn new(pool: SqlitePool) -> Self {
-        Self { pool, turn: Arc::default(), patience: limits::DATABASE_TURN_PATIENCE }
+        let room = Room { tokens: limits::TOKENS_MAX, enrolled: limits::ENROLLED_MAX };
+        Self { pool, turn: Arc::default(), patience: limits::DATABASE_TURN_PATIENCE, room }
     }
 
     /// A transaction that has its turn among the writers from the start: first

@@ -4,7 +4,7 @@ use rendez_proto::audit::AuditEvent;
 use rendez_proto::limits;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 
-use super::database::Database;
+use super::database::{Database, Room};
 use super::rows::{number, optional_bytes, optional_number, role, seconds, text};
 use super::{audit, journal};
 use crate::model::{Credential, Subject, Token, TokenId, Withdrawal};
@@ -16,20 +16,25 @@ pub(super) async fn insert(
     act: &AuditEvent,
 ) -> Result<(), StoreError> {
     let mut tx = db.write().await?;
-    insert_row(&mut tx, token).await?;
+    insert_row(&mut tx, db.room, token).await?;
     audit::note(&mut tx, act).await?;
     tx.commit().await
 }
 
 /// Sees to it that there may be one more, with or without a key.
-async fn make_room(tx: &mut SqliteConnection, key: bool, now: u64) -> Result<(), StoreError> {
+async fn make_room(
+    tx: &mut SqliteConnection,
+    room: Room,
+    key: bool,
+    now: u64,
+) -> Result<(), StoreError> {
     if !key {
         let kept = limits::TOKENS_ENDED_KEPT.as_secs();
         forget_ended(tx, now.saturating_sub(kept)).await?;
     }
     let (what, max) = match key {
-        true => ("enrolled executors", limits::ENROLLED_MAX),
-        false => ("tokens", limits::TOKENS_MAX),
+        true => ("enrolled executors", room.enrolled),
+        false => ("tokens", room.tokens),
     };
     let count: i64 =
         sqlx::query_scalar("SELECT count(*) FROM tokens WHERE (ed25519 IS NOT NULL) = ?")
@@ -62,9 +67,13 @@ async fn forget_ended(tx: &mut SqliteConnection, before: u64) -> Result<u64, Sto
     Ok(done.rows_affected())
 }
 
-async fn insert_row(tx: &mut SqliteConnection, token: &Token) -> Result<(), StoreError> {
+async fn insert_row(
+    tx: &mut SqliteConnection,
+    room: Room,
+    token: &Token,
+) -> Result<(), StoreError> {
     let has_key = matches!(token.credential, Credential::Key { .. });
-    make_room(&mut *tx, has_key, token.created_at).await?;
+    make_room(&mut *tx, room, has_key, token.created_at).await?;
     let (hash, previous, public, enrolled_by) = match &token.credential {
         Credential::Secret { hash, previous } => (Some(hash), previous.as_ref(), None, None),
         Credential::Key { public, enrolled_by } => (None, None, Some(public), Some(enrolled_by)),
@@ -303,7 +312,7 @@ pub(super) async fn enrol(
     if revoked == Some(true) {
         return Ok(Enrolled::EnvironmentRevoked);
     }
-    insert_row(&mut tx, token).await?;
+    insert_row(&mut tx, db.room, token).await?;
     audit::note(&mut tx, act).await?;
     tx.commit().await?;
     Ok(Enrolled::Now)
