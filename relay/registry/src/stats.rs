@@ -22,6 +22,8 @@ pub enum Operation {
     Audit,
     /// GET /v1/status and /v1/connections
     Status,
+    /// GET /v1/openapi.json
+    Document,
     /// A path that does not exist
     UnknownRoute,
     /// At the websocket, what is no good ticket of either kind
@@ -34,7 +36,7 @@ pub enum Operation {
 
 impl Operation {
     /// All operations.
-    pub const ALL: [Operation; 11] = [
+    pub const ALL: [Operation; 12] = [
         Operation::Register,
         Operation::Connect,
         Operation::Validate,
@@ -42,6 +44,7 @@ impl Operation {
         Operation::Tokens,
         Operation::Audit,
         Operation::Status,
+        Operation::Document,
         Operation::UnknownRoute,
         Operation::UnknownTicket,
         Operation::ExecutorTicket,
@@ -58,6 +61,7 @@ impl Operation {
             Operation::Tokens => "tokens",
             Operation::Audit => "audit",
             Operation::Status => "status",
+            Operation::Document => "document",
             Operation::UnknownRoute => "unknown_route",
             Operation::UnknownTicket => "unknown_ticket",
             Operation::ExecutorTicket => "executor_ticket",

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rendez_proto::audit::{AuditEvent, AuditKind, AuditRow, Head};
-use rendez_proto::ids::{EnvironmentId, RegistrationId};
+use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
 use rendez_proto::keys::PublicKey;
 use rendez_proto::profile::Profile;
 use rendez_proto::registry::admin::CreateToken;
 use rendez_proto::registry::environments::{EndReason, LiveExecutor};
+use rendez_proto::registry::status::{ConnectionEntry, ConnectionRole};
 use rendez_proto::registry::{
     ConnectReply, ConnectRequest, Profiles, RegisterReply, RegisterRequest, ValidateRequest,
 };
@@ -24,7 +25,9 @@ use crate::history::HistoryKeep;
 use crate::jwt::config::IssuerConfig;
 use crate::model::{Caller, Role};
 use crate::public_url::WebsocketBase;
-use crate::seam::{Clock, Live, NoRandomness, NoTiming, NotWaiting, Presence, Random};
+use crate::seam::{
+    Clock, ConnectionCursor, Live, NoRandomness, NoTiming, NotWaiting, Presence, Random,
+};
 use crate::store::StoreError;
 use crate::store::audit::AuditStore;
 use crate::store::records::{Began, Connection, Records};
@@ -96,6 +99,36 @@ impl Presence for FixedPresence {
             sent_bytes: 0,
         });
         Live { executor, ..Live::default() }
+    }
+
+    async fn connections(
+        &self,
+        environment: Option<&EnvironmentId>,
+        after: Option<&ConnectionCursor>,
+        limit: usize,
+    ) -> Vec<ConnectionEntry> {
+        let connected = self.connected.borrow();
+        let all = connected.iter().zip(1..).map(|((environment, registration), number)| {
+            let cursor = ConnectionCursor { environment: environment.clone(), number };
+            (cursor, registration)
+        });
+        all.filter(|(cursor, _)| environment.is_none_or(|wanted| *wanted == cursor.environment))
+            .filter(|(cursor, _)| after.is_none_or(|after| cursor > after))
+            .take(limit)
+            .map(|(cursor, registration)| ConnectionEntry {
+                id: cursor.to_string(),
+                environment_id: cursor.environment,
+                role: ConnectionRole::Executor,
+                executor_registration_id: registration.clone(),
+                generation: Generation(1),
+                subject: "0011223344556677".to_owned(),
+                profile: Profile::RendezIkV1.name().to_owned(),
+                connected_at_unix_secs: START,
+                verified_ms_ago: Some(7),
+                received_bytes: 1,
+                sent_bytes: 2,
+            })
+            .collect()
     }
 }
 
@@ -226,9 +259,17 @@ impl Fixture {
     /// Returns when somebody has begun to wait for an executor, for the
     /// `times`th time.
     pub(crate) async fn until_waiting(&self, times: u64) {
-        while self.waits.load(Ordering::SeqCst) < times {
-            tokio::task::yield_now().await;
-        }
+        until(async || self.waits.load(Ordering::SeqCst) >= times).await;
+    }
+}
+
+/// Returns when it is so; fails if that takes longer than any machine is busy,
+/// by a clock that nobody stops.
+pub(crate) async fn until(mut is_so: impl AsyncFnMut() -> bool) {
+    let patience = Instant::now() + Duration::from_secs(60);
+    while !is_so().await {
+        assert!(Instant::now() < patience, "it does not become so");
+        tokio::task::yield_now().await;
     }
 }
 

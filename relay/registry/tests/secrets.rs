@@ -7,15 +7,20 @@
 use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use axum::body::{Body, to_bytes};
 use axum::http::Request;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use ed25519_dalek::SigningKey;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::keys::PublicKey;
+use rendez_proto::proof::{Call, PROOF_HEADER, Proof, body_hash};
 use rendez_proto::registry::admin::{CreateToken, Role};
+use rendez_registry::jwt::config::IssuerConfig;
 use rendez_registry::{Options, Presence, Registry, signer};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
@@ -49,13 +54,27 @@ async fn token(registry: &Registry, role: Role) -> String {
 }
 
 async fn call(registry: &Registry, method: &str, path: &str, token: &str, body: Value) -> Value {
-    let request = Request::builder()
+    call_with(registry, method, path, token, None, body).await
+}
+
+/// The same with a proof of possession.
+async fn call_with(
+    registry: &Registry,
+    method: &str,
+    path: &str,
+    token: &str,
+    proof: Option<&str>,
+    body: Value,
+) -> Value {
+    let mut request = Request::builder()
         .method(method)
         .uri(path)
         .header("host", "relay.test")
-        .header("authorization", format!("Bearer {token}"))
-        .body(Body::from(body.to_string()))
-        .unwrap();
+        .header("authorization", format!("Bearer {token}"));
+    if let Some(proof) = proof {
+        request = request.header(PROOF_HEADER, proof);
+    }
+    let request = request.body(Body::from(body.to_string())).unwrap();
     let response = registry.router().oneshot(request).await.unwrap();
     let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
     serde_json::from_slice(&body).unwrap_or_default()
@@ -71,6 +90,43 @@ fn ticket(reply: &Value) -> String {
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle)
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// An issuer that is believed, and a bearer of its.
+fn foreign(keys: &Path) -> (IssuerConfig, String) {
+    let seed = [9; 32];
+    let public = SigningKey::from_bytes(&seed).verifying_key();
+    let jwk = json!({"kty": "OKP", "crv": "Ed25519", "kid": "k", "use": "sig",
+                     "x": URL_SAFE_NO_PAD.encode(public.as_bytes())});
+    std::fs::write(keys, json!({ "keys": [jwk] }).to_string()).unwrap();
+    let config = json!({
+        "issuer": "https://issuer.example", "audience": "rendez", "keys": {"file": keys},
+        "rules": [{"claims": {"sub": "*"}, "role": "executor", "environments": "foreign"}],
+    });
+    // an Ed25519 key in its PKCS #8 form
+    let head = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
+    let key = EncodingKey::from_ed_der(&[&head[..], &seed].concat());
+    let header = Header { kid: Some("k".to_owned()), ..Header::new(Algorithm::EdDSA) };
+    let claims = json!({"iss": "https://issuer.example", "aud": "rendez", "sub": "somebody",
+                        "exp": unix_now() + 600});
+    let bearer = jsonwebtoken::encode(&header, &claims, &key).unwrap();
+    (serde_json::from_value(config).unwrap(), bearer)
+}
+
+fn proof(environment: &str, nonce: u8, body: &Value) -> String {
+    let proof = Proof {
+        call: Call::Register,
+        environment: environment.parse().unwrap(),
+        key: [0; 32],
+        time: unix_now(),
+        nonce: [nonce; 16],
+        body: body_hash(body.to_string().as_bytes()),
+    };
+    proof.sign(&SigningKey::from_bytes(&[8; 32]))
 }
 
 fn files(dir: &Path) -> Vec<u8> {
@@ -96,7 +152,10 @@ async fn no_secret_is_written_down() {
 
     let dir = tempfile::tempdir().unwrap();
     let presence = Arc::<Connected>::default();
-    let options = Options { presence: presence.clone(), ..Options::default() };
+    let keys = tempfile::NamedTempFile::new().unwrap();
+    let (issuer, jwt) = foreign(keys.path());
+    let issuers = vec![issuer];
+    let options = Options { presence: presence.clone(), issuers, ..Options::default() };
     let registry = Registry::open(dir.path(), options).await.unwrap();
     let admin = registry.bootstrap().await.unwrap().unwrap().expose().to_owned();
     let executor = token(&registry, Role::Executor).await;
@@ -132,6 +191,34 @@ async fn no_secret_is_written_down() {
     let revoked = format!("/v1/tokens/{}", text(&created["id"]));
     call(&registry, "DELETE", &revoked, &admin, Value::Null).await;
     call(&registry, "GET", "/v1/tokens", &admin, Value::Null).await;
+    // a rotation, and both secrets at work
+    let first = token(&registry, Role::Executor).await;
+    let rotate = format!("/v1/tokens/{}/rotate", first.split('_').nth(2).unwrap());
+    let rotated = call(&registry, "POST", &rotate, &admin, json!({"overlap_secs": 60})).await;
+    let rotated = text(&rotated["token"]);
+    let body = json!({"security_profile": "noise_hybrid_ik_v1", "executor_public_key": key(3)});
+    let there = |environment: &str| format!("/cloud/environment/{environment}/register");
+    for token in [&first, &rotated] {
+        let registered = call(&registry, "POST", &there("rotated"), token, body.clone()).await;
+        assert!(registered["url"].is_string(), "{registered}");
+    }
+    // an executor that joins and comes again, and proofs and joins that are refused
+    let join = token(&registry, Role::Join).await;
+    let proofs = [1, 2].map(|nonce| proof("joined", nonce, &body));
+    for (proof, good) in [(&proofs[0], true), (&proofs[1], true), (&proofs[1], false)] {
+        let path = there("joined");
+        let joined = call_with(&registry, "POST", &path, &join, Some(proof), body.clone()).await;
+        assert_eq!(joined["url"].is_string(), good, "{joined}");
+    }
+    let forged = format!("{}A", &proofs[0][..proofs[0].len() - 1]);
+    call_with(&registry, "POST", &there("joined"), &join, Some(&forged), body.clone()).await;
+    call(&registry, "POST", &there("joined"), &join, body.clone()).await;
+    // the bearer of another issuer, also where it may not
+    let registered = call(&registry, "POST", &there("foreign"), &jwt, body.clone()).await;
+    assert!(registered["url"].is_string(), "{registered}");
+    call(&registry, "POST", &there("elsewhere"), &jwt, body.clone()).await;
+    let forged_jwt = format!("{}A", &jwt[..jwt.len() - 1]);
+    call(&registry, "POST", &there("foreign"), &forged_jwt, body).await;
     tracing::info!(?registry, "the end");
 
     let database = files(dir.path());
@@ -146,7 +233,21 @@ async fn no_secret_is_written_down() {
         ("orchestrator's ticket", orchestrators.into_bytes()),
         ("authorization", authorization.into_bytes()),
     ];
-    for token in [&admin, &executor, &orchestrator, &text(&created["token"])] {
+    for proof in [&proofs[0], &proofs[1], &forged] {
+        secrets.push(("proof's text", proof.as_bytes().to_vec()));
+        let bytes = URL_SAFE_NO_PAD.decode(proof).unwrap_or_default();
+        if let Some(signature) = bytes.last_chunk::<64>() {
+            secrets.push(("proof's signature", signature.to_vec()));
+        }
+    }
+    for jwt in [&jwt, &forged_jwt] {
+        secrets.push(("foreign bearer", jwt.as_bytes().to_vec()));
+        // what makes one good, of which its claims are no part
+        let signature = jwt.rsplit('.').next().unwrap();
+        secrets.push(("foreign bearer's signature", signature.as_bytes().to_vec()));
+    }
+    let made = text(&created["token"]);
+    for token in [&admin, &executor, &orchestrator, &made, &first, &rotated, &join] {
         let secret = token.splitn(4, '_').nth(3).unwrap();
         secrets.push(("token's text", secret.as_bytes().to_vec()));
         secrets.push(("token's bytes", URL_SAFE_NO_PAD.decode(secret).unwrap()));

@@ -15,6 +15,7 @@ use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
 use rendez_proto::limits;
 use rendez_proto::registry::environments::LiveExecutor;
 use rendez_proto::registry::status::ConnectionEntry;
+use rendez_registry::seam::ConnectionCursor;
 use rendez_registry::{Live, Node, NotWaiting, Presence};
 use rendez_relay_core::{Capabilities, JoinError, SWEEP_INTERVAL, Stats, Subject};
 use tokio::time::timeout;
@@ -244,7 +245,7 @@ impl Presence for Directory {
     async fn connections(
         &self,
         environment: Option<&EnvironmentId>,
-        after: Option<&str>,
+        after: Option<&ConnectionCursor>,
         limit: usize,
     ) -> Vec<ConnectionEntry> {
         let page = self.roster.page(environment, after, limit);

@@ -15,6 +15,7 @@ use rendez_proto::registry::environments::EndReason;
 use rendez_proto::registry::status::{ConnectionEntry, ConnectionRole};
 use rendez_proto::ticket::{Claims, Purpose};
 use rendez_registry::Registry;
+use rendez_registry::seam::ConnectionCursor;
 use rendez_registry::store::records::{Connection as Record, ConnectionId};
 
 use crate::edge::port::PortWatch;
@@ -89,17 +90,17 @@ impl Roster {
         self.of(environment).into_iter().rev().find(|connection| connection.is_executor)
     }
 
-    /// At most `limit` open websockets after the one with this id, ordered by
-    /// environment and number; of one environment or of all.
+    /// At most `limit` open websockets after this one, ordered by environment and
+    /// number; of one environment or of all.
     pub fn page(
         &self,
         environment: Option<&EnvironmentId>,
-        after: Option<&str>,
+        after: Option<&ConnectionCursor>,
         limit: usize,
     ) -> Vec<Arc<Connection>> {
         let all = self.lock();
-        let first = match (after.and_then(parse), environment) {
-            (Some(after), _) => Bound::Excluded(after),
+        let first = match (after, environment) {
+            (Some(after), _) => Bound::Excluded((after.environment.clone(), after.number)),
             (None, Some(environment)) => Bound::Included((environment.clone(), 0)),
             (None, None) => Bound::Unbounded,
         };
@@ -115,19 +116,13 @@ impl Roster {
     }
 }
 
-/// Reads an entry's id.
-fn parse(id: &str) -> Option<(EnvironmentId, u64)> {
-    let (environment, number) = id.rsplit_once('.')?;
-    Some((environment.parse().ok()?, number.parse().ok()?))
-}
-
 impl Connection {
     /// The same for operators.
     pub(crate) fn entry(&self) -> ConnectionEntry {
         let meter = self.port.meter();
+        let (environment, number) = self.key();
         ConnectionEntry {
-            // no environment has a dot in its id
-            id: format!("{}.{}", self.environment, self.id.number),
+            id: ConnectionCursor { environment, number }.to_string(),
             environment_id: self.environment.clone(),
             role: match self.is_executor {
                 true => ConnectionRole::Executor,

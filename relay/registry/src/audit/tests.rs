@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::store::sqlite::SqliteStore;
-use crate::testing::{FixedClock, START};
+use crate::testing::{FixedClock, START, until};
 
 /// A store that can be down, and can wait in the middle of a write.
 struct Moody {
@@ -193,9 +193,7 @@ async fn who_stops_waiting_for_a_write_does_not_have_it_done_twice() {
         let audit = log.audit.clone();
         async move { audit.flush().await }
     });
-    while log.audit.head().await.unwrap().seq < 3 {
-        tokio::task::yield_now().await;
-    }
+    until(async || log.audit.head().await.unwrap().seq >= 3).await;
     waiting.abort();
     assert!(waiting.await.unwrap_err().is_cancelled());
     drop(answers);
@@ -275,9 +273,7 @@ async fn how_much_is_kept_can_change_while_it_is_written() {
     (0..30).for_each(|n| log.record(n));
     log.audit.flush().await.unwrap();
     log.audit.keep(AuditKeep { rows: 10, ..AuditKeep::default() });
-    while log.rows().await.len() != 11 {
-        tokio::task::yield_now().await;
-    }
+    until(async || log.rows().await.len() == 11).await;
     writer.abort();
     assert_eq!(log.verify(None).await.unwrap().first, 21);
 }
@@ -345,9 +341,7 @@ async fn the_writer_writes_by_itself() {
         async move { audit.run().await }
     });
     log.record(1);
-    while log.audit.unwritten() > 0 {
-        tokio::task::yield_now().await;
-    }
+    until(async || log.audit.unwritten() == 0).await;
     writer.abort();
     assert_eq!(log.verify(None).await.unwrap().rows, 1);
 }

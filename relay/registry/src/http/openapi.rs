@@ -1,16 +1,24 @@
 //! The document of everything under `/v1`, made of the very routes that serve
 //! it, so that there is no route without a description.
 
-use axum::Json;
+use std::sync::LazyLock;
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::HeaderValue;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
+use rendez_proto::registry::error::{ErrorBody, ErrorCode};
 use utoipa::openapi::OpenApi as Document;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::error::Failure;
 use super::{operators, routes};
 use crate::service::Registry;
+use crate::stats::{Operation, Outcome};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -63,10 +71,24 @@ pub fn openapi() -> Document {
     path = "/v1/openapi.json",
     tag = "relay",
     security(()),
-    responses((status = 200, description = "The document.", body = serde_json::Value)),
+    responses(
+        (status = 200, description = "The document.", body = serde_json::Value),
+        (status = 500, description = "There is none.", body = ErrorBody),
+    ),
 )]
-async fn document() -> Response {
-    Json(openapi()).into_response()
+async fn document(State(registry): State<Registry>) -> Response {
+    let failed = || Failure::new(ErrorCode::Internal, "the document cannot be written");
+    let text = DOCUMENT.as_ref().ok_or_else(failed);
+    routes::answer(&registry, Operation::Document, text.map(|text| (Outcome::Ok, shown(text))))
+}
+
+/// Anybody may ask for it, so it is made once.
+static DOCUMENT: LazyLock<Option<Bytes>> =
+    LazyLock::new(|| serde_json::to_vec(&openapi()).ok().map(Bytes::from));
+
+fn shown(text: &Bytes) -> Response {
+    let json = HeaderValue::from_static("application/json");
+    ([(CONTENT_TYPE, json)], text.clone()).into_response()
 }
 
 #[cfg(test)]

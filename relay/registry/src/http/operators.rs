@@ -17,6 +17,7 @@ use super::peer::Source;
 use super::refusals::Refusals;
 use super::routes::{Page, PathParam, after, answer, environment, ok};
 use crate::model::Role;
+use crate::seam::ConnectionCursor;
 use crate::service::Registry;
 use crate::stats::Operation;
 
@@ -100,9 +101,18 @@ pub(super) async fn connections(
 ) -> Response {
     let work = async {
         caller(&registry, source, &headers).await?.must_be(&[Role::Admin])?;
-        let invalid = || Failure::new(ErrorCode::InvalidRequest, "`environment` is not an id");
-        let Query(which) = which.map_err(|_| invalid())?;
-        Ok(registry.connections(which.environment.as_ref(), which.after.as_deref()).await)
+        let invalid = |what: &str| Failure::new(ErrorCode::InvalidRequest, what);
+        let Query(which) = which.map_err(|_| invalid("`environment` is not an id"))?;
+        let (environment, after) = (which.environment, which.after);
+        let after = after.map(|after| after.parse::<ConnectionCursor>()).transpose();
+        let after = after.map_err(|_| invalid("`after` is not the id of a connection"))?;
+        let elsewhere = |after: &ConnectionCursor| {
+            environment.as_ref().is_some_and(|wanted| *wanted != after.environment)
+        };
+        if after.as_ref().is_some_and(elsewhere) {
+            return Err(invalid("`after` is in another environment"));
+        }
+        Ok(registry.connections(environment.as_ref(), after.as_ref()).await)
     };
     answer(&registry, Operation::Status, work.await.map(ok))
 }

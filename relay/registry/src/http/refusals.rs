@@ -16,7 +16,22 @@ pub(super) enum Refusals {
     /// The token has another role or does not cover the environment.
     #[response(status = 403)]
     Forbidden(ErrorBody),
+    /// The relay failed; its log says why.
+    #[response(status = 500)]
+    Internal(ErrorBody),
     /// The relay cannot answer now.
     #[response(status = 503)]
     Unavailable(ErrorBody),
+}
+
+/// What every operation with a body may answer besides.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "a description")]
+pub(super) enum BodyRefusals {
+    /// The body did not arrive in time.
+    #[response(status = 408)]
+    Late(ErrorBody),
+    /// The body is too large.
+    #[response(status = 413)]
+    TooLarge(ErrorBody),
 }

@@ -21,7 +21,7 @@ use super::body;
 use super::error::Failure;
 use super::knock::{Knock, caller};
 use super::peer::Source;
-use super::refusals::Refusals;
+use super::refusals::{BodyRefusals, Refusals};
 use crate::model::{Role, Subject, TokenId};
 use crate::public_url::WebsocketBase;
 use crate::service::Registry;
@@ -162,7 +162,11 @@ pub(super) async fn list_tokens(
     path = "/v1/tokens",
     tag = "tokens",
     request_body = CreateToken,
-    responses((status = 201, description = "The token.", body = TokenCreated), Refusals),
+    responses(
+        (status = 201, description = "The token.", body = TokenCreated),
+        BodyRefusals,
+        Refusals,
+    ),
 )]
 pub(super) async fn create_token(
     State(registry): State<Registry>,
@@ -190,6 +194,7 @@ pub(super) async fn create_token(
     responses(
         (status = 200, description = "The token.", body = TokenCreated),
         (status = 404, description = "There is no such token.", body = ErrorBody),
+        BodyRefusals,
         Refusals,
     ),
 )]

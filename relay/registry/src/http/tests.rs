@@ -690,6 +690,42 @@ async fn environments_are_listed_in_pages() {
     assert_eq!(list["environments"], json!([]));
 }
 
+#[tokio::test]
+async fn a_page_of_connections_begins_after_a_connection_or_is_refused() {
+    let api = Api::new().await;
+    api.online().await;
+    let get = async |query: &str| {
+        let path = format!("/v1/connections{query}");
+        api.call("GET", &path, &api.admin, Body::empty()).await
+    };
+    let list = get("").await.body;
+    assert_eq!(list["connections"].as_array().unwrap().len(), 1);
+    let id = list["connections"][0]["id"].as_str().unwrap().to_owned();
+    for query in [format!("?after={id}"), format!("?environment=dev&after={id}")] {
+        assert_eq!(get(&query).await.body["connections"], json!([]), "{query}");
+    }
+    for bad in
+        ["after=", "after=dev", "after=dev.x", "after=.1", "after=dev.-1", "environment=a%20b"]
+    {
+        let answer = get(&format!("?{bad}")).await;
+        assert_eq!((answer.status.as_u16(), answer.code()), (400, "invalid_request"), "{bad}");
+    }
+    let elsewhere = get(&format!("?environment=prod&after={id}")).await;
+    assert_eq!(elsewhere.status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn the_document_is_made_once_and_counted() {
+    let api = Api::new().await;
+    let before = api.fixture.registry.stats().get(Operation::Document, Outcome::Ok);
+    let path = "/v1/openapi.json";
+    let first = api.call("GET", path, "", Body::empty()).await;
+    assert_eq!((first.status, &first.body["info"]["version"]), (StatusCode::OK, &json!("1")));
+    assert_eq!(api.call("GET", path, "", Body::empty()).await.body, first.body);
+    let after = api.fixture.registry.stats().get(Operation::Document, Outcome::Ok);
+    assert_eq!(after, before + 2);
+}
+
 /// The table is the protocol: a change here changes what stock clients do.
 #[test]
 fn every_code_has_its_status() {

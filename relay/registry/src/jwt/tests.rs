@@ -270,9 +270,7 @@ async fn whoever_leaves_ends_no_asking_and_whoever_needs_none_does_not_wait() {
         tokio::spawn(async move { issuers.authenticate(&token, NOW, &fetch).await.map(drop) })
     };
     let until_asked = async |times| {
-        while held.asked.load(Ordering::SeqCst) < times {
-            tokio::task::yield_now().await;
-        }
+        crate::testing::until(async || held.asked.load(Ordering::SeqCst) >= times).await;
     };
     // the first one hangs up, and the second is served by what it began
     let gone = begin("k1", 1);

@@ -8,6 +8,7 @@ use rendez_proto::registry::status::{
 
 use super::Registry;
 use crate::model::Registration;
+use crate::seam::ConnectionCursor;
 use crate::store::StoreError;
 
 impl Registry {
@@ -39,7 +40,7 @@ impl Registry {
     pub async fn connections(
         &self,
         environment: Option<&EnvironmentId>,
-        after: Option<&str>,
+        after: Option<&ConnectionCursor>,
     ) -> ConnectionList {
         let limit = limits::LIST_PAGE_MAX as usize;
         let connections = self.presence().connections(environment, after, limit).await;
