@@ -38,7 +38,8 @@ pub trait Protocol: Send {
 
     /// Whether to ping the peer now, without waiting for
     /// [`PING_INTERVAL`](rendez_proto::limits::PING_INTERVAL). Asked whenever
-    /// the pump may write; the core takes back its wish when it is asked.
+    /// the pump may write; the core takes back its wish when it is asked. A ping
+    /// that is under way and may still be answered in time serves the wish, too.
     fn wants_ping(&mut self) -> bool {
         false
     }

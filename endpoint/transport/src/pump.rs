@@ -6,6 +6,8 @@
 //! * A flush happens once per batch, not once per message.
 //! * One poll handles at most `BATCH` messages each way, then yields, so one
 //!   busy socket does not starve the others of its thread.
+//! * A deadline that the pump cannot act on wakes nobody: while the socket is
+//!   full, what is due waits for the socket and not for the clock.
 //! * A peer that is silent for too long is gone (`liveness`).
 
 use std::future::{Future as _, poll_fn};
@@ -69,6 +71,7 @@ pub async fn pump<S: Socket, P: Protocol>(socket: S, protocol: &mut P) -> Ended 
         dirty: false,
         liveness: Liveness::new(start, SystemTime::now()),
         reading: true,
+        blocked: false,
         farewell: None,
         timer: Box::pin(sleep_until(start.into())),
     };
@@ -83,6 +86,9 @@ struct Pump<'a, S, P> {
     liveness: Liveness,
     /// Whether the core wanted to read when it was last asked.
     reading: bool,
+    /// Whether the socket had no room when it was last asked. It wakes the task
+    /// when it has.
+    blocked: bool,
     /// Our close frame is buffered; the socket ends when it is flushed, or at
     /// this deadline.
     farewell: Option<(Instant, Ended)>,
@@ -137,12 +143,15 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
             return Ok(Rest::Waiting);
         }
         for _ in 0..BATCH {
-            match self.socket.poll_ready(cx) {
+            let ready = self.socket.poll_ready(cx);
+            self.blocked = ready.is_pending();
+            match ready {
                 Poll::Pending => return Ok(Rest::Waiting),
                 Poll::Ready(ready) => ready.map_err(Ended::Lost)?,
             }
             // A ping goes first, or a busy stream would keep it back for good.
-            let ping_is_due = self.protocol.wants_ping() || self.liveness.wants_ping(now);
+            let wished = self.protocol.wants_ping();
+            let ping_is_due = self.liveness.wants_ping(now, wished);
             let message = match ping_is_due.then(|| self.liveness.ping(now)) {
                 Some(number) => Some(Outgoing::Ping(number)),
                 None => self.protocol.poll_transmit(now).map(Outgoing::Binary),
@@ -261,15 +270,15 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
 
     /// Wakes the task at the next deadline of the core or of the connection.
     fn arm(&mut self, cx: &mut Context<'_>) {
-        let mut deadline = self.liveness.next_look().max(now());
-        if self.reading {
-            deadline = deadline.min(self.liveness.deadline());
-        }
-        if let Some((farewell, _)) = &self.farewell {
-            deadline = *farewell;
-        } else if let Some(core) = self.protocol.poll_timeout() {
-            deadline = deadline.min(core);
-        }
+        let deadline = match &self.farewell {
+            Some((farewell, _)) => Some(*farewell),
+            None => {
+                let silent = self.reading.then(|| self.liveness.deadline());
+                let look = self.liveness.next_look(!self.blocked);
+                [look, silent, self.protocol.poll_timeout()].into_iter().flatten().min()
+            }
+        };
+        let Some(deadline) = deadline else { return };
         self.timer.as_mut().reset(deadline.into());
         if self.timer.as_mut().poll(cx).is_ready() {
             cx.waker().wake_by_ref();

@@ -1,7 +1,12 @@
 //! Whether the peer is still there. Pure but for the two clocks that it is told.
 //!
-//! * A ping goes out every [`limits::PING_INTERVAL`], and when the core misses
-//!   answers, and after the machine slept.
+//! * A ping goes out every [`limits::PING_INTERVAL`], and when the core wishes,
+//!   and after the machine slept.
+//! * A wish sends none while the newest ping may still be answered
+//!   ([`limits::ANSWER_TIMEOUT`]): that answer serves both. So no number of wishes
+//!   puts off what a ping is to find out.
+//! * A round trip is proved by the pong of the newest ping or of the oldest one
+//!   that is unanswered, or a path slower than the pings would prove none.
 //! * A peer that was silent for [`limits::PONG_TIMEOUT`] is gone. Time during
 //!   which we chose not to read does not count.
 //! * A core may be less patient: then a ping that nothing answers for
@@ -18,14 +23,20 @@ pub(super) struct Liveness {
     next_ping: Instant,
     /// Pings sent so far: the number of the newest.
     pings: u64,
-    /// When the newest ping was sent, until its pong comes.
-    unanswered: Option<Instant>,
+    /// The oldest ping whose pong is still to come, and the newest one.
+    unanswered: Option<(Ping, Ping)>,
     /// Bytes written since the peer was heard.
     written: usize,
     /// Whether a ping that is not answered soon is enough.
     pub(super) impatient: bool,
     /// Both clocks when they were last compared.
     clocks: (Instant, SystemTime),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ping {
+    number: u64,
+    sent: Instant,
 }
 
 impl Liveness {
@@ -62,49 +73,54 @@ impl Liveness {
         }
     }
 
-    /// Whether a ping is due.
-    pub(super) fn wants_ping(&self, now: Instant) -> bool {
-        self.next_ping <= now
+    /// Whether a ping is due, or `wished` for and none is on its way.
+    pub(super) fn wants_ping(&self, now: Instant, wished: bool) -> bool {
+        let under_way =
+            self.unanswered.is_some_and(|(_, newest)| now < newest.sent + limits::ANSWER_TIMEOUT);
+        self.next_ping <= now || (wished && !under_way)
     }
 
     /// The number of the ping that goes out now.
     pub(super) fn ping(&mut self, now: Instant) -> u64 {
         self.pings += 1;
-        self.unanswered = Some(now);
+        let ping = Ping { number: self.pings, sent: now };
+        let oldest = self.unanswered.map_or(ping, |(oldest, _)| oldest);
+        self.unanswered = Some((oldest, ping));
         self.next_ping = now + limits::PING_INTERVAL;
         self.pings
     }
 
-    /// The round trip, if this is the answer to the newest ping: a peer may
-    /// send pongs that nobody asked for.
+    /// The round trip, if this answers a ping: a peer may send pongs that
+    /// nobody asked for.
     pub(super) fn pong(&mut self, now: Instant, number: Option<u64>) -> Option<Duration> {
-        let sent = (number == Some(self.pings)).then(|| self.unanswered.take())??;
-        Some(now.saturating_duration_since(sent))
+        let (oldest, newest) = self.unanswered?;
+        let answered = [newest, oldest].into_iter().find(|ping| number == Some(ping.number))?;
+        let is_newest = answered.number == newest.number;
+        self.unanswered = (!is_newest).then_some((newest, newest));
+        Some(now.saturating_duration_since(answered.sent))
     }
 
     /// When the peer counts as gone, if it is not heard.
     pub(super) fn deadline(&self) -> Instant {
         let patient = self.last_heard + limits::PONG_TIMEOUT;
-        match self.unanswered {
-            Some(sent)
-                if self.impatient
-                    && sent >= self.last_heard
-                    && self.written <= limits::ANSWER_BEHIND_BYTES =>
-            {
-                patient.min(sent + limits::ANSWER_TIMEOUT)
+        let asked = self.unanswered.and_then(|(oldest, newest)| {
+            [oldest.sent, newest.sent].into_iter().find(|sent| *sent >= self.last_heard)
+        });
+        match asked {
+            Some(asked) if self.impatient && self.written <= limits::ANSWER_BEHIND_BYTES => {
+                patient.min(asked + limits::ANSWER_TIMEOUT)
             }
             _ => patient,
         }
     }
 
-    /// When to look again, at the latest.
-    pub(super) fn next_look(&self) -> Instant {
-        if self.impatient {
-            // Our clock stood still while the machine slept, and so did timers.
-            self.next_ping.min(self.clocks.0 + limits::SLEEP_CHECK)
-        } else {
-            self.next_ping
-        }
+    /// When to look again, at the latest; `can_ping` says whether the socket
+    /// would take a ping that is due.
+    pub(super) fn next_look(&self, can_ping: bool) -> Option<Instant> {
+        let ping = can_ping.then_some(self.next_ping);
+        // Our clock stood still while the machine slept, and so did timers.
+        let awake = self.impatient.then(|| self.clocks.0 + limits::SLEEP_CHECK);
+        [ping, awake].into_iter().flatten().min()
     }
 }
 
@@ -149,23 +165,67 @@ mod tests {
         let (mut liveness, now, wall) = start();
         let later = now + limits::SLEEP_CHECK;
         liveness.compare_clocks(later, wall + limits::SLEEP_CHECK + SECOND);
-        assert!(!liveness.wants_ping(later), "clocks differ a little");
+        assert!(!liveness.wants_ping(later, false), "clocks differ a little");
         liveness.compare_clocks(later + SECOND, wall + Duration::from_secs(3600));
-        assert!(liveness.wants_ping(later + SECOND));
+        assert!(liveness.wants_ping(later + SECOND, false));
         liveness.ping(later + SECOND);
         // set back
         liveness.compare_clocks(later + 2 * SECOND, wall);
-        assert!(!liveness.wants_ping(later + 2 * SECOND));
+        assert!(!liveness.wants_ping(later + 2 * SECOND, false));
     }
 
     #[test]
-    fn only_the_newest_pings_own_pong_counts() {
+    fn only_pings_that_are_unanswered_have_pongs() {
         let (mut liveness, now, _) = start();
-        assert_eq!((liveness.ping(now), liveness.ping(now)), (1, 2));
-        for foreign in [None, Some(1), Some(3)] {
+        assert_eq!(liveness.pong(now, Some(0)), None);
+        assert_eq!([0; 3].map(|_| liveness.ping(now)), [1, 2, 3]);
+        for foreign in [None, Some(0), Some(2), Some(4)] {
             assert_eq!(liveness.pong(now + SECOND, foreign), None);
         }
-        assert_eq!(liveness.pong(now + SECOND, Some(2)), Some(SECOND));
-        assert_eq!(liveness.pong(now + SECOND, Some(2)), None);
+        assert_eq!(liveness.pong(now + SECOND, Some(3)), Some(SECOND));
+        for answered in [1, 3] {
+            assert_eq!(liveness.pong(now + SECOND, Some(answered)), None);
+        }
+    }
+
+    #[test]
+    fn a_path_slower_than_the_pings_proves_its_round_trips() {
+        let (mut liveness, now, _) = start();
+        let round_trip = 3 * SECOND;
+        // one a second, each answered three seconds later
+        let proved: Vec<_> = (0u32..10)
+            .filter_map(|n| {
+                let pong = n.checked_sub(3).map(|n| u64::from(n) + 1);
+                liveness.ping(now + n * SECOND);
+                liveness.pong(now + n * SECOND, pong)
+            })
+            .collect();
+        assert!(proved.len() > 1 && proved.iter().all(|proved| *proved == round_trip));
+    }
+
+    #[test]
+    fn wishes_put_nothing_off() {
+        let (mut liveness, now, _) = start();
+        assert!(liveness.wants_ping(now, true) && !liveness.wants_ping(now, false));
+        liveness.ping(now);
+        let late = now + limits::ANSWER_TIMEOUT;
+        assert!(!liveness.wants_ping(late - SECOND, true), "its answer serves both");
+        assert!(liveness.wants_ping(late, true));
+        liveness.ping(late);
+        assert_eq!(liveness.deadline(), late, "the first one is not answered");
+        // heard of, but not the answer
+        liveness.heard(now + SECOND);
+        assert_eq!(liveness.deadline(), late + limits::ANSWER_TIMEOUT);
+        liveness.pong(late, Some(2));
+        assert!(liveness.wants_ping(late, true));
+    }
+
+    #[test]
+    fn a_socket_that_takes_no_ping_needs_no_look() {
+        let (mut liveness, now, _) = start();
+        assert_eq!(liveness.next_look(false), Some(now + limits::SLEEP_CHECK));
+        liveness.impatient = false;
+        assert_eq!(liveness.next_look(false), None);
+        assert_eq!(liveness.next_look(true), Some(now + limits::PING_INTERVAL));
     }
 }

@@ -29,6 +29,8 @@ struct Core {
     wants_ping: bool,
     impatient: bool,
     round_trips: Vec<Duration>,
+    /// How often the pump came round.
+    rounds: usize,
 }
 
 #[derive(Clone, Default)]
@@ -64,7 +66,9 @@ impl Protocol for Shared {
     }
     fn handle_timeout(&mut self, _: Instant) {}
     fn register(&mut self, waker: &Waker) {
-        self.0.lock().unwrap().waker = Some(waker.clone());
+        let mut core = self.0.lock().unwrap();
+        core.waker = Some(waker.clone());
+        core.rounds += 1;
     }
     fn closing(&self) -> Option<CloseFrame> {
         self.0.lock().unwrap().closing.clone()
@@ -264,6 +268,7 @@ async fn a_wished_ping_goes_out_at_once_and_only_its_own_pong_proves_a_round_tri
     assert_eq!(core.0.lock().unwrap().round_trips, []);
 
     // reading it has answered the ping by now, or does with the next flush
+    tokio::time::advance(limits::ANSWER_TIMEOUT).await;
     core.change(|core| core.wants_ping = true);
     assert!(theirs.next().await.unwrap().unwrap().is_ping());
     theirs.send(Message::Pong(Bytes::copy_from_slice(&2u64.to_be_bytes()))).await.unwrap();
@@ -289,4 +294,54 @@ async fn a_busy_core_still_pings() {
         core.outbox.extend((0..10).map(|_| Bytes::from_static(b"data")));
     });
     assert!(theirs.next().await.unwrap().unwrap().is_ping());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_socket_is_waited_for_and_not_the_clock() {
+    let (core, mut theirs, _task) = start().await;
+    for impatient in [false, true] {
+        core.change(|core| {
+            core.impatient = impatient;
+            core.outbox.extend((0..4).map(|_| Bytes::from(vec![1; 200_000])));
+        });
+        // a ping is due and finds no room; the peer is heard of
+        tokio::time::sleep(limits::PING_INTERVAL + Duration::from_secs(1)).await;
+        theirs.send(binary(b"still here")).await.unwrap();
+        let before = core.0.lock().unwrap().rounds;
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let rounds = core.0.lock().unwrap().rounds - before;
+        assert!(rounds <= 20, "{rounds} rounds in 20 s");
+        // with room, it goes out
+        let (mut pings, mut messages) = (0, 0);
+        while pings == 0 || messages < 4 {
+            match theirs.next().await.unwrap().unwrap() {
+                Message::Ping(_) => pings += 1,
+                _ => messages += 1,
+            }
+        }
+        theirs.flush().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_wishes_are_one_ping_and_its_answer() {
+    let (core, mut theirs, _task) = start().await;
+    core.change(|core| core.echo = true);
+    for n in 0..10 {
+        core.change(|core| core.wants_ping = true);
+        theirs.send(Message::Binary(vec![n].into())).await.unwrap();
+    }
+    let mut pings = 0;
+    loop {
+        match theirs.next().await.unwrap().unwrap() {
+            Message::Ping(_) => pings += 1,
+            Message::Binary(last) if last[0] == 9 => break,
+            _ => {}
+        }
+    }
+    assert_eq!(pings, 1);
+    theirs.flush().await.unwrap();
+    while core.0.lock().unwrap().round_trips.is_empty() {
+        tokio::task::yield_now().await;
+    }
 }
