@@ -13,7 +13,9 @@
 //!            environment   UTF-8, an EnvironmentId
 //!            registration  UTF-8, a RegistrationId
 //!            generation    8 bytes, big endian
-//!            subject       UTF-8, the id of the token that asked for it
+//!            subject       UTF-8, who asked for it: the id of a token or another
+//!                          subject, and ~<seconds since 1970> if what it
+//!                          opens ends then
 //!            profile       UTF-8, a profile's name
 //!            expires       8 bytes, big endian, seconds since 1970; empty: never
 //!            id            16 bytes, random: what "used once" counts
@@ -190,7 +192,9 @@ pub struct Claims {
     pub registration: RegistrationId,
     /// That registration's place in the environment's order.
     pub generation: Generation,
-    /// Id of the token that asked for it; not a secret.
+    /// Who asked for it, in the registry's words, which only the registry reads:
+    /// the id of a token or another subject, and when what it opens ends if it
+    /// has an end of its own. Not a secret.
     pub subject: String,
     /// The profile that was chosen.
     pub profile: Profile,

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -35,6 +36,7 @@ pub struct Directory {
     ledger: Ledger,
     roster: Arc<Roster>,
     waiters: Arc<Waiters>,
+    draining: AtomicBool,
 }
 
 struct Entry {
@@ -112,10 +114,24 @@ impl Directory {
         self.lock().values().map(|entry| entry.hub.clone()).collect()
     }
 
-    /// The relay is going away: nobody waits for an executor any more, and what
-    /// is connected is said to be draining.
+    /// The relay is about to go: what is connected is said to be draining.
     pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// The relay is going: nobody waits for an executor any more.
+    pub(crate) fn close(&self) {
+        self.drain();
         self.waiters.close();
+    }
+
+    /// How many calls wait for an executor that is away.
+    pub fn waiting(&self) -> usize {
+        self.waiters.waiting()
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 
     fn executor_of(&self, environment: &EnvironmentId) -> Option<RegistrationId> {
@@ -220,16 +236,16 @@ impl Presence for Directory {
         let executor = self.roster.executor(environment);
         let executor = executor.filter(|found| Some(&found.registration) == current.as_ref());
         let executor = executor.map(|executor| {
-            let meter = executor.port.meter();
+            let traffic = executor.port.traffic();
             LiveExecutor {
                 executor_registration_id: executor.registration.clone(),
                 connected_at_unix_secs: executor.connected_at,
-                verified: meter.verified(),
-                received_bytes: meter.received_bytes(),
-                sent_bytes: meter.sent_bytes(),
+                verified: traffic.verified(),
+                received_bytes: traffic.received_bytes(),
+                sent_bytes: traffic.sent_bytes(),
             }
         });
-        Live { executor, orchestrators, streams, draining: self.waiters.is_closed() }
+        Live { executor, orchestrators, streams, draining: self.is_draining() }
     }
 
     async fn node(&self) -> Node {
@@ -238,7 +254,7 @@ impl Presence for Directory {
             executors: census.executors,
             orchestrators: census.orchestrators,
             streams: census.streams,
-            draining: self.waiters.is_closed(),
+            draining: self.is_draining(),
         }
     }
 
@@ -316,6 +332,9 @@ mod tests {
             tokio::task::yield_now().await;
         }
         directory.drain();
+        assert_eq!(directory.waiters.waiting(), 1, "until it goes");
+        assert!(directory.node().await.draining);
+        directory.close();
         assert_eq!(waiting.await.unwrap(), Err(NotWaiting));
     }
 }

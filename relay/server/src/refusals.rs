@@ -56,15 +56,16 @@ impl Refusals {
         Self(Mutex::new(Entries { of: BTreeMap::new(), others: 0, others_since: now }))
     }
 
-    /// Somebody was refused for this limit.
+    /// Whoever asked for the ticket with these claims was refused for this limit.
     pub(crate) fn note(
         &self,
         registry: &Registry,
+        token: &str,
         claims: &Claims,
         what: &'static str,
         now: Instant,
     ) {
-        if let Some(row) = self.count(claims, what, now) {
+        if let Some(row) = self.count(token, claims, what, now) {
             record(registry, row);
         }
     }
@@ -79,13 +80,13 @@ impl Refusals {
     }
 
     /// The row of a first one; later ones wait for [`due`](Self::due).
-    fn count(&self, claims: &Claims, what: &'static str, now: Instant) -> Option<Row> {
+    fn count(&self, token: &str, claims: &Claims, what: &'static str, now: Instant) -> Option<Row> {
         let place = Place {
             environment: claims.environment.clone(),
             registration: claims.registration.clone(),
         };
         let mut entries = self.lock();
-        let key = (claims.subject.clone(), what);
+        let key = (token.to_owned(), what);
         if let Some(entry) = entries.of.get_mut(&key) {
             if entry.count == 0 {
                 entry.place = Some(place);
@@ -100,7 +101,7 @@ impl Refusals {
             return None;
         }
         entries.of.insert(key, Entry { count: 0, last_row: now, place: None });
-        let token = Some(claims.subject.clone());
+        let token = Some(token.to_owned());
         Some(Row { token, what, at: Some((place.environment, place.registration)), count: 1 })
     }
 
@@ -177,6 +178,15 @@ mod tests {
         }
     }
 
+    fn count(
+        refusals: &Refusals,
+        claims: &Claims,
+        what: &'static str,
+        now: Instant,
+    ) -> Option<Row> {
+        refusals.count(&claims.subject, claims, what, now)
+    }
+
     fn row(token: &str, environment: Option<&str>, count: u64) -> Row {
         let at = environment.map(|name| (name.parse().unwrap(), "reg_a".parse().unwrap()));
         Row { token: Some(token.to_owned()), what: STREAMS, at, count }
@@ -187,27 +197,27 @@ mod tests {
         let start = Instant::now();
         let refusals = Refusals::new(start);
         let (here, there) = (claims("t", "here"), claims("t", "there"));
-        assert_eq!(refusals.count(&here, STREAMS, start), Some(row("t", Some("here"), 1)));
+        assert_eq!(count(&refusals, &here, STREAMS, start), Some(row("t", Some("here"), 1)));
         for _ in 0..1000 {
-            assert_eq!(refusals.count(&here, STREAMS, start + SECOND), None);
+            assert_eq!(count(&refusals, &here, STREAMS, start + SECOND), None);
         }
         let minute = start + limits::QUOTA_ROW_INTERVAL;
         assert_eq!(refusals.due(minute - SECOND, false), []);
         assert_eq!(refusals.due(minute, false), [row("t", Some("here"), 1000)]);
 
-        refusals.count(&here, STREAMS, minute);
-        refusals.count(&there, STREAMS, minute);
+        count(&refusals, &here, STREAMS, minute);
+        count(&refusals, &there, STREAMS, minute);
         assert_eq!(refusals.due(minute + SECOND, false), []);
         let second = minute + limits::QUOTA_ROW_INTERVAL;
         assert_eq!(refusals.due(second, false), [row("t", None, 2)], "at several places");
         // a minute of peace, and it is a first one again
         assert_eq!(refusals.due(second + limits::QUOTA_ROW_INTERVAL, false), []);
         assert!(refusals.lock().of.is_empty());
-        assert!(refusals.count(&there, STREAMS, second).is_some());
+        assert!(count(&refusals, &there, STREAMS, second).is_some());
         // each limit and each token has its own
-        assert!(refusals.count(&there, "streams of the node", second).is_some());
-        assert!(refusals.count(&claims("u", "there"), STREAMS, second).is_some());
-        refusals.count(&there, STREAMS, second);
+        assert!(count(&refusals, &there, "streams of the node", second).is_some());
+        assert!(count(&refusals, &claims("u", "there"), STREAMS, second).is_some());
+        count(&refusals, &there, STREAMS, second);
         assert_eq!(refusals.due(second, true), [row("t", Some("there"), 1)], "at the end, all");
     }
 
@@ -215,7 +225,7 @@ mod tests {
     fn however_many_there_are_they_do_not_fill_the_log() {
         let start = Instant::now();
         let refusals = Refusals::new(start);
-        let first = |n: usize| refusals.count(&claims(&format!("t{n}"), "here"), STREAMS, start);
+        let first = |n: usize| count(&refusals, &claims(&format!("t{n}"), "here"), STREAMS, start);
         let said = (0..limits::QUOTA_ENTRIES + 7).filter(|n| first(*n).is_some()).count();
         assert_eq!(said, limits::QUOTA_ENTRIES);
         assert_eq!(refusals.due(start + SECOND, false), []);

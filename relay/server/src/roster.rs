@@ -13,10 +13,11 @@ use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
 use rendez_proto::profile::Profile;
 use rendez_proto::registry::environments::EndReason;
 use rendez_proto::registry::status::{ConnectionEntry, ConnectionRole};
-use rendez_proto::ticket::{Claims, Purpose};
-use rendez_registry::Registry;
+use rendez_proto::ticket::Purpose;
+use rendez_registry::model::Subject;
 use rendez_registry::seam::ConnectionCursor;
 use rendez_registry::store::records::{Connection as Record, ConnectionId};
+use rendez_registry::{Admitted, Registry};
 
 use crate::edge::port::PortWatch;
 
@@ -32,8 +33,8 @@ pub struct Connection {
     pub registration: RegistrationId,
     /// The registration's place in the environment's order.
     pub generation: Generation,
-    /// Who asked for its ticket: the id of a token.
-    pub subject: String,
+    /// Who asked for its ticket.
+    pub subject: Subject,
     /// What its ticket is for.
     pub profile: Profile,
     /// When it began, in seconds since 1970.
@@ -51,7 +52,7 @@ impl Roster {
     pub(crate) fn enter(
         self: &Arc<Self>,
         registry: &Registry,
-        claims: &Claims,
+        Admitted { claims, subject, .. }: &Admitted,
         port: PortWatch,
     ) -> Visit {
         let connection = Arc::new(Connection {
@@ -60,7 +61,7 @@ impl Roster {
             environment: claims.environment.clone(),
             registration: claims.registration.clone(),
             generation: claims.generation,
-            subject: claims.subject.clone(),
+            subject: subject.clone(),
             profile: claims.profile,
             connected_at: registry.unix_now(),
             port,
@@ -119,7 +120,7 @@ impl Roster {
 impl Connection {
     /// The same for operators.
     pub(crate) fn entry(&self) -> ConnectionEntry {
-        let meter = self.port.meter();
+        let traffic = self.port.traffic();
         let (environment, number) = self.key();
         ConnectionEntry {
             id: ConnectionCursor { environment, number }.to_string(),
@@ -130,12 +131,12 @@ impl Connection {
             },
             executor_registration_id: self.registration.clone(),
             generation: self.generation,
-            subject: self.subject.clone(),
+            subject: self.subject.to_string(),
             profile: self.profile.to_string(),
             connected_at_unix_secs: self.connected_at,
-            verified_ms_ago: meter.verified().map(|round_trip| round_trip.age_ms),
-            received_bytes: meter.received_bytes(),
-            sent_bytes: meter.sent_bytes(),
+            verified_ms_ago: traffic.verified().map(|round_trip| round_trip.age_ms),
+            received_bytes: traffic.received_bytes(),
+            sent_bytes: traffic.sent_bytes(),
         }
     }
 
@@ -150,7 +151,7 @@ impl Connection {
 
     fn trace(&self, registry: &Registry, kind: AuditKind) -> AuditEvent {
         AuditEvent {
-            actor: Some(self.subject.clone()),
+            actor: Some(self.subject.to_string()),
             environment: Some(self.environment.clone()),
             registration: Some(self.registration.clone()),
             what: Some(self.role().to_owned()),
@@ -159,7 +160,7 @@ impl Connection {
     }
 
     fn record(&self, ended: Option<(u64, EndReason)>) -> Record {
-        let meter = self.port.meter();
+        let traffic = self.port.traffic();
         let over = |bytes| if ended.is_some() { bytes } else { 0 };
         Record {
             id: self.id.clone(),
@@ -168,8 +169,8 @@ impl Connection {
             generation: self.generation,
             connected_at: self.connected_at,
             ended,
-            received_bytes: over(meter.received_bytes()),
-            sent_bytes: over(meter.sent_bytes()),
+            received_bytes: over(traffic.received_bytes()),
+            sent_bytes: over(traffic.sent_bytes()),
         }
     }
 }
@@ -196,11 +197,11 @@ impl Drop for Visit {
             let now = registry.unix_now().max(connection.connected_at);
             registry.history().note(connection.record(Some((now, *why))));
         }
-        let meter = connection.port.meter();
+        let traffic = connection.port.traffic();
         registry.audit().record(AuditEvent {
             what: Some(format!("{} {}", connection.role(), why.as_str())),
-            received_bytes: Some(meter.received_bytes()),
-            sent_bytes: Some(meter.sent_bytes()),
+            received_bytes: Some(traffic.received_bytes()),
+            sent_bytes: Some(traffic.sent_bytes()),
             ..connection.trace(registry, AuditKind::Close)
         });
         self.roster.lock().remove(&self.connection.key());

@@ -228,6 +228,7 @@ impl Relay {
         // The listener is closed first, so that nobody who is sent away comes
         // back to a relay that accepts and answers nothing any more.
         edge.drain.close();
+        edge.directory.close();
         closed.cancel();
         let _ = serving.await;
         let (directory, sockets) = (&edge.directory, &edge.sockets);
@@ -237,8 +238,9 @@ impl Relay {
         let operators = tokio::time::timeout(OPERATORS_TIMEOUT, operators.wait());
         let _ = stop.at_once.run_until_cancelled(operators).await;
         let _ = (sweeper.await, watcher.await, refusals.await);
-        writer.abort();
+        // In this order: whoever writes now finishes first.
         edge.registry.write_the_rest().await;
+        writer.abort();
         tracing::info!("stopped");
     }
 }

@@ -64,11 +64,11 @@ impl Waiters {
     }
 
     /// How many wait now.
-    #[cfg(test)]
     pub(crate) fn waiting(&self) -> usize {
         self.lock().total
     }
 
+    /// Whether nobody waits any more.
     pub(crate) fn is_closed(&self) -> bool {
         self.lock().closed
     }

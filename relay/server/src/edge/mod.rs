@@ -11,10 +11,10 @@
 //! Close codes: [`CLOSE_FRAMES`](port::CLOSE_FRAMES).
 
 pub(crate) mod guests;
-pub mod meter;
 pub mod port;
 mod socket;
 pub mod stats;
+pub mod traffic;
 
 use std::net::IpAddr;
 use std::pin::pin;
@@ -96,7 +96,7 @@ fn ticket_of(query: &str) -> &str {
 
 /// A websocket whose ticket is good, and its entries in all lists.
 struct Arrival {
-    claims: Claims,
+    admitted: Admitted,
     port: HubPort,
     stay: Stay,
     visit: Visit,
@@ -108,21 +108,20 @@ impl Edge {
             return Err(Refusal::ShuttingDown);
         }
         let admitted = self.registry.admit(ticket, source).await?;
-        let mut port =
-            self.join(&admitted).inspect_err(|error| self.note(&admitted.claims, error))?;
+        let mut port = self.join(&admitted).inspect_err(|error| self.note(&admitted, error))?;
         if admitted.claims.purpose != Purpose::Executor {
-            self.listen(&mut port, &admitted.claims);
+            self.listen(&mut port, &admitted);
         }
         let stay = self.guests.arrive(&admitted, port.door());
         if !self.registry.is_still_good(&admitted).await.map_err(TicketRefused::from)? {
             return Err(TicketRefused::Revoked.into());
         }
-        let visit = self.directory.roster().enter(&self.registry, &admitted.claims, port.watch());
-        Ok(Arrival { claims: admitted.claims, port, stay, visit })
+        let visit = self.directory.roster().enter(&self.registry, &admitted, port.watch());
+        Ok(Arrival { admitted, port, stay, visit })
     }
 
     /// Who runs into a limit stands in the audit log.
-    fn note(&self, claims: &Claims, error: &JoinError) {
+    fn note(&self, Admitted { claims, subject, .. }: &Admitted, error: &JoinError) {
         let limit = match error {
             JoinError::Stale { .. } => return,
             JoinError::TooManyOrchestrators => "orchestrators of the executor",
@@ -130,15 +129,16 @@ impl Edge {
             JoinError::Quota(Level::Environment) => "connections of the environment",
             JoinError::Quota(Level::Token) => "connections of the token",
         };
-        self.refusals.note(&self.registry, claims, limit, Instant::now());
+        let token = subject.to_string();
+        self.refusals.note(&self.registry, &token, claims, limit, Instant::now());
     }
 
     /// So does whose streams or handshakes do.
-    fn listen(&self, port: &mut HubPort, claims: &Claims) {
-        let (refusals, registry, claims) =
-            (self.refusals.clone(), self.registry.clone(), claims.clone());
+    fn listen(&self, port: &mut HubPort, Admitted { claims, subject, .. }: &Admitted) {
+        let (refusals, registry) = (self.refusals.clone(), self.registry.clone());
+        let (token, claims) = (subject.to_string(), claims.clone());
         port.on_refusal(move |refusal| {
-            refusals.note(&registry, &claims, refusal.as_str(), Instant::now());
+            refusals.note(&registry, &token, &claims, refusal.as_str(), Instant::now());
         });
     }
 
@@ -161,7 +161,7 @@ impl Edge {
     }
 
     fn upgrade(&self, upgrade: WebSocketUpgrade, arrival: Arrival, place: Place) -> Response {
-        let Arrival { claims, mut port, stay, mut visit } = arrival;
+        let Arrival { admitted, mut port, stay, mut visit } = arrival;
         let token = self.sockets.token();
         let stats = self.stats.clone();
         upgrade
@@ -171,7 +171,7 @@ impl Edge {
             .max_message_size(limits::MESSAGE_MAX_BYTES)
             .max_frame_size(limits::MESSAGE_MAX_BYTES)
             .on_upgrade(move |socket| async move {
-                let span = opened(&claims, &place);
+                let span = opened(&admitted, &place);
                 let _held = (token, place);
                 let ended = drive(AcceptedSocket(socket), &mut port, &stay).await;
                 let end = End::from(&ended);
@@ -181,7 +181,7 @@ impl Edge {
                 drop(port);
                 stats.count_ended(end);
                 span.record("why", end.as_str());
-                closed(&claims, &ended);
+                closed(&admitted.claims, &ended);
             })
     }
 }
@@ -196,13 +196,13 @@ async fn drive(socket: AcceptedSocket, port: &mut HubPort, stay: &Stay) -> Ended
 
 /// The span is the websocket's life. Nothing runs inside of it, so that frames
 /// cost no more than without.
-fn opened(claims: &Claims, place: &Place) -> Span {
+fn opened(Admitted { claims, subject, .. }: &Admitted, place: &Place) -> Span {
     let certificate = place.certificate.as_ref().map(tracing::field::display);
     tracing::info!(
         environment = %claims.environment,
         registration = %claims.registration,
         role = role(claims),
-        token = claims.subject,
+        token = %subject,
         profile = %claims.profile,
         certificate,
         "connected"
@@ -275,7 +275,55 @@ impl Refusal {
 
 #[cfg(test)]
 mod tests {
+    use rendez_proto::ids::Generation;
+    use rendez_proto::profile::Profile;
+    use rendez_registry::{Options, model};
+
     use super::*;
+
+    /// As an issuer's token asks for it that ends with its websockets.
+    #[tokio::test]
+    async fn who_opens_closes_and_is_refused_is_who_asked_for_the_ticket() {
+        let state = tempfile::tempdir().unwrap();
+        let registry = Registry::open(state.path(), Options::default()).await.unwrap();
+        let edge = Edge {
+            registry: registry.clone(),
+            directory: Arc::default(),
+            guests: Arc::default(),
+            refusals: Arc::new(Refusals::new(Instant::now())),
+            sockets: TaskTracker::new(),
+            drain: Arc::default(),
+            stats: Arc::default(),
+        };
+        let subject = "jwt_03dba21c_d7BQaXTTBnDeFVeJi2qskQ".parse::<model::Subject>().unwrap();
+        let until = Some(1_800_000_300);
+        let ticket = model::TicketSubject { subject: subject.clone(), until };
+        let claims = Claims {
+            purpose: Purpose::Executor,
+            environment: "box".parse().unwrap(),
+            registration: "reg_a".parse().unwrap(),
+            generation: Generation(1),
+            subject: ticket.to_string(),
+            profile: Profile::NoiseHybridIkV1,
+            expires_at_unix_secs: None,
+            id: [1; 16],
+            binding: [0; 32],
+        };
+        let admitted = Admitted { claims, subject: subject.clone(), until };
+        let port = edge.join(&admitted).unwrap();
+        let visit = edge.directory.roster().enter(&registry, &admitted, port.watch());
+        let open = edge.directory.roster().page(None, None, 10);
+        // what `rendez token revoke` takes
+        assert_eq!(open[0].entry().subject.parse(), Ok(subject.clone()));
+        drop(visit);
+        edge.note(&admitted, &JoinError::TooManyOrchestrators);
+
+        registry.audit().flush().await.unwrap();
+        let rows = registry.audit().page(0).await.unwrap().rows;
+        let rows: Vec<_> = rows.into_iter().map(|row| (row.event.kind, row.event.actor)).collect();
+        let by = |kind| (kind, Some(subject.to_string()));
+        assert_eq!(rows, [AuditKind::Open, AuditKind::Close, AuditKind::Quota].map(by));
+    }
 
     #[test]
     fn the_ticket_is_found_among_other_parameters() {

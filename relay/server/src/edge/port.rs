@@ -13,7 +13,7 @@ use rendez_relay_core::{
 };
 use rendez_transport::{CloseFrame, Protocol, Violation};
 
-use super::meter::Meter;
+use super::traffic::Traffic;
 
 /// 1002: an orchestrator sent what cannot be routed.
 pub const MALFORMED: CloseFrame = CloseFrame { code: 1002, reason: "malformed_frame" };
@@ -99,7 +99,7 @@ impl SharedHub {
         HubPort {
             shared: self.clone(),
             key,
-            meter: Arc::default(),
+            traffic: Arc::default(),
             notice: Arc::default(),
             on_refusal: None,
         }
@@ -140,7 +140,7 @@ impl SharedHub {
 pub struct HubPort {
     shared: Arc<SharedHub>,
     key: PortKey,
-    meter: Arc<Meter>,
+    traffic: Arc<Traffic>,
     /// Why it must leave, once it must.
     notice: Arc<OnceLock<CloseFrame>>,
     on_refusal: Option<Box<OnRefusal>>,
@@ -158,7 +158,7 @@ impl HubPort {
     /// To look at the port while its pump has it.
     pub fn watch(&self) -> PortWatch {
         let shared = Arc::downgrade(&self.shared);
-        PortWatch { shared, key: self.key, meter: self.meter.clone() }
+        PortWatch { shared, key: self.key, traffic: self.traffic.clone() }
     }
 
     /// What sends this one port away, from elsewhere.
@@ -196,22 +196,22 @@ impl Door {
 pub struct PortWatch {
     shared: Weak<SharedHub>,
     key: PortKey,
-    meter: Arc<Meter>,
+    traffic: Arc<Traffic>,
 }
 
 impl PortWatch {
     /// What its websocket has carried.
-    pub fn meter(&self) -> &Meter {
-        &self.meter
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     /// Sends a ping as soon as the socket has room, and waits for the pong of
     /// it, or of one that was on its way already.
     pub(crate) async fn ping(&self) {
-        let mut pong = std::pin::pin!(self.meter.pong().notified());
+        let mut pong = std::pin::pin!(self.traffic.pong().notified());
         // before the wish: the pong may come at once
         pong.as_mut().enable();
-        self.meter.want_ping();
+        self.traffic.want_ping();
         if let Some(shared) = self.shared.upgrade() {
             shared.wake(self.key);
         }
@@ -225,7 +225,7 @@ impl Protocol for HubPort {
             return Ok(());
         }
         trace("received", &message);
-        self.meter.count_received(message.len());
+        self.traffic.count_received(message.len());
         let (taken, refusal) = self.shared.change(|hub| {
             let taken = hub.handle_message(self.key, message, now);
             (taken, hub.take_refusal())
@@ -247,7 +247,7 @@ impl Protocol for HubPort {
         }
         let message = self.shared.change(|hub| hub.poll_transmit(self.key))?;
         trace("sent", &message);
-        self.meter.count_sent(message.len());
+        self.traffic.count_sent(message.len());
         Some(message)
     }
 
@@ -278,11 +278,11 @@ impl Protocol for HubPort {
     }
 
     fn wants_ping(&mut self) -> bool {
-        self.meter.take_wish()
+        self.traffic.take_wish()
     }
 
     fn handle_pong(&mut self, now: Instant, round_trip: Duration) {
-        self.meter.note_pong(now, round_trip);
+        self.traffic.note_pong(now, round_trip);
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 /// The counters of one websocket.
 #[derive(Debug)]
-pub struct Meter {
+pub struct Traffic {
     made: Instant,
     received_bytes: AtomicU64,
     sent_bytes: AtomicU64,
@@ -25,7 +25,7 @@ pub struct Meter {
     pong: Notify,
 }
 
-impl Default for Meter {
+impl Default for Traffic {
     fn default() -> Self {
         Self {
             made: now(),
@@ -39,7 +39,7 @@ impl Default for Meter {
     }
 }
 
-impl Meter {
+impl Traffic {
     /// Bytes of messages that came from the peer.
     pub fn received_bytes(&self) -> u64 {
         self.received_bytes.load(Ordering::Relaxed)
@@ -108,24 +108,24 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_age_of_a_pong_grows_and_a_wish_is_granted_once() {
-        let meter = Meter::default();
-        assert!(meter.take_wish(), "a new websocket proves itself");
-        assert!(!meter.take_wish());
-        assert_eq!(meter.verified(), None);
-        meter.note_pong(now(), Duration::from_micros(1500));
-        assert_eq!(meter.verified(), Some(RoundTrip { age_ms: 0, round_trip_us: 1500 }));
+        let traffic = Traffic::default();
+        assert!(traffic.take_wish(), "a new websocket proves itself");
+        assert!(!traffic.take_wish());
+        assert_eq!(traffic.verified(), None);
+        traffic.note_pong(now(), Duration::from_micros(1500));
+        assert_eq!(traffic.verified(), Some(RoundTrip { age_ms: 0, round_trip_us: 1500 }));
         tokio::time::advance(Duration::from_secs(30)).await;
-        assert_eq!(meter.verified(), Some(RoundTrip { age_ms: 30_000, round_trip_us: 1500 }));
-        meter.want_ping();
-        assert!(meter.take_wish() && !meter.take_wish());
+        assert_eq!(traffic.verified(), Some(RoundTrip { age_ms: 30_000, round_trip_us: 1500 }));
+        traffic.want_ping();
+        assert!(traffic.take_wish() && !traffic.take_wish());
     }
 
     #[test]
     fn bytes_are_counted_by_direction() {
-        let meter = Meter::default();
-        meter.count_received(3);
-        meter.count_received(4);
-        meter.count_sent(5);
-        assert_eq!((meter.received_bytes(), meter.sent_bytes()), (7, 5));
+        let traffic = Traffic::default();
+        traffic.count_received(3);
+        traffic.count_received(4);
+        traffic.count_sent(5);
+        assert_eq!((traffic.received_bytes(), traffic.sent_bytes()), (7, 5));
     }
 }
