@@ -290,6 +290,11 @@ impl TestRelay {
         self.directory.stats().held_back
     }
 
+    /// Calls that wait for an executor that is away.
+    pub fn waiting(&self) -> usize {
+        self.directory.waiting()
+    }
+
     /// Connected executors and orchestrators.
     pub fn connected(&self) -> (usize, usize) {
         let census = self.directory.census();

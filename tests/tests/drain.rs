@@ -6,7 +6,7 @@ use std::io::Read as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use rendez_proto::limits::STREAM_GRACE;
+use rendez_proto::limits::{CONNECT_WAIT_MAX, STREAM_GRACE};
 use rendez_tests::process::Process;
 use rendez_tests::relay::{TestRelay, Websocket, key};
 use rendez_tests::rendez::{OurAgent, OurRelay, WITHIN, rendez};
@@ -52,6 +52,7 @@ async fn a_few_are_told_to_come_back_at_once() -> Result<()> {
 #[tokio::test]
 async fn readiness_goes_first_and_the_second_signal_is_urgent() -> Result<()> {
     let relay = TestRelay::start_as(|config| {
+        config.connect_wait = CONNECT_WAIT_MAX;
         config.drain_announce = 10 * WITHIN;
         config.drain_deadline = 10 * WITHIN;
     });
@@ -74,6 +75,15 @@ async fn readiness_goes_first_and_the_second_signal_is_urgent() -> Result<()> {
     assert_eq!(alive.status(), StatusCode::OK);
     let orchestrator = relay.orchestrator("box", key(1)).await?;
     drop(orchestrator);
+    let away = relay.register("away").await?;
+    let comes = async {
+        while relay.waiting() == 0 {
+            look.tick().await;
+        }
+        Websocket::open(away.url.expose()).await
+    };
+    let (connected, _executor) = tokio::try_join!(relay.connect("away", key(1)), comes)?;
+    assert_eq!(connected.executor_registration_id, away.executor_registration_id);
     relay.stop_at_once();
     tokio::time::timeout(WITHIN, relay.stopped()).await.context("a second signal")?;
     Ok(())

@@ -16,7 +16,7 @@ use rendez_tests::process::run;
 use rendez_tests::rendez::{OurAgent, OurRelay, WITHIN, rendez};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, NamedGroup, ProtocolVersion, RootCertStore};
+use rustls::{ClientConfig, ClientConnection, NamedGroup, ProtocolVersion, RootCertStore};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -233,6 +233,37 @@ async fn files_that_change_are_taken_over_and_open_connections_stay() -> Result<
     relay.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
     assert_ne!(shown().await?, first);
     assert!(livez(&mut open).await?.starts_with("HTTP/1.1 200"), "what was open stays open");
+    Ok(())
+}
+
+/// As many as there are places say nothing, as many stop halfway, and nobody is
+/// given up for ten minutes: others do not notice.
+#[tokio::test]
+async fn who_stands_still_keeps_nobody_out() -> Result<()> {
+    const PLACES: usize = 2;
+    let authority = Authority::new()?;
+    authority.issue("relay", "relay")?;
+    let patient = [
+        ("--tls-handshakes-max", PLACES.to_string().into()),
+        ("--tls-handshake-timeout", "10m".into()),
+    ];
+    let relay = Relay::start(&authority, &patient).await?;
+    let client = authority.client(None)?;
+    let mut held = Vec::new();
+    for _ in 0..PLACES {
+        held.push(TcpStream::connect(relay.ours.address()).await?);
+        let mut halfway = TcpStream::connect(relay.ours.address()).await?;
+        let name = ServerName::from(relay.ours.address().ip());
+        let mut hello = Vec::new();
+        ClientConnection::new(client.clone(), name)?.write_tls(&mut hello)?;
+        halfway.write_all(&hello).await?;
+        // the relay has done its part and waits for ours
+        tokio::time::timeout(WITHIN, halfway.read_u8()).await??;
+        held.push(halfway);
+    }
+    let mut stream = relay.dial(client).await?;
+    assert!(livez(&mut stream).await?.starts_with("HTTP/1.1 200"));
+    drop(held);
     Ok(())
 }
 

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! SIGTERM ─► announced: /readyz says no, everything else goes on
-//!    drain.announce ─► closed: no new connections, websockets sent away in
-//!                      batches, requests in progress answered
+//!    drain.announce ─► closed: no new connections, nobody waits for an executor
+//!                      that is away, websockets sent away in batches, requests
+//!                      in progress answered
 //!    all gone, drain.deadline, or a second SIGTERM ─► the end
 //! ```
 //!

@@ -11,7 +11,11 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use futures_util::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::tls::Wire;
 
 thread_local! {
     /// The thread's buffer, unless a connection has it.
@@ -48,6 +52,14 @@ impl<T> Gulp<T> {
         if self.taken == self.end {
             SPARE.set(std::mem::take(&mut self.held));
         }
+    }
+}
+
+impl Wire for Gulp<TcpStream> {
+    fn has_hung_up(&self) -> bool {
+        // Bytes that wait for their turn are in the way of the end: then it is
+        // not known.
+        matches!(self.inner.peek(&mut [0]).now_or_never(), Some(Ok(0) | Err(_)))
     }
 }
 

@@ -78,9 +78,12 @@ impl Reload {
     }
 
     /// Reloads at each SIGHUP until cancelled.
-    pub(crate) async fn at(&self, mut hangups: Signal, cancel: CancellationToken) {
+    pub(crate) async fn at(self, mut hangups: Signal, cancel: CancellationToken) {
+        let this = Arc::new(self);
         while let Some(Some(())) = cancel.run_until_cancelled(hangups.recv()).await {
-            self.reload();
+            let this = this.clone();
+            // It reads files, which may be far away.
+            let _ = tokio::task::spawn_blocking(move || this.reload()).await;
         }
     }
 }
@@ -115,5 +118,57 @@ pub(crate) fn hangups() -> Option<Signal> {
             tracing::warn!(%error, "SIGHUP cannot be caught; settings stay as they are");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::time::Duration;
+
+    use rendez_registry::Options;
+    use rustix::process::{Signal, getpid, kill_process};
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::config::Layers;
+
+    /// Longest wait for a sign of life.
+    const WITHIN: Duration = Duration::from_secs(30);
+
+    /// The file is a pipe that says nothing for a while; there is one thread for
+    /// all tasks.
+    #[tokio::test]
+    async fn a_file_that_is_slow_to_read_holds_up_no_task() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("relay.toml");
+        fs::write(&path, "").unwrap();
+        let settings = Layers { file: Some(path.clone()), given: Vec::new() }.load().unwrap();
+        fs::remove_file(&path).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+
+        let (hangups, cancel) = (hangups().unwrap(), CancellationToken::new());
+        let state = directory.path().join("state");
+        let registry = Registry::open(&state, Options::default()).await.unwrap();
+        let reload = Reload::new(settings, LogHandle::default(), None, Arc::default(), registry);
+        let reloading = tokio::spawn({
+            let cancel = cancel.clone();
+            async move { reload.at(hangups, cancel).await }
+        });
+        let (reading, begun) = oneshot::channel();
+        let (alive, sign) = std::sync::mpsc::channel();
+        let writer = tokio::task::spawn_blocking(move || {
+            // Comes back when somebody reads.
+            let _pipe = File::options().write(true).open(path).unwrap();
+            let _ = reading.send(());
+            sign.recv_timeout(WITHIN).is_ok()
+        });
+        kill_process(getpid(), Signal::HUP).unwrap();
+        begun.await.unwrap();
+        let _ = alive.send(());
+        assert!(writer.await.unwrap(), "no task ran while the file was read");
+        cancel.cancel();
+        reloading.await.unwrap();
     }
 }

@@ -46,10 +46,7 @@ impl Traces {
     /// # Errors
     /// See [`TracesError`].
     pub fn start(config: &Config) -> Result<Self, TracesError> {
-        let url = config.telemetry_otlp.as_str();
-        if url.is_empty() {
-            return Ok(Self(None));
-        }
+        let Some(url) = config.telemetry_otlp.url() else { return Ok(Self(None)) };
         let failed = |error: &dyn fmt::Display| TracesError(error.to_string());
         let config = tls::for_url(url).map_err(|error| failed(&error))?;
         let http = reqwest::Client::builder()

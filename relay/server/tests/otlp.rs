@@ -30,12 +30,13 @@ async fn request(collector: &TcpListener) -> Vec<u8> {
 async fn calls_become_spans_whatever_the_logs_level_is() {
     let collector = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let state = tempfile::tempdir().unwrap();
-    let config = Config {
+    let mut config = Config {
         listen: ([127, 0, 0, 1], 0).into(),
         state: state.path().to_owned(),
-        telemetry_otlp: format!("http://{}/v1/traces", collector.local_addr().unwrap()),
         ..Config::default()
     };
+    let url = format!("http://{}/v1/traces", collector.local_addr().unwrap());
+    config.set("telemetry.otlp", &url).unwrap();
     let traces = Traces::start(&config).unwrap();
     start_as(LogLevel::Off, LogFormat::Human, traces.listener());
     let relay = Relay::bind(config).await.unwrap();

@@ -38,7 +38,7 @@ pub use by_id::ById;
 pub use layers::{ConfigError, Layers, Loaded, Source};
 pub use print::{document, table};
 use values::Value;
-pub use values::{ClientAuth, MaybeListen, Size, TlsVersion};
+pub use values::{ClientAuth, Collector, MaybeListen, Size, TlsVersion};
 
 /// When a changed setting counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,8 +213,9 @@ settings! {
     /// How long a TLS handshake may take, waiting for its turn included.
     tls_handshake_timeout: Duration = Duration::from_secs(10), "tls.handshake_timeout", "duration", AtStart;
 
-    /// Most TLS handshakes at once; further ones wait.
-    tls_handshakes_max: usize = 256, "tls.handshakes_max", "handshakes", AtStart;
+    /// Most TLS handshakes that compute at once; further ones wait. Each holds up
+    /// everything else on its processor for under a millisecond.
+    tls_handshakes_max: usize = 16, "tls.handshakes_max", "handshakes", AtStart;
 
     /// How often the files are looked at.
     tls_reload_every: Duration = Duration::from_secs(5), "tls.reload_every", "duration", AtStart;
@@ -299,8 +300,9 @@ settings! {
     log_format: LogFormat = LogFormat::Human, "log.format", "human or json", AtStart;
 
     /// Where traces of calls and websockets go, by OTLP over HTTP, such as
-    /// http://127.0.0.1:4318/v1/traces. Empty: nowhere.
-    telemetry_otlp: String = String::new(), "telemetry.otlp", "URL", AtStart;
+    /// http://127.0.0.1:4318/v1/traces. Empty: nowhere. Credentials go into the
+    /// variable OTEL_EXPORTER_OTLP_HEADERS, as authorization=Basic%20....
+    telemetry_otlp: Collector = Collector::default(), "telemetry.otlp", "URL", AtStart;
 }
 
 impl Config {

@@ -12,6 +12,21 @@ use super::Config;
 /// Why it cannot be so.
 pub(super) fn check(config: &Config, name: &str) -> Result<(), String> {
     match name {
+        "connections_max" if config.connections_max == 0 => {
+            Err("at least 1: with none nobody is served".to_owned())
+        }
+        "drain.reconnects_per_second" if config.drain_reconnects_per_second == 0 => {
+            Err("at least 1: else nobody would come back".to_owned())
+        }
+        "tls.handshakes_max" if config.tls_handshakes_max == 0 => {
+            Err("at least 1: with none nobody is served".to_owned())
+        }
+        "tls.handshake_timeout" if config.tls_handshake_timeout.is_zero() => {
+            Err("more than 0s: nobody would be in time".to_owned())
+        }
+        "tls.reload_every" if config.tls_reload_every.is_zero() => {
+            Err("more than 0s: the files would be looked at without a pause".to_owned())
+        }
         "connect_wait" => at_most(
             config.connect_wait,
             limits::CONNECT_WAIT_MAX,
@@ -56,6 +71,11 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused_with_the_reason() {
         let cases = [
+            ("connections_max", "1", "0", "nobody is served"),
+            ("drain.reconnects_per_second", "1", "0", "nobody would come back"),
+            ("tls.handshakes_max", "1", "0", "nobody is served"),
+            ("tls.handshake_timeout", "1ms", "0s", "nobody would be in time"),
+            ("tls.reload_every", "1ms", "0s", "without a pause"),
             ("connect_wait", "10s", "10s 1ms", "at most 10s: whoever asks gives up"),
             ("audit.rows", "1", "0", "at least 1 row"),
             ("audit.keep", "1h", "59m", "at least 1h: what is older"),

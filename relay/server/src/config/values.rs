@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use http::Uri;
 use rendez_registry::PublicUrl;
 use rendez_registry::model::SourceCidrs;
 use rendez_transport::telemetry::{LogFormat, LogLevel};
@@ -73,6 +74,17 @@ impl Size {
     /// The same as the length of a buffer.
     pub fn bytes(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+/// Where traces go, or nowhere. It stands in logs, so it names nobody.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Collector(String);
+
+impl Collector {
+    /// Its URL, unless it is nowhere.
+    pub fn url(&self) -> Option<&str> {
+        Some(self.0.as_str()).filter(|url| !url.is_empty())
     }
 }
 
@@ -173,13 +185,26 @@ impl Value for Duration {
     }
 }
 
-impl Value for String {
+impl Value for Collector {
+    /// What is wrong is said without the text: there may be a password in it.
     fn parse(text: &str) -> Result<Self, String> {
-        Ok(text.to_owned())
+        if text.is_empty() {
+            return Ok(Self::default());
+        }
+        let url: Uri = text.parse().map_err(|error| format!("this is no URL: {error}"))?;
+        if !matches!(url.scheme_str(), Some("http" | "https")) {
+            return Err("a URL with http:// or https:// is wanted".to_owned());
+        }
+        if url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            return Err("a URL with a user or password would stand in logs; give them by the \
+                        variable OTEL_EXPORTER_OTLP_HEADERS"
+                .to_owned());
+        }
+        Ok(Self(text.to_owned()))
     }
 
     fn text(&self) -> String {
-        self.clone()
+        self.0.clone()
     }
 }
 
@@ -260,6 +285,7 @@ mod tests {
         round_trip::<ClientAuth>(&["off", "optional", "required"]);
         round_trip::<TlsVersion>(&["1.2", "1.3"]);
         round_trip::<usize>(&["0", "20000"]);
+        round_trip::<Collector>(&["", "http://127.0.0.1:4318/v1/traces", "https://a?b=c"]);
         round_trip::<bool>(&["true", "false"]);
     }
 
@@ -275,5 +301,14 @@ mod tests {
         assert_eq!(TlsVersion::parse("1.1").unwrap_err(), "\"1.1\" is none of 1.2, 1.3");
         assert!(PathBuf::parse("").is_err());
         assert!(PublicUrl::parse("ftp://x").is_err());
+        for (url, why) in [
+            ("http://me:hunter2@collector/", "OTEL_EXPORTER_OTLP_HEADERS"),
+            ("ftp://me:hunter2@collector/", "http://"),
+            ("http://me:hunter2@", "no URL"),
+            ("hunter2", "http://"),
+        ] {
+            let said = Collector::parse(url).unwrap_err();
+            assert!(said.contains(why) && !said.contains("hunter2"), "{said}");
+        }
     }
 }

@@ -275,6 +275,7 @@ impl Refusal {
 
 #[cfg(test)]
 mod tests {
+    use rendez_proto::audit::AuditKind;
     use rendez_proto::ids::Generation;
     use rendez_proto::profile::Profile;
     use rendez_registry::{Options, model};

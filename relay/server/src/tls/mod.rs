@@ -3,8 +3,8 @@
 //! * A pair of files that cannot be used stops a start, and never a running
 //!   relay: the last good one stays in force.
 //! * A new pair is for new connections; open ones keep what they negotiated.
-//! * A handshake is bounded in time, and so is the number of them at once: it
-//!   is the most work that a stranger can ask for with few bytes.
+//! * A handshake is bounded in time, and the number of those that compute at
+//!   once is bounded ([`handshakes`]).
 //! * A certificate that the relay gets by itself is a file like others. Until
 //!   there is one, handshakes serve its proof and nothing else.
 
@@ -16,19 +16,18 @@ mod acme;
 mod client;
 mod error;
 mod files;
+mod handshakes;
 mod orders;
 mod stats;
 
-use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
-use rustls::server::{Acceptor, ClientHello};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::{Notify, Semaphore};
-use tokio_rustls::LazyConfigAcceptor;
+use rustls::server::ClientHello;
+use tokio::io::AsyncWriteExt as _;
+use tokio::sync::Notify;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +35,8 @@ use self::acme::{Acme, Renewal};
 pub(crate) use self::client::ClientCertificate;
 pub use self::error::TlsError;
 use self::files::Settings;
+use self::handshakes::Handshakes;
+pub(crate) use self::handshakes::Wire;
 pub(crate) use self::orders::{OrderStats, Ordered};
 pub(crate) use self::stats::{Group, Handshake, TlsStats};
 use crate::config::Config;
@@ -46,7 +47,7 @@ pub(crate) struct Tls {
     acme: Option<Acme>,
     /// The relay itself has written a file.
     written: Notify,
-    handshakes: Semaphore,
+    handshakes: Handshakes,
     timeout: Duration,
     reload_every: Duration,
     pub(crate) stats: TlsStats,
@@ -98,7 +99,7 @@ impl Tls {
             inner: RwLock::new(Inner { settings, seen, serving }),
             acme,
             written: Notify::new(),
-            handshakes: Semaphore::new(config.tls_handshakes_max.clamp(1, Semaphore::MAX_PERMITS)),
+            handshakes: Handshakes::new(config.tls_handshakes_max),
             timeout: config.tls_handshake_timeout,
             reload_every: config.tls_reload_every,
             stats,
@@ -106,15 +107,21 @@ impl Tls {
         })))
     }
 
-    /// Ends TLS on an accepted connection; waiting for a place among the
-    /// handshakes counts as part of it. `None` is counted and logged.
-    pub(crate) async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
+    /// Ends TLS on an accepted connection; waiting for the peer and for a place
+    /// among the handshakes counts as part of it. `None` is counted and logged.
+    pub(crate) async fn accept<T: Wire>(
         &self,
         io: T,
     ) -> Option<(TlsStream<T>, Option<ClientCertificate>)> {
         let since = Instant::now();
-        let (purpose, result) = match tokio::time::timeout(self.timeout, self.handshake(io)).await {
-            Ok(ended) => ended,
+        let mut purpose = Handshake::Ok;
+        let handshake = self.handshakes.accept(io, |hello| {
+            let (asked, config) = self.answer(hello);
+            purpose = asked;
+            config
+        });
+        let result = match tokio::time::timeout(self.timeout, handshake).await {
+            Ok(result) => result,
             Err(_) => {
                 self.stats.count(Handshake::Timeout);
                 tracing::debug!("a TLS handshake took too long");
@@ -147,24 +154,6 @@ impl Tls {
             }
         }
         None
-    }
-
-    /// A whole handshake, and what it was for.
-    async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(
-        &self,
-        io: T,
-    ) -> (Handshake, io::Result<TlsStream<T>>) {
-        let _place = match self.handshakes.acquire().await {
-            Ok(place) => place,
-            Err(closed) => return (Handshake::Ok, Err(io::Error::other(closed))),
-        };
-        match LazyConfigAcceptor::new(Acceptor::default(), io).await {
-            Ok(start) => {
-                let (purpose, config) = self.answer(&start.client_hello());
-                (purpose, start.into_stream(config).await)
-            }
-            Err(error) => (Handshake::Ok, Err(error)),
-        }
     }
 
     /// Who asks for a proof gets that or nothing, whatever else is served.

@@ -18,6 +18,8 @@ pub(crate) enum Handshake {
     Ok,
     /// Not in time.
     Timeout,
+    /// The client left before it was its turn.
+    HungUp,
     /// No certificate of the client's, or none that is good.
     ClientCertificate,
     /// Otherwise; most are no TLS at all or scanners.
@@ -29,9 +31,10 @@ pub(crate) enum Handshake {
 }
 
 impl Handshake {
-    pub(crate) const ALL: [Handshake; 6] = [
+    pub(crate) const ALL: [Handshake; 7] = [
         Handshake::Ok,
         Handshake::Timeout,
+        Handshake::HungUp,
         Handshake::ClientCertificate,
         Handshake::Failed,
         Handshake::Proof,
@@ -42,6 +45,7 @@ impl Handshake {
         match self {
             Handshake::Ok => "ok",
             Handshake::Timeout => "timeout",
+            Handshake::HungUp => "hung_up",
             Handshake::ClientCertificate => "client_certificate",
             Handshake::Failed => "failed",
             Handshake::Proof => "proof",
@@ -50,6 +54,9 @@ impl Handshake {
     }
 
     pub(super) fn of_error(error: &io::Error) -> Self {
+        if error.kind() == io::ErrorKind::ConnectionAborted {
+            return Handshake::HungUp;
+        }
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
         match tls {
             Some(Error::NoCertificatesPresented | Error::InvalidCertificate(_)) => {
