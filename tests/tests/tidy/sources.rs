@@ -17,6 +17,10 @@ const LONGER: &[(&str, &str)] = &[];
 
 /// Tests that sleep, and why that is not synchronisation.
 const SLEEPS_IN_TESTS: &[(&str, &str)] = &[
+    (
+        "endpoint/transport/src/pump/tests.rs",
+        "the clock is stopped, and what wakes up before the end is counted",
+    ),
     ("tests/benches/idle.rs", "it measures a stretch of time, and clients back off"),
     ("tests/benches/paths/wire.rs", "a link with a delay is what a sleep is for"),
     ("tests/benches/fairness.rs", "a stream that stands still announces nothing"),
