@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use rendez_proto::limits::{CONNECT_WAIT_MAX, STREAM_GRACE};
+use rendez_proto::registry::environments::{EnvironmentDetail, EnvironmentState};
 use rendez_tests::process::Process;
-use rendez_tests::relay::{TestRelay, Websocket, key};
+use rendez_tests::relay::{TestRelay, Websocket, answer, key};
 use rendez_tests::rendez::{OurAgent, OurRelay, WITHIN, rendez};
 use reqwest::{Method, StatusCode};
 use rustix::process::Signal;
@@ -46,6 +47,32 @@ async fn a_few_are_told_to_come_back_at_once() -> Result<()> {
     let mut executor = relay.executor("box").await?;
     relay.stop();
     assert_eq!(executor.closed().await?, (1012, "relay_restarting".to_owned()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_environment_whose_relay_leaves_is_draining_and_an_absent_one_is_offline() -> Result<()>
+{
+    let relay = TestRelay::start_as(|config| config.drain_announce = 10 * WITHIN).await?;
+    let executor = relay.executor("box").await?;
+    relay.register("away").await?;
+    let state = async |environment: &str| {
+        let request = relay.request(Method::GET, &format!("/v1/environments/{environment}"));
+        let detail = answer(request.bearer_auth(relay.orchestrator_token())).await;
+        detail.map(|detail: EnvironmentDetail| detail.state)
+    };
+    assert_eq!(state("box").await?, EnvironmentState::Connected);
+    relay.stop();
+    let deadline = Instant::now() + WITHIN;
+    let mut look = tokio::time::interval(LOOK_INTERVAL);
+    while state("box").await? != EnvironmentState::Draining {
+        look.tick().await;
+        ensure!(Instant::now() < deadline, "the environment is {:?}", state("box").await?);
+    }
+    assert_eq!(state("away").await?, EnvironmentState::Offline);
+    relay.stop_at_once();
+    tokio::time::timeout(WITHIN, relay.stopped()).await.context("a second signal")?;
+    drop(executor);
     Ok(())
 }
 

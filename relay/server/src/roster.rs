@@ -207,3 +207,89 @@ impl Drop for Visit {
         self.roster.lock().remove(&self.connection.key());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use rendez_proto::ticket::{self, Claims};
+    use rendez_registry::Options;
+    use rendez_relay_core::{Capabilities, Subject as Key};
+
+    use super::*;
+    use crate::directory::Directory;
+
+    fn admitted(environment: &str, purpose: Purpose) -> Admitted {
+        let claims = Claims {
+            purpose,
+            environment: environment.parse().unwrap(),
+            registration: "reg_a".parse().unwrap(),
+            generation: Generation(1),
+            subject: "0011223344556677".to_owned(),
+            profile: Profile::NoiseHybridIkV1,
+            expires_at_unix_secs: None,
+            id: [0; ticket::ID_BYTES],
+            binding: [0; ticket::BINDING_BYTES],
+        };
+        Admitted { subject: claims.subject.parse().unwrap(), claims, until: None }
+    }
+
+    #[tokio::test]
+    async fn pages_hold_each_connection_once_also_while_some_end() {
+        let state = tempfile::tempdir().unwrap();
+        let registry = Registry::open(state.path(), Options::default()).await.unwrap();
+        let directory = Directory::default();
+        let roster = directory.roster();
+        let mut open = Vec::new();
+        for name in ["b", "a", "ab"] {
+            let admitted = admitted(name, Purpose::Executor);
+            let claims = &admitted.claims;
+            let port = directory.join_executor(
+                &claims.environment,
+                &claims.registration,
+                claims.generation,
+                "token",
+                Instant::now(),
+            );
+            let port = port.map_err(|error| error.to_string()).unwrap();
+            open.push((roster.enter(&registry, &admitted, port.watch()), port));
+        }
+        for name in ["a", "b", "a", "a"] {
+            let admitted = admitted(name, Purpose::Orchestrator);
+            let environment = &admitted.claims.environment;
+            let can = Capabilities { resends: false };
+            let port = directory.join_orchestrator(environment, Key([0; 32]), can, "token");
+            let port = port.map_err(|error| error.to_string()).unwrap();
+            open.push((roster.enter(&registry, &admitted, port.watch()), port));
+        }
+        let ids = |page: Vec<Arc<Connection>>| {
+            page.iter().map(|connection| connection.entry().id).collect::<Vec<_>>()
+        };
+        let walk = |environment: Option<&EnvironmentId>, limit| {
+            let mut all: Vec<String> = Vec::new();
+            loop {
+                let after = all.last().map(|last| last.parse().unwrap());
+                let page = ids(roster.page(environment, after.as_ref(), limit));
+                assert!(page.len() <= limit);
+                if page.is_empty() {
+                    return all;
+                }
+                all.extend(page);
+            }
+        };
+        let all = ["a.2", "a.4", "a.6", "a.7", "ab.3", "b.1", "b.5"];
+        let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
+        for limit in [1, 2, 3, 7, 100] {
+            assert_eq!(walk(None, limit), all, "pages of {limit}");
+            assert_eq!(walk(Some(&a), limit), all[..4], "pages of {limit}");
+            assert_eq!(walk(Some(&b), limit), all[5..], "pages of {limit}");
+        }
+        // the last one of a page ends before the next is asked for
+        assert_eq!(ids(roster.page(None, None, 2)), all[..2]);
+        open.retain(|(visit, _)| visit.connection.id.number != 4);
+        let gone = "a.4".parse().unwrap();
+        assert_eq!(ids(roster.page(None, Some(&gone), 2)), all[2..4]);
+        open.clear();
+        assert!(walk(None, 10).is_empty());
+    }
+}

@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
+use rendez_proto::audit::{AuditEvent, AuditKind, Head, Verifier};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 use tempfile::TempDir;
 
 use super::*;
+use crate::model::{Credential, Withdrawal};
 use crate::service::DATABASE_FILE;
 use crate::store::Store as _;
+use crate::store::audit::AuditStore as _;
 use crate::store::records::Records as _;
 use crate::store::sqlite::{SqliteOpenError, SqliteStore};
 use crate::testing::env;
@@ -22,6 +25,17 @@ const ROWS_OF_1: &str = "\
         ('dev-1', 'reg_a', 7, zeroblob(32), NULL, 'rendez_ik_v1', '0000000000000001', 30); \
     INSERT INTO redeemed_tickets VALUES (zeroblob(16), 40);";
 
+/// What version 2 added; the key is that of RFC 8032's first test.
+const ROWS_OF_2: &str = "\
+    INSERT INTO tokens (id, role, environments, label, ed25519, enrolled_by, source_cidrs, \
+        max_uses, uses, made_seq, created_at) VALUES \
+        ('0000000000000003', 'executor', 'dev-1', 'three', \
+         x'd75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a', \
+         '0000000000000001', '10.0.0.0/8', 9, 4, 1, 13); \
+    INSERT INTO withdrawals (at, kind, what) VALUES (14, 'environment', 'dev-1'); \
+    INSERT INTO blocked_subjects VALUES ('jwt_03dba21c_d7BQaXTTBnDeFVeJi2qskQ', 15); \
+    UPDATE environments SET revoked_seq = 1 WHERE id = 'dev-1';";
+
 /// What version 10 added.
 const ROWS_OF_10: &str = "\
     INSERT INTO connections (id, environment, registration, generation, connected_at, ended_at, \
@@ -32,6 +46,7 @@ const ROWS_OF_10: &str = "\
 fn rows_of(version: i64) -> Option<&'static str> {
     match version {
         1 => Some(ROWS_OF_1),
+        2 => Some(ROWS_OF_2),
         10 => Some(ROWS_OF_10),
         _ => None,
     }
@@ -40,6 +55,37 @@ fn rows_of(version: i64) -> Option<&'static str> {
 async fn pool(path: &Path) -> SqlitePool {
     let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
     SqlitePool::connect_with(options).await.unwrap()
+}
+
+/// What version 11 added: two rows of the audit log, one behind the other.
+async fn audit_of_11(pool: &SqlitePool) {
+    let mut head = Head::EMPTY;
+    for at in [70, 71] {
+        let row = AuditEvent::new(AuditKind::Admin, at).chain(head);
+        sqlx::query("INSERT INTO audit (seq, at, kind, previous, hash) VALUES (?, ?, ?, ?, ?)")
+            .bind(i64::try_from(row.seq).unwrap())
+            .bind(i64::try_from(at).unwrap())
+            .bind(AuditKind::Admin.as_str())
+            .bind(row.previous.0.as_slice())
+            .bind(row.hash.0.as_slice())
+            .execute(pool)
+            .await
+            .unwrap();
+        head = (&row).into();
+    }
+}
+
+/// What a store has of [`ROWS_OF_2`].
+async fn has_rows_of_2(store: &SqliteStore) {
+    let tokens = store.tokens(None, 10).await.unwrap();
+    let Credential::Key { public, .. } = &tokens[2].credential else { panic!("{tokens:?}") };
+    assert_eq!(store.token_by_key(public).await.unwrap().as_ref(), Some(&tokens[2]));
+    assert_eq!(tokens[2].sources.texts(), ["10.0.0.0/8"]);
+    assert_eq!((tokens[2].max_uses, tokens[2].uses), (Some(9), 4));
+    let blocked = "jwt_03dba21c_d7BQaXTTBnDeFVeJi2qskQ".parse().unwrap();
+    assert!(store.is_blocked(&blocked).await.unwrap());
+    let withdrawn = store.withdrawals(0, 10).await.unwrap();
+    assert_eq!(withdrawn.list, [(1, Withdrawal::Environment(env("dev-1")))]);
 }
 
 /// A database as the program of this version left it: migrated up to it step
@@ -54,6 +100,9 @@ async fn database_of(version: i64) -> (TempDir, std::path::PathBuf) {
         if let Some(rows) = rows_of(step.0) {
             sqlx::raw_sql(rows).execute(&pool).await.unwrap();
         }
+        if step.0 == 11 {
+            audit_of_11(&pool).await;
+        }
     }
     pool.close().await;
     (dir, path)
@@ -66,7 +115,12 @@ async fn every_older_database_comes_up_to_date_with_all_its_rows() {
         let store = SqliteStore::open(&path).await.unwrap();
         let tokens = store.tokens(None, 10).await.unwrap();
         let labels: Vec<_> = tokens.iter().map(|token| token.label.as_str()).collect();
-        assert_eq!(labels, ["one", "two"], "from version {version}");
+        let all = ["one", "two", "three"];
+        let there = if *version >= 2 { 3 } else { 2 };
+        assert_eq!(labels, all[..there], "from version {version}");
+        if *version >= 2 {
+            has_rows_of_2(&store).await;
+        }
         assert_eq!((tokens[1].expires_at, tokens[1].revoked_at), (Some(99), Some(12)));
         let registration = store.registration(&env("dev-1")).await.unwrap().unwrap();
         assert_eq!((registration.id.as_str(), registration.generation.0), ("reg_a", 7));
@@ -78,6 +132,11 @@ async fn every_older_database_comes_up_to_date_with_all_its_rows() {
         assert_eq!(used, 1, "a used ticket stays used");
         let connections = store.connections(&env("dev-1"), 10).await.unwrap();
         assert_eq!(connections.len(), usize::from(*version >= 10));
+        let rows = store.audit_rows(0, 10).await.unwrap();
+        assert_eq!(rows.len(), if *version >= 11 { 2 } else { 0 });
+        let mut verifier = Verifier::default();
+        rows.iter().try_for_each(|row| verifier.check(row)).unwrap();
+        verifier.finish().unwrap();
         // and goes on from there
         store.close().await;
         SqliteStore::open(&path).await.unwrap();
@@ -125,7 +184,8 @@ async fn an_older_database_is_copied_as_it_is_and_not_opened_behind_its_relays_b
         assert_eq!(versions(&copy).await, before);
         // and the copy can be restored
         let store = SqliteStore::open(&copy).await.unwrap();
-        assert_eq!(store.tokens(None, 10).await.unwrap().len(), 2);
+        let tokens = if older >= 2 { 3 } else { 2 };
+        assert_eq!(store.tokens(None, 10).await.unwrap().len(), tokens);
         store.close().await;
         SqliteStore::open_current(&copy).await.unwrap();
     }
