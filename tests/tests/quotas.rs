@@ -123,7 +123,7 @@ async fn a_token_that_the_file_names_has_bounds_of_its_own() -> Result<()> {
     let others = [world.opened(&other, "a").await?, world.opened(&other, "b").await?];
 
     // read again as it was: it holds on
-    world.set(&text.replace("77", "78"), &[], "", "").await?;
+    world.set(&text.replace("streams=77", "streams=78"), &[], "", "").await?;
     let all = |line: &str| line.contains("new=\"streams=78\"").then_some(());
     world.relay.process().stderr_line(WITHIN, all).await?;
     world.full(&named, "b").await?;
