@@ -17,6 +17,9 @@ pub struct Congestion {
     acknowledged: u32,
     /// Losses of numbers below it belong to a loss that was answered.
     answered: u64,
+    /// The window and the threshold before a silence, which may prove to have
+    /// been none.
+    before_silence: Option<(u32, u32)>,
 }
 
 impl Congestion {
@@ -27,6 +30,7 @@ impl Congestion {
             threshold: WINDOW_MAX_RECORDS,
             acknowledged: 0,
             answered: 0,
+            before_silence: None,
         }
     }
 
@@ -60,15 +64,36 @@ impl Congestion {
             self.threshold = (self.window / 2).max(WINDOW_MIN_RECORDS);
             self.window = self.window.min(self.threshold);
             self.acknowledged = 0;
+            self.before_silence = None;
         }
     }
 
     /// Nothing was heard for so long that all may be lost: begins with one.
     pub fn silent(&mut self, next: u64) {
+        self.before_silence.get_or_insert((self.window, self.threshold));
         self.answered = next;
         self.threshold = (self.window / 2).max(WINDOW_MIN_RECORDS);
         self.window = 1;
         self.acknowledged = 0;
+    }
+}
+
+impl Congestion {
+    /// What was sent before a silence, and not again, has arrived: the path was
+    /// slow and nothing was lost (RFC 5682). Takes the answer to the silence
+    /// back; `false` if there was none.
+    pub fn was_only_slow(&mut self) -> bool {
+        let Some((window, threshold)) = self.before_silence.take() else { return false };
+        self.window = self.window.max(window);
+        self.threshold = threshold;
+        true
+    }
+
+    /// All numbers below `base` have arrived.
+    pub fn arrived_through(&mut self, base: u64) {
+        if base >= self.answered {
+            self.before_silence = None;
+        }
     }
 }
 
@@ -132,6 +157,26 @@ mod tests {
             windows.push(congestion.window());
         }
         assert_eq!(windows, [1, 2, 4, 8, 16, 32, 64, 128, 129]);
+    }
+
+    #[test]
+    fn a_silence_that_was_none_is_taken_back_once() {
+        let mut congestion = Congestion::new();
+        (0..2).for_each(|_| round(&mut congestion));
+        congestion.silent(200);
+        congestion.silent(200);
+        assert!(congestion.was_only_slow());
+        assert_eq!(congestion.window(), 128);
+        round(&mut congestion);
+        assert_eq!(congestion.window(), 256, "in slow start, as before");
+        assert!(!congestion.was_only_slow());
+        // nor is one that is over, or that a loss followed
+        congestion.silent(400);
+        congestion.arrived_through(400);
+        assert!(!congestion.was_only_slow());
+        congestion.silent(500);
+        congestion.lost(510, 520);
+        assert!(!congestion.was_only_slow());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What is in flight: sealed once, kept until acknowledged.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rendez_proto::frame::Ack;
@@ -50,6 +50,13 @@ struct InFlight {
     state: SlotState,
     /// Sent more than once: its round trip measures nothing.
     resent: bool,
+}
+
+/// A record that was sent once has arrived.
+struct Arrived {
+    round_trip: Duration,
+    /// It was to be sent again.
+    given_up: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,21 +145,33 @@ impl SendWindow {
         self.credit = self.credit.max(credit);
 
         let under_way = self.waiting;
-        let mut sample = None;
+        // the last that was waited for, and the last that was given up
+        let (mut sample, mut late) = (None, None);
+        let mut settle = |window: &mut Self, index| match window.settle(index, now) {
+            Some(arrived) if arrived.given_up => late = Some(arrived.round_trip),
+            Some(arrived) => sample = Some(arrived.round_trip),
+            None => {}
+        };
         let cumulative = (u64::from(ack.up_to) + 1).saturating_sub(self.base) as usize;
         for index in 0..cumulative.min(self.slots.len()) {
-            sample = self.settle(index, now).or(sample);
+            settle(self, index);
         }
         for bit in (0..u32::BITS).filter(|bit| ack.bits >> bit & 1 == 1) {
             let seq = u64::from(ack.up_to) + 2 + u64::from(bit);
             if let Some(index) = seq.checked_sub(self.base) {
-                sample = self.settle(index as usize, now).or(sample);
+                settle(self, index as usize);
             }
         }
         if let Some(rtt) = sample {
             self.rto.sample(rtt);
         }
         self.congestion.arrived(under_way - self.waiting, under_way);
+        if let Some(rtt) = late
+            && self.congestion.was_only_slow()
+        {
+            self.rto.sample(rtt);
+            self.trust_all(now);
+        }
 
         let mut progress = false;
         while self.slots.front().is_some_and(|slot| slot.state == SlotState::Acked) {
@@ -160,6 +179,7 @@ impl SendWindow {
             self.base += 1;
             progress = true;
         }
+        self.congestion.arrived_through(self.base);
         if ack.bits != 0 {
             self.resend_gaps();
         }
@@ -237,6 +257,20 @@ impl SendWindow {
         self.timer = None;
     }
 
+    /// What was to be sent again is under way still.
+    fn trust_all(&mut self, now: Instant) {
+        for slot in &mut self.slots {
+            if slot.state == SlotState::Due && !slot.resent {
+                slot.state = SlotState::Waiting;
+                self.due -= 1;
+                self.waiting += 1;
+            }
+        }
+        if self.waiting > 0 {
+            self.timer.get_or_insert(now);
+        }
+    }
+
     fn mark(&mut self, index: usize) {
         if let Some(slot) = self.slots.get_mut(index)
             && slot.state == SlotState::Waiting
@@ -247,26 +281,26 @@ impl SendWindow {
         }
     }
 
-    /// Notes that a slot arrived; its round trip, if it was sent once and was
-    /// not given up meanwhile.
-    fn settle(&mut self, index: usize, now: Instant) -> Option<std::time::Duration> {
+    /// Notes that a slot arrived, and how, if it was sent once.
+    fn settle(&mut self, index: usize, now: Instant) -> Option<Arrived> {
         let slot = self.slots.get_mut(index)?;
-        let sent_once = match slot.state {
+        let given_up = match slot.state {
             SlotState::Acked => return None,
             SlotState::Due => {
                 self.due -= 1;
-                false
+                true
             }
             SlotState::Waiting => {
                 self.waiting -= 1;
-                !slot.resent
+                false
             }
         };
         slot.state = SlotState::Acked;
-        let sent = slot.sent;
+        let (sent, sent_once) = (slot.sent, !slot.resent);
         let len = std::mem::take(&mut slot.wire).len();
         self.account(self.bytes - len);
-        sent_once.then(|| now.saturating_duration_since(sent))
+        let round_trip = now.saturating_duration_since(sent);
+        sent_once.then_some(Arrived { round_trip, given_up })
     }
 
     /// Marks records that were overtaken by enough later ones. Once each: what
@@ -317,7 +351,6 @@ mod tests {
     use proptest::prelude::*;
     use rendez_proto::limits::{RTO_INITIAL, RTO_MIN};
     use std::collections::BTreeMap;
-    use std::time::Duration;
 
     /// Beyond the smallest window.
     const MEMORY: usize = 1024 * 1024;
@@ -478,6 +511,39 @@ mod tests {
         assert_eq!(resent(&mut window, now).len(), 2 * WINDOW_MIN_RECORDS as usize);
         window.on_ack(ack(3 * WINDOW_MIN_RECORDS, &[]), 0, now).unwrap();
         assert_eq!(resent(&mut window, now), [97, 98, 99, 100]);
+    }
+
+    /// A socket that has to warm up delivers later than the timeout expects.
+    #[test]
+    fn a_timeout_that_struck_too_early_is_taken_back() {
+        let start = crate::test_origin();
+        let mut window = filled(WINDOW_MIN_RECORDS, start);
+        window.rto.sample(Duration::from_millis(200));
+        let late = window.poll_timeout().unwrap();
+        window.handle_timeout(late);
+        assert_eq!(resent(&mut window, late), [1], "as if all were lost");
+        // records 1 and 2 come after all, and 2 was not sent again
+        let now = start + Duration::from_millis(900);
+        window.on_ack(ack(2, &[]), 100, now).unwrap();
+        assert_eq!(resent(&mut window, now), [] as [u32; 0], "the rest is under way still");
+        assert!(window.has_room(4));
+        assert!(window.rto().current() > Duration::from_millis(900), "and it learns from it");
+        assert!(window.poll_timeout().unwrap() > now);
+        // if nothing comes any more, it strikes again
+        window.handle_timeout(window.poll_timeout().unwrap());
+        assert_eq!(resent(&mut window, now + Duration::from_secs(9)), [3]);
+    }
+
+    /// One that only the repetition answers was right.
+    #[test]
+    fn a_timeout_after_a_loss_stays() {
+        let start = crate::test_origin();
+        let mut window = filled(WINDOW_MIN_RECORDS, start);
+        let late = window.poll_timeout().unwrap();
+        window.handle_timeout(late);
+        assert_eq!(resent(&mut window, late), [1]);
+        window.on_ack(ack(1, &[]), 100, late).unwrap();
+        assert_eq!(resent(&mut window, late), [2, 3], "slowly");
     }
 
     #[test]
