@@ -233,7 +233,7 @@ async fn far_stream(direction: &str, url: &str, token: &str) -> Result<()> {
         let command = Command::new("sh").args(["-c", script]).stdin(true);
         let mut process = executor.spawn(command).await?;
         let mut stdin = process.stdin.take().context("it was asked for")?;
-        let block = vec![0; 256 * 1024];
+        let block = vec![0; 1024 * 1024];
         loop {
             stdin.write_all(&block).await?;
             if meter.add(block.len()) {
