@@ -28,6 +28,7 @@ use rendez_proto::limits;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::page;
 use crate::seam::Clock;
 use crate::store::StoreError;
 use crate::store::audit::AuditStore;
@@ -158,8 +159,7 @@ impl Audit {
     /// The store's.
     pub async fn page(&self, after: u64) -> Result<AuditPage, StoreError> {
         let rows = self.store.audit_rows(after, limits::LIST_PAGE_MAX).await?;
-        let full = rows.len() >= limits::LIST_PAGE_MAX as usize;
-        let next = rows.last().filter(|_| full).map(|row| row.seq);
+        let next = page::next(&rows, |row| row.seq);
         Ok(AuditPage { rows, next })
     }
 

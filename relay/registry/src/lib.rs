@@ -28,6 +28,7 @@ pub mod history;
 pub mod http;
 pub mod jwt;
 pub mod model;
+mod page;
 pub mod public_url;
 pub mod seam;
 pub mod service;

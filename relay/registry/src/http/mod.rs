@@ -7,16 +7,21 @@
 //! The router has a fallback that answers unknown paths in the API's error
 //! shape; a server that merges it with routes of its own brings no other.
 
+mod ask;
 mod body;
+mod cloud;
+mod environments;
 pub mod error;
 mod knock;
 pub mod openapi;
 mod operators;
+mod params;
 mod peer;
 mod refusals;
-mod routes;
+mod reply;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use axum::Router;
 use axum::routing::post;
@@ -28,11 +33,11 @@ impl Registry {
     /// The routes under `/cloud/environment/` and `/v1/`.
     pub fn router(&self) -> Router {
         let (v1, _) = openapi::v1().split_for_parts();
-        v1.route("/cloud/environment/{id}/register", post(routes::register))
-            .route("/cloud/environment/{id}/connect", post(routes::connect))
-            .route("/cloud/environment/{id}/validate", post(routes::validate))
-            .method_not_allowed_fallback(routes::method_not_allowed)
-            .fallback(routes::not_found)
+        v1.route("/cloud/environment/{id}/register", post(cloud::register))
+            .route("/cloud/environment/{id}/connect", post(cloud::connect))
+            .route("/cloud/environment/{id}/validate", post(cloud::validate))
+            .method_not_allowed_fallback(reply::method_not_allowed)
+            .fallback(reply::not_found)
             .with_state(self.clone())
     }
 }

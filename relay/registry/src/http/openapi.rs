@@ -16,7 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::error::Failure;
-use super::{operators, routes};
+use super::{environments, operators, reply, tokens};
 use crate::service::Registry;
 use crate::stats::{Operation, Outcome};
 
@@ -46,17 +46,17 @@ impl Modify for Bearer {
 /// The routes, and what they say of themselves.
 pub(super) fn v1() -> OpenApiRouter<Registry> {
     OpenApiRouter::with_openapi(About::openapi())
-        .routes(routes!(routes::environments))
-        .routes(routes!(operators::environment_detail, routes::revoke_environment))
-        .routes(routes!(routes::end_registration))
-        .routes(routes!(operators::registrations))
+        .routes(routes!(environments::environments))
+        .routes(routes!(environments::environment_detail, environments::revoke_environment))
+        .routes(routes!(environments::end_registration))
+        .routes(routes!(environments::registrations))
         .routes(routes!(operators::connections))
         .routes(routes!(operators::status))
         .routes(routes!(operators::audit))
         .routes(routes!(operators::audit_head))
-        .routes(routes!(routes::list_tokens, routes::create_token))
-        .routes(routes!(routes::revoke_token))
-        .routes(routes!(routes::rotate_token))
+        .routes(routes!(tokens::list_tokens, tokens::create_token))
+        .routes(routes!(tokens::revoke_token))
+        .routes(routes!(tokens::rotate_token))
         .routes(routes!(document))
 }
 
@@ -79,7 +79,7 @@ pub fn openapi() -> Document {
 async fn document(State(registry): State<Registry>) -> Response {
     let failed = || Failure::new(ErrorCode::Internal, "the document cannot be written");
     let text = DOCUMENT.as_ref().ok_or_else(failed);
-    routes::answer(&registry, Operation::Document, text.map(|text| (Outcome::Ok, shown(text))))
+    reply::answer(&registry, Operation::Document, text.map(|text| (Outcome::Ok, shown(text))))
 }
 
 /// Anybody may ask for it, so it is made once.

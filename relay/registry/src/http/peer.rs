@@ -1,11 +1,8 @@
 //! Where a request comes from.
 
-use std::convert::Infallible;
 use std::net::IpAddr;
 
-use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
-use axum::http::request::Parts;
 use ipnet::IpNet;
 use rendez_proto::limits;
 
@@ -18,21 +15,6 @@ use crate::service::Registry;
 pub struct PeerAddr(pub IpAddr);
 
 const FORWARDED_FOR: &str = "x-forwarded-for";
-
-/// Where a request comes from, as far as that can be believed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Source(pub(super) Option<IpAddr>);
-
-impl FromRequestParts<Registry> for Source {
-    type Rejection = Infallible;
-    async fn from_request_parts(
-        parts: &mut Parts,
-        registry: &Registry,
-    ) -> Result<Self, Infallible> {
-        let peer = parts.extensions.get::<PeerAddr>().copied();
-        Ok(Self(registry.source(peer, &parts.headers)))
-    }
-}
 
 impl Registry {
     /// Where a request comes from: the TCP peer, or, if that is a trusted

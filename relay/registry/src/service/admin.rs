@@ -12,6 +12,7 @@ use crate::model::source::InvalidSource;
 use crate::model::{
     Credential, InvalidPattern, Role, SourceCidrs, Subject, Token, TokenId, TokenPattern,
 };
+use crate::page;
 use crate::seam::NoRandomness;
 use crate::store::{Rotated, StoreError};
 use crate::token::{BearerToken, SECRET_BYTES};
@@ -165,8 +166,7 @@ impl Registry {
     /// The store's.
     pub async fn list_tokens(&self, after: Option<&TokenId>) -> Result<TokenList, StoreError> {
         let page = self.store().tokens(after, limits::LIST_PAGE_MAX).await?;
-        let full = page.len() >= limits::LIST_PAGE_MAX as usize;
-        let next = page.last().filter(|_| full).map(|last| last.id.to_string());
+        let next = page::next(&page, |last| last.id.to_string());
         Ok(TokenList { tokens: page.into_iter().map(token_entry).collect(), next })
     }
 

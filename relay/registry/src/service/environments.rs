@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use super::Registry;
 use crate::model::{Caller, Environment, Forbidden, Role};
+use crate::page;
 use crate::seam::Live;
 use crate::store::StoreError;
 use crate::store::records::Connection;
@@ -45,8 +46,9 @@ impl Registry {
     ) -> Result<EnvironmentList, ListError> {
         caller.must_be(&READERS)?;
         let page = self.store().environments(after, limits::LIST_PAGE_MAX).await?;
-        // a full page may have a successor, even if the caller sees none of it
-        let full = page.len() >= limits::LIST_PAGE_MAX as usize;
+        // of all environments: the next page may have some that the caller sees
+        // even if this one has none
+        let next = page::next(&page, |last| last.id.clone());
         let id = |environment: &Environment| environment.id.clone();
         let (first, last) = (page.first().map(id), page.last().map(id));
         let mut connections = BTreeMap::new();
@@ -64,7 +66,7 @@ impl Registry {
                 environments.push(entry(environment, connections.get(&id), &live));
             }
         }
-        Ok(EnvironmentList { environments, next: last.filter(|_| full) })
+        Ok(EnvironmentList { environments, next })
     }
 
     /// All about one environment. With `probe`, its executor is pinged first.

@@ -8,6 +8,7 @@ use rendez_proto::registry::status::{
 
 use super::Registry;
 use crate::model::Registration;
+use crate::page;
 use crate::seam::ConnectionCursor;
 use crate::store::StoreError;
 
@@ -44,8 +45,7 @@ impl Registry {
     ) -> ConnectionList {
         let limit = limits::LIST_PAGE_MAX as usize;
         let connections = self.presence().connections(environment, after, limit).await;
-        let full = connections.len() >= limit;
-        let next = connections.last().filter(|_| full).map(|last| last.id.clone());
+        let next = page::next(&connections, |last| last.id.clone());
         ConnectionList { connections, next }
     }
 
@@ -59,8 +59,7 @@ impl Registry {
         after: Option<&EnvironmentId>,
     ) -> Result<RegistrationList, StoreError> {
         let page = self.store().environments(after, limits::LIST_PAGE_MAX).await?;
-        let full = page.len() >= limits::LIST_PAGE_MAX as usize;
-        let next = page.last().filter(|_| full).map(|last| last.id.clone());
+        let next = page::next(&page, |last| last.id.clone());
         let registrations = page.into_iter().filter_map(|environment| environment.registration);
         Ok(RegistrationList { registrations: registrations.map(entry).collect(), next })
     }

@@ -1,0 +1,364 @@
+//! What is sent, resent, given up and taken back, on virtual time.
+
+use super::*;
+use proptest::prelude::*;
+use rendez_proto::limits::{RTO_INITIAL, RTO_MIN};
+use std::collections::BTreeMap;
+
+/// Beyond the smallest window.
+const MEMORY: usize = 1024 * 1024;
+
+fn memory() -> Budget {
+    Budget::new(MEMORY)
+}
+
+fn wire(seq: u32) -> Bytes {
+    Bytes::from(seq.to_be_bytes().to_vec())
+}
+
+/// A window with records 1 to `count` in flight, sent at `now`.
+fn filled(count: u32, now: Instant) -> SendWindow {
+    let mut window = SendWindow::new(Seq(1), memory());
+    for seq in 1..=count {
+        assert_eq!(window.next(), Some(Seq(seq)));
+        assert!(window.has_room(4));
+        window.push(wire(seq), now);
+    }
+    window
+}
+
+fn resent(window: &mut SendWindow, now: Instant) -> Vec<u32> {
+    std::iter::from_fn(|| window.poll_retransmit(now))
+        .map(|wire| u32::from_be_bytes(wire.as_ref().try_into().unwrap()))
+        .collect()
+}
+
+fn ack(up_to: u32, also: &[u32]) -> Ack {
+    Ack { up_to, bits: also.iter().fold(0, |bits, seq| bits | 1 << (seq - up_to - 2)) }
+}
+
+#[test]
+fn room_ends_with_records_bytes_or_credit() {
+    let now = crate::test_origin();
+    let mut window = filled(WINDOW_MIN_RECORDS, now);
+    assert!(!window.has_room(0), "congestion");
+    window.on_ack(ack(1, &[]), 0, now).unwrap();
+    assert!(!window.has_room(0), "credit");
+    window.on_ack(ack(1, &[]), 1000, now).unwrap();
+    assert!(window.has_room(0));
+    assert!(window.has_room(WINDOW_MIN_BYTES + MEMORY / 2));
+    assert!(!window.has_room(WINDOW_MIN_BYTES + MEMORY), "bytes");
+}
+
+#[test]
+fn what_is_beyond_the_smallest_window_is_paid_for_and_given_back() {
+    let now = crate::test_origin();
+    let memory = memory();
+    let mut window = SendWindow::new(Seq(1), memory.clone());
+    window.push(Bytes::from(vec![0; WINDOW_MIN_BYTES]), now);
+    assert_eq!(memory.free(), MEMORY);
+    window.push(Bytes::from(vec![0; 1000]), now);
+    window.push(Bytes::from(vec![0; 500]), now);
+    assert_eq!(memory.free(), MEMORY - 1500);
+    window.on_ack(ack(0, &[2]), 0, now).unwrap();
+    assert_eq!(memory.free(), MEMORY - 500);
+    drop(window);
+    assert_eq!(memory.free(), MEMORY);
+}
+
+#[test]
+fn a_sender_that_uses_its_window_gets_a_larger_one() {
+    let mut now = crate::test_origin();
+    let mut window = SendWindow::new(Seq(1), memory());
+    let mut rounds = 0;
+    while window.slots.len() < WINDOW_MAX_RECORDS as usize {
+        window.on_ack(ack(window.end() as u32 - 1, &[]), u32::MAX, now).unwrap();
+        while window.has_room(4) {
+            window.push(wire(0), now);
+        }
+        now += Duration::from_millis(200);
+        rounds += 1;
+        assert!(rounds < 10, "{}", window.slots.len());
+    }
+    assert!(!window.has_room(4));
+}
+
+#[test]
+fn acks_of_what_was_never_sent_are_an_error() {
+    let now = crate::test_origin();
+    assert_eq!(filled(3, now).on_ack(ack(3, &[]), 0, now), Ok(()));
+    assert_eq!(filled(3, now).on_ack(ack(4, &[]), 0, now), Err(AckOfUnsent));
+    assert_eq!(filled(3, now).on_ack(ack(0, &[4]), 0, now), Err(AckOfUnsent));
+    let all = Ack { up_to: u32::MAX, bits: u32::MAX };
+    assert_eq!(filled(3, now).on_ack(all, 0, now), Err(AckOfUnsent));
+    assert_eq!(filled(0, now).on_ack(ack(0, &[]), 0, now), Ok(()));
+}
+
+#[test]
+fn the_timeout_resends_the_oldest_gap_and_doubles() {
+    let start = crate::test_origin();
+    let mut window = filled(5, start);
+    let first = window.poll_timeout().unwrap();
+    assert_eq!(first, start + RTO_INITIAL);
+    window.handle_timeout(first - Duration::from_millis(1));
+    assert!(!window.wants_retransmit());
+    window.handle_timeout(first);
+    assert_eq!(window.poll_timeout(), None, "nothing to wait for while one is due");
+    assert_eq!(resent(&mut window, first), [1]);
+    assert_eq!(window.poll_timeout(), Some(first + RTO_INITIAL * 2));
+}
+
+#[test]
+fn a_lost_burst_comes_back_in_doubling_bursts() {
+    let start = crate::test_origin();
+    let mut window = filled(20, start);
+    let mut now = window.poll_timeout().unwrap();
+    window.handle_timeout(now);
+    let mut sent = resent(&mut window, now);
+    let mut bursts = vec![sent.len()];
+    while !window.is_empty() {
+        now += Duration::from_millis(10);
+        window.on_ack(ack(*sent.last().unwrap(), &[]), 0, now).unwrap();
+        let burst = resent(&mut window, now);
+        bursts.push(burst.len());
+        assert!(bursts.len() < 20, "no burst follows: {bursts:?}");
+        sent.extend(burst);
+    }
+    assert_eq!(sent, (1..=20).collect::<Vec<_>>());
+    assert_eq!(bursts, [1, 2, 4, 8, 5, 0]);
+}
+
+#[test]
+fn three_later_acks_resend_a_gap_once() {
+    let now = crate::test_origin();
+    let mut window = filled(6, now);
+    window.on_ack(ack(0, &[2, 3]), 0, now).unwrap();
+    assert!(resent(&mut window, now).is_empty());
+    window.on_ack(ack(0, &[2, 3, 4]), 0, now).unwrap();
+    assert_eq!(resent(&mut window, now), [1]);
+    window.on_ack(ack(0, &[2, 3, 4, 5]), 0, now).unwrap();
+    assert!(resent(&mut window, now).is_empty());
+}
+
+#[test]
+fn a_new_path_resends_everything_unacknowledged() {
+    let now = crate::test_origin();
+    let mut window = filled(5, now);
+    window.on_ack(ack(1, &[4]), 0, now).unwrap();
+    window.path_replaced();
+    assert_eq!(resent(&mut window, now), [2, 3, 5]);
+}
+
+#[test]
+fn a_new_path_is_not_flooded() {
+    let now = crate::test_origin();
+    let mut window = SendWindow::new(Seq(1), memory());
+    window.credit = u32::MAX;
+    for _ in 0..100 {
+        let seq = window.next().unwrap().0;
+        window.push(wire(seq), now);
+    }
+    window.path_replaced();
+    assert_eq!(resent(&mut window, now).len(), WINDOW_MIN_RECORDS as usize);
+    window.on_ack(ack(WINDOW_MIN_RECORDS, &[]), 0, now).unwrap();
+    assert_eq!(resent(&mut window, now).len(), 2 * WINDOW_MIN_RECORDS as usize);
+    window.on_ack(ack(3 * WINDOW_MIN_RECORDS, &[]), 0, now).unwrap();
+    assert_eq!(resent(&mut window, now), [97, 98, 99, 100]);
+}
+
+/// A socket that has to warm up delivers later than the timeout expects.
+#[test]
+fn a_timeout_that_struck_too_early_is_taken_back() {
+    let start = crate::test_origin();
+    let mut window = filled(WINDOW_MIN_RECORDS, start);
+    window.rto.sample(Duration::from_millis(200));
+    let late = window.poll_timeout().unwrap();
+    window.handle_timeout(late);
+    assert_eq!(resent(&mut window, late), [1], "as if all were lost");
+    // records 1 and 2 come after all, and 2 was not sent again
+    let now = start + Duration::from_millis(900);
+    window.on_ack(ack(2, &[]), 100, now).unwrap();
+    assert_eq!(resent(&mut window, now), [] as [u32; 0], "the rest is under way still");
+    assert!(window.has_room(4));
+    assert!(window.rto().current() > Duration::from_millis(900), "and it learns from it");
+    assert!(window.poll_timeout().unwrap() > now);
+    // if nothing comes any more, it strikes again
+    window.handle_timeout(window.poll_timeout().unwrap());
+    assert_eq!(resent(&mut window, now + Duration::from_secs(9)), [3]);
+}
+
+/// One that only the repetition answers was right.
+#[test]
+fn a_timeout_after_a_loss_stays() {
+    let start = crate::test_origin();
+    let mut window = filled(WINDOW_MIN_RECORDS, start);
+    let late = window.poll_timeout().unwrap();
+    window.handle_timeout(late);
+    assert_eq!(resent(&mut window, late), [1]);
+    window.on_ack(ack(1, &[]), 100, late).unwrap();
+    assert_eq!(resent(&mut window, late), [2, 3], "slowly");
+}
+
+#[test]
+fn what_was_given_up_measures_no_round_trip() {
+    let start = crate::test_origin();
+    let mut window = filled(1, start);
+    window.path_replaced();
+    window.on_ack(ack(1, &[]), 0, start + Duration::from_secs(60)).unwrap();
+    assert_eq!(window.rto().current(), RTO_INITIAL);
+    assert_eq!(window.rto().shortest(), None);
+}
+
+#[test]
+fn what_was_sent_twice_measures_no_round_trip() {
+    let start = crate::test_origin();
+    let mut window = filled(1, start);
+    window.path_replaced();
+    resent(&mut window, start);
+    window.on_ack(ack(1, &[]), 0, start + Duration::from_millis(1)).unwrap();
+    assert_eq!(window.rto().current(), RTO_INITIAL);
+    window.push(wire(2), start);
+    window.on_ack(ack(2, &[]), 0, start + Duration::from_millis(1)).unwrap();
+    assert_eq!(window.rto().current(), RTO_MIN);
+}
+
+#[test]
+fn numbers_end_and_never_wrap() {
+    let now = crate::test_origin();
+    let mut window = SendWindow::new(Seq(u32::MAX), memory());
+    assert_eq!(window.next(), Some(Seq(u32::MAX)));
+    window.push(wire(u32::MAX), now);
+    assert_eq!(window.next(), None);
+    assert!(!window.has_room(0));
+    window.on_ack(ack(u32::MAX, &[]), 0, now).unwrap();
+    assert!(window.is_empty());
+    assert_eq!(window.next(), None);
+}
+
+/// What the property below does to a window.
+#[derive(Debug, Clone)]
+enum Step {
+    Send {
+        len: usize,
+    },
+    /// Acknowledges up to `behind` the newest, and the bits. `honest`: of
+    /// those, only what was sent.
+    Ack {
+        behind: u32,
+        bits: u32,
+        honest: bool,
+        credit: u32,
+    },
+    NewPath,
+    Wait {
+        ms: u64,
+    },
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    // sparse, dense and no bits
+    let bits = prop_oneof![
+        Just(0),
+        any::<u32>(),
+        (any::<u32>(), any::<u32>(), any::<u32>()).prop_map(|(a, b, c)| a & b & c),
+    ];
+    let len = prop_oneof![4 => 4usize..200, 1 => 100_000usize..300_000];
+    prop_oneof![
+        6 => len.prop_map(|len| Step::Send { len }),
+        3 => (prop_oneof![0u32..70, 0u32..5], bits, prop::bool::weighted(0.9), 0u32..40).prop_map(
+            |(behind, bits, honest, credit)| Step::Ack { behind, bits, honest, credit }),
+        1 => Just(Step::NewPath),
+        1 => (0u64..30_000).prop_map(|ms| Step::Wait { ms }),
+    ]
+}
+
+proptest! {
+    /// Against a plain map of the numbers in flight to their bytes.
+    #[test]
+    fn like_a_set_of_numbers(
+        first in prop_oneof![Just(1), Just(u32::MAX - 30)],
+        steps in proptest::collection::vec(any_step(), 1..300),
+    ) {
+        let pattern = Bytes::from(vec![0; 400_000]);
+        let mut now = crate::test_origin();
+        let mut window = SendWindow::new(Seq(first), memory());
+        // numbers are wider here, and there is no clever base
+        let mut flying = BTreeMap::<u64, Bytes>::new();
+        let mut next = u64::from(first);
+        let mut credit = u64::from(first.saturating_add(WINDOW_MIN_RECORDS - 1));
+        for step in steps {
+            let mut must_resend = Vec::new();
+            match step {
+                Step::Send { len } => {
+                    let base = flying.keys().next().copied().unwrap_or(next);
+                    let bytes: usize = flying.values().map(Bytes::len).sum();
+                    let room = next - base < u64::from(WINDOW_MAX_RECORDS)
+                        && next <= credit.min(u32::MAX.into())
+                        && bytes + len <= WINDOW_MIN_BYTES + MEMORY
+                        && window.due == 0
+                        && window.waiting < window.congestion.window();
+                    prop_assert_eq!(window.has_room(len), room);
+                    prop_assert_eq!(window.next().map(|seq| u64::from(seq.0)),
+                        Some(next).filter(|next| *next <= u32::MAX.into()));
+                    if room {
+                        // the place within the pattern tells records apart
+                        let at = (next % 64) as usize * 1000;
+                        let wire = pattern.slice(at..at + len);
+                        window.push(wire.clone(), now);
+                        flying.insert(next, wire);
+                        next += 1;
+                    }
+                }
+                Step::Ack { behind, mut bits, honest, credit: more } => {
+                    let up_to = (next - 1).saturating_sub(behind.into()) as u32;
+                    let seq = |bit: u32| u64::from(up_to) + 2 + u64::from(bit);
+                    if honest {
+                        bits = (0..32).filter(|bit| seq(*bit) < next)
+                            .fold(0, |kept, bit| kept | bits & 1 << bit);
+                    }
+                    let named = |number: u64| number <= up_to.into()
+                        || (0..32).any(|bit| bits >> bit & 1 == 1 && seq(bit) == number);
+                    let unsent = (next..next + 40).any(named);
+                    let told = (credit + u64::from(more)).min(u32::MAX.into()) as u32;
+                    let result = window.on_ack(Ack { up_to, bits }, told, now);
+                    prop_assert_eq!(result.is_err(), unsent);
+                    if !unsent {
+                        credit = told.into();
+                        flying.retain(|number, _| !named(*number));
+                    }
+                }
+                Step::NewPath => {
+                    window.path_replaced();
+                    must_resend = flying.keys().copied()
+                        .take(WINDOW_MIN_RECORDS as usize).collect();
+                }
+                Step::Wait { ms } => {
+                    now += Duration::from_millis(ms);
+                    if window.poll_timeout().is_some_and(|at| at <= now) {
+                        must_resend.extend(flying.keys().next());
+                    }
+                    window.handle_timeout(now);
+                }
+            }
+            let again: Vec<Bytes> =
+                std::iter::from_fn(|| window.poll_retransmit(now)).collect();
+            prop_assert!(!window.wants_retransmit());
+            prop_assert_eq!(window.waiting as usize + window.due, flying.len());
+            let mut numbers = Vec::new();
+            for wire in &again {
+                let same = |kept: &&Bytes|
+                    kept.as_ptr() == wire.as_ptr() && kept.len() == wire.len();
+                let number = flying.iter().find(|(_, kept)| same(kept));
+                prop_assert!(number.is_some(), "resent what had arrived, or other bytes");
+                numbers.extend(number.map(|(number, _)| *number));
+            }
+            prop_assert!(numbers.is_sorted(), "the oldest first, each once");
+            prop_assert!(must_resend.iter().all(|number| numbers.contains(number)));
+            prop_assert_eq!(window.is_empty(), flying.is_empty());
+            prop_assert_eq!(window.bytes, flying.values().map(Bytes::len).sum::<usize>());
+            prop_assert_eq!(window.budget.free() + window.paid, MEMORY);
+            prop_assert_eq!(window.paid, window.bytes.saturating_sub(WINDOW_MIN_BYTES));
+            prop_assert_eq!(window.poll_timeout().is_some(), !flying.is_empty());
+        }
+    }
+}

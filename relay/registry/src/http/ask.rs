@@ -1,0 +1,76 @@
+//! A request without its path's parameters and its body: who asks, from where.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+
+use axum::extract::FromRequestParts;
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Uri};
+use axum::response::Response;
+
+use super::error::Failure;
+use super::peer::PeerAddr;
+use super::reply;
+use crate::model::{Caller, Role};
+use crate::service::Registry;
+use crate::service::auth::AuthError;
+use crate::stats::{Operation, Outcome};
+
+/// What every route starts from.
+pub(super) struct Ask {
+    pub(super) registry: Registry,
+    /// As far as it can be believed.
+    pub(super) source: Option<IpAddr>,
+    pub(super) uri: Uri,
+    pub(super) headers: HeaderMap,
+}
+
+impl FromRequestParts<Registry> for Ask {
+    type Rejection = Infallible;
+    async fn from_request_parts(
+        parts: &mut Parts,
+        registry: &Registry,
+    ) -> Result<Self, Infallible> {
+        let peer = parts.extensions.get::<PeerAddr>().copied();
+        Ok(Self {
+            registry: registry.clone(),
+            source: registry.source(peer, &parts.headers),
+            uri: parts.uri.clone(),
+            headers: parts.headers.clone(),
+        })
+    }
+}
+
+impl Ask {
+    /// The bearer of a token.
+    pub(super) async fn caller(&self) -> Result<Caller, Failure> {
+        Ok(self.registry.authenticate(self.bearer()?, self.source).await?)
+    }
+
+    /// The bearer of an administrator's token.
+    pub(super) async fn admin(&self) -> Result<Caller, Failure> {
+        let caller = self.caller().await?;
+        caller.must_be(&[Role::Admin])?;
+        Ok(caller)
+    }
+
+    /// The token, unread.
+    pub(super) fn bearer(&self) -> Result<&str, AuthError> {
+        let value = self.headers.get(AUTHORIZATION).ok_or(AuthError::Missing)?;
+        let text = value.to_str().map_err(|_| AuthError::Unknown)?;
+        match text.split_once(' ') {
+            Some((scheme, bearer)) if scheme.eq_ignore_ascii_case("bearer") => Ok(bearer.trim()),
+            _ => Err(AuthError::Missing),
+        }
+    }
+
+    /// The answer, which is counted.
+    pub(super) fn answer(
+        &self,
+        operation: Operation,
+        result: Result<(Outcome, Response), Failure>,
+    ) -> Response {
+        reply::answer(&self.registry, operation, result)
+    }
+}

@@ -1,0 +1,23 @@
+//! Lists in pages.
+
+use rendez_proto::limits;
+
+/// What the page after `page` starts behind: its last one, if `page` is full. A
+/// full page may be the last one; then an empty one follows.
+pub(crate) fn next<T, I>(page: &[T], id: impl FnOnce(&T) -> I) -> Option<I> {
+    let full = page.len() >= limits::LIST_PAGE_MAX as usize;
+    page.last().filter(|_| full).map(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_full_page_has_a_next_one() {
+        let full: Vec<u32> = (0..limits::LIST_PAGE_MAX).collect();
+        assert_eq!(next(&full, |id| *id), Some(limits::LIST_PAGE_MAX - 1));
+        assert_eq!(next(&full[1..], |id| *id), None);
+        assert_eq!(next(&[] as &[u32], |id| *id), None);
+    }
+}

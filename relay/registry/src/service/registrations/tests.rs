@@ -1,0 +1,379 @@
+//! Registering, connecting and validating, on a real store.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use rendez_proto::audit::AuditEvent;
+use rendez_proto::ids::Generation;
+use rendez_proto::registry::error::AbsenceState;
+use rendez_proto::ticket::BINDING_BYTES;
+
+use super::*;
+use crate::model::{Environment, Grant, Subject, Token, TokenId};
+use crate::signer::Signer;
+use crate::store::{Enrolled, Rotated, Store, Withdrawn};
+use crate::testing::{
+    Fixture, START, base, connect_request, env, key, register_request, ticket, validate_request,
+};
+use crate::{NobodyConnected, Options};
+
+async fn connect(
+    fixture: &Fixture,
+    caller: &Caller,
+    profiles: Option<&[Profile]>,
+) -> Result<ConnectReply, ConnectError> {
+    let request = connect_request(profiles);
+    fixture.registry.connect(caller, &env("dev"), &request, &base()).await
+}
+
+fn claims(fixture: &Fixture, ticket: &str, purpose: Purpose) -> Claims {
+    let now = fixture.registry.now();
+    Ticket::verify(ticket, &fixture.registry.verifying_key(), purpose, now).unwrap()
+}
+
+#[tokio::test]
+async fn a_registration_gets_a_url_with_its_ticket() {
+    let fixture = Fixture::new().await;
+    let executor = fixture.caller(Role::Executor, "dev").await;
+    let first = fixture.register(&executor, "dev").await;
+    assert_eq!(first.environment_id, env("dev"));
+    assert_eq!(first.security_profile, Profile::NoiseHybridIkV1);
+    assert_eq!(first.executor_registration_id.as_str().len(), 26);
+    assert_eq!(first.transport_policy, Some(TransportPolicy::nodelay(Generation(1))));
+    assert_eq!(first.rendez.unwrap().profiles.len(), 3);
+
+    let claims = claims(&fixture, &ticket(&first.url), Purpose::Executor);
+    assert_eq!(claims.environment, env("dev"));
+    assert_eq!(claims.registration, first.executor_registration_id);
+    assert_eq!(claims.subject, executor.subject.to_string());
+    assert_eq!(claims.expires_at_unix_secs, None);
+    assert_eq!(claims.binding, [0; BINDING_BYTES]);
+
+    let second = fixture.register(&executor, "dev").await;
+    assert_ne!(second.executor_registration_id, first.executor_registration_id);
+    assert_eq!(second.transport_policy, Some(TransportPolicy::nodelay(Generation(2))));
+}
+
+#[tokio::test]
+async fn roles_and_patterns_decide_who_may_what() {
+    let fixture = Fixture::new().await;
+    let executor = fixture.caller(Role::Executor, "dev").await;
+    let reply = fixture.online(&executor, "dev").await;
+    let orchestrator = fixture.caller(Role::Orchestrator, "*").await;
+    let good = connect(&fixture, &orchestrator, None).await.unwrap();
+    assert_eq!(good.executor_registration_id, reply.executor_registration_id);
+
+    let (registry, request) = (&fixture.registry, register_request());
+    let validate = validate_request(&good);
+    for (role, pattern, why) in [
+        (Role::Orchestrator, "*", Forbidden::Role),
+        (Role::Admin, "*", Forbidden::Role),
+        (Role::Executor, "prod-*", Forbidden::Environment),
+    ] {
+        let caller = fixture.caller(role, pattern).await;
+        let result = registry.register(&caller, &env("dev"), &request, &base()).await;
+        assert!(matches!(result, Err(RegisterError::Forbidden(f)) if f == why));
+        let result = registry.validate(&caller, &env("dev"), &validate, None).await;
+        assert!(matches!(result, Err(ValidateError::Forbidden(f)) if f == why));
+    }
+    for (role, pattern, why) in [
+        (Role::Executor, "*", Forbidden::Role),
+        (Role::Admin, "*", Forbidden::Role),
+        (Role::Orchestrator, "prod-*", Forbidden::Environment),
+    ] {
+        let caller = fixture.caller(role, pattern).await;
+        let result = connect(&fixture, &caller, None).await;
+        assert!(matches!(result, Err(ConnectError::Forbidden(f)) if f == why));
+    }
+    // an executor's token that covers the environment but did not register
+    let other = fixture.caller(Role::Executor, "*").await;
+    let result = registry.validate(&other, &env("dev"), &validate, None).await;
+    assert!(matches!(result, Err(ValidateError::Forbidden(Forbidden::Token))));
+    let result = registry.validate(&executor, &env("dev"), &validate, None).await;
+    assert_eq!(result.unwrap(), Verdict::Valid, "none of these used it up");
+}
+
+#[tokio::test]
+async fn only_a_connected_current_executor_is_reached() {
+    let fixture = Fixture::new().await;
+    let executor = fixture.caller(Role::Executor, "dev").await;
+    let orchestrator = fixture.caller(Role::Orchestrator, "dev").await;
+    let absent = async || match connect(&fixture, &orchestrator, None).await {
+        Err(ConnectError::Absent(away)) => Some(away.absence.state),
+        result => result.map(|_| None).unwrap(),
+    };
+    assert_eq!(absent().await, Some(AbsenceState::Unknown));
+    let first = fixture.register(&executor, "dev").await;
+    assert_eq!(absent().await, Some(AbsenceState::Offline));
+    fixture.set_connected("dev", &first.executor_registration_id);
+    assert_eq!(absent().await, None);
+    // registered anew, while the old websocket is still open
+    let second = fixture.register(&executor, "dev").await;
+    assert_eq!(absent().await, Some(AbsenceState::Offline));
+    fixture.set_connected("dev", &second.executor_registration_id);
+    assert_eq!(absent().await, None);
+}
+
+#[tokio::test]
+async fn the_chosen_profile_shapes_the_reply() {
+    use Profile::*;
+    let fixture = Fixture::new().await;
+    let executor = fixture.caller(Role::Executor, "dev").await;
+    fixture.online(&executor, "dev").await;
+    let orchestrator = fixture.caller(Role::Orchestrator, "dev").await;
+    for (accepted, chosen) in [
+        (None, NoiseHybridIkV1),
+        (Some(&[RendezHybridIkV1, RendezIkV1][..]), RendezHybridIkV1),
+        (Some(&[RendezIkV1, RendezHybridIkV1][..]), RendezIkV1),
+    ] {
+        let reply = connect(&fixture, &orchestrator, accepted).await.unwrap();
+        assert_eq!(reply.security_profile, chosen);
+        assert_eq!(Some(&reply.executor_public_key), key(1).for_suite(chosen.suite()).as_ref());
+        let authorization = reply.harness_key_authorization.expose();
+        for (text, purpose) in [
+            (ticket(&reply.url).as_str(), Purpose::Orchestrator),
+            (authorization, Purpose::KeyAuthorization),
+        ] {
+            let claims = claims(&fixture, text, purpose);
+            assert_eq!(claims.profile, chosen);
+            assert_eq!(claims.expires_at_unix_secs, Some(START + 60));
+            assert_eq!(claims.subject, orchestrator.subject.to_string());
+        }
+        let verdict = fixture
+            .registry
+            .validate(&executor, &env("dev"), &validate_request(&reply), None)
+            .await;
+        assert_eq!(verdict.unwrap(), Verdict::Valid);
+    }
+    let result = connect(&fixture, &orchestrator, Some(&[])).await;
+    assert!(matches!(result, Err(ConnectError::NoCommonProfile { .. })));
+}
+
+#[tokio::test]
+async fn an_authorization_is_good_once_for_its_keys_registration_and_minute() {
+    let fixture = Fixture::new().await;
+    let executor = fixture.caller(Role::Executor, "*").await;
+    fixture.online(&executor, "dev").await;
+    let orchestrator = fixture.caller(Role::Orchestrator, "dev").await;
+    let denied = async |request: &ValidateRequest| match fixture
+        .registry
+        .validate(&executor, &env("dev"), request, None)
+        .await
+        .unwrap()
+    {
+        Verdict::Valid => None,
+        Verdict::Denied(why) => Some(why),
+    };
+
+    let reply = connect(&fixture, &orchestrator, None).await.unwrap();
+    let good = validate_request(&reply);
+    for harness_public_key in [key(3), key(2).for_suite(rendez_proto::profile::Suite::Ik).unwrap()]
+    {
+        let request = ValidateRequest { harness_public_key, ..good.clone() };
+        assert_eq!(denied(&request).await, Some(Denied::OtherKeys));
+    }
+    for (text, why) in [
+        ("auth-1".to_owned(), TicketError::Malformed),
+        (ticket(&reply.url), TicketError::WrongPurpose),
+    ] {
+        let harness_key_authorization = text.parse().unwrap();
+        let request = ValidateRequest { harness_key_authorization, ..good.clone() };
+        assert_eq!(denied(&request).await, Some(Denied::Ticket(why)));
+    }
+    assert_eq!(denied(&good).await, None, "the refused ones did not use it up");
+    assert_eq!(denied(&good).await, Some(Denied::Used));
+
+    let late = validate_request(&connect(&fixture, &orchestrator, None).await.unwrap());
+    fixture.advance(59);
+    let in_time = validate_request(&connect(&fixture, &orchestrator, None).await.unwrap());
+    fixture.advance(1);
+    assert_eq!(denied(&late).await, Some(Denied::Ticket(TicketError::Expired)));
+    assert_eq!(denied(&in_time).await, None);
+
+    // the same keys in another environment, or after a new registration
+    let other = fixture.online(&executor, "other").await;
+    let foreign = validate_request(&connect(&fixture, &orchestrator, None).await.unwrap());
+    let foreign =
+        ValidateRequest { executor_registration_id: other.executor_registration_id, ..foreign };
+    let verdict =
+        fixture.registry.validate(&executor, &env("other"), &foreign, None).await.unwrap();
+    assert_eq!(verdict, Verdict::Denied(Denied::OtherRegistration));
+
+    let before = validate_request(&connect(&fixture, &orchestrator, None).await.unwrap());
+    let anew = fixture.online(&executor, "dev").await;
+    let result = fixture.registry.validate(&executor, &env("dev"), &before, None).await;
+    assert!(matches!(result, Err(ValidateError::Superseded)));
+    let spliced =
+        ValidateRequest { executor_registration_id: anew.executor_registration_id, ..before };
+    assert_eq!(denied(&spliced).await, Some(Denied::OtherRegistration));
+}
+
+#[tokio::test]
+async fn a_revoked_orchestrator_is_denied_at_once() {
+    let fixture = Fixture::new().await;
+    let executor = fixture.caller(Role::Executor, "dev").await;
+    fixture.online(&executor, "dev").await;
+    let orchestrator = fixture.caller(Role::Orchestrator, "dev").await;
+    let request = validate_request(&connect(&fixture, &orchestrator, None).await.unwrap());
+    assert!(fixture.registry.revoke(None, &orchestrator.subject).await.unwrap());
+    let verdict = fixture.registry.validate(&executor, &env("dev"), &request, None).await.unwrap();
+    assert_eq!(verdict, Verdict::Denied(Denied::TokenInactive));
+}
+
+/// A store of which only `put_registration` works, after some failures.
+struct Scripted {
+    failures: Mutex<VecDeque<StoreError>>,
+    calls: AtomicUsize,
+}
+
+#[async_trait]
+impl Store for Scripted {
+    async fn insert_token(&self, _: &Token, _: &AuditEvent) -> Result<(), StoreError> {
+        Err(busy())
+    }
+    async fn token(&self, _: &TokenId) -> Result<Option<Token>, StoreError> {
+        Err(busy())
+    }
+    async fn tokens(&self, _: Option<&TokenId>, _: u32) -> Result<Vec<Token>, StoreError> {
+        Err(busy())
+    }
+    async fn token_by_key(&self, _: &[u8; 32]) -> Result<Option<Token>, StoreError> {
+        Err(busy())
+    }
+    async fn rotate_token(
+        &self,
+        _: &TokenId,
+        _: &[u8; 32],
+        _: u64,
+        _: u64,
+        _: &AuditEvent,
+    ) -> Result<Rotated, StoreError> {
+        Err(busy())
+    }
+    async fn use_token(&self, _: &Subject, _: u64) -> Result<Used, StoreError> {
+        Err(busy())
+    }
+    async fn enrol(
+        &self,
+        _: &Token,
+        _: &TokenId,
+        _: u64,
+        _: &AuditEvent,
+    ) -> Result<Enrolled, StoreError> {
+        Err(busy())
+    }
+    async fn revoke(&self, _: &Subject, _: u64, _: &AuditEvent) -> Result<bool, StoreError> {
+        Err(busy())
+    }
+    async fn is_blocked(&self, _: &Subject) -> Result<bool, StoreError> {
+        Err(busy())
+    }
+    async fn remove_registration(
+        &self,
+        _: &EnvironmentId,
+        _: u64,
+        _: &AuditEvent,
+    ) -> Result<Option<RegistrationId>, StoreError> {
+        Err(busy())
+    }
+    async fn revoke_environment(
+        &self,
+        _: &EnvironmentId,
+        _: u64,
+        _: &AuditEvent,
+    ) -> Result<bool, StoreError> {
+        Err(busy())
+    }
+    async fn last_withdrawal(&self) -> Result<u64, StoreError> {
+        Err(busy())
+    }
+    async fn withdrawals(&self, _: u64, _: u32) -> Result<Withdrawn, StoreError> {
+        Err(busy())
+    }
+    async fn put_registration(
+        &self,
+        new: &NewRegistration,
+        now: u64,
+    ) -> Result<Claimed, StoreError> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        match self.failures.lock().unwrap().pop_front() {
+            Some(error) => Err(error),
+            None => Ok(Claimed::Current(Registration {
+                environment: new.environment.clone(),
+                id: new.id.clone(),
+                generation: Generation(1),
+                key: new.key.clone(),
+                profiles: new.profiles.clone(),
+                subject: new.subject.clone(),
+                registered_at: now,
+            })),
+        }
+    }
+    async fn registration(&self, _: &EnvironmentId) -> Result<Option<Registration>, StoreError> {
+        Err(busy())
+    }
+    async fn environments(
+        &self,
+        _: Option<&EnvironmentId>,
+        _: u32,
+    ) -> Result<Vec<Environment>, StoreError> {
+        Err(busy())
+    }
+    async fn environment(&self, _: &EnvironmentId) -> Result<Option<Environment>, StoreError> {
+        Err(busy())
+    }
+    async fn redeem(&self, _: &Redemption, _: u64) -> Result<Redeemed, StoreError> {
+        Err(busy())
+    }
+}
+
+fn busy() -> StoreError {
+    StoreError::Unavailable("database is locked".into())
+}
+
+async fn register_on(failures: Vec<StoreError>) -> (Result<RegisterReply, RegisterError>, usize) {
+    let store =
+        Arc::new(Scripted { failures: Mutex::new(failures.into()), calls: AtomicUsize::new(0) });
+    let options = Options { presence: Arc::new(NobodyConnected), ..Options::default() };
+    let registry = Registry::new(
+        store.clone(),
+        Arc::new(crate::testing::NoRecords),
+        1,
+        Signer::from_seed(&[1; 32]),
+        options,
+    );
+    let caller = Caller {
+        subject: TokenId::from_random([1; 8]).into(),
+        grants: vec![Grant { role: Role::Executor, environments: "*".parse().unwrap() }],
+        until: None,
+    };
+    let result = registry.register(&caller, &env("dev"), &register_request(), &base()).await;
+    (result, store.calls.load(Ordering::SeqCst))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registration_waits_for_a_busy_database() {
+    let start = Instant::now();
+    let (result, calls) = register_on((0..100).map(|_| busy()).collect()).await;
+    assert!(result.is_ok());
+    assert_eq!(calls, 101);
+    assert_eq!(start.elapsed(), limits::REGISTER_RETRY_PAUSE * 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn but_not_longer_than_a_stock_executor_does() {
+    let start = Instant::now();
+    let (result, _) = register_on((0..1000).map(|_| busy()).collect()).await;
+    assert!(matches!(result, Err(RegisterError::Store(StoreError::Unavailable(_)))));
+    assert!(start.elapsed() <= limits::REGISTER_PATIENCE);
+    assert!(start.elapsed() + limits::REGISTER_RETRY_PAUSE >= limits::REGISTER_PATIENCE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waiting_does_not_cure_fails_at_once() {
+    let (result, calls) = register_on(vec![StoreError::Corrupt("generation")]).await;
+    assert!(matches!(result, Err(RegisterError::Store(StoreError::Corrupt(_)))));
+    assert_eq!(calls, 1);
+}
