@@ -51,7 +51,11 @@ impl Dev {
 
     async fn start_by(mut command: Command) -> Result<Self> {
         let runtime = TempDir::new()?;
-        command.args(["dev", "--listen", "127.0.0.1:0"]).env("XDG_RUNTIME_DIR", runtime.path());
+        command
+            .args(["dev", "--listen", "127.0.0.1:0"])
+            .env("XDG_RUNTIME_DIR", runtime.path())
+            // it is killed, and cannot remove its state by itself
+            .env("TMPDIR", runtime.path());
         let process = Process::spawn(command)?;
         let url = process
             .stdout_line(WITHIN, |line| {

@@ -70,7 +70,8 @@ async fn nobody_else_gets_into_a_probing_machine() -> Result<()> {
     let token = relay.token("orchestrator").await?;
     let mut probe = rendez()?;
     let args = ["--connects", "1", "--count", "1000000", "--timeout", "10m", "--state"];
-    probe.args(["probe", relay.url()]).args(args);
+    let scratch = tempfile::tempdir()?;
+    probe.args(["probe", relay.url()]).args(args).env("TMPDIR", scratch.path());
     let probe = Process::spawn({
         probe.arg(relay.state());
         probe
