@@ -244,7 +244,7 @@ impl Agent {
                     let ended = pump(socket, &mut driver).await;
                     drop(driver);
                     connected.store(false, Ordering::Relaxed);
-                    if matches!(ended, Ended::ByUs(_)) {
+                    if self.endpoint.is_shut_down() {
                         return Ok(());
                     }
                     backoff.connected_for(since.elapsed());

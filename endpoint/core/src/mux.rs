@@ -134,6 +134,13 @@ impl Mux {
         }
     }
 
+    /// A text message arrived from the socket: no frame, whatever it says. It is
+    /// counted as such and changes nothing.
+    pub fn handle_text(&mut self) {
+        self.stats.frames_in += 1;
+        self.stats.malformed += 1;
+    }
+
     /// Whether the socket should be read. It should not while a stream that
     /// has no credit of its own (Codex profile) holds too much unread.
     pub fn wants_read(&self) -> bool {

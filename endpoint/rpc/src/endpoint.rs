@@ -335,6 +335,14 @@ impl Protocol for Driver {
         Ok(())
     }
 
+    fn handle_text(&mut self) -> Result<(), Violation> {
+        // As stock executors do. It is no frame, and what is no frame ends no
+        // socket here: a relay that sends either must not end the streams of
+        // the Codex profile, which live as long as the socket.
+        self.drive(Mux::handle_text);
+        Ok(())
+    }
+
     fn wants_read(&self) -> bool {
         self.endpoint.lock().mux.wants_read()
     }

@@ -14,6 +14,15 @@ pub trait Protocol: Send {
     /// [`Violation`] ends the connection with its close frame.
     fn handle_message(&mut self, now: Instant, message: Bytes) -> Result<(), Violation>;
 
+    /// A text message arrived, whatever it says. A relay closes the connection
+    /// for it.
+    ///
+    /// # Errors
+    /// [`Violation`] ends the connection with its close frame.
+    fn handle_text(&mut self) -> Result<(), Violation> {
+        Err(Violation(CloseFrame::TEXT))
+    }
+
     /// Whether the core has room for more input. While it says no, TCP holds
     /// the peer back. When that changes, the core wakes its waker.
     fn wants_read(&self) -> bool;

@@ -198,17 +198,15 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
             self.liveness.heard(now);
             match incoming {
                 // What still arrives while we leave is not for anybody.
-                Incoming::Binary(_) if self.farewell.is_some() => {}
+                Incoming::Binary(_) | Incoming::Text if self.farewell.is_some() => {}
                 Incoming::Binary(message) => {
-                    if let Err(Violation(frame)) = self.protocol.handle_message(now, message) {
-                        self.say_farewell(now, frame.clone(), Ended::ByUs(frame))?;
-                    }
+                    let taken = self.protocol.handle_message(now, message);
+                    self.unless_violated(now, taken)?;
                 }
-                Incoming::Text if self.farewell.is_none() => {
-                    let frame = CloseFrame::TEXT;
-                    self.say_farewell(now, frame.clone(), Ended::ByUs(frame))?;
+                Incoming::Text => {
+                    let taken = self.protocol.handle_text();
+                    self.unless_violated(now, taken)?;
                 }
-                Incoming::Text => {}
                 Incoming::Alive => self.dirty = true,
                 Incoming::Pong(number) => {
                     if let Some(round_trip) = self.liveness.pong(now, number) {
@@ -235,6 +233,13 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
             }
         }
         Ok(())
+    }
+
+    fn unless_violated(&mut self, now: Instant, taken: Result<(), Violation>) -> Result<(), Ended> {
+        match taken {
+            Ok(()) => Ok(()),
+            Err(Violation(frame)) => self.say_farewell(now, frame.clone(), Ended::ByUs(frame)),
+        }
     }
 
     /// Buffers our close frame. The loop goes on until the peer answers it.

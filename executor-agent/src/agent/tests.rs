@@ -1,6 +1,7 @@
 //! An agent against a scripted registry and, in place of a relay, an
 //! orchestrator's endpoint at the other end of its websocket.
 
+use futures_util::SinkExt as _;
 use rendez_endpoint::{Connect, IdentitySeed};
 use rendez_proto::ids::StreamId;
 use rendez_proto::profile::Profile;
@@ -9,6 +10,7 @@ use rendez_proto::rpc::{Message, Method, RequestId, notification, process, reque
 use rendez_rpc::OpenError;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio_tungstenite::tungstenite as ws;
 
 use super::*;
 use crate::testing::{FakeRegistry, config};
@@ -69,8 +71,20 @@ impl Running {
 
     /// Takes the agent's websocket; `peer` is then at the other end.
     async fn accept(&mut self, peer: &Peer) -> JoinHandle<Ended> {
+        self.accept_after(peer, []).await
+    }
+
+    /// The same, after the relay has said this.
+    async fn accept_after(
+        &mut self,
+        peer: &Peer,
+        said: impl IntoIterator<Item = ws::Message>,
+    ) -> JoinHandle<Ended> {
         let (tcp, _) = self.listener.accept().await.unwrap();
-        let socket = tokio_tungstenite::accept_async(tcp).await.unwrap();
+        let mut socket = tokio_tungstenite::accept_async(tcp).await.unwrap();
+        for message in said {
+            socket.send(message).await.unwrap();
+        }
         let mut driver = peer.endpoint.attach(peer.registration.parse().unwrap());
         let task = tokio::spawn(async move { pump(socket, &mut driver).await });
         assert_eq!(self.next().await, State::Connected);
@@ -182,6 +196,22 @@ async fn a_stream_and_its_process_outlive_the_websocket() {
     let _socket = agent.accept(&peer).await;
     let terminate = process::Terminate { process_id: process::ProcessId("p".into()) };
     assert!(call::<process::Terminate>(&channel, &terminate).await.running);
+    agent.stop().await.unwrap();
+}
+
+/// Whatever a relay says, an agent and its processes outlive it.
+#[tokio::test]
+async fn a_text_message_of_the_relay_ends_nothing() {
+    let mut agent = Running::start().await;
+    let peer = Peer::of(&agent, "reg-1");
+    let socket = agent.accept_after(&peer, ["{\"id\":1}", ""].map(ws::Message::text)).await;
+    let channel = peer.open(Profile::NoiseHybridIkV1).await.unwrap();
+    initialize(&channel).await;
+    call::<process::Start>(&channel, &sleeper()).await;
+    assert_eq!(agent.states.try_recv(), Err(mpsc::error::TryRecvError::Empty));
+    let terminate = process::Terminate { process_id: process::ProcessId("p".into()) };
+    assert!(call::<process::Terminate>(&channel, &terminate).await.running);
+    assert!(!socket.is_finished());
     agent.stop().await.unwrap();
 }
 

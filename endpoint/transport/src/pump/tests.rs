@@ -28,6 +28,7 @@ struct Core {
     echo: bool,
     closing: Option<CloseFrame>,
     refuse: Option<CloseFrame>,
+    drops_text: bool,
     waker: Option<Waker>,
     wants_ping: bool,
     impatient: bool,
@@ -57,6 +58,9 @@ impl Protocol for Shared {
         }
         core.heard.push(message);
         core.refuse.clone().map_or(Ok(()), |frame| Err(Violation(frame)))
+    }
+    fn handle_text(&mut self) -> Result<(), Violation> {
+        if self.0.lock().unwrap().drops_text { Ok(()) } else { Err(Violation(CloseFrame::TEXT)) }
     }
     fn wants_read(&self) -> bool {
         !self.0.lock().unwrap().full
@@ -110,6 +114,23 @@ async fn start() -> (Shared, Ws, tokio::task::JoinHandle<Ended>) {
 
 fn binary(bytes: &'static [u8]) -> Message {
     Message::Binary(Bytes::from_static(bytes))
+}
+
+#[tokio::test]
+async fn text_ends_a_connection_unless_the_core_says_otherwise() {
+    let (core, mut theirs, task) = start().await;
+    core.change(|core| core.drops_text = true);
+    theirs.send(Message::text("{}")).await.unwrap();
+    theirs.send(binary(b"frame")).await.unwrap();
+    while core.0.lock().unwrap().heard.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    core.change(|core| core.drops_text = false);
+    theirs.send(Message::text("{}")).await.unwrap();
+    let Some(Ok(Message::Close(Some(frame)))) = theirs.next().await else { panic!() };
+    assert_eq!(u16::from(frame.code), CloseFrame::TEXT.code);
+    while theirs.next().await.is_some() {}
+    assert!(matches!(task.await.unwrap(), Ended::ByUs(frame) if frame == CloseFrame::TEXT));
 }
 
 #[tokio::test]
