@@ -1,7 +1,12 @@
 //! `rendez exec`: run a command on an executor as if it were here.
+//!
+//! Whoever reads our output may pause or leave, and a full pipe must not keep us
+//! from anything else: signals are heard while output waits, and what is told
+//! meanwhile is written by other threads.
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use rendez_orchestrator::error::ProcessError;
 use rendez_orchestrator::{
@@ -9,7 +14,8 @@ use rendez_orchestrator::{
     STDIN_WRITE_MAX_BYTES, Stdin,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
 
 use crate::context::{Purpose, RelayOptions};
 use crate::exit::Exit;
@@ -19,8 +25,13 @@ use crate::out::{tell, unwritten};
 /// much: so many writes are under way on a long path, and no more.
 const STDIN_BYTES: usize = STDIN_WRITE_MAX_BYTES;
 
+/// How long the end of a command is waited for that was told to end. Long enough
+/// for a busy executor on a long path; somebody waits for the prompt.
+const END_WITHIN: Duration = Duration::from_secs(5);
+
 /// Standard input, output, error and the exit code are the command's. Ctrl-C
-/// interrupts it, a second one kills it.
+/// interrupts it; a second one kills it and waits for its end, 5 seconds at most;
+/// a third one waits no longer.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ExecArgs {
     #[command(flatten)]
@@ -69,7 +80,7 @@ pub(crate) async fn run(args: ExecArgs) -> Result<ExitCode, Exit> {
     if let Some(stdin) = process.stdin.take() {
         tokio::spawn(forward_stdin(stdin));
     }
-    let code = follow(&mut process).await;
+    let code = follow(process).await;
     executor.close().await;
     code
 }
@@ -87,45 +98,39 @@ fn command(args: &ExecArgs) -> Command {
     command
 }
 
-/// Passes output on until the process has ended.
-async fn follow(process: &mut Process) -> Result<ExitCode, Exit> {
-    let mut interrupts = signal(SignalKind::interrupt()).map_err(Exit::software)?;
+/// Passes output on until the process has ended, or until somebody does not want
+/// to wait for that.
+async fn follow(process: Process) -> Result<ExitCode, Exit> {
+    let interrupts = signal(SignalKind::interrupt()).map_err(Exit::software)?;
     let control = process.control();
-    let mut interrupted = 0;
+    tokio::select! {
+        code = pass_on(process) => code,
+        exit = interrupted(interrupts, control) => Err(exit),
+    }
+}
+
+async fn pass_on(mut process: Process) -> Result<ExitCode, Exit> {
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
     let (mut code, mut missed) = (0, false);
     loop {
-        let event = tokio::select! {
-            event = process.next() => event,
-            _ = interrupts.recv() => {
-                interrupted += 1;
-                tokio::spawn(interrupt(control.clone(), interrupted));
-                continue;
-            }
-        };
-        let event = match event {
+        let written = match process.next().await {
             Err(error @ ProcessError::Missed(_)) => {
-                tell(format_args!("rendez: {error}"));
                 missed = true;
-                continue;
+                pass(&mut stderr, format!("rendez: {error}\n").as_bytes()).await
             }
-            event => event?,
-        };
-        let written = match event {
-            None if missed => return Err(Exit::io("the output is not complete")),
-            None => return Ok(ExitCode::from(code)),
-            Some(ProcessEvent::Exited(status)) => {
+            Err(error) => return Err(error.into()),
+            Ok(None) if missed => return Err(Exit::io("the output is not complete")),
+            Ok(None) => return Ok(ExitCode::from(code)),
+            Ok(Some(ProcessEvent::Exited(status))) => {
                 // A status has eight bits everywhere we run.
                 code = (status & 0xff) as u8;
                 Ok(())
             }
-            Some(ProcessEvent::Stdout(chunk)) => pass(&mut stdout, &chunk).await,
-            Some(ProcessEvent::Stderr(chunk)) => pass(&mut stderr, &chunk).await,
+            Ok(Some(ProcessEvent::Stdout(chunk))) => pass(&mut stdout, &chunk).await,
+            Ok(Some(ProcessEvent::Stderr(chunk))) => pass(&mut stderr, &chunk).await,
         };
         if let Err(error) = written {
-            // Nobody reads the output any more: end it, as a pipe would.
-            let _ = control.terminate().await;
-            return Err(unwritten(&error));
+            return Err(unread(process, &error).await);
         }
     }
 }
@@ -135,13 +140,29 @@ async fn pass(sink: &mut (impl AsyncWrite + Unpin), chunk: &[u8]) -> std::io::Re
     sink.flush().await
 }
 
-async fn interrupt(control: Control, times: u32) {
-    match times {
-        1 => drop(control.interrupt().await),
-        2 => drop(control.terminate().await),
-        // The executor does not react: leave.
-        _ => std::process::exit(130),
+/// Nobody reads the output any more: ends the process, as a pipe would.
+async fn unread(process: Process, error: &std::io::Error) -> Exit {
+    let control = process.control();
+    // The answer comes behind output that has to go somewhere.
+    drop(process);
+    match timeout(END_WITHIN, control.terminate()).await {
+        Ok(Ok(_)) => unwritten(error),
+        Ok(Err(_)) | Err(_) => Exit::io(format!(
+            "cannot write the output ({error}), and cannot tell whether the command has ended"
+        )),
     }
+}
+
+/// Passes Ctrl-C on, and says when to wait no longer.
+async fn interrupted(mut interrupts: Signal, control: Control) -> Exit {
+    interrupts.recv().await;
+    let first = control.clone();
+    // The answers may wait behind output, and the next Ctrl-C must not.
+    tokio::spawn(async move { first.interrupt().await });
+    interrupts.recv().await;
+    tokio::spawn(async move { control.terminate().await });
+    let _ = timeout(END_WITHIN, interrupts.recv()).await;
+    Exit::interrupted()
 }
 
 async fn forward_stdin(mut stdin: Stdin) {
@@ -158,30 +179,36 @@ async fn forward_stdin(mut stdin: Stdin) {
                 // counts. A lost connection is told by whoever reads output.
                 Err(ProcessError::StdinClosed | ProcessError::Lost) => return,
                 Err(error) => {
-                    tell(format_args!("rendez: standard input is not passed on any more: {error}"));
+                    say(format!("rendez: standard input is not passed on any more: {error}")).await;
                     return;
                 }
             },
             Err(error) => {
-                tell(format_args!("rendez: cannot read standard input: {error}"));
+                say(format!("rendez: cannot read standard input: {error}")).await;
                 break;
             }
         }
     }
     if let Err(ProcessError::Unsupported(_)) = stdin.close().await {
-        tell(
-            "rendez: this stock executor cannot be told that standard input has ended; \
-             a command that waits for that goes on waiting (Ctrl-C interrupts it)",
-        );
+        say("rendez: this stock executor cannot be told that standard input has ended; \
+             a command that waits for that goes on waiting (Ctrl-C interrupts it)")
+        .await;
     }
 }
 
 async fn tell_about_the_link(mut link: tokio::sync::watch::Receiver<LinkState>) {
     while link.changed().await.is_ok() {
-        match *link.borrow_and_update() {
-            LinkState::Resuming => tell("rendez: connection lost, resuming"),
-            LinkState::Up => tell("rendez: resumed"),
+        let state = *link.borrow_and_update();
+        match state {
+            LinkState::Resuming => say("rendez: connection lost, resuming").await,
+            LinkState::Up => say("rendez: resumed").await,
             LinkState::Down => return,
         }
     }
+}
+
+/// Tells people something while output may be under way to where nobody reads.
+async fn say(text: impl Into<String>) {
+    let text = text.into();
+    let _ = tokio::task::spawn_blocking(move || tell(text)).await;
 }

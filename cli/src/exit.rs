@@ -7,6 +7,9 @@
 use std::fmt::{self, Display};
 use std::io::{Write as _, stderr};
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use rendez_executor_agent::AgentError;
 use rendez_orchestrator::ConnectError;
@@ -26,10 +29,17 @@ cannot start it, 127 if it does not exist there. Of rendez itself, with a messag
   69 the executor is offline         77 token missing or refused, this is not allowed, or a
   70 internal error                     limit is reached
                                      78 configuration cannot be used
+  130 a second Ctrl-C, and the command did not end, or said nothing of it
 And without a message: 141 if nobody reads the output any more.";
 
 /// The exit code of a program whose reader went away (128 + SIGPIPE).
 const UNREAD: u8 = 141;
+/// The exit code of a program that a Ctrl-C ended (128 + SIGINT).
+const INTERRUPTED: u8 = 130;
+
+/// How long the last words may take: nobody may read standard error, and who
+/// waits for us is not to wait for that.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Prints what is wrong with the command line, or the help that was asked for.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
@@ -100,13 +110,28 @@ impl Exit {
         Self { code: UNREAD, message: None }
     }
 
+    /// 130: who waits does not want to wait longer.
+    pub(crate) fn interrupted() -> Self {
+        let message = "not waiting any longer; the command was told to end, whether it did is \
+                       unknown, and output may be missing";
+        Self::new(INTERRUPTED, message)
+    }
+
     /// Tells the user and gives the process its code.
     pub(crate) fn report(self) -> ExitCode {
+        let code = ExitCode::from(self.code);
         if self.message.is_some() {
-            // nobody has to read it
-            let _ = writeln!(stderr(), "rendez: {self}");
+            let (telling, told) = mpsc::channel::<()>();
+            let tell = move || {
+                let _ = writeln!(stderr(), "rendez: {self}");
+                drop(telling);
+            };
+            if thread::Builder::new().spawn(tell).is_ok() {
+                // Nothing is sent: this waits for the end of `telling`.
+                let _ = told.recv_timeout(LAST_WORDS);
+            }
         }
-        ExitCode::from(self.code)
+        code
     }
 }
 
@@ -263,7 +288,7 @@ mod tests {
 
     #[test]
     fn the_help_names_every_code() {
-        for code in [64, 65, 68, 69, 70, 74, 75, 76, 77, 78, UNREAD] {
+        for code in [64, 65, 68, 69, 70, 74, 75, 76, 77, 78, INTERRUPTED, UNREAD] {
             assert!(HELP.contains(&format!(" {code} ")), "{code}");
         }
     }

@@ -2,11 +2,16 @@
 //! a real relay, end to end.
 
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use rendez_tests::process::{Process, run};
 use rendez_tests::rendez::{Dev, WITHIN, rendez};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::AsyncReadExt as _;
+use tokio::process::{Child, ChildStdout};
+use tokio::time::{sleep, timeout};
 
 /// How often something outside of our processes is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
@@ -74,7 +79,7 @@ async fn ctrl_c_interrupts_the_remote_command() -> Result<()> {
     let command = dev.command(["exec", "dev", "--", "sh", "-c", script])?;
     let mut process = Process::spawn(command)?;
     process.stdout_line(WITHIN, |line| (line == "ready").then_some(())).await?;
-    process.signal(rustix::process::Signal::INT)?;
+    process.signal(Signal::INT)?;
     let status = process.wait(WITHIN).await?;
     assert_eq!(status.code(), Some(3));
     process.stdout_line(WITHIN, |line| (line == "caught").then_some(())).await?;
@@ -91,13 +96,110 @@ async fn a_reader_that_leaves_ends_the_remote_command() -> Result<()> {
     shell.env("SCRIPT", script);
     let output = run(shell, b"", WITHIN).await?;
     assert_eq!(output.stdout_text(), "y\n");
-    let pid: i32 = std::fs::read_to_string(pid)?.trim().parse()?;
+    gone(std::fs::read_to_string(pid)?.trim().parse()?).await
+}
+
+async fn gone(pid: i32) -> Result<()> {
     let gone = async {
         while Path::new(&format!("/proc/{pid}/comm")).exists() {
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            sleep(LOOK_INTERVAL).await;
         }
     };
-    tokio::time::timeout(WITHIN, gone).await?;
+    Ok(timeout(WITHIN, gone).await?)
+}
+
+/// `rendez exec … yes` whose output nobody reads.
+struct Unread {
+    exec: Child,
+    stdout: ChildStdout,
+    /// That of the remote command.
+    pid: i32,
+}
+
+/// More than the executor's log, the pipes, and what waits for a reader in
+/// `rendez exec` hold together; the rest is what is under way in between.
+const UNREAD_AT_LEAST: u64 = 6 * 1024 * 1024;
+
+impl Unread {
+    /// Starts it and waits until everything between its ends is full.
+    async fn start(dev: &Dev) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join("pid");
+        let script = format!("echo $$ > {0}.new; mv {0}.new {0}; exec yes", path.display());
+        let mut exec = dev
+            .command(["exec", "-n", "dev", "--", "sh", "-c", &script])?
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let stdout = exec.stdout.take().context("stdout was piped")?;
+        let full = async {
+            while !path.exists() {
+                sleep(LOOK_INTERVAL).await;
+            }
+            let pid: i32 = std::fs::read_to_string(&path)?.trim().parse()?;
+            let mut before = 0;
+            loop {
+                let now = written(pid)?;
+                if now >= UNREAD_AT_LEAST && now == before {
+                    return anyhow::Ok(pid);
+                }
+                before = now;
+                // As long as another command goes all the way there and back,
+                // however busy the machine is.
+                dev.run(["exec", "-n", "dev", "--", "true"], b"").await?;
+            }
+        };
+        let pid = timeout(2 * WITHIN, full).await??;
+        Ok(Self { exec, stdout, pid })
+    }
+
+    fn interrupt(&self) -> Result<()> {
+        let pid = self.exec.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        Ok(kill_process(pid.context("it still runs")?, Signal::INT)?)
+    }
+
+    /// Its exit code and what it said.
+    async fn end(self) -> Result<(Option<i32>, String)> {
+        let output = timeout(WITHIN, self.exec.wait_with_output()).await??;
+        Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+    }
+}
+
+/// Bytes that a process has written so far.
+fn written(pid: i32) -> Result<u64> {
+    let io = std::fs::read_to_string(format!("/proc/{pid}/io"))?;
+    let written = io.lines().find_map(|line| line.strip_prefix("wchar: "));
+    Ok(written.context("no count of what was written")?.parse()?)
+}
+
+/// As of `rendez exec … | less`, and `q` on the first page.
+#[tokio::test]
+async fn a_reader_that_paused_before_it_leaves_ends_the_remote_command() -> Result<()> {
+    let dev = Dev::start().await?;
+    let Unread { exec, mut stdout, pid } = Unread::start(&dev).await?;
+    let mut page = [0; 2];
+    stdout.read_exact(&mut page).await?;
+    assert_eq!(page, *b"y\n");
+    drop(stdout);
+    let output = timeout(WITHIN, exec.wait_with_output()).await??;
+    assert_eq!(output.status.code(), Some(141));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    gone(pid).await
+}
+
+#[tokio::test]
+async fn ctrl_c_works_while_nobody_reads_the_output() -> Result<()> {
+    let dev = Dev::start().await?;
+    let unread = Unread::start(&dev).await?;
+    unread.interrupt()?;
+    gone(unread.pid).await?;
+    // It has ended, its output still waits; who does not want that says so.
+    unread.interrupt()?;
+    let (code, said) = unread.end().await?;
+    assert_eq!(code, Some(130), "{said}");
+    assert!(said.starts_with("rendez: not waiting any longer"), "{said}");
     Ok(())
 }
 
@@ -134,7 +236,7 @@ async fn failures_say_whose_they_are() -> Result<()> {
 
     // the relay goes away for good
     let url = dev.url().to_owned();
-    dev.process().signal(rustix::process::Signal::TERM)?;
+    dev.process().signal(Signal::TERM)?;
     assert_eq!(dev.process().wait(WITHIN).await?.code(), Some(0));
     let mut unreachable = rendez()?;
     unreachable
@@ -171,7 +273,7 @@ async fn when_the_grace_is_over_the_outcome_is_unknown_and_said_to_be() -> Resul
     let mut process = Process::spawn(command)?;
     process.stdout_line(WITHIN, |line| (line == "started").then_some(())).await?;
     let cut = std::time::Instant::now();
-    dev.process().signal(rustix::process::Signal::KILL)?;
+    dev.process().signal(Signal::KILL)?;
     let status = process.wait(WITHIN).await?;
     assert_eq!(status.code(), Some(74));
     assert!(cut.elapsed() >= Duration::from_secs(2), "it gave up before its grace was over");
