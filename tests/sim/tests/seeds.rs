@@ -9,7 +9,7 @@ use rendez_sim::many::{Summary, run_many};
 use rendez_sim::run_with_log;
 
 /// Worlds of a test run.
-const SEEDS: u64 = 2_500;
+const SEEDS: u64 = 3_000;
 /// Threads over seeds.
 const THREADS: usize = 2;
 /// Lines of a log that are shown when a rule did not hold.

@@ -1,4 +1,8 @@
 //! The retransmission timeout (RFC 6298, in a few lines).
+//!
+//! Never less than two round trips: what the network loses, TCP below sends
+//! again one round trip later, and a timeout that does not wait for that is
+//! always wrong.
 
 use std::time::Duration;
 
@@ -22,7 +26,7 @@ impl Rto {
     pub fn current(&self) -> Duration {
         let base = match self.smoothed {
             None => RTO_INITIAL,
-            Some((mean, deviation)) => mean + deviation * 4,
+            Some((mean, deviation)) => mean + mean.max(deviation * 4),
         };
         let factor = 1u32.checked_shl(self.doublings).unwrap_or(u32::MAX);
         base.max(RTO_MIN).saturating_mul(factor).min(RTO_MAX)
@@ -88,8 +92,8 @@ mod tests {
             rto.sample(Duration::from_millis(400));
         }
         let settled = rto.current();
-        assert!((Duration::from_millis(400)..Duration::from_millis(450)).contains(&settled));
-        rto.sample(Duration::from_secs(1));
+        assert!((Duration::from_millis(790)..Duration::from_millis(850)).contains(&settled));
+        rto.sample(Duration::from_secs(2));
         assert!(rto.current() > settled, "a late answer widens the timeout");
     }
 

@@ -46,17 +46,30 @@ pub struct SendWindow {
 struct InFlight {
     /// The frame with the sealed record; empty once acknowledged.
     wire: Bytes,
-    sent: Instant,
     state: SlotState,
-    /// Sent more than once: its round trip measures nothing.
-    resent: bool,
+    sent: Sent,
 }
 
-/// A record that was sent once has arrived.
-struct Arrived {
-    round_trip: Duration,
-    /// It was to be sent again.
-    given_up: bool,
+/// How a record was sent, which decides what its acknowledgement tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    /// Once, then.
+    Once(Instant),
+    /// More than once; which one was acknowledged is unknown, unless that came
+    /// sooner than any round trip takes.
+    Again { first: Instant, last: Instant },
+    /// Over a path that is gone, and perhaps over this one.
+    Elsewhere,
+}
+
+/// What an acknowledgement tells besides that a record has arrived.
+enum Told {
+    Nothing,
+    /// How long a record and its acknowledgement took.
+    RoundTrip(Duration),
+    /// The same, of one that had been given up, and arrived as it was sent
+    /// first.
+    WasOnlySlow(Duration),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,12 +128,8 @@ impl SendWindow {
     /// Keeps the frame that carries record [`next`](Self::next).
     pub fn push(&mut self, wire: Bytes, now: Instant) {
         self.account(self.bytes + wire.len());
-        self.slots.push_back(InFlight {
-            wire,
-            sent: now,
-            state: SlotState::Waiting,
-            resent: false,
-        });
+        let (state, sent) = (SlotState::Waiting, Sent::Once(now));
+        self.slots.push_back(InFlight { wire, state, sent });
         self.waiting += 1;
         self.timer.get_or_insert(now);
     }
@@ -148,9 +157,9 @@ impl SendWindow {
         // the last that was waited for, and the last that was given up
         let (mut sample, mut late) = (None, None);
         let mut settle = |window: &mut Self, index| match window.settle(index, now) {
-            Some(arrived) if arrived.given_up => late = Some(arrived.round_trip),
-            Some(arrived) => sample = Some(arrived.round_trip),
-            None => {}
+            Told::WasOnlySlow(round_trip) => late = Some(round_trip),
+            Told::RoundTrip(round_trip) => sample = Some(round_trip),
+            Told::Nothing => {}
         };
         let cumulative = (u64::from(ack.up_to) + 1).saturating_sub(self.base) as usize;
         for index in 0..cumulative.min(self.slots.len()) {
@@ -201,8 +210,10 @@ impl SendWindow {
         let index = self.slots.iter().position(|slot| slot.state == SlotState::Due)?;
         let slot = self.slots.get_mut(index)?;
         slot.state = SlotState::Waiting;
-        slot.resent = true;
-        slot.sent = now;
+        slot.sent = match slot.sent {
+            Sent::Once(first) | Sent::Again { first, .. } => Sent::Again { first, last: now },
+            Sent::Elsewhere => Sent::Elsewhere,
+        };
         self.due -= 1;
         self.waiting += 1;
         // The oldest gap has a whole timeout to be filled.
@@ -238,6 +249,9 @@ impl SendWindow {
         self.rto.path_replaced();
         self.congestion = Congestion::new();
         self.suspect_all();
+        for slot in &mut self.slots {
+            slot.sent = Sent::Elsewhere;
+        }
     }
 
     /// The present retransmission timeout, for whoever probes this peer.
@@ -260,7 +274,7 @@ impl SendWindow {
     /// What was to be sent again is under way still.
     fn trust_all(&mut self, now: Instant) {
         for slot in &mut self.slots {
-            if slot.state == SlotState::Due && !slot.resent {
+            if slot.state == SlotState::Due && matches!(slot.sent, Sent::Once(_)) {
                 slot.state = SlotState::Waiting;
                 self.due -= 1;
                 self.waiting += 1;
@@ -281,11 +295,11 @@ impl SendWindow {
         }
     }
 
-    /// Notes that a slot arrived, and how, if it was sent once.
-    fn settle(&mut self, index: usize, now: Instant) -> Option<Arrived> {
-        let slot = self.slots.get_mut(index)?;
+    /// Notes that a slot arrived.
+    fn settle(&mut self, index: usize, now: Instant) -> Told {
+        let Some(slot) = self.slots.get_mut(index) else { return Told::Nothing };
         let given_up = match slot.state {
-            SlotState::Acked => return None,
+            SlotState::Acked => return Told::Nothing,
             SlotState::Due => {
                 self.due -= 1;
                 true
@@ -296,11 +310,21 @@ impl SendWindow {
             }
         };
         slot.state = SlotState::Acked;
-        let (sent, sent_once) = (slot.sent, !slot.resent);
+        let sent = slot.sent;
         let len = std::mem::take(&mut slot.wire).len();
         self.account(self.bytes - len);
-        let round_trip = now.saturating_duration_since(sent);
-        sent_once.then_some(Arrived { round_trip, given_up })
+        let since = |sent| now.saturating_duration_since(sent);
+        match sent {
+            Sent::Once(at) if given_up => Told::WasOnlySlow(since(at)),
+            Sent::Once(at) => Told::RoundTrip(since(at)),
+            // RFC 8985, section 6.2, step 2
+            Sent::Again { first, last }
+                if self.rto.shortest().is_some_and(|shortest| since(last) < shortest) =>
+            {
+                Told::WasOnlySlow(since(first))
+            }
+            Sent::Again { .. } | Sent::Elsewhere => Told::Nothing,
+        }
     }
 
     /// Marks records that were overtaken by enough later ones. Once each: what
@@ -312,7 +336,9 @@ impl SendWindow {
             let slot = &self.slots[index];
             match slot.state {
                 SlotState::Acked => later += 1,
-                SlotState::Waiting if later >= FAST_RESEND_RECORDS && !slot.resent => {
+                SlotState::Waiting
+                    if later >= FAST_RESEND_RECORDS && matches!(slot.sent, Sent::Once(_)) =>
+                {
                     self.mark(index);
                     self.congestion.lost(self.base + index as u64, end);
                 }

@@ -187,6 +187,47 @@ fn a_timeout_that_struck_too_early_is_taken_back() {
     assert_eq!(resent(&mut window, now + Duration::from_secs(9)), [3]);
 }
 
+/// Where every record was sent again before the first answer came, as happens
+/// when answers come one by one: an answer that is sooner than any round trip
+/// is one to the first sending.
+#[test]
+fn an_answer_that_comes_too_soon_is_one_to_the_first_sending() {
+    let start = crate::test_origin();
+    let ms = Duration::from_millis;
+    for (after, taken_back) in [(ms(199), true), (ms(200), false)] {
+        let mut window = filled(3, start);
+        window.rto.sample(ms(200));
+        let late = window.poll_timeout().unwrap();
+        window.handle_timeout(late);
+        assert_eq!(resent(&mut window, late), [1]);
+        window.on_ack(ack(1, &[]), 100, late + after).unwrap();
+        let again: &[u32] = if taken_back { &[] } else { &[2, 3] };
+        assert_eq!(resent(&mut window, late + after), again);
+        let learned = window.rto().current() > late + after - start;
+        assert_eq!(learned, taken_back, "how long the first sending took");
+    }
+}
+
+/// What was sent over a path before may have arrived there.
+#[test]
+fn a_former_path_says_nothing_of_this_one() {
+    let start = crate::test_origin();
+    let ms = Duration::from_millis;
+    let mut window = filled(WINDOW_MIN_RECORDS, start);
+    window.push(wire(33), start);
+    window.path_replaced();
+    let now = start + Duration::from_secs(60);
+    assert_eq!(resent(&mut window, now).len(), WINDOW_MIN_RECORDS as usize);
+    window.rto.sample(ms(200));
+    let late = window.poll_timeout().unwrap();
+    window.handle_timeout(late);
+    assert_eq!(resent(&mut window, late), [1]);
+    // these arrived before, and so did one that was not sent again yet
+    window.on_ack(ack(1, &[3, 4, 33]), 100, late + ms(1)).unwrap();
+    assert_eq!(resent(&mut window, late + ms(1)).first(), Some(&2), "was not taken back");
+    assert!(window.rto().current() < Duration::from_secs(10), "an outage is no round trip");
+}
+
 /// One that only the repetition answers was right.
 #[test]
 fn a_timeout_after_a_loss_stays() {
