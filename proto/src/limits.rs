@@ -163,6 +163,10 @@ pub const RATE_BURST: Duration = Duration::from_secs(1);
 pub const HANDSHAKE_FAILURES_PER_TOKEN: u64 = 3;
 /// How long until one failed handshake of a token is forgiven.
 pub const HANDSHAKE_FAILURE_RECOVERY: Duration = Duration::from_secs(300);
+/// For how long an executor may leave a handshake unanswered before that is its
+/// own affair, and no failure of the token that brought it: half of what an
+/// orchestrator waits for. A verdict takes milliseconds.
+pub const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
 /// Failures left at an executor at which only tokens without any get through.
 pub const HANDSHAKE_FAILURES_RESERVED: u32 = 2;
 /// How soon message 1 of a handshake may come again: our own orchestrators
@@ -495,6 +499,7 @@ const _: () = {
     assert!(HANDSHAKE_FAILURES_PER_TOKEN * 2 < HANDSHAKE_FAILURES as u64);
     assert!(HANDSHAKE_FAILURES_RESERVED < HANDSHAKE_FAILURES);
     assert!(HANDSHAKE_REPEAT.as_millis() < RTO_INITIAL.as_millis());
+    assert!(HANDSHAKE_PATIENCE.as_millis() * 2 <= HANDSHAKE_TIMEOUT.as_millis());
     assert!((HANDSHAKE_FAILURES as usize) <= PENDING_HANDSHAKES);
     assert!(LANE_QUANTUM_BYTES >= NOISE_MESSAGE_MAX_BYTES);
     assert!(SESSION_GRACE.as_secs() >= STREAM_GRACE.as_secs() + SESSION_MARGIN.as_secs());

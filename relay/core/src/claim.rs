@@ -83,8 +83,8 @@ pub(crate) enum Handshake {
     None,
     /// Message 1 is here, and may not go to the executor yet.
     Waiting { message: Bytes, since: Instant },
-    /// Message 1 went to the executor; when, the last time.
-    Offered { at: Instant },
+    /// Message 1 went to the executor; when, the first and the last time.
+    Offered { since: Instant, at: Instant },
     /// The executor has answered, or will not.
     Over,
 }

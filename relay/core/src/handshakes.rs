@@ -19,6 +19,8 @@
 //!   way; the last [`HANDSHAKE_FAILURES_RESERVED`] are for tokens without any.
 //!   Another websocket of the token changes nothing; another executor is
 //!   another matter, so a sick one locks nobody out of the rest.
+//! * Only what fails soon is charged. An executor that does not answer is asleep,
+//!   or cannot ask its registry, and whoever tries then is not to blame.
 //! * A message that waits is paid for like any frame that waits.
 //! * Only when all but one have failed, one more is risked at a time: an
 //!   executor that forgets nothing could not be reached any more otherwise.
@@ -30,7 +32,8 @@ use bytes::Bytes;
 use rendez_proto::frame::ResetReason;
 use rendez_proto::limits::{
     AUTHORIZATION_TIMEOUT, HANDSHAKE_COOLDOWN, HANDSHAKE_FAILURE_RECOVERY, HANDSHAKE_FAILURES,
-    HANDSHAKE_FAILURES_RESERVED, HANDSHAKE_REPEAT, HANDSHAKE_SUSPECTS, HANDSHAKE_TIMEOUT,
+    HANDSHAKE_FAILURES_RESERVED, HANDSHAKE_PATIENCE, HANDSHAKE_REPEAT, HANDSHAKE_SUSPECTS,
+    HANDSHAKE_TIMEOUT,
 };
 use rendez_proto::peek::Kind;
 
@@ -112,8 +115,11 @@ impl Guard {
         self.suspects[at].failures.take(now, HANDSHAKE_FAILURE_RECOVERY, Duration::ZERO);
     }
 
-    pub(crate) fn failed(&mut self, token: &Arc<Account>, now: Instant) {
-        self.suspect(token, now);
+    /// Counts a failure, and charges it to a token, if one is to blame.
+    pub(crate) fn failed(&mut self, token: Option<&Arc<Account>>, now: Instant) {
+        if let Some(token) = token {
+            self.suspect(token, now);
+        }
         self.failures += 1;
         if self.failures >= HANDSHAKE_FAILURES {
             self.failures = 0;
@@ -150,8 +156,9 @@ impl Hub {
         let claim = &self.claims[index];
         match claim.handshake() {
             // Ours repeat message 1, for which executors have no second count.
-            Handshake::Offered { at } if claim.resends && now >= *at + HANDSHAKE_REPEAT => {
-                self.set_handshake(index, Handshake::Offered { at: now });
+            Handshake::Offered { since, at } if claim.resends && now >= *at + HANDSHAKE_REPEAT => {
+                let again = Handshake::Offered { since: *since, at: now };
+                self.set_handshake(index, again);
                 self.forward(index, Direction::ToExecutor, Kind::Handshake, message, now);
                 return Ok(());
             }
@@ -218,7 +225,8 @@ impl Hub {
                 at += 1;
                 continue;
             }
-            let before = self.set_handshake(index, Handshake::Offered { at: now });
+            let offered = Handshake::Offered { since: now, at: now };
+            let before = self.set_handshake(index, offered);
             if let Handshake::Waiting { message, .. } = before {
                 self.forward(index, Direction::ToExecutor, Kind::Handshake, message, now);
             }
@@ -251,11 +259,12 @@ impl Hub {
 
     /// A handshake came to nothing. If it was offered, that counts.
     pub(crate) fn handshake_failed(&mut self, index: usize, now: Instant) {
-        if let Handshake::Offered { .. } = self.set_handshake(index, Handshake::Over) {
+        if let Handshake::Offered { since, .. } = self.set_handshake(index, Handshake::Over) {
             // An executor that is deaf refuses whoever comes.
             if !self.guard.is_deaf(now) {
                 self.stats.failed_handshakes += 1;
-                self.guard.failed(&self.claims[index].accounts().token, now);
+                let token = &self.claims[index].accounts().token;
+                self.guard.failed((now < since + HANDSHAKE_PATIENCE).then_some(token), now);
             }
             self.offer_waiting(now);
         }
@@ -292,7 +301,7 @@ impl Handshake {
         match self {
             Handshake::None | Handshake::Over => None,
             Handshake::Waiting { since, .. } => Some(*since + HANDSHAKE_TIMEOUT),
-            Handshake::Offered { at } => Some(*at + HANDSHAKE_TIMEOUT + AUTHORIZATION_TIMEOUT),
+            Handshake::Offered { at, .. } => Some(*at + HANDSHAKE_TIMEOUT + AUTHORIZATION_TIMEOUT),
         }
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use rendez_proto::frame::{Body, ResetReason};
 use rendez_proto::limits::{
     HANDSHAKE_COOLDOWN, HANDSHAKE_FAILURE_RECOVERY, HANDSHAKE_FAILURES,
-    HANDSHAKE_FAILURES_PER_TOKEN, HANDSHAKE_FAILURES_RESERVED, HANDSHAKE_REPEAT, HANDSHAKE_TIMEOUT,
+    HANDSHAKE_FAILURES_PER_TOKEN, HANDSHAKE_FAILURES_RESERVED, HANDSHAKE_PATIENCE,
+    HANDSHAKE_REPEAT, HANDSHAKE_TIMEOUT,
 };
 
 use super::tests::{Bench, OURS, STOCK, data, frame, reset_of, t0};
@@ -265,7 +266,7 @@ fn those_who_failed_longest_ago_are_forgotten_first() {
     let first = guarded();
     assert!(fail(&mut b, 0, &first, t0()));
     for n in 1..3 * limits::HANDSHAKE_SUSPECTS {
-        b.hub.guard.failed(&guarded(), far(n));
+        b.hub.guard.failed(Some(&guarded()), far(n));
     }
     assert!(b.hub.guard.suspects() <= limits::HANDSHAKE_SUSPECTS);
     assert_eq!(b.hub.guard.failures_of(&first, t0()), 0);
@@ -403,6 +404,32 @@ fn a_handshake_that_is_cancelled_counts_and_one_that_is_answered_does_not() {
     b.send(port, &handshake("taken back"));
     b.send(port, &reset("taken back"));
     assert_eq!(b.hub.guard.failures_of(&token, t0()), 2);
+}
+
+/// As while a laptop sleeps: whoever tries it then may try it afterwards.
+#[test]
+fn nobody_is_blamed_for_an_executor_that_does_not_answer() {
+    let mut b = Bench::new();
+    let token: Arc<Account> = guarded();
+    let mut now = t0();
+    for n in 0..HANDSHAKE_FAILURES {
+        let port = join(&mut b, 1, OURS, &token);
+        b.hub.handle_message(port, handshake(&format!("h{n}")), now).unwrap();
+        // repetitions are no new handshakes
+        b.hub.handle_message(port, handshake(&format!("h{n}")), now + HANDSHAKE_REPEAT).unwrap();
+        assert_eq!(offered(&mut b).len(), 2, "{n}");
+        now += HANDSHAKE_PATIENCE;
+        match n % 2 {
+            0 => b.hub.handle_message(port, reset(&format!("h{n}")), now).unwrap(),
+            _ => b.hub.handle_message(b.executor, reset(&format!("h{n}")), now).unwrap(),
+        }
+        b.hub.leave(port, now);
+        b.drain(b.executor);
+    }
+    assert_eq!(b.hub.guard.failures_of(&token, now), 0);
+    // but a stock executor may have counted them
+    assert!(!fail(&mut b, 2, &token, now), "deaf");
+    assert!(fail(&mut b, 3, &token, now + HANDSHAKE_COOLDOWN));
 }
 
 /// The streams of the handshakes that reached the executor.
