@@ -6,11 +6,13 @@
 //!   database has it, so that a slow or failing database holds up nobody.
 //! * Of a connection that changes before it is written, the last state is
 //!   written, once.
+//! * A connection begins once, however few of an environment are kept: whose
+//!   beginning was written is only changed from then on.
 //! * At most [`limits::CONNECTIONS_UNWRITTEN`] wait; beyond that, the oldest is
 //!   lost and counted.
 //! * Cancelling `History::run` or [`History::flush`] loses nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,7 +24,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::seam::Clock;
 use crate::store::StoreError;
-use crate::store::records::{Began, Connection, ConnectionId, Records};
+use crate::store::records::{Began, Connection, ConnectionId, Note, Records};
 
 /// How much of the history is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +52,7 @@ pub struct History {
     /// Drawn by lot at the start: part of every connection's name.
     run: u64,
     numbers: AtomicU64,
-    unwritten: Mutex<BTreeMap<u64, Noted>>,
+    notes: Mutex<Notes>,
     /// Something was noted.
     noted: Notify,
     /// One at a time, so that an older state never overtakes a newer one.
@@ -59,6 +61,14 @@ pub struct History {
     /// Connections that began, by why the one before had ended; the last: there
     /// was none.
     began: [AtomicU64; EndReason::ALL.len() + 1],
+}
+
+#[derive(Default)]
+struct Notes {
+    unwritten: BTreeMap<u64, Noted>,
+    /// Whose beginning was written, and whose end was not: no more than are open
+    /// or wait in `unwritten`.
+    begun: BTreeSet<u64>,
 }
 
 struct Noted {
@@ -81,7 +91,7 @@ impl History {
             prune_now: AtomicBool::new(true),
             run,
             numbers: AtomicU64::new(0),
-            unwritten: Mutex::default(),
+            notes: Mutex::default(),
             noted: Notify::new(),
             writing: tokio::sync::Mutex::default(),
             lost: AtomicU64::new(0),
@@ -97,15 +107,18 @@ impl History {
 
     /// Remembers what a connection is now.
     pub fn note(&self, connection: Connection) {
-        let mut unwritten = self.lock();
+        let mut notes = self.lock();
+        let Notes { unwritten, begun } = &mut *notes;
         let number = connection.id.number;
         let version = unwritten.get(&number).map_or(0, |noted| noted.version + 1);
         unwritten.insert(number, Noted { connection, version });
         if unwritten.len() > limits::CONNECTIONS_UNWRITTEN {
-            unwritten.pop_first();
+            if let Some((lost, _)) = unwritten.pop_first() {
+                begun.remove(&lost);
+            }
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
-        drop(unwritten);
+        drop(notes);
         self.noted.notify_one();
     }
 
@@ -125,7 +138,7 @@ impl History {
 
     /// How many changes wait to be written.
     pub fn unwritten(&self) -> usize {
-        self.lock().len()
+        self.lock().unwritten.len()
     }
 
     /// How many were lost since the start, because the database took none for
@@ -151,27 +164,37 @@ impl History {
     pub async fn flush(&self) -> Result<(), StoreError> {
         let _one_at_a_time = self.writing.lock().await;
         // What is noted meanwhile has higher numbers, or is written again.
-        let Some(last) = self.lock().last_key_value().map(|(number, _)| *number) else {
+        let Some(last) = self.lock().unwritten.last_key_value().map(|(number, _)| *number) else {
             return Ok(());
         };
         let mut from = 0;
         // Ends: each round begins after the last number of the one before.
         while from <= last {
-            let batch: Vec<(u64, Connection)> = {
-                let unwritten = self.lock();
+            let batch: Vec<(u64, Note)> = {
+                let notes = self.lock();
+                let Notes { unwritten, begun } = &*notes;
                 let next = unwritten.range(from..=last).take(limits::CONNECTIONS_PER_WRITE);
-                next.map(|(_, noted)| (noted.version, noted.connection.clone())).collect()
+                let note = |(number, noted): (&u64, &Noted)| {
+                    let connection = noted.connection.clone();
+                    (noted.version, Note { connection, begun: begun.contains(number) })
+                };
+                next.map(note).collect()
             };
             let Some((_, end)) = batch.last() else { break };
-            from = end.id.number + 1;
-            let (versions, connections): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+            from = end.connection.id.number + 1;
+            let (versions, written): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
             let keep = self.kept().connections;
-            for before in self.records.write_connections(&connections, keep).await? {
+            for before in self.records.write_connections(&written, keep).await? {
                 self.counter(before).fetch_add(1, Ordering::Relaxed);
             }
-            let mut unwritten = self.lock();
-            for (version, written) in versions.into_iter().zip(&connections) {
-                let number = written.id.number;
+            let mut notes = self.lock();
+            let Notes { unwritten, begun } = &mut *notes;
+            for (version, Note { connection, .. }) in versions.into_iter().zip(&written) {
+                let number = connection.id.number;
+                match connection.ended {
+                    None => begun.insert(number),
+                    Some(_) => begun.remove(&number),
+                };
                 if unwritten.get(&number).is_some_and(|noted| noted.version == version) {
                     unwritten.remove(&number);
                 }
@@ -227,8 +250,8 @@ impl History {
         Ok(removed)
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Noted>> {
-        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -246,7 +269,7 @@ mod tests {
     #[derive(Default)]
     struct Kept {
         down: AtomicBool,
-        writes: Mutex<Vec<Vec<Connection>>>,
+        writes: Mutex<Vec<Vec<Note>>>,
         /// How many connections were to be kept at the last write.
         keep: AtomicU64,
         /// Of each look for old ones, the time before which they ended.
@@ -257,14 +280,14 @@ mod tests {
     impl Records for Kept {
         async fn write_connections(
             &self,
-            connections: &[Connection],
+            notes: &[Note],
             keep: u32,
         ) -> Result<Vec<Began>, StoreError> {
             self.keep.store(keep.into(), Ordering::SeqCst);
             if self.down.load(Ordering::SeqCst) {
                 return Err(StoreError::Unavailable("down".into()));
             }
-            self.writes.lock().unwrap().push(connections.to_vec());
+            self.writes.lock().unwrap().push(notes.to_vec());
             Ok(vec![None, Some(EndReason::Revoked)])
         }
         async fn connections(
@@ -310,6 +333,31 @@ mod tests {
         }
     }
 
+    fn new(connection: Connection) -> Note {
+        Note { connection, begun: false }
+    }
+
+    #[tokio::test]
+    async fn what_is_written_once_has_begun_until_it_has_ended() {
+        let kept = Arc::new(Kept::default());
+        let history = history_of(kept.clone());
+        let open = connection(&history);
+        let over = Connection { ended: Some((20, EndReason::PingTimeout)), ..open.clone() };
+        kept.down.store(true, Ordering::SeqCst);
+        history.note(open.clone());
+        assert!(history.flush().await.is_err());
+        kept.down.store(false, Ordering::SeqCst);
+        history.flush().await.unwrap();
+        kept.down.store(true, Ordering::SeqCst);
+        history.note(over.clone());
+        assert!(history.flush().await.is_err());
+        kept.down.store(false, Ordering::SeqCst);
+        history.flush().await.unwrap();
+        let changed = Note { connection: over, begun: true };
+        assert_eq!(*kept.writes.lock().unwrap(), [vec![new(open)], vec![changed]]);
+        assert!(history.lock().begun.is_empty());
+    }
+
     #[tokio::test]
     async fn only_the_last_state_is_written_and_once() {
         let kept = Arc::new(Kept::default());
@@ -323,7 +371,7 @@ mod tests {
         history.flush().await.unwrap();
         assert_eq!(history.unwritten(), 0);
         history.flush().await.unwrap();
-        assert_eq!(*kept.writes.lock().unwrap(), [vec![first, second]]);
+        assert_eq!(*kept.writes.lock().unwrap(), [[first, second].map(new).to_vec()]);
         let mut ways = vec![(None, 1)];
         ways.extend(EndReason::ALL.iter().map(|why| (Some(*why), 0)));
         ways[1 + EndReason::Revoked as usize].1 = 1;
@@ -354,7 +402,7 @@ mod tests {
         writer.abort();
         let writes = kept.writes.lock().unwrap();
         assert_eq!(writes.len(), 2, "in batches");
-        assert_eq!(writes.concat(), noted);
+        assert_eq!(writes.concat(), noted.into_iter().map(new).collect::<Vec<_>>());
         assert_eq!(history.lost(), 0);
     }
 

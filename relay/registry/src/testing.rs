@@ -30,7 +30,7 @@ use crate::seam::{
 };
 use crate::store::StoreError;
 use crate::store::audit::AuditStore;
-use crate::store::records::{Began, Connection, Records};
+use crate::store::records::{Began, Connection, Note, Records};
 use crate::{Options, PublicUrl, Registry};
 
 /// When tests begin, in seconds since 1970.
@@ -153,7 +153,7 @@ pub(crate) struct NoRecords;
 
 #[async_trait]
 impl Records for NoRecords {
-    async fn write_connections(&self, _: &[Connection], _: u32) -> Result<Vec<Began>, StoreError> {
+    async fn write_connections(&self, _: &[Note], _: u32) -> Result<Vec<Began>, StoreError> {
         Ok(vec![])
     }
     async fn connections(&self, _: &EnvironmentId, _: u32) -> Result<Vec<Connection>, StoreError> {

@@ -8,7 +8,7 @@ use rendez_proto::limits;
 use rendez_proto::profile::Profile;
 use rendez_proto::registry::environments::EndReason;
 
-use super::records::{Connection, ConnectionId, Records};
+use super::records::{Connection, ConnectionId, Note, Records};
 use super::{Claimed, Enrolled, Redeemed, Redemption, Rotated, Store, Used};
 use crate::model::subject::ForeignId;
 use crate::model::{
@@ -50,6 +50,7 @@ pub(crate) async fn all(store: &(impl Store + Records)) {
     registrations(store).await;
     redemptions(store).await;
     connections(store).await;
+    one_connection_is_kept(store).await;
     uses(store).await;
     rotations(store).await;
     enrolments(store).await;
@@ -79,26 +80,31 @@ async fn connections(store: &dyn Records) {
         sent_bytes: u64::from(u32::MAX) * 2,
         ..connection.clone()
     };
+    let write = async |connections: &[Connection], begun| {
+        let note = |connection: &Connection| Note { connection: connection.clone(), begun };
+        let notes: Vec<_> = connections.iter().map(note).collect();
+        store.write_connections(&notes, KEEP).await.unwrap()
+    };
     assert!(all("dev-0").await.is_empty() && last("a", "z").await.is_empty());
 
     // begun, then over; both in one call, and each in its own
     let (one, two) = (begin(1, "dev-0"), begin(2, "dev-1"));
-    let began = store.write_connections(&[one.clone(), two.clone()], KEEP).await.unwrap();
+    let began = write(&[one.clone(), two.clone()], false).await;
     assert_eq!(began, [None, None], "the first of their environments");
     assert_eq!(all("dev-0").await, *from_ref(&one));
     let two = end(&two, 300, EndReason::SocketError);
-    let began = store.write_connections(from_ref(&two), KEEP).await.unwrap();
+    let began = write(from_ref(&two), true).await;
     assert_eq!(began, [], "it had begun before");
     assert_eq!(all("dev-1").await, *from_ref(&two));
 
     // a newer one ends an open one, until it is known why that really ended
     let three = begin(3, "dev-0");
-    let began = store.write_connections(from_ref(&three), KEEP).await.unwrap();
+    let began = write(from_ref(&three), false).await;
     assert_eq!(began, [Some(EndReason::Superseded)]);
     let superseded = all("dev-0").await.remove(1);
     assert_eq!(superseded.ended, Some((103, EndReason::Superseded)));
     let one = end(&one, 104, EndReason::PingTimeout);
-    store.write_connections(from_ref(&one), KEEP).await.unwrap();
+    write(from_ref(&one), true).await;
     assert_eq!(all("dev-0").await, [three.clone(), one.clone()]);
     assert_eq!(store.connections(&env("dev-0"), 1).await.unwrap(), *from_ref(&three));
     assert_eq!(last("dev-0", "dev-1").await, [three.clone(), two.clone()]);
@@ -106,7 +112,7 @@ async fn connections(store: &dyn Records) {
 
     // the relay died: what was open ends now, and not before it began
     let four = begin(4, "dev-1");
-    let began = store.write_connections(from_ref(&four), KEEP).await.unwrap();
+    let began = write(from_ref(&four), false).await;
     assert_eq!(began, [Some(EndReason::SocketError)]);
     assert_eq!(store.end_open_connections(103, EndReason::RelayRestarted).await.unwrap(), 2);
     let over = |connection: &Connection, at| Connection {
@@ -122,7 +128,7 @@ async fn connections(store: &dyn Records) {
     let many: Vec<_> = (10..12 + max)
         .map(|number| end(&begin(number, "dev-0"), 500, EndReason::ClientClosed))
         .collect();
-    store.write_connections(&many, KEEP).await.unwrap();
+    write(&many, false).await;
     let kept = all("dev-0").await;
     assert_eq!(kept.len() as u64, max);
     assert_eq!(kept.last(), many.get(2));
@@ -130,7 +136,7 @@ async fn connections(store: &dyn Records) {
 
     // none that ended before, the oldest first, but never the last one
     let five = begin(5, "dev-1");
-    store.write_connections(from_ref(&five), KEEP).await.unwrap();
+    write(from_ref(&five), false).await;
     let oldest_first = all("dev-1").await;
     assert_eq!(store.prune_connections(104, 10).await.unwrap(), 0);
     assert_eq!(store.prune_connections(500, 1).await.unwrap(), 1);
@@ -140,6 +146,32 @@ async fn connections(store: &dyn Records) {
     assert_eq!(left, max - 11 + 1);
     assert_eq!(all("dev-0").await, many[many.len() - 1..]);
     assert_eq!(all("dev-1").await, [five], "it is open");
+}
+
+/// A newer connection pushes an older one out while that is still open.
+async fn one_connection_is_kept(store: &dyn Records) {
+    let place = env("dev-one");
+    let begin = |number| Connection {
+        id: ConnectionId { run: 1, number },
+        environment: place.clone(),
+        registration: "reg_a".parse().unwrap(),
+        generation: Generation(3),
+        connected_at: 100 + number,
+        ended: None,
+        received_bytes: 0,
+        sent_bytes: 0,
+    };
+    let (old, new) = (begin(1), begin(2));
+    let write = async |connection: &Connection, begun| {
+        let note = Note { connection: connection.clone(), begun };
+        store.write_connections(from_ref(&note), 1).await.unwrap()
+    };
+    assert_eq!(write(&old, false).await, [None]);
+    assert_eq!(write(&new, false).await, [Some(EndReason::Superseded)]);
+    // the old one's end is known late, and it does not come back for it
+    let over = Connection { ended: Some((105, EndReason::SocketError)), ..old };
+    assert_eq!(write(&over, true).await, []);
+    assert_eq!(store.connections(&place, 10).await.unwrap(), *from_ref(&new));
 }
 
 fn id(n: u8) -> TokenId {

@@ -48,6 +48,16 @@ pub struct Connection {
     pub sent_bytes: u64,
 }
 
+/// What a connection is now, to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// The connection.
+    pub connection: Connection,
+    /// Its beginning was written before. Then it never begins again, also if its
+    /// row is gone: newer ones have pushed it out while it lasted.
+    pub begun: bool,
+}
+
 /// Of a connection that begins, why the one before it in its environment had
 /// ended; `None`: there was none.
 pub type Began = Option<EndReason>;
@@ -59,11 +69,7 @@ pub trait Records: Send + Sync + 'static {
     /// same environment that is open still was superseded. Of these
     /// environments, only the newest `keep` connections each stay. An entry for
     /// each that is new.
-    async fn write_connections(
-        &self,
-        connections: &[Connection],
-        keep: u32,
-    ) -> Result<Vec<Began>, StoreError>;
+    async fn write_connections(&self, notes: &[Note], keep: u32) -> Result<Vec<Began>, StoreError>;
 
     /// Removes at most `limit` of the oldest connections that ended before this
     /// time, in seconds since 1970, but the last one of an environment. How many

@@ -9,7 +9,7 @@ use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::registry::environments::EndReason;
 
 use super::audit::AuditStore;
-use super::records::{Began, Connection, Records};
+use super::records::{Began, Connection, Note, Records};
 use super::{Claimed, Enrolled, Redeemed, Redemption, Rotated, Store, StoreError, Used, Withdrawn};
 use crate::model::{Environment, NewRegistration, Registration, Subject, Token, TokenId};
 use crate::seam::Timing;
@@ -158,12 +158,8 @@ impl<S: Store> Store for Timed<S> {
 
 #[async_trait]
 impl<S: Records> Records for Timed<S> {
-    async fn write_connections(
-        &self,
-        connections: &[Connection],
-        keep: u32,
-    ) -> Result<Vec<Began>, StoreError> {
-        let work = self.inner.write_connections(connections, keep);
+    async fn write_connections(&self, notes: &[Note], keep: u32) -> Result<Vec<Began>, StoreError> {
+        let work = self.inner.write_connections(notes, keep);
         self.time(StoreCall::WriteHistory, work).await
     }
 

@@ -9,18 +9,14 @@ use sqlx::sqlite::SqliteRow;
 use super::SqliteStore;
 use super::rows::{number, optional_number, seconds, text};
 use crate::store::StoreError;
-use crate::store::records::{Began, Connection, ConnectionId, Records};
+use crate::store::records::{Began, Connection, ConnectionId, Note, Records};
 
 #[async_trait]
 impl Records for SqliteStore {
-    async fn write_connections(
-        &self,
-        connections: &[Connection],
-        keep: u32,
-    ) -> Result<Vec<Began>, StoreError> {
+    async fn write_connections(&self, notes: &[Note], keep: u32) -> Result<Vec<Began>, StoreError> {
         let mut tx = self.db.write().await?;
         let mut began = Vec::new();
-        for connection in connections {
+        for Note { connection, begun } in notes {
             let environment = connection.environment.as_str();
             let id = connection.id.to_text();
             let done = sqlx::query(
@@ -34,7 +30,7 @@ impl Records for SqliteStore {
             .bind(&id)
             .execute(&mut *tx)
             .await?;
-            if done.rows_affected() > 0 {
+            if done.rows_affected() > 0 || *begun {
                 continue;
             }
             sqlx::query(
