@@ -3,10 +3,15 @@
 //! WAL: readers never wait. Writers take turns: those of one process in order,
 //! before they take a connection; those of several at `BEGIN` (`IMMEDIATE`), so
 //! that no transaction fails half way for lock order.
-//! `synchronous=NORMAL`: after a power cut the last commits may be gone. That
-//! is safe here: a lost registration's ticket names an id that is not current,
-//! whatever its generation, and a lost redemption would have to be replayed
-//! within the minute that the ticket lives.
+//! What is in the audit log is on disk before anybody is told or can read it
+//! (`synchronous=FULL`): so a revocation that was acknowledged is never undone,
+//! and the end of the log that somebody noted is never missing. What is often
+//! written, and not together with its row, is not waited for (`NORMAL`):
+//! registrations, used tickets, uses, the history. After a power cut the last of those may be
+//! gone, unless something of the first kind came after them. That is safe: a lost
+//! registration's ticket names an id that is not current, whatever its
+//! generation, a used ticket would have to be replayed within the minute that it
+//! lives, and of a token whose uses are counted a few may be there again.
 
 mod audit;
 mod database;
@@ -180,11 +185,13 @@ impl SqliteStore {
         if schema != Schema::Any {
             options = options.journal_mode(SqliteJournalMode::Wal);
         }
-        let pool = SqlitePoolOptions::new()
-            .max_connections(limits::DATABASE_CONNECTIONS)
-            .acquire_timeout(limits::DATABASE_BUSY_TIMEOUT)
-            .connect_with(options)
-            .await?;
+        let pool = SqlitePoolOptions::new().acquire_timeout(limits::DATABASE_BUSY_TIMEOUT);
+        // one, since writers take turns, and made when it is needed
+        let lasting = pool
+            .clone()
+            .max_connections(1)
+            .connect_lazy_with(options.clone().synchronous(SqliteSynchronous::Full));
+        let pool = pool.max_connections(limits::DATABASE_CONNECTIONS).connect_with(options).await?;
         let checked = match schema {
             Schema::Migrate => migrations::run(&pool).await.map_err(SqliteOpenError::from),
             Schema::Current => migrations::check(&pool).await,
@@ -194,7 +201,7 @@ impl SqliteStore {
             pool.close().await;
             return Err(error);
         }
-        Ok(Self { db: Database::new(pool) })
+        Ok(Self { db: Database::new(pool, lasting) })
     }
 
     /// For tests that change the database behind the store's back.
@@ -217,7 +224,7 @@ impl SqliteStore {
 
     /// Waits for transactions to end and closes the file.
     pub async fn close(&self) {
-        self.db.pool.close().await;
+        tokio::join!(self.db.pool.close(), self.db.lasting.close());
     }
 }
 

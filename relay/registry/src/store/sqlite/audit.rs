@@ -6,6 +6,7 @@ use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::SqliteStore;
+use super::database::Lasting;
 use super::rows::{bytes, number, optional_number, seconds};
 use crate::store::StoreError;
 use crate::store::audit::AuditStore;
@@ -13,7 +14,7 @@ use crate::store::audit::AuditStore;
 #[async_trait]
 impl AuditStore for SqliteStore {
     async fn append_audit(&self, events: &[AuditEvent]) -> Result<Head, StoreError> {
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.write_lasting().await?;
         let mut head = head(&mut tx).await?;
         for event in events {
             head = append(&mut tx, head, event.clone()).await?;
@@ -45,7 +46,7 @@ impl AuditStore for SqliteStore {
         limit: u32,
         now: u64,
     ) -> Result<u64, StoreError> {
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.write_lasting().await?;
         let head = head(&mut tx).await?;
         let first: Option<i64> =
             sqlx::query_scalar("SELECT min(seq) FROM audit").fetch_one(&mut *tx).await?;
@@ -79,8 +80,8 @@ impl AuditStore for SqliteStore {
 }
 
 /// Chains an event behind the last row, as a part of what it tells of.
-pub(super) async fn note(tx: &mut SqliteConnection, event: &AuditEvent) -> Result<(), StoreError> {
-    let head = head(&mut *tx).await?;
+pub(super) async fn note(tx: &mut Lasting, event: &AuditEvent) -> Result<(), StoreError> {
+    let head = head(tx).await?;
     append(tx, head, event.clone()).await.map(drop)
 }
 
@@ -94,11 +95,7 @@ async fn head(tx: &mut SqliteConnection) -> Result<Head, StoreError> {
     }
 }
 
-async fn append(
-    tx: &mut SqliteConnection,
-    head: Head,
-    event: AuditEvent,
-) -> Result<Head, StoreError> {
+async fn append(tx: &mut Lasting, head: Head, event: AuditEvent) -> Result<Head, StoreError> {
     // as it will be read: SQLite's numbers are signed
     let signed = |number: Option<u64>| number.map(|number| seconds(number).unsigned_abs());
     let row = AuditEvent {
@@ -128,7 +125,7 @@ async fn append(
     .bind(event.count.map(seconds))
     .bind(row.previous.0.as_slice())
     .bind(row.hash.0.as_slice())
-    .execute(&mut *tx)
+    .execute(&mut **tx)
     .await?;
     Ok((&row).into())
 }

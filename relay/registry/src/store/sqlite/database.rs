@@ -6,6 +6,11 @@
 //! at most is theirs, and the others are for readers. Turns are given in the
 //! order in which they were asked for.
 
+//!
+//! What is in the audit log must outlive a power cut, and only that is worth
+//! waiting for the disk: [`Lasting`] is the proof that a transaction does, and
+//! rows of the log are written with nothing else.
+
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +28,8 @@ use crate::store::StoreError;
 pub(super) struct Database {
     /// For reading; whoever writes asks for [`write`](Self::write).
     pub(super) pool: SqlitePool,
+    /// Of connections whose commits wait for the disk.
+    pub(super) lasting: SqlitePool,
     turn: Arc<Mutex<()>>,
     /// How long a writer waits for its turn.
     pub(super) patience: Duration,
@@ -39,18 +46,31 @@ pub(super) struct Room {
 }
 
 impl Database {
-    pub(super) fn new(pool: SqlitePool) -> Self {
+    pub(super) fn new(pool: SqlitePool, lasting: SqlitePool) -> Self {
         let room = Room { tokens: limits::TOKENS_MAX, enrolled: limits::ENROLLED_MAX };
-        Self { pool, turn: Arc::default(), patience: limits::DATABASE_TURN_PATIENCE, room }
+        let patience = limits::DATABASE_TURN_PATIENCE;
+        Self { pool, lasting, turn: Arc::default(), patience, room }
     }
 
     /// A transaction that has its turn among the writers from the start: first
     /// among those of this process, then, at `BEGIN IMMEDIATE`, among all.
+    ///
+    /// A power cut may undo it after its commit, as long as no [`Lasting`] one
+    /// was committed after it.
     pub(super) async fn write(&self) -> Result<Write, StoreError> {
+        self.begin(&self.pool).await
+    }
+
+    /// The same for what stays, whatever happens after its commit.
+    pub(super) async fn write_lasting(&self) -> Result<Lasting, StoreError> {
+        Ok(Lasting(self.begin(&self.lasting).await?))
+    }
+
+    async fn begin(&self, pool: &SqlitePool) -> Result<Write, StoreError> {
         let turn = timeout(self.patience, self.turn.clone().lock_owned()).await;
         let turn =
             turn.map_err(|_| StoreError::Unavailable("too many writers are before this".into()))?;
-        Ok(Write { tx: self.pool.begin_with("BEGIN IMMEDIATE").await?, _turn: turn })
+        Ok(Write { tx: pool.begin_with("BEGIN IMMEDIATE").await?, _turn: turn })
     }
 }
 
@@ -77,6 +97,29 @@ impl Deref for Write {
 impl DerefMut for Write {
     fn deref_mut(&mut self) -> &mut SqliteConnection {
         &mut self.tx
+    }
+}
+
+/// A transaction that is on disk when it is committed, and seen by nobody before
+/// it is.
+pub(super) struct Lasting(Write);
+
+impl Lasting {
+    pub(super) async fn commit(self) -> Result<(), StoreError> {
+        self.0.commit().await
+    }
+}
+
+impl Deref for Lasting {
+    type Target = SqliteConnection;
+    fn deref(&self) -> &SqliteConnection {
+        &self.0
+    }
+}
+
+impl DerefMut for Lasting {
+    fn deref_mut(&mut self) -> &mut SqliteConnection {
+        &mut self.0
     }
 }
 
@@ -124,6 +167,29 @@ mod tests {
         for writer in writers {
             writer.await.unwrap().unwrap();
         }
+    }
+
+    /// What SQLite does at a commit of this transaction.
+    async fn synchronous(tx: &mut SqliteConnection) -> i64 {
+        sqlx::query_scalar("PRAGMA synchronous").fetch_one(tx).await.unwrap()
+    }
+
+    /// That rows of the audit log are written with nothing else, the compiler
+    /// sees to.
+    #[tokio::test]
+    async fn what_must_outlive_a_power_cut_waits_for_the_disk_and_the_rest_does_not() {
+        let (store, _dir) = store(PATIENT).await;
+        for _ in 0..2 {
+            let mut lasting = store.db.write_lasting().await.unwrap();
+            assert_eq!(synchronous(&mut lasting).await, 2, "FULL");
+            lasting.commit().await.unwrap();
+            let mut quick = store.db.write().await.unwrap();
+            assert_eq!(synchronous(&mut quick).await, 1, "NORMAL");
+            quick.commit().await.unwrap();
+        }
+        let journal: String =
+            sqlx::query_scalar("PRAGMA journal_mode").fetch_one(store.pool()).await.unwrap();
+        assert_eq!(journal, "wal", "in others the two would mean something else");
     }
 
     #[tokio::test]

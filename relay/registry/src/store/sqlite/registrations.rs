@@ -158,7 +158,7 @@ pub(super) async fn remove(
     now: u64,
     act: &AuditEvent,
 ) -> Result<Option<RegistrationId>, StoreError> {
-    let mut tx = db.write().await?;
+    let mut tx = db.write_lasting().await?;
     let Some(found) = get(&mut *tx, environment).await? else { return Ok(None) };
     delete(&mut tx, environment).await?;
     journal::withdraw(&mut tx, &Withdrawal::Registration(found.id.clone()), now).await?;
@@ -173,7 +173,7 @@ pub(super) async fn revoke(
     now: u64,
     act: &AuditEvent,
 ) -> Result<bool, StoreError> {
-    let mut tx = db.write().await?;
+    let mut tx = db.write_lasting().await?;
     let gone = Withdrawal::Environment(environment.clone());
     let seq = journal::withdraw(&mut tx, &gone, now).await?;
     let done = sqlx::query("UPDATE environments SET revoked_seq = ? WHERE id = ?")

@@ -15,7 +15,7 @@ pub(super) async fn insert(
     token: &Token,
     act: &AuditEvent,
 ) -> Result<(), StoreError> {
-    let mut tx = db.write().await?;
+    let mut tx = db.write_lasting().await?;
     insert_row(&mut tx, db.room, token).await?;
     audit::note(&mut tx, act).await?;
     tx.commit().await
@@ -143,7 +143,7 @@ pub(super) async fn revoke(
     now: u64,
     act: &AuditEvent,
 ) -> Result<bool, StoreError> {
-    let mut tx = db.write().await?;
+    let mut tx = db.write_lasting().await?;
     let (known, changed) = match subject {
         Subject::Token(id) => {
             let done =
@@ -214,7 +214,7 @@ pub(super) async fn rotate(
     now: u64,
     act: &AuditEvent,
 ) -> Result<Rotated, StoreError> {
-    let mut tx = db.write().await?;
+    let mut tx = db.write_lasting().await?;
     let Some(found) = get(&mut *tx, id).await? else { return Ok(Rotated::Unknown) };
     if !found.is_active(now) {
         return Ok(Rotated::Inactive);
@@ -289,7 +289,7 @@ pub(super) async fn enrol(
     now: u64,
     act: &AuditEvent,
 ) -> Result<Enrolled, StoreError> {
-    let mut tx = db.write().await?;
+    let mut tx = db.write_lasting().await?;
     let Credential::Key { public, .. } = &token.credential else {
         return Err(StoreError::Corrupt("enrolment"));
     };
