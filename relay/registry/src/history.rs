@@ -299,8 +299,7 @@ mod tests {
         }
         async fn last_connections(
             &self,
-            _: &EnvironmentId,
-            _: &EnvironmentId,
+            _: &[EnvironmentId],
         ) -> Result<Vec<Connection>, StoreError> {
             Ok(vec![])
         }

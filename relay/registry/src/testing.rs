@@ -159,11 +159,7 @@ impl Records for NoRecords {
     async fn connections(&self, _: &EnvironmentId, _: u32) -> Result<Vec<Connection>, StoreError> {
         Ok(vec![])
     }
-    async fn last_connections(
-        &self,
-        _: &EnvironmentId,
-        _: &EnvironmentId,
-    ) -> Result<Vec<Connection>, StoreError> {
+    async fn last_connections(&self, _: &[EnvironmentId]) -> Result<Vec<Connection>, StoreError> {
         Ok(vec![])
     }
     async fn prune_connections(&self, _: u64, _: u32) -> Result<u64, StoreError> {

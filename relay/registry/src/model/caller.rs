@@ -85,6 +85,12 @@ impl Caller {
         self.grants.iter().any(covers)
     }
 
+    /// The environments for which any of the roles is given.
+    pub fn covers(&self, roles: &[Role]) -> Vec<TokenPattern> {
+        let given = self.grants.iter().filter(|grant| roles.contains(&grant.role));
+        given.map(|grant| grant.environments.clone()).collect()
+    }
+
     /// The caller as a ticket names it.
     pub fn ticket_subject(&self) -> TicketSubject {
         TicketSubject { subject: self.subject.clone(), until: self.until }

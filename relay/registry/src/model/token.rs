@@ -72,6 +72,11 @@ pub struct TokenPattern(Box<str>);
 pub struct InvalidPattern;
 
 impl TokenPattern {
+    /// What covers every environment.
+    pub fn everything() -> Self {
+        Self("*".into())
+    }
+
     /// The pattern as text.
     pub fn as_str(&self) -> &str {
         &self.0

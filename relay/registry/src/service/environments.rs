@@ -45,26 +45,24 @@ impl Registry {
         after: Option<&EnvironmentId>,
     ) -> Result<EnvironmentList, ListError> {
         caller.must_be(&READERS)?;
-        let page = self.store().environments(after, limits::LIST_PAGE_MAX).await?;
-        // of all environments: the next page may have some that the caller sees
-        // even if this one has none
+        let covered = caller.covers(&READERS);
+        let mut page = self.store().environments(&covered, after, limits::LIST_PAGE_MAX).await?;
+        // the store has the same rule, and this one decides
+        page.retain(|environment| caller.sees(&READERS, &environment.id));
         let next = page::next(&page, |last| last.id.clone());
-        let id = |environment: &Environment| environment.id.clone();
-        let (first, last) = (page.first().map(id), page.last().map(id));
+        let ids: Vec<_> = page.iter().map(|environment| environment.id.clone()).collect();
         let mut connections = BTreeMap::new();
-        if let (Some(first), Some(last)) = (&first, &last) {
+        if !ids.is_empty() {
             self.settle_history().await;
-            for connection in self.records().last_connections(first, last).await? {
+            for connection in self.records().last_connections(&ids).await? {
                 connections.insert(connection.environment.clone(), connection);
             }
         }
         let mut environments = Vec::new();
         for environment in page {
             let id = environment.id.clone();
-            if caller.sees(&READERS, &id) {
-                let live = self.presence().live(&id).await;
-                environments.push(entry(environment, connections.get(&id), &live));
-            }
+            let live = self.presence().live(&id).await;
+            environments.push(entry(environment, connections.get(&id), &live));
         }
         Ok(EnvironmentList { environments, next })
     }
@@ -218,6 +216,7 @@ mod tests {
     use rendez_proto::ids::Generation;
 
     use super::*;
+    use crate::model::Grant;
     use crate::testing::{Fixture, START, env};
 
     #[tokio::test]
@@ -244,6 +243,48 @@ mod tests {
         assert_eq!(list(Role::Orchestrator, "dev-*", Some("dev-1")).await.unwrap(), [two]);
         let refused = list(Role::Executor, "*", None).await;
         assert!(matches!(refused, Err(ListError::Forbidden(Forbidden::Role))));
+    }
+
+    #[tokio::test]
+    async fn no_page_ends_with_a_name_that_the_caller_may_not_see() {
+        let fixture = Fixture::new().await;
+        let path = fixture.dir.path().join(crate::service::DATABASE_FILE);
+        let store = crate::store::sqlite::SqliteStore::open(&path).await.unwrap();
+        for (name, count) in [("a-hidden", 1500), ("ci", 1001), ("d-hidden", 1500)] {
+            let sql = format!(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) \
+                 INSERT INTO environments (id, generation, created_at) \
+                 SELECT printf('{name}-%04d', i), 1, 0 FROM n"
+            );
+            sqlx::query(sqlx::AssertSqlSafe(sql)).execute(store.pool()).await.unwrap();
+        }
+        let pages = async |caller: &Caller| {
+            let (mut after, mut pages) = (None, Vec::new());
+            loop {
+                let list = fixture.registry.environments(caller, after.as_ref()).await.unwrap();
+                let seen = |entry: &EnvironmentEntry| caller.sees(&READERS, &entry.environment_id);
+                assert!(list.environments.iter().all(seen));
+                pages.push(list.environments.len());
+                after = list.next;
+                match &after {
+                    None => return pages,
+                    Some(next) => assert!(caller.sees(&READERS, next), "{next}"),
+                }
+            }
+        };
+        let some = fixture.caller(Role::Orchestrator, "c*-*").await;
+        assert_eq!(pages(&some).await, [1000, 1]);
+        let none = fixture.caller(Role::Orchestrator, "b-*").await;
+        assert_eq!(pages(&none).await, [0]);
+        let two = ["ci-000*", "ci-100*"].map(|pattern| Grant {
+            role: Role::Orchestrator,
+            environments: pattern.parse().unwrap(),
+        });
+        let hidden = Grant { role: Role::Executor, environments: "*".parse().unwrap() };
+        let grants = two.into_iter().chain([hidden]).collect();
+        assert_eq!(pages(&Caller { grants, ..some }).await, [11]);
+        let admin = fixture.caller(Role::Admin, "*").await;
+        assert_eq!(pages(&admin).await, [1000, 1000, 1000, 1000, 1]);
     }
 
     #[tokio::test]

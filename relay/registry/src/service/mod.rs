@@ -30,6 +30,7 @@ use crate::audit::{Audit, AuditKeep};
 use crate::history::{History, HistoryKeep};
 use crate::jwt::Issuers;
 use crate::jwt::config::{InvalidIssuer, IssuerConfig};
+use crate::model::TokenPattern;
 use crate::public_url::PublicUrl;
 use crate::seam::{Clock, FetchKeys, NoFetching, NoRandomness, NobodyConnected, Presence, Random};
 use crate::seam::{NoTiming, SystemClock, SystemRandom, Timing, random_bytes};
@@ -289,7 +290,7 @@ impl Registry {
     /// # Errors
     /// The store does not answer.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.store().environments(None, 1).await.map(drop)
+        self.store().environments(&[TokenPattern::everything()], None, 1).await.map(drop)
     }
 
     /// Base of websocket URLs.

@@ -7,7 +7,7 @@ use rendez_proto::registry::status::{
 };
 
 use super::Registry;
-use crate::model::Registration;
+use crate::model::{Registration, TokenPattern};
 use crate::page;
 use crate::seam::ConnectionCursor;
 use crate::store::StoreError;
@@ -58,7 +58,10 @@ impl Registry {
         &self,
         after: Option<&EnvironmentId>,
     ) -> Result<RegistrationList, StoreError> {
-        let page = self.store().environments(after, limits::LIST_PAGE_MAX).await?;
+        let page = self
+            .store()
+            .environments(&[TokenPattern::everything()], after, limits::LIST_PAGE_MAX)
+            .await?;
         let next = page::next(&page, |last| last.id.clone());
         let registrations = page.into_iter().filter_map(|environment| environment.registration);
         Ok(RegistrationList { registrations: registrations.map(entry).collect(), next })

@@ -2,7 +2,7 @@
 
 use std::slice::from_ref;
 
-use rendez_proto::ids::Generation;
+use rendez_proto::ids::{EnvironmentId, Generation};
 use rendez_proto::keys::PublicKey;
 use rendez_proto::limits;
 use rendez_proto::profile::Profile;
@@ -12,8 +12,8 @@ use super::records::{Connection, ConnectionId, Note, Records};
 use super::{Claimed, Enrolled, Redeemed, Redemption, Rotated, Store, Used};
 use crate::model::subject::ForeignId;
 use crate::model::{
-    Credential, NewRegistration, Registration, Role, SourceCidrs, Subject, Token, TokenId,
-    Withdrawal,
+    Credential, Environment, NewRegistration, Registration, Role, SourceCidrs, Subject, Token,
+    TokenId, Withdrawal,
 };
 use crate::testing::{act, env, key};
 
@@ -63,7 +63,10 @@ const KEEP: u32 = 50;
 /// Needs the environments that `registrations` made.
 async fn connections(store: &dyn Records) {
     let all = async |environment| store.connections(&env(environment), 100).await.unwrap();
-    let last = async |from, to| store.last_connections(&env(from), &env(to)).await.unwrap();
+    let last = async |ids: &[&str]| {
+        let ids: Vec<_> = ids.iter().map(|id| env(id)).collect();
+        store.last_connections(&ids).await.unwrap()
+    };
     let begin = |number, environment| Connection {
         id: ConnectionId { run: u64::MAX, number },
         environment: env(environment),
@@ -85,7 +88,7 @@ async fn connections(store: &dyn Records) {
         let notes: Vec<_> = connections.iter().map(note).collect();
         store.write_connections(&notes, KEEP).await.unwrap()
     };
-    assert!(all("dev-0").await.is_empty() && last("a", "z").await.is_empty());
+    assert!(all("dev-0").await.is_empty() && last(&["dev-0", "dev-1"]).await.is_empty());
 
     // begun, then over; both in one call, and each in its own
     let (one, two) = (begin(1, "dev-0"), begin(2, "dev-1"));
@@ -107,8 +110,8 @@ async fn connections(store: &dyn Records) {
     write(from_ref(&one), true).await;
     assert_eq!(all("dev-0").await, [three.clone(), one.clone()]);
     assert_eq!(store.connections(&env("dev-0"), 1).await.unwrap(), *from_ref(&three));
-    assert_eq!(last("dev-0", "dev-1").await, [three.clone(), two.clone()]);
-    assert_eq!(last("dev-1", "dev-1").await, *from_ref(&two));
+    assert_eq!(last(&["dev-1", "never", "dev-0"]).await, [three.clone(), two.clone()]);
+    assert_eq!(last(&["dev-1"]).await, *from_ref(&two));
 
     // the relay died: what was open ends now, and not before it began
     let four = begin(4, "dev-1");
@@ -189,6 +192,16 @@ async fn claim_with(store: &dyn Store, claim: &NewRegistration, now: u64) -> Reg
     }
 }
 
+async fn listed(
+    store: &dyn Store,
+    covered: &[&str],
+    after: Option<&EnvironmentId>,
+    limit: u32,
+) -> Vec<Environment> {
+    let covered: Vec<_> = covered.iter().map(|pattern| pattern.parse().unwrap()).collect();
+    store.environments(&covered, after, limit).await.unwrap()
+}
+
 async fn tokens(store: &dyn Store) {
     assert!(store.tokens(None, 10).await.unwrap().is_empty());
     let all = [token(1, Role::Executor), token(2, Role::Orchestrator), token(3, Role::Admin)];
@@ -241,13 +254,23 @@ async fn registrations(store: &dyn Store) {
     }
     assert_eq!(store.registration(&env("dev-2")).await.unwrap(), None);
 
-    let list = store.environments(None, 10).await.unwrap();
+    let list = listed(store, &["*"], None, 10).await;
     let ids: Vec<_> = list.iter().map(|e| e.id.as_str()).collect();
     assert_eq!(ids, ["dev-0", "dev-1"]);
     assert_eq!((list[1].created_at, list[1].generation), (100, Generation(2)));
     assert_eq!(list[1].registration, Some(stored));
-    assert_eq!(store.environments(None, 1).await.unwrap(), list[..1]);
-    assert_eq!(store.environments(Some(&env("dev-0")), 1).await.unwrap(), list[1..]);
+    assert_eq!(listed(store, &["*"], None, 1).await, list[..1]);
+    assert_eq!(listed(store, &["*"], Some(&env("dev-0")), 1).await, list[1..]);
+    // what is not covered ends no page and fills none
+    for (covered, expected) in [
+        (&["*-1"] as &[&str], &list[1..]),
+        (&["prod", "d*v*0", "dev-_"], &list[..1]),
+        (&["dev-0", "*", "dev-0"], &list[..]),
+        (&["DEV-*", "dev", "*2"], &[]),
+        (&[], &[]),
+    ] {
+        assert_eq!(listed(store, covered, None, 10).await, expected, "{covered:?}");
+    }
     assert_eq!(store.environment(&env("dev-1")).await.unwrap().as_ref(), list.last());
     assert_eq!(store.environment(&env("dev-2")).await.unwrap(), None);
 }
@@ -391,7 +414,7 @@ async fn withdrawals(store: &dyn Store) {
     assert_eq!(store.registration(&env("dev-key")).await.unwrap(), None);
     let without = async || {
         let found = store.environment(&env("dev-key")).await.unwrap().unwrap();
-        let list = store.environments(None, 100).await.unwrap();
+        let list = listed(store, &["*"], None, 100).await;
         assert!(list.contains(&found), "it is listed as it is found");
         assert_eq!((found.id, found.created_at, found.registration), (env("dev-key"), 100, None));
         found.generation

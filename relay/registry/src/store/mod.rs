@@ -19,7 +19,7 @@ use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::ticket;
 
 use crate::model::{
-    Environment, NewRegistration, Registration, Subject, Token, TokenId, Withdrawal,
+    Environment, NewRegistration, Registration, Subject, Token, TokenId, TokenPattern, Withdrawal,
 };
 
 /// Why the store did not do it.
@@ -197,10 +197,12 @@ pub trait Store: Send + Sync + 'static {
         environment: &EnvironmentId,
     ) -> Result<Option<Registration>, StoreError>;
 
-    /// At most `limit` environments whose id is greater than `after`, ordered
-    /// by id; those without a registration included.
+    /// At most `limit` environments that any of these patterns covers, whose id
+    /// is greater than `after`, ordered by id; those without a registration
+    /// included.
     async fn environments(
         &self,
+        covered: &[TokenPattern],
         after: Option<&EnvironmentId>,
         limit: u32,
     ) -> Result<Vec<Environment>, StoreError>;

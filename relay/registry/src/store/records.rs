@@ -83,12 +83,11 @@ pub trait Records: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<Connection>, StoreError>;
 
-    /// The newest connection of each environment from `first` to `last`,
-    /// ordered by environment.
+    /// The newest connection of each of these environments that has any, ordered
+    /// by environment.
     async fn last_connections(
         &self,
-        first: &EnvironmentId,
-        last: &EnvironmentId,
+        environments: &[EnvironmentId],
     ) -> Result<Vec<Connection>, StoreError>;
 
     /// Ends what is open still, for a relay that starts: whoever wrote that is

@@ -39,7 +39,9 @@ use tokio::time::{Instant, sleep};
 
 use self::database::Database;
 use super::{Claimed, Enrolled, Redeemed, Redemption, Rotated, Store, StoreError, Used, Withdrawn};
-use crate::model::{Environment, NewRegistration, Registration, Subject, Token, TokenId};
+use crate::model::{
+    Environment, NewRegistration, Registration, Subject, Token, TokenId, TokenPattern,
+};
 
 /// The SQLite store.
 #[derive(Debug, Clone)]
@@ -313,10 +315,11 @@ impl Store for SqliteStore {
 
     async fn environments(
         &self,
+        covered: &[TokenPattern],
         after: Option<&EnvironmentId>,
         limit: u32,
     ) -> Result<Vec<Environment>, StoreError> {
-        registrations::list(&self.db.pool, after, limit).await
+        registrations::list(&self.db.pool, covered, after, limit).await
     }
 
     async fn environment(&self, id: &EnvironmentId) -> Result<Option<Environment>, StoreError> {

@@ -11,7 +11,9 @@ use rendez_proto::registry::environments::EndReason;
 use super::audit::AuditStore;
 use super::records::{Began, Connection, Note, Records};
 use super::{Claimed, Enrolled, Redeemed, Redemption, Rotated, Store, StoreError, Used, Withdrawn};
-use crate::model::{Environment, NewRegistration, Registration, Subject, Token, TokenId};
+use crate::model::{
+    Environment, NewRegistration, Registration, Subject, Token, TokenId, TokenPattern,
+};
 use crate::seam::Timing;
 use crate::stats::StoreCall;
 
@@ -113,10 +115,12 @@ impl<S: Store> Store for Timed<S> {
 
     async fn environments(
         &self,
+        covered: &[TokenPattern],
         after: Option<&EnvironmentId>,
         limit: u32,
     ) -> Result<Vec<Environment>, StoreError> {
-        self.time(StoreCall::ReadEnvironments, self.inner.environments(after, limit)).await
+        let work = self.inner.environments(covered, after, limit);
+        self.time(StoreCall::ReadEnvironments, work).await
     }
 
     async fn environment(&self, id: &EnvironmentId) -> Result<Option<Environment>, StoreError> {
@@ -177,10 +181,9 @@ impl<S: Records> Records for Timed<S> {
 
     async fn last_connections(
         &self,
-        first: &EnvironmentId,
-        last: &EnvironmentId,
+        environments: &[EnvironmentId],
     ) -> Result<Vec<Connection>, StoreError> {
-        self.time(StoreCall::ReadHistory, self.inner.last_connections(first, last)).await
+        self.time(StoreCall::ReadHistory, self.inner.last_connections(environments)).await
     }
 
     async fn end_open_connections(&self, now: u64, why: EndReason) -> Result<u64, StoreError> {

@@ -11,7 +11,7 @@ use rendez_proto::registry::error::AbsenceState;
 use rendez_proto::ticket::BINDING_BYTES;
 
 use super::*;
-use crate::model::{Environment, Grant, Subject, Token, TokenId};
+use crate::model::{Environment, Grant, Subject, Token, TokenId, TokenPattern};
 use crate::signer::Signer;
 use crate::store::{Enrolled, Rotated, Store, Withdrawn};
 use crate::testing::{
@@ -316,6 +316,7 @@ impl Store for Scripted {
     }
     async fn environments(
         &self,
+        _: &[TokenPattern],
         _: Option<&EnvironmentId>,
         _: u32,
     ) -> Result<Vec<Environment>, StoreError> {

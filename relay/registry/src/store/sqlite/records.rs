@@ -7,7 +7,7 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
 use super::SqliteStore;
-use super::rows::{number, optional_number, seconds, text};
+use super::rows::{number, optional_number, seconds, text, texts};
 use crate::store::StoreError;
 use crate::store::records::{Began, Connection, ConnectionId, Note, Records};
 
@@ -123,16 +123,14 @@ impl Records for SqliteStore {
 
     async fn last_connections(
         &self,
-        first: &EnvironmentId,
-        last: &EnvironmentId,
+        environments: &[EnvironmentId],
     ) -> Result<Vec<Connection>, StoreError> {
         sqlx::query(
             "SELECT connections.* FROM environments JOIN connections ON connections.seq = \
              (SELECT max(seq) FROM connections WHERE environment = environments.id) \
-             WHERE environments.id BETWEEN ? AND ? ORDER BY environments.id",
+             WHERE environments.id IN (SELECT value FROM json_each(?)) ORDER BY environments.id",
         )
-        .bind(first.as_str())
-        .bind(last.as_str())
+        .bind(texts(environments.iter().map(EnvironmentId::as_str)))
         .fetch_all(&self.db.pool)
         .await?
         .iter()

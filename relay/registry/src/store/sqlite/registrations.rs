@@ -9,9 +9,9 @@ use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 
 use super::database::Database;
-use super::rows::{bytes, number, seconds, text};
+use super::rows::{bytes, number, seconds, text, texts};
 use super::{audit, journal, tokens};
-use crate::model::{Environment, NewRegistration, Registration, Subject, Withdrawal};
+use crate::model::{Environment, NewRegistration, Registration, Subject, TokenPattern, Withdrawal};
 use crate::store::{Claimed, StoreError, Used};
 
 pub(super) async fn put(
@@ -103,10 +103,14 @@ pub(super) async fn get(
 }
 
 /// Environments, with their registrations if they have any; what selects and
-/// orders them follows. Columns of the same name are those of the registration.
+/// orders them is around it. Columns of the same name are those of the registration.
 macro_rules! environments {
     ($rest:literal) => {
+        environments!("", $rest)
+    };
+    ($before:literal, $rest:literal) => {
         concat!(
+            $before,
             "SELECT environments.id AS name, environments.generation AS last_generation, \
              environments.created_at, registrations.* FROM environments \
              LEFT JOIN registrations ON registrations.environment = environments.id ",
@@ -117,10 +121,19 @@ macro_rules! environments {
 
 pub(super) async fn list(
     pool: &SqlitePool,
+    covered: &[TokenPattern],
     after: Option<&EnvironmentId>,
     limit: u32,
 ) -> Result<Vec<Environment>, StoreError> {
-    sqlx::query(environments!("WHERE environments.id > ? ORDER BY environments.id LIMIT ?"))
+    // Reads all environments at most, and hands out none that is not covered:
+    // where a page ends, too, is the name of one that is.
+    let sql = environments!(
+        "WITH covered (pattern) AS MATERIALIZED (SELECT value FROM json_each(?)) ",
+        "WHERE EXISTS (SELECT 1 FROM covered WHERE environments.id GLOB pattern) \
+         AND environments.id > ? ORDER BY environments.id LIMIT ?"
+    );
+    sqlx::query(sql)
+        .bind(texts(covered.iter().map(TokenPattern::as_str)))
         .bind(after.map_or("", EnvironmentId::as_str))
         .bind(limit)
         .fetch_all(pool)

@@ -29,6 +29,11 @@ pub(super) fn seconds(time: u64) -> i64 {
     i64::try_from(time).unwrap_or(i64::MAX)
 }
 
+/// A list as one argument, to be read with `json_each`.
+pub(super) fn texts<'a>(list: impl Iterator<Item = &'a str>) -> String {
+    list.map(serde_json::Value::from).collect::<serde_json::Value>().to_string()
+}
+
 pub(super) fn number(row: &SqliteRow, column: &'static str) -> Result<u64, StoreError> {
     u64::try_from(row.try_get::<i64, _>(column)?).map_err(|_| StoreError::Corrupt(column))
 }
