@@ -451,8 +451,20 @@ pub const SESSION_MARGIN: Duration = Duration::from_secs(10);
 pub const SESSION_GRACE: Duration = Duration::from_secs(100);
 /// How long a finished process stays readable. Codex, section 6.2.
 pub const PROCESS_LINGER: Duration = Duration::from_secs(80);
-/// Requests of one stream that run at once.
+/// Requests of one stream that run at once, but for those that wait for a
+/// process: [`WRITES_UNANSWERED_PER_STREAM`] and [`READS_WAITING_PER_STREAM`].
+/// While so many run, the stream is not read.
 pub const REQUESTS_IN_FLIGHT: usize = 64;
+/// Writes to processes that wait without counting in [`REQUESTS_IN_FLIGHT`]: as
+/// many as all processes of a session may have, so that processes that do not
+/// read never keep out the call that ends them. Each costs a task of about 1 KiB;
+/// for its bytes see [`SESSION_STDIN_QUEUED_BYTES`].
+pub const WRITES_UNANSWERED_PER_STREAM: usize =
+    WRITES_UNANSWERED_PER_PROCESS * PROCESSES_PER_SESSION;
+/// Calls of `process/read` that wait for news of a process without counting in
+/// [`REQUESTS_IN_FLIGHT`]: one for each process. Further ones are answered at
+/// once, as if there was no time to wait.
+pub const READS_WAITING_PER_STREAM: usize = PROCESSES_PER_SESSION;
 /// Requests that wait behind the running ones. Codex, section 5: 128.
 pub const REQUESTS_QUEUED: usize = 128;
 /// Largest file that `fs/readFile` returns: its base64 in JSON must fit one
@@ -462,8 +474,7 @@ pub const READ_FILE_MAX_BYTES: usize = 47 * 1024 * 1024;
 /// memory at [`PROCESS_OUTPUT_MIN_BYTES`] each.
 pub const PROCESSES_PER_SESSION: usize = 1024;
 /// Writes to one process's stdin that wait for it to read; the next one is
-/// refused. Fewer than [`REQUESTS_IN_FLIGHT`], so that a child that does not
-/// read cannot keep out the call that ends it.
+/// refused.
 pub const WRITES_UNANSWERED_PER_PROCESS: usize = 32;
 /// Bytes of such writes that any process may have; one write of any size is
 /// taken when none waits.
@@ -474,6 +485,16 @@ pub const STDIN_WINDOW_MAX_BYTES: usize = 3 * STDIN_QUEUED_BYTES;
 /// Bytes beyond [`STDIN_QUEUED_BYTES`] each that all processes of one executor
 /// may be granted at once: four of the largest windows.
 pub const EXECUTOR_STDIN_BYTES: usize = 4 * (STDIN_WINDOW_MAX_BYTES - STDIN_QUEUED_BYTES);
+/// Bytes of all writes that wait in one session: those of five processes with
+/// the largest windows, or one of any size and more. What is beyond is refused,
+/// but for [`STDIN_ALWAYS_BYTES`].
+pub const SESSION_STDIN_QUEUED_BYTES: usize = 128 * 1024 * 1024;
+/// The same over all sessions of one executor: two that are full, so that none
+/// alone takes everything.
+pub const EXECUTOR_STDIN_QUEUED_BYTES: usize = 2 * SESSION_STDIN_QUEUED_BYTES;
+/// Largest write that a process for which nothing waits may always have waiting:
+/// what a pipe holds, so that every process moves on.
+pub const STDIN_ALWAYS_BYTES: usize = 64 * 1024;
 /// Ids of applied writes that a process remembers, oldest out first: a client
 /// repeats at most what was unanswered when its stream broke.
 pub const WRITE_IDS_PER_PROCESS: usize = 8 * WRITES_UNANSWERED_PER_PROCESS;
@@ -507,7 +528,8 @@ const _: () = {
     assert!(PONG_TIMEOUT.as_secs() >= 2 * PING_INTERVAL.as_secs());
     assert!(READ_FILE_MAX_BYTES / 3 * 4 + 4096 < APPLICATION_MESSAGE_MAX_BYTES);
     assert!(PROCESS_OUTPUT_MIN_BYTES < PROCESS_OUTPUT_RETAINED_BYTES);
-    assert!(WRITES_UNANSWERED_PER_PROCESS < REQUESTS_IN_FLIGHT);
+    assert!(SESSION_STDIN_QUEUED_BYTES >= 5 * STDIN_WINDOW_MAX_BYTES);
+    assert!(SESSION_STDIN_QUEUED_BYTES >= APPLICATION_MESSAGE_MAX_BYTES);
     assert!(STDIN_WINDOW_MAX_BYTES >= 200 * 125_000);
     assert!(STREAMS_PER_ORCHESTRATOR * 2 <= STREAMS_PER_EXECUTOR);
     assert!(CLAIMS_PER_EXECUTOR >= 2 * STREAMS_PER_EXECUTOR);

@@ -179,6 +179,12 @@ pub enum Event {
         /// The stream.
         key: Key,
     },
+    /// The stream is over, but not everything that arrived was taken: once it
+    /// is, [`Event::Closed`] follows.
+    Ended {
+        /// The stream.
+        key: Key,
+    },
     /// The stream is over and everything that arrived was taken. The last
     /// event of its key.
     Closed {

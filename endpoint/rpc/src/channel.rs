@@ -66,6 +66,13 @@ impl Messages for Channel {
         }
     }
 
+    async fn over(&self) {
+        let mut phase = self.signals.phase.subscribe();
+        let over = |phase: &Phase| matches!(phase, Phase::Ended | Phase::Closed(_));
+        // The sender lives as long as `self`.
+        let _ = phase.wait_for(over).await;
+    }
+
     async fn send(&self, message: Bytes) -> Result<(), StreamClosed> {
         loop {
             // Created before the attempt: notify_waiters reaches it from then on.

@@ -67,6 +67,8 @@ impl Signals {
 pub(crate) enum Phase {
     Opening,
     Open,
+    /// Over, but not everything that arrived was taken.
+    Ended,
     Closed(Closed),
 }
 
@@ -277,6 +279,13 @@ impl Endpoint {
                 Event::Writable { key } => {
                     if let Some(signals) = state.streams.get(&key) {
                         signals.writable.notify_waiters();
+                    }
+                }
+                Event::Ended { key } => {
+                    if let Some(signals) = state.streams.get(&key)
+                        && !signals.is_closed()
+                    {
+                        signals.phase.send_replace(Phase::Ended);
                     }
                 }
                 Event::Closed { key, why } => {

@@ -27,6 +27,10 @@ impl Messages for End {
         self.incoming.lock().await.recv().await
     }
 
+    async fn over(&self) {
+        self.outgoing.closed().await;
+    }
+
     async fn send(&self, message: Bytes) -> Result<(), StreamClosed> {
         self.outgoing.send(message).await.map_err(|_| StreamClosed)
     }

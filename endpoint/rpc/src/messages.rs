@@ -13,6 +13,10 @@ pub trait Messages: Send + Sync + 'static {
     /// everything that arrived has been taken. One task reads at a time.
     fn recv(&self) -> impl Future<Output = Option<Bytes>> + Send;
 
+    /// Waits until the stream is over: nothing more arrives, and nothing that is
+    /// sent does. What had arrived may still be waiting to be taken.
+    fn over(&self) -> impl Future<Output = ()> + Send;
+
     /// Hands a message to the stream, and waits while it has no room: a peer
     /// that stops reading stops its senders here. Cancelling the future before
     /// it is ready sends nothing.

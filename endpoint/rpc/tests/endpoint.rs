@@ -163,6 +163,29 @@ async fn a_reliable_stream_outlives_its_socket_and_a_codex_stream_does_not() {
     assert_eq!(theirs.recv().await, None);
 }
 
+/// Who is busy with something else learns of the end without reading on.
+#[tokio::test]
+async fn an_end_is_known_before_what_arrived_is_read() {
+    for profile in Profile::ALL {
+        let pair = Pair::new();
+        let _sockets = pair.join().await;
+        let (ours, theirs) = pair.open(profile).await;
+        for fill in 0..3 {
+            ours.send(Bytes::from(vec![fill; 10])).await.unwrap();
+        }
+        assert_eq!(theirs.recv().await.unwrap(), vec![0; 10]);
+        drop(ours);
+        theirs.over().await;
+        theirs.over().await;
+        for fill in 1..3 {
+            assert_eq!(theirs.recv().await.unwrap(), vec![fill; 10], "{profile}");
+        }
+        assert_eq!(theirs.recv().await, None);
+        theirs.over().await;
+        theirs.closed().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_a_socket_the_grace_still_ends() {
     let pair = Pair::new();

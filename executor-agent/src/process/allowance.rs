@@ -1,18 +1,44 @@
-//! How much of their input processes may have waiting beyond what any may.
+//! How much of their input processes may have waiting.
 //!
-//! What is granted is reserved: a process that was promised a window has it for
-//! as long as it reads its input. While nothing is left, windows are as small as
-//! those of clients that do not ask.
+//! A window beyond what any process has is granted when the process starts, and
+//! reserved: a process that was promised it has it for as long as it reads its
+//! input. While nothing is left, windows are as small as those of clients that
+//! do not ask.
+//!
+//! What really waits is counted by session and executor ([`Waiting`]): few
+//! processes do not read, and memory for windows that nobody fills would be
+//! wasted. Only when many do not read is there less than their windows.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use rendez_proto::limits::{EXECUTOR_STDIN_BYTES, STDIN_QUEUED_BYTES, STDIN_WINDOW_MAX_BYTES};
+use rendez_proto::limits::{
+    EXECUTOR_STDIN_BYTES, EXECUTOR_STDIN_QUEUED_BYTES, SESSION_STDIN_QUEUED_BYTES,
+    STDIN_QUEUED_BYTES, STDIN_WINDOW_MAX_BYTES,
+};
 
 /// What all processes of an agent share.
 #[derive(Debug)]
 pub(crate) struct Allowance {
     free: AtomicUsize,
+    waiting: Arc<Waiting>,
+}
+
+/// Bytes of input that wait in memory: of a session, and with them those of its
+/// executor.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    most: usize,
+    bytes: AtomicUsize,
+    within: Option<Arc<Waiting>>,
+}
+
+/// Bytes that wait; dropping it gives them back.
+#[derive(Debug)]
+pub(super) struct Held {
+    by: Arc<Waiting>,
+    bytes: usize,
+    _within: Option<Box<Held>>,
 }
 
 /// What one process was granted; dropping it gives it back.
@@ -24,7 +50,13 @@ pub(super) struct Grant {
 
 impl Allowance {
     fn new(bytes: usize) -> Self {
-        Self { free: AtomicUsize::new(bytes) }
+        let waiting = Waiting::new(EXECUTOR_STDIN_QUEUED_BYTES, None);
+        Self { free: AtomicUsize::new(bytes), waiting }
+    }
+
+    /// The account of a session.
+    pub(super) fn session(&self) -> Arc<Waiting> {
+        Waiting::new(SESSION_STDIN_QUEUED_BYTES, Some(self.waiting.clone()))
     }
 
     /// Room for `window` bytes, or as much as there is; for what any process
@@ -38,6 +70,29 @@ impl Allowance {
             Some(free - bytes)
         });
         Grant { from: self.clone(), bytes }
+    }
+}
+
+impl Waiting {
+    fn new(most: usize, within: Option<Arc<Self>>) -> Arc<Self> {
+        Arc::new(Self { most, bytes: AtomicUsize::new(0), within })
+    }
+
+    /// Counts `bytes` more, unless there would be too many.
+    pub(super) fn hold(self: &Arc<Self>, bytes: usize) -> Option<Held> {
+        let within = match &self.within {
+            Some(outer) => Some(Box::new(outer.hold(bytes)?)),
+            None => None,
+        };
+        let add = |before: usize| before.checked_add(bytes).filter(|after| *after <= self.most);
+        self.bytes.fetch_update(Relaxed, Relaxed, add).ok()?;
+        Some(Held { by: self.clone(), bytes, _within: within })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.by.bytes.fetch_sub(self.bytes, Relaxed);
     }
 }
 
@@ -78,5 +133,21 @@ mod tests {
         assert_eq!(window(MOST), STDIN_QUEUED_BYTES);
         drop(first);
         assert_eq!(window(MOST), MOST);
+    }
+
+    #[test]
+    fn what_waits_counts_in_its_session_and_in_all_of_them() {
+        let executor = Waiting::new(10, None);
+        let [one, two] = [6, 6].map(|most| Waiting::new(most, Some(executor.clone())));
+        let first = one.hold(6).unwrap();
+        assert!(one.hold(1).is_none(), "its session is full");
+        let second = two.hold(4).unwrap();
+        assert!(two.hold(1).is_none(), "the executor is full");
+        drop(first);
+        let third = two.hold(2).unwrap();
+        assert!(two.hold(usize::MAX).is_none());
+        drop((second, third));
+        let counted = |waiting: &Waiting| waiting.bytes.load(Relaxed);
+        assert_eq!([&executor, &one, &two].map(|waiting| counted(waiting)), [0, 0, 0]);
     }
 }

@@ -16,7 +16,7 @@ use rendez_proto::rpc::process::WriteStatus;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 
-use super::allowance::Grant;
+use super::allowance::{Grant, Held, Waiting};
 use crate::lock;
 
 /// The end that the child reads from.
@@ -31,6 +31,8 @@ pub(super) struct Stdin {
     /// The most bytes that may wait.
     window: usize,
     queued_bytes: Arc<AtomicUsize>,
+    /// Of the whole session. `None`: there is no input.
+    session: Option<Arc<Waiting>>,
     done: Mutex<Done>,
 }
 
@@ -46,6 +48,8 @@ struct Job {
     answer: oneshot::Sender<WriteStatus>,
     /// Gives the bytes back to the queue's account.
     _charge: Charge,
+    /// And to the session's. `None`: so few may always wait.
+    _held: Option<Held>,
 }
 
 enum Kind {
@@ -76,17 +80,20 @@ impl Stdin {
             queue: None,
             window: 0,
             queued_bytes: Arc::default(),
+            session: None,
             done: Mutex::default(),
         })
     }
 
-    /// An input with this window, and the task that feeds it.
-    pub(super) fn open(grant: Grant) -> (Arc<Self>, Feed) {
+    /// An input with this window, of a process of the session of this account,
+    /// and the task that feeds it.
+    pub(super) fn open(grant: Grant, session: Arc<Waiting>) -> (Arc<Self>, Feed) {
         let (queue, jobs) = mpsc::channel(limits::WRITES_UNANSWERED_PER_PROCESS);
         let stdin = Arc::new(Self {
             queue: Some(queue),
             window: grant.window(),
             queued_bytes: Arc::default(),
+            session: Some(session),
             done: Mutex::default(),
         });
         (stdin.clone(), Feed { stdin, jobs, grant: Some(grant) })
@@ -132,7 +139,7 @@ impl Stdin {
 
     /// `None`: there is no input, or not any more.
     fn enqueue(&self, kind: Kind) -> Result<Option<oneshot::Receiver<WriteStatus>>, RpcError> {
-        let Some(queue) = &self.queue else { return Ok(None) };
+        let (Some(queue), Some(session)) = (&self.queue, &self.session) else { return Ok(None) };
         let bytes = match &kind {
             Kind::Write { chunk, .. } => chunk.len(),
             Kind::Close => 0,
@@ -150,8 +157,15 @@ impl Stdin {
         if before > 0 && before.saturating_add(bytes) > self.window {
             return Err(too_much());
         }
+        let held = session.hold(bytes);
+        if held.is_none() && (before > 0 || bytes > limits::STDIN_ALWAYS_BYTES) {
+            return Err(RpcError::invalid_request(
+                "too many processes do not read their stdin: all that may wait for them waits; \
+                 write less at once, or end some of them",
+            ));
+        }
         let (answer, answered) = oneshot::channel();
-        match queue.try_send(Job { kind, answer, _charge: charge }) {
+        match queue.try_send(Job { kind, answer, _charge: charge, _held: held }) {
             Ok(()) => Ok(Some(answered)),
             Err(mpsc::error::TrySendError::Closed(_)) => Ok(None),
             Err(mpsc::error::TrySendError::Full(_)) => Err(too_much()),
@@ -249,7 +263,7 @@ mod tests {
     }
 
     fn granted(grant: Grant, terminal: bool, room: usize) -> (Arc<Stdin>, tokio::io::DuplexStream) {
-        let (stdin, feed) = Stdin::open(grant);
+        let (stdin, feed) = Stdin::open(grant, Arc::<Allowance>::default().session());
         let (near, far) = tokio::io::duplex(room);
         tokio::spawn(feed.run(Box::new(near), terminal));
         (stdin, far)
@@ -336,6 +350,42 @@ mod tests {
         let mut big = Box::pin(stdin.write(vec![0; limits::STDIN_QUEUED_BYTES * 2], None));
         assert!(futures_util::poll!(&mut big).is_pending());
         assert!(stdin.write(vec![0], None).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_session_that_is_full_still_takes_a_little_for_each_process() {
+        const LITTLE: usize = limits::STDIN_ALWAYS_BYTES;
+        let allowance = Arc::<Allowance>::default();
+        let session = allowance.session();
+        let full = session.hold(limits::SESSION_STDIN_QUEUED_BYTES - LITTLE).unwrap();
+        let (stdin, feed) = Stdin::open(allowance.grant(0), session);
+        let (near, mut far) = tokio::io::duplex(1);
+        tokio::spawn(feed.run(Box::new(near), false));
+        let refused = |job| match futures_util::FutureExt::now_or_never(job) {
+            Some(Err(RpcError { message, .. })) => message.contains("too many processes"),
+            _ => false,
+        };
+        assert!(refused(stdin.write(vec![0; LITTLE + 1], None)));
+        let mut jobs = Vec::new();
+        for _ in 0..2 {
+            let mut job = Box::pin(stdin.write(vec![0; LITTLE / 2], None));
+            assert!(futures_util::poll!(&mut job).is_pending());
+            jobs.push(job);
+        }
+        assert!(refused(stdin.write(vec![0; 1], None)));
+        let mut bytes = vec![0; LITTLE];
+        far.read_exact(&mut bytes).await.unwrap();
+        for job in jobs {
+            assert_eq!(job.await.unwrap(), Accepted);
+        }
+        // with nothing left at all
+        let rest = stdin.session.as_ref().unwrap().hold(LITTLE).unwrap();
+        let mut job = Box::pin(stdin.write(vec![0; LITTLE], None));
+        assert!(futures_util::poll!(&mut job).is_pending());
+        assert!(refused(stdin.write(vec![0; 1], None)), "something waits");
+        drop((full, rest));
+        let mut more = Box::pin(stdin.write(vec![0; 1], None));
+        assert!(futures_util::poll!(&mut more).is_pending());
     }
 
     #[tokio::test]

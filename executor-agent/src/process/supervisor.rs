@@ -28,7 +28,7 @@ use rendez_proto::rpc::process::{
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use super::allowance::Allowance;
+use super::allowance::{Allowance, Waiting};
 use super::child::{self, Launched};
 use super::handle::{Process, PushQueue, Reach};
 use super::retention::Retention;
@@ -41,6 +41,8 @@ pub(crate) struct Supervisor {
     push: Arc<PushQueue>,
     retention: Arc<Retention>,
     allowance: Arc<Allowance>,
+    /// What waits for the processes to read it.
+    input: Arc<Waiting>,
 }
 
 #[derive(Default)]
@@ -83,7 +85,9 @@ impl Supervisor {
     /// No processes, no peer. What is kept of output counts in `retention`, and
     /// what waits of input, beyond what any process may have, in `allowance`.
     pub(crate) fn new(retention: Arc<Retention>, allowance: Arc<Allowance>) -> Arc<Self> {
-        Arc::new(Self { known: Mutex::default(), push: Arc::default(), retention, allowance })
+        let input = allowance.session();
+        let (known, push) = Default::default();
+        Arc::new(Self { known, push, retention, allowance, input })
     }
 
     // ---- the peer ----
@@ -197,33 +201,36 @@ impl Supervisor {
         TerminateReply { running: self.send(&terminate.process_id, SignalName::Kill) }
     }
 
-    /// `process/read`
-    pub(crate) fn read(
-        &self,
-        read: Read,
-    ) -> impl Future<Output = Result<ReadReply, RpcError>> + Send + use<> {
+    /// The wait of `process/read`: until there is news of the process, or the
+    /// time is over. `None`: there is nothing to wait for.
+    pub(crate) fn news(&self, read: &Read) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let wait = Duration::from_millis(read.wait_ms.filter(|wait| *wait > 0)?);
+        let process = lock(&self.known).entries.get(&read.process_id)?.process()?.clone();
+        let after = read.after_seq.unwrap_or(0);
+        Some(async move {
+            // running out of time is an answer, too
+            let _ = tokio::time::timeout(wait, process.news(after)).await;
+        })
+    }
+
+    /// `process/read`, of what there is now.
+    pub(crate) fn read(&self, read: &Read) -> Result<ReadReply, RpcError> {
         let process = match lock(&self.known).entries.get(&read.process_id) {
             None => {
-                Err(RpcError::invalid_request(format!("unknown process id {}", read.process_id)))
+                return Err(RpcError::invalid_request(format!(
+                    "unknown process id {}",
+                    read.process_id
+                )));
             }
-            Some(Entry::Starting { .. }) => Err(RpcError::invalid_request(format!(
-                "process {} is still starting",
-                read.process_id
-            ))),
-            Some(Entry::Running { process, .. } | Entry::Closed { process, .. }) => {
-                Ok(process.clone())
+            Some(Entry::Starting { .. }) => {
+                return Err(RpcError::invalid_request(format!(
+                    "process {} is still starting",
+                    read.process_id
+                )));
             }
+            Some(Entry::Running { process, .. } | Entry::Closed { process, .. }) => process.clone(),
         };
-        let after = read.after_seq.unwrap_or(0);
-        async move {
-            let process = process?;
-            if let Some(wait) = read.wait_ms.filter(|wait| *wait > 0) {
-                // running out of time is an answer, too
-                let _ =
-                    tokio::time::timeout(Duration::from_millis(wait), process.news(after)).await;
-            }
-            Ok(process.read(after, read.max_bytes.unwrap_or(u64::MAX)))
-        }
+        Ok(process.read(read.after_seq.unwrap_or(0), read.max_bytes.unwrap_or(u64::MAX)))
     }
 
     // ---- inside ----
@@ -378,7 +385,7 @@ async fn run(
         Some(writer) => {
             let grant = here.allowance.grant(wanted.unwrap_or(0));
             window = wanted.map(|_| grant.window() as u64);
-            let (stdin, feed) = Stdin::open(grant);
+            let (stdin, feed) = Stdin::open(grant, here.input.clone());
             (stdin, Some((feed, writer)))
         }
     };
@@ -427,7 +434,10 @@ mod tests {
     async fn read(supervisor: &Supervisor, after_seq: u64, wait_ms: u64) -> ReadReply {
         let (after_seq, wait_ms) = (Some(after_seq), Some(wait_ms));
         let call = Read { process_id: pid("p"), after_seq, max_bytes: Some(1), wait_ms };
-        supervisor.read(call).await.unwrap()
+        if let Some(news) = supervisor.news(&call) {
+            news.await;
+        }
+        supervisor.read(&call).unwrap()
     }
 
     /// The method and number of the next notification.
@@ -453,7 +463,7 @@ mod tests {
             assert!(!exited, "it was not held");
             let call =
                 Read { process_id: pid("p"), after_seq: None, max_bytes: None, wait_ms: None };
-            let all = supervisor.read(call).await.unwrap();
+            let all = supervisor.read(&call).unwrap();
             let held: usize = all.chunks.iter().map(|chunk| chunk.chunk.len()).sum();
             if all.next_seq - 1 == last && held >= limits::PROCESS_OUTPUT_RETAINED_BYTES / 2 {
                 break held;

@@ -9,23 +9,30 @@
 //!
 //! * Requests run at once, [`limits::REQUESTS_IN_FLIGHT`] of them; while that
 //!   many run, no more messages are taken, and the peer is slowed down.
+//! * What waits for a process is not among them, and has bounds of its own: a
+//!   child that does not read, or says nothing, keeps out no other call.
+//! * The end of the stream is noticed even while nothing is taken. Calls to
+//!   processes that arrived before it still take effect, though nobody waits for
+//!   their answers.
 //! * Notifications go out from one task, one whole message at a time, while
 //!   the stream has room: a slow peer slows its processes down, not the agent.
 //! * What is not a message ends the stream; unknown notifications and answers
 //!   to questions that nobody asked are ignored.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::{Either, select};
 use rendez_proto::limits;
 use rendez_proto::rpc::session::{
     EXTENSIONS_VERSION, Extensions, Initialize, InitializeReply, Initialized,
 };
 use rendez_proto::rpc::{
-    Json, Message, Method as _, Notification as _, RequestId, RpcError, refusal,
+    Json, Message, Method as _, Notification as _, RequestId, RpcError, process, refusal,
 };
 use rendez_rpc::{Messages, StreamClosed};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use super::executor::{Attached, Executor};
@@ -36,15 +43,8 @@ use crate::process::supervisor::Supervisor;
 /// Serves one stream until it is over, or until the executor is shut down. The
 /// session, if one was opened, is detached then.
 pub async fn serve<M: Messages>(executor: Arc<Executor>, messages: Arc<M>) {
-    let id = executor.new_connection();
-    let mut connection = Connection {
-        executor: executor.clone(),
-        id,
-        messages,
-        slots: Arc::new(Semaphore::new(limits::REQUESTS_IN_FLIGHT)),
-        tasks: JoinSet::new(),
-        phase: Phase::Fresh,
-    };
+    let mut connection = Connection::new(executor.clone(), messages);
+    let id = connection.id;
     let served = async {
         while let Some(message) = connection.messages.recv().await {
             if connection.handle(&message).await.is_err() {
@@ -64,6 +64,10 @@ struct Connection<M> {
     id: ConnectionId,
     messages: Arc<M>,
     slots: Arc<Semaphore>,
+    /// For what waits for a process to read.
+    writes: Arc<Semaphore>,
+    /// For what waits for a process to say something.
+    reads: Arc<Semaphore>,
     /// Running requests and the pusher; they end with the connection. Declared
     /// before `phase`, so that nothing is pushed after the detach.
     tasks: JoinSet<()>,
@@ -77,6 +81,20 @@ enum Phase {
 }
 
 impl<M: Messages> Connection<M> {
+    fn new(executor: Arc<Executor>, messages: Arc<M>) -> Self {
+        let places = |most| Arc::new(Semaphore::new(most));
+        Self {
+            id: executor.new_connection(),
+            executor,
+            messages,
+            slots: places(limits::REQUESTS_IN_FLIGHT),
+            writes: places(limits::WRITES_UNANSWERED_PER_STREAM),
+            reads: places(limits::READS_WAITING_PER_STREAM),
+            tasks: JoinSet::new(),
+            phase: Phase::Fresh,
+        }
+    }
+
     /// An error ends the connection.
     async fn handle(&mut self, message: &Bytes) -> Result<(), StreamClosed> {
         // finished tasks
@@ -170,16 +188,59 @@ impl<M: Messages> Connection<M> {
         method: &str,
         params: Json,
     ) -> Result<(), StreamClosed> {
-        // the semaphore is never closed
-        let slot = self.slots.clone().acquire_owned().await.map_err(|_| StreamClosed)?;
+        let place = match method {
+            process::Write::NAME | process::CloseStdin::NAME => {
+                self.writes.clone().try_acquire_owned().ok()
+            }
+            process::Read::NAME if self.read_later(&id, supervisor, &params) => return Ok(()),
+            _ => None,
+        };
+        let place = match place {
+            Some(place) => place,
+            None => self.slot().await?,
+        };
         let answer = methods::call(&self.executor, supervisor, id, method, &params);
         let messages = self.messages.clone();
         self.tasks.spawn(async move {
             // a stream that is over ends the connection by itself
             let _ = messages.send(answer.await).await;
-            drop(slot);
+            drop(place);
         });
         Ok(())
+    }
+
+    /// Lets a read wait for news, if it is one that waits and there is a place
+    /// for it. What it then reads may be large: for that it needs a slot.
+    fn read_later(&mut self, id: &RequestId, supervisor: &Arc<Supervisor>, params: &Json) -> bool {
+        let Ok(read) = methods::decode::<process::Read>(params) else { return false };
+        let Some(news) = supervisor.news(&read) else { return false };
+        let Ok(place) = self.reads.clone().try_acquire_owned() else { return false };
+        let (slots, messages) = (self.slots.clone(), self.messages.clone());
+        let (id, supervisor) = (id.clone(), supervisor.clone());
+        self.tasks.spawn(async move {
+            news.await;
+            // the semaphore is never closed
+            let slot = slots.acquire_owned().await;
+            let answer = methods::answer(&id, supervisor.read(&read));
+            let _ = messages.send(answer).await;
+            drop((slot, place));
+        });
+        true
+    }
+
+    /// A slot, once one is free. When the stream is over nobody waits for what
+    /// runs: it is dropped, to make room for what arrived before the end.
+    async fn slot(&mut self) -> Result<OwnedSemaphorePermit, StreamClosed> {
+        loop {
+            let slot = pin!(self.slots.clone().acquire_owned());
+            let over = pin!(self.messages.over());
+            match select(slot, over).await {
+                // the semaphore is never closed
+                Either::Left((slot, _)) => return slot.map_err(|_| StreamClosed),
+                Either::Right(_) => {}
+            }
+            self.tasks.shutdown().await;
+        }
     }
 }
 
@@ -199,4 +260,62 @@ fn chunk_bytes(takes: u64) -> usize {
     usize::try_from(takes)
         .unwrap_or(usize::MAX)
         .clamp(limits::PROCESS_CHUNK_MAX_BYTES, limits::PROCESS_CHUNK_LARGE_MAX_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::poll;
+    use rendez_proto::rpc::{notification, path::PathUri, request};
+    use rendez_rpc::memory::pair;
+    use std::future::pending;
+
+    /// A disk that hangs, and then the client dies.
+    #[tokio::test]
+    async fn behind_calls_that_hang_the_end_is_noticed_and_what_arrived_takes_effect() {
+        let environment = crate::environment::describe(std::path::Path::new("/tmp"));
+        let executor = Executor::new(environment, limits::STREAM_GRACE);
+        let (client, ours) = pair(64);
+        let mut connection = Connection::new(executor, Arc::new(ours));
+        let sleeper = process::Start::new(
+            process::ProcessId("p".into()),
+            ["/bin/sleep", "1000"].map(str::to_owned).to_vec(),
+            PathUri::from_path("/").unwrap(),
+        );
+        for message in [
+            request::<Initialize>(&RequestId::Number(1), &Initialize::default()),
+            notification(&Initialized {}),
+            request::<process::Start>(&RequestId::Number(2), &sleeper),
+        ] {
+            connection.handle(&message.into()).await.unwrap();
+        }
+        while connection.slots.available_permits() < limits::REQUESTS_IN_FLIGHT {
+            tokio::task::yield_now().await;
+        }
+        let Phase::Ready(session) = &connection.phase else { panic!("no session") };
+        let supervisor = session.supervisor().clone();
+        for _ in 0..limits::REQUESTS_IN_FLIGHT {
+            let slot = connection.slots.clone().acquire_owned().await.unwrap();
+            connection.tasks.spawn(async move {
+                pending::<()>().await;
+                drop(slot);
+            });
+        }
+        let terminate = process::Terminate { process_id: process::ProcessId("p".into()) };
+        let message = request::<process::Terminate>(&RequestId::Number(3), &terminate).into();
+        {
+            let mut handled = pin!(connection.handle(&message));
+            assert!(poll!(&mut handled).is_pending(), "it has a slot");
+            drop(client);
+            handled.await.unwrap();
+        }
+        let read = process::Read {
+            process_id: process::ProcessId("p".into()),
+            after_seq: None,
+            max_bytes: None,
+            wait_ms: Some(60_000),
+        };
+        supervisor.news(&read).unwrap().await;
+        assert_eq!(supervisor.read(&read).unwrap().exit_code, Some(137));
+    }
 }

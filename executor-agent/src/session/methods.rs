@@ -2,7 +2,8 @@
 //!
 //! [`call`] decodes the parameters and calls the service at once, so that calls
 //! take effect in the order of their requests; what takes time is left to the
-//! returned future.
+//! returned future. Only the wait of `process/read` is not in it: it comes before
+//! ([`Supervisor::news`]).
 
 use std::future::{Future, ready};
 use std::pin::Pin;
@@ -86,7 +87,9 @@ pub(super) fn call(
         process::Terminate::NAME => typed::<process::Terminate, _>(id, params, |call| {
             ready(Ok(supervisor.terminate(&call)))
         }),
-        process::Read::NAME => typed::<process::Read, _>(id, params, |call| supervisor.read(call)),
+        process::Read::NAME => {
+            typed::<process::Read, _>(id, params, |call| ready(supervisor.read(&call)))
+        }
         fs::ReadFile::NAME => typed::<fs::ReadFile, _>(id, params, |call| files.read_file(call)),
         fs::WriteFile::NAME => typed::<fs::WriteFile, _>(id, params, |call| files.write_file(call)),
         fs::GetMetadata::NAME => {

@@ -508,6 +508,57 @@ async fn a_child_that_does_not_read_can_still_be_ended() {
     assert_eq!(client.finish(&start.process_id, 1).await.code, Some(137));
 }
 
+/// Starts three children that do not read, each with 30 writes that wait.
+async fn stuck(client: &mut Client) -> Vec<String> {
+    let mut ids = Vec::new();
+    for id in ["a", "b", "c"] {
+        let start = Start { pipe_stdin: true, ..shell(id, "echo $$; exec sleep 1000") };
+        client.call::<Start>(&start).await.unwrap();
+        let Event::Output(output) = client.next_event(&start.process_id).await else { panic!() };
+        ids.push(String::from_utf8(output.chunk.to_vec()).unwrap().trim().to_owned());
+        // one is more than a pipe holds
+        let write = Write { process_id: pid(id), chunk: vec![0; 100_000], write_id: None };
+        for _ in 0..30 {
+            client.ask::<Write>(&write).await;
+        }
+    }
+    ids
+}
+
+#[tokio::test]
+async fn children_that_do_not_read_keep_out_no_other_call() {
+    let (mut client, _) = Client::ready(&executor(), None).await;
+    stuck(&mut client).await;
+    client.call::<EnvironmentInfo>(&EnvironmentInfo {}).await.unwrap();
+    let close = CloseStdin { process_id: pid("a"), write_id: None };
+    let closing = client.ask::<CloseStdin>(&close).await;
+    for id in ["a", "b", "c"] {
+        assert!(client.terminate(id).await);
+        assert_eq!(client.finish(&pid(id), 1).await.code, Some(137));
+    }
+    let closed = client.answer::<CloseStdin>(closing).await.unwrap();
+    assert_eq!(closed.status, WriteStatus::StdinClosed);
+}
+
+#[tokio::test]
+async fn a_client_that_dies_while_children_do_not_read_leaves_its_session() {
+    let executor = executor();
+    let sweeper = tokio::spawn({
+        let executor = executor.clone();
+        async move { executor.sweep().await }
+    });
+    let (mut client, _) = Client::ready(&executor, None).await;
+    let children = stuck(&mut client).await;
+    client.disconnect().await;
+    tokio::time::pause();
+    tokio::time::advance(limits::SESSION_GRACE + Duration::from_millis(10)).await;
+    tokio::time::resume();
+    for child in children {
+        gone(&child).await;
+    }
+    sweeper.abort();
+}
+
 // ---- terminal ------------------------------------------------------------
 
 #[tokio::test]
@@ -619,10 +670,17 @@ async fn a_long_read_does_not_hold_up_other_calls() {
     let (mut client, _) = Client::ready(&executor(), None).await;
     client.call::<Start>(&shell("p", "exec sleep 1000")).await.unwrap();
     let wait = Read { wait_ms: Some(u64::MAX), ..read("p", 0) };
-    let id = client.ask::<Read>(&wait).await;
+    let mut waiting = Vec::new();
+    for _ in 0..limits::READS_WAITING_PER_STREAM {
+        waiting.push(client.ask::<Read>(&wait).await);
+    }
+    let beyond = client.call::<Read>(&wait).await.unwrap();
+    assert!(!beyond.exited, "answered at once");
     client.call::<EnvironmentInfo>(&EnvironmentInfo {}).await.unwrap();
     assert!(client.terminate("p").await);
-    client.answer::<Read>(id).await.unwrap();
+    for id in waiting {
+        assert!(client.answer::<Read>(id).await.unwrap().next_seq > 1);
+    }
 }
 
 // ---- sessions ------------------------------------------------------------

@@ -115,6 +115,7 @@ impl World {
             MuxEvent::Opened { key } => self.stream_opened(node, key),
             MuxEvent::Readable { key } => self.flags(node, key, |readable, _| *readable = true),
             MuxEvent::Writable { key } => self.flags(node, key, |_, writable| *writable = true),
+            MuxEvent::Ended { .. } => {} // what arrived is still read
             MuxEvent::Closed { key, why } => self.stream_closed(node, key, why, cause),
         }
     }

@@ -106,6 +106,7 @@ impl Mux {
             self.admission.failed(now);
         }
         let (wire, writer_waits) = stream.end(ending);
+        let reads_on = stream.read_out().is_none();
         let (id, reported) = (stream.id.clone(), self.streams[slot].reported);
         if self.index.get(&id) == Some(&slot) {
             self.index.remove(&id);
@@ -117,6 +118,9 @@ impl Mux {
         }
         if writer_waits && !reported {
             self.events.push_back(Event::Writable { key });
+        }
+        if reads_on && !reported {
+            self.events.push_back(Event::Ended { key });
         }
     }
 

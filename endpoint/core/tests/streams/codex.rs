@@ -152,7 +152,9 @@ fn any_reset_ends_the_stream_and_what_arrived_is_still_read_first() {
     let wires = records(&mut pair, 2, 10);
     pair.feed_executor(wires);
     pair.feed_executor([reset(ResetReason::OrchestratorGone)]);
-    assert_eq!(closed(pair.executor_events()), None, "there is something to read");
+    let events = pair.executor_events();
+    assert!(matches!(events.last(), Some(Event::Ended { .. })), "{events:?}");
+    assert_eq!(closed(events), None, "there is something to read");
     assert_eq!(first_bytes(&mut pair), [0, 1]);
     let why = closed(pair.executor_events());
     assert_eq!(why, Some(Closed::Reset(ResetReason::OrchestratorGone)));

@@ -420,7 +420,8 @@ impl World {
                         self.opened.insert(talk.stream.clone());
                     }
                 }
-                Event::Readable { .. } | Event::Writable { .. } => {} // work() polls
+                // work() polls
+                Event::Readable { .. } | Event::Writable { .. } | Event::Ended { .. } => {}
                 Event::Closed { key, why } => self.closed(end, key, why),
             }
         }

@@ -254,6 +254,7 @@ impl Ends {
         let (Event::Opened { key }
         | Event::Readable { key }
         | Event::Writable { key }
+        | Event::Ended { key }
         | Event::Closed { key, .. }
         | Event::AuthorizationNeeded { key, .. }) = event;
         let index = self.find(side, key);
@@ -265,7 +266,7 @@ impl Ends {
                 let end = &mut self.0[index];
                 (end.closed, end.asking) = (Some(why), false);
             }
-            Event::Readable { .. } | Event::Writable { .. } => {
+            Event::Readable { .. } | Event::Writable { .. } | Event::Ended { .. } => {
                 assert!(self.0[index].opened.is_some(), "not open yet");
             }
             Event::AuthorizationNeeded { .. } => {}
