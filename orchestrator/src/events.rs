@@ -75,6 +75,21 @@ struct Feed {
     gone_below: u64,
     /// Wakes who waits because too much is held.
     room: Arc<Notify>,
+    /// The number of the stream on which its start was answered.
+    started: Option<u64>,
+    /// That of the last one on which the executor was asked for it before that
+    /// answer, and did not know it.
+    unknown: Option<u64>,
+}
+
+/// What the executor is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub(crate) id: ProcessId,
+    /// The last number that the process's reader has.
+    pub(crate) after: u64,
+    /// Whether its start is answered: if not, the executor need not know it yet.
+    pub(crate) started: bool,
 }
 
 /// ```text
@@ -99,7 +114,13 @@ enum Mode {
 impl Feed {
     fn new(events: mpsc::Sender<Event>) -> Self {
         let (held, room) = (BTreeMap::new(), Arc::default());
-        Self { events, next: 1, held, mode: Mode::Live, gone_below: 1, room }
+        let (started, unknown) = (None, None);
+        Self { events, next: 1, held, mode: Mode::Live, gone_below: 1, room, started, unknown }
+    }
+
+    /// Whether the executor knew it once and does not any more.
+    fn is_forgotten(&self) -> bool {
+        self.started.zip(self.unknown).is_some_and(|(started, unknown)| started < unknown)
     }
 
     /// Takes an event in; returns those whose turn has come, or gives the event
@@ -231,12 +252,44 @@ impl Events {
         }
     }
 
-    /// The processes to catch up with, and the last number that each one has.
-    pub(crate) fn positions(&self) -> Vec<(ProcessId, u64)> {
+    /// The processes to catch up with.
+    pub(crate) fn positions(&self) -> Vec<Position> {
         let state = self.lock();
         let behind =
             state.processes.iter().filter(|(_, feed)| matches!(feed.mode, Mode::Asking { .. }));
-        behind.map(|(id, feed)| (id.clone(), feed.next - 1)).collect()
+        let position = |(id, feed): (&ProcessId, &Feed)| Position {
+            id: id.clone(),
+            after: feed.next - 1,
+            started: feed.started.is_some(),
+        };
+        behind.map(position).collect()
+    }
+
+    /// The start of a process was answered on this stream.
+    pub(crate) fn started(&self, id: &ProcessId, epoch: u64) {
+        let mut state = self.lock();
+        let Some(feed) = state.processes.get_mut(id) else { return };
+        feed.started = Some(epoch);
+        if feed.is_forgotten() {
+            state.processes.remove(id);
+        }
+    }
+
+    /// The executor does not know a process on this stream. It need not yet if
+    /// its start was not answered when it was asked: then nothing is missing.
+    /// Else nothing follows.
+    pub(crate) async fn unknown(&self, asked: &Position, epoch: u64) -> Option<u64> {
+        let nothing = {
+            let mut state = self.lock();
+            let feed = state.processes.get_mut(&asked.id)?;
+            feed.unknown = Some(epoch);
+            if asked.started || feed.is_forgotten() {
+                state.processes.remove(&asked.id);
+                return None;
+            }
+            nothing_after(feed.next)
+        };
+        self.caught_up(&asked.id, nothing).await
     }
 
     /// Passes on what was read from the process's position on, then what arrived
@@ -313,6 +366,19 @@ impl Events {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The answer of an executor at which nothing happened from this number on.
+fn nothing_after(next_seq: u64) -> ReadReply {
+    ReadReply {
+        chunks: Vec::new(),
+        next_seq,
+        exited: false,
+        exit_code: None,
+        closed: false,
+        failure: None,
+        sandbox_denied: false,
     }
 }
 
@@ -452,12 +518,10 @@ mod tests {
         };
         ReadReply {
             chunks: seqs.iter().map(chunk).collect(),
-            next_seq,
             exited: exit_code.is_some(),
             exit_code,
             closed,
-            failure: None,
-            sandbox_denied: false,
+            ..nothing_after(next_seq)
         }
     }
 
@@ -482,7 +546,7 @@ mod tests {
         events.of_stream(0).closed();
         events.broken(0).await;
         events.hold();
-        assert_eq!(events.positions(), [(id(), 2)]);
+        assert_eq!(events.positions(), [Position { id: id(), after: 2, started: false }]);
         got(&mut feed);
         assert_eq!(events.caught_up(&id(), reply).await, None);
         got(&mut feed).iter().map(text).collect()
@@ -524,6 +588,33 @@ mod tests {
         assert_eq!(got(&mut feed).len(), 1);
         events.over();
         assert_eq!(feed.recv().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_not_started_yet_need_not_be_known() {
+        // the stream on which its start is answered, and whether that was
+        // before the executor was asked for it on stream 2
+        for (started, before, lost) in
+            [(1, true, true), (1, false, true), (2, false, false), (3, false, false)]
+        {
+            let events = Events::new(true);
+            let mut feed = events.subscribe(id());
+            if before {
+                events.started(&id(), started);
+            }
+            events.hold();
+            let [asked] = events.positions().try_into().unwrap();
+            output(&events, 1).await;
+            assert_eq!(events.unknown(&asked, 2).await, None);
+            if !before {
+                events.started(&id(), started);
+            }
+            output(&events, 2).await;
+            let told = got(&mut feed).len();
+            let over = feed.try_recv() == Err(mpsc::error::TryRecvError::Disconnected);
+            assert_eq!(over, lost, "{started} {before}");
+            assert!(lost || told == 2, "{told} of 2");
+        }
     }
 
     /// The events of these numbers arrive by themselves.

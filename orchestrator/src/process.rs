@@ -184,8 +184,10 @@ impl Process {
         let stdin = piped.then(|| Stdin::new(connection.clone(), id.clone()));
         let mut process =
             Self { connection, id, events, stdin, ahead: None, exit_code: None, ended: false };
-        let started = process.connection.session.call::<Start>(&start).await;
-        let reply = started.map_err(not_started)?;
+        let sent = process.connection.session.request::<Start>(&start).await;
+        let (live, answer) = sent.map_err(not_started)?;
+        let reply = answer.wait().await.map_err(not_started)?;
+        process.connection.events.started(&process.id, live.epoch);
         if let (Some(stdin), Some(window)) = (&mut process.stdin, reply.stdin_window) {
             let window = usize::try_from(window).unwrap_or(usize::MAX);
             stdin.write_bytes = write_bytes(window.min(limits::STDIN_WINDOW_MAX_BYTES));

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rendez_proto::keys::PublicKey;
-use rendez_proto::rpc::process::{ProcessId, Read};
+use rendez_proto::rpc::process::Read;
 use rendez_proto::rpc::session::SessionId;
 use rendez_proto::rpc::{Method, RpcError, code};
 use rendez_rpc::{Answer, CallError};
@@ -27,7 +27,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
 
 use crate::error::ConnectError;
-use crate::events::Events;
+use crate::events::{Events, Position};
 use crate::link::{LinkState, is_final};
 use crate::opener::{Live, Opener};
 use crate::random::random;
@@ -217,8 +217,8 @@ impl Keeper {
     /// Reads what the processes did meanwhile.
     async fn catch_up(&self, live: Arc<Live>) {
         let mut reads = JoinSet::new();
-        for (id, after) in self.events.positions() {
-            reads.spawn(read(live.clone(), self.events.clone(), id, after));
+        for position in self.events.positions() {
+            reads.spawn(read(live.clone(), self.events.clone(), position));
         }
         while reads.join_next().await.is_some() {}
     }
@@ -226,22 +226,27 @@ impl Keeper {
 
 /// Reads until nothing is missing any more: again only if more than can be held
 /// arrived before the answer.
-async fn read(live: Arc<Live>, events: Events, id: ProcessId, after: u64) {
-    let mut after = Some(after);
-    while after.is_some() {
-        let read =
-            Read { process_id: id.clone(), after_seq: after, max_bytes: None, wait_ms: None };
-        after = match live.caller.call::<Read>(&read).await {
-            Ok(reply) => events.caught_up(&id, reply).await,
-            // The executor does not know it, or not any more, or says what
-            // nobody understands: nothing can follow.
+async fn read(live: Arc<Live>, events: Events, mut position: Position) {
+    let mut behind = true;
+    while behind {
+        let read = Read {
+            process_id: position.id.clone(),
+            after_seq: Some(position.after),
+            max_bytes: None,
+            wait_ms: None,
+        };
+        let again = match live.caller.call::<Read>(&read).await {
+            Ok(reply) => events.caught_up(&position.id, reply).await,
+            // The executor does not know it, not yet or not any more, or says
+            // what nobody understands.
             Err(CallError::Refused(_) | CallError::Malformed { .. }) => {
-                events.unsubscribe(&id);
-                None
+                events.unknown(&position, live.epoch).await
             }
             // The next stream asks again.
             Err(CallError::Interrupted | CallError::NotSent) => None,
         };
+        behind = again.is_some();
+        position.after = again.unwrap_or(position.after);
     }
 }
 

@@ -1,24 +1,30 @@
 //! Sessions and processes at an executor that does what a test says.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use rendez_endpoint::{Config, Identity, IdentitySeed, Mux};
-use rendez_orchestrator::{Client, Command, LinkState, ProcessError};
+use rendez_orchestrator::{Client, Command, LinkState, ProcessError, ProcessEvent};
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::limits;
 use rendez_proto::profile::Profile;
-use rendez_proto::rpc::process::{Read, Start, Write};
+use rendez_proto::rpc::process::{
+    ClosedNotification, Exited, Output, ProcessId, Read, Start, Stream, Write,
+};
 use rendez_proto::rpc::session::{EnvironmentStatus, Initialize};
-use rendez_proto::rpc::{self, Json, Message, Method};
+use rendez_proto::rpc::{self, Json, Message, Method, RequestId, RpcError};
 use rendez_rpc::{CallError, Channel, Endpoint, Incoming, Messages as _};
 use rendez_transport::{pump, socket};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -33,6 +39,13 @@ enum Act {
     Answer(Value),
     /// It is kept, as one that has to wait.
     Keep,
+    /// The executor says no.
+    Refuse,
+    /// A process is started that says `a` and ends; as soon as another request of
+    /// this stream was refused.
+    Run,
+    /// Nothing goes through the socket any more, until it is cut.
+    Stall,
     /// The stream ends.
     End,
 }
@@ -49,7 +62,15 @@ struct Site {
     profile: Profile,
     streams: Arc<AtomicUsize>,
     kept: Kept,
+    stalled: Arc<Stalled>,
     task: JoinHandle<()>,
+}
+
+/// The socket through which nothing goes.
+#[derive(Default)]
+struct Stalled {
+    is: AtomicBool,
+    cut: Notify,
 }
 
 impl Site {
@@ -57,8 +78,8 @@ impl Site {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let streams = Arc::new(AtomicUsize::new(0));
-        let kept = Kept::default();
-        let (count, keep) = (streams.clone(), kept.clone());
+        let (kept, stalled) = (Kept::default(), Arc::<Stalled>::default());
+        let (count, keep, stall) = (streams.clone(), kept.clone(), stalled.clone());
         let task = tokio::spawn(async move {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
@@ -68,12 +89,13 @@ impl Site {
                     tokio::spawn(grant(tcp, address, profile));
                 } else {
                     let number = count.fetch_add(1, Ordering::Relaxed);
-                    let executor = Executor { number, script, kept: keep.clone() };
+                    let (kept, stalled) = (keep.clone(), stall.clone());
+                    let executor = Executor { number, script, kept, stalled };
                     tokio::spawn(executor.serve(tcp, profile));
                 }
             }
         });
-        Self { address, profile, streams, kept, task }
+        Self { address, profile, streams, kept, stalled, task }
     }
 
     async fn connect(&self) -> rendez_orchestrator::Executor {
@@ -122,6 +144,7 @@ struct Executor {
     number: usize,
     script: Script,
     kept: Kept,
+    stalled: Arc<Stalled>,
 }
 
 impl Executor {
@@ -131,6 +154,7 @@ impl Executor {
         let websocket = tokio_tungstenite::accept_async_with_config(tcp, Some(socket::config()));
         let websocket = websocket.await.unwrap();
         let mut driver = endpoint.attach(REGISTRATION.parse().unwrap());
+        let stalled = self.stalled.clone();
         tokio::spawn(async move {
             loop {
                 match endpoint.incoming().await {
@@ -139,21 +163,58 @@ impl Executor {
                 }
             }
         });
-        pump(websocket, &mut driver).await;
+        let mut pump = pin!(pump(websocket, &mut driver));
+        let ended = poll_fn(|cx| match stalled.is.load(Ordering::Relaxed) {
+            true => Poll::Ready(false),
+            false => pump.as_mut().poll(cx).map(|_| true),
+        });
+        if !ended.await {
+            stalled.cut.notified().await;
+            stalled.is.store(false, Ordering::Relaxed);
+        }
     }
 
     async fn answer(self, channel: Channel) {
+        let (mut refused, mut starting) = (false, None);
         while let Some(bytes) = channel.recv().await {
             if let Message::Request { id, method, params } = Message::parse(&bytes).unwrap() {
                 match (self.script)(self.number, &method) {
-                    Act::Answer(reply) => {
-                        let _ = channel.send(rpc::response(&id, Ok(&reply)).into()).await;
-                    }
+                    Act::Answer(reply) => send(&channel, rpc::response(&id, Ok(&reply))).await,
                     Act::Keep => self.kept.lock().unwrap().push(params),
+                    Act::Refuse => {
+                        send(&channel, rpc::refusal(&id, &RpcError::invalid_request("no"))).await;
+                        refused = true;
+                    }
+                    Act::Run => starting = Some((id, params.parse::<Start>().unwrap())),
+                    Act::Stall => self.stalled.is.store(true, Ordering::Relaxed),
                     Act::End => return,
+                }
+                if refused && let Some((id, start)) = starting.take() {
+                    run(&channel, &id, start.process_id).await;
                 }
             }
         }
+    }
+}
+
+async fn send(channel: &Channel, message: Vec<u8>) {
+    let _ = channel.send(message.into()).await;
+}
+
+async fn run(channel: &Channel, start: &RequestId, process_id: ProcessId) {
+    let id = process_id.clone();
+    let output =
+        Output { process_id: id.clone(), seq: 1, stream: Stream::Stdout, chunk: "a".into() };
+    let exited = Exited { process_id: id.clone(), seq: 2, exit_code: 0, sandbox_denied: false };
+    let closed = ClosedNotification { process_id: id, seq: 3 };
+    let started = json!({"processId": process_id, "sandboxType": "none"});
+    for message in [
+        rpc::response(start, Ok(&started)),
+        rpc::notification(&output),
+        rpc::notification(&exited),
+        rpc::notification(&closed),
+    ] {
+        send(channel, message).await;
     }
 }
 
@@ -210,6 +271,52 @@ async fn a_process_is_lost_if_what_it_did_meanwhile_cannot_be_understood() {
     let next = timeout(WITHIN, process.next()).await.unwrap();
     assert!(matches!(next, Err(ProcessError::Lost)), "{next:?}");
     executor.ping().await.unwrap();
+}
+
+/// The start waits for room in a stream that ends; then it is sent again on the
+/// next one, where the executor is asked at once what the process has done.
+#[tokio::test]
+async fn a_process_that_was_not_started_when_its_stream_ended_is_not_lost() {
+    let site = Site::start(KEPT, |stream, method| match (stream, method) {
+        (0, EnvironmentStatus::NAME) => Act::Stall,
+        (1, Read::NAME) => Act::Refuse,
+        (1, Start::NAME) => Act::Run,
+        (_, method) => willing(method),
+    })
+    .await;
+    let executor = site.connect().await;
+    let mut ping = pin!(executor.ping());
+    while !site.stalled.is.load(Ordering::Relaxed) {
+        assert!(now(ping.as_mut()).await.is_none());
+        tokio::task::yield_now().await;
+    }
+    let files = executor.files();
+    let much = vec![0; limits::READ_FILE_MAX_BYTES];
+    let mut fill = pin!(files.write("/more-than-a-socket-holds", &much));
+    assert!(now(fill.as_mut()).await.is_none());
+    let mut spawn = pin!(executor.spawn(Command::new("true").current_dir("/")));
+    assert!(now(spawn.as_mut()).await.is_none());
+    site.stalled.cut.notify_one();
+    let mut process = timeout(WITHIN, spawn).await.unwrap().unwrap();
+    let told = async {
+        let mut told = Vec::new();
+        while let Some(event) = process.next().await.unwrap() {
+            told.push(event);
+        }
+        told
+    };
+    let told = timeout(WITHIN, told).await.unwrap();
+    assert_eq!(told, [ProcessEvent::Stdout(b"a".to_vec()), ProcessEvent::Exited(0)]);
+    assert!(matches!(ping.await, Err(CallError::Interrupted)));
+}
+
+/// What a future has to say without waiting.
+async fn now<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
 }
 
 /// How many bytes each write has that is under way to a process that does not
