@@ -75,6 +75,9 @@ struct Feed {
     gone_below: u64,
     /// Wakes who waits because too much is held.
     room: Arc<Notify>,
+    /// Somebody catches up with it, and until that is done passes events on. No
+    /// second one may: they would come in any order.
+    caught_up_with: bool,
     /// The number of the stream on which its start was answered.
     started: Option<u64>,
     /// That of the last one on which the executor was asked for it before that
@@ -82,10 +85,9 @@ struct Feed {
     unknown: Option<u64>,
 }
 
-/// What the executor is asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What the executor is asked for about a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Position {
-    pub(crate) id: ProcessId,
     /// The last number that the process's reader has.
     pub(crate) after: u64,
     /// Whether its start is answered: if not, the executor need not know it yet.
@@ -96,16 +98,17 @@ pub(crate) struct Position {
 /// Live ──the stream ended──► Asking ──the answer──► PassingOn ──► Live
 ///                               ▲                       │
 ///                               ├──the stream ended─────┤
-///                               └──some was dropped─────┘
+///                               └──the answer was old───┘
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// Events go to the reader, and wait for it.
     Live,
     /// What was missed is asked for. The answer comes behind what arrives, so
-    /// that must not wait: it is held, and what is too much is `dropped` and
-    /// asked for again.
-    Asking { dropped: bool },
+    /// that must not wait: it is held, and what is too much is dropped. Then, or
+    /// if another stream ended meanwhile, the answer is not all, and is asked for
+    /// `again`.
+    Asking { again: bool },
     /// What was missed is passed on. What arrives is held behind it, and waits
     /// if it is too much.
     PassingOn,
@@ -114,8 +117,9 @@ enum Mode {
 impl Feed {
     fn new(events: mpsc::Sender<Event>) -> Self {
         let (held, room) = (BTreeMap::new(), Arc::default());
-        let (started, unknown) = (None, None);
-        Self { events, next: 1, held, mode: Mode::Live, gone_below: 1, room, started, unknown }
+        let mode = Mode::Live;
+        let (caught_up_with, started, unknown) = (false, None, None);
+        Self { events, next: 1, held, mode, gone_below: 1, room, caught_up_with, started, unknown }
     }
 
     /// Whether the executor knew it once and does not any more.
@@ -131,8 +135,8 @@ impl Feed {
         }
         let full = self.held.len() >= EVENTS_HELD_MEANWHILE;
         match &mut self.mode {
-            Mode::Asking { dropped } if full => {
-                *dropped = true;
+            Mode::Asking { again } if full => {
+                *again = true;
                 return Ok(Vec::new());
             }
             Mode::PassingOn if full && seq > self.next => return Err(event),
@@ -201,16 +205,16 @@ impl Feed {
             }
         }
         self.gone_below = first;
-        if self.mode == (Mode::Asking { dropped: false }) {
+        if self.mode == (Mode::Asking { again: false }) {
             self.mode = Mode::PassingOn;
         }
     }
 
-    /// All that was held is passed on; tells after which number to ask again.
-    fn passed_on(&mut self) -> Option<u64> {
-        let again = matches!(self.mode, Mode::Asking { .. });
-        self.mode = if again { Mode::Asking { dropped: false } } else { Mode::Live };
-        again.then(|| self.next - 1)
+    /// All that was held is passed on: that is all, unless it is asked for again.
+    fn passed_on(&mut self) {
+        if self.mode == Mode::PassingOn {
+            self.mode = Mode::Live;
+        }
     }
 }
 
@@ -247,22 +251,60 @@ impl Events {
     /// Holds what arrives from the next stream until it was caught up with.
     pub(crate) fn hold(&self) {
         for feed in self.lock().processes.values_mut() {
-            feed.mode = Mode::Asking { dropped: false };
+            // An answer that is under way is one of the stream that ended.
+            feed.mode = Mode::Asking { again: feed.caught_up_with };
             feed.room.notify_waiters();
         }
     }
 
-    /// The processes to catch up with.
-    pub(crate) fn positions(&self) -> Vec<Position> {
-        let state = self.lock();
-        let behind =
-            state.processes.iter().filter(|(_, feed)| matches!(feed.mode, Mode::Asking { .. }));
-        let position = |(id, feed): (&ProcessId, &Feed)| Position {
-            id: id.clone(),
-            after: feed.next - 1,
-            started: feed.started.is_some(),
-        };
-        behind.map(position).collect()
+    /// The processes that nobody catches up with yet: whoever asks does from here
+    /// on, until [`position`](Self::position) says that nothing is missing.
+    pub(crate) fn behind(&self) -> Vec<ProcessId> {
+        let mut state = self.lock();
+        let behind = state
+            .processes
+            .iter_mut()
+            .filter(|(_, feed)| matches!(feed.mode, Mode::Asking { .. }) && !feed.caught_up_with);
+        behind
+            .map(|(id, feed)| {
+                feed.caught_up_with = true;
+                id.clone()
+            })
+            .collect()
+    }
+
+    /// What to ask the executor for; `None` once nothing is missing.
+    pub(crate) fn position(&self, id: &ProcessId) -> Option<Position> {
+        let mut state = self.lock();
+        let feed = state.processes.get_mut(id)?;
+        feed.caught_up_with = matches!(feed.mode, Mode::Asking { .. });
+        if !feed.caught_up_with {
+            return None;
+        }
+        feed.mode = Mode::Asking { again: false };
+        Some(Position { after: feed.next - 1, started: feed.started.is_some() })
+    }
+
+    /// Passes on what was read from the process's position on, then what arrived
+    /// meanwhile.
+    pub(crate) async fn caught_up(&self, id: &ProcessId, reply: ReadReply) {
+        match self.lock().processes.get_mut(id) {
+            Some(feed) => feed.fill(reply),
+            None => return,
+        }
+        loop {
+            let (events, due) = {
+                let mut state = self.lock();
+                let Some(feed) = state.processes.get_mut(id) else { return };
+                let due = feed.in_order();
+                feed.room.notify_waiters();
+                if due.is_empty() {
+                    return feed.passed_on();
+                }
+                (feed.events.clone(), due)
+            };
+            self.pass_on(id, &events, due).await;
+        }
     }
 
     /// The start of a process was answered on this stream.
@@ -278,37 +320,18 @@ impl Events {
     /// The executor does not know a process on this stream. It need not yet if
     /// its start was not answered when it was asked: then nothing is missing.
     /// Else nothing follows.
-    pub(crate) async fn unknown(&self, asked: &Position, epoch: u64) -> Option<u64> {
+    pub(crate) async fn unknown(&self, id: &ProcessId, asked: Position, epoch: u64) {
         let nothing = {
             let mut state = self.lock();
-            let feed = state.processes.get_mut(&asked.id)?;
+            let Some(feed) = state.processes.get_mut(id) else { return };
             feed.unknown = Some(epoch);
             if asked.started || feed.is_forgotten() {
-                state.processes.remove(&asked.id);
-                return None;
+                state.processes.remove(id);
+                return;
             }
             nothing_after(feed.next)
         };
-        self.caught_up(&asked.id, nothing).await
-    }
-
-    /// Passes on what was read from the process's position on, then what arrived
-    /// meanwhile. Tells after which number to read again, if that was too much.
-    pub(crate) async fn caught_up(&self, id: &ProcessId, reply: ReadReply) -> Option<u64> {
-        self.lock().processes.get_mut(id)?.fill(reply);
-        loop {
-            let (events, due) = {
-                let mut state = self.lock();
-                let feed = state.processes.get_mut(id)?;
-                let due = feed.in_order();
-                feed.room.notify_waiters();
-                if due.is_empty() {
-                    return feed.passed_on();
-                }
-                (feed.events.clone(), due)
-            };
-            self.pass_on(id, &events, due).await;
-        }
+        self.caught_up(id, nothing).await;
     }
 
     /// The session is over: nothing follows.
@@ -535,6 +558,13 @@ mod tests {
         }
     }
 
+    /// A stream ends, and the next one is asked for what was missed.
+    fn ask(events: &Events) -> Position {
+        events.hold();
+        assert_eq!(events.behind(), [id()]);
+        events.position(&id()).unwrap()
+    }
+
     /// A process of which 1 and 2 arrived, then the stream ended; what is told
     /// after `reply` was read.
     async fn told(reply: ReadReply) -> Vec<String> {
@@ -546,9 +576,11 @@ mod tests {
         events.of_stream(0).closed();
         events.broken(0).await;
         events.hold();
-        assert_eq!(events.positions(), [Position { id: id(), after: 2, started: false }]);
+        assert_eq!(events.behind(), [id()]);
+        assert_eq!(events.position(&id()), Some(Position { after: 2, started: false }));
         got(&mut feed);
-        assert_eq!(events.caught_up(&id(), reply).await, None);
+        events.caught_up(&id(), reply).await;
+        assert_eq!(events.position(&id()), None);
         got(&mut feed).iter().map(text).collect()
     }
 
@@ -576,7 +608,7 @@ mod tests {
         let events = Events::new(true);
         let mut feed = events.subscribe(id());
         output(&events, 1).await;
-        events.hold();
+        ask(&events);
         for seq in [4, 5] {
             output(&events, seq).await;
         }
@@ -602,10 +634,9 @@ mod tests {
             if before {
                 events.started(&id(), started);
             }
-            events.hold();
-            let [asked] = events.positions().try_into().unwrap();
+            let asked = ask(&events);
             output(&events, 1).await;
-            assert_eq!(events.unknown(&asked, 2).await, None);
+            events.unknown(&id(), asked, 2).await;
             if !before {
                 events.started(&id(), started);
             }
@@ -640,19 +671,19 @@ mod tests {
     async fn nothing_is_lost_while_a_slow_reader_catches_up() {
         let events = Events::new(true);
         let mut feed = events.subscribe(id());
-        events.hold();
+        ask(&events);
         // more than fits into the reader's queue; then far more than is held
         let missed = 2 * EVENTS_WAITING as u64;
         let all = missed + 2 * EVENTS_HELD_MEANWHILE as u64;
         let seqs: Vec<_> = (1..=missed).collect();
         let id = id();
-        let (again, (), told) = tokio::join!(
+        let ((), (), told) = tokio::join!(
             events.caught_up(&id, reply(&seqs, missed + 1, None, false)),
             arrive(&events, missed + 1..=all),
             // comes last, and so lets the others go as far as they can
             chunks(&mut feed, all),
         );
-        assert_eq!((again, told), (None, all));
+        assert_eq!((events.position(&id), told), (None, all));
         arrive(&events, all + 1..=all + 1).await;
         assert_eq!(chunks(&mut feed, 1).await, 1, "it goes on as before");
     }
@@ -661,26 +692,45 @@ mod tests {
     async fn what_was_too_much_while_nobody_had_answered_is_asked_for_again() {
         let events = Events::new(true);
         let mut feed = events.subscribe(id());
-        events.hold();
+        ask(&events);
         let held = EVENTS_HELD_MEANWHILE as u64;
         arrive(&events, 2..=held + 3).await;
         let id = id();
-        let (again, told) = tokio::join!(
+        let ((), told) = tokio::join!(
             events.caught_up(&id, reply(&[1], 2, None, false)),
             chunks(&mut feed, held + 1),
         );
+        let again = events.position(&id).map(|position| position.after);
         assert_eq!((again, told), (Some(held + 1), held + 1), "two were dropped");
         arrive(&events, held + 4..=held + 4).await;
         let (two, end) = ([held + 2, held + 3], held + 4);
-        assert_eq!(events.caught_up(&id, reply(&two, end, None, false)).await, None);
+        events.caught_up(&id, reply(&two, end, None, false)).await;
+        assert_eq!(events.position(&id), None);
         assert_eq!(chunks(&mut feed, 3).await, 3);
+    }
+
+    #[tokio::test]
+    async fn an_answer_of_a_stream_that_ended_meanwhile_is_not_all() {
+        let events = Events::new(true);
+        let mut feed = events.subscribe(id());
+        ask(&events);
+        events.hold();
+        assert_eq!(events.behind(), [], "somebody is about it");
+        events.caught_up(&id(), reply(&[1, 2], 3, None, false)).await;
+        output(&events, 4).await;
+        assert_eq!(got(&mut feed).len(), 2);
+        assert_eq!(events.position(&id()).unwrap().after, 2);
+        events.caught_up(&id(), reply(&[3, 4], 5, None, false)).await;
+        assert_eq!(got(&mut feed).len(), 2);
+        assert_eq!(events.position(&id()), None);
+        ask(&events);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_for_room_goes_on_when_the_process_is_given_up() {
         let events = Events::new(true);
         let mut feed = events.subscribe(id());
-        events.hold();
+        ask(&events);
         let waiting = EVENTS_WAITING as u64;
         let seqs: Vec<_> = (1..=2 * waiting).collect();
         let reply = reply(&seqs, 2 * waiting + 1, None, false);

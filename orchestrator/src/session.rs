@@ -12,12 +12,15 @@
 //! is read from where it was, and writes to standard input that nobody answered
 //! are sent again under their ids, which an executor applies once. No other
 //! call is repeated: its outcome is unknown.
+//!
+//! Output that was read waits for its reader in a task of its process, which
+//! lasts over streams: the end of a stream is noticed whoever does not read.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rendez_proto::keys::PublicKey;
-use rendez_proto::rpc::process::Read;
+use rendez_proto::rpc::process::{ProcessId, Read};
 use rendez_proto::rpc::session::SessionId;
 use rendez_proto::rpc::{Method, RpcError, code};
 use rendez_rpc::{Answer, CallError};
@@ -27,7 +30,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
 
 use crate::error::ConnectError;
-use crate::events::{Events, Position};
+use crate::events::Events;
 use crate::link::{LinkState, is_final};
 use crate::opener::{Live, Opener};
 use crate::random::random;
@@ -96,20 +99,11 @@ impl Session {
     /// # Errors
     /// See [`live`](Self::live).
     pub(crate) async fn after(&self, gone: &Arc<Live>) -> Result<Arc<Live>, CallError> {
-        self.other_than(Some(gone)).await
+        self.other_than(Some(gone.epoch)).await
     }
 
-    async fn other_than(&self, gone: Option<&Arc<Live>>) -> Result<Arc<Live>, CallError> {
-        let mut stage = self.stage.clone();
-        let settled = stage.wait_for(|stage| match stage {
-            Stage::Up(live) => gone.is_none_or(|gone| !Arc::ptr_eq(gone, live)),
-            Stage::Resuming => false,
-            Stage::Over => true,
-        });
-        match settled.await.as_deref() {
-            Ok(Stage::Up(live)) => Ok(live.clone()),
-            _ => Err(CallError::NotSent),
-        }
+    async fn other_than(&self, gone: Option<u64>) -> Result<Arc<Live>, CallError> {
+        settled(&mut self.stage.clone(), gone).await.ok_or(CallError::NotSent)
     }
 
     /// Sends a call, on the next stream if this one is over before it was sent.
@@ -171,6 +165,8 @@ struct Keeper {
 impl Keeper {
     /// `epoch` is the number of the stream that has the session.
     async fn keep(self, mut epoch: u64) {
+        // At most one per process that runs.
+        let mut catching_up = JoinSet::new();
         loop {
             self.events.broken(epoch).await;
             self.events.hold();
@@ -178,11 +174,15 @@ impl Keeper {
             // The socket may stand still, as when only the executor left.
             self.stages.send_replace(Stage::Resuming);
             let Some(live) = self.reopen(&mut epoch).await else { break };
-            let live = Arc::new(live);
-            self.stages.send_replace(Stage::Up(live.clone()));
+            self.stages.send_replace(Stage::Up(Arc::new(live)));
             self.announce.send_replace(LinkState::Up);
-            self.catch_up(live).await;
+            while catching_up.try_join_next().is_some() {}
+            for id in self.events.behind() {
+                catching_up.spawn(catch_up(self.stages.subscribe(), self.events.clone(), id));
+            }
         }
+        // They may have events in their hands, and go when those are told.
+        catching_up.detach_all();
         self.events.over();
         self.stages.send_replace(Stage::Over);
         self.announce.send_replace(LinkState::Down);
@@ -213,40 +213,48 @@ impl Keeper {
         }
         None
     }
-
-    /// Reads what the processes did meanwhile.
-    async fn catch_up(&self, live: Arc<Live>) {
-        let mut reads = JoinSet::new();
-        for position in self.events.positions() {
-            reads.spawn(read(live.clone(), self.events.clone(), position));
-        }
-        while reads.join_next().await.is_some() {}
-    }
 }
 
-/// Reads until nothing is missing any more: again only if more than can be held
-/// arrived before the answer.
-async fn read(live: Arc<Live>, events: Events, mut position: Position) {
-    let mut behind = true;
-    while behind {
+/// Reads what a process did while it had no stream, until nothing is missing any
+/// more: again after more has arrived before the answer than can be held, and
+/// over the next stream if this one ends.
+async fn catch_up(mut stage: watch::Receiver<Stage>, events: Events, id: ProcessId) {
+    let mut gone = None;
+    while let Some(live) = settled(&mut stage, gone).await {
+        let Some(position) = events.position(&id) else { return };
         let read = Read {
-            process_id: position.id.clone(),
+            process_id: id.clone(),
             after_seq: Some(position.after),
             max_bytes: None,
             wait_ms: None,
         };
-        let again = match live.caller.call::<Read>(&read).await {
-            Ok(reply) => events.caught_up(&position.id, reply).await,
+        let answer = live.caller.call::<Read>(&read).await;
+        let epoch = live.epoch;
+        // What follows waits for a reader, and must not hold a stream that ends.
+        drop(live);
+        match answer {
+            Ok(reply) => events.caught_up(&id, reply).await,
             // The executor does not know it, not yet or not any more, or says
             // what nobody understands.
             Err(CallError::Refused(_) | CallError::Malformed { .. }) => {
-                events.unknown(&position, live.epoch).await
+                events.unknown(&id, position, epoch).await;
             }
-            // The next stream asks again.
-            Err(CallError::Interrupted | CallError::NotSent) => None,
-        };
-        behind = again.is_some();
-        position.after = again.unwrap_or(position.after);
+            Err(CallError::Interrupted | CallError::NotSent) => gone = Some(epoch),
+        }
+    }
+}
+
+/// The stream that has the session, but not the one of this number; `None` if
+/// there never will be one.
+async fn settled(stage: &mut watch::Receiver<Stage>, gone: Option<u64>) -> Option<Arc<Live>> {
+    let settled = stage.wait_for(|stage| match stage {
+        Stage::Up(live) => gone != Some(live.epoch),
+        Stage::Resuming => false,
+        Stage::Over => true,
+    });
+    match settled.await.as_deref() {
+        Ok(Stage::Up(live)) => Some(live.clone()),
+        _ => None,
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,12 +11,13 @@ use std::task::Poll;
 use std::time::Duration;
 
 use rendez_endpoint::{Config, Identity, IdentitySeed, Mux};
-use rendez_orchestrator::{Client, Command, LinkState, ProcessError, ProcessEvent};
+use rendez_orchestrator::{Client, Command, FileError, LinkState, ProcessError, ProcessEvent};
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::limits;
 use rendez_proto::profile::Profile;
+use rendez_proto::rpc::fs::WriteFile;
 use rendez_proto::rpc::process::{
-    ClosedNotification, Exited, Output, ProcessId, Read, Start, Stream, Write,
+    Chunk, ClosedNotification, Exited, Output, ProcessId, Read, ReadReply, Start, Stream, Write,
 };
 use rendez_proto::rpc::session::{EnvironmentStatus, Initialize};
 use rendez_proto::rpc::{self, Json, Message, Method, RequestId, RpcError};
@@ -56,12 +58,16 @@ type Script = fn(usize, &str) -> Act;
 /// Requests without an answer.
 type Kept = Arc<Mutex<Vec<Json>>>;
 
+/// The methods of all requests.
+type Asked = Arc<Mutex<Vec<String>>>;
+
 /// Registry and executor in one; each websocket has one stream.
 struct Site {
     address: SocketAddr,
     profile: Profile,
     streams: Arc<AtomicUsize>,
     kept: Kept,
+    asked: Asked,
     stalled: Arc<Stalled>,
     task: JoinHandle<()>,
 }
@@ -78,8 +84,9 @@ impl Site {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let streams = Arc::new(AtomicUsize::new(0));
-        let (kept, stalled) = (Kept::default(), Arc::<Stalled>::default());
-        let (count, keep, stall) = (streams.clone(), kept.clone(), stalled.clone());
+        let (kept, asked, stalled) = (Kept::default(), Asked::default(), Arc::<Stalled>::default());
+        let (count, keep, ask, stall) =
+            (streams.clone(), kept.clone(), asked.clone(), stalled.clone());
         let task = tokio::spawn(async move {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
@@ -89,13 +96,18 @@ impl Site {
                     tokio::spawn(grant(tcp, address, profile));
                 } else {
                     let number = count.fetch_add(1, Ordering::Relaxed);
-                    let (kept, stalled) = (keep.clone(), stall.clone());
-                    let executor = Executor { number, script, kept, stalled };
+                    let (kept, asked, stalled) = (keep.clone(), ask.clone(), stall.clone());
+                    let executor = Executor { number, script, kept, asked, stalled };
                     tokio::spawn(executor.serve(tcp, profile));
                 }
             }
         });
-        Self { address, profile, streams, kept, stalled, task }
+        Self { address, profile, streams, kept, asked, stalled, task }
+    }
+
+    /// How often a method was called.
+    fn asked(&self, method: &str) -> usize {
+        self.asked.lock().unwrap().iter().filter(|asked| *asked == method).count()
     }
 
     async fn connect(&self) -> rendez_orchestrator::Executor {
@@ -144,6 +156,7 @@ struct Executor {
     number: usize,
     script: Script,
     kept: Kept,
+    asked: Asked,
     stalled: Arc<Stalled>,
 }
 
@@ -178,6 +191,7 @@ impl Executor {
         let (mut refused, mut starting) = (false, None);
         while let Some(bytes) = channel.recv().await {
             if let Message::Request { id, method, params } = Message::parse(&bytes).unwrap() {
+                self.asked.lock().unwrap().push(method.clone());
                 match (self.script)(self.number, &method) {
                     Act::Answer(reply) => send(&channel, rpc::response(&id, Ok(&reply))).await,
                     Act::Keep => self.kept.lock().unwrap().push(params),
@@ -308,6 +322,63 @@ async fn a_process_that_was_not_started_when_its_stream_ended_is_not_lost() {
     let told = timeout(WITHIN, told).await.unwrap();
     assert_eq!(told, [ProcessEvent::Stdout(b"a".to_vec()), ProcessEvent::Exited(0)]);
     assert!(matches!(ping.await, Err(CallError::Interrupted)));
+}
+
+/// Chunks that were missed, more than wait for a reader.
+const MISSED: u64 = 200;
+
+/// The task that reads a process waits for something else first, over two
+/// streams that end.
+#[tokio::test]
+async fn a_stream_that_ends_while_missed_output_waits_for_its_reader_is_noticed() {
+    let site = Site::start(KEPT, |stream, method| match (stream, method) {
+        (0, EnvironmentStatus::NAME) | (1, WriteFile::NAME) => Act::End,
+        (1, Read::NAME) => Act::Answer(missed(1..=MISSED, false)),
+        (_, Read::NAME) => Act::Answer(missed(MISSED + 1..=MISSED + 1, true)),
+        (_, method) => willing(method),
+    })
+    .await;
+    let executor = site.connect().await;
+    let mut process = executor.spawn(Command::new("true").current_dir("/")).await.unwrap();
+    assert!(executor.ping().await.is_err());
+    let in_time = async {
+        while site.asked(Read::NAME) == 0 {
+            executor.ping().await.unwrap();
+        }
+        // comes behind the answer
+        executor.ping().await.unwrap();
+        let written = executor.files().write("/x", b"x").await;
+        assert!(matches!(written, Err(FileError::Lost)), "{written:?}");
+        executor.ping().await.unwrap();
+        let mut told = Vec::new();
+        while let Some(event) = process.next().await.unwrap() {
+            match event {
+                ProcessEvent::Stdout(chunk) => told.extend(chunk),
+                other => assert_eq!(other, ProcessEvent::Exited(0)),
+            }
+        }
+        told
+    };
+    let told = timeout(WITHIN, in_time).await.unwrap();
+    let all: String = (1..=MISSED + 1).map(|seq| format!("{seq} ")).collect();
+    assert_eq!(String::from_utf8(told).unwrap(), all);
+}
+
+/// What the executor has kept; `ended` if the process has, after that.
+fn missed(seqs: RangeInclusive<u64>, ended: bool) -> Value {
+    let next_seq = seqs.end() + 1 + if ended { 2 } else { 0 };
+    let chunk =
+        |seq| Chunk { seq, stream: Stream::Stdout, chunk: format!("{seq} ").into_bytes().into() };
+    let reply = ReadReply {
+        chunks: seqs.map(chunk).collect(),
+        next_seq,
+        exited: ended,
+        exit_code: ended.then_some(0),
+        closed: ended,
+        failure: None,
+        sandbox_denied: false,
+    };
+    Json::of(&reply).parse().unwrap()
 }
 
 /// What a future has to say without waiting.
