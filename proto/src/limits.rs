@@ -325,10 +325,16 @@ pub const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 pub const KEEP_MIN: Duration = PRUNE_INTERVAL;
 /// Rows of the audit log that one transaction removes.
 pub const AUDIT_PRUNE_BATCH: u32 = 5000;
-/// How often the audit log says that the same token runs into the same limit.
+/// The part of the audit log that what people did may take, when it is carried
+/// over because the log is cut for its length: one row in two, so that a cut
+/// always makes room, whatever is in the log.
+pub const AUDIT_ACTS_PART: u64 = 2;
+/// How often the audit log says that the same token runs into the same limit, or
+/// is refused for the same reason.
 pub const QUOTA_ROW_INTERVAL: Duration = Duration::from_secs(60);
-/// Tokens and limits that are kept apart for that. At a row per minute each, the
-/// log of a relay under attack grows by 70 rows a second at most.
+/// Tokens and limits that are kept apart for that, and as many tokens and
+/// reasons. At a row per minute each, the log of a relay under attack grows by
+/// 140 rows a second at most.
 pub const QUOTA_ENTRIES: usize = 4096;
 /// Pause after the database refused what is written in the background.
 pub const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(1);

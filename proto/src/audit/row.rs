@@ -14,6 +14,8 @@
 //!   database took them.
 //! * `checkpoint`: all rows up to number `count`, whose hash is `what`, were
 //!   removed because they were old. Then the log begins with the row after it.
+//!   What people did among them may follow it again, as rows of their own: a
+//!   chain that is cut at its beginning can keep nothing in its place.
 //!
 //! Whoever can write the database can forge a whole new chain. Against that
 //! helps a [`Head`] that was noted elsewhere: a chain that contains it has
@@ -139,6 +141,13 @@ impl AuditKind {
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.as_str() == text)
     }
+
+    /// Whether it is of something that people did, about who may do what. There
+    /// are few such rows, and they are what is looked for a year later; others
+    /// come by themselves, as many as tokens are used.
+    pub fn is_act(self) -> bool {
+        matches!(self, AuditKind::Enrol | AuditKind::Revoke | AuditKind::Admin)
+    }
 }
 
 /// What happened: a row without its place in the chain.
@@ -173,7 +182,8 @@ pub struct AuditEvent {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent_bytes: Option<u64>,
     /// Of a gap, how many events; of a checkpoint, the last removed row; of a
-    /// quota, how often since the row before.
+    /// quota or a refusal, how often since the row before; of something that
+    /// people did, the number that its row had before it was carried over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
 }

@@ -6,6 +6,8 @@
 //!   validate, open, close, quota). Up to [`limits::AUDIT_UNWRITTEN`] events
 //!   wait for the writer. Beyond that they are lost, counted, and a `gap` row
 //!   stands where they would: the log says what it does not know.
+//!   [`Audit::record_refusal`] is the same for what whoever is refused may do as
+//!   often as it likes: the first of a kind is written, the others are counted.
 //! * What must leave a trace (enrol, revoke, admin) does not come here: the
 //!   store writes its row in the transaction that does the thing, so neither
 //!   is without the other. What was recorded before is written first, by
@@ -18,6 +20,8 @@
 //! * Cancelling whoever waits for a write neither loses nor repeats anything:
 //!   a write runs in a task of its own to its end.
 
+mod repeats;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,6 +32,7 @@ use rendez_proto::limits;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use self::repeats::Repeats;
 use crate::page;
 use crate::seam::Clock;
 use crate::store::StoreError;
@@ -57,6 +62,7 @@ pub struct Audit {
     prune_now: AtomicBool,
     /// At its end may be a gap beyond the bound.
     unwritten: Mutex<VecDeque<AuditEvent>>,
+    refusals: Mutex<Repeats>,
     /// Something was recorded.
     recorded: Notify,
     /// One at a time: the order is that of the queue.
@@ -74,6 +80,7 @@ impl Audit {
             keep: Mutex::new(keep),
             prune_now: AtomicBool::new(true),
             unwritten: Mutex::default(),
+            refusals: Mutex::default(),
             recorded: Notify::new(),
             writing: tokio::sync::Mutex::default(),
             lost: AtomicU64::new(0),
@@ -106,6 +113,32 @@ impl Audit {
         }
         drop(unwritten);
         self.recorded.notify_one();
+    }
+
+    /// Takes an event that whoever causes it can repeat at no cost. The first of
+    /// an actor and a word is written soon, those that follow are one row per
+    /// [`limits::QUOTA_ROW_INTERVAL`] together, with their number and with what is
+    /// the same of all of them.
+    pub fn record_refusal(&self, event: AuditEvent) {
+        let first = self.refusals().take(event, Instant::now());
+        if let Some(first) = first {
+            self.record(first);
+        }
+    }
+
+    /// Records refusals that are counted and due, or all.
+    fn record_counted(&self, all: bool) {
+        let rows = self.refusals().due(Instant::now(), self.clock.now_unix_secs(), all);
+        rows.into_iter().for_each(|row| self.record(row));
+    }
+
+    /// Writes all there is, for a relay that stops.
+    ///
+    /// # Errors
+    /// The database refused.
+    pub(crate) async fn finish(self: &Arc<Self>) -> Result<(), StoreError> {
+        self.record_counted(true);
+        self.flush().await
     }
 
     /// Writes what was recorded before this call.
@@ -170,8 +203,10 @@ impl Audit {
         let mut rows_at_prune = 0;
         loop {
             if self.unwritten() == 0 && !self.prune_now.load(Ordering::Relaxed) {
-                let _ = timeout_at(prune_at, self.recorded.notified()).await;
+                let wake = self.refusals().next().map_or(prune_at, |due| due.min(prune_at));
+                let _ = timeout_at(wake, self.recorded.notified()).await;
             }
+            self.record_counted(false);
             let mut done = self.flush().await;
             let written = self.written.load(Ordering::Relaxed);
             // so that no flood makes more of them than a batch too many
@@ -237,6 +272,10 @@ impl Audit {
             }
         }
         Ok(())
+    }
+
+    fn refusals(&self) -> MutexGuard<'_, Repeats> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<AuditEvent>> {

@@ -243,6 +243,124 @@ async fn old_rows_go_and_the_rest_can_still_be_checked() {
     assert_eq!(log.verify(Some(head)).await.unwrap().rows, 1);
 }
 
+/// Rows of what people did, as the number that each had at first.
+async fn acts(log: &Log) -> Vec<u64> {
+    let rows = log.rows().await.into_iter().filter(|row| row.event.kind.is_act());
+    rows.map(|row| row.event.count.unwrap_or(row.seq)).collect()
+}
+
+#[tokio::test]
+async fn no_flood_takes_away_what_people_did() {
+    let log = Log::new(AuditKeep { rows: 20, age: Duration::from_secs(100) }).await;
+    let act = |kind, what: &str| {
+        let what = Some(what.to_owned());
+        log.audit.record(AuditEvent { what, ..log.audit.event(kind) });
+    };
+    act(AuditKind::Admin, "one");
+    log.record(0);
+    act(AuditKind::Revoke, "three");
+    act(AuditKind::Enrol, "four");
+    let floods = async |times: u64| {
+        for n in 0..times {
+            (0..50).for_each(|n| log.record(n));
+            log.audit.flush().await.unwrap();
+            let noted = log.audit.head().await.unwrap();
+            assert!(log.audit.prune().await.unwrap() > 0);
+            let intact = log.verify(Some(noted)).await.unwrap();
+            assert!(intact.rows <= 20 + 1 + 10, "{} rows after {n}", intact.rows);
+        }
+    };
+    floods(5).await;
+    assert_eq!(acts(&log).await, [1, 3, 4]);
+    let rows = log.rows().await;
+    let one = rows.iter().find(|row| row.event.count == Some(1)).unwrap();
+    let expected = (AuditKind::Admin, Some("one"), START);
+    assert_eq!((one.event.kind, one.event.what.as_deref(), one.event.at_unix_secs), expected);
+
+    // they too are bounded: the newest stay, in half of the log
+    (0..30).for_each(|_| act(AuditKind::Admin, "many"));
+    let before = log.rows().await.last().unwrap().seq;
+    floods(5).await;
+    assert_eq!(acts(&log).await, (before + 21..=before + 30).collect::<Vec<_>>());
+
+    // and none is kept for longer than all others
+    log.clock.0.fetch_add(101, Ordering::SeqCst);
+    act(AuditKind::Admin, "young");
+    let young = log.rows().await.last().unwrap().seq + 1;
+    floods(2).await;
+    assert_eq!(acts(&log).await, [young]);
+}
+
+#[tokio::test]
+async fn a_cut_by_age_stops_before_the_first_row_that_is_young() {
+    let log = Log::new(AuditKeep::default()).await;
+    (0..30).for_each(|n| log.record(n));
+    log.audit.flush().await.unwrap();
+    let cut = async |since| log.store.prune_audit(1000, since, 10, START).await.unwrap();
+    assert_eq!(cut(START + 1).await, 10, "all are old");
+    // the clock was set back: what is behind a young row stays
+    log.clock.0.fetch_add(5, Ordering::SeqCst);
+    log.record(30);
+    log.clock.0.fetch_sub(5, Ordering::SeqCst);
+    (31..60).for_each(|n| log.record(n));
+    log.audit.flush().await.unwrap();
+    for expected in [10, 10, 1, 0] {
+        assert_eq!(cut(START + 1).await, expected, "up to the young one");
+    }
+    log.verify(None).await.unwrap();
+}
+
+/// A log in memory.
+#[derive(Default)]
+struct Memory(Mutex<Vec<AuditEvent>>);
+
+#[async_trait]
+impl AuditStore for Memory {
+    async fn append_audit(&self, events: &[AuditEvent]) -> Result<Head, StoreError> {
+        self.0.lock().unwrap().extend_from_slice(events);
+        Ok(Head::EMPTY)
+    }
+    async fn audit_rows(&self, _: u64, _: u32) -> Result<Vec<AuditRow>, StoreError> {
+        Ok(vec![])
+    }
+    async fn audit_head(&self) -> Result<Head, StoreError> {
+        Ok(Head::EMPTY)
+    }
+    async fn prune_audit(&self, _: u64, _: u64, _: u32, _: u64) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_refused_again_and_again_gets_a_row_a_minute() {
+    let store = Arc::<Memory>::default();
+    let clock = Arc::new(FixedClock(AtomicU64::new(START)));
+    let audit = Arc::new(Audit::new(store.clone(), clock, AuditKeep::default()));
+    let writer = tokio::spawn({
+        let audit = audit.clone();
+        async move { audit.run().await }
+    });
+    let away = AuditEvent { what: Some("away".to_owned()), ..audit.event(AuditKind::Connect) };
+    let counts = || {
+        let rows = store.0.lock().unwrap();
+        rows.iter().map(|event| event.count).collect::<Vec<_>>()
+    };
+    audit.record_refusal(away.clone());
+    sleep(Duration::from_millis(500)).await;
+    for second in 0..150 {
+        assert_eq!(audit.unwritten(), 0);
+        (0..100).for_each(|_| audit.record_refusal(away.clone()));
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(counts().len(), 1 + (2 * second + 3) / 120, "after second {second}");
+    }
+    assert_eq!(counts()[0], None);
+    writer.abort();
+    // a relay that stops leaves none out
+    audit.finish().await.unwrap();
+    let all: u64 = counts().into_iter().map(|count| count.unwrap_or(1)).sum();
+    assert_eq!(all, 1 + 150 * 100);
+}
+
 #[tokio::test]
 async fn a_flood_is_pruned_before_the_hour_is_over() {
     let log = Log::new(AuditKeep { rows: 10, ..AuditKeep::default() }).await;

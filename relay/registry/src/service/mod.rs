@@ -243,7 +243,7 @@ impl Registry {
     pub async fn write_the_rest(&self) {
         let rest = async {
             self.history().flush().await?;
-            self.audit().flush().await
+            self.audit().finish().await
         };
         match timeout(limits::WRITE_FAREWELL, rest).await {
             Ok(Ok(())) => {}

@@ -170,8 +170,8 @@ impl Registry {
             "registered"
         );
 
-        let actor = caller.subject.to_string();
-        self.trail(AuditKind::Register, &actor, environment, Some(&registration.id), None);
+        let (actor, id) = (&caller.subject, Some(&registration.id));
+        self.audit().record(self.trace(AuditKind::Register, actor, environment, id));
         let claims = self.claims(Purpose::Executor, &registration, caller)?;
         let ticket = self.sign(&Claims { profile: request.security_profile, ..claims })?;
         Ok(RegisterReply {
@@ -199,12 +199,14 @@ impl Registry {
         base: &WebsocketBase,
     ) -> Result<ConnectReply, ConnectError> {
         caller.may(Role::Orchestrator, environment)?;
-        let actor = caller.subject.to_string();
+        let actor = &caller.subject;
         let registration = match self.reachable(environment).await {
             Ok(registration) => registration,
             Err(error) => {
                 if matches!(error, Unreachable::Away(_)) {
-                    self.trail(AuditKind::Connect, &actor, environment, None, Some("away"));
+                    let asked = self.trace(AuditKind::Connect, actor, environment, None);
+                    let what = Some("away".to_owned());
+                    self.audit().record_refusal(AuditEvent { what, ..asked });
                 }
                 return Err(error.into());
             }
@@ -234,7 +236,8 @@ impl Registry {
             binding: ticket::binding(&orchestrator_key, &executor_key),
             ..self.claims(Purpose::KeyAuthorization, &registration, caller)?
         })?;
-        self.trail(AuditKind::Connect, &actor, environment, Some(&registration.id), None);
+        let id = Some(&registration.id);
+        self.audit().record(self.trace(AuditKind::Connect, actor, environment, id));
         tracing::debug!(
             %environment,
             registration = %registration.id,
@@ -285,20 +288,20 @@ impl Registry {
                 Redeemed::TokenInactive => Verdict::Denied(Denied::TokenInactive),
             },
         };
-        let what = if verdict == Verdict::Valid { "valid" } else { "denied" };
-        self.audit().record(AuditEvent {
-            actor: Some(caller.subject.to_string()),
-            environment: Some(environment.clone()),
-            registration: Some(registration.id.clone()),
+        let id = Some(&registration.id);
+        let judged = AuditEvent {
             stream: stream.map(|stream| stream.as_str().to_owned()),
-            what: Some(what.to_owned()),
-            ..self.audit().event(AuditKind::Validate)
-        });
+            ..self.trace(AuditKind::Validate, &caller.subject, environment, id)
+        };
         match verdict {
             Verdict::Valid => {
+                let what = Some("valid".to_owned());
+                self.audit().record(AuditEvent { what, ..judged });
                 tracing::info!(%environment, registration = %registration.id, "key accepted");
             }
             Verdict::Denied(why) => {
+                let what = Some("denied".to_owned());
+                self.audit().record_refusal(AuditEvent { what, ..judged });
                 tracing::info!(%environment, registration = %registration.id, %why, "key denied");
             }
         }

@@ -8,23 +8,20 @@ use crate::model::Subject;
 use crate::store::StoreError;
 
 impl Registry {
-    /// Notes what happens often.
-    pub(super) fn trail(
+    /// An event of this actor in this environment.
+    pub(super) fn trace(
         &self,
         kind: AuditKind,
-        actor: &str,
+        actor: &Subject,
         environment: &EnvironmentId,
         registration: Option<&RegistrationId>,
-        what: Option<&str>,
-    ) {
-        let event = self.audit().event(kind);
-        self.audit().record(AuditEvent {
-            actor: Some(actor.to_owned()),
+    ) -> AuditEvent {
+        AuditEvent {
+            actor: Some(actor.to_string()),
             environment: Some(environment.clone()),
             registration: registration.cloned(),
-            what: what.map(str::to_owned),
-            ..event
-        });
+            ..self.audit().event(kind)
+        }
     }
 
     /// The row of what an operator does, which the store writes together with

@@ -22,7 +22,13 @@ pub trait AuditStore: Send + Sync + 'static {
 
     /// Removes at most `limit` of the oldest rows: those beyond the newest
     /// `keep_rows`, and those from before `keep_since`. A checkpoint, written at
-    /// `now`, vouches for them. How many went.
+    /// `now`, vouches for them. Of those that are not that old, what people did
+    /// ([`AuditKind::is_act`]) is carried over: it stands behind the checkpoint
+    /// again, with the number that it had at first as its `count`, the newest of
+    /// it, as long as such rows are no more than one in
+    /// [`rendez_proto::limits::AUDIT_ACTS_PART`]. How many rows went.
+    ///
+    /// [`AuditKind::is_act`]: rendez_proto::audit::AuditKind::is_act
     async fn prune_audit(
         &self,
         keep_rows: u64,

@@ -211,6 +211,41 @@ async fn an_authorization_is_good_once_for_its_keys_registration_and_minute() {
 }
 
 #[tokio::test]
+async fn however_often_somebody_is_refused_the_audit_log_says_it_once_a_minute() {
+    let fixture = Fixture::new().await;
+    let registry = &fixture.registry;
+    let executor = fixture.caller(Role::Executor, "dev").await;
+    let orchestrator = fixture.caller(Role::Orchestrator, "dev").await;
+    for _ in 0..50 {
+        assert!(connect(&fixture, &orchestrator, None).await.is_err());
+    }
+    fixture.online(&executor, "dev").await;
+    let request = validate_request(&connect(&fixture, &orchestrator, None).await.unwrap());
+    for _ in 0..50 {
+        let stream = uuid(1);
+        registry.validate(&executor, &env("dev"), &request, Some(&stream)).await.unwrap();
+    }
+    registry.write_the_rest().await;
+    let rows = registry.audit().page(0).await.unwrap().rows;
+    let rows = rows.into_iter().map(|row| row.event).filter(|event| !event.kind.is_act());
+    let rows: Vec<_> = rows.map(|event| (event.kind.as_str(), event.what, event.count)).collect();
+    let expected = [
+        ("connect", Some("away"), None),
+        ("register", None, None),
+        ("connect", None, None),
+        ("validate", Some("valid"), None),
+        ("validate", Some("denied"), None),
+        ("connect", Some("away"), Some(49)),
+        ("validate", Some("denied"), Some(48)),
+    ];
+    assert_eq!(rows, expected.map(|(kind, what, count)| (kind, what.map(str::to_owned), count)));
+}
+
+fn uuid(n: u8) -> StreamId {
+    format!("00000000-0000-4000-8000-{n:012}").parse().unwrap()
+}
+
+#[tokio::test]
 async fn a_revoked_orchestrator_is_denied_at_once() {
     let fixture = Fixture::new().await;
     let executor = fixture.caller(Role::Executor, "dev").await;

@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use rendez_proto::audit::{AuditEvent, AuditHash, AuditKind, AuditRow, Head};
+use rendez_proto::limits;
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
@@ -51,15 +52,18 @@ impl AuditStore for SqliteStore {
         let first: Option<i64> =
             sqlx::query_scalar("SELECT min(seq) FROM audit").fetch_one(&mut *tx).await?;
         let Some(first) = first else { return Ok(0) };
+        let end = (first - 1).saturating_add(limit.into());
         // Times need not grow with the numbers, if the clock was set back:
         // what goes is before the first row that is young enough.
-        let young: Option<i64> = sqlx::query_scalar("SELECT min(seq) FROM audit WHERE at >= ?")
-            .bind(seconds(keep_since))
-            .fetch_one(&mut *tx)
-            .await?;
-        let old = young.map_or(seconds(head.seq), |young| young - 1);
+        let young: Option<i64> =
+            sqlx::query_scalar("SELECT min(seq) FROM audit WHERE seq <= ? AND at >= ?")
+                .bind(end)
+                .bind(seconds(keep_since))
+                .fetch_one(&mut *tx)
+                .await?;
+        let old = young.map_or(end, |young| young - 1).min(seconds(head.seq));
         let beyond = seconds(head.seq.saturating_sub(keep_rows));
-        let through = old.max(beyond).min(first - 1 + i64::from(limit));
+        let through = old.max(beyond).min(end);
         let hash: Option<Vec<u8>> = sqlx::query_scalar("SELECT hash FROM audit WHERE seq = ?")
             .bind(through)
             .fetch_optional(&mut *tx)
@@ -71,12 +75,50 @@ impl AuditStore for SqliteStore {
             count: Some(through.unsigned_abs()),
             ..AuditEvent::new(AuditKind::Checkpoint, now)
         };
-        append(&mut tx, head, checkpoint).await?;
+        let room = keep_rows / limits::AUDIT_ACTS_PART;
+        let carried = carried(&mut tx, through, keep_since, room).await?;
+        let mut head = append(&mut tx, head, checkpoint).await?;
+        for event in carried {
+            head = append(&mut tx, head, event).await?;
+        }
         let done =
             sqlx::query("DELETE FROM audit WHERE seq <= ?").bind(through).execute(&mut *tx).await?;
         tx.commit().await?;
         Ok(done.rows_affected())
     }
+}
+
+/// Rows of what people did; the index `audit_acts` has the same words.
+macro_rules! acts {
+    ($select:literal, $rest:literal) => {
+        concat!($select, " FROM audit WHERE kind IN ('enrol', 'revoke', 'admin') ", $rest)
+    };
+}
+
+/// What people did since `keep_since`, of the rows up to `through`: as much of
+/// it as there is room for beside what is behind them, in order.
+async fn carried(
+    tx: &mut Lasting,
+    through: i64,
+    keep_since: u64,
+    room: u64,
+) -> Result<Vec<AuditEvent>, StoreError> {
+    let behind: i64 = sqlx::query_scalar(acts!("SELECT count(*)", "AND seq > ?"))
+        .bind(through)
+        .fetch_one(&mut **tx)
+        .await?;
+    let select = acts!("SELECT *", "AND seq <= ? AND at >= ? ORDER BY seq DESC LIMIT ?");
+    let rows = sqlx::query(select)
+        .bind(through)
+        .bind(seconds(keep_since))
+        .bind(seconds(room.saturating_sub(behind.unsigned_abs())))
+        .fetch_all(&mut **tx)
+        .await?;
+    let event = |row: &SqliteRow| {
+        let AuditRow { seq, event, .. } = self::row(row)?;
+        Ok(AuditEvent { count: event.count.or(Some(seq)), ..event })
+    };
+    rows.iter().rev().map(event).collect()
 }
 
 /// Chains an event behind the last row, as a part of what it tells of.
