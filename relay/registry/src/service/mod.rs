@@ -241,14 +241,16 @@ impl Registry {
     /// Writes what [`write_behind`](Self::write_behind) has not yet, for a relay
     /// that stops; waits no longer than [`limits::WRITE_FAREWELL`].
     pub async fn write_the_rest(&self) {
-        let rest = async {
-            self.history().flush().await?;
-            self.audit().finish().await
-        };
-        match timeout(limits::WRITE_FAREWELL, rest).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "history and audit log lack their end"),
-            Err(_) => tracing::warn!("history and audit log lack their end: the database is slow"),
+        let history = timeout(limits::WRITE_FAREWELL, self.history().flush());
+        let audit = timeout(limits::WRITE_FAREWELL, self.audit().finish());
+        // each for itself: that one cannot be written says nothing of the other
+        let (history, audit) = tokio::join!(history, audit);
+        for (what, done) in [("history", history), ("audit log", audit)] {
+            match done {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "the {what} lacks its end"),
+                Err(_) => tracing::warn!("the {what} lacks its end: the database is slow"),
+            }
         }
     }
 
@@ -329,6 +331,31 @@ impl std::fmt::Debug for Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_history_that_cannot_be_written_does_not_cost_the_audit_log_its_end() {
+        let fixture = crate::testing::Fixture::new().await;
+        let registry = &fixture.registry;
+        let executor = fixture.caller(crate::model::Role::Executor, "*").await;
+        let path = fixture.dir.path().join(DATABASE_FILE);
+        let store = SqliteStore::open(&path).await.unwrap();
+        sqlx::query("DROP TABLE connections").execute(store.pool()).await.unwrap();
+        let registered = fixture.register(&executor, "dev").await;
+        registry.history().note(crate::store::records::Connection {
+            id: registry.history().next_id(),
+            environment: registered.environment_id,
+            registration: registered.executor_registration_id,
+            generation: rendez_proto::ids::Generation(1),
+            connected_at: 1,
+            ended: None,
+            received_bytes: 0,
+            sent_bytes: 0,
+        });
+        registry.write_the_rest().await;
+        assert_eq!((registry.history().unwritten(), registry.audit().unwritten()), (1, 0));
+        let rows = registry.audit().page(0).await.unwrap().rows;
+        assert_eq!(rows.last().unwrap().event.kind, rendez_proto::audit::AuditKind::Register);
+    }
 
     #[tokio::test]
     async fn who_attaches_makes_nothing() {
