@@ -22,6 +22,8 @@ use crate::service::registrations::Verdict;
 use crate::stats::{Operation, Outcome};
 
 pub(super) async fn register(ask: Ask, path: PathParam, body: Body) -> Response {
+    // one wait for all that the database is asked here, from the start
+    let ask = Ask { registry: ask.registry.patient(), ..ask };
     let work = async {
         let knock = Knock::new(&ask, Call::Register).await?;
         let environment = environment(path)?;

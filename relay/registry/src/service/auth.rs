@@ -51,11 +51,12 @@ impl Registry {
         if self.issuers().are_for(bearer) {
             let fetch = &self.inner.options.fetch_keys;
             let caller = self.issuers().authenticate(bearer, self.now(), fetch).await?;
-            let blocked = self.store().is_blocked(&caller.subject).await?;
+            let blocked = self.persist(|| self.store().is_blocked(&caller.subject)).await?;
             return if blocked { Err(AuthError::Revoked) } else { Ok(caller) };
         }
         let bearer = BearerToken::parse(bearer).map_err(|_| AuthError::Unknown)?;
-        let stored = self.store().token(bearer.id()).await?.ok_or(AuthError::Unknown)?;
+        let stored = self.persist(|| self.store().token(bearer.id())).await?;
+        let stored = stored.ok_or(AuthError::Unknown)?;
         let now = self.now();
         let proven = stored.credential.is_proven_by(&bearer.secret_hash(), now);
         if !proven || bearer.role() != stored.role {

@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod auth;
 pub mod environments;
+mod patience;
 pub mod proofs;
 pub mod registrations;
 mod status;
@@ -24,7 +25,7 @@ use std::time::Duration;
 use ed25519_dalek::VerifyingKey;
 use ipnet::IpNet;
 use rendez_proto::limits;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::audit::{Audit, AuditKeep};
 use crate::history::{History, HistoryKeep};
@@ -47,6 +48,8 @@ pub const DATABASE_FILE: &str = "registry.sqlite";
 #[derive(Clone)]
 pub struct Registry {
     inner: Arc<Inner>,
+    /// Until when a call that this handle was made for tries again.
+    patience: Option<Instant>,
 }
 
 struct Inner {
@@ -215,7 +218,8 @@ impl Registry {
         let store = Arc::new(Timed::new(store, options.timing.clone()));
         let (store, records) = (store.clone(), store);
         let run = u64::from_be_bytes(run);
-        Ok(Self { inner: Arc::new(Inner::new(store, records, run, signer, issuers, options)) })
+        let inner = Arc::new(Inner::new(store, records, run, signer, issuers, options));
+        Ok(Self { inner, patience: None })
     }
 
     /// A registry over any store, for tests. `run` is another number at each
@@ -229,7 +233,8 @@ impl Registry {
         options: Options,
     ) -> Self {
         let issuers = Issuers::new(&options.issuers).unwrap();
-        Self { inner: Arc::new(Inner::new(store, records, run, signer, issuers, options)) }
+        let inner = Arc::new(Inner::new(store, records, run, signer, issuers, options));
+        Self { inner, patience: None }
     }
 
     /// Writes in the background what need not be written at once, for ever.

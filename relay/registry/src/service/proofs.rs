@@ -119,7 +119,8 @@ impl Registry {
         if off > limits::PROOF_WINDOW.as_secs() {
             return Err(ProofError::Time(off));
         }
-        let Some(token) = self.store().token_by_key(&proof.key).await? else {
+        let known = self.persist(|| self.store().token_by_key(&proof.key)).await?;
+        let Some(token) = known else {
             let bearer = bearer.filter(|_| call == Call::Register);
             let bearer = bearer.ok_or(ProofError::NotEnrolled)?;
             let caller = self.authenticate(bearer, source).await?;
@@ -162,7 +163,7 @@ impl Registry {
             expires_at: proof.time.saturating_add(limits::PROOF_WINDOW.as_secs()),
             subject: witness.subject.clone(),
         };
-        match self.store().redeem(&redemption, self.now()).await? {
+        match self.persist(|| self.store().redeem(&redemption, self.now())).await? {
             Redeemed::Now => {}
             Redeemed::Before => return Err(ProofError::Used),
             Redeemed::TokenInactive => return Err(ProofError::Revoked),
@@ -180,7 +181,8 @@ impl Registry {
         join: TokenId,
     ) -> Result<Caller, ProofError> {
         let now = self.now();
-        let invitation = self.store().token(&join).await?.ok_or(AuthError::Unknown)?;
+        let invitation = self.persist(|| self.store().token(&join)).await?;
+        let invitation = invitation.ok_or(AuthError::Unknown)?;
         let environments = proof.environment.as_str().parse();
         let token = Token {
             id: TokenId::from_random(self.random()?),
@@ -205,8 +207,8 @@ impl Registry {
             what: Some(format!("executor_enrolled {}", token.id)),
             ..event
         };
-        self.audit().flush().await?;
-        match self.store().enrol(&token, &join, now, &event).await? {
+        self.persist(|| self.audit().flush()).await?;
+        match self.persist(|| self.store().enrol(&token, &join, now, &event)).await? {
             Enrolled::Now => {
                 let environment = &proof.environment;
                 tracing::info!(token = %token.id, %environment, %join, "executor enrolled");
@@ -219,7 +221,7 @@ impl Registry {
             // here. This one has proven the key as well, so it is judged like
             // one that comes later; the join token is not used for it.
             Enrolled::KeyKnown => {
-                let known = self.store().token_by_key(&proof.key).await?;
+                let known = self.persist(|| self.store().token_by_key(&proof.key)).await?;
                 let caller = self.executor(known.ok_or(ProofError::NotEnrolled)?, source)?;
                 caller.may(Role::Executor, &proof.environment)?;
                 Ok(caller)

@@ -11,7 +11,6 @@ use rendez_proto::registry::{
     ValidateRequest,
 };
 use rendez_proto::ticket::{self, Claims, Purpose, Ticket, TicketError, TicketText};
-use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Registry;
 use super::tickets::redemption;
@@ -133,8 +132,8 @@ pub enum Denied {
 
 impl Registry {
     /// Makes the caller the executor of `environment`, instead of whoever was.
-    /// Waits up to [`limits::REGISTER_PATIENCE`] for a database that is not
-    /// available, since stock executors exit on any failure.
+    /// Waits for a database that is not available, as [`patient`](Self::patient)
+    /// says.
     ///
     /// # Errors
     /// See [`RegisterError`].
@@ -156,7 +155,8 @@ impl Registry {
             profiles: request.offered(),
             subject: caller.subject.clone(),
         };
-        let registration = match self.put_patiently(&new).await? {
+        let put = || self.store().put_registration(&new, self.now());
+        let registration = match self.patient().persist(put).await? {
             Claimed::Current(registration) => registration,
             Claimed::UsedUp => return Err(Forbidden::UsedUp.into()),
             Claimed::EnvironmentRevoked => return Err(Forbidden::EnvironmentRevoked.into()),
@@ -329,23 +329,6 @@ impl Registry {
             return Err(Denied::OtherKeys);
         }
         redemption(&claims).ok_or(Denied::Ticket(TicketError::Malformed))
-    }
-
-    async fn put_patiently(&self, new: &NewRegistration) -> Result<Claimed, StoreError> {
-        let deadline = Instant::now() + limits::REGISTER_PATIENCE;
-        loop {
-            let attempt = self.store().put_registration(new, self.now());
-            match timeout_at(deadline, attempt).await {
-                Ok(Err(StoreError::Unavailable(error)))
-                    if Instant::now() + limits::REGISTER_RETRY_PAUSE < deadline =>
-                {
-                    tracing::debug!(environment = %new.environment, %error, "database not available, trying again");
-                    sleep(limits::REGISTER_RETRY_PAUSE).await;
-                }
-                Ok(result) => return result,
-                Err(late) => return Err(StoreError::Unavailable(Box::new(late))),
-            }
-        }
     }
 
     /// Claims about `registration` that still lack a profile, an end and keys.

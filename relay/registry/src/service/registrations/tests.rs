@@ -1,23 +1,27 @@
 //! Registering, connecting and validating, on a real store.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use rendez_proto::audit::AuditEvent;
 use rendez_proto::ids::Generation;
+use rendez_proto::proof::{Call, PROOF_HEADER, Proof, body_hash};
 use rendez_proto::registry::error::AbsenceState;
 use rendez_proto::ticket::BINDING_BYTES;
 
 use super::*;
-use crate::model::{Environment, Grant, Subject, Token, TokenId, TokenPattern};
+use crate::model::{Credential, Environment, Grant, Subject, Token, TokenId, TokenPattern};
 use crate::signer::Signer;
 use crate::store::{Enrolled, Rotated, Store, Withdrawn};
 use crate::testing::{
     Fixture, START, base, connect_request, env, key, register_request, ticket, validate_request,
 };
+use crate::token::{BearerToken, SECRET_BYTES};
 use crate::{NobodyConnected, Options};
+use tokio::time::Instant;
+use tower::ServiceExt as _;
 
 async fn connect(
     fixture: &Fixture,
@@ -257,10 +261,21 @@ async fn a_revoked_orchestrator_is_denied_at_once() {
     assert_eq!(verdict, Verdict::Denied(Denied::TokenInactive));
 }
 
-/// A store of which only `put_registration` works, after some failures.
+/// A store of which only what a registration needs works, each call after some
+/// failures.
 struct Scripted {
-    failures: Mutex<VecDeque<StoreError>>,
+    /// Of each kind of call, what is still to come.
+    failures: Mutex<BTreeMap<&'static str, VecDeque<StoreError>>>,
     calls: AtomicUsize,
+    token: Token,
+}
+
+impl Scripted {
+    fn fails(&self, call: &'static str) -> Result<(), StoreError> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        let mut failures = self.failures.lock().unwrap();
+        failures.get_mut(call).and_then(VecDeque::pop_front).map_or(Ok(()), Err)
+    }
 }
 
 #[async_trait]
@@ -269,13 +284,13 @@ impl Store for Scripted {
         Err(busy())
     }
     async fn token(&self, _: &TokenId) -> Result<Option<Token>, StoreError> {
-        Err(busy())
+        self.fails("token").map(|()| Some(self.token.clone()))
     }
     async fn tokens(&self, _: Option<&TokenId>, _: u32) -> Result<Vec<Token>, StoreError> {
         Err(busy())
     }
     async fn token_by_key(&self, _: &[u8; 32]) -> Result<Option<Token>, StoreError> {
-        Err(busy())
+        self.fails("token_by_key").map(|()| None)
     }
     async fn rotate_token(
         &self,
@@ -297,7 +312,7 @@ impl Store for Scripted {
         _: u64,
         _: &AuditEvent,
     ) -> Result<Enrolled, StoreError> {
-        Err(busy())
+        self.fails("enrol").map(|()| Enrolled::Now)
     }
     async fn revoke(&self, _: &Subject, _: u64, _: &AuditEvent) -> Result<bool, StoreError> {
         Err(busy())
@@ -332,19 +347,16 @@ impl Store for Scripted {
         new: &NewRegistration,
         now: u64,
     ) -> Result<Claimed, StoreError> {
-        self.calls.fetch_add(1, Ordering::SeqCst);
-        match self.failures.lock().unwrap().pop_front() {
-            Some(error) => Err(error),
-            None => Ok(Claimed::Current(Registration {
-                environment: new.environment.clone(),
-                id: new.id.clone(),
-                generation: Generation(1),
-                key: new.key.clone(),
-                profiles: new.profiles.clone(),
-                subject: new.subject.clone(),
-                registered_at: now,
-            })),
-        }
+        self.fails("put")?;
+        Ok(Claimed::Current(Registration {
+            environment: new.environment.clone(),
+            id: new.id.clone(),
+            generation: Generation(1),
+            key: new.key.clone(),
+            profiles: new.profiles.clone(),
+            subject: new.subject.clone(),
+            registered_at: now,
+        }))
     }
     async fn registration(&self, _: &EnvironmentId) -> Result<Option<Registration>, StoreError> {
         Err(busy())
@@ -361,7 +373,7 @@ impl Store for Scripted {
         Err(busy())
     }
     async fn redeem(&self, _: &Redemption, _: u64) -> Result<Redeemed, StoreError> {
-        Err(busy())
+        self.fails("redeem").map(|()| Redeemed::Now)
     }
 }
 
@@ -369,9 +381,17 @@ fn busy() -> StoreError {
     StoreError::Unavailable("database is locked".into())
 }
 
-async fn register_on(failures: Vec<StoreError>) -> (Result<RegisterReply, RegisterError>, usize) {
-    let store =
-        Arc::new(Scripted { failures: Mutex::new(failures.into()), calls: AtomicUsize::new(0) });
+/// A registry on it that knows the bearer of a token with this role.
+fn scripted(
+    role: Role,
+    failures: impl IntoIterator<Item = (&'static str, Vec<StoreError>)>,
+) -> (Registry, Arc<Scripted>, BearerToken) {
+    let bearer = BearerToken::new(role, TokenId::from_random([1; 8]), [1; SECRET_BYTES]);
+    let credential = Credential::Secret { hash: bearer.secret_hash(), previous: None };
+    let token = Token { credential, max_uses: None, ..crate::store::contract::token(1, role) };
+    let failures = failures.into_iter().map(|(call, list)| (call, list.into())).collect();
+    let calls = AtomicUsize::new(0);
+    let store = Arc::new(Scripted { failures: Mutex::new(failures), calls, token });
     let options = Options { presence: Arc::new(NobodyConnected), ..Options::default() };
     let registry = Registry::new(
         store.clone(),
@@ -380,6 +400,11 @@ async fn register_on(failures: Vec<StoreError>) -> (Result<RegisterReply, Regist
         Signer::from_seed(&[1; 32]),
         options,
     );
+    (registry, store, bearer)
+}
+
+async fn register_on(failures: Vec<StoreError>) -> (Result<RegisterReply, RegisterError>, usize) {
+    let (registry, store, _) = scripted(Role::Executor, [("put", failures)]);
     let caller = Caller {
         subject: TokenId::from_random([1; 8]).into(),
         grants: vec![Grant { role: Role::Executor, environments: "*".parse().unwrap() }],
@@ -412,4 +437,67 @@ async fn what_waiting_does_not_cure_fails_at_once() {
     let (result, calls) = register_on(vec![StoreError::Corrupt("generation")]).await;
     assert!(matches!(result, Err(RegisterError::Store(StoreError::Corrupt(_)))));
     assert_eq!(calls, 1);
+}
+
+/// The status of `/register` over HTTP, by a bearer alone or with a proof.
+async fn register_over_http(
+    registry: &Registry,
+    bearer: &BearerToken,
+    with_key: bool,
+) -> axum::http::StatusCode {
+    let body = serde_json::to_vec(&register_request()).unwrap();
+    let mut request = axum::http::Request::builder()
+        .method("POST")
+        .uri("/cloud/environment/dev-1/register")
+        .header("host", "relay.test:7000")
+        .header("authorization", format!("Bearer {}", bearer.to_text().expose()));
+    if with_key {
+        let proof = Proof {
+            call: Call::Register,
+            environment: env("dev-1"),
+            key: [0; 32],
+            time: registry.now(),
+            nonce: [7; 16],
+            body: body_hash(&body),
+        };
+        let key = ed25519_dalek::SigningKey::from_bytes(&[3; 32]);
+        request = request.header(PROOF_HEADER, proof.sign(&key));
+    }
+    let request = request.body(axum::body::Body::from(body)).unwrap();
+    registry.router().oneshot(request).await.unwrap().status()
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_that_a_registration_asks_of_a_busy_database_is_one_wait() {
+    let times = |n: usize| (0..n).map(|_| busy()).collect::<Vec<_>>();
+    let start = Instant::now();
+    let failures = [("token", times(50)), ("put", times(50))];
+    let (registry, store, bearer) = scripted(Role::Executor, failures);
+    assert_eq!(register_over_http(&registry, &bearer, false).await, 200);
+    assert_eq!(store.calls.load(Ordering::SeqCst), 102);
+    assert_eq!(start.elapsed(), limits::REGISTER_RETRY_PAUSE * 100);
+
+    // a machine that joins asks for more
+    let calls = ["token_by_key", "token", "redeem", "enrol", "put"];
+    let (registry, store, bearer) = scripted(Role::Join, calls.map(|call| (call, times(20))));
+    assert_eq!(register_over_http(&registry, &bearer, true).await, 200);
+    // the join token is looked at once more when it is used
+    assert_eq!(store.calls.load(Ordering::SeqCst), calls.len() * 21 + 1);
+
+    // no longer than the executor waits, whatever it is that takes so long
+    for failures in [
+        vec![("token", times(1000))],
+        vec![("token", times(100)), ("put", times(1000))],
+        vec![("token", times(159)), ("put", times(2))],
+    ] {
+        let start = Instant::now();
+        let (registry, _, bearer) = scripted(Role::Executor, failures);
+        assert_eq!(register_over_http(&registry, &bearer, false).await, 503);
+        assert!(start.elapsed() <= limits::REGISTER_PATIENCE);
+        assert!(start.elapsed() + limits::REGISTER_RETRY_PAUSE >= limits::REGISTER_PATIENCE);
+    }
+    // others are told at once, for they come again
+    let (registry, store, bearer) = scripted(Role::Executor, [("token", times(1))]);
+    assert!(registry.authenticate(bearer.to_text().expose(), None).await.is_err());
+    assert_eq!(store.calls.load(Ordering::SeqCst), 1);
 }
