@@ -16,9 +16,17 @@ struct Cli {
     agent: AgentArgs,
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<ExitCode> {
+fn main() -> anyhow::Result<ExitCode> {
     let args = Cli::parse().agent;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(run(args));
+    // Do not wait for a thread that asks a name server which does not answer,
+    // or reads a file on a disk that hangs.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     telemetry::start(args.log);
     let cancel = CancellationToken::new();
     for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
