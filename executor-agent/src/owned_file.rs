@@ -2,6 +2,9 @@
 //!
 //! - A file is refused if others could have read it.
 //! - It is made once, whoever makes it first, and never overwritten.
+//! - Makers of the same file, in one process or in containers that share a
+//!   volume, have drafts of different names. Once the file is there its drafts
+//!   are worth nothing, and are removed by whoever made one.
 //! - It is whole or not there, and once it is there it survives a power cut:
 //!   what was enrolled with a key must not outlive the key.
 
@@ -14,6 +17,9 @@ use zeroize::Zeroizing;
 
 /// More than such a file ever has, in bytes; of a longer one this much is read.
 pub(crate) const MAX_BYTES: u64 = 4096;
+
+/// Hexadecimal digits after the name of a file in the name of its draft.
+const DRAFT_DIGITS: usize = 16;
 
 /// Why such a file cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -106,14 +112,18 @@ fn create_once(
     let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
     made.map_err(|why| failed(directory, why))?;
     let path = directory.join(name);
-    let draft = directory.join(format!("{name}.{}", std::process::id()));
+    let mut random = [0; DRAFT_DIGITS / 2];
+    getrandom::fill(&mut random)?;
+    let draft = directory.join(format!("{name}.{:0DRAFT_DIGITS$x}", u64::from_be_bytes(random)));
     let written = write_new(&draft, bytes).and_then(|()| fs::hard_link(&draft, &path));
     // a draft that was never made need not be removed
     let _ = fs::remove_file(&draft);
     match written {
-        Err(why) if why.kind() == io::ErrorKind::AlreadyExists && path.exists() => {}
+        // somebody was faster, and has removed our draft perhaps
+        Err(_) if path.exists() => {}
         other => other.map_err(|why| failed(&path, why))?,
     }
+    remove_drafts(directory, name);
     let parents = new.into_iter().filter_map(Path::parent);
     for directory in [directory].into_iter().chain(parents) {
         sync(directory).map_err(|why| failed(directory, why))?;
@@ -121,9 +131,23 @@ fn create_once(
     Ok(())
 }
 
+/// Removes what makers that died in the middle left behind. What cannot be
+/// removed is as private as the file, and nobody reads it.
+fn remove_drafts(directory: &Path, name: &str) {
+    let is_draft = |file: &std::ffi::OsStr| {
+        let digits = file.to_str().and_then(|file| file.strip_prefix(name)?.strip_prefix('.'));
+        digits.is_some_and(|digits| {
+            digits.len() == DRAFT_DIGITS && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+        })
+    };
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if is_draft(&entry.file_name()) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // left behind by a process of the same id that died in the middle
-    let _ = fs::remove_file(path);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
@@ -177,17 +201,34 @@ mod tests {
         assert_eq!(*again(folder.path(), "y").unwrap(), b"x");
     }
 
+    /// As in containers that share a volume, where all have the same id.
     #[test]
-    fn who_comes_first_wins() {
+    fn who_comes_first_wins_and_the_others_find_it() {
+        for _ in 0..50 {
+            let folder = tempfile::tempdir().unwrap();
+            let folder = folder.path();
+            let made: Vec<_> = std::thread::scope(|scope| {
+                let makers = ["one", "two", "three", "four"]
+                    .map(|text| scope.spawn(move || again(folder, text)));
+                makers.into_iter().map(|maker| maker.join().unwrap().unwrap()).collect()
+            });
+            assert!(made.iter().all(|text| *text == made[0]), "{made:?}");
+            assert_eq!(fs::read_dir(folder).unwrap().count(), 1, "no draft is left");
+        }
+    }
+
+    #[test]
+    fn what_others_left_behind_is_removed_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
-        let folder = folder.path();
-        let texts: Vec<_> = std::thread::scope(|scope| {
-            let makers = ["one", "two"].map(|text| scope.spawn(move || again(folder, text)));
-            makers.into_iter().map(|maker| maker.join().unwrap()).collect()
-        });
-        // both share a process id here, so one may find its draft gone
-        let good: Vec<_> = texts.iter().flatten().collect();
-        assert!(!good.is_empty() && good.iter().all(|text| *text == good[0]));
+        let there = |name: &str| folder.path().join(name);
+        let drafts = ["secret.0123456789abcdef", "secret.ffffffffffffffff"];
+        let others = ["secret.old", "secret.0123456789abcde", "secrets.0123456789abcdef"];
+        for name in drafts.iter().chain(&others) {
+            fs::write(there(name), "x").unwrap();
+        }
+        assert_eq!(*again(folder.path(), "new").unwrap(), b"new");
+        assert!(drafts.iter().all(|name| !there(name).exists()));
+        assert!(others.iter().all(|name| there(name).exists()));
     }
 
     /// A file's name lasts when its directory is synced after it was given, and
