@@ -52,6 +52,10 @@ pub const CODEX_REORDER_MAX_BYTES: usize = 1024 * 1024;
 /// Received plaintext of a Codex-profile stream that waits for the application
 /// before the whole socket is read no more: that profile has no credit.
 pub const CODEX_UNREAD_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// How long an executor's socket is not read for the sake of such a stream. Then
+/// that stream is reset, since all others wait: the stock executor does it at
+/// the 129th message (Codex, section 5). As long as a relay's patience.
+pub const CODEX_UNREAD_TIMEOUT: Duration = STALL_MAX;
 /// Records in flight, not yet acknowledged, with which a stream of a reliable
 /// profile begins, and what it may always have: 2 MB keep 1 Gbit/s busy at a
 /// round trip of 15 ms.
@@ -471,8 +475,6 @@ pub const WRITES_UNANSWERED_PER_STREAM: usize =
 /// [`REQUESTS_IN_FLIGHT`]: one for each process. Further ones are answered at
 /// once, as if there was no time to wait.
 pub const READS_WAITING_PER_STREAM: usize = PROCESSES_PER_SESSION;
-/// Requests that wait behind the running ones. Codex, section 5: 128.
-pub const REQUESTS_QUEUED: usize = 128;
 /// Largest file that `fs/readFile` returns: its base64 in JSON must fit one
 /// application message, or the whole stream would end.
 pub const READ_FILE_MAX_BYTES: usize = 47 * 1024 * 1024;
@@ -531,6 +533,8 @@ const _: () = {
     assert!(LANE_QUANTUM_BYTES >= NOISE_MESSAGE_MAX_BYTES);
     assert!(SESSION_GRACE.as_secs() >= STREAM_GRACE.as_secs() + SESSION_MARGIN.as_secs());
     assert!(STREAM_GRACE.as_secs() <= STREAM_GRACE_MAX.as_secs());
+    // an executor that waits is not taken for one that is gone
+    assert!(CODEX_UNREAD_TIMEOUT.as_secs() * 2 < PING_INTERVAL.as_secs());
     assert!(PONG_TIMEOUT.as_secs() >= 2 * PING_INTERVAL.as_secs());
     assert!(READ_FILE_MAX_BYTES / 3 * 4 + 4096 < APPLICATION_MESSAGE_MAX_BYTES);
     assert!(PROCESS_OUTPUT_MIN_BYTES < PROCESS_OUTPUT_RETAINED_BYTES);

@@ -37,6 +37,12 @@ pub enum Closed {
     /// sequence numbers have run out.
     #[error("records out of sequence")]
     OutOfSequence,
+    /// This executor's application did not read for [`CODEX_UNREAD_TIMEOUT`]
+    /// while the socket had to wait for it (Codex profile).
+    ///
+    /// [`CODEX_UNREAD_TIMEOUT`]: rendez_proto::limits::CODEX_UNREAD_TIMEOUT
+    #[error("too much was left unread for too long")]
+    Unread,
 }
 
 /// What an authenticated peer did that no correct one does.

@@ -142,7 +142,8 @@ impl Mux {
     }
 
     /// Whether the socket should be read. It should not while a stream that
-    /// has no credit of its own (Codex profile) holds too much unread.
+    /// has no credit of its own (Codex profile) holds too much unread; at an
+    /// executor such a stream soon ends.
     pub fn wants_read(&self) -> bool {
         self.congested == 0
     }

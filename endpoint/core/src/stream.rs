@@ -145,7 +145,7 @@ impl Stream {
                 Open::reliable_responder(terms, keys.sealer, keys.opener, now, socket, message_2);
             (open, None) // it repeats message 2 until that is confirmed
         } else {
-            (Open::codex(keys.sealer, keys.opener), Some(message_2))
+            (Open::codex_responder(keys.sealer, keys.opener), Some(message_2))
         };
         self.state = State::Open(Box::new(open), Some(asking.accepted));
         Ok(once)
@@ -364,7 +364,7 @@ impl Stream {
                 let open = if self.profile.is_reliable() {
                     Open::reliable_initiator(terms, keys.sealer, keys.opener)
                 } else {
-                    Open::codex(keys.sealer, keys.opener)
+                    Open::codex_initiator(keys.sealer, keys.opener)
                 };
                 self.state = State::Open(Box::new(open), None);
                 Ok(true)

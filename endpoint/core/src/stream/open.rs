@@ -6,8 +6,8 @@ use bytes::{Bytes, BytesMut};
 use rendez_proto::frame::{Ack, Body, Frame, ResetReason};
 use rendez_proto::ids::{Seq, StreamId};
 use rendez_proto::limits::{
-    CODEX_REORDER_MAX_BYTES, CODEX_UNREAD_MAX_BYTES, FRAME_OVERHEAD_MAX_BYTES,
-    RECORD_PLAINTEXT_MAX_BYTES, TAG_BYTES,
+    CODEX_REORDER_MAX_BYTES, CODEX_UNREAD_MAX_BYTES, CODEX_UNREAD_TIMEOUT,
+    FRAME_OVERHEAD_MAX_BYTES, RECORD_PLAINTEXT_MAX_BYTES, TAG_BYTES,
 };
 
 use super::control::record_ad;
@@ -39,14 +39,32 @@ pub(crate) struct Open {
 
 #[derive(Debug)]
 enum Layer {
-    Codex { next: Option<Seq> },
+    Codex {
+        next: Option<Seq>,
+        /// Whether others wait while this stream holds up the socket.
+        shared: bool,
+        /// When a stream that does so ends.
+        give_up: Option<Instant>,
+    },
     Reliable(Box<Reliable>),
 }
 
 impl Open {
-    pub(super) fn codex(sealer: Sealer, opener: Opener) -> Self {
+    /// An executor's socket carries everybody's streams: one that is not read
+    /// for [`CODEX_UNREAD_TIMEOUT`] must not hold up the others.
+    pub(super) fn codex_responder(sealer: Sealer, opener: Opener) -> Self {
+        Self::codex(sealer, opener, true)
+    }
+
+    /// An orchestrator may take its time: it holds up none but itself.
+    pub(super) fn codex_initiator(sealer: Sealer, opener: Opener) -> Self {
+        Self::codex(sealer, opener, false)
+    }
+
+    fn codex(sealer: Sealer, opener: Opener, shared: bool) -> Self {
         let recv = RecvWindow::unbounded(CODEX_FIRST);
-        Self::new(sealer, opener, recv, Layer::Codex { next: Some(CODEX_FIRST) })
+        let layer = Layer::Codex { next: Some(CODEX_FIRST), shared, give_up: None };
+        Self::new(sealer, opener, recv, layer)
     }
 
     pub(super) fn reliable_initiator(terms: &Terms, sealer: Sealer, opener: Opener) -> Self {
@@ -96,8 +114,11 @@ impl Open {
 
     pub(super) fn recv(&mut self) -> Option<Bytes> {
         let message = self.inbox.pop();
-        if let Layer::Reliable(layer) = &mut self.layer {
-            layer.unread_changed(&mut self.recv, self.inbox.unread_bytes());
+        let unread = self.inbox.unread_bytes();
+        match &mut self.layer {
+            Layer::Reliable(layer) => layer.unread_changed(&mut self.recv, unread),
+            Layer::Codex { give_up, .. } if unread <= CODEX_UNREAD_MAX_BYTES => *give_up = None,
+            Layer::Codex { .. } => {}
         }
         message
     }
@@ -270,6 +291,11 @@ impl Open {
             Layer::Codex { .. } if self.recv.held_bytes() > CODEX_REORDER_MAX_BYTES => {
                 return Err(Ending::out_of_sequence());
             }
+            Layer::Codex { shared: true, give_up, .. }
+                if self.inbox.unread_bytes() > CODEX_UNREAD_MAX_BYTES =>
+            {
+                give_up.get_or_insert(now + CODEX_UNREAD_TIMEOUT);
+            }
             Layer::Codex { .. } => {}
         }
         self.finish_when_delivered();
@@ -364,7 +390,7 @@ impl Open {
             return Ok(Some(wire));
         }
         let next = match &self.layer {
-            Layer::Codex { next } => *next,
+            Layer::Codex { next, .. } => *next,
             Layer::Reliable(layer) => layer.send.next(),
         };
         let seq = next.ok_or_else(Ending::out_of_sequence)?;
@@ -389,7 +415,7 @@ impl Open {
         frame.body = Body::Data { seq, record: scratch.split().freeze() };
         let wire = frame.encode();
         match &mut self.layer {
-            Layer::Codex { next } => *next = seq.next(),
+            Layer::Codex { next, .. } => *next = seq.next(),
             Layer::Reliable(layer) => layer.send.push(wire.clone(), now),
         }
         Ok(Some(wire))
@@ -397,6 +423,9 @@ impl Open {
 
     pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), Ending> {
         match &mut self.layer {
+            Layer::Codex { give_up: Some(at), .. } if *at <= now => {
+                Err(Ending { why: Closed::Unread, tell: Tell::Peer(ResetReason::ProtocolError) })
+            }
             Layer::Codex { .. } => Ok(()),
             Layer::Reliable(layer) => layer.handle_timeout(now),
         }
@@ -404,7 +433,7 @@ impl Open {
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         match &self.layer {
-            Layer::Codex { .. } => None,
+            Layer::Codex { give_up, .. } => *give_up,
             Layer::Reliable(layer) => layer.poll_timeout(),
         }
     }

@@ -8,8 +8,8 @@ use rendez_endpoint::{Closed, Event, Misbehaviour, SendError};
 use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::Seq;
 use rendez_proto::limits::{
-    APPLICATION_MESSAGE_MAX_BYTES, CODEX_UNREAD_MAX_BYTES, RECORD_PLAINTEXT_MAX_BYTES,
-    SEND_QUEUE_BYTES,
+    APPLICATION_MESSAGE_MAX_BYTES, CODEX_UNREAD_MAX_BYTES, CODEX_UNREAD_TIMEOUT,
+    RECORD_PLAINTEXT_MAX_BYTES, SEND_QUEUE_BYTES,
 };
 use rendez_proto::profile::Profile;
 
@@ -262,12 +262,16 @@ fn a_writer_is_blocked_at_a_mebibyte_and_told_when_there_is_room() {
     assert_eq!(pair.asked(), Some(small));
 }
 
+/// Four of these may be unread, with what it costs to keep each.
+fn a_quarter() -> Bytes {
+    Bytes::from(vec![1; CODEX_UNREAD_MAX_BYTES / 4 - 64])
+}
+
 #[test]
 fn an_unread_stream_stops_the_socket() {
     let mut pair = open(CODEX);
     let key = pair.at_orchestrator.expect("there is a stream");
-    // four fit, with what it costs to keep each
-    let message = Bytes::from(vec![1; CODEX_UNREAD_MAX_BYTES / 4 - 64]);
+    let message = a_quarter();
     for _ in 0..4 {
         pair.orchestrator.send(key, &message).expect("it was drained");
         pair.exchange();
@@ -278,4 +282,54 @@ fn an_unread_stream_stops_the_socket() {
     assert!(!pair.executor.wants_read());
     assert_eq!(pair.asked(), Some(message));
     assert!(pair.executor.wants_read());
+}
+
+#[test]
+fn at_an_executor_a_stream_that_stays_unread_ends_and_holds_up_nobody() {
+    let mut pair = open(CODEX);
+    let key = pair.at_orchestrator.expect("there is a stream");
+    let send = |pair: &mut Pair| {
+        pair.orchestrator.send(key, &a_quarter()).expect("it was drained");
+        pair.exchange();
+    };
+    for _ in 0..5 {
+        send(&mut pair);
+    }
+    // the time counts from when it began to hold up the socket, and while it does
+    let almost = CODEX_UNREAD_TIMEOUT - Duration::from_millis(1);
+    pair.pass(almost);
+    assert!(pair.asked().is_some());
+    pair.pass(CODEX_UNREAD_TIMEOUT * 2);
+    assert!(pair.executor.wants_read());
+    send(&mut pair);
+    pair.executor_events();
+    pair.pass(almost);
+    assert!(!pair.executor.wants_read());
+    assert_eq!(pair.orchestrator.streams(), 1);
+    pair.pass(Duration::from_millis(1));
+    assert!(pair.executor.wants_read());
+    let events = pair.executor_events();
+    assert!(matches!(events[..], [Event::Ended { .. }]), "{events:?}");
+    let why = Closed::Reset(ResetReason::ProtocolError);
+    assert_eq!(closed(pair.orchestrator_events()), Some(why));
+    // what arrived is still read
+    assert_eq!(std::iter::from_fn(|| pair.asked()).count(), 5);
+    assert_eq!(closed(pair.executor_events()), Some(Closed::Unread));
+}
+
+/// It has the socket for itself.
+#[test]
+fn at_an_orchestrator_it_may_stay_unread() {
+    let mut pair = open(CODEX);
+    let key = pair.at_executor.expect("there is a stream");
+    for _ in 0..5 {
+        pair.executor.send(key, &a_quarter()).expect("it was drained");
+        pair.exchange();
+    }
+    assert!(!pair.orchestrator.wants_read());
+    pair.pass(CODEX_UNREAD_TIMEOUT * 10);
+    assert_eq!(std::iter::from_fn(|| pair.answered()).count(), 5);
+    pair.answer("and on").expect("it is open");
+    pair.exchange();
+    assert_eq!(pair.answered().expect("it arrived"), "and on");
 }
