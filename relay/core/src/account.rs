@@ -259,6 +259,12 @@ impl Accounts {
         self.all().into_iter().map(Account::free_memory).fold(usize::MAX, usize::min)
     }
 
+    /// What is left of those that nobody else draws on. They are never
+    /// overdrawn: who has none left took it himself.
+    pub(crate) fn own_free_memory(&self) -> usize {
+        self.token.free_memory().min(self.connection.free_memory())
+    }
+
     pub(crate) fn add_memory(&self, bytes: usize) {
         self.all().into_iter().for_each(|account| account.add_memory(bytes));
     }

@@ -136,6 +136,11 @@ impl Claim {
         &self.accounts
     }
 
+    /// Whether its bearer has memory left for a frame.
+    pub(crate) fn can_pay(&self, frame: &Bytes) -> bool {
+        cost(frame) <= self.accounts.own_free_memory()
+    }
+
     /// From here on another websocket of the same orchestrator pays.
     ///
     /// # Errors

@@ -157,6 +157,10 @@ impl Hub {
         match claim.handshake() {
             // Ours repeat message 1, for which executors have no second count.
             Handshake::Offered { since, at } if claim.resends && now >= *at + HANDSHAKE_REPEAT => {
+                if !claim.can_pay(&message) {
+                    self.stats.count_dropped(Dropped::Quota, 1);
+                    return Ok(());
+                }
                 let again = Handshake::Offered { since: *since, at: now };
                 self.set_handshake(index, again);
                 self.forward(index, Direction::ToExecutor, Kind::Handshake, message, now);

@@ -10,7 +10,9 @@ pub const FULL_BYTES: usize = limits::LANE_MAX_BYTES - limits::MESSAGE_MAX_BYTES
 /// How many bytes make a lane full, when `free` bytes are free for all lanes of
 /// its accounts: a lane gets at most as much as it leaves to the others, so a
 /// few slow readers cannot take everything (the dynamic threshold of Choudhury
-/// and Hahne).
+/// and Hahne). When an executor's or the node's memory has run out, a lane still
+/// gets a minimum, so that nobody stands still for what others took; what the
+/// token and the websocket of a stream may use ends before that.
 pub fn full_at(free: usize) -> usize {
     free.clamp(limits::LANE_MIN_BYTES, FULL_BYTES)
 }

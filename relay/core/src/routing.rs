@@ -144,6 +144,21 @@ impl Hub {
             return;
         }
         let resends = self.claims[index].resends;
+        let claim = &self.claims[index];
+        // A handshake was paid for while it waited; and its end is owed to the
+        // other side, once, whoever pays.
+        let is_paid = match kind {
+            Kind::Handshake => true,
+            Kind::Reset => claim.ending == Ending::No && message.len() <= limits::FRAME_COPY_BYTES,
+            _ => false,
+        };
+        if !is_paid && !claim.can_pay(&message) {
+            self.stats.count_dropped(Dropped::Quota, 1);
+            if !resends {
+                self.reset_overloaded(index);
+            }
+            return;
+        }
         let decision = on_full(direction, resends);
         let waiting = self.claims[index].lane(direction).bytes();
         let fits = match decision {
@@ -290,7 +305,8 @@ impl Hub {
         self.remove_if_over(index);
     }
 
-    /// Resets a stream that stalled the executor for too long.
+    /// Resets a stream that stalled the executor for too long, or whose bearer
+    /// has no memory left; it cannot resend.
     fn reset_overloaded(&mut self, index: usize) {
         let lost = self.clear(index, Direction::ToOrchestrator);
         self.stats.count_dropped(Dropped::Overloaded, lost);

@@ -22,7 +22,8 @@ pub enum Dropped {
     ExpressFull,
     /// The stream was reset as overloaded and this waited in its lane.
     Overloaded,
-    /// A quota has no place for another stream.
+    /// A quota has no place for another stream, or the bearer's no memory for
+    /// another frame.
     Quota,
     /// A handshake of a token of which too many failed.
     HandshakeGuard,

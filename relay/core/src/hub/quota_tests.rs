@@ -94,6 +94,46 @@ fn every_account_bounds_what_waits() {
     }
 }
 
+/// However many streams there are, whichever way they run, and whatever their
+/// ends can do.
+#[test]
+fn nobody_uses_more_memory_than_a_token_and_a_websocket_may() {
+    let small = |bytes| Quota { memory_bytes: bytes as u64, ..Quota::UNLIMITED };
+    for can in [OURS, STOCK] {
+        let shared = Shared { connection: small(2 * MIB), ..Shared::default() };
+        let mut b = Bench::with(shared);
+        let token = Account::new(small(6 * MIB));
+        let ports: Vec<PortKey> = (0..8).map(|n| join(&mut b, n, can, &token)).collect();
+        let stream = |port: usize, n: usize| format!("s{port}-{n}");
+        for (at, port) in ports.iter().enumerate() {
+            for n in 0..limits::STREAMS_PER_ORCHESTRATOR {
+                b.send(*port, &data(&stream(at, n), 1, 1));
+            }
+        }
+        // nobody reads any more, and everybody sends, also who is not read
+        for seq in 2..20 {
+            for (at, port) in ports.iter().enumerate() {
+                for n in 0..limits::STREAMS_PER_ORCHESTRATOR {
+                    b.send(b.executor, &data(&stream(at, n), seq, 60_000));
+                    b.send(*port, &data(&stream(at, n), seq, 60_000));
+                }
+            }
+        }
+        let control = 256 * 2 * limits::FRAME_COPY_BYTES;
+        let waiting = token.usage().memory_bytes;
+        assert!((3 * MIB..6 * MIB + control).contains(&waiting), "{waiting}");
+        for port in &ports {
+            let waiting = b.hub.port_mut(*port).unwrap().accounts.connection.usage().memory_bytes;
+            assert!(waiting <= 2 * MIB + control / 8, "{waiting}");
+        }
+        assert!(b.hub.stats().dropped(Dropped::Quota) > 0);
+        // who cannot resend is told that something is missing
+        let resets =
+            ports.iter().flat_map(|port| b.drain(*port)).filter_map(|wire| reset_of(&wire));
+        assert_eq!(resets.count() > 0, can == STOCK);
+    }
+}
+
 #[test]
 fn a_sender_that_cannot_resend_loses_nothing_when_memory_runs_out() {
     let environment = memory(4 * MIB);
