@@ -246,6 +246,7 @@ impl TestRelay {
             .chain([
                 (Counter::NotAnUpgrade, self.edge.not_an_upgrade()),
                 (Counter::HeadTimeout, self.edge.head_timeouts()),
+                (Counter::AnswerTimeout, self.edge.answer_timeouts()),
                 (Counter::BadHead, self.edge.bad_heads()),
             ]);
         Counters(all.filter(|(_, n)| *n > 0).collect())
@@ -311,6 +312,8 @@ pub enum Counter {
     NotAnUpgrade,
     /// A request head that did not come in time.
     HeadTimeout,
+    /// A client that did not read an answer.
+    AnswerTimeout,
     /// A request head that is not HTTP.
     BadHead,
     /// The end of a websocket.

@@ -30,6 +30,7 @@ mod issuers;
 pub mod ledger;
 mod listen;
 mod metrics;
+mod outflow;
 mod refusals;
 mod reload;
 pub mod roster;

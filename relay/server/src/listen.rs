@@ -1,5 +1,6 @@
 //! Listeners: TCP connections become HTTP connections, through TLS where it is
-//! on, bounded in number and in the time that their heads may take.
+//! on, bounded in number and in the time that their heads and the taking of their
+//! answers may take.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,17 +15,26 @@ use rendez_registry::PeerAddr;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use crate::edge::stats::EdgeStats;
 use crate::gulp::Gulp;
+use crate::outflow::{Outflow, Stuck};
 use crate::tls::{ClientCertificate, Tls};
 
 /// How long a client may take to send a request's head: a slow sender holds a
 /// connection no longer than this.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take to read an answer: a slow reader holds a
+/// connection no longer than this. The largest answers have some 100 KiB.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same while the relay stops, which must not wait for such a client.
+const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often is looked for such clients.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Largest head of a request in bytes; a ticket has under 2 KiB.
 const HEAD_MAX_BYTES: usize = 16 * 1024;
 /// Bytes that one read takes from the kernel, unless a setting says otherwise.
@@ -158,6 +168,8 @@ async fn serve_http(
         request
     });
     let service = TowerToHyperService::new(service);
+    let io = Outflow::new(io);
+    let stuck = io.stuck();
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -165,12 +177,17 @@ async fn serve_http(
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
-    let result = match cancel.run_until_cancelled(connection.as_mut()).await {
+    let served = unless_stuck(&stuck, ANSWER_TIMEOUT, connection.as_mut());
+    let result = match cancel.run_until_cancelled(served).await {
         Some(result) => result,
         None => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            unless_stuck(&stuck, LAST_ANSWER_TIMEOUT, connection).await
         }
+    };
+    let Some(result) = result else {
+        stats.count_answer_timeout();
+        return tracing::debug!("a client does not read its answer");
     };
     if let Err(error) = result {
         if error.is_timeout() {
@@ -179,5 +196,112 @@ async fn serve_http(
             stats.count_bad_head();
         }
         tracing::debug!(%error, "an HTTP connection failed");
+    }
+}
+
+/// What comes of `work`, unless the connection under it is stuck for too long.
+async fn unless_stuck<T>(
+    stuck: &Stuck,
+    patience: Duration,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        match timeout(LOOK_EVERY, work.as_mut()).await {
+            Ok(done) => return Some(done),
+            Err(_) if stuck.for_how_long() >= patience => return None,
+            Err(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+    use tokio::task::JoinHandle;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    const ANSWER_BYTES: usize = 100_000;
+
+    struct Served {
+        client: DuplexStream,
+        stats: Arc<EdgeStats>,
+        cancel: CancellationToken,
+        ended: JoinHandle<Instant>,
+    }
+
+    /// A client that has asked so often, of a connection that takes little.
+    async fn served(requests: usize) -> Served {
+        let (mut client, io) = duplex(4096);
+        let app = Router::new().route("/", get(async || "x".repeat(ANSWER_BYTES)));
+        let held = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+        let peer = PeerAddr([127, 0, 0, 1].into());
+        let place = Place { _held: Arc::new(held), peer, certificate: None };
+        let (stats, cancel) = (Arc::<EdgeStats>::default(), CancellationToken::new());
+        let ended = tokio::spawn({
+            let (stats, cancel) = (stats.clone(), cancel.clone());
+            async move {
+                serve_http(io, place, app, &stats, cancel).await;
+                Instant::now()
+            }
+        });
+        client.write_all(&REQUEST.repeat(requests)).await.unwrap();
+        Served { client, stats, cancel, ended }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_read_the_answers_is_left() {
+        let began = Instant::now();
+        let served = served(3).await;
+        let took = served.ended.await.unwrap() - began;
+        assert!(took >= ANSWER_TIMEOUT && took <= ANSWER_TIMEOUT + 2 * LOOK_EVERY, "{took:?}");
+        assert_eq!(served.stats.answer_timeouts(), 1);
+        drop(served.client);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nor_is_who_reads_a_little_now_and_then_spared() {
+        let mut served = served(3).await;
+        let mut bytes = [0; 16];
+        for _ in 0..10 {
+            tokio::time::sleep(ANSWER_TIMEOUT / 8).await;
+            let _ = served.client.read(&mut bytes).await.unwrap();
+        }
+        assert!(served.ended.is_finished());
+        assert_eq!(served.stats.answer_timeouts(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_relay_that_stops_has_less_patience() {
+        let served = served(1).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let began = Instant::now();
+        served.cancel.cancel();
+        let took = served.ended.await.unwrap() - began;
+        assert!(took <= 2 * LOOK_EVERY, "{took:?}");
+        drop(served.client);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_answer_has_its_own_time() {
+        let began = Instant::now();
+        let mut served = served(0).await;
+        let mut bytes = [0; 1000];
+        for _ in 0..2 {
+            served.client.write_all(REQUEST).await.unwrap();
+            let mut read = 0;
+            while read < ANSWER_BYTES {
+                tokio::time::sleep(ANSWER_TIMEOUT / 150).await;
+                let length = served.client.read(&mut bytes).await.unwrap();
+                assert!(length > 0, "cut after {read} bytes");
+                read += length;
+            }
+        }
+        assert!(began.elapsed() > ANSWER_TIMEOUT);
+        assert_eq!(served.stats.answer_timeouts(), 0);
     }
 }

@@ -114,6 +114,7 @@ impl From<&Ended> for End {
 #[derive(Debug, Default)]
 pub struct EdgeStats {
     head_timeouts: AtomicU64,
+    answer_timeouts: AtomicU64,
     bad_heads: AtomicU64,
     not_an_upgrade: AtomicU64,
     ended: [AtomicU64; End::ALL.len()],
@@ -124,6 +125,11 @@ impl EdgeStats {
     /// second one, was not there in time.
     pub fn head_timeouts(&self) -> u64 {
         self.head_timeouts.load(Ordering::Relaxed)
+    }
+
+    /// Connections that were closed because their client did not read an answer.
+    pub fn answer_timeouts(&self) -> u64 {
+        self.answer_timeouts.load(Ordering::Relaxed)
     }
 
     /// Connections that were closed because the head of a request was not HTTP
@@ -144,6 +150,10 @@ impl EdgeStats {
 
     pub(crate) fn count_head_timeout(&self) {
         self.head_timeouts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_answer_timeout(&self) {
+        self.answer_timeouts.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn count_bad_head(&self) {

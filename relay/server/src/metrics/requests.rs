@@ -20,10 +20,15 @@ pub(super) fn encode(out: &mut Out<'_>, edge: &Edge, places: &Places) -> fmt::Re
     )?;
     let refused = [
         ([("reason", "head_timeout")], edge.stats.head_timeouts()),
+        ([("reason", "answer_timeout")], edge.stats.answer_timeouts()),
         ([("reason", "bad_head")], edge.stats.bad_heads()),
         ([("reason", "not_an_upgrade")], edge.stats.not_an_upgrade()),
     ];
-    out.counters("rendez_relay_requests_refused", "Requests that reached no rule.", refused)?;
+    out.counters(
+        "rendez_relay_requests_refused",
+        "Requests that reached no rule, and answers that were not read.",
+        refused,
+    )?;
     let requests = edge.registry.stats().all();
     let requests = requests.map(|(operation, outcome, n)| {
         ([("operation", operation.as_str()), ("outcome", outcome.as_str())], n)
