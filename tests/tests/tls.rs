@@ -14,6 +14,7 @@ use rcgen::{
 };
 use rendez_tests::process::run;
 use rendez_tests::rendez::{OurAgent, OurRelay, WITHIN, rendez};
+use rustix::process::Signal;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, NamedGroup, ProtocolVersion, RootCertStore};
@@ -233,6 +234,38 @@ async fn files_that_change_are_taken_over_and_open_connections_stay() -> Result<
     relay.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
     assert_ne!(shown().await?, first);
     assert!(livez(&mut open).await?.starts_with("HTTP/1.1 200"), "what was open stays open");
+    Ok(())
+}
+
+/// What was asked for at SIGHUP is what is waited for.
+#[tokio::test]
+async fn settings_whose_files_come_later_are_taken_over_then() -> Result<()> {
+    let authority = Authority::new()?;
+    authority.issue("relay", "relay")?;
+    authority.issue("box", "box 1")?;
+    let config = authority.path("relay.toml");
+    fs::write(&config, "[tls]\nclient_auth = \"off\"\n")?;
+    let mut relay = Relay::start(&authority, &[("--config", config.clone())]).await?;
+    let stranger = authority.client(None)?;
+    livez(&mut relay.dial(stranger.clone()).await?).await?;
+
+    let later = authority.path("later.pem");
+    let wanted = format!("[tls]\nclient_auth = \"required\"\nclient_ca = {later:?}\n");
+    fs::write(&config, wanted)?;
+    relay.ours.process().signal(Signal::HUP)?;
+    for said in ["the old ones serve on", "is not in force yet"] {
+        relay.ours.log().line(WITHIN, |line| line.contains(said).then_some(())).await?;
+    }
+    livez(&mut relay.dial(stranger.clone()).await?).await?;
+
+    fs::copy(authority.path("ca.pem"), &later)?;
+    relay.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
+    let refused = async {
+        let mut stream = relay.dial(stranger).await?;
+        livez(&mut stream).await
+    };
+    assert!(refused.await.is_err(), "served without a certificate");
+    livez(&mut relay.dial(authority.client(Some("box"))?).await?).await?;
     Ok(())
 }
 

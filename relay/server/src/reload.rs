@@ -56,14 +56,20 @@ impl Reload {
                 let _ = settings.config.set(difference.key, &newer.get(difference.key));
             }
         }
-        self.apply(&settings.config);
+        let tls_is_new = self.apply(&settings.config);
         // When it is said, it is so.
         for difference in differences {
-            say(&older, &newer, difference);
+            if !tls_is_new && difference.is_of_tls() {
+                let setting = difference.key;
+                tracing::warn!(setting, "this setting of TLS is not in force yet");
+            } else {
+                say(&older, &newer, difference);
+            }
         }
     }
 
-    fn apply(&self, config: &Config) {
+    /// Whether the settings of TLS are in force as well.
+    fn apply(&self, config: &Config) -> bool {
         self.log.set_level(config.log_level);
         self.directory.ledger().set_quotas(config.quotas());
         self.registry.audit().keep(config.audit_keep());
@@ -72,8 +78,9 @@ impl Reload {
             Some(tls) => tls.reconfigure(config),
             None if config.tls_cert.is_some() => {
                 tracing::warn!("TLS is switched on at the next start");
+                false
             }
-            None => {}
+            None => true,
         }
     }
 

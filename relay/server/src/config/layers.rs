@@ -60,6 +60,13 @@ pub(crate) struct Difference {
     pub(crate) change: Change,
 }
 
+impl Difference {
+    /// Whether it is one that TLS takes over at a reload, if it can.
+    pub(crate) fn is_of_tls(&self) -> bool {
+        self.key.starts_with("tls.") && self.change == Change::AtReload
+    }
+}
+
 /// Why there are no settings. The operator has to act.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {

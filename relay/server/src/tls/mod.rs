@@ -205,13 +205,16 @@ impl Tls {
             // Files that are being replaced may be missing for a moment: that
             // is looked at again, and said once it stays.
             Err(error) if seen == files::UNREADABLE => tracing::debug!(%error, "still unreadable"),
-            digest => self.replace(settings, digest.unwrap_or(files::UNREADABLE)),
+            digest => {
+                self.replace(settings, digest.unwrap_or(files::UNREADABLE));
+            }
         }
     }
 
     /// Takes new settings over, at SIGHUP. How a certificate is had stays as it
-    /// was at the start.
-    pub(crate) fn reconfigure(&self, config: &Config) {
+    /// was at the start. `false` if they are not in force now; then they are as
+    /// soon as their files can be used.
+    pub(crate) fn reconfigure(&self, config: &Config) -> bool {
         match Settings::of(config, self.acme.as_ref().map(Acme::certificate)) {
             Ok(Some(settings)) => {
                 let digest = settings.digest().unwrap_or(files::UNREADABLE);
@@ -219,19 +222,22 @@ impl Tls {
                 if nothing && digest == files::UNREADABLE {
                     // For the certificate that is to come.
                     self.inner.write().unwrap_or_else(PoisonError::into_inner).settings = settings;
-                } else {
-                    self.replace(settings, digest);
+                    return true;
                 }
+                return self.replace(settings, digest);
             }
             Ok(None) => tracing::warn!("TLS is switched off at the next start"),
             Err(error) => tracing::warn!(%error, "the TLS settings stay as they were"),
         }
+        false
     }
 
-    fn replace(&self, settings: Settings, digest: [u8; 32]) {
+    /// Whether the settings are in force now. If not, they are what is looked
+    /// at from here on.
+    fn replace(&self, settings: Settings, digest: [u8; 32]) -> bool {
         let loaded = settings.load();
+        let good = loaded.is_ok();
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-        inner.seen = digest;
         match loaded {
             Ok(loaded) => {
                 self.stats.count_reload(true);
@@ -242,8 +248,10 @@ impl Tls {
             Err(error) => {
                 self.stats.count_reload(false);
                 tracing::warn!(%error, "the new TLS files cannot be used; the old ones serve on");
+                (inner.settings, inner.seen) = (settings, digest);
             }
         }
+        good
     }
 
     fn serving(&self) -> Serving {
