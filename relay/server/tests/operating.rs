@@ -60,6 +60,24 @@ fn the_example_can_be_used() {
     let layers = config::Layers { file: Some(file), given: Vec::new() };
     let config = layers.load().unwrap().config;
     assert!(!config.admin_on_public && config.admin_listen != MaybeListen::Off);
+    assert_ne!(config.auth_trusted_proxies, Default::default(), "it stands behind a proxy");
+}
+
+/// Without the one, whoever asks says himself where he is; without the other,
+/// tickets that are good for hours stand in a log.
+#[test]
+fn the_example_of_a_proxy_says_where_clients_are_and_logs_no_ticket() {
+    let file = path().with_file_name("../deploy/proxy/nginx.conf");
+    let text = std::fs::read_to_string(file).unwrap();
+    let (server, locations) = text.split_once("location = /v1/rendezvous {").unwrap();
+    assert!(server.contains("proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"));
+    // a location that set one header would inherit none
+    assert!(!locations.contains("proxy_set_header"));
+    let (rendezvous, _) = locations.split_once('}').unwrap();
+    assert!(rendezvous.contains("error_log /dev/null;"));
+    for word in ["$request ", "$request_uri", "$args", "$query_string", "combined"] {
+        assert!(!text.contains(word), "{word} holds the ticket");
+    }
 }
 
 #[test]

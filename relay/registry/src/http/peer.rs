@@ -24,14 +24,14 @@ impl Registry {
     }
 }
 
-/// `None` if a trusted proxy does not say it in a way that can be read.
+/// `None` if a trusted proxy does not say it, or not in a way that can be read.
 fn source(trusted: &[IpNet], peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
     let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
     let peer = peer.to_canonical();
     if !is_trusted(&peer) {
         return Some(peer);
     }
-    let mut nearest = peer;
+    let mut nearest = None;
     let lines: Vec<_> = headers.get_all(FORWARDED_FOR).into_iter().collect();
     if lines.iter().map(|line| line.len()).sum::<usize>() > limits::FORWARDED_MAX_BYTES {
         return None;
@@ -40,13 +40,14 @@ fn source(trusted: &[IpNet], peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr
     // stranger's address is the stranger's invention
     for line in lines.into_iter().rev() {
         for entry in line.to_str().ok()?.rsplit(',') {
-            nearest = entry.trim().parse::<IpAddr>().ok()?.to_canonical();
-            if !is_trusted(&nearest) {
-                return Some(nearest);
+            let address = entry.trim().parse::<IpAddr>().ok()?.to_canonical();
+            nearest = Some(address);
+            if !is_trusted(&address) {
+                return nearest;
             }
         }
     }
-    Some(nearest)
+    nearest
 }
 
 #[cfg(test)]
@@ -76,9 +77,10 @@ mod tests {
             // forged by the client, then the proxies' own words
             ("10.0.0.1", &["203.0.113.5, 198.51.100.9, 10.0.0.2"], "198.51.100.9"),
             ("10.0.0.1", &["203.0.113.5", "198.51.100.9,10.0.0.2"], "198.51.100.9"),
-            // the proxy itself asks, or another one behind it
-            ("10.0.0.1", &[], "10.0.0.1"),
+            // another proxy asks, behind it
             ("10.0.0.1", &["10.0.0.7"], "10.0.0.7"),
+            // a proxy that says nothing may have anybody behind it
+            ("10.0.0.1", &[], "unknown"),
             ("10.0.0.1", &["unknown"], "unknown"),
             ("10.0.0.1", &["198.51.100.9:4711"], "unknown"),
             ("10.0.0.1", &["198.51.100.9, nonsense"], "unknown"),
