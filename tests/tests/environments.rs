@@ -169,6 +169,21 @@ async fn an_environment_is_what_it_is_said_to_be() -> Result<()> {
     Ok(())
 }
 
+/// As when somebody starts by hand what runs as a service.
+#[tokio::test]
+async fn a_relay_whose_port_is_taken_changes_nothing() -> Result<()> {
+    let world = World::start("1s").await?;
+    let _agent = world.agent().await?;
+    world.shows(|shown| ends(shown) == [None]).await?;
+    let mut second = rendez()?;
+    second.args(["relay", "--listen", &world.relay.address().to_string(), "--state"]);
+    second.arg(world.relay.state());
+    let output = run(second, b"", WITHIN).await?;
+    assert_eq!(output.status.code(), Some(78), "{}", output.stderr_text());
+    assert_eq!(ends(&world.show(&[]).await?), [None]);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_backup_brings_back_registrations_and_tokens_and_the_audit_log_holds() -> Result<()> {
     let mut world = World::start("4s").await?;

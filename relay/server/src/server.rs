@@ -110,7 +110,6 @@ impl Relay {
             ..Options::default()
         };
         let registry = Registry::open(&config.state, options).await?;
-        registry.take_over_history().await?;
         let last_withdrawal = registry.last_withdrawal().await?;
         let public = bind(config.listen, config.connections_max).await?.with_tls(tls.clone());
         let public = public.reading(config.websocket_read_buffer.bytes());
@@ -118,6 +117,9 @@ impl Relay {
             MaybeListen::Off => None,
             MaybeListen::On(address) => Some(bind(address, ADMIN_CONNECTIONS_MAX).await?),
         };
+        // Not before the ports are ours: if another relay has them, what is open
+        // in the history is open there.
+        registry.take_over_history().await?;
         let edge = Edge {
             registry,
             directory,

@@ -45,7 +45,7 @@ pub(super) fn encode(out: &mut Out<'_>, edge: &Edge) -> fmt::Result {
         stats.held_back,
     )?;
     let frames = [0, 1].map(|way| ([("direction", DIRECTIONS[way])], stats.forwarded_frames[way]));
-    out.counters("rendez_relay_forwarded_frames", "Frames passed on.", frames)?;
+    out.counters("rendez_relay_forwarded_frames", "Frames passed on, and resets of the relay's own; acks and heartbeats that overtake are not counted.", frames)?;
     let bytes = [0, 1].map(|way| ([("direction", DIRECTIONS[way])], stats.forwarded_bytes[way]));
     out.counters("rendez_relay_forwarded_bytes", "Bytes passed on, sealed as they came.", bytes)?;
     let dropped = Dropped::ALL.map(|why| ([("reason", why.as_str())], stats.dropped(why)));
