@@ -20,7 +20,7 @@
 //! | `registry` | the HTTP calls |
 //! | `route`, `link` | finds an executor; keeps the websocket to it up |
 //! | `executor` | one connected executor |
-//! | `process`, `events` | processes, shaped like `tokio::process` |
+//! | `process`, `stdin`, `events` | processes, shaped like `tokio::process` |
 //! | `files` | files, shaped like `tokio::fs` |
 //! | `error` | who is at fault when it does not work |
 //!
@@ -40,13 +40,15 @@ mod random;
 pub mod registry;
 mod route;
 mod session;
+pub mod stdin;
 
 pub use client::Client;
 pub use error::{ConnectError, FileError, ProcessError};
 pub use executor::{Executor, Timings};
 pub use files::Files;
 pub use link::LinkState;
-pub use process::{Command, Control, Output, Process, ProcessEvent, STDIN_WRITE_MAX_BYTES, Stdin};
+pub use process::{Command, Control, Output, Process, ProcessEvent};
 pub use rendez_endpoint::Grace;
 pub use rendez_proto::ids::EnvironmentId;
 pub use secrecy::SecretString;
+pub use stdin::{STDIN_WRITE_MAX_BYTES, Stdin};

@@ -1,6 +1,6 @@
 //! Processes on an executor.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,34 +8,20 @@ use rendez_proto::ids::StreamId;
 use rendez_proto::limits;
 use rendez_proto::rpc::path::PathUri;
 use rendez_proto::rpc::process::{
-    CloseStdin, EnvPolicy, ProcessId, Signal, SignalName, Start, Stream, Terminate, Write,
-    WriteReply, WriteStatus,
+    EnvPolicy, ProcessId, Signal, SignalName, Start, Stream, Terminate,
 };
 use rendez_proto::rpc::{RpcError, code};
-use rendez_rpc::{Answer, CallError};
+use rendez_rpc::CallError;
 use tokio::sync::mpsc;
 
 use crate::connection::Connection;
 use crate::error::ProcessError;
 use crate::events::Event;
 use crate::random::random;
+use crate::stdin::Stdin;
 
 /// Bytes of output that are gathered into one event, if they are there.
 const GATHER_BYTES: usize = 256 * 1024;
-/// Writes under way at once: hides a round trip, within what an executor takes
-/// for a process that does not read.
-const WRITES_IN_FLIGHT: usize = limits::WRITES_UNANSWERED_PER_PROCESS - 2;
-
-/// Bytes of standard input per write, of which so many may be under way that
-/// they fill the window.
-const fn write_bytes(window: usize) -> usize {
-    let bytes = window / limits::WRITES_UNANSWERED_PER_PROCESS;
-    if bytes == 0 { 1 } else { bytes }
-}
-
-/// The most bytes that [`Stdin::write_all`] sends as one message: reads of that
-/// size make best use of a long path.
-pub const STDIN_WRITE_MAX_BYTES: usize = write_bytes(limits::STDIN_WINDOW_MAX_BYTES);
 
 /// What to run, shaped like `tokio::process::Command`.
 #[derive(Debug, Clone)]
@@ -189,8 +175,7 @@ impl Process {
         let reply = answer.wait().await.map_err(not_started)?;
         process.connection.events.started(&process.id, live.epoch);
         if let (Some(stdin), Some(window)) = (&mut process.stdin, reply.stdin_window) {
-            let window = usize::try_from(window).unwrap_or(usize::MAX);
-            stdin.write_bytes = write_bytes(window.min(limits::STDIN_WINDOW_MAX_BYTES));
+            stdin.grant(window);
         }
         Ok(process)
     }
@@ -310,136 +295,6 @@ impl Control {
     pub async fn terminate(&self) -> Result<bool, ProcessError> {
         let terminate = Terminate { process_id: self.id.clone() };
         Ok(self.connection.session.call::<Terminate>(&terminate).await?.running)
-    }
-}
-
-/// The standard input of a process.
-pub struct Stdin {
-    connection: Arc<Connection>,
-    id: ProcessId,
-    /// The most bytes of one write.
-    write_bytes: usize,
-    next_write: u64,
-    in_flight: VecDeque<InFlight>,
-    /// The stream that has those.
-    epoch: u64,
-}
-
-/// A write without an answer.
-struct InFlight {
-    /// To be sent again, where a session outlives its stream.
-    write: Option<Write>,
-    answer: Answer<Write>,
-}
-
-impl Stdin {
-    fn new(connection: Arc<Connection>, id: ProcessId) -> Self {
-        let write_bytes = write_bytes(limits::STDIN_QUEUED_BYTES);
-        Self { connection, id, write_bytes, next_write: 0, in_flight: VecDeque::new(), epoch: 0 }
-    }
-
-    /// Writes all of `bytes`; returns when they are on their way, with a
-    /// bounded number not yet accepted by the executor.
-    ///
-    /// # Errors
-    /// [`ProcessError::StdinClosed`] if the process takes no more.
-    pub async fn write_all(&mut self, bytes: &[u8]) -> Result<(), ProcessError> {
-        for chunk in bytes.chunks(self.write_bytes) {
-            while self.in_flight.len() >= WRITES_IN_FLIGHT {
-                self.settle_one().await?;
-            }
-            let write = Write {
-                process_id: self.id.clone(),
-                chunk: chunk.to_vec(),
-                write_id: Some(self.next_write_id()),
-            };
-            self.send(write).await?;
-        }
-        Ok(())
-    }
-
-    /// Sends a write, behind those that another stream took down with it.
-    async fn send(&mut self, write: Write) -> Result<(), ProcessError> {
-        let mut waiting = VecDeque::from([write]);
-        while let Some(write) = waiting.pop_front() {
-            let live = self.connection.session.live().await?;
-            if live.epoch != self.epoch {
-                self.epoch = live.epoch;
-                waiting.push_front(write);
-                let before = std::mem::take(&mut self.in_flight).into_iter().rev();
-                before.filter_map(|it| it.write).for_each(|write| waiting.push_front(write));
-                continue;
-            }
-            let kept = self.connection.session.is_kept();
-            match live.caller.request::<Write>(&write).await {
-                Err(CallError::NotSent) if kept => {
-                    waiting.push_front(write);
-                    self.connection.session.after(&live).await?;
-                }
-                Err(error) => return Err(error.into()),
-                Ok(answer) => {
-                    self.in_flight.push_back(InFlight { write: kept.then_some(write), answer });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits until the executor has taken everything written.
-    ///
-    /// # Errors
-    /// See [`write_all`](Self::write_all).
-    pub async fn flush(&mut self) -> Result<(), ProcessError> {
-        while !self.in_flight.is_empty() {
-            self.settle_one().await?;
-        }
-        Ok(())
-    }
-
-    /// Tells the process that its input has ended.
-    ///
-    /// # Errors
-    /// [`ProcessError::Unsupported`] for a stock executor: its protocol has no
-    /// word for it, and the process goes on waiting.
-    pub async fn close(mut self) -> Result<(), ProcessError> {
-        self.flush().await?;
-        if !self.connection.extensions.close_stdin {
-            return Err(ProcessError::Unsupported("closing standard input"));
-        }
-        let write_id = Some(self.next_write_id());
-        let close = CloseStdin { process_id: self.id.clone(), write_id };
-        accepted(self.connection.session.call::<CloseStdin>(&close).await?)
-    }
-
-    async fn settle_one(&mut self) -> Result<(), ProcessError> {
-        let Some(InFlight { write, answer }) = self.in_flight.pop_front() else { return Ok(()) };
-        match (answer.wait().await, write) {
-            (Err(CallError::Interrupted), Some(write)) => {
-                let after = std::mem::take(&mut self.in_flight);
-                for write in [write].into_iter().chain(after.into_iter().filter_map(|it| it.write))
-                {
-                    self.send(write).await?;
-                }
-                Ok(())
-            }
-            (answer, _) => accepted(answer?),
-        }
-    }
-
-    /// The executor applies a write id once, so a repeated write is safe.
-    fn next_write_id(&mut self) -> String {
-        self.next_write += 1;
-        self.next_write.to_string()
-    }
-}
-
-fn accepted(reply: WriteReply) -> Result<(), ProcessError> {
-    match reply.status {
-        WriteStatus::Accepted => Ok(()),
-        WriteStatus::StdinClosed | WriteStatus::UnknownProcess => Err(ProcessError::StdinClosed),
-        WriteStatus::Starting => {
-            Err(ProcessError::Malformed("a started process is said to be starting".to_owned()))
-        }
     }
 }
 

@@ -41,6 +41,8 @@ enum Act {
     Answer(Value),
     /// It is kept, as one that has to wait.
     Keep,
+    /// It is kept, and the answer to a write is yes.
+    Accept,
     /// The executor says no.
     Refuse,
     /// A process is started that says `a` and ends; as soon as another request of
@@ -55,7 +57,7 @@ enum Act {
 /// By the number of the stream, from 0, and the name of the method.
 type Script = fn(usize, &str) -> Act;
 
-/// Requests without an answer.
+/// Requests of which a test looks at the parameters.
 type Kept = Arc<Mutex<Vec<Json>>>;
 
 /// The methods of all requests.
@@ -195,6 +197,11 @@ impl Executor {
                 match (self.script)(self.number, &method) {
                     Act::Answer(reply) => send(&channel, rpc::response(&id, Ok(&reply))).await,
                     Act::Keep => self.kept.lock().unwrap().push(params),
+                    Act::Accept => {
+                        self.kept.lock().unwrap().push(params);
+                        send(&channel, rpc::response(&id, Ok(&json!({"status": "accepted"}))))
+                            .await;
+                    }
                     Act::Refuse => {
                         send(&channel, rpc::refusal(&id, &RpcError::invalid_request("no"))).await;
                         refused = true;
@@ -237,6 +244,7 @@ fn willing(method: &str) -> Act {
         Initialize::NAME => json!({"sessionId": "s"}),
         Start::NAME => json!({"processId": "p", "sandboxType": "none"}),
         EnvironmentStatus::NAME => json!({"status": "ready"}),
+        Read::NAME => json!({"chunks": [], "nextSeq": 1, "exited": false, "closed": false}),
         other => panic!("{other}"),
     })
 }
@@ -322,6 +330,40 @@ async fn a_process_that_was_not_started_when_its_stream_ended_is_not_lost() {
     let told = timeout(WITHIN, told).await.unwrap();
     assert_eq!(told, [ProcessEvent::Stdout(b"a".to_vec()), ProcessEvent::Exited(0)]);
     assert!(matches!(ping.await, Err(CallError::Interrupted)));
+}
+
+#[tokio::test]
+async fn input_has_no_hole_when_its_writer_gives_up_waiting() {
+    let site = Site::start(KEPT, |stream, method| match (stream, method) {
+        (0, EnvironmentStatus::NAME) => Act::End,
+        (0, Write::NAME) => Act::Keep,
+        (_, Write::NAME) => Act::Accept,
+        (_, method) => willing(method),
+    })
+    .await;
+    let executor = site.connect().await;
+    let command = Command::new("cat").current_dir("/").stdin(true);
+    let mut process = executor.spawn(command).await.unwrap();
+    let mut stdin = process.stdin.take().unwrap();
+    let most = limits::WRITES_UNANSWERED_PER_PROCESS - 2;
+    for number in 0..most {
+        stdin.write_all(format!("{number} ").as_bytes()).await.unwrap();
+    }
+    assert!(now(pin!(stdin.write_all(b"too much"))).await.is_none());
+    assert!(now(pin!(stdin.flush())).await.is_none());
+    assert!(executor.ping().await.is_err());
+    // there is no stream
+    assert!(now(pin!(stdin.flush())).await.is_none());
+    assert!(now(pin!(stdin.write_all(b"too early"))).await.is_none());
+    site.kept.lock().unwrap().clear();
+    timeout(WITHIN, stdin.flush()).await.unwrap().unwrap();
+    stdin.write_all(b"last").await.unwrap();
+    timeout(WITHIN, stdin.flush()).await.unwrap().unwrap();
+    let kept = site.kept.lock().unwrap();
+    let text: Vec<u8> =
+        kept.iter().flat_map(|params| params.parse::<Write>().unwrap().chunk).collect();
+    let all: String = (0..most).map(|number| format!("{number} ")).collect();
+    assert_eq!(String::from_utf8(text).unwrap(), all + "last");
 }
 
 /// Chunks that were missed, more than wait for a reader.
