@@ -1,6 +1,7 @@
 //! Processes on an executor.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -121,7 +122,9 @@ pub struct Process {
     id: ProcessId,
     events: mpsc::Receiver<Event>,
     /// Standard input, if the command asked for it. Take it to write while
-    /// reading: a process that is not read from stops reading.
+    /// reading: a process that is not read from stops reading. What is left here
+    /// is closed by [`wait`](Self::wait) and [`output`](Self::output), and by
+    /// nothing else.
     pub stdin: Option<Stdin>,
     /// An event that was met while gathering output.
     ahead: Option<Event>,
@@ -234,35 +237,65 @@ impl Process {
 
     /// Waits for the end, forgetting all output.
     ///
-    /// # Errors
-    /// See [`next`](Self::next).
-    pub async fn wait(mut self) -> Result<i32, ProcessError> {
-        self.stdin = None;
-        while self.next().await?.is_some() {}
-        self.exit_code.ok_or(ProcessError::Lost)
-    }
-
-    /// Waits for the end, collecting all output in memory.
+    /// Closes [`stdin`](Self::stdin) if it is still there. A stock executor cannot
+    /// be told that; what reads there to the end of its input does not end.
     ///
     /// # Errors
     /// See [`next`](Self::next).
-    pub async fn output(mut self) -> Result<Output, ProcessError> {
+    pub async fn wait(self) -> Result<i32, ProcessError> {
+        self.rest(drop).await
+    }
+
+    /// Waits for the end, collecting all output in memory. Closes
+    /// [`stdin`](Self::stdin) as [`wait`](Self::wait) does.
+    ///
+    /// # Errors
+    /// See [`next`](Self::next).
+    pub async fn output(self) -> Result<Output, ProcessError> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        while let Some(event) = self.next().await? {
-            match event {
-                ProcessEvent::Stdout(chunk) => stdout.extend(chunk),
-                ProcessEvent::Stderr(chunk) => stderr.extend(chunk),
-                ProcessEvent::Exited(_) => {}
-            }
-        }
-        let exit_code = self.exit_code.ok_or(ProcessError::Lost)?;
+        let collect = |event| match event {
+            ProcessEvent::Stdout(chunk) => stdout.extend(chunk),
+            ProcessEvent::Stderr(chunk) => stderr.extend(chunk),
+            ProcessEvent::Exited(_) => {}
+        };
+        let exit_code = self.rest(collect).await?;
         Ok(Output { exit_code, stdout, stderr })
+    }
+
+    /// Tells what happens until the process has ended, and gives its code.
+    async fn rest(mut self, tell: impl FnMut(ProcessEvent)) -> Result<i32, ProcessError> {
+        let stdin = self.stdin.take();
+        // Both at once: a process that is not read from stops reading.
+        tokio::select! {
+            code = self.until_ended(tell) => code,
+            never = end_of_input(stdin) => match never {},
+        }
+    }
+
+    async fn until_ended(
+        &mut self,
+        mut tell: impl FnMut(ProcessEvent),
+    ) -> Result<i32, ProcessError> {
+        while let Some(event) = self.next().await? {
+            tell(event);
+        }
+        self.exit_code.ok_or(ProcessError::Lost)
     }
 
     /// A handle for signals that can go to another task.
     pub fn control(&self) -> Control {
         Control { connection: self.connection.clone(), id: self.id.clone() }
     }
+}
+
+/// Closes the input of a process of which only the end is of interest, which does
+/// not come from here.
+async fn end_of_input(stdin: Option<Stdin>) -> Infallible {
+    if let Some(stdin) = stdin {
+        // One that has closed it, or that cannot be told, may still end.
+        let _ = stdin.close().await;
+    }
+    std::future::pending().await
 }
 
 impl Drop for Process {

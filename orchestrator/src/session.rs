@@ -10,8 +10,8 @@
 //! the session, its processes and their newest output for a while (WIRE.md,
 //! sections 6.1 and 6.2). So the session is taken up over a new stream, output
 //! is read from where it was, and writes to standard input that nobody answered
-//! are sent again under their ids, which an executor applies once. No other
-//! call is repeated: its outcome is unknown.
+//! are sent again under their ids, which an executor applies once, as is its end.
+//! No other call is repeated: its outcome is unknown.
 //!
 //! Output that was read waits for its reader in a task of its process, which
 //! lasts over streams: the end of a stream is noticed whoever does not read.

@@ -129,7 +129,13 @@ impl Stdin {
         }
         let write_id = Some(self.next_write_id());
         let close = CloseStdin { process_id: self.id.clone(), write_id };
-        accepted(self.connection.session.call::<CloseStdin>(&close).await?)
+        loop {
+            match self.connection.session.call::<CloseStdin>(&close).await {
+                // What is closed twice is closed.
+                Err(CallError::Interrupted) if self.connection.session.is_kept() => {}
+                answer => return accepted(answer?),
+            }
+        }
     }
 
     /// Sends what waits, behind what another stream took down with it.

@@ -17,7 +17,8 @@ use rendez_proto::limits;
 use rendez_proto::profile::Profile;
 use rendez_proto::rpc::fs::WriteFile;
 use rendez_proto::rpc::process::{
-    Chunk, ClosedNotification, Exited, Output, ProcessId, Read, ReadReply, Start, Stream, Write,
+    Chunk, CloseStdin, ClosedNotification, Exited, Output, ProcessId, Read, ReadReply, Start,
+    Stream, Write,
 };
 use rendez_proto::rpc::session::{EnvironmentStatus, Initialize};
 use rendez_proto::rpc::{self, Json, Message, Method, RequestId, RpcError};
@@ -330,6 +331,27 @@ async fn a_process_that_was_not_started_when_its_stream_ended_is_not_lost() {
     let told = timeout(WITHIN, told).await.unwrap();
     assert_eq!(told, [ProcessEvent::Stdout(b"a".to_vec()), ProcessEvent::Exited(0)]);
     assert!(matches!(ping.await, Err(CallError::Interrupted)));
+}
+
+#[tokio::test]
+async fn input_is_closed_over_the_next_stream_if_nobody_said_that_it_is() {
+    fn script(stream: usize, method: &str) -> Act {
+        match (stream, method) {
+            (_, Initialize::NAME) => {
+                Act::Answer(json!({"sessionId": "s", "rendez": {"version": 1, "closeStdin": true}}))
+            }
+            (0, CloseStdin::NAME) => Act::End,
+            (_, CloseStdin::NAME) => Act::Accept,
+            (_, method) => willing(method),
+        }
+    }
+    let site = Site::start(KEPT, script).await;
+    let executor = site.connect().await;
+    let command = Command::new("cat").current_dir("/").stdin(true);
+    let mut process = executor.spawn(command).await.unwrap();
+    let stdin = process.stdin.take().unwrap();
+    timeout(WITHIN, stdin.close()).await.unwrap().unwrap();
+    assert_eq!(site.asked(CloseStdin::NAME), 2);
 }
 
 #[tokio::test]

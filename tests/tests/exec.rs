@@ -6,8 +6,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use rendez_orchestrator::{Client, Command};
 use rendez_tests::process::{Process, run};
-use rendez_tests::rendez::{Dev, WITHIN, rendez};
+use rendez_tests::rendez::{Dev, OurAgent, OurRelay, WITHIN, rendez};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, ChildStdout};
@@ -50,6 +51,30 @@ async fn ten_megabytes_of_binary_input_come_back_identical() -> Result<()> {
     assert!(output.status.success(), "{}", output.stderr_text());
     assert!(output.stdout == input, "{} bytes came back", output.stdout.len());
     Ok(())
+}
+
+/// As with `std::process` and `tokio::process`.
+#[tokio::test]
+async fn the_library_closes_the_input_of_what_it_waits_for() -> Result<()> {
+    let relay = OurRelay::start().await?;
+    let token = relay.token("executor").await?;
+    let agent = OurAgent::start(relay.url(), "box", &token).await?;
+    let client = Client::new(relay.url(), relay.token("orchestrator").await?.into())?;
+    let executor = client.connect(&"box".parse()?).await?;
+    let cat = || executor.spawn(Command::new("cat").stdin(true));
+    let code = timeout(WITHIN, cat().await?.wait()).await??;
+    assert_eq!(code, 0);
+
+    // more than `cat` takes while nobody reads what it writes
+    let input = noise(16_000_000);
+    let mut process = cat().await?;
+    let stdin = process.stdin.as_mut().context("it was asked for")?;
+    timeout(WITHIN, stdin.write_all(&input)).await??;
+    let output = timeout(WITHIN, process.output()).await??;
+    assert_eq!(output.exit_code, 0);
+    assert!(output.stdout == input, "{} bytes came back", output.stdout.len());
+    executor.close().await;
+    agent.stop().await
 }
 
 #[tokio::test]
