@@ -426,6 +426,9 @@ pub const ACME_ORDER_TIMEOUT: Duration = Duration::from_secs(900);
 pub const ACME_QUICK_RETRIES: u32 = 3;
 /// Shortest wait after a failed order beyond [`ACME_QUICK_RETRIES`].
 pub const ACME_RETRY_MIN: Duration = Duration::from_secs(3600);
+/// Longest wait after an order that did not reach its server, which therefore
+/// has nothing to count: a network that is back is used soon.
+pub const ACME_UNREACHED_RETRY_MAX: Duration = Duration::from_secs(600);
 /// Longest wait after a failed order, unless the server asks for more: a third
 /// of the shortest life that is usual (six days) has room for eight tries.
 pub const ACME_RETRY_MAX: Duration = Duration::from_secs(6 * 3600);

@@ -36,6 +36,7 @@ use rustls::server::ClientHello;
 use self::challenge::Challenges;
 use self::failure::Failure;
 use self::http::Http;
+use self::schedule::Failures;
 use self::store::Store;
 use super::error::TlsError;
 use super::orders::{OrderStats, Ordered};
@@ -55,7 +56,7 @@ pub(super) struct Acme {
 /// What the last orders leave behind for the next one.
 #[derive(Default)]
 pub(super) struct Renewal {
-    failures: u32,
+    failures: Failures,
     /// How long the server wants to be left alone.
     told: Option<Duration>,
 }
@@ -115,20 +116,25 @@ impl Acme {
                 Ok(()) => {
                     stats.count(Ordered::Ok);
                     let late = self.due() <= SystemTime::now();
-                    renewal.failures = if late { renewal.failures.saturating_add(1) } else { 0 };
                     if late {
+                        renewal.failures.refused();
                         tracing::warn!(
                             "the new certificate is due for its renewal already; is the clock of \
                              this machine right?"
                         );
+                    } else {
+                        renewal.failures = Failures::default();
                     }
                     return;
                 }
                 Err(failure) => {
                     stats.count(failure.outcome());
-                    renewal.failures = renewal.failures.saturating_add(1);
+                    match failure {
+                        Failure::Unreachable(_) => renewal.failures.unreached(),
+                        _ => renewal.failures.refused(),
+                    }
                     renewal.told = self.http.told();
-                    let failures = renewal.failures;
+                    let failures = renewal.failures.count();
                     tracing::warn!(%failure, failures, "no certificate by ACME; it is tried again");
                 }
             }

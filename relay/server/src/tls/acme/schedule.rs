@@ -11,24 +11,61 @@ pub(super) fn renewal(not_before: i64, not_after: i64) -> i64 {
     not_before.saturating_add(life - life / 3)
 }
 
-/// The wait before the next order after so many failures in a row: `first`,
-/// twice that, four times that; then an hour, doubling up to six. `told` is
-/// what the server asked for and is honoured up to a day. `share` of half the
-/// wait, in `0.0..=1.0`, comes on top, so that relays which failed together do
-/// not return together.
+/// Failures since the last certificate.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Failures {
+    /// Those that the server knows of. It allows a few an hour.
+    refused: u32,
+    /// The last ones, of which it does not know: it was not reached.
+    unreached: u32,
+}
+
+impl Failures {
+    /// The server said no.
+    pub(super) fn refused(&mut self) {
+        *self = Self { refused: self.refused.saturating_add(1), unreached: 0 };
+    }
+
+    /// The server was not reached.
+    pub(super) fn unreached(&mut self) {
+        self.unreached = self.unreached.saturating_add(1);
+    }
+
+    /// How many.
+    pub(super) fn count(self) -> u32 {
+        self.refused.saturating_add(self.unreached)
+    }
+
+    fn wait(self, first: Duration) -> Duration {
+        if let Some(doublings) = self.unreached.checked_sub(1) {
+            let wait = first.saturating_mul(1 << doublings.min(16));
+            return wait.min(limits::ACME_UNREACHED_RETRY_MAX.max(first));
+        }
+        let Some(doublings) = self.refused.checked_sub(1) else { return Duration::ZERO };
+        match self.refused.checked_sub(limits::ACME_QUICK_RETRIES + 1) {
+            None => first.saturating_mul(1 << doublings),
+            Some(further) => limits::ACME_RETRY_MIN
+                .saturating_mul(1 << further.min(8))
+                .max(first.min(limits::ACME_RETRY_MAX)),
+        }
+    }
+}
+
+/// The wait before the next order. After refusals: `first`, twice that, four
+/// times that; then an hour, doubling up to six. While the server is not
+/// reached: `first`, doubling up to ten minutes. `told` is what the server asked
+/// for and is honoured up to a day. `share` of half the wait, in `0.0..=1.0`,
+/// comes on top, so that relays which failed together do not return together.
 pub(super) fn pause(
-    failures: u32,
+    failures: Failures,
     first: Duration,
     told: Option<Duration>,
     share: f64,
 ) -> Duration {
-    let Some(doublings) = failures.checked_sub(1) else { return Duration::ZERO };
-    let pause = match failures.checked_sub(limits::ACME_QUICK_RETRIES + 1) {
-        None => first.saturating_mul(1 << doublings),
-        Some(further) => limits::ACME_RETRY_MIN
-            .saturating_mul(1 << further.min(8))
-            .max(first.min(limits::ACME_RETRY_MAX)),
-    };
+    if failures.count() == 0 {
+        return Duration::ZERO;
+    }
+    let pause = failures.wait(first);
     let told = told.unwrap_or_default().min(limits::ACME_RETRY_TOLD_MAX);
     let pause = pause.min(limits::ACME_RETRY_MAX).max(told);
     pause + (pause / 2).mul_f64(share.clamp(0.0, 1.0))
@@ -51,27 +88,55 @@ mod tests {
         assert_eq!(renewal(i64::MIN, i64::MAX), i64::MIN + (i64::MAX - i64::MAX / 3));
     }
 
+    fn refused(times: u32) -> Failures {
+        Failures { refused: times, unreached: 0 }
+    }
+
     #[test]
     fn a_few_quick_tries_and_then_hours() {
-        let pauses: Vec<_> = (0..9).map(|n| pause(n, MINUTE, None, 0.0).as_secs() / 60).collect();
+        let minutes = |n| pause(refused(n), MINUTE, None, 0.0).as_secs() / 60;
+        let pauses: Vec<_> = (0..9).map(minutes).collect();
         assert_eq!(pauses, [0, 1, 2, 4, 60, 120, 240, 360, 360]);
-        assert_eq!(pause(u32::MAX, MINUTE, None, 0.0), limits::ACME_RETRY_MAX);
-        assert_eq!(pause(u32::MAX, Duration::MAX, None, 0.0), limits::ACME_RETRY_MAX);
-        assert_eq!(pause(4, 3 * HOUR, None, 0.0), 3 * HOUR, "never sooner than set");
-        assert_eq!(pause(4, Duration::ZERO, None, 0.0), HOUR, "whatever is set");
+        let never = refused(u32::MAX);
+        assert_eq!(pause(never, MINUTE, None, 0.0), limits::ACME_RETRY_MAX);
+        assert_eq!(pause(never, Duration::MAX, None, 0.0), limits::ACME_RETRY_MAX);
+        assert_eq!(pause(refused(4), 3 * HOUR, None, 0.0), 3 * HOUR, "never sooner than set");
+        assert_eq!(pause(refused(4), Duration::ZERO, None, 0.0), HOUR, "whatever is set");
+    }
+
+    #[test]
+    fn who_was_not_reached_has_nothing_to_forget() {
+        let mut failures = Failures::default();
+        let mut minutes = || {
+            failures.unreached();
+            pause(failures, MINUTE, None, 0.0).as_secs() / 60
+        };
+        let pauses: Vec<_> = (0..7).map(|_| minutes()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 10, 10, 10]);
+        // but what it has refused, it remembers
+        (0..4).for_each(|_| failures.refused());
+        assert_eq!(pause(failures, MINUTE, None, 0.0), HOUR);
+        failures.unreached();
+        assert_eq!(pause(failures, MINUTE, None, 0.0), MINUTE);
+        failures.refused();
+        assert_eq!(pause(failures, MINUTE, None, 0.0), 2 * HOUR);
+        let never = Failures { refused: u32::MAX, unreached: u32::MAX };
+        assert_eq!(pause(never, HOUR, None, 0.0), HOUR, "never sooner than set");
+        assert_eq!(never.count(), u32::MAX);
     }
 
     #[test]
     fn chance_only_ever_adds() {
-        assert_eq!(pause(2, MINUTE, None, 1.0), 3 * MINUTE);
-        assert_eq!(pause(4, MINUTE, None, 0.5), HOUR + HOUR / 4);
-        assert_eq!(pause(4, MINUTE, None, 7.0), HOUR + HOUR / 2);
+        assert_eq!(pause(refused(2), MINUTE, None, 1.0), 3 * MINUTE);
+        assert_eq!(pause(refused(4), MINUTE, None, 0.5), HOUR + HOUR / 4);
+        assert_eq!(pause(refused(4), MINUTE, None, 7.0), HOUR + HOUR / 2);
     }
 
     #[test]
     fn what_the_server_asks_for_is_honoured_within_a_day() {
-        assert_eq!(pause(1, MINUTE, Some(HOUR), 0.0), HOUR);
-        assert_eq!(pause(1, MINUTE, Some(Duration::ZERO), 0.0), MINUTE);
-        assert_eq!(pause(1, MINUTE, Some(Duration::MAX), 0.0), limits::ACME_RETRY_TOLD_MAX);
+        assert_eq!(pause(refused(1), MINUTE, Some(HOUR), 0.0), HOUR);
+        assert_eq!(pause(refused(1), MINUTE, Some(Duration::ZERO), 0.0), MINUTE);
+        let never = pause(refused(1), MINUTE, Some(Duration::MAX), 0.0);
+        assert_eq!(never, limits::ACME_RETRY_TOLD_MAX);
     }
 }
