@@ -2,7 +2,13 @@
 //!
 //! Every handshake of an orchestrator waits here: its key is proven, and only
 //! the registry can say whether it may come in. Whatever goes wrong is a no.
+//! A handshake that is over asks no more: so no more calls run than handshakes
+//! wait ([`PENDING_HANDSHAKES`](rendez_proto::limits::PENDING_HANDSHAKES)),
+//! however many come and go.
 
+use std::pin::pin;
+
+use futures_util::future::{Either, select};
 use rendez_endpoint::Refusal;
 use rendez_proto::registry::ValidateRequest;
 use rendez_proto::ticket::TicketText;
@@ -12,17 +18,32 @@ use crate::registry::{Registry, Verdict};
 
 /// Answers one request; the answer also ends the wait of the handshake.
 pub(crate) async fn decide(registry: &Registry, request: AuthorizationRequest) {
-    let authorization =
-        std::str::from_utf8(&request.authorization).ok().and_then(|text| text.parse().ok());
-    let verdict = match authorization {
-        Some(authorization) => ask(registry, &request, authorization).await,
-        None => Verdict::Invalid("the authorization is not a text of the right length".into()),
+    let stream = request.stream.clone();
+    let Some(verdict) = verdict_in_time(registry, &request).await else {
+        return tracing::debug!(%stream, "orchestrator knocked, and left");
     };
-    tracing::debug!(stream = %request.stream, peer = ?request.peer, ?verdict, "orchestrator knocked");
+    tracing::debug!(%stream, peer = ?request.peer, ?verdict, "orchestrator knocked");
     match verdict {
         Verdict::Valid => request.authorize(),
         Verdict::Invalid(_) => request.refuse(Refusal::Denied),
         Verdict::AuthenticationRejected => request.refuse(Refusal::AuthenticationRejected),
+    }
+}
+
+/// `None`: the handshake is over.
+async fn verdict_in_time(registry: &Registry, request: &AuthorizationRequest) -> Option<Verdict> {
+    match select(pin!(request.gone()), pin!(verdict(registry, request))).await {
+        Either::Left(_) => None,
+        Either::Right((verdict, _)) => Some(verdict),
+    }
+}
+
+async fn verdict(registry: &Registry, request: &AuthorizationRequest) -> Verdict {
+    let authorization =
+        std::str::from_utf8(&request.authorization).ok().and_then(|text| text.parse().ok());
+    match authorization {
+        Some(authorization) => ask(registry, request, authorization).await,
+        None => Verdict::Invalid("the authorization is not a text of the right length".into()),
     }
 }
 
@@ -38,4 +59,69 @@ async fn ask(
     };
     let stream = request.stream.is_uuid().then(|| request.stream.as_str());
     registry.validate(&question, stream).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{FakeRegistry, HANG, config, identity};
+    use rendez_endpoint::{Config, Connect, Identity, IdentitySeed, Mux};
+    use rendez_proto::ids::StreamId;
+    use rendez_proto::profile::Profile;
+    use rendez_rpc::{Endpoint, Incoming};
+    use rendez_transport::{pump, socket, tls};
+    use tokio::time::Instant;
+    use tokio_tungstenite::WebSocketStream;
+    use tokio_tungstenite::tungstenite::protocol::Role;
+
+    /// An executor's and an orchestrator's endpoint, joined in memory.
+    async fn endpoints() -> [Endpoint; 2] {
+        let other = Identity::from_seed(&IdentitySeed::from_bytes([9; IdentitySeed::BYTES]));
+        let environment: rendez_proto::ids::EnvironmentId = "dev".parse().unwrap();
+        let executor = Config::executor(identity(), environment.clone(), Profile::ALL.to_vec());
+        let orchestrator = Config::orchestrator(other, environment);
+        let endpoints = [executor, orchestrator].map(|core| Endpoint::new(Mux::new(core, [1; 32])));
+        let (left, right) = tokio::io::duplex(64 * 1024);
+        for (endpoint, io, role) in
+            [(&endpoints[0], left, Role::Server), (&endpoints[1], right, Role::Client)]
+        {
+            let ws = WebSocketStream::from_raw_socket(io, role, Some(socket::config())).await;
+            let mut driver = endpoint.attach("reg-1".parse().unwrap());
+            tokio::spawn(async move { pump(ws, &mut driver).await });
+        }
+        endpoints
+    }
+
+    /// Else a peer that comes and goes would have any number of calls run.
+    #[tokio::test]
+    async fn a_handshake_that_is_over_is_asked_about_no_more() {
+        let fake = FakeRegistry::start().await;
+        fake.answer("validate", HANG, "");
+        let config = config(&fake.url(), std::path::Path::new("/none"));
+        let registry = Registry::new(&config, &tls::client_config().unwrap()).unwrap();
+        let [executor, orchestrator] = endpoints().await;
+        let profile = Profile::RendezHybridIkV1;
+        let connect = Connect {
+            stream: StreamId::from_random([1; 16]),
+            profile,
+            registration: "reg-1".parse().unwrap(),
+            peer: identity().public().for_suite(profile.suite()).unwrap(),
+            authorization: bytes::Bytes::from_static(b"auth-1"),
+        };
+        let opening = tokio::spawn(async move { orchestrator.connect(connect).await.err() });
+        let Incoming::Authorization(request) = executor.incoming().await else { panic!() };
+        let mut deciding = pin!(decide(&registry, request));
+        while fake.requests().is_empty() {
+            assert!(futures_util::poll!(&mut deciding).is_pending());
+            tokio::task::yield_now().await;
+        }
+        opening.abort();
+        // from here on everything happens in memory, and time passes only if
+        // nothing happens
+        tokio::time::pause();
+        let before = Instant::now();
+        deciding.await;
+        assert_eq!(before.elapsed(), std::time::Duration::ZERO, "it waited for the answer");
+        fake.stop().await;
+    }
 }

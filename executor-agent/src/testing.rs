@@ -32,6 +32,9 @@ pub(crate) fn identity() -> Identity {
     Identity::from_seed(&IdentitySeed::from_bytes([7; IdentitySeed::BYTES]))
 }
 
+/// In place of a status: the call is never answered.
+pub(crate) const HANG: u16 = 0;
+
 /// One request as it came.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
@@ -59,6 +62,8 @@ struct Script {
     /// By the last part of the path; the answer is repeated.
     answers: HashMap<String, (u16, String)>,
     requests: Vec<Request>,
+    /// Calls that are not answered.
+    held: Vec<TcpStream>,
 }
 
 impl FakeRegistry {
@@ -99,6 +104,10 @@ async fn serve(listener: TcpListener, script: Arc<Mutex<Script>>) {
             script.requests.push(request);
             script.answers.get(&call).cloned().unwrap_or((503, String::new()))
         };
+        if status == HANG {
+            lock(&script).held.push(tcp);
+            continue;
+        }
         let length = if status == 204 {
             String::new()
         } else {

@@ -36,9 +36,31 @@ struct State {
     mux: Mux,
     pump: Option<Waker>,
     streams: HashMap<Key, Arc<Signals>>,
-    /// Bounded by the core: at most its pending handshakes and open streams.
+    /// The handshakes that wait for a verdict, whether their requests were taken
+    /// or not: as many as the core has pending.
+    asking: HashMap<Key, watch::Sender<()>>,
+    /// What was not taken yet. A request whose handshake is over leaves, so there
+    /// are no more than in `asking`; a stream opens only after somebody took its
+    /// request from here.
     incoming: VecDeque<Incoming>,
     closing: Option<CloseFrame>,
+}
+
+impl State {
+    /// Takes a request that nobody has taken yet out of the queue: its handshake
+    /// is over.
+    fn take_back(&mut self, key: Key) {
+        let is_it = |incoming: &Incoming| match incoming {
+            Incoming::Authorization(request) => request.key == Some(key),
+            Incoming::Opened(_) => false,
+        };
+        let at = self.incoming.iter().position(is_it);
+        if let Some(Incoming::Authorization(mut request)) =
+            at.and_then(|at| self.incoming.remove(at))
+        {
+            request.key = None; // there is nothing to answer any more
+        }
+    }
 }
 
 /// How a stream's tasks learn that it changed.
@@ -93,30 +115,42 @@ pub struct AuthorizationRequest {
     pub authorization: Bytes,
     endpoint: Endpoint,
     key: Option<Key>,
+    gone: watch::Receiver<()>,
 }
 
 impl AuthorizationRequest {
+    /// Waits until the handshake is over without a verdict: its peer reset it,
+    /// or the websocket or the time for it is gone. Nobody cares for the verdict
+    /// any more.
+    pub async fn gone(&self) {
+        // its sender goes with the handshake, and says nothing before
+        let _ = self.gone.clone().changed().await;
+    }
+
     /// Lets the stream open: the registry has said yes for [`Self::peer`].
     pub fn authorize(mut self) {
-        if let Some(key) = self.key.take() {
-            let proof = Authorized::by_registry(&self.peer);
-            self.endpoint.change(|mux| mux.authorize(now(), key, proof));
-        }
+        let proof = Authorized::by_registry(&self.peer);
+        self.answer(|mux, key| mux.authorize(now(), key, proof));
     }
 
     /// Refuses the stream.
     pub fn refuse(mut self, why: Refusal) {
+        self.answer(|mux, key| mux.refuse(now(), key, why));
+    }
+
+    fn answer(&mut self, answer: impl FnOnce(&mut Mux, Key)) {
         if let Some(key) = self.key.take() {
-            self.endpoint.change(|mux| mux.refuse(now(), key, why));
+            let mut state = self.endpoint.lock();
+            state.asking.remove(&key);
+            answer(&mut state.mux, key);
+            self.endpoint.settle(&mut state);
         }
     }
 }
 
 impl Drop for AuthorizationRequest {
     fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
-            self.endpoint.change(|mux| mux.refuse(now(), key, Refusal::Denied));
-        }
+        self.answer(|mux, key| mux.refuse(now(), key, Refusal::Denied));
     }
 }
 
@@ -128,6 +162,7 @@ impl Endpoint {
                 mux,
                 pump: None,
                 streams: HashMap::new(),
+                asking: HashMap::new(),
                 incoming: VecDeque::new(),
                 closing: None,
             }),
@@ -252,6 +287,8 @@ impl Endpoint {
             match event {
                 Event::AuthorizationNeeded { key, stream, registration, peer, authorization } => {
                     let endpoint = self.clone();
+                    let (asking, gone) = watch::channel(());
+                    state.asking.insert(key, asking);
                     let key = Some(key);
                     state.incoming.push_back(Incoming::Authorization(AuthorizationRequest {
                         stream,
@@ -260,6 +297,7 @@ impl Endpoint {
                         authorization,
                         endpoint,
                         key,
+                        gone,
                     }));
                     self.0.incoming.notify_one();
                 }
@@ -291,6 +329,9 @@ impl Endpoint {
                 Event::Closed { key, why } => {
                     if let Some(signals) = state.streams.get(&key) {
                         signals.closed(why);
+                    }
+                    if state.asking.remove(&key).is_some() {
+                        state.take_back(key);
                     }
                 }
             }

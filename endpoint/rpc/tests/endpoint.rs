@@ -1,7 +1,11 @@
 //! Two endpoints over a real websocket library, without a relay between.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+use std::pin::pin;
+
 use bytes::Bytes;
+use futures_util::future::{Either, select};
+use futures_util::poll;
 use rendez_endpoint::{Closed, Config, Connect, Identity, IdentitySeed, Mux};
 use rendez_proto::frame::ResetReason;
 use rendez_proto::ids::RegistrationId;
@@ -135,6 +139,62 @@ async fn a_refused_stream_says_so() {
         outcome.err(),
         Some(OpenError::Closed(Closed::Reset(ResetReason::HandshakeRefused)))
     ));
+}
+
+/// However many come and go, what is kept of them is bounded.
+#[tokio::test]
+async fn a_handshake_that_is_over_asks_no_more_whether_it_was_taken_or_not() {
+    for profile in Profile::ALL {
+        let pair = Pair::new();
+        let _sockets = pair.join().await;
+        let connect = |stream| pair.orchestrator.connect(pair.connect(profile, stream));
+        let request = async {
+            match pair.executor.incoming().await {
+                Incoming::Authorization(request) => request,
+                Incoming::Opened(_) => panic!("opened without an authorization"),
+            }
+        };
+        let taken = {
+            let mut opening = pin!(connect("taken"));
+            match select(pin!(request), &mut opening).await {
+                Either::Left((request, _)) => request,
+                Either::Right((outcome, _)) => panic!("{:?}", outcome.err()),
+            }
+        };
+        taken.gone().await;
+        // one that nobody takes: when the next one is seen it is gone
+        let seen = || pair.executor.stats().frames_in;
+        // stock ends announce a stream before its handshake
+        let asked = seen() + if profile.is_reliable() { 1 } else { 2 };
+        {
+            let mut opening = pin!(connect("not taken"));
+            while seen() < asked {
+                assert!(poll!(&mut opening).is_pending());
+                tokio::task::yield_now().await;
+            }
+        }
+        // its reset is on its way
+        while seen() == asked {
+            tokio::task::yield_now().await;
+        }
+        let waiting = async {
+            let mut opening = pin!(connect("waits"));
+            assert!(poll!(&mut opening).is_pending());
+            opening.await
+        };
+        let answer = async {
+            match pair.executor.incoming().await {
+                Incoming::Authorization(request) => {
+                    assert_eq!(request.stream.as_str(), "waits", "{profile}");
+                    request.authorize();
+                }
+                Incoming::Opened(_) => panic!("opened without an authorization"),
+            }
+        };
+        let (outcome, ()) = tokio::join!(waiting, answer);
+        outcome.unwrap();
+        taken.authorize(); // too late, and of no effect
+    }
 }
 
 #[tokio::test]
