@@ -13,7 +13,8 @@ use crate::limits::JSON_REREAD_MAX_BYTES;
 
 /// One JSON value as it came: a slice of its message, known to be JSON, parsed
 /// when its type is known. So the large messages, which are those with files
-/// and output in them, are never held as a tree of values.
+/// and output in them, are not held as a tree of values; small ones are while
+/// they are read again ([`Json::parse`]).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Json(Bytes);
 
