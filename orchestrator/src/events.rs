@@ -1,4 +1,9 @@
 //! Brings notifications to their processes, in order and once.
+//!
+//! Who does not read holds the stream back, and everything in it. What else would
+//! be left is to drop what is too much and to read it from the executor later; but
+//! what was sent counts as taken there, of that only the newest mebibyte is kept,
+//! and nothing would hold the process back any more: its output would be lost.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -83,7 +83,10 @@ impl Executor {
         self.connection.session.call::<EnvironmentStatus>(&EnvironmentStatus {}).await.map(drop)
     }
 
-    /// Starts a process.
+    /// Starts a process. Who keeps it has to read it: once it has 4 MiB of output
+    /// that nobody reads, or less in many small pieces, no call of this executor is
+    /// answered and no other process is heard of until somebody does. See the
+    /// [crate](crate#read-every-process-that-you-keep).
     ///
     /// # Errors
     /// [`ProcessError::CannotStart`] if the program does not exist,

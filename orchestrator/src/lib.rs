@@ -24,6 +24,32 @@
 //! | `files` | files, shaped like `tokio::fs` |
 //! | `error` | who is at fault when it does not work |
 //!
+//! # Read every process that you keep
+//!
+//! All processes and calls of an [`Executor`] share one stream, in which answers
+//! come behind output. Output that nobody reads is held back, not thrown away: up
+//! to 64 pieces of a process wait here (4 MiB at most), then the stream waits, and
+//! with it *every* answer and every other process of that executor. So a task that
+//! awaits a call, or one process, while it holds another [`Process`] with more
+//! output than that waits for ever:
+//!
+//! ```no_run
+//! # use rendez_orchestrator::{Command, Executor};
+//! # async fn example(executor: Executor) -> Result<(), Box<dyn std::error::Error>> {
+//! let one = executor.spawn(Command::new("make").arg("one")).await?;
+//! let two = executor.spawn(Command::new("make").arg("two")).await?;
+//! // two.output().await?, then one.output().await?: may wait for ever
+//! let (one, two) = tokio::join!(one.output(), two.output());
+//! # let _ = (one?, two?);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Read processes in tasks of their own, or at the same time as what else is
+//! awaited. A process whose output is of no interest is dropped, which throws its
+//! output away and lets it run on. And what must not wait for anything else has a
+//! connection of its own: two [`Client::connect`] do not wait for each other.
+//!
 //! Nothing is ever run twice: when a connection is lost with a call under way,
 //! its outcome is reported as unknown.
 

@@ -115,7 +115,14 @@ impl Command {
     }
 }
 
-/// A process on an executor. Dropping it lets the process run on; see
+/// A process on an executor.
+///
+/// As long as this is there somebody has to read it, by [`next`](Self::next),
+/// [`wait`](Self::wait) or [`output`](Self::output): its output waits, and then
+/// everything else of the [`Executor`](crate::Executor) does, answers to calls
+/// included ([why](crate#read-every-process-that-you-keep)).
+///
+/// Dropping it throws its output away and lets the process run on; see
 /// [`Executor`](crate::Executor) for how long.
 pub struct Process {
     connection: Arc<Connection>,
@@ -305,6 +312,10 @@ impl Drop for Process {
 }
 
 /// Sends signals to a process.
+///
+/// A signal is sent at once, however much output waits; its answer comes behind
+/// that output. So read the [`Process`] while you wait for the answer, or drop it:
+/// what is awaited before either may wait for ever.
 #[derive(Clone)]
 pub struct Control {
     connection: Arc<Connection>,
