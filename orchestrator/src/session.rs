@@ -137,13 +137,15 @@ impl Session {
 
     /// No further stream takes the session up; the present one, if there is one.
     pub(crate) fn release(&self) -> Option<Arc<Live>> {
+        // Before the keeper goes: it leaves none behind.
+        let live = match &*self.stage.borrow() {
+            Stage::Up(live) => Some(live.clone()),
+            Stage::Resuming | Stage::Over => None,
+        };
         if let Some(keeper) = &self.keeper {
             keeper.abort();
         }
-        match &*self.stage.borrow() {
-            Stage::Up(live) => Some(live.clone()),
-            Stage::Resuming | Stage::Over => None,
-        }
+        live
     }
 }
 
@@ -183,9 +185,6 @@ impl Keeper {
         }
         // They may have events in their hands, and go when those are told.
         catching_up.detach_all();
-        self.events.over();
-        self.stages.send_replace(Stage::Over);
-        self.announce.send_replace(LinkState::Down);
     }
 
     /// Tries until it works, each time under the next number; `None` if there
@@ -212,6 +211,15 @@ impl Keeper {
             }
         }
         None
+    }
+}
+
+impl Drop for Keeper {
+    /// Nobody takes the session up any more: there is no way back, or it was closed.
+    fn drop(&mut self) {
+        self.events.over();
+        self.stages.send_replace(Stage::Over);
+        self.announce.send_replace(LinkState::Down);
     }
 }
 

@@ -445,6 +445,18 @@ fn missed(seqs: RangeInclusive<u64>, ended: bool) -> Value {
     Json::of(&reply).parse().unwrap()
 }
 
+#[tokio::test]
+async fn a_process_of_a_connection_that_was_closed_is_lost() {
+    for profile in [KEPT, Profile::RendezHybridIkV1] {
+        let site = Site::start(profile, |_, method| willing(method)).await;
+        let executor = site.connect().await;
+        let mut process = executor.spawn(Command::new("true").current_dir("/")).await.unwrap();
+        executor.close().await;
+        let next = timeout(WITHIN, process.next()).await.unwrap();
+        assert!(matches!(next, Err(ProcessError::Lost)), "{next:?}");
+    }
+}
+
 /// What a future has to say without waiting.
 async fn now<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     poll_fn(|cx| match future.as_mut().poll(cx) {
