@@ -20,7 +20,7 @@
 //! | `registry` | the HTTP calls |
 //! | `route`, `link` | finds an executor; keeps the websocket to it up |
 //! | `executor` | one connected executor |
-//! | `process`, `stdin`, `events` | processes, shaped like `tokio::process` |
+//! | `process`, `stdin`, `events`, `feed` | processes, shaped like `tokio::process` |
 //! | `files` | files, shaped like `tokio::fs` |
 //! | `error` | who is at fault when it does not work |
 //!
@@ -58,6 +58,7 @@ mod connection;
 pub mod error;
 mod events;
 pub mod executor;
+mod feed;
 pub mod files;
 pub mod link;
 mod opener;

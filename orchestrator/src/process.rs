@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::connection::Connection;
 use crate::error::ProcessError;
-use crate::events::Event;
+use crate::feed::Event;
 use crate::random::random;
 use crate::stdin::Stdin;
 
