@@ -34,7 +34,7 @@ use crate::config::{AgentArgs, AgentConfig, ConfigError};
 use crate::credential::CredentialError;
 use crate::identity::{self, IdentityError};
 use crate::registry::{Registry, RegistryError, SetupError};
-use crate::session::{Executor, serve};
+use crate::session::{Executor, Served, serve};
 use crate::{authorize, environment};
 
 /// Failed dials in a row before the agent registers anew: the relay may have
@@ -310,7 +310,9 @@ async fn accept(agent: Arc<Agent>) {
 /// Serves a stream and sees to it that its peer hears of the end.
 async fn attend(executor: Arc<Executor>, channel: Channel) {
     let channel = Arc::new(channel);
-    serve(executor, channel.clone()).await;
+    if serve(executor, channel.clone()).await == Served::Nonsense {
+        channel.reset();
+    }
     // what still arrives is read, else the end would wait behind it
     let rest = async { while channel.recv().await.is_some() {} };
     let (why, ()) = join(channel.finish(), rest).await;

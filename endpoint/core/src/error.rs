@@ -57,6 +57,9 @@ pub enum Misbehaviour {
     /// A record above 60 KiB of plaintext.
     #[error("an oversized record")]
     RecordLength,
+    /// A message that the application can make nothing of, and says so.
+    #[error("a message that is none")]
+    Nonsense,
     /// Data or a second handshake while the first one waits for its verdict.
     #[error("it did not wait for its authorization")]
     Impatient,

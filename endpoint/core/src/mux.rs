@@ -19,9 +19,9 @@ use slab::Slab;
 
 use crate::admission::Admission;
 use crate::config::{Config, Event, Key, Role};
-use crate::error::{Closed, SendError};
+use crate::error::{Closed, Misbehaviour, SendError};
 use crate::stats::Stats;
-use crate::stream::Terms;
+use crate::stream::{Ending, Terms};
 use slots::Entry;
 
 /// The endpoint. See the [crate] for the order in which to call it.
@@ -223,6 +223,18 @@ impl Mux {
     pub fn close(&mut self, now: Instant, key: Key) {
         if let Some(slot) = self.find(key) {
             self.with(now, slot, |stream, _, _| stream.close());
+        }
+    }
+
+    /// Ends a stream at once, because its peer sends what makes no sense. The
+    /// peer is told; what waits for it is not sent, and what is unread dropped.
+    /// [`Event::Closed`] follows.
+    pub fn reset(&mut self, now: Instant, key: Key) {
+        if let Some(slot) = self.find(key) {
+            self.with(now, slot, |stream, _, _| {
+                stream.close()?;
+                Err(Ending::misbehaved(Misbehaviour::Nonsense))
+            });
         }
     }
 

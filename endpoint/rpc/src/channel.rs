@@ -41,6 +41,12 @@ impl Channel {
         }
     }
 
+    /// Ends the stream at once, because the other end sends what makes no sense,
+    /// and tells it so. What waits is neither sent nor received.
+    pub fn reset(&self) {
+        self.endpoint.reset(self.key);
+    }
+
     /// Closes the stream in good order and waits until the other end knows.
     /// What it sends meanwhile must still be read, or this waits for ever.
     pub async fn finish(&self) -> Closed {

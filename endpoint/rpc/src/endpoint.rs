@@ -263,6 +263,10 @@ impl Endpoint {
         self.change(|mux| mux.close(now(), key));
     }
 
+    pub(crate) fn reset(&self, key: Key) {
+        self.change(|mux| mux.reset(now(), key));
+    }
+
     pub(crate) fn forget(&self, key: Key) {
         self.lock().streams.remove(&key);
     }

@@ -3,6 +3,7 @@
 
 use futures_util::SinkExt as _;
 use rendez_endpoint::{Connect, IdentitySeed};
+use rendez_proto::frame::ResetReason;
 use rendez_proto::ids::StreamId;
 use rendez_proto::profile::Profile;
 use rendez_proto::rpc::session::{Initialize, InitializeReply, Initialized};
@@ -179,6 +180,30 @@ async fn a_key_that_the_registry_does_not_know_stays_out() {
     );
     agent.registry.answer("validate", 200, r#"{"valid":true}"#);
     peer.open(Profile::RendezIkV1).await.unwrap();
+    agent.stop().await.unwrap();
+}
+
+/// As a stock executor does it, in the one word that it has for everything.
+#[tokio::test]
+async fn what_is_no_message_is_answered_by_a_reset() {
+    let mut agent = Running::start().await;
+    let peer = Peer::of(&agent, "reg-1");
+    let _socket = agent.accept(&peer).await;
+    for (profile, nonsense) in [
+        (Profile::NoiseHybridIkV1, "{nonsense"),
+        (Profile::RendezHybridIkV1, "[]"),
+        (Profile::RendezIkV1, "1"),
+    ] {
+        let channel = peer.open(profile).await.unwrap();
+        initialize(&channel).await;
+        channel.send(nonsense.into()).await.unwrap();
+        while channel.recv().await.is_some() {}
+        let why = rendez_endpoint::Closed::Reset(ResetReason::ProtocolError);
+        assert_eq!(channel.closed().await, why, "{profile}");
+    }
+    // and others go on
+    let channel = peer.open(Profile::NoiseHybridIkV1).await.unwrap();
+    initialize(&channel).await;
     agent.stop().await.unwrap();
 }
 

@@ -196,9 +196,8 @@ impl Done {
 impl Feed {
     /// Feeds `writer` until it is dropped, which happens when the child has
     /// ended: what waits then is answered at once. It never ends by itself, since
-    /// writes that are repeated later must find what was applied. `terminal`:
-    /// end-of-file is typed, because closing one's end of a terminal would hang
-    /// it up.
+    /// it holds the requesters' end, too. `terminal`: end-of-file is typed,
+    /// because closing one's end of a terminal would hang it up.
     pub(super) async fn run(mut self, writer: Writer, terminal: bool) {
         let mut writer = Some(writer);
         let mut at_line_start = true;

@@ -16,7 +16,7 @@
 //!   their answers.
 //! * Notifications go out from one task, one whole message at a time, while
 //!   the stream has room: a slow peer slows its processes down, not the agent.
-//! * What is not a message ends the stream; unknown notifications and answers
+//! * What is not a message ends the stream by a reset; unknown notifications and answers
 //!   to questions that nobody asked are ignored.
 
 use std::pin::pin;
@@ -40,23 +40,39 @@ use super::methods;
 use super::table::ConnectionId;
 use crate::process::supervisor::Supervisor;
 
+/// Why a stream is served no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// It is over, or the executor is shut down.
+    Over,
+    /// The peer sent what is no message: it should be told by a reset.
+    Nonsense,
+}
+
+impl From<StreamClosed> for Served {
+    fn from(StreamClosed: StreamClosed) -> Self {
+        Self::Over
+    }
+}
+
 /// Serves one stream until it is over, or until the executor is shut down. The
 /// session, if one was opened, is detached then.
-pub async fn serve<M: Messages>(executor: Arc<Executor>, messages: Arc<M>) {
+pub async fn serve<M: Messages>(executor: Arc<Executor>, messages: Arc<M>) -> Served {
     let mut connection = Connection::new(executor.clone(), messages);
     let id = connection.id;
     let served = async {
         while let Some(message) = connection.messages.recv().await {
-            if connection.handle(&message).await.is_err() {
-                break;
+            if let Err(why) = connection.handle(&message).await {
+                return why;
             }
         }
+        Served::Over
     };
-    // shut down or not: the stream is over
-    let _ = executor.until_shutdown(served).await;
+    let why = executor.until_shutdown(served).await.unwrap_or(Served::Over);
     // they hold the stream, too
     connection.tasks.shutdown().await;
     tracing::debug!(connection = id.0, "stream over");
+    why
 }
 
 struct Connection<M> {
@@ -96,11 +112,13 @@ impl<M: Messages> Connection<M> {
     }
 
     /// An error ends the connection.
-    async fn handle(&mut self, message: &Bytes) -> Result<(), StreamClosed> {
+    async fn handle(&mut self, message: &Bytes) -> Result<(), Served> {
         // finished tasks
         while self.tasks.try_join_next().is_some() {}
         match Message::parse(message) {
-            Ok(Message::Request { id, method, params }) => self.request(id, &method, params).await,
+            Ok(Message::Request { id, method, params }) => {
+                Ok(self.request(id, &method, params).await?)
+            }
             Ok(Message::Notification { method, .. }) => {
                 if method == Initialized::NAME {
                     self.initialized();
@@ -115,7 +133,7 @@ impl<M: Messages> Connection<M> {
             }
             Err(_) => {
                 tracing::debug!(connection = self.id.0, bytes = message.len(), "not a message");
-                Err(StreamClosed)
+                Err(Served::Nonsense)
             }
         }
     }

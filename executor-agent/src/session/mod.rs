@@ -13,7 +13,7 @@ mod executor;
 mod methods;
 mod table;
 
-pub use connection::serve;
+pub use connection::{Served, serve};
 pub use executor::Executor;
 
 #[cfg(test)]

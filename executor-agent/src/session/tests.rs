@@ -19,7 +19,7 @@ use rendez_rpc::memory::{End, pair};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use super::{Executor, serve};
+use super::{Executor, Served, serve};
 
 /// A client of one stream that keeps what it has not asked for yet.
 struct Client {
@@ -27,7 +27,7 @@ struct Client {
     next_id: AtomicI64,
     inbox: Vec<Message>,
     takes: Option<ClientExtensions>,
-    server: JoinHandle<()>,
+    server: JoinHandle<Served>,
 }
 
 fn executor() -> Arc<Executor> {
@@ -177,7 +177,7 @@ impl Client {
     /// Drops the stream and waits until the executor has noticed.
     async fn disconnect(self) {
         drop(self.end);
-        self.server.await.unwrap();
+        assert_eq!(self.server.await.unwrap(), Served::Over);
     }
 }
 
@@ -304,7 +304,7 @@ async fn unknown_notifications_and_answers_are_ignored_but_nonsense_ends_the_str
     client.call::<EnvironmentInfo>(&EnvironmentInfo {}).await.unwrap();
     client.raw(b"{nonsense").await;
     assert_eq!(client.end.recv().await, None);
-    client.server.await.unwrap();
+    assert_eq!(client.server.await.unwrap(), Served::Nonsense);
 }
 
 // ---- running -------------------------------------------------------------
