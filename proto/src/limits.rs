@@ -272,8 +272,17 @@ pub const DATABASE_SCHEMA_PATIENCE: Duration = Duration::from_secs(2);
 /// Connections to the database: one writes, the others read meanwhile.
 pub const DATABASE_CONNECTIONS: u32 = 4;
 /// Environments of one registry: bounds what a token with the pattern `*` can
-/// create.
+/// create. Where there are so many, those that are away longest make room.
 pub const ENVIRONMENTS_MAX: u32 = 100_000;
+/// How long an environment's executor must be away before it may be forgotten
+/// for others: machines that are off for the night find all as it was, and so
+/// many pods with a name of their own may come a day as there is room for.
+pub const ENVIRONMENTS_AWAY_KEPT: Duration = Duration::from_secs(86_400);
+/// Environments that one registration may have forgotten.
+pub const ENVIRONMENTS_PURGE_BATCH: u32 = 64;
+/// How long after nothing was found to be forgotten it is looked for again: that
+/// goes through all environments.
+pub const ENVIRONMENTS_PURGE_PAUSE: Duration = Duration::from_secs(60);
 /// Tokens of one registry, those that ended included, and enrolled executors
 /// not. Where there are so many, the ones that ended first make room.
 pub const TOKENS_MAX: u32 = 100_000;

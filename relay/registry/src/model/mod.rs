@@ -49,7 +49,8 @@ pub struct Registration {
     pub registered_at: u64,
 }
 
-/// An environment; there is one as soon as an executor has registered, for good.
+/// An environment; there is one as soon as an executor has registered, until it
+/// has to make room for others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Environment {
     /// Its name.

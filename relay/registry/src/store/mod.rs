@@ -182,9 +182,12 @@ pub trait Store: Send + Sync + 'static {
     async fn is_blocked(&self, subject: &Subject) -> Result<bool, StoreError>;
 
     /// Makes `new` the current registration of its environment, which is
-    /// created if needed, up to [`rendez_proto::limits::ENVIRONMENTS_MAX`]. Its
-    /// generation is one more than the environment's last. Counts as a use of
-    /// the subject's token.
+    /// created if needed, up to [`rendez_proto::limits::ENVIRONMENTS_MAX`]. Where
+    /// there is no room, some others are forgotten: those without a registration,
+    /// and those that are away longest, for
+    /// [`rendez_proto::limits::ENVIRONMENTS_AWAY_KEPT`] at least; none that was
+    /// revoked. The registration's generation is higher than any that the
+    /// environment had. Counts as a use of the subject's token.
     async fn put_registration(
         &self,
         new: &NewRegistration,
@@ -207,8 +210,8 @@ pub trait Store: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<Environment>, StoreError>;
 
-    /// One environment, also if its registration was ended. `None`: nobody ever
-    /// registered.
+    /// One environment, also if its registration was ended. `None`: nobody has
+    /// registered, or it was forgotten.
     async fn environment(&self, id: &EnvironmentId) -> Result<Option<Environment>, StoreError>;
 
     /// Ends the environment's current registration and notes a withdrawal.

@@ -72,8 +72,8 @@ pub trait Records: Send + Sync + 'static {
     async fn write_connections(&self, notes: &[Note], keep: u32) -> Result<Vec<Began>, StoreError>;
 
     /// Removes at most `limit` of the oldest connections that ended before this
-    /// time, in seconds since 1970, but the last one of an environment. How many
-    /// went.
+    /// time, in seconds since 1970, but the last one of an environment that is
+    /// there still. How many went.
     async fn prune_connections(&self, before: u64, limit: u32) -> Result<u64, StoreError>;
 
     /// An environment's connections, the newest first.

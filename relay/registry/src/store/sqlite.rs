@@ -15,6 +15,7 @@
 
 mod audit;
 mod database;
+mod forgetting;
 mod journal;
 mod migrations;
 mod records;
@@ -524,7 +525,7 @@ mod tests {
         let mut store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
         let room = store.db.room;
         assert_eq!((room.tokens, room.enrolled), (limits::TOKENS_MAX, limits::ENROLLED_MAX));
-        store.db.room = Room { tokens: 5, enrolled: 3 };
+        store.db.room = Room { tokens: 5, enrolled: 3, ..room };
         let now = 1_800_000_000;
         let made = |n| Token { created_at: now, ..contract::token(n, Role::Join) };
         let join = Token { max_uses: Some(9), ..made(1) };
@@ -565,8 +566,8 @@ mod tests {
         let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
         let full = format!(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {}) \
-             INSERT INTO environments (id, generation, created_at) \
-             SELECT 'e' || i, 1, 0 FROM n",
+             INSERT INTO environments (id, generation, created_at, revoked_seq) \
+             SELECT 'e' || i, 1, 0, 1 FROM n",
             limits::ENVIRONMENTS_MAX
         );
         sqlx::query(sqlx::AssertSqlSafe(full)).execute(store.pool()).await.unwrap();

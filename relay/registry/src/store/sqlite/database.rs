@@ -19,7 +19,7 @@ use rendez_proto::limits;
 use sqlx::sqlite::{SqliteConnection, SqlitePool};
 use sqlx::{Sqlite, Transaction};
 use tokio::sync::{Mutex, OwnedMutexGuard};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::store::StoreError;
 
@@ -34,11 +34,16 @@ pub(super) struct Database {
     /// How long a writer waits for its turn.
     pub(super) patience: Duration,
     pub(super) room: Room,
+    /// When a look for environments that may be forgotten found none; whoever has
+    /// this looks.
+    pub(super) looked_in_vain: Arc<Mutex<Option<Instant>>>,
 }
 
 /// How many of what grows there may be.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Room {
+    /// Environments.
+    pub(super) environments: u32,
     /// Tokens without a key.
     pub(super) tokens: u32,
     /// Tokens with one.
@@ -47,9 +52,14 @@ pub(super) struct Room {
 
 impl Database {
     pub(super) fn new(pool: SqlitePool, lasting: SqlitePool) -> Self {
-        let room = Room { tokens: limits::TOKENS_MAX, enrolled: limits::ENROLLED_MAX };
+        let room = Room {
+            environments: limits::ENVIRONMENTS_MAX,
+            tokens: limits::TOKENS_MAX,
+            enrolled: limits::ENROLLED_MAX,
+        };
+        let looked_in_vain = Arc::default();
         let patience = limits::DATABASE_TURN_PATIENCE;
-        Self { pool, lasting, turn: Arc::default(), patience, room }
+        Self { pool, lasting, turn: Arc::default(), patience, room, looked_in_vain }
     }
 
     /// A transaction that has its turn among the writers from the start: first

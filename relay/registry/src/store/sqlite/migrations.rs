@@ -17,6 +17,7 @@ const ALL: &[Version] = &[
     (10, "connections", include_str!("../../../migrations/sqlite/0010_connections.sql")),
     (11, "audit", include_str!("../../../migrations/sqlite/0011_audit.sql")),
     (12, "audit acts", include_str!("../../../migrations/sqlite/0012_audit_acts.sql")),
+    (13, "forgotten", include_str!("../../../migrations/sqlite/0013_forgotten.sql")),
 ];
 
 /// Brings a database from any of these versions to the newest.

@@ -84,8 +84,9 @@ impl Records for SqliteStore {
         // Found before the transaction: what looks through all connections
         // keeps no writer waiting.
         let old: Vec<i64> = sqlx::query_scalar(
-            "SELECT seq FROM connections AS old WHERE ended_at < ? AND EXISTS \
+            "SELECT seq FROM connections AS old WHERE ended_at < ? AND (EXISTS \
              (SELECT 1 FROM connections WHERE environment = old.environment AND seq > old.seq) \
+             OR NOT EXISTS (SELECT 1 FROM environments WHERE id = old.environment)) \
              ORDER BY seq LIMIT ?",
         )
         .bind(seconds(before))

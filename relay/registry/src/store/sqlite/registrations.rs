@@ -3,18 +3,31 @@
 use rendez_proto::audit::AuditEvent;
 use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
 use rendez_proto::keys::PublicKey;
-use rendez_proto::limits;
 use rendez_proto::profile::Profile;
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 
 use super::database::Database;
 use super::rows::{bytes, number, seconds, text, texts};
-use super::{audit, journal, tokens};
+use super::{audit, forgetting, journal, tokens};
 use crate::model::{Environment, NewRegistration, Registration, Subject, TokenPattern, Withdrawal};
 use crate::store::{Claimed, StoreError, Used};
 
 pub(super) async fn put(
+    db: &Database,
+    new: &NewRegistration,
+    now: u64,
+) -> Result<Claimed, StoreError> {
+    // Ends: in each further round somebody else took the room that was made.
+    loop {
+        match put_if_there_is_room(db, new, now).await {
+            Err(StoreError::LimitReached { .. }) if forgetting::make_room(db, now).await? => {}
+            result => return result,
+        }
+    }
+}
+
+async fn put_if_there_is_room(
     db: &Database,
     new: &NewRegistration,
     now: u64,
@@ -35,18 +48,17 @@ pub(super) async fn put(
     {
         return Ok(Claimed::EnvironmentRevoked);
     }
-    let next = match last {
-        Some((last, _)) => last.checked_add(1).ok_or(StoreError::Corrupt("generation"))?,
+    let last = match last {
+        Some((last, _)) => last,
         None => {
-            let count: i64 =
-                sqlx::query_scalar("SELECT count(*) FROM environments").fetch_one(&mut *tx).await?;
-            if count >= i64::from(limits::ENVIRONMENTS_MAX) {
-                let max = limits::ENVIRONMENTS_MAX;
+            let max = db.room.environments;
+            if forgetting::count(&mut tx).await? >= i64::from(max) {
                 return Err(StoreError::LimitReached { what: "environments", max });
             }
-            1
+            forgetting::last_generation(&mut tx).await?
         }
     };
+    let next = last.checked_add(1).ok_or(StoreError::Corrupt("generation"))?;
     sqlx::query(
         "INSERT INTO environments (id, generation, created_at) VALUES (?, ?, ?) \
          ON CONFLICT (id) DO UPDATE SET generation = excluded.generation",

@@ -1,0 +1,293 @@
+//! Room for new environments: where there is none, those whose executor has been
+//! away for long are forgotten, with their history.
+//!
+//! Invariants
+//!
+//! * Nothing that was decided is undone. A revoked environment stays, since only
+//!   it knows which credentials may not have it; so do tokens and enrolled keys.
+//! * A registration goes as if it had been ended: its ticket opens nothing any
+//!   more, and a websocket that is open under it all the same, of which the
+//!   history does not know, is closed. Its executor registers again by itself.
+//! * A name that comes back gets a generation above all that were forgotten.
+//! * Whoever looks through all environments holds up no writer, and one looks at
+//!   a time; where nothing is found, the next look is
+//!   [`limits::ENVIRONMENTS_PURGE_PAUSE`] later.
+
+use rendez_proto::audit::{AuditEvent, AuditKind};
+use rendez_proto::ids::{EnvironmentId, RegistrationId};
+use rendez_proto::limits;
+use sqlx::Row as _;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use tokio::time::Instant;
+
+use super::database::{Database, Lasting};
+use super::rows::{seconds, text};
+use super::{audit, journal};
+use crate::model::Withdrawal;
+use crate::store::StoreError;
+
+/// Environments that may be forgotten, with their registrations if they have
+/// any; which of them, and in which order, follows. Without a registration they
+/// may be at once, with one if they are away since `?1` or longer.
+macro_rules! away {
+    ($rest:literal) => {
+        concat!(
+            "SELECT environments.id AS name, registrations.id AS registration \
+             FROM environments \
+             LEFT JOIN registrations ON registrations.environment = environments.id \
+             LEFT JOIN connections ON connections.seq = \
+                 (SELECT max(seq) FROM connections WHERE environment = environments.id) \
+             WHERE environments.revoked_seq IS NULL \
+             AND (connections.seq IS NULL OR connections.ended_at IS NOT NULL) \
+             AND (registrations.id IS NULL \
+                 OR max(coalesce(connections.ended_at, 0), registrations.registered_at) <= ?1) ",
+            $rest
+        )
+    };
+}
+
+/// Forgets some environments, those that are away longest, unless there is room
+/// already. `false`: there is none to be had.
+pub(super) async fn make_room(db: &Database, now: u64) -> Result<bool, StoreError> {
+    let mut in_vain = db.looked_in_vain.lock().await;
+    let mut reading = db.pool.acquire().await?;
+    if count(&mut reading).await? < i64::from(db.room.environments) {
+        return Ok(true);
+    }
+    if in_vain.is_some_and(|at| at.elapsed() < limits::ENVIRONMENTS_PURGE_PAUSE) {
+        return Ok(false);
+    }
+    let since = seconds(now.saturating_sub(limits::ENVIRONMENTS_AWAY_KEPT.as_secs()));
+    let found: Vec<(String, Option<String>)> = sqlx::query_as(away!(
+        "ORDER BY registrations.id IS NOT NULL, max(coalesce(connections.ended_at, 0), \
+         coalesce(registrations.registered_at, environments.created_at)) LIMIT ?2"
+    ))
+    .bind(since)
+    .bind(limits::ENVIRONMENTS_PURGE_BATCH)
+    .fetch_all(&mut *reading)
+    .await?;
+    drop(reading);
+
+    let mut tx = db.write_lasting().await?;
+    let (mut environments, mut connections) = (0_u32, 0);
+    for (name, _) in found {
+        // whoever has come back meanwhile stays
+        let again = sqlx::query(away!("AND environments.id = ?2")).bind(since).bind(name);
+        let Some(row) = again.fetch_optional(&mut *tx).await? else { continue };
+        connections += forget(&mut tx, &row, now).await?;
+        environments += 1;
+        if connections >= u64::from(limits::CONNECTIONS_PRUNE_BATCH) {
+            break;
+        }
+    }
+    tx.commit().await?;
+    *in_vain = (environments == 0).then(Instant::now);
+    if environments > 0 {
+        tracing::info!(environments, "environments that were away longest were forgotten");
+    }
+    Ok(environments > 0)
+}
+
+/// How many environments there are.
+pub(super) async fn count(db: &mut SqliteConnection) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar("SELECT count(*) FROM environments").fetch_one(db).await?)
+}
+
+/// The generation that no forgotten environment went beyond.
+pub(super) async fn last_generation(tx: &mut SqliteConnection) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar("SELECT generation FROM forgotten").fetch_one(tx).await?)
+}
+
+/// Forgets one of [`away`], and tells how many connections it had.
+async fn forget(tx: &mut Lasting, found: &SqliteRow, now: u64) -> Result<u64, StoreError> {
+    let name: EnvironmentId = text(found, "name")?;
+    let registration = match found.try_get::<Option<&str>, _>("registration")? {
+        None => None,
+        Some(_) => Some(text::<RegistrationId>(found, "registration")?),
+    };
+    sqlx::query(
+        "UPDATE forgotten SET generation = \
+         max(generation, (SELECT generation FROM environments WHERE id = ?))",
+    )
+    .bind(name.as_str())
+    .execute(&mut **tx)
+    .await?;
+    sqlx::query("DELETE FROM registrations WHERE environment = ?")
+        .bind(name.as_str())
+        .execute(&mut **tx)
+        .await?;
+    sqlx::query("DELETE FROM environments WHERE id = ?")
+        .bind(name.as_str())
+        .execute(&mut **tx)
+        .await?;
+    let connections = sqlx::query("DELETE FROM connections WHERE environment = ?")
+        .bind(name.as_str())
+        .execute(&mut **tx)
+        .await?;
+    if let Some(registration) = &registration {
+        journal::withdraw(tx, &Withdrawal::Registration(registration.clone()), now).await?;
+    }
+    let event = AuditEvent {
+        environment: Some(name),
+        registration,
+        what: Some("forgotten".to_owned()),
+        ..AuditEvent::new(AuditKind::Register, now)
+    };
+    audit::note(tx, &event).await?;
+    Ok(connections.rows_affected())
+}
+
+#[cfg(test)]
+mod tests {
+    use rendez_proto::ids::Generation;
+    use rendez_proto::registry::admin::Role;
+    use rendez_proto::registry::environments::EndReason;
+
+    use super::*;
+    use crate::model::{NewRegistration, Registration};
+    use crate::store::audit::AuditStore as _;
+    use crate::store::records::{Connection, ConnectionId, Note, Records as _};
+    use crate::store::sqlite::SqliteStore;
+    use crate::store::{Claimed, Store as _, contract};
+    use crate::testing::{act, env, key};
+
+    const NOW: u64 = 1_800_000_000;
+    const DAY: u64 = limits::ENVIRONMENTS_AWAY_KEPT.as_secs();
+
+    struct Full {
+        store: SqliteStore,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Full {
+        /// That has room for this many environments.
+        async fn new(environments: u32) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let mut store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+            store.db.room.environments = environments;
+            let token = contract::token(1, Role::Executor);
+            store.insert_token(&token, &act()).await.unwrap();
+            Self { store, _dir: dir }
+        }
+
+        async fn claim(&self, name: &str, now: u64) -> Result<Registration, StoreError> {
+            let new = NewRegistration {
+                environment: env(name),
+                id: format!("reg_{name}-{now}").parse().unwrap(),
+                key: key(1),
+                profiles: vec![],
+                subject: contract::token(1, Role::Executor).id.into(),
+            };
+            match self.store.put_registration(&new, now).await? {
+                Claimed::Current(registration) => Ok(registration),
+                other => panic!("{other:?}"),
+            }
+        }
+
+        async fn connected(&self, number: u64, name: &str, ended: Option<u64>) {
+            let connection = Connection {
+                id: ConnectionId { run: 1, number },
+                environment: env(name),
+                registration: "reg_a".parse().unwrap(),
+                generation: Generation(1),
+                connected_at: 1,
+                ended: ended.map(|at| (at, EndReason::SocketError)),
+                received_bytes: 0,
+                sent_bytes: 0,
+            };
+            let note = Note { connection, begun: false };
+            self.store.write_connections(&[note], 50).await.unwrap();
+        }
+
+        async fn names(&self) -> Vec<String> {
+            let all = [crate::model::TokenPattern::everything()];
+            let list = self.store.environments(&all, None, 1000).await.unwrap();
+            list.iter().map(|environment| environment.id.to_string()).collect()
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_away_longest_makes_room_and_what_still_matters_stays() {
+        let full = Full::new(6).await;
+        let store = &full.store;
+        for name in ["here", "back", "fresh", "gone", "revoked", "ended"] {
+            full.claim(name, NOW - 9 * DAY).await.unwrap();
+        }
+        full.claim("gone", NOW - 9 * DAY).await.unwrap();
+        full.connected(1, "here", None).await;
+        full.connected(2, "gone", Some(NOW - DAY)).await;
+        // away for long, and registered a moment ago
+        full.connected(3, "fresh", Some(NOW - 8 * DAY)).await;
+        full.claim("fresh", NOW - DAY + 1).await.unwrap();
+        // came back
+        full.connected(4, "back", Some(NOW - 8 * DAY)).await;
+        full.connected(5, "back", None).await;
+        assert!(store.revoke_environment(&env("revoked"), NOW, &act()).await.unwrap());
+        store.remove_registration(&env("ended"), NOW, &act()).await.unwrap().unwrap();
+        full.connected(6, "ended", Some(NOW - 1)).await;
+
+        let before = store.last_withdrawal().await.unwrap();
+        let new = full.claim("new", NOW).await.unwrap();
+        assert_eq!(new.generation, Generation(3), "above that of all that were forgotten");
+        assert_eq!(full.names().await, ["back", "fresh", "here", "new", "revoked"]);
+        assert!(store.connections(&env("gone"), 9).await.unwrap().is_empty());
+        let withdrawn = store.withdrawals(before, 9).await.unwrap().list;
+        let gone = format!("reg_gone-{}", NOW - 9 * DAY).parse().unwrap();
+        let withdrawn: Vec<_> = withdrawn.into_iter().map(|(_, what)| what).collect();
+        assert_eq!(withdrawn, [Withdrawal::Registration(gone)]);
+        let rows = store.audit_rows(0, 100).await.unwrap();
+        let forgotten = rows.into_iter().filter_map(|row| {
+            let AuditEvent { kind, what, environment, .. } = row.event;
+            let what = what.filter(|what| what == "forgotten")?;
+            Some(format!("{} {what} {}", kind.as_str(), environment?))
+        });
+        let forgotten: Vec<_> = forgotten.collect();
+        assert_eq!(forgotten, ["register forgotten ended", "register forgotten gone"]);
+
+        // who was forgotten comes back by itself, and the revoked one does not
+        let again = full.claim("gone", NOW).await.unwrap();
+        assert_eq!(again.generation, Generation(3));
+        let refused = full.claim("more", NOW).await;
+        let what = "environments";
+        assert!(
+            matches!(refused, Err(StoreError::LimitReached { what: of, max: 6 }) if of == what)
+        );
+        full.claim("here", NOW).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nobody_looks_again_and_again_for_what_is_not_there() {
+        let full = Full::new(2).await;
+        for name in ["one", "two"] {
+            full.claim(name, NOW).await.unwrap();
+        }
+        let looked = async || *full.store.db.looked_in_vain.lock().await;
+        assert_eq!(looked().await, None);
+        assert!(full.claim("new", NOW).await.is_err());
+        let first = looked().await;
+        assert!(first.is_some());
+        // a day later by the registry's clock, and a moment by that of the pause
+        assert!(full.claim("new", NOW + DAY).await.is_err());
+        assert_eq!(looked().await, first);
+        let pause = limits::ENVIRONMENTS_PURGE_PAUSE;
+        *full.store.db.looked_in_vain.lock().await = first.and_then(|at| at.checked_sub(pause));
+        full.claim("new", NOW + DAY).await.unwrap();
+        assert_eq!((full.names().await, looked().await), (vec!["new".to_owned()], None));
+    }
+
+    #[tokio::test]
+    async fn those_that_come_at_once_find_room_together() {
+        let full = Full::new(70).await;
+        for n in 0..70 {
+            full.claim(&format!("old-{n}"), NOW).await.unwrap();
+        }
+        let names: Vec<_> = (0..10).map(|n| format!("new-{n}")).collect();
+        let claims = names.iter().map(|name| full.claim(name, NOW + DAY));
+        for claimed in futures_util::future::join_all(claims).await {
+            claimed.unwrap();
+        }
+        let names = full.names().await;
+        assert_eq!(names.iter().filter(|name| name.starts_with("new")).count(), 10);
+        assert_eq!(names.len() as u32, 70 - limits::ENVIRONMENTS_PURGE_BATCH + 10);
+    }
+}
