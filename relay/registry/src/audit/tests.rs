@@ -292,6 +292,20 @@ async fn no_flood_takes_away_what_people_did() {
 }
 
 #[tokio::test]
+async fn the_kinds_that_are_carried_over_are_those_of_what_people_do() {
+    let log = Log::new(AuditKeep { rows: 40, ..AuditKeep::default() }).await;
+    AuditKind::ALL.iter().for_each(|kind| log.audit.record(log.audit.event(*kind)));
+    (0..50).for_each(|n| log.record(n));
+    log.audit.flush().await.unwrap();
+    log.audit.prune().await.unwrap();
+    let rows = log.rows().await.into_iter().map(|row| row.event);
+    let carried = rows.filter(|event| event.kind != AuditKind::Open && event.count.is_some());
+    let carried = carried.map(|event| event.kind).filter(|kind| *kind != AuditKind::Checkpoint);
+    let acts = AuditKind::ALL.iter().copied().filter(|kind| kind.is_act());
+    assert_eq!(carried.collect::<Vec<_>>(), acts.collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn a_cut_by_age_stops_before_the_first_row_that_is_young() {
     let log = Log::new(AuditKeep::default()).await;
     (0..30).for_each(|n| log.record(n));

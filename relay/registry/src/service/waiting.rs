@@ -24,8 +24,7 @@ impl fmt::Display for Away {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Absence { state, since_unix_secs, away_because } = self.absence;
         if state == AbsenceState::Unknown {
-            return f
-                .write_str("no executor has ever registered for this environment; check its id");
+            return f.write_str("no executor has registered for this environment; check its id");
         }
         f.write_str("this environment's executor is not connected")?;
         if let Some(since) = since_unix_secs {
