@@ -31,7 +31,6 @@ pub mod ledger;
 mod listen;
 mod metrics;
 mod outflow;
-mod refusals;
 mod reload;
 pub mod roster;
 mod routes;

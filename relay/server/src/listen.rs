@@ -220,7 +220,7 @@ mod tests {
     use axum::routing::get;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
     use tokio::task::JoinHandle;
-    use tokio::time::Instant;
+    use tokio::time::{Instant, advance};
 
     use super::*;
 
@@ -268,7 +268,7 @@ mod tests {
         let mut served = served(3).await;
         let mut bytes = [0; 16];
         for _ in 0..10 {
-            tokio::time::sleep(ANSWER_TIMEOUT / 8).await;
+            advance(ANSWER_TIMEOUT / 8).await;
             let _ = served.client.read(&mut bytes).await.unwrap();
         }
         assert!(served.ended.is_finished());
@@ -277,8 +277,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_relay_that_stops_has_less_patience() {
-        let served = served(1).await;
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        let mut served = served(1).await;
+        // it is at its answer
+        served.client.read_u8().await.unwrap();
+        advance(Duration::from_secs(5)).await;
         let began = Instant::now();
         served.cancel.cancel();
         let took = served.ended.await.unwrap() - began;
@@ -295,7 +297,7 @@ mod tests {
             served.client.write_all(REQUEST).await.unwrap();
             let mut read = 0;
             while read < ANSWER_BYTES {
-                tokio::time::sleep(ANSWER_TIMEOUT / 150).await;
+                advance(ANSWER_TIMEOUT / 150).await;
                 let length = served.client.read(&mut bytes).await.unwrap();
                 assert!(length > 0, "cut after {read} bytes");
                 read += length;

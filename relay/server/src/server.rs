@@ -21,7 +21,6 @@ use crate::issuers::{self, IssuersError, OverHttps};
 use crate::ledger::Ledger;
 use crate::listen::Listener;
 use crate::metrics::{self, Metrics, StoreTimes};
-use crate::refusals::Refusals;
 use crate::reload::{Reload, hangups};
 use crate::routes;
 pub use crate::signals::{Stop, stop_at_signals, until_signal};
@@ -127,7 +126,6 @@ impl Relay {
             sockets: TaskTracker::new(),
             drain: Arc::new(Drain::default()),
             stats: Arc::default(),
-            refusals: Arc::new(Refusals::new(std::time::Instant::now())),
         };
         let metrics = Arc::new(Metrics::new(&edge, public.places(), tls.clone(), store));
         let log = LogHandle::default();
@@ -184,9 +182,6 @@ impl Relay {
         let registry = edge.registry.clone();
         let watch = edge.guests.clone().watch(registry, last_withdrawal, tasks.child_token());
         let watcher = tokio::spawn(watch);
-        let refusals = edge.refusals.clone();
-        let refusals = refusals.write(edge.registry.clone(), tasks.child_token());
-        let refusals = tokio::spawn(refusals);
         let operators = TaskTracker::new();
         if let Some(listener) = admin {
             let address = listener.local_addr();
@@ -239,7 +234,7 @@ impl Relay {
         operators.close();
         let operators = tokio::time::timeout(OPERATORS_TIMEOUT, operators.wait());
         let _ = stop.at_once.run_until_cancelled(operators).await;
-        let _ = (sweeper.await, watcher.await, refusals.await);
+        let _ = (sweeper.await, watcher.await);
         // In this order: whoever writes now finishes first.
         edge.registry.write_the_rest().await;
         writer.abort();

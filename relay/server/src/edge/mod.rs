@@ -27,6 +27,7 @@ use axum::extract::{Extension, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::future::{Either, select};
+use rendez_proto::audit::{AuditEvent, AuditKind};
 use rendez_proto::limits;
 use rendez_proto::registry::error::{ErrorBody, ErrorCode, ErrorDetail};
 use rendez_proto::ticket::{Claims, Purpose};
@@ -45,7 +46,6 @@ use self::stats::{EdgeStats, End};
 use crate::directory::Directory;
 use crate::drain::Drain;
 use crate::listen::Place;
-use crate::refusals::Refusals;
 use crate::roster::Visit;
 
 /// Bytes of a websocket's buffer for messages that it has not read whole: most
@@ -63,7 +63,6 @@ pub(crate) struct Edge {
     pub(crate) sockets: TaskTracker,
     pub(crate) drain: Arc<Drain>,
     pub(crate) stats: Arc<EdgeStats>,
-    pub(crate) refusals: Arc<Refusals>,
 }
 
 /// `GET /v1/rendezvous?ticket=...`
@@ -129,16 +128,15 @@ impl Edge {
             JoinError::Quota(Level::Environment) => "connections of the environment",
             JoinError::Quota(Level::Token) => "connections of the token",
         };
-        let token = subject.to_string();
-        self.refusals.note(&self.registry, &token, claims, limit, Instant::now());
+        refused(&self.registry, subject.to_string(), claims, limit);
     }
 
     /// So does whose streams or handshakes do.
     fn listen(&self, port: &mut HubPort, Admitted { claims, subject, .. }: &Admitted) {
-        let (refusals, registry) = (self.refusals.clone(), self.registry.clone());
+        let registry = self.registry.clone();
         let (token, claims) = (subject.to_string(), claims.clone());
         port.on_refusal(move |refusal| {
-            refusals.note(&registry, &token, &claims, refusal.as_str(), Instant::now());
+            refused(&registry, token.clone(), &claims, refusal.as_str());
         });
     }
 
@@ -226,6 +224,19 @@ fn closed(claims: &Claims, ended: &Ended) {
     );
 }
 
+/// Says in the audit log who ran into which limit.
+fn refused(registry: &Registry, token: String, claims: &Claims, limit: &str) {
+    let audit = registry.audit();
+    audit.record_refusal(AuditEvent {
+        actor: Some(token),
+        environment: Some(claims.environment.clone()),
+        registration: Some(claims.registration.clone()),
+        what: Some(limit.to_owned()),
+        count: Some(1),
+        ..audit.event(AuditKind::Quota)
+    });
+}
+
 fn role(claims: &Claims) -> &'static str {
     match claims.purpose {
         Purpose::Executor => "executor",
@@ -291,7 +302,6 @@ mod tests {
             registry: registry.clone(),
             directory: Arc::default(),
             guests: Arc::default(),
-            refusals: Arc::new(Refusals::new(Instant::now())),
             sockets: TaskTracker::new(),
             drain: Arc::default(),
             stats: Arc::default(),

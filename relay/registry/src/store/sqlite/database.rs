@@ -5,7 +5,6 @@
 //! turn first and a connection then: however many wait to write, one connection
 //! at most is theirs, and the others are for readers. Turns are given in the
 //! order in which they were asked for.
-
 //!
 //! What is in the audit log must outlive a power cut, and only that is worth
 //! waiting for the disk: [`Lasting`] is the proof that a transaction does, and
