@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rendez_orchestrator::{Client, Command};
+use rendez_proto::limits;
 use rendez_tests::process::{Process, run};
 use rendez_tests::rendez::{Dev, OurAgent, OurRelay, WITHIN, rendez};
 use rustix::process::{Pid, Signal, kill_process};
@@ -141,9 +142,12 @@ struct Unread {
     pid: i32,
 }
 
-/// More than the executor's log, the pipes, and what waits for a reader in
-/// `rendez exec` hold together; the rest is what is under way in between.
-const UNREAD_AT_LEAST: u64 = 6 * 1024 * 1024;
+/// What the executor's log takes of it in any case: so it has begun.
+const UNREAD_AT_LEAST: u64 = limits::PROCESS_OUTPUT_RETAINED_BYTES as u64;
+
+/// Commands that go all the way there and back, however busy the machine is, while
+/// nothing of an unread one moves: then everything between its ends is full.
+const FULL_FOR_COMMANDS: u32 = 4;
 
 impl Unread {
     /// Starts it and waits until everything between its ends is full.
@@ -164,17 +168,15 @@ impl Unread {
                 sleep(LOOK_INTERVAL).await;
             }
             let pid: i32 = std::fs::read_to_string(&path)?.trim().parse()?;
-            let mut before = 0;
-            loop {
-                let now = written(pid)?;
-                if now >= UNREAD_AT_LEAST && now == before {
-                    return anyhow::Ok(pid);
-                }
-                before = now;
-                // As long as another command goes all the way there and back,
-                // however busy the machine is.
+            let (mut before, mut unchanged) = (0, 0);
+            while unchanged < FULL_FOR_COMMANDS {
                 dev.run(["exec", "-n", "dev", "--", "true"], b"").await?;
+                let now = written(pid)?;
+                let full = now >= UNREAD_AT_LEAST && now == before;
+                unchanged = if full { unchanged + 1 } else { 0 };
+                before = now;
             }
+            anyhow::Ok(pid)
         };
         let pid = timeout(2 * WITHIN, full).await??;
         Ok(Self { exec, stdout, pid })
@@ -225,6 +227,32 @@ async fn ctrl_c_works_while_nobody_reads_the_output() -> Result<()> {
     let (code, said) = unread.end().await?;
     assert_eq!(code, Some(130), "{said}");
     assert!(said.starts_with("rendez: not waiting any longer"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_executor_that_does_not_answer_keeps_nobody() -> Result<()> {
+    let mut dev = Dev::start().await?;
+    let Unread { exec, stdout, .. } = Unread::start(&dev).await?;
+    let mut unread = Unread::start(&dev).await?;
+    dev.process().signal(Signal::STOP)?;
+
+    drop(stdout);
+    let output = timeout(WITHIN, exec.wait_with_output()).await??;
+    assert_eq!(output.status.code(), Some(74));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("cannot tell whether the command has ended"), "{said}");
+
+    let pressed_until_it_ends = async {
+        loop {
+            unread.interrupt()?;
+            if timeout(LOOK_INTERVAL, unread.exec.wait()).await.is_ok() {
+                return anyhow::Ok(());
+            }
+        }
+    };
+    timeout(WITHIN, pressed_until_it_ends).await??;
+    assert_eq!(unread.end().await?.0, Some(130));
     Ok(())
 }
 
