@@ -518,8 +518,16 @@ pub const STDIN_ALWAYS_BYTES: usize = 64 * 1024;
 /// Ids of applied writes that a process remembers, oldest out first: a client
 /// repeats at most what was unanswered when its stream broke.
 pub const WRITE_IDS_PER_PROCESS: usize = 8 * WRITES_UNANSWERED_PER_PROCESS;
-/// Files that `fs/readFile` holds in memory at once, over all sessions.
-pub const FILE_READS_AT_ONCE: usize = 4;
+/// Files that `fs/readFile` holds in memory at once, over all streams: from
+/// before they are read until their streams have taken them. Each costs at most
+/// [`READ_FILE_MAX_BYTES`] and, while it is put into its message, four thirds of
+/// that. What a stream has taken is one message, whatever it is about. A read
+/// that hangs gives its place back when its stream is over, so that a disk that
+/// is gone takes no places for ever.
+pub const FILE_READS_AT_ONCE: usize = 8;
+/// Those of one stream, so that it takes many slow readers to keep others
+/// waiting. While a stream sends one file, it may hold the next.
+pub const FILE_READS_PER_STREAM: usize = 1;
 /// Sessions of one executor, attached and detached.
 pub const SESSIONS_PER_EXECUTOR: usize = 1024;
 
@@ -549,6 +557,7 @@ const _: () = {
     assert!(CODEX_UNREAD_TIMEOUT.as_secs() * 2 < PING_INTERVAL.as_secs());
     assert!(PONG_TIMEOUT.as_secs() >= 2 * PING_INTERVAL.as_secs());
     assert!(READ_FILE_MAX_BYTES / 3 * 4 + 4096 < APPLICATION_MESSAGE_MAX_BYTES);
+    assert!(FILE_READS_PER_STREAM < FILE_READS_AT_ONCE);
     assert!(PROCESS_OUTPUT_MIN_BYTES < PROCESS_OUTPUT_RETAINED_BYTES);
     assert!(SESSION_STDIN_QUEUED_BYTES >= 5 * STDIN_WINDOW_MAX_BYTES);
     assert!(SESSION_STDIN_QUEUED_BYTES >= APPLICATION_MESSAGE_MAX_BYTES);

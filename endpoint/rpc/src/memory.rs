@@ -22,6 +22,13 @@ pub fn pair(capacity: usize) -> (End, End) {
     )
 }
 
+impl End {
+    /// How many messages wait here to be taken; 0 while somebody waits for one.
+    pub fn unread(&self) -> usize {
+        self.incoming.try_lock().map_or(0, |incoming| incoming.len())
+    }
+}
+
 impl Messages for End {
     async fn recv(&self) -> Option<Bytes> {
         self.incoming.lock().await.recv().await

@@ -18,35 +18,62 @@ use rendez_proto::rpc::fs::{
 };
 use rendez_proto::rpc::process::Empty;
 use serde_json::Value;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::sandbox;
 
 /// The file service of one executor.
 pub(crate) struct Files {
-    /// Whole files in memory at once.
-    reads: Arc<Semaphore>,
+    /// For whole files in memory.
+    places: Arc<Semaphore>,
+}
+
+/// What one stream may read at once.
+pub(crate) struct Reads(Arc<Semaphore>);
+
+/// A whole file's place in memory: whoever has the answer drops it when the
+/// answer is gone.
+pub(crate) struct Place {
+    _of_executor: OwnedSemaphorePermit,
+    _of_stream: OwnedSemaphorePermit,
 }
 
 impl Default for Files {
     fn default() -> Self {
-        Self { reads: Arc::new(Semaphore::new(limits::FILE_READS_AT_ONCE)) }
+        Self { places: Arc::new(Semaphore::new(limits::FILE_READS_AT_ONCE)) }
+    }
+}
+
+impl Default for Reads {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(limits::FILE_READS_PER_STREAM)))
     }
 }
 
 impl Files {
-    /// `fs/readFile`
+    /// Whole files in memory now.
+    #[cfg(test)]
+    pub(crate) fn in_memory(&self) -> usize {
+        limits::FILE_READS_AT_ONCE - self.places.available_permits()
+    }
+
+    /// `fs/readFile`, with the place of the file that it returns.
     pub(crate) fn read_file(
         &self,
+        reads: &Reads,
         call: ReadFile,
-    ) -> impl Future<Output = Result<ReadFileReply, RpcError>> + Send + use<> {
-        let reads = self.reads.clone();
+    ) -> impl Future<Output = Result<(ReadFileReply, Place), RpcError>> + Send + use<> {
+        let (of_executor, of_stream) = (self.places.clone(), reads.0.clone());
         async move {
-            // the semaphore is never closed
-            let turn = reads.acquire_owned().await;
-            let outcome = blocking(call.sandbox.clone(), move || ops::read_file(&call)).await;
-            drop(turn);
-            outcome
+            // the semaphores are never closed
+            let closed = |_| RpcError::internal("no place for a file");
+            // in this order, so that a stream waits for the others' places once
+            let of_stream = of_stream.acquire_owned().await.map_err(closed)?;
+            let of_executor = of_executor.acquire_owned().await.map_err(closed)?;
+            let place = Place { _of_executor: of_executor, _of_stream: of_stream };
+            let rules = call.sandbox.clone();
+            let reply = blocking(rules, move || ops::read_file(&call)).await?;
+            Ok((reply, place))
         }
     }
 
@@ -99,4 +126,41 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| Err(RpcError::internal(error.to_string())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::poll;
+    use rendez_proto::rpc::path::PathUri;
+    use std::pin::pin;
+
+    #[tokio::test]
+    async fn a_file_has_its_place_until_its_reader_is_done_with_it() {
+        let files = Files::default();
+        let call = |path| ReadFile {
+            path: PathUri::from_path(path).unwrap(),
+            follow_symlinks: true,
+            sandbox: None,
+        };
+        let read = |reads: &Reads| files.read_file(reads, call("/proc/self/stat"));
+        let streams: Vec<_> = (0..limits::FILE_READS_AT_ONCE).map(|_| Reads::default()).collect();
+        let mut held = Vec::new();
+        for stream in &streams {
+            assert!(files.read_file(stream, call("/no/such")).await.is_err());
+            held.push(read(stream).await.unwrap());
+        }
+        let mut same = pin!(read(&streams[0]));
+        let late = Reads::default();
+        let mut other = pin!(read(&late));
+        assert!(poll!(&mut same).is_pending() && poll!(&mut other).is_pending());
+        assert_eq!(files.places.available_permits(), 0);
+        drop(held.pop());
+        let (_reply, place) = other.await.unwrap();
+        // the stream's own turn has come, and waits for a place
+        drop(held.swap_remove(0));
+        let second = same.await.unwrap();
+        drop((place, second, held));
+        assert_eq!(files.places.available_permits(), limits::FILE_READS_AT_ONCE);
+    }
 }

@@ -38,6 +38,7 @@ use tokio::task::JoinSet;
 use super::executor::{Attached, Executor};
 use super::methods;
 use super::table::ConnectionId;
+use crate::fs::Reads;
 use crate::process::supervisor::Supervisor;
 
 /// Why a stream is served no more.
@@ -84,6 +85,8 @@ struct Connection<M> {
     writes: Arc<Semaphore>,
     /// For what waits for a process to say something.
     reads: Arc<Semaphore>,
+    /// Its whole files in memory.
+    files: Reads,
     /// Running requests and the pusher; they end with the connection. Declared
     /// before `phase`, so that nothing is pushed after the detach.
     tasks: JoinSet<()>,
@@ -106,6 +109,7 @@ impl<M: Messages> Connection<M> {
             slots: places(limits::REQUESTS_IN_FLIGHT),
             writes: places(limits::WRITES_UNANSWERED_PER_STREAM),
             reads: places(limits::READS_WAITING_PER_STREAM),
+            files: Reads::default(),
             tasks: JoinSet::new(),
             phase: Phase::Fresh,
         }
@@ -217,12 +221,13 @@ impl<M: Messages> Connection<M> {
             Some(place) => place,
             None => self.slot().await?,
         };
-        let answer = methods::call(&self.executor, supervisor, id, method, &params);
+        let answer = methods::call(&self.executor, &self.files, supervisor, id, method, &params);
         let messages = self.messages.clone();
         self.tasks.spawn(async move {
+            let reply = answer.await;
             // a stream that is over ends the connection by itself
-            let _ = messages.send(answer.await).await;
-            drop(place);
+            let _ = messages.send(reply.message).await;
+            drop((reply.place, place));
         });
         Ok(())
     }

@@ -18,10 +18,24 @@ use rendez_proto::rpc::{Json, Method, RequestId, RpcError, fs, process, refusal,
 use serde::Serialize;
 
 use super::executor::Executor;
+use crate::fs::{Place, Reads};
 use crate::process::supervisor::Supervisor;
 
-/// The message that answers a call; it may take time.
-pub(super) type Answer = Pin<Box<dyn Future<Output = Bytes> + Send>>;
+/// What answers a call; it may take time.
+pub(super) type Answer = Pin<Box<dyn Future<Output = Reply> + Send>>;
+
+/// The message that answers a call.
+pub(super) struct Reply {
+    pub(super) message: Bytes,
+    /// What the message takes up; to be kept until the stream has it.
+    pub(super) place: Option<Place>,
+}
+
+impl From<Bytes> for Reply {
+    fn from(message: Bytes) -> Self {
+        Self { message, place: None }
+    }
+}
 
 /// Whether there is such a method, and what the stock executor calls its kind
 /// when it asks for `initialize` first.
@@ -51,9 +65,10 @@ pub(super) fn family(method: &str) -> Option<&'static str> {
     }
 }
 
-/// Calls `method` in a session that is ready.
+/// Calls `method` in a session that is ready, over a stream with these `reads`.
 pub(super) fn call(
     executor: &Executor,
+    reads: &Reads,
     supervisor: &Arc<Supervisor>,
     id: RequestId,
     method: &str,
@@ -90,7 +105,19 @@ pub(super) fn call(
         process::Read::NAME => {
             typed::<process::Read, _>(id, params, |call| ready(supervisor.read(&call)))
         }
-        fs::ReadFile::NAME => typed::<fs::ReadFile, _>(id, params, |call| files.read_file(call)),
+        fs::ReadFile::NAME => match decode::<fs::ReadFile>(params) {
+            Err(error) => refused(&id, &error),
+            Ok(params) => {
+                let read = files.read_file(reads, params);
+                Box::pin(async move {
+                    let (outcome, place) = match read.await {
+                        Ok((file, place)) => (Ok(file), Some(place)),
+                        Err(error) => (Err(error), None),
+                    };
+                    Reply { message: answer(&id, outcome), place }
+                })
+            }
+        },
         fs::WriteFile::NAME => typed::<fs::WriteFile, _>(id, params, |call| files.write_file(call)),
         fs::GetMetadata::NAME => {
             typed::<fs::GetMetadata, _>(id, params, |call| files.get_metadata(call))
@@ -133,7 +160,7 @@ pub(super) fn shorten(text: &str) -> String {
 }
 
 fn refused(id: &RequestId, error: &RpcError) -> Answer {
-    Box::pin(ready(refusal(id, error).into()))
+    Box::pin(ready(Bytes::from(refusal(id, error)).into()))
 }
 
 fn typed<M: Method, F>(id: RequestId, params: &Json, serve: impl FnOnce(M::Params) -> F) -> Answer
@@ -144,7 +171,7 @@ where
         Err(error) => refused(&id, &error),
         Ok(params) => {
             let reply = serve(params);
-            Box::pin(async move { answer(&id, reply.await) })
+            Box::pin(async move { answer(&id, reply.await).into() })
         }
     }
 }

@@ -824,3 +824,49 @@ async fn files_are_served_and_sandboxes_refused() {
     let missing = GetMetadata { path: file.join("y").unwrap(), sandbox: None };
     assert_eq!(client.call::<GetMetadata>(&missing).await.unwrap_err().code, code::INTERNAL);
 }
+
+/// A file stays in memory until its stream has taken it, and slow readers keep
+/// nobody else waiting until there are as many as there are places.
+#[tokio::test]
+async fn files_that_slow_clients_read_are_bounded() {
+    let executor = executor();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("x");
+    std::fs::write(&file, "hello").unwrap();
+    let read =
+        ReadFile { path: path(file.to_str().unwrap()), follow_symlinks: true, sandbox: None };
+    let (mut quick, _) = Client::ready(&executor, None).await;
+    let mut slow = Vec::new();
+    for _ in 0..limits::FILE_READS_AT_ONCE {
+        quick.call::<ReadFile>(&read).await.unwrap();
+        let mut client = Client::connect(&executor, 1);
+        client.initialize(None).await.unwrap();
+        // the stream takes the first one; the second one waits, and others behind it
+        let mut asked = vec![client.ask::<ReadFile>(&read).await];
+        while client.end.unread() == 0 {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..9 {
+            asked.push(client.ask::<ReadFile>(&read).await);
+        }
+        slow.push((client, asked));
+        while executor.files().in_memory() < slow.len() {
+            tokio::task::yield_now().await;
+        }
+    }
+    let late = quick.ask::<ReadFile>(&read).await;
+    for _ in 0..100 {
+        quick.call::<EnvironmentInfo>(&EnvironmentInfo {}).await.unwrap();
+    }
+    let answered = |client: &Client| {
+        let id = RequestId::Number(late);
+        let is_it = |message: &Message| matches!(message, Message::Response { id: theirs, .. } if *theirs == id);
+        client.inbox.iter().any(is_it)
+    };
+    assert!(!answered(&quick), "there was no place");
+    let (mut client, asked) = slow.pop().unwrap();
+    for id in asked {
+        client.answer::<ReadFile>(id).await.unwrap();
+    }
+    quick.answer::<ReadFile>(late).await.unwrap();
+}
