@@ -29,9 +29,6 @@ const STDIN_BYTES: usize = STDIN_WRITE_MAX_BYTES;
 /// for a busy executor on a long path; somebody waits for the prompt.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
-/// Standard input, output, error and the exit code are the command's. Ctrl-C
-/// interrupts it; a second one kills it and waits for its end, 5 seconds at most;
-/// a third one waits no longer.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ExecArgs {
     #[command(flatten)]

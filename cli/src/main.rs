@@ -41,6 +41,10 @@ enum Command {
     Relay(RelayArgs),
     Agent(AgentArgs),
     /// Run a command on an executor
+    ///
+    /// Standard input, output, error and the exit code are the command's. Ctrl-C
+    /// interrupts it; a second one kills it and waits for its end, 5 seconds at
+    /// most; a third one waits no longer.
     #[command(visible_alias = "x", after_help = exit::HELP)]
     Exec(exec::ExecArgs),
     /// Look at environments, and revoke them
