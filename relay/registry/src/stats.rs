@@ -248,6 +248,24 @@ impl StoreCall {
         StoreCall::PruneAudit,
     ];
 
+    /// Whether it writes.
+    pub fn writes(self) -> bool {
+        match self {
+            StoreCall::WriteTokens
+            | StoreCall::WriteEnvironments
+            | StoreCall::Redeem
+            | StoreCall::WriteHistory
+            | StoreCall::PruneHistory
+            | StoreCall::WriteAudit
+            | StoreCall::PruneAudit => true,
+            StoreCall::ReadTokens
+            | StoreCall::ReadEnvironments
+            | StoreCall::ReadWithdrawals
+            | StoreCall::ReadHistory
+            | StoreCall::ReadAudit => false,
+        }
+    }
+
     /// A word for counters.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -34,7 +34,7 @@ pub(crate) fn public(edge: &Edge, metrics: &Arc<Metrics>, whole_v1: bool) -> Rou
     let rendezvous = Router::new()
         .route(RENDEZVOUS_PATH, get(rendezvous))
         .with_state(edge.clone())
-        .merge(health(edge));
+        .merge(health(edge, metrics));
     let app = edge.registry.router().merge(rendezvous);
     let app = app.layer(from_fn_with_state(metrics.clone(), measure));
     if whole_v1 { app } else { app.layer(from_fn(clients_only)) }
@@ -43,23 +43,27 @@ pub(crate) fn public(edge: &Edge, metrics: &Arc<Metrics>, whole_v1: bool) -> Rou
 /// What operators reach.
 pub(crate) fn admin(edge: &Edge, metrics: &Arc<Metrics>) -> Router {
     let scrape = Router::new().route("/metrics", get(scrape)).with_state(metrics.clone());
-    let app = edge.registry.router().merge(health(edge)).merge(scrape);
+    let app = edge.registry.router().merge(health(edge, metrics)).merge(scrape);
     app.layer(from_fn(operators_only))
 }
 
-fn health(edge: &Edge) -> Router {
+fn health(edge: &Edge, metrics: &Arc<Metrics>) -> Router {
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
-        .with_state(edge.clone())
+        .with_state((edge.clone(), metrics.clone()))
 }
 
-/// 200 while new websockets are welcome and the store answers.
-async fn readyz(State(edge): State<Edge>) -> (StatusCode, &'static str) {
+/// 200 while new websockets are welcome, and the store answers and takes what is
+/// written.
+async fn readyz(State((edge, metrics)): State<(Edge, Arc<Metrics>)>) -> (StatusCode, &'static str) {
     if edge.drain.is_draining() {
         return (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n");
     }
     match edge.registry.ping().await {
+        Ok(()) if metrics.store_takes_nothing() => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the store takes nothing\n")
+        }
         Ok(()) => (StatusCode::OK, "ok\n"),
         Err(error) => {
             tracing::warn!(%error, "the store does not answer");

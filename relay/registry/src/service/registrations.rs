@@ -132,8 +132,8 @@ pub enum Denied {
 
 impl Registry {
     /// Makes the caller the executor of `environment`, instead of whoever was.
-    /// Waits for a database that is not available, as [`patient`](Self::patient)
-    /// says.
+    /// Waits for a database that is not available for as long as the whole call
+    /// may, [`limits::REGISTER_PATIENCE`].
     ///
     /// # Errors
     /// See [`RegisterError`].

@@ -34,6 +34,7 @@ use async_trait::async_trait;
 use rendez_proto::audit::AuditEvent;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::limits;
+use sqlx::Connection as _;
 use sqlx::migrate::MigrateError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use tokio::time::{Instant, sleep};
@@ -189,6 +190,15 @@ impl SqliteStore {
             options = options.journal_mode(SqliteJournalMode::Wal);
         }
         let pool = SqlitePoolOptions::new().acquire_timeout(limits::DATABASE_BUSY_TIMEOUT);
+        // SQLite ends a transaction by itself when the disk is full or broken, and
+        // the library then takes its connection for one that has it still, for
+        // ever: such a one is closed.
+        let pool = pool.after_release(|connection, _| {
+            Box::pin(async move {
+                connection.ping().await?;
+                Ok(!connection.is_in_transaction())
+            })
+        });
         // one, since writers take turns, and made when it is needed
         let lasting = pool
             .clone()
@@ -582,5 +592,35 @@ mod tests {
         };
         let error = store.put_registration(&new, 0).await.unwrap_err();
         assert!(matches!(error, StoreError::LimitReached { what: "environments", .. }));
+    }
+
+    /// SQLite undoes the transaction itself then, whatever the library thinks.
+    #[tokio::test]
+    async fn a_disk_that_was_full_once_is_written_to_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+        sqlx::query("CREATE TABLE filler (bytes)").execute(store.pool()).await.unwrap();
+        let fill = "INSERT INTO filler VALUES (randomblob(1000000))";
+        for pool in [&store.db.pool, &store.db.lasting] {
+            // every connection of it finds the disk full
+            let mut connections = Vec::new();
+            for _ in 0..pool.options().get_max_connections() {
+                connections.push(pool.acquire().await.unwrap());
+            }
+            for connection in &mut connections {
+                sqlx::query("PRAGMA max_page_count = 1").execute(&mut **connection).await.unwrap();
+            }
+            drop(connections);
+            let mut full = 0;
+            loop {
+                let mut tx = store.db.begin(pool).await.unwrap();
+                match sqlx::query(fill).execute(&mut *tx).await {
+                    Ok(_) => break,
+                    Err(error) => assert!(error.to_string().contains("disk is full"), "{error}"),
+                }
+                full += 1;
+            }
+            assert!((1..=pool.options().get_max_connections()).contains(&full), "{full} times");
+        }
     }
 }

@@ -36,7 +36,9 @@ impl<S> Timed<S> {
     ) -> Result<T, StoreError> {
         let began = Instant::now();
         let done = work.await;
-        self.timing.store_call(call, began.elapsed(), done.is_ok());
+        // that there may be no more of something is an answer
+        let good = matches!(done, Ok(_) | Err(StoreError::LimitReached { .. }));
+        self.timing.store_call(call, began.elapsed(), good);
         done
     }
 }

@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::histogram::Histogram;
 use rendez_proto::registry::environments::EndReason;
@@ -12,11 +13,16 @@ use rendez_registry::stats::StoreCall;
 use super::{Out, SECONDS};
 use crate::edge::Edge;
 
+/// How long a failure to write counts, if nothing is written after it.
+const FAILURE_COUNTS: Duration = Duration::from_secs(10);
+
 /// How long its calls took.
 #[derive(Debug)]
 pub(crate) struct StoreTimes {
     seconds: [Histogram; StoreCall::ALL.len()],
     failures: [AtomicU64; StoreCall::ALL.len()],
+    /// When the last writing failed; `None`: it did not.
+    writing_failed: Mutex<Option<Instant>>,
 }
 
 impl Default for StoreTimes {
@@ -24,6 +30,7 @@ impl Default for StoreTimes {
         Self {
             seconds: std::array::from_fn(|_| Histogram::new(SECONDS)),
             failures: std::array::from_fn(|_| AtomicU64::new(0)),
+            writing_failed: Mutex::default(),
         }
     }
 }
@@ -34,6 +41,21 @@ impl Timing for StoreTimes {
         if !good {
             self.failures[call as usize].fetch_add(1, Ordering::Relaxed);
         }
+        if call.writes() {
+            *self.writing_failed() = (!good).then(Instant::now);
+        }
+    }
+}
+
+impl StoreTimes {
+    /// Whether the last writing failed, a moment ago. What waits in memory is
+    /// tried again all the time, so a database that takes it again is noticed.
+    pub(crate) fn takes_nothing(&self) -> bool {
+        self.writing_failed().is_some_and(|since| since.elapsed() < FAILURE_COUNTS)
+    }
+
+    fn writing_failed(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.writing_failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -74,4 +96,25 @@ pub(super) fn encode(out: &mut Out<'_>, edge: &Edge, times: &StoreTimes) -> fmt:
         "Executors that connected, by why their environment's connection before had ended.",
         first.chain(EndReason::ALL.iter().map(|why| after(Some(*why)))),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_takes_nothing_from_a_failed_writing_until_a_good_one() {
+        let times = StoreTimes::default();
+        let call = |call, good| {
+            times.store_call(call, Duration::ZERO, good);
+            times.takes_nothing()
+        };
+        assert!(!call(StoreCall::ReadTokens, false), "who reads proves nothing");
+        assert!(call(StoreCall::WriteTokens, false));
+        assert!(call(StoreCall::ReadTokens, true));
+        assert!(!call(StoreCall::WriteAudit, true));
+        assert!(call(StoreCall::Redeem, false));
+        *times.writing_failed() = Instant::now().checked_sub(FAILURE_COUNTS);
+        assert!(!times.takes_nothing(), "long ago");
+    }
 }

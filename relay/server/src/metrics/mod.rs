@@ -75,6 +75,7 @@ impl Call {
 pub(crate) struct Metrics {
     registry: Registry,
     durations: Durations,
+    store: Arc<StoreTimes>,
 }
 
 /// Collected here, because nobody else needs them.
@@ -106,9 +107,14 @@ impl Metrics {
             no_tls: TlsStats::default(),
             no_orders: OrderStats::default(),
             durations: durations.clone(),
-            store,
+            store: store.clone(),
         }));
-        Self { registry, durations }
+        Self { registry, durations, store }
+    }
+
+    /// Whether the store takes nothing of what is written.
+    pub(crate) fn store_takes_nothing(&self) -> bool {
+        self.store.takes_nothing()
     }
 
     /// The text of a scrape.

@@ -75,7 +75,7 @@ impl Database {
         Ok(Lasting(self.begin(&self.lasting).await?))
     }
 
-    async fn begin(&self, pool: &SqlitePool) -> Result<Write, StoreError> {
+    pub(super) async fn begin(&self, pool: &SqlitePool) -> Result<Write, StoreError> {
         let turn = timeout(self.patience, self.turn.clone().lock_owned()).await;
         let turn =
             turn.map_err(|_| StoreError::Unavailable("too many writers are before this".into()))?;
