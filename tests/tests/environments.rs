@@ -184,6 +184,29 @@ async fn a_relay_whose_port_is_taken_changes_nothing() -> Result<()> {
     Ok(())
 }
 
+/// As when a new one starts while the old one drains.
+#[tokio::test]
+async fn a_second_relay_on_the_same_state_says_so_and_leaves_the_history() -> Result<()> {
+    let world = World::start("1s").await?;
+    let _agent = world.agent().await?;
+    world.shows(|shown| ends(shown) == [None]).await?;
+    let mut command = rendez()?;
+    command.args(["relay", "--listen", "127.0.0.1:0", "--log", "info", "--state"]);
+    command.arg(world.relay.state());
+    let mut second = Process::spawn(command)?;
+    let says = async |word: &str| {
+        let said = second.stderr_line(WITHIN, |line| line.contains(word).then_some(())).await;
+        said.with_context(|| format!("{word} is not said"))
+    };
+    says("another relay runs on this state directory").await?;
+    says("listening address=").await?;
+    assert_eq!(ends(&world.show(&[]).await?), [None]);
+    second.signal(Signal::TERM)?;
+    assert!(second.wait(WITHIN).await?.success());
+    assert_eq!(ends(&world.show(&[]).await?), [None]);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_backup_brings_back_registrations_and_tokens_and_the_audit_log_holds() -> Result<()> {
     let mut world = World::start("4s").await?;

@@ -49,6 +49,20 @@ async fn settings_are_printed_with_their_origin_and_read_back() -> Result<()> {
     Ok(())
 }
 
+/// At SIGTERM it would cut everybody off.
+#[tokio::test]
+async fn a_drain_without_time_is_refused() -> Result<()> {
+    let mut relay = rendez()?;
+    relay.args(["relay", "--listen", "127.0.0.1:0", "--state", "/no/such", "--drain-announce"]);
+    relay.arg("30s").env("RENDEZ_DRAIN_DEADLINE", "25s");
+    let output = run(relay, b"", WITHIN).await?;
+    assert_eq!(output.status.code(), Some(78));
+    let said = output.stderr_text();
+    assert!(said.contains("--drain-announce: `drain.announce`: 30s is not less"), "{said}");
+    assert!(said.contains("`drain.deadline`, which is 25s"), "{said}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn at_sighup_the_log_says_what_changes_and_what_waits() -> Result<()> {
     let directory = tempfile::tempdir()?;

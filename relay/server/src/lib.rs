@@ -36,6 +36,7 @@ pub mod roster;
 mod routes;
 pub mod server;
 mod signals;
+mod tenure;
 mod tls;
 mod traces;
 mod waiters;

@@ -23,6 +23,7 @@ use crate::listen::Listener;
 use crate::metrics::{self, Metrics, StoreTimes};
 use crate::reload::{Reload, hangups};
 use crate::routes;
+use crate::tenure::Tenure;
 pub use crate::signals::{Stop, stop_at_signals, until_signal};
 use crate::tls::Tls;
 pub use crate::tls::TlsError;
@@ -72,6 +73,7 @@ pub struct Relay {
     log: LogHandle,
     /// What was revoked before anybody could connect.
     last_withdrawal: u64,
+    tenure: Tenure,
 }
 
 impl Relay {
@@ -116,9 +118,20 @@ impl Relay {
             MaybeListen::Off => None,
             MaybeListen::On(address) => Some(bind(address, ADMIN_CONNECTIONS_MAX).await?),
         };
-        // Not before the ports are ours: if another relay has them, what is open
-        // in the history is open there.
-        registry.take_over_history().await?;
+        // Not before the ports are ours: if another relay has them, or the state
+        // alone, what is open in the history is open there.
+        let lock = |source| OpenError::Directory { path: config.state.clone(), source };
+        let tenure = Tenure::begin(&config.state).map_err(lock)?;
+        if tenure.is_ours() {
+            registry.take_over_history().await?;
+        } else {
+            let state = config.state.display().to_string();
+            tracing::warn!(
+                state,
+                "another relay runs on this state directory, so the history of connections is \
+                 left to it; orchestrators here do not reach the executors there"
+            );
+        }
         let edge = Edge {
             registry,
             directory,
@@ -129,7 +142,7 @@ impl Relay {
         };
         let metrics = Arc::new(Metrics::new(&edge, public.places(), tls.clone(), store));
         let log = LogHandle::default();
-        Ok(Self { settings, public, admin, edge, metrics, tls, log, last_withdrawal })
+        Ok(Self { settings, public, admin, edge, metrics, tls, log, last_withdrawal, tenure })
     }
 
     /// Lets SIGHUP change the level of this log.
@@ -171,7 +184,8 @@ impl Relay {
     /// Serves until told to stop, then sends everybody away and returns.
     pub async fn serve(self, stop: impl Into<Stop>) {
         let stop = stop.into();
-        let Self { settings, public, admin, edge, metrics, tls, log, last_withdrawal } = self;
+        let Self { settings, public, admin, edge, metrics, tls, log, last_withdrawal, tenure } =
+            self;
         // Before anybody can know that there is something to signal.
         let hangups = hangups();
         tracing::info!(address = %public.local_addr(), "listening");
@@ -182,6 +196,13 @@ impl Relay {
         let registry = edge.registry.clone();
         let watch = edge.guests.clone().watch(registry, last_withdrawal, tasks.child_token());
         let watcher = tokio::spawn(watch);
+        let succession = tokio::spawn({
+            let (mut tenure, cancel) = (tenure, tasks.child_token());
+            async move {
+                let _ = cancel.run_until_cancelled(tenure.succeed()).await;
+                tenure
+            }
+        });
         let operators = TaskTracker::new();
         if let Some(listener) = admin {
             let address = listener.local_addr();
@@ -238,6 +259,8 @@ impl Relay {
         // In this order: whoever writes now finishes first.
         edge.registry.write_the_rest().await;
         writer.abort();
+        // All that was open here is written as ended.
+        drop(succession.await);
         tracing::info!("stopped");
     }
 }

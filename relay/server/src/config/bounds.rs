@@ -33,6 +33,12 @@ impl Bounds {
         Self(BOUNDS.map(bound))
     }
 
+    /// The name of a bound that is zero, if there is one.
+    pub(super) fn zero(&self) -> Option<&'static str> {
+        let mut named = BOUNDS.iter().zip(self.0);
+        named.find_map(|((name, _, _), bound)| (bound == Some(0)).then_some(*name))
+    }
+
     /// `quota` with these bounds instead of its own.
     pub fn over(&self, mut quota: Quota) -> Quota {
         for ((_, _, field), bound) in BOUNDS.iter().zip(self.0) {

@@ -9,7 +9,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::suggest::suggestion;
-use super::{Change, Config, Key, by_id};
+use super::{Change, Config, Key, by_id, ranges};
 
 /// Where settings are looked for, kept for reading them again.
 #[derive(Debug, Clone, Default)]
@@ -141,6 +141,10 @@ impl Layers {
         for (key, text, at) in &self.given {
             apply(key, text, at.clone())?;
         }
+        ranges::together(&config).map_err(|(name, why)| {
+            let at = sources.get(name).cloned().unwrap_or(Source::Default);
+            ConfigError::Value { at, name, why }
+        })?;
         Ok(Loaded { config, sources, layers: self })
     }
 }
@@ -332,6 +336,14 @@ mod tests {
             ("[listen]\na = 1", "`listen`: a single value"),
             ("connections_max = -1", "`connections_max`"),
             ("\n\nlisten", "relay.toml:3: "),
+            (
+                "[drain]\nannounce = '20s'",
+                "relay.toml:2: `drain.announce`: 20s is not less than `drain.deadline`, which is 20s",
+            ),
+            (
+                "[drain]\ndeadline = '1s'\nannounce = '1m'",
+                "relay.toml:3: `drain.announce`: 1m is not less than `drain.deadline`, which is 1s",
+            ),
         ];
         for (text, expected) in cases {
             let said = refused(text);

@@ -245,10 +245,10 @@ settings! {
     acme_retry: Duration = Duration::from_secs(60), "acme.retry", "duration", AtStart;
 
     /// How long /readyz says no before anything else happens: as long as your
-    /// balancer takes to notice.
+    /// balancer takes to notice. It is part of drain.deadline, and less than it.
     drain_announce: Duration = Duration::ZERO, "drain.announce", "duration", AtStart;
 
-    /// When the relay is gone after SIGTERM, whatever is still open.
+    /// When the relay is gone after SIGTERM, whatever is still open; more than 0s.
     drain_deadline: Duration = Duration::from_secs(20), "drain.deadline", "duration", AtStart;
 
     /// How many websockets per second may come back to the relay that is next.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use rendez_proto::limits;
 
-use super::Config;
+use super::values::Value as _;
+use super::{Bounds, Config};
 
 /// Checks the setting that was set last.
 ///
@@ -14,6 +15,11 @@ pub(super) fn check(config: &Config, name: &str) -> Result<(), String> {
     match name {
         "connections_max" if config.connections_max == 0 => {
             Err("at least 1: with none nobody is served".to_owned())
+        }
+        "drain.deadline" if config.drain_deadline.is_zero() => {
+            Err("more than 0s: nobody would be told to come back; \
+                 a second SIGTERM leaves at once, too"
+                .to_owned())
         }
         "drain.reconnects_per_second" if config.drain_reconnects_per_second == 0 => {
             Err("at least 1: else nobody would come back".to_owned())
@@ -46,7 +52,38 @@ pub(super) fn check(config: &Config, name: &str) -> Result<(), String> {
                 _ => Ok(()),
             }
         }
+        "quota.node" => admitting(&config.quota_node),
+        "quota.environment" => admitting(&config.quota_environment),
+        "quota.token" => admitting(&config.quota_token),
+        "quota.connection" => admitting(&config.quota_connection),
         _ => Ok(()),
+    }
+}
+
+/// Checks what settings say together, once all of them are read.
+///
+/// # Errors
+/// The setting that is at fault, and why it cannot be so beside the other.
+pub(super) fn together(config: &Config) -> Result<(), (&'static str, String)> {
+    let (announce, deadline) = (config.drain_announce, config.drain_deadline);
+    if announce >= deadline {
+        let [announce, deadline] = [announce, deadline].map(|span| span.text());
+        return Err((
+            "drain.announce",
+            format!(
+                "{announce} is not less than `drain.deadline`, which is {deadline}: \
+                 no time would be left to send anybody away"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// What bounds everybody lets somebody in. Single ids may be shut out.
+fn admitting(bounds: &Bounds) -> Result<(), String> {
+    match bounds.zero() {
+        Some(name) => Err(format!("{name}=0 would let nobody in; write at least 1, or none")),
+        None => Ok(()),
     }
 }
 
@@ -72,6 +109,11 @@ mod tests {
     fn what_makes_no_sense_is_refused_with_the_reason() {
         let cases = [
             ("connections_max", "1", "0", "nobody is served"),
+            ("drain.deadline", "1ms", "0s", "nobody would be told"),
+            ("quota.node", "memory=1B", "memory=0B", "memory=0 would let nobody in"),
+            ("quota.environment", "streams=none", "connections=0", "connections=0 would let"),
+            ("quota.token", "streams=1", "connections=1 streams=0", "streams=0 would let"),
+            ("quota.connection", "frames_per_second=1", "frames_per_second=0", "or none"),
             ("drain.reconnects_per_second", "1", "0", "nobody would come back"),
             ("tls.handshakes_max", "1", "0", "nobody is served"),
             ("tls.handshake_timeout", "1ms", "0s", "nobody would be in time"),
