@@ -13,6 +13,7 @@ use rendez_registry::{Options, Registry};
 
 use crate::context::{Purpose, RelayOptions};
 use crate::exit::Exit;
+use crate::out::tell;
 
 /// Options of every command that administers a relay.
 #[derive(Debug, Clone, clap::Args)]
@@ -65,7 +66,10 @@ impl AdminOptions {
 /// brought up to date: an older relay may be running on it.
 async fn open_here(directory: &Path, state: State) -> Result<Registry, Exit> {
     if state == State::New && !directory.join(DATABASE_FILE).exists() {
-        return Ok(Registry::open(directory, Options::default()).await?);
+        let made = Registry::open(directory, Options::default()).await?;
+        // the name may be misspelt, and a relay elsewhere
+        tell(format_args!("made a new database in {}", directory.display()));
+        return Ok(made);
     }
     Ok(Registry::attach(directory, Options::default()).await?)
 }
@@ -79,17 +83,28 @@ fn unless_found(error: RegistryError, missing: fn(String) -> Exit) -> Exit {
     }
 }
 
+/// Every relay has tokens, if not for whoever asks at this address.
+fn not_served(message: String) -> Exit {
+    Exit::usage(format!("{message}; ask that one, or use --state beside the relay"))
+}
+
 impl Admin {
     pub(crate) async fn create_token(&self, new: &CreateToken) -> Result<TokenCreated, Exit> {
         match self {
-            Admin::Remote(client) => Ok(client.registry().create_token(new).await?),
+            Admin::Remote(client) => {
+                let created = client.registry().create_token(new).await;
+                created.map_err(|error| unless_found(error, not_served))
+            }
             Admin::Local(registry) => Ok(registry.create_token(new).await?),
         }
     }
 
     pub(crate) async fn tokens(&self) -> Result<Vec<TokenEntry>, Exit> {
         let registry = match self {
-            Admin::Remote(client) => return Ok(client.registry().tokens().await?),
+            Admin::Remote(client) => {
+                let tokens = client.registry().tokens().await;
+                return tokens.map_err(|error| unless_found(error, not_served));
+            }
             Admin::Local(registry) => registry,
         };
         let (mut all, mut after) = (Vec::new(), None);

@@ -118,3 +118,50 @@ async fn failures_have_the_usual_codes() -> Result<()> {
     assert_eq!(output.status.code(), Some(69), "{}", output.stderr_text());
     Ok(())
 }
+
+/// As deploy/relay.toml has it: no listener serves all that a probe needs.
+#[tokio::test]
+async fn what_an_address_does_not_serve_is_said_at_once() -> Result<()> {
+    let relay =
+        OurRelay::start_with(["--admin-listen", "127.0.0.1:0", "--admin-on-public", "false"])
+            .await?;
+    let admin = relay.token("admin").await?;
+    let operators = format!("http://{}", relay.operators().await?);
+    let ask = async |args: &[&str]| -> Result<(Option<i32>, String)> {
+        let mut command = rendez()?;
+        command.args(args).env("RENDEZ_TOKEN", &admin).env("RENDEZ_RELAY", relay.url());
+        let output = run(command, b"", WITHIN).await?;
+        Ok((output.status.code(), output.stderr_text()))
+    };
+    for args in [["probe", relay.url()], ["token", "ls"]] {
+        let (code, said) = ask(&args).await?;
+        assert_eq!(code, Some(64), "{args:?}: {said}");
+        assert!(said.contains("admin listener") && said.contains("--state"), "{args:?}: {said}");
+    }
+    // more time than the test has
+    let (code, said) = ask(&["probe", "--timeout", "1h", &operators]).await?;
+    assert_eq!(code, Some(75), "{said}");
+    assert!(said.contains("clients are served on the relay's public listener"), "{said}");
+
+    let mut probe = rendez()?;
+    probe.args(["probe", relay.url(), "--json", "--connects", "1", "--state"]).arg(relay.state());
+    let output = run(probe, b"", WITHIN).await?;
+    percentiles(&report(&output)?, "round_trip_ms", 20);
+    Ok(())
+}
+
+#[tokio::test]
+async fn nobody_loses_an_environment_to_a_probe() -> Result<()> {
+    let relay = OurRelay::start().await?;
+    let (executor, orchestrator) = (relay.token("executor").await?, relay.token("orchestrator"));
+    let orchestrator = orchestrator.await?;
+    let _agent = OurAgent::start(relay.url(), "box", &executor).await?;
+    let mut probe = rendez()?;
+    probe.args(["probe", relay.url(), "--probe-environment", "box", "--state"]).arg(relay.state());
+    let output = run(probe, b"", WITHIN).await?;
+    assert_eq!(output.status.code(), Some(64), "{}", output.stderr_text());
+    assert!(output.stderr_text().contains("is connected as box"), "{}", output.stderr_text());
+    let output = exec(relay.url(), &orchestrator, "box", &["true"]).await?;
+    assert_eq!(output.status.code(), Some(0), "{}", output.stderr_text());
+    Ok(())
+}

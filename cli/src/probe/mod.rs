@@ -89,9 +89,13 @@ impl std::str::FromStr for Target {
 
 fn timeout(text: &str) -> Result<Duration, String> {
     let timeout = human::duration(text)?;
-    match timeout > TIMEOUT_MAX {
-        true => Err("a probe may take 24h at most".to_owned()),
-        false => Ok(timeout),
+    if timeout > TIMEOUT_MAX {
+        return Err("a probe may take 24h at most".to_owned());
+    }
+    if timeout.is_zero() {
+        Err("more than 0s: no probe is done at once".to_owned())
+    } else {
+        Ok(timeout)
     }
 }
 
@@ -190,6 +194,7 @@ mod tests {
     #[test]
     fn a_timeout_has_a_bound_and_a_reason() {
         assert_eq!(timeout("24h"), Ok(TIMEOUT_MAX));
+        assert!(timeout("0s").unwrap_err().contains("more than 0s"));
         assert!(timeout("25h").unwrap_err().contains("24h"));
         // an instant so far away cannot be told
         assert!(timeout("500000000000y").is_err());

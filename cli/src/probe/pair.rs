@@ -6,7 +6,9 @@ use rendez_executor_agent::config::{Auth, DEFAULT_PROFILES};
 use rendez_executor_agent::{Agent, AgentConfig, AgentError, State};
 use rendez_orchestrator::{Client, EnvironmentId, Grace};
 use rendez_proto::registry::admin::Role;
+use rendez_proto::registry::environments::EnvironmentState;
 use tempfile::TempDir;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -25,7 +27,7 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// Makes tokens and keys.
+    /// Makes tokens and keys, unless somebody's executor has this name.
     pub(super) async fn prepare(
         options: &RelayOptions,
         tokens: &mut Tokens,
@@ -34,6 +36,13 @@ impl Pair {
         let orchestrator = tokens.make(Role::Orchestrator, environment).await?;
         let executor = tokens.make(Role::Executor, environment).await?;
         let client = options.client_with(orchestrator.expose().to_owned().into())?;
+        let detail = client.registry().environment(environment, true).await?;
+        if matches!(detail.state, EnvironmentState::Connected | EnvironmentState::Draining) {
+            return Err(Exit::usage(format!(
+                "an executor is connected as {environment}, and the probe's own would take its \
+                 place; name another --probe-environment"
+            )));
+        }
         let directory =
             tempfile::Builder::new().prefix("rendez-probe-").tempdir().map_err(Exit::config)?;
         let agent = Agent::new(AgentConfig {
@@ -65,22 +74,31 @@ impl Pair {
     /// Starts the executor and waits until it is connected.
     pub(super) async fn register(&mut self) -> Result<Duration, Exit> {
         let since = Instant::now();
-        let (connected, refused) = (CancellationToken::new(), CancellationToken::new());
-        let (on_state, over) = (connected.clone(), refused.clone().drop_guard());
+        // The first news that counts; none if the executor ends before any.
+        let (tell, mut told) = mpsc::channel(1);
         let agent = self.agent.take().ok_or_else(|| Exit::software("the executor runs already"))?;
         let cancel = self.cancel.clone();
         let task = tokio::spawn(async move {
-            let _over = over;
             let watch = move |state: State| {
-                if state == State::Connected {
-                    on_state.cancel();
-                }
+                let news = match state {
+                    State::Connected => Ok(()),
+                    State::Waiting { error, .. } => Err(error),
+                    State::Registering | State::Registered { .. } => return,
+                };
+                // later news are nobody's business
+                let _ = tell.try_send(news);
             };
             agent.run(cancel, watch).await
         });
         self.running = Some(task);
-        if refused.run_until_cancelled(connected.cancelled()).await.is_some() {
-            return Ok(since.elapsed());
+        match told.recv().await {
+            Some(Ok(())) => return Ok(since.elapsed()),
+            // It would try again for ever; a probe says what is wrong now.
+            Some(Err(error)) => {
+                let said = format!("the throw-away executor cannot connect: {error}");
+                return Err(Exit::unavailable(said));
+            }
+            None => {}
         }
         match self.running.take() {
             Some(task) => match task.await.map_err(Exit::software)? {

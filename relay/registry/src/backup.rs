@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::service::DATABASE_FILE;
+use crate::service::{DATABASE_FILE, is_file};
 use crate::store::StoreError;
 use crate::store::sqlite::{SqliteOpenError, SqliteStore};
 
@@ -22,10 +22,11 @@ pub enum BackupError {
     /// The database cannot be opened.
     #[error(transparent)]
     Open(#[from] SqliteOpenError),
-    /// The copy cannot be written; perhaps the file exists.
+    /// The copy cannot be written, perhaps the file exists; or the database
+    /// cannot be looked at.
     #[error("{}: {source}", path.display())]
     File {
-        /// The copy's file.
+        /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -44,8 +45,10 @@ pub enum BackupError {
 /// See [`BackupError`].
 pub async fn backup(state_dir: &Path, file: &Path) -> Result<(), BackupError> {
     let database = state_dir.join(DATABASE_FILE);
-    if !database.is_file() {
-        return Err(BackupError::NoDatabase(database));
+    match is_file(&database) {
+        Ok(true) => {}
+        Ok(false) => return Err(BackupError::NoDatabase(database)),
+        Err(source) => return Err(BackupError::File { path: database, source }),
     }
     let failed = |source| BackupError::File { path: file.to_owned(), source };
     let store = SqliteStore::open_any(&database).await?;
@@ -115,5 +118,10 @@ mod tests {
         let result = backup(empty.path(), &file).await;
         assert!(matches!(result, Err(BackupError::NoDatabase(_))));
         assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 0);
+        // what cannot be looked at is not what is not there
+        let database = empty.path().join(DATABASE_FILE);
+        std::os::unix::fs::symlink(&database, &database).unwrap();
+        let error = backup(empty.path(), &file).await.unwrap_err();
+        assert!(matches!(&error, BackupError::File { path, .. } if *path == database), "{error}");
     }
 }

@@ -23,8 +23,8 @@ use crate::listen::Listener;
 use crate::metrics::{self, Metrics, StoreTimes};
 use crate::reload::{Reload, hangups};
 use crate::routes;
-use crate::tenure::Tenure;
 pub use crate::signals::{Stop, stop_at_signals, until_signal};
+use crate::tenure::Tenure;
 use crate::tls::Tls;
 pub use crate::tls::TlsError;
 

@@ -16,7 +16,7 @@ pub mod waiting;
 pub mod withdrawals;
 
 use std::fs::DirBuilder;
-use std::io;
+use std::io::{self, ErrorKind::NotADirectory, ErrorKind::NotFound};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -115,10 +115,10 @@ impl Default for Options {
 /// The state directory cannot be used. The operator has to act.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// It cannot be made.
+    /// It cannot be made or looked into.
     #[error("{}: {source}", path.display())]
     Directory {
-        /// The directory.
+        /// The directory, or what is in it.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -140,6 +140,16 @@ pub enum OpenError {
         /// What is wrong with it.
         source: SqliteOpenError,
     },
+}
+
+/// Whether there is a file, if that can be seen: nobody is told that nothing is
+/// there who may not look.
+pub(crate) fn is_file(path: &Path) -> io::Result<bool> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok(metadata.is_file()),
+        Err(error) if matches!(error.kind(), NotFound | NotADirectory) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 impl OpenError {
@@ -199,8 +209,10 @@ impl Registry {
     pub async fn attach(state_dir: &Path, options: Options) -> Result<Self, OpenError> {
         let issuers = Issuers::new(&options.issuers)?;
         let path = state_dir.join(DATABASE_FILE);
-        if !path.is_file() {
-            return Err(OpenError::NoDatabase(path));
+        match is_file(&path) {
+            Ok(true) => {}
+            Ok(false) => return Err(OpenError::NoDatabase(path)),
+            Err(source) => return Err(OpenError::Directory { path, source }),
         }
         let signer = Signer::open_existing(state_dir)?;
         let store = SqliteStore::open_current(&path).await;
@@ -369,6 +381,12 @@ mod tests {
         let attach = async || Registry::attach(&state, Options::default()).await;
         assert!(matches!(attach().await, Err(OpenError::NoDatabase(_))));
         assert!(!state.exists());
+
+        // what cannot be looked at is not what is not there
+        let loop_path = dir.path().join(DATABASE_FILE);
+        std::os::unix::fs::symlink(&loop_path, &loop_path).unwrap();
+        let error = Registry::attach(dir.path(), Options::default()).await.unwrap_err();
+        assert!(matches!(&error, OpenError::Directory { path, .. } if *path == loop_path));
 
         let registry = Registry::open(&state, Options::default()).await.unwrap();
         let attached = attach().await.unwrap();
