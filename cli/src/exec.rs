@@ -4,22 +4,25 @@
 //! from anything else: signals are heard while output waits, and what is told
 //! meanwhile is written by other threads.
 
+use std::cell::Cell;
+use std::future::pending;
 use std::io::IsTerminal as _;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use rendez_orchestrator::error::ProcessError;
 use rendez_orchestrator::{
-    Command, Control, EnvironmentId, Grace, LinkState, Process, ProcessEvent,
+    Command, Control, EnvironmentId, Executor, Grace, LinkState, Process, ProcessEvent,
     STDIN_WRITE_MAX_BYTES, Stdin,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::context::{Purpose, RelayOptions};
 use crate::exit::Exit;
 use crate::out::{tell, unwritten};
+use crate::signals::{Asked, Signals};
 
 /// Bytes of standard input that are read at once. A pipe is asked to hold as
 /// much: so many writes are under way on a long path, and no more.
@@ -73,13 +76,36 @@ pub(crate) async fn run(args: ExecArgs) -> Result<ExitCode, Exit> {
     if std::io::stderr().is_terminal() {
         tokio::spawn(tell_about_the_link(executor.link()));
     }
-    let mut process = executor.spawn(command(&args)).await?;
-    if let Some(stdin) = process.stdin.take() {
-        tokio::spawn(forward_stdin(stdin));
-    }
-    let code = follow(process).await;
+    let mut signals = Signals::listen().map_err(Exit::software)?;
+    let mut process = spawn(&executor, command(&args), &mut signals).await?;
+    let stdin = process.stdin.take();
+    let code = follow(process, stdin, signals).await;
     executor.close().await;
     code
+}
+
+/// Starts the command. Who does not want it any more meanwhile may have started
+/// it, and only the answer tells: it is waited for, and then the command ended.
+async fn spawn(
+    executor: &Executor,
+    command: Command,
+    signals: &mut Signals,
+) -> Result<Process, Exit> {
+    let mut spawning = pin!(executor.spawn(command));
+    let asked = match signals.or(&mut spawning).await {
+        Ok(spawned) => return Ok(spawned?),
+        Err(asked) => asked,
+    };
+    let ending = async {
+        let control = spawning.await?.control();
+        control.terminate().await
+    };
+    let ended = matches!(timeout(END_WITHIN, ending).await, Ok(Ok(_)));
+    Err(match asked {
+        Asked::End(signal) if ended => Exit::ended_by(signal),
+        Asked::End(signal) => Exit::ended_alone_by(signal),
+        Asked::Interrupt => Exit::interrupted(),
+    })
 }
 
 fn command(args: &ExecArgs) -> Command {
@@ -97,12 +123,20 @@ fn command(args: &ExecArgs) -> Command {
 
 /// Passes output on until the process has ended, or until somebody does not want
 /// to wait for that.
-async fn follow(process: Process) -> Result<ExitCode, Exit> {
-    let interrupts = signal(SignalKind::interrupt()).map_err(Exit::software)?;
+///
+/// Whoever ends the process from here says in `verdict` what that comes to if it
+/// does end.
+async fn follow(
+    process: Process,
+    stdin: Option<Stdin>,
+    signals: Signals,
+) -> Result<ExitCode, Exit> {
     let control = process.control();
+    let verdict = Cell::new(None);
     tokio::select! {
-        code = pass_on(process) => code,
-        exit = interrupted(interrupts, control) => Err(exit),
+        code = pass_on(process) => verdict.take().map_or(code, Err),
+        exit = interrupted(signals, control.clone(), &verdict) => Err(exit),
+        exit = not_fed(stdin, control, &verdict) => Err(exit),
     }
 }
 
@@ -150,19 +184,44 @@ async fn unread(process: Process, error: &std::io::Error) -> Exit {
     }
 }
 
-/// Passes Ctrl-C on, and says when to wait no longer.
-async fn interrupted(mut interrupts: Signal, control: Control) -> Exit {
-    interrupts.recv().await;
-    let first = control.clone();
-    // The answers may wait behind output, and the next Ctrl-C must not.
-    tokio::spawn(async move { first.interrupt().await });
-    interrupts.recv().await;
+/// Passes Ctrl-C on, ends the process if somebody asks for that, and says when to
+/// wait no longer.
+async fn interrupted(mut signals: Signals, control: Control, verdict: &Cell<Option<Exit>>) -> Exit {
+    let mut asked = signals.recv().await;
+    if asked == Asked::Interrupt {
+        let first = control.clone();
+        // The answers may wait behind output, and the next Ctrl-C must not.
+        tokio::spawn(async move { first.interrupt().await });
+        asked = signals.recv().await;
+    }
     tokio::spawn(async move { control.terminate().await });
-    let _ = timeout(END_WITHIN, interrupts.recv()).await;
-    Exit::interrupted()
+    match asked {
+        Asked::Interrupt => {
+            let _ = timeout(END_WITHIN, signals.recv()).await;
+            Exit::interrupted()
+        }
+        Asked::End(signal) => {
+            verdict.set(Some(Exit::ended_by(signal)));
+            sleep(END_WITHIN).await;
+            Exit::ended_alone_by(signal)
+        }
+    }
 }
 
-async fn forward_stdin(mut stdin: Stdin) {
+/// Passes standard input on. What cannot be read to its end is not an input that
+/// ended: the process would take a part of it for the whole, and is ended instead.
+async fn not_fed(stdin: Option<Stdin>, control: Control, verdict: &Cell<Option<Exit>>) -> Exit {
+    let Some(stdin) = stdin else { return pending().await };
+    let Ok(Err(error)) = tokio::spawn(forward_stdin(stdin)).await else { return pending().await };
+    tokio::spawn(async move { control.terminate().await });
+    let failed = format!("cannot read standard input: {error}");
+    verdict.set(Some(Exit::io(format!("{failed}; the command was ended"))));
+    sleep(END_WITHIN).await;
+    Exit::io(format!("{failed}; the command was told to end, whether it did is unknown"))
+}
+
+/// Until the input has ended, or the process takes no more.
+async fn forward_stdin(mut stdin: Stdin) -> std::io::Result<()> {
     // No pipe, or no permission: then reads are smaller.
     let _ = rustix::pipe::fcntl_setpipe_size(std::io::stdin(), STDIN_BYTES);
     let mut input = tokio::io::stdin();
@@ -174,16 +233,16 @@ async fn forward_stdin(mut stdin: Stdin) {
                 Ok(()) => {}
                 // A process that stopped reading is no failure; its exit code
                 // counts. A lost connection is told by whoever reads output.
-                Err(ProcessError::StdinClosed | ProcessError::Lost) => return,
+                Err(ProcessError::StdinClosed | ProcessError::Lost) => return Ok(()),
                 Err(error) => {
                     say(format!("rendez: standard input is not passed on any more: {error}")).await;
-                    return;
+                    return Ok(());
                 }
             },
-            Err(error) => {
-                say(format!("rendez: cannot read standard input: {error}")).await;
-                break;
-            }
+            // One that is gone, or belongs to the programs in its foreground: there
+            // is nothing to be read that anybody typed.
+            Err(_) if std::io::stdin().is_terminal() => break,
+            Err(error) => return Err(error),
         }
     }
     if let Err(ProcessError::Unsupported(_)) = stdin.close().await {
@@ -191,6 +250,7 @@ async fn forward_stdin(mut stdin: Stdin) {
              a command that waits for that goes on waiting (Ctrl-C interrupts it)")
         .await;
     }
+    Ok(())
 }
 
 async fn tell_about_the_link(mut link: tokio::sync::watch::Receiver<LinkState>) {

@@ -19,6 +19,8 @@ use rendez_registry::backup::BackupError;
 use rendez_registry::service::admin::{CreateTokenError, RotateError};
 use rendez_registry::store::StoreError;
 
+use crate::signals::{HANGUP, TERMINATE};
+
 /// Shown below `--help`.
 pub(crate) const HELP: &str = "\
 Exit codes: that of the remote command, 128+N if signal N killed it, 126 if the executor
@@ -30,12 +32,16 @@ cannot start it, 127 if it does not exist there. Of rendez itself, with a messag
   70 internal error                     limit is reached
                                      78 configuration cannot be used
   130 a second Ctrl-C, and the command did not end, or said nothing of it
+  129 SIGHUP, 143 SIGTERM: `rendez exec` was told to end, and has ended the command
 And without a message: 141 if nobody reads the output any more.";
 
 /// The exit code of a program whose reader went away (128 + SIGPIPE).
 const UNREAD: u8 = 141;
 /// The exit code of a program that a Ctrl-C ended (128 + SIGINT).
 const INTERRUPTED: u8 = 130;
+
+const NOT_WAITING: &str = "not waiting any longer; the command was told to end, whether it did is \
+                           unknown, and output may be missing";
 
 /// How long the last words may take: nobody may read standard error, and who
 /// waits for us is not to wait for that.
@@ -112,9 +118,17 @@ impl Exit {
 
     /// 130: who waits does not want to wait longer.
     pub(crate) fn interrupted() -> Self {
-        let message = "not waiting any longer; the command was told to end, whether it did is \
-                       unknown, and output may be missing";
-        Self::new(INTERRUPTED, message)
+        Self::new(INTERRUPTED, NOT_WAITING)
+    }
+
+    /// 128 and its number: a signal ended us, and we the command.
+    pub(crate) fn ended_by(signal: u8) -> Self {
+        Self::new(128 + signal, format!("ended by {}; the command was ended, too", name(signal)))
+    }
+
+    /// The same, of a command that may go on.
+    pub(crate) fn ended_alone_by(signal: u8) -> Self {
+        Self::new(128 + signal, format!("ended by {}; {NOT_WAITING}", name(signal)))
     }
 
     /// Tells the user and gives the process its code.
@@ -138,6 +152,14 @@ impl Exit {
 impl Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.message.as_deref().unwrap_or("nobody reads the output"))
+    }
+}
+
+fn name(signal: u8) -> &'static str {
+    match signal {
+        HANGUP => "SIGHUP",
+        TERMINATE => "SIGTERM",
+        _ => "a signal",
     }
 }
 
@@ -288,7 +310,8 @@ mod tests {
 
     #[test]
     fn the_help_names_every_code() {
-        for code in [64, 65, 68, 69, 70, 74, 75, 76, 77, 78, INTERRUPTED, UNREAD] {
+        let signals = [128 + HANGUP, INTERRUPTED, 128 + TERMINATE];
+        for code in [64, 65, 68, 69, 70, 74, 75, 76, 77, 78, UNREAD].into_iter().chain(signals) {
             assert!(HELP.contains(&format!(" {code} ")), "{code}");
         }
     }

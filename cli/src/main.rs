@@ -14,6 +14,7 @@ mod human;
 mod out;
 mod probe;
 mod registry;
+mod signals;
 mod token;
 
 use std::process::ExitCode;
@@ -44,7 +45,10 @@ enum Command {
     ///
     /// Standard input, output, error and the exit code are the command's. Ctrl-C
     /// interrupts it; a second one kills it and waits for its end, 5 seconds at
-    /// most; a third one waits no longer.
+    /// most; a third one waits no longer. SIGTERM and SIGHUP kill it at once, and
+    /// wait as long (a SIGHUP that is ignored, as under nohup, stays so). Of a
+    /// SIGKILL the executor learns nothing: it takes the connection for lost and
+    /// lets the command run on for 190 seconds, whatever --grace says.
     #[command(visible_alias = "x", after_help = exit::HELP)]
     Exec(exec::ExecArgs),
     /// Look at environments, and revoke them

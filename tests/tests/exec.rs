@@ -112,6 +112,47 @@ async fn ctrl_c_interrupts_the_remote_command() -> Result<()> {
     Ok(())
 }
 
+/// A cancelled job, `timeout 60 rendez exec`, a terminal that was closed.
+#[tokio::test]
+async fn who_is_told_to_end_ends_the_remote_command() -> Result<()> {
+    let dev = Dev::start().await?;
+    for (signal, code) in [(Signal::TERM, 143), (Signal::HUP, 129)] {
+        let command = dev.command(["exec", "dev", "--", "sh", "-c", "echo $$; exec sleep 1000"])?;
+        let mut process = Process::spawn(command)?;
+        let pid = process.stdout_line(WITHIN, |line| line.parse().ok()).await?;
+        process.signal(signal)?;
+        assert_eq!(process.wait(WITHIN).await?.code(), Some(code));
+        process.stderr_line(WITHIN, |line| line.contains("ended by SIG").then_some(())).await?;
+        gone(pid).await?;
+    }
+    Ok(())
+}
+
+/// As under nohup.
+#[tokio::test]
+async fn a_hangup_that_is_ignored_stays_ignored() -> Result<()> {
+    let dev = Dev::start().await?;
+    let script = "trap '' HUP; exec \"$RENDEZ\" exec dev -- sh -c 'echo ready; read line; exit 5'";
+    let mut process = Process::spawn(dev.shell(script)?)?;
+    process.stdout_line(WITHIN, |line| (line == "ready").then_some(())).await?;
+    process.signal(Signal::HUP)?;
+    process.write(b"on\n").await?;
+    assert_eq!(process.wait(WITHIN).await?.code(), Some(5));
+    Ok(())
+}
+
+/// What came before the failure must not be taken for all of it.
+#[tokio::test]
+async fn an_input_that_cannot_be_read_is_not_one_that_ended() -> Result<()> {
+    let dev = Dev::start().await?;
+    let script = "\"$RENDEZ\" exec dev -- sh -c 'cat; echo complete' < /";
+    let output = run(dev.shell(script)?, b"", WITHIN).await?;
+    assert_eq!(output.status.code(), Some(74), "{}", output.stderr_text());
+    assert!(output.stderr_text().contains("cannot read standard input"));
+    assert_eq!(output.stdout_text(), "");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_reader_that_leaves_ends_the_remote_command() -> Result<()> {
     let dev = Dev::start().await?;

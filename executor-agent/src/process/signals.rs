@@ -18,14 +18,19 @@ const REACHABLE: [i32; 4] = [1, 2, 3, 15]; // HUP, INT, QUIT, TERM
 pub(crate) fn make_children_reachable() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        for number in ignored(&status) {
+        for number in ignored_signals() {
             // The handler stays when this is dropped.
             if let Err(error) = signal(SignalKind::from_raw(number)) {
                 tracing::warn!(number, %error, "commands will ignore this signal");
             }
         }
     });
+}
+
+/// Those of SIGHUP, SIGINT, SIGQUIT and SIGTERM that this process was told to
+/// ignore, by whoever started it, and has no handler for.
+pub fn ignored_signals() -> Vec<i32> {
+    ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
 }
 
 /// The signals of [`REACHABLE`] that a process of this `/proc/PID/status`

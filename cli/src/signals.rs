@@ -1,0 +1,70 @@
+//! The signals that ask a waiting command to come to an end.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use rendez_executor_agent::ignored_signals;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// What somebody asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// Ctrl-C.
+    Interrupt,
+    /// SIGTERM or SIGHUP, by its number: nobody is there to ask twice.
+    End(u8),
+}
+
+/// The number of SIGHUP.
+pub(crate) const HANGUP: u8 = 1;
+/// The number of SIGTERM.
+pub(crate) const TERMINATE: u8 = 15;
+
+/// Hears them from now on; their default actions are over for this process.
+pub(crate) struct Signals(Vec<(Asked, Signal)>);
+
+impl Signals {
+    /// Listens. Who started us may have SIGTERM and SIGHUP ignored (nohup does),
+    /// and they stay so.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(crate) fn listen() -> std::io::Result<Self> {
+        let ignored = ignored_signals();
+        let mut heard = vec![(Asked::Interrupt, signal(SignalKind::interrupt())?)];
+        for number in [HANGUP, TERMINATE] {
+            let kind = SignalKind::from_raw(number.into());
+            if !ignored.contains(&kind.as_raw_value()) {
+                heard.push((Asked::End(number), signal(kind)?));
+            }
+        }
+        Ok(Self(heard))
+    }
+
+    /// The next one.
+    pub(crate) async fn recv(&mut self) -> Asked {
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Asked> {
+        for (asked, signal) in &mut self.0 {
+            if let Poll::Ready(Some(())) = signal.poll_recv(cx) {
+                return Poll::Ready(*asked);
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Waits for `work`, unless a signal comes first.
+    ///
+    /// # Errors
+    /// What the signal asks for; `work` may be waited for further.
+    pub(crate) async fn or<W: Future + Unpin>(&mut self, work: &mut W) -> Result<W::Output, Asked> {
+        poll_fn(|cx| match Pin::new(&mut *work).poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => self.poll_recv(cx).map(Err),
+        })
+        .await
+    }
+}
