@@ -253,7 +253,7 @@ impl From<ConnectError> for Exit {
         let code = match error {
             ConnectError::Registry(error) => return error.into(),
             ConnectError::Dial(_) | ConnectError::Stream(_) | ConnectError::Timeout => 75,
-            ConnectError::ExecutorChanged => 69,
+            ConnectError::ExecutorLeft | ConnectError::ExecutorChanged => 69,
             ConnectError::Downgrade(_) | ConnectError::Session(_) => 76,
             ConnectError::NoRandomness => 70,
         };
@@ -306,6 +306,13 @@ mod tests {
         assert_eq!(code(RegistryError::Invalid("m".to_owned())), 64);
         // a call that an old relay does not have
         assert_eq!(code(RegistryError::NotFound("m".to_owned())), 76);
+    }
+
+    #[test]
+    fn an_executor_that_leaves_is_offline() {
+        assert_eq!(code(ConnectError::ExecutorLeft), 69);
+        assert_eq!(code(ConnectError::ExecutorChanged), 69);
+        assert_eq!(code(ConnectError::Timeout), 75);
     }
 
     #[test]

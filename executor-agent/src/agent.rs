@@ -40,8 +40,11 @@ use crate::{authorize, environment};
 /// Failed dials in a row before the agent registers anew: the relay may have
 /// moved, and only the registry knows where to.
 const DIALS_PER_REGISTRATION: u32 = 3;
-/// How long a stop waits for the peers to be told.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// How long a stop waits for the peers to hear of it. A stream may be there whose
+/// peer has left, and who comes meanwhile comes in vain.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// How long it waits then for the relay to hear of it.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How the relay says that a newer registration took the environment over.
 const SUPERSEDED: u16 = 4001;
 /// How the relay says that the agent's token was revoked.
@@ -192,12 +195,14 @@ impl Agent {
         }
         if connected.load(Ordering::Relaxed) {
             let farewell = async {
-                accepting.finished().await;
+                if timeout(FAREWELL, accepting.finished()).await.is_err() {
+                    tracing::debug!("stopped before every peer was told");
+                }
                 agent.endpoint.shut_down(CloseFrame::NORMAL);
             };
             // the pump, which is part of the life, says the last words
-            if timeout(FAREWELL, join(farewell, life)).await.is_err() {
-                tracing::debug!("stopped before every peer was told");
+            if timeout(FAREWELL + CLOSE_TIMEOUT, join(farewell, life)).await.is_err() {
+                tracing::debug!("stopped before the relay was told");
             }
         }
         Ok(())

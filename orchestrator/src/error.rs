@@ -1,5 +1,7 @@
 //! Errors by who is at fault and what to do about it.
 
+use rendez_endpoint::Closed;
+use rendez_proto::frame::ResetReason;
 use rendez_proto::limits;
 use rendez_proto::profile::Profile;
 use rendez_proto::rpc::{RpcError, code};
@@ -73,7 +75,10 @@ pub enum ConnectError {
     Dial(#[from] DialError),
     /// The encrypted stream did not open.
     #[error("no encrypted stream to the executor: {0}")]
-    Stream(#[from] OpenError),
+    Stream(#[source] OpenError),
+    /// The executor went away while the stream was being opened.
+    #[error("the executor is offline: it has just left")]
+    ExecutorLeft,
     /// The executor did not open a session.
     #[error("the executor did not open a session: {0}")]
     Session(#[source] CallError),
@@ -143,6 +148,15 @@ pub enum FileError {
     Malformed(String),
 }
 
+impl From<OpenError> for ConnectError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Closed(Closed::Reset(ResetReason::ExecutorGone)) => Self::ExecutorLeft,
+            error => Self::Stream(error),
+        }
+    }
+}
+
 impl From<CallError> for ProcessError {
     fn from(error: CallError) -> Self {
         match error {
@@ -163,5 +177,17 @@ impl From<CallError> for FileError {
             CallError::Interrupted | CallError::NotSent => Self::Lost,
             malformed @ CallError::Malformed { .. } => Self::Malformed(malformed.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_that_loses_its_executor_is_no_other_failure() {
+        let reset = |why| ConnectError::from(OpenError::Closed(Closed::Reset(why)));
+        assert!(matches!(reset(ResetReason::ExecutorGone), ConnectError::ExecutorLeft));
+        assert!(matches!(reset(ResetReason::Overloaded), ConnectError::Stream(_)));
     }
 }

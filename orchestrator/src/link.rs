@@ -174,6 +174,9 @@ pub(crate) fn is_final(error: &ConnectError) -> bool {
         ConnectError::Downgrade(_) | ConnectError::ExecutorChanged | ConnectError::NoRandomness => {
             true
         }
-        ConnectError::Stream(_) | ConnectError::Session(_) | ConnectError::Timeout => false,
+        ConnectError::Stream(_)
+        | ConnectError::ExecutorLeft
+        | ConnectError::Session(_)
+        | ConnectError::Timeout => false,
     }
 }

@@ -169,6 +169,23 @@ async fn an_environment_is_what_it_is_said_to_be() -> Result<()> {
     Ok(())
 }
 
+/// Whoever held the stream was killed, and the agent still waits for them.
+#[tokio::test]
+async fn an_agent_that_stops_tells_the_relay_though_a_peer_has_left() -> Result<()> {
+    let world = World::start("0s").await?;
+    let mut agent = world.agent().await?;
+    let started = ["exec", "box", "--", "sh", "-c", "echo started; exec sleep 1000"];
+    let mut exec = Process::spawn(world.orchestrator(&started)?)?;
+    exec.stdout_line(WITHIN, |line| (line == "started").then_some(())).await?;
+    exec.signal(Signal::KILL)?;
+    exec.wait(WITHIN).await?;
+    agent.process().signal(Signal::TERM)?;
+    assert!(agent.process().wait(WITHIN).await?.success());
+    let shown = world.shows(|shown| shown.state == EnvironmentState::Offline).await?;
+    assert_eq!(ends(&shown), [Some(EndReason::ClientClosed)]);
+    Ok(())
+}
+
 /// As when somebody starts by hand what runs as a service.
 #[tokio::test]
 async fn a_relay_whose_port_is_taken_changes_nothing() -> Result<()> {
