@@ -240,8 +240,8 @@ impl From<BackupError> for Exit {
     fn from(error: BackupError) -> Self {
         match error {
             BackupError::Copy(error) => error.into(),
-            BackupError::Open(error) if error.is_busy() => Self::unavailable(error),
-            BackupError::NoDatabase(_) | BackupError::Open(_) | BackupError::File { .. } => {
+            BackupError::Open { ref source, .. } if source.is_busy() => Self::unavailable(error),
+            BackupError::NoDatabase(_) | BackupError::Open { .. } | BackupError::File { .. } => {
                 Self::config(error)
             }
         }

@@ -192,3 +192,17 @@ async fn our_own_ends_lose_nothing() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_relay_without_websockets_drops_none() -> Result<()> {
+    let drain = ["--drain-announce", "50m", "--drain-deadline", "1h"];
+    let mut relay = OurRelay::start_with(drain).await?;
+    relay.process().signal(Signal::TERM)?;
+    let says = |line: &str| line.contains("asked to stop").then_some(());
+    relay.process().stderr_line(WITHIN, says).await.context("the first signal")?;
+    assert!(relay.stop(Signal::TERM).await?.success());
+    relay.log().closed().await;
+    let log = relay.log().text();
+    assert!(log.contains("leaving") && !log.contains("are dropped"), "{log}");
+    Ok(())
+}

@@ -64,6 +64,49 @@ async fn a_drain_without_time_is_refused() -> Result<()> {
 }
 
 #[tokio::test]
+async fn issuers_that_cannot_be_are_blamed_on_their_file() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let (file, state) = (directory.path().join("issuers.toml"), directory.path().join("state"));
+    fs::write(
+        &file,
+        "[[issuer]]\nissuer = 'https://a'\naudience = 'a'\nkeys = { file = 'keys' }\n\
+         [[issuer.rules]]\nclaims = {}\nrole = 'executor'\nenvironments = 'a'\n",
+    )?;
+    let mut relay = rendez()?;
+    relay.args(["relay", "--listen", "127.0.0.1:0", "--auth-issuers"]).arg(&file);
+    relay.arg("--state").arg(&state);
+    let output = run(relay, b"", WITHIN).await?;
+    assert_eq!(output.status.code(), Some(78));
+    let said = output.stderr_text();
+    let expected = format!(
+        "cannot use the issuers: {}: issuer \"https://a\": a rule must name a claim",
+        file.display()
+    );
+    assert!(said.contains(&expected), "{said}");
+    assert!(said.contains("this issuer's keys cannot be read"), "{said}");
+    assert!(!state.exists());
+    Ok(())
+}
+
+/// A name that is misspelt would be a relay of its own.
+#[tokio::test]
+async fn who_makes_the_first_token_is_told_of_the_new_database() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let state = directory.path().join("state");
+    let create = async || -> Result<String> {
+        let mut create = rendez()?;
+        create.args(["token", "create", "--role", "admin", "--state"]).arg(&state);
+        let output = run(create, b"", WITHIN).await?;
+        assert!(output.status.success(), "{}", output.stderr_text());
+        Ok(output.stderr_text())
+    };
+    let told = format!("made a new database in {}", state.display());
+    assert!(create().await?.contains(&told));
+    assert!(!create().await?.contains(&told));
+    Ok(())
+}
+
+#[tokio::test]
 async fn at_sighup_the_log_says_what_changes_and_what_waits() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("relay.toml");

@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::damage::Said;
 use crate::service::{DATABASE_FILE, is_file};
 use crate::store::StoreError;
 use crate::store::sqlite::{SqliteOpenError, SqliteStore};
@@ -20,8 +21,13 @@ pub enum BackupError {
     #[error("{}: there is no database here", .0.display())]
     NoDatabase(PathBuf),
     /// The database cannot be opened.
-    #[error(transparent)]
-    Open(#[from] SqliteOpenError),
+    #[error("{}: {}", path.display(), Said(source))]
+    Open {
+        /// The database's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SqliteOpenError,
+    },
     /// The copy cannot be written, perhaps the file exists; or the database
     /// cannot be looked at.
     #[error("{}: {source}", path.display())]
@@ -51,7 +57,8 @@ pub async fn backup(state_dir: &Path, file: &Path) -> Result<(), BackupError> {
         Err(source) => return Err(BackupError::File { path: database, source }),
     }
     let failed = |source| BackupError::File { path: file.to_owned(), source };
-    let store = SqliteStore::open_any(&database).await?;
+    let store = SqliteStore::open_any(&database).await;
+    let store = store.map_err(|source| BackupError::Open { path: database, source })?;
     // SQLite fills an empty file, and this one has the right mode from the start
     let copy =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map_err(failed)?;
@@ -109,6 +116,26 @@ mod tests {
         registry.authenticate(&token, None).await.unwrap();
         assert!(registry.authenticate(&later, None).await.is_err());
         registry.check_executor(&ticket(&registered.url), None).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_damaged_database_is_named_with_what_to_do() {
+        let state = Fixture::new().await;
+        let whole = state.dir.path().join(SIGNING_KEY_FILE);
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::copy(whole, dir.path().join(SIGNING_KEY_FILE)).unwrap();
+        let database = dir.path().join(DATABASE_FILE);
+        std::fs::write(&database, [b'x'; 8192]).unwrap();
+        let copied = backup(dir.path(), &dir.path().join("copy")).await.unwrap_err();
+        let attached = Registry::attach(dir.path(), Options::default()).await.unwrap_err();
+        let opened = Registry::open(dir.path(), Options::default()).await.unwrap_err();
+        let expected = format!(
+            "{}: file is not a database: it is damaged, or something else; restore a backup of it",
+            database.display()
+        );
+        for said in [copied.to_string(), attached.to_string(), opened.to_string()] {
+            assert_eq!(said, expected);
+        }
     }
 
     #[tokio::test]

@@ -24,6 +24,7 @@
 
 pub mod audit;
 pub mod backup;
+mod damage;
 pub mod history;
 pub mod http;
 pub mod jwt;

@@ -56,7 +56,8 @@ impl clap::Args for RelayArgs {
 fn argument(key: &'static Key) -> Arg {
     let default = Config::default().get(key.name);
     let check = |text: &str| Config::default().set(key.name, text).map(|()| text.to_owned());
-    let doc = key.doc.trim().trim_end_matches('.');
+    let doc = key.doc.trim();
+    let doc = doc.strip_suffix('.').unwrap_or(doc);
     let argument = Arg::new(key.name)
         .long(key.flag())
         .env(key.variable())
@@ -109,6 +110,16 @@ mod tests {
         assert_eq!(loaded.config.listen.port(), 9);
         assert_eq!(loaded.source("listen"), &Source::Flag("listen".into()));
         assert_eq!(loaded.source("connections_max"), &Source::Default);
+    }
+
+    /// But for the full stop.
+    #[test]
+    fn nothing_of_a_text_is_lost_in_the_help() {
+        for key in Config::KEYS {
+            let help = argument(key).get_help().unwrap().to_string();
+            assert_eq!(format!("{help}."), key.doc.trim(), "{}", key.name);
+            assert!(!help.ends_with('.'), "{}: an ellipsis is cut: {help}", key.name);
+        }
     }
 
     #[test]

@@ -139,8 +139,8 @@ pub(crate) async fn send_away(
         }
     };
     let in_time = at_once.run_until_cancelled(tokio::time::timeout_at(deadline, leaving)).await;
-    if !matches!(in_time, Some(Ok(()))) {
-        let open = websockets.len();
+    let open = websockets.len();
+    if open > 0 && !matches!(in_time, Some(Ok(()))) {
         let urgent = at_once.is_cancelled();
         tracing::warn!(open, urgent, "websockets did not close in time and are dropped");
     }

@@ -1,6 +1,7 @@
 //! Composes registry, rendezvous, listeners and metrics.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,6 +98,7 @@ impl Relay {
             true => Arc::new(NoFetching),
             false => OverHttps::new().map_err(StartError::Fetch)?,
         };
+        issuers::warn_of_keys(&issuers);
         let store = Arc::<StoreTimes>::default();
         let options = Options {
             timing: store.clone(),
@@ -110,7 +112,13 @@ impl Relay {
             presence: directory.clone(),
             ..Options::default()
         };
-        let registry = Registry::open(&config.state, options).await?;
+        let registry = match Registry::open(&config.state, options).await {
+            Err(OpenError::Issuer(why)) => {
+                let file = config.auth_issuers.as_deref().unwrap_or(Path::new(""));
+                return Err(IssuersError::new(file, why).into());
+            }
+            opened => opened?,
+        };
         let last_withdrawal = registry.last_withdrawal().await?;
         let public = bind(config.listen, config.connections_max).await?.with_tls(tls.clone());
         let public = public.reading(config.websocket_read_buffer.bytes());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use jsonwebtoken::Algorithm;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::model::Role;
 
@@ -78,6 +78,7 @@ pub struct RuleConfig {
     /// entry must match.
     pub claims: BTreeMap<String, String>,
     /// What it permits: `executor`, `orchestrator` or `admin`.
+    #[serde(deserialize_with = "role")]
     pub role: Role,
     /// Where: a pattern, in which `{claim}` stands for that claim's value with
     /// every byte but letters, digits and `-` written as `_` and two hexadecimal
@@ -85,6 +86,23 @@ pub struct RuleConfig {
     /// and is not the end must say where the value ends, such as `__`, and no
     /// `*` may come before one.
     pub environments: String,
+}
+
+/// The roles that a rule may have: who joins has a token of the relay's own.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum RuleRole {
+    Executor,
+    Orchestrator,
+    Admin,
+}
+
+fn role<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Role, D::Error> {
+    Ok(match RuleRole::deserialize(deserializer)? {
+        RuleRole::Executor => Role::Executor,
+        RuleRole::Orchestrator => Role::Orchestrator,
+        RuleRole::Admin => Role::Admin,
+    })
 }
 
 /// An issuer's configuration cannot be. The operator is at fault.

@@ -309,7 +309,6 @@ mod tests {
         use serde_json::json;
         for bad in [
             json!({"claims": {}, "role": "executor", "environments": "*"}),
-            json!({"claims": {"sub": "a"}, "role": "join", "environments": "*"}),
             json!({"claims": {"sub": "a"}, "role": "executor", "environments": ""}),
             json!({"claims": {"sub": "a"}, "role": "executor", "environments": "a b"}),
             json!({"claims": {"sub": "a"}, "role": "executor", "environments": "a{b"}),
@@ -317,5 +316,9 @@ mod tests {
             let config: RuleConfig = serde_json::from_value(bad.clone()).unwrap();
             assert!(Rule::new(&config).is_err(), "{bad}");
         }
+        let config = json!({"claims": {"sub": "a"}, "role": "executor", "environments": "*"});
+        let mut config: RuleConfig = serde_json::from_value(config).unwrap();
+        config.role = Role::Join;
+        assert!(Rule::new(&config).is_err());
     }
 }

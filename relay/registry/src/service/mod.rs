@@ -28,6 +28,7 @@ use rendez_proto::limits;
 use tokio::time::{Instant, timeout};
 
 use crate::audit::{Audit, AuditKeep};
+use crate::damage::Said;
 use crate::history::{History, HistoryKeep};
 use crate::jwt::Issuers;
 use crate::jwt::config::{InvalidIssuer, IssuerConfig};
@@ -133,7 +134,7 @@ pub enum OpenError {
     #[error(transparent)]
     Signer(#[from] SignerError),
     /// The database is the trouble.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {}", path.display(), Said(source))]
     Database {
         /// The database file.
         path: PathBuf,

@@ -178,13 +178,20 @@ impl From<Config> for Loaded {
     }
 }
 
+/// The parser's words for a name that stands there twice; its span is the name.
+const DUPLICATE: &str = "duplicate key";
+
 type Apply<'a> = dyn FnMut(&'static Key, &str, Source) -> Result<(), ConfigError> + 'a;
 
 fn read_file(path: &Path, text: &str, apply: &mut Apply<'_>) -> Result<(), ConfigError> {
     let table = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
         path: path.to_owned(),
         line: line_of(text, error.span()),
-        why: error.message().to_owned(),
+        why: match error.span().and_then(|span| text.get(span)) {
+            // The line alone says little of a long one.
+            Some(key) if error.message() == DUPLICATE => format!("{DUPLICATE} `{key}`"),
+            _ => error.message().to_owned(),
+        },
     })?;
     walk(table.get_ref(), "", &mut |name, at, value| {
         let line = line_of(text, Some(at));
@@ -336,6 +343,7 @@ mod tests {
             ("[listen]\na = 1", "`listen`: a single value"),
             ("connections_max = -1", "`connections_max`"),
             ("\n\nlisten", "relay.toml:3: "),
+            ("state = 'a'\nstate = 'b'", "relay.toml:2: duplicate key `state`"),
             (
                 "[drain]\nannounce = '20s'",
                 "relay.toml:2: `drain.announce`: 20s is not less than `drain.deadline`, which is 20s",

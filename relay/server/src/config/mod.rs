@@ -301,7 +301,7 @@ settings! {
 
     /// Where traces of calls and websockets go, by OTLP over HTTP, such as
     /// http://127.0.0.1:4318/v1/traces. Empty: nowhere. Credentials go into the
-    /// variable OTEL_EXPORTER_OTLP_HEADERS, as authorization=Basic%20....
+    /// variable OTEL_EXPORTER_OTLP_HEADERS, as authorization=Basic%20dXNlcjpwYXNz.
     telemetry_otlp: Collector = Collector::default(), "telemetry.otlp", "URL", AtStart;
 }
 

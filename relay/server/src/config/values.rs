@@ -88,6 +88,7 @@ impl Collector {
     }
 }
 
+const DAY_SECS: u64 = 24 * 60 * 60;
 const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 impl FromStr for Size {
@@ -131,7 +132,6 @@ macro_rules! value_by_from_str {
 }
 
 value_by_from_str! {
-    SocketAddr, false;
     SourceCidrs, false;
     LogLevel, false;
     LogFormat, false;
@@ -164,6 +164,17 @@ value_by_word! {
     TlsVersion { Tls12 = "1.2", Tls13 = "1.3" }
 }
 
+impl Value for SocketAddr {
+    fn parse(text: &str) -> Result<Self, String> {
+        let wrong = "an IP address, not a name, and a port are wanted, such as 127.0.0.1:7700";
+        text.parse().map_err(|_| format!("{text:?}: {wrong}"))
+    }
+
+    fn text(&self) -> String {
+        self.to_string()
+    }
+}
+
 impl Value for Size {
     fn parse(text: &str) -> Result<Self, String> {
         text.parse()
@@ -180,8 +191,19 @@ impl Value for Duration {
             .map_err(|error| format!("{text:?} is no duration such as 20s or 1m 30s: {error}"))
     }
 
+    /// Without months and years, which are of no length that people know.
     fn text(&self) -> String {
-        humantime::format_duration(*self).to_string()
+        let days = self.as_secs() / DAY_SECS;
+        let rest = self.saturating_sub(Duration::from_secs(days * DAY_SECS));
+        let rest_text = humantime::format_duration(rest);
+        match days {
+            0 => rest_text.to_string(),
+            days => {
+                let plural = if days == 1 { "" } else { "s" };
+                let rest = if rest.is_zero() { String::new() } else { format!(" {rest_text}") };
+                format!("{days}day{plural}{rest}")
+            }
+        }
     }
 }
 
@@ -251,7 +273,7 @@ impl Value for MaybeListen {
         if text == "off" {
             return Ok(MaybeListen::Off);
         }
-        let address = text.parse().map_err(|_| format!("{text:?} is neither IP:PORT nor off"))?;
+        let address = <SocketAddr as Value>::parse(text).map_err(|why| format!("{why}, or off"))?;
         Ok(MaybeListen::On(address))
     }
 
@@ -276,7 +298,7 @@ mod tests {
     #[test]
     fn values_are_read_back_as_they_are_written() {
         round_trip::<Size>(&["0B", "1B", "1023B", "1KiB", "1536B", "64MiB", "3GiB"]);
-        round_trip::<Duration>(&["0s", "20s", "1m 30s", "250ms"]);
+        round_trip::<Duration>(&["0s", "20s", "1m 30s", "250ms", "1day", "365days", "40days 5h"]);
         round_trip::<MaybeListen>(&["off", "127.0.0.1:7701", "[::1]:1"]);
         round_trip::<Option<PathBuf>>(&["", "/a/b"]);
         round_trip::<PublicUrl>(&["", "wss://relay.example.com"]);
@@ -297,7 +319,11 @@ mod tests {
         for text in ["", "20", "s", "-1s"] {
             assert!(Duration::parse(text).is_err(), "{text:?}");
         }
-        assert!(MaybeListen::parse("on").is_err());
+        assert!(MaybeListen::parse("on").unwrap_err().ends_with("127.0.0.1:7700, or off"));
+        for text in ["localhost:7700", "127.0.0.1", ":7700"] {
+            let said = <SocketAddr as Value>::parse(text).unwrap_err();
+            assert!(said.contains("an IP address, not a name"), "{said}");
+        }
         assert_eq!(TlsVersion::parse("1.1").unwrap_err(), "\"1.1\" is none of 1.2, 1.3");
         assert!(PathBuf::parse("").is_err());
         assert!(PublicUrl::parse("ftp://x").is_err());
