@@ -76,7 +76,7 @@ async fn open_here(directory: &Path, state: State) -> Result<Registry, Exit> {
 
 /// What is told in place of "not found", which is the right answer to a wrong
 /// name and the wrong one to everything else.
-fn unless_found(error: RegistryError, missing: fn(String) -> Exit) -> Exit {
+pub(crate) fn unless_found(error: RegistryError, missing: fn(String) -> Exit) -> Exit {
     match error {
         RegistryError::NotFound(message) => missing(message),
         error => error.into(),
@@ -175,7 +175,10 @@ impl Admin {
     /// The audit log's rows after number `after`, one page of them.
     pub(crate) async fn audit(&self, after: u64) -> Result<AuditPage, Exit> {
         match self {
-            Admin::Remote(client) => Ok(client.registry().audit(after).await?),
+            Admin::Remote(client) => {
+                let page = client.registry().audit(after).await;
+                page.map_err(|error| unless_found(error, not_served))
+            }
             Admin::Local(registry) => Ok(registry.audit().page(after).await?),
         }
     }

@@ -138,6 +138,12 @@ async fn what_an_address_does_not_serve_is_said_at_once() -> Result<()> {
         assert_eq!(code, Some(64), "{args:?}: {said}");
         assert!(said.contains("admin listener") && said.contains("--state"), "{args:?}: {said}");
     }
+    for args in [&["admin", "status"][..], &["admin", "connections"], &["admin", "audit", "export"]]
+    {
+        let (code, said) = ask(args).await?;
+        assert_eq!(code, Some(64), "{args:?}: {said}");
+        assert!(said.contains("admin listener"), "{args:?}: {said}");
+    }
     // more time than the test has
     let (code, said) = ask(&["probe", "--timeout", "1h", &operators]).await?;
     assert_eq!(code, Some(75), "{said}");

@@ -15,6 +15,7 @@ use crate::env::{self, EnvCommand};
 use crate::exit::Exit;
 use crate::human::{ago, bytes, now, span};
 use crate::out::{self, out, tell};
+use crate::registry::unless_found;
 
 /// Administer a relay.
 #[derive(Debug, clap::Subcommand)]
@@ -60,7 +61,8 @@ pub(crate) enum AdminCommand {
 pub(crate) async fn run(command: AdminCommand) -> Result<ExitCode, Exit> {
     match command {
         AdminCommand::Status { relay, json } => {
-            let status = relay.client(Purpose::Administer)?.registry().status().await?;
+            let status = relay.client(Purpose::Administer)?.registry().status().await;
+            let status = status.map_err(|error| unless_found(error, Exit::usage))?;
             match json {
                 true => out::json(&status)?,
                 false => out(describe(&status, now()))?,
@@ -69,7 +71,8 @@ pub(crate) async fn run(command: AdminCommand) -> Result<ExitCode, Exit> {
         }
         AdminCommand::Connections { relay, environment, json } => {
             let client = relay.client(Purpose::Administer)?;
-            let connections = client.registry().connections(environment.as_ref()).await?;
+            let connections = client.registry().connections(environment.as_ref()).await;
+            let connections = connections.map_err(|error| unless_found(error, Exit::usage))?;
             list(&connections, json)?;
             Ok(ExitCode::SUCCESS)
         }
