@@ -24,7 +24,8 @@ use crate::signals::{HANGUP, TERMINATE};
 /// Shown below `--help`.
 pub(crate) const HELP: &str = "\
 Exit codes: that of the remote command, 128+N if signal N killed it, 126 if the executor
-cannot start it, 127 if it does not exist there. Of rendez itself, with a message on stderr:
+cannot start it or has no such directory, 127 if it does not exist there. Of rendez
+itself, with a message on stderr:
   64 wrong usage, or no such token   74 connection lost, outcome of the command unknown
   65 the audit log is broken         75 relay cannot be reached or cannot serve now
   68 unknown environment             76 the other side breaks the protocol
@@ -265,7 +266,8 @@ impl From<ProcessError> for Exit {
     fn from(error: ProcessError) -> Self {
         let code = match &error {
             ProcessError::NotFound(_) => 127,
-            ProcessError::CannotStart(_) => 126,
+            ProcessError::Directory { .. } | ProcessError::CannotStart { .. } => 126,
+            ProcessError::NoRandomness => 70,
             ProcessError::Lost | ProcessError::Missed(_) => 74,
             ProcessError::StdinClosed | ProcessError::Unsupported(_) => 69,
             ProcessError::Refused(_) | ProcessError::Malformed(_) => 76,

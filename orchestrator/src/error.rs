@@ -93,12 +93,29 @@ pub enum ConnectError {
 /// Why something about a process did not work.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
-    /// The program, or the working directory, does not exist on the executor.
-    #[error("not found on the executor: {0}")]
+    /// This program, or the interpreter that it names, does not exist on the
+    /// executor.
+    #[error("{0}: not found on the executor")]
     NotFound(String),
+    /// There is no such working directory on the executor.
+    #[error("working directory {path}: {why}")]
+    Directory {
+        /// As it was asked for.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The executor cannot start the program.
-    #[error("the executor cannot start it: {0}")]
-    CannotStart(String),
+    #[error("{program}: the executor cannot start it: {why}")]
+    CannotStart {
+        /// As it was asked for.
+        program: String,
+        /// What its system says.
+        why: String,
+    },
+    /// The system gave no randomness for ids.
+    #[error("the operating system gave no randomness")]
+    NoRandomness,
     /// The connection was lost. Whether the command runs, ran or will go on is
     /// unknown; it was not started again.
     #[error("the connection to the executor was lost; what became of the command is unknown")]

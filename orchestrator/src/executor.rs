@@ -89,7 +89,8 @@ impl Executor {
     /// [crate](crate#read-every-process-that-you-keep).
     ///
     /// # Errors
-    /// [`ProcessError::CannotStart`] if the program does not exist,
+    /// [`ProcessError::NotFound`], [`ProcessError::Directory`] and
+    /// [`ProcessError::CannotStart`] say what the executor has not or cannot,
     /// [`ProcessError::Lost`] if whether it started is unknown.
     pub async fn spawn(&self, command: Command) -> Result<Process, ProcessError> {
         let cwd = match command.cwd()? {

@@ -16,8 +16,9 @@ use rendez_rpc::CallError;
 use tokio::sync::mpsc;
 
 use crate::connection::Connection;
-use crate::error::ProcessError;
+use crate::error::{FileError, ProcessError};
 use crate::feed::Event;
+use crate::files::Files;
 use crate::random::random;
 use crate::stdin::Stdin;
 
@@ -101,7 +102,10 @@ impl Command {
 
     pub(crate) fn cwd(&self) -> Result<Option<PathUri>, ProcessError> {
         let path = self.cwd.as_deref().map(PathUri::from_path).transpose();
-        path.map_err(|error| ProcessError::CannotStart(error.to_string()))
+        path.map_err(|error| ProcessError::Directory {
+            path: self.cwd.clone().unwrap_or_default(),
+            why: error.to_string(),
+        })
     }
 
     pub(crate) fn into_start(self, id: ProcessId, cwd: PathUri) -> Start {
@@ -181,8 +185,11 @@ impl Process {
         let mut process =
             Self { connection, id, events, stdin, ahead: None, exit_code: None, ended: false };
         let sent = process.connection.session.request::<Start>(&start).await;
-        let (live, answer) = sent.map_err(not_started)?;
-        let reply = answer.wait().await.map_err(not_started)?;
+        let (live, answer) = sent?;
+        let reply = match answer.wait().await {
+            Ok(reply) => reply,
+            Err(error) => return Err(not_started(&process.connection, &start, error).await),
+        };
         process.connection.events.started(&process.id, live.epoch);
         if let (Some(stdin), Some(window)) = (&mut process.stdin, reply.stdin_window) {
             stdin.grant(window);
@@ -342,24 +349,47 @@ impl Control {
     }
 }
 
-/// Executors report what the system said as an internal error (WIRE.md,
-/// section 6.2); a missing program is the one case with a meaning of its own.
-fn not_started(error: CallError) -> ProcessError {
-    match error {
-        CallError::Refused(RpcError { code: code::INTERNAL, message })
-            if message.starts_with("No such file or directory") =>
-        {
-            ProcessError::NotFound(message)
-        }
-        CallError::Refused(RpcError { code: code::INTERNAL | code::INVALID_PARAMS, message }) => {
-            ProcessError::CannotStart(message)
-        }
-        other => other.into(),
+/// Executors report what the system said as an internal error, and not of what:
+/// those words are part of the protocol (WIRE.md, section 6.2), stock executors use
+/// no others, and we know what we asked for. The directory is looked at after the
+/// failure only, which neither slows down what works nor races with it.
+async fn not_started(connection: &Connection, start: &Start, error: CallError) -> ProcessError {
+    let (code, message) = match error {
+        CallError::Refused(RpcError {
+            code: code @ (code::INTERNAL | code::INVALID_PARAMS),
+            message,
+        }) => (code, message),
+        other => return other.into(),
+    };
+    if code == code::INTERNAL
+        && let Some(why) = no_directory(connection, start.cwd.path()).await
+    {
+        return ProcessError::Directory { path: start.cwd.path().to_owned(), why };
+    }
+    let program = match start.argv.first() {
+        Some(program) if !program.is_empty() => program.clone(),
+        _ => "''".to_owned(),
+    };
+    if code == code::INTERNAL && message.starts_with("No such file or directory") {
+        ProcessError::NotFound(program)
+    } else {
+        ProcessError::CannotStart { program, why: message }
+    }
+}
+
+/// Why nothing can run in this directory, if that is so and the executor says it.
+async fn no_directory(connection: &Connection, path: &str) -> Option<String> {
+    match Files::new(connection).metadata(path).await {
+        Ok(metadata) if metadata.is_directory => None,
+        Ok(_) => Some("not a directory".to_owned()),
+        Err(FileError::NotFound(_)) => Some("no such directory".to_owned()),
+        Err(FileError::Refused(error)) if error.code == code::INTERNAL => Some(error.message),
+        Err(_) => None,
     }
 }
 
 /// A new process id.
 pub(crate) fn random_id() -> Result<String, ProcessError> {
-    let bytes = random().map_err(|error| ProcessError::CannotStart(error.to_string()))?;
+    let bytes = random().map_err(|_| ProcessError::NoRandomness)?;
     Ok(StreamId::from_random(bytes).as_str().to_owned())
 }

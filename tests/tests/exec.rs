@@ -308,10 +308,21 @@ async fn failures_say_whose_they_are() -> Result<()> {
     assert_eq!(status, Some(68));
     assert!(said.starts_with("rendez: unknown environment"), "{said}");
 
-    let (status, said) = code(&["exec", "dev", "--", "/no/such/program"]).await?;
-    assert_eq!(status, Some(127), "{said}");
-    let (status, said) = code(&["exec", "dev", "--", "/etc/passwd"]).await?;
-    assert_eq!(status, Some(126), "{said}");
+    let here = "/";
+    for (directory, program, expected, says) in [
+        (here, "nosuchprog", 127, "nosuchprog: not found on the executor"),
+        (here, "/no/such/program", 127, "/no/such/program: not found on the executor"),
+        (here, "", 127, "'': not found on the executor"),
+        (here, "/etc/passwd", 126, "/etc/passwd: the executor cannot start it: Permission denied"),
+        ("/nonexist", "true", 126, "working directory /nonexist: no such directory"),
+        ("/nonexist", "nosuchprog", 126, "working directory /nonexist: no such directory"),
+        ("/etc/passwd", "true", 126, "working directory /etc/passwd: not a directory"),
+        ("relative", "true", 126, "working directory relative: "),
+    ] {
+        let (status, said) = code(&["exec", "-C", directory, "dev", "--", program]).await?;
+        assert_eq!(status, Some(expected), "{directory} {program}: {said}");
+        assert!(said.starts_with(&format!("rendez: {says}")), "{said}");
+    }
     let (status, said) = code(&["exec", "not an id", "--", "true"]).await?;
     assert_eq!(status, Some(64), "{said}");
     assert!(said.contains("allowed are letters"), "{said}");
