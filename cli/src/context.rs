@@ -6,8 +6,10 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::net::TcpStream;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rendez_executor_agent::config::TlsArgs;
 use rendez_orchestrator::{Client, SecretString};
@@ -15,6 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit::Exit;
 use crate::out::tell;
+
+/// How long a relay on this machine may take to be there.
+const ALIVE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Options of every command that talks to a relay.
 #[derive(Debug, Clone, clap::Args)]
@@ -140,7 +145,12 @@ impl DevContext {
             }
             _ => {}
         }
-        let path = Self::path();
+        let earlier = Self::load();
+        self.write(&directory)?;
+        Ok(Published { directory, relay: self.relay.clone(), earlier })
+    }
+
+    fn write(&self, directory: &Path) -> std::io::Result<()> {
         let draft = directory.join(format!("dev.json.{}", std::process::id()));
         let mut file = fs::OpenOptions::new()
             .write(true)
@@ -149,8 +159,13 @@ impl DevContext {
             .mode(0o600)
             .open(&draft)?;
         file.write_all(&serde_json::to_vec(self)?)?;
-        fs::rename(&draft, &path)?;
-        Ok(Published { path, relay: self.relay.clone() })
+        fs::rename(&draft, Self::path())
+    }
+
+    /// Whether its relay is still there: it is on this machine.
+    fn is_alive(&self) -> bool {
+        let address = self.relay.strip_prefix("http://").and_then(|at| at.parse().ok());
+        address.is_some_and(|at| TcpStream::connect_timeout(&at, ALIVE_WITHIN).is_ok())
     }
 
     fn load() -> Option<Self> {
@@ -162,17 +177,22 @@ impl DevContext {
     }
 }
 
-/// Removes the context when `rendez dev` ends.
+/// Removes the context when `rendez dev` ends, and brings back the one of an earlier
+/// `rendez dev` that still runs.
 pub(crate) struct Published {
-    path: PathBuf,
+    directory: PathBuf,
     relay: String,
+    earlier: Option<DevContext>,
 }
 
 impl Drop for Published {
     fn drop(&mut self) {
         // Unless a later `rendez dev` has put its own there.
         if DevContext::load().is_some_and(|context| context.relay == self.relay) {
-            let _ = fs::remove_file(&self.path);
+            let earlier = self.earlier.take().filter(DevContext::is_alive);
+            if earlier.is_none_or(|earlier| earlier.write(&self.directory).is_err()) {
+                let _ = fs::remove_file(DevContext::path());
+            }
         }
     }
 }

@@ -182,7 +182,8 @@ impl From<RegistryError> for Exit {
             RegistryError::Malformed(_)
             | RegistryError::NotFound(_)
             | RegistryError::Refused(_) => 76,
-            RegistryError::TokenRefused(_)
+            RegistryError::NoToken
+            | RegistryError::TokenRefused(_)
             | RegistryError::Forbidden(_)
             | RegistryError::LimitReached(_) => 77,
             RegistryError::TrustStore(_) => 78,

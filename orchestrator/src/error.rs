@@ -25,6 +25,11 @@ pub enum RegistryError {
         /// What happened.
         why: String,
     },
+    /// What was given as the token cannot be one. It is not shown.
+    #[error(
+        "this is no token: it is empty, or has spaces, line breaks or other characters that no token has"
+    )]
+    NoToken,
     /// The token is unknown, expired or revoked.
     #[error("the relay does not accept this token: {0}")]
     TokenRefused(String),

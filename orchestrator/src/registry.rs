@@ -42,12 +42,17 @@ impl RegistryClient {
     /// A client for the relay at `base`, such as `https://relay.example.com`.
     ///
     /// # Errors
-    /// [`RegistryError::Url`] or [`RegistryError::TrustStore`]
+    /// [`RegistryError::Url`], [`RegistryError::NoToken`] or
+    /// [`RegistryError::TrustStore`]
     pub fn new(base: &str, token: SecretString) -> Result<Self, RegistryError> {
         let url = |why: &dyn std::fmt::Display| RegistryError::Url(why.to_string());
         let base = Url::parse(base).map_err(|error| url(&error))?;
         if !matches!(base.scheme(), "http" | "https") || base.host().is_none() {
             return Err(url(&"it must start with http:// or https:// and name a host"));
+        }
+        let text = token.expose_secret();
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(RegistryError::NoToken);
         }
         let tls = tls::for_url(base.as_str())
             .map_err(|error| RegistryError::TrustStore(error.to_string()))?;
@@ -265,7 +270,7 @@ impl RegistryClient {
         let at = format!("{}:{port}", self.base.host_str().unwrap_or_default());
         let why = match error.is_timeout() {
             true => "no answer in time".to_owned(),
-            false => cause::innermost(error).to_string(),
+            false => in_words(cause::innermost(error).to_string()),
         };
         RegistryError::Unreachable { at, why }
     }
@@ -290,6 +295,14 @@ fn refusal(status: StatusCode, body: &[u8]) -> RegistryError {
         ErrorCode::RequestTimeout => RegistryError::Unavailable(message),
         _ if status.is_server_error() => RegistryError::Unavailable(message),
         _ => RegistryError::Refused(message),
+    }
+}
+
+/// Names what is behind the one failure of TLS that says nothing to most people.
+fn in_words(why: String) -> String {
+    match why.contains("InvalidContentType") {
+        true => format!("it does not speak TLS there; perhaps http:// is meant ({why})"),
+        false => why,
     }
 }
 
@@ -328,6 +341,35 @@ mod tests {
             let made = RegistryClient::new(bad, "t".to_owned().into());
             assert!(matches!(made, Err(RegistryError::Url(_))), "{bad} was accepted");
         }
+    }
+
+    #[test]
+    fn what_no_token_can_be_is_named_and_not_shown() {
+        for bad in ["", "rdz_o_a\nb", "two words", "rdz_o_\u{e9}"] {
+            let made = RegistryClient::new("http://relay", bad.to_owned().into());
+            let error = made.err().expect("it was taken");
+            assert!(matches!(error, RegistryError::NoToken));
+            assert!(!error.to_string().contains("rdz_o"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_relay_without_tls_is_said_to_be_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let serve = tokio::spawn(async move {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            let mut hello = Vec::new();
+            assert_ne!(tcp.read_buf(&mut hello).await.unwrap(), 0);
+            tcp.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+            // it closes when the client has
+            let _ = tcp.read_to_end(&mut hello).await;
+        });
+        let client = RegistryClient::new(&url, "t".to_owned().into()).unwrap();
+        let error = client.status().await.unwrap_err().to_string();
+        assert!(error.contains("perhaps http:// is meant"), "{error}");
+        drop(client);
+        serve.await.unwrap();
     }
 
     /// What a registry whose answers have this many bytes is to us.

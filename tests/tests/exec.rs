@@ -112,6 +112,18 @@ async fn ctrl_c_interrupts_the_remote_command() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_second_rendez_dev_that_ends_leaves_the_first_one_to_be_found() -> Result<()> {
+    let first = Dev::start().await?;
+    let mut second = Process::spawn(first.command(["dev", "--listen", "127.0.0.1:0"])?)?;
+    second.stdout_line(WITHIN, |line| line.contains("the relay at ").then_some(())).await?;
+    second.signal(Signal::TERM)?;
+    assert!(second.wait(WITHIN).await?.success());
+    let output = first.run(["exec", "dev", "--", "echo", "here"], b"").await?;
+    assert_eq!(output.stdout_text(), "here\n", "{}", output.stderr_text());
+    Ok(())
+}
+
 /// A cancelled job, `timeout 60 rendez exec`, a terminal that was closed.
 #[tokio::test]
 async fn who_is_told_to_end_ends_the_remote_command() -> Result<()> {
