@@ -218,6 +218,8 @@ impl Agent {
         let mut backoff = Backoff::default();
         let mut registered: Option<RegisterReply> = None;
         let mut failed_dials = 0;
+        // whether somebody was told that it is not connected
+        let mut told = false;
         loop {
             let reply = match registered.take() {
                 Some(reply) if failed_dials < DIALS_PER_REGISTRATION => reply,
@@ -233,7 +235,8 @@ impl Agent {
                         // as they were, and half of the work is a dial.
                         registered = known;
                         failed_dials = 0;
-                        wait(&self.endpoint, &mut backoff, error.to_string(), on_state).await;
+                        wait(&self.endpoint, &mut backoff, error.to_string(), &mut told, on_state)
+                            .await;
                         continue;
                     }
                 },
@@ -264,13 +267,17 @@ impl Agent {
                     let is_final =
                         matches!(ended, Ended::ByPeer(Some(code)) if FINAL.contains(&code));
                     registered = (!is_final).then_some(reply);
-                    wait(&self.endpoint, &mut backoff, describe(&ended), on_state).await;
+                    // a relay that leaves in good order is nothing to look at
+                    told = matches!(ended, Ended::SentAway(_));
+                    wait(&self.endpoint, &mut backoff, describe(&ended), &mut told, on_state).await;
+                    told &= !matches!(ended, Ended::SentAway(_));
                 }
                 Err(error) => {
                     failed_dials += 1;
                     let useless = matches!(error, DialError::Refused(_) | DialError::Url(_));
                     registered = (!useless).then_some(reply);
-                    wait(&self.endpoint, &mut backoff, error.to_string(), on_state).await;
+                    wait(&self.endpoint, &mut backoff, error.to_string(), &mut told, on_state)
+                        .await;
                 }
             }
         }
@@ -328,6 +335,7 @@ async fn wait(
     endpoint: &Endpoint,
     backoff: &mut Backoff,
     error: String,
+    told: &mut bool,
     on_state: &impl Fn(State),
 ) {
     let mut random = [0xff; 4];
@@ -335,7 +343,13 @@ async fn wait(
     let _ = getrandom::fill(&mut random);
     let cap = if endpoint.has_streams() { backoff::RESUME_CAP } else { backoff::CAP };
     let retry_in = backoff.next_delay(cap, u32::from_le_bytes(random));
-    tracing::info!(%error, retry_ms = retry_in.as_millis(), "not connected");
+    let retry_ms = retry_in.as_millis();
+    // once is enough for somebody to look
+    if std::mem::replace(told, true) {
+        tracing::info!(%error, retry_ms, "not connected");
+    } else {
+        tracing::warn!(%error, retry_ms, "not connected");
+    }
     on_state(State::Waiting { error, retry_in });
     endpoint.wait_detached(retry_in).await;
 }

@@ -169,6 +169,23 @@ async fn an_environment_is_what_it_is_said_to_be() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn an_agent_that_is_cut_off_warns_once() -> Result<()> {
+    let mut world = World::start("0s").await?;
+    let agent = world.agent().await?;
+    world.relay.stop(Signal::KILL).await?;
+    let mut levels = Vec::new();
+    let twice = |line: &str| {
+        if line.contains("not connected") {
+            levels.push(line.contains("WARN"));
+        }
+        (levels.len() == 2).then_some(())
+    };
+    agent.log().line(WITHIN, twice).await?;
+    assert_eq!(levels, [true, false]);
+    Ok(())
+}
+
 /// Whoever held the stream was killed, and the agent still waits for them.
 #[tokio::test]
 async fn an_agent_that_stops_tells_the_relay_though_a_peer_has_left() -> Result<()> {
