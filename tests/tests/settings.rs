@@ -52,9 +52,10 @@ async fn settings_are_printed_with_their_origin_and_read_back() -> Result<()> {
 /// At SIGTERM it would cut everybody off.
 #[tokio::test]
 async fn a_drain_without_time_is_refused() -> Result<()> {
+    let state = tempfile::tempdir()?;
     let mut relay = rendez()?;
-    relay.args(["relay", "--listen", "127.0.0.1:0", "--state", "/no/such", "--drain-announce"]);
-    relay.arg("30s").env("RENDEZ_DRAIN_DEADLINE", "25s");
+    relay.args(["relay", "--listen", "127.0.0.1:0", "--drain-announce", "30s", "--state"]);
+    relay.arg(state.path()).env("RENDEZ_DRAIN_DEADLINE", "25s");
     let output = run(relay, b"", WITHIN).await?;
     assert_eq!(output.status.code(), Some(78));
     let said = output.stderr_text();
