@@ -244,7 +244,7 @@ fn add(totals: &mut [u64; 4], stats: &Stats) {
     totals.iter_mut().zip(more).for_each(|(total, more)| *total += more);
 }
 
-/// `endpoint/transport/src/backoff.rs`: at once after a connection that
+/// `transport/src/backoff.rs`: at once after a connection that
 /// worked, then exponential with full jitter.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Backoff {

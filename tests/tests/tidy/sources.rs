@@ -18,7 +18,7 @@ const LONGER: &[(&str, &str)] = &[];
 /// Tests that sleep, and why that is not synchronisation.
 const SLEEPS_IN_TESTS: &[(&str, &str)] = &[
     (
-        "endpoint/transport/src/pump/tests.rs",
+        "transport/src/pump/tests.rs",
         "the clock is stopped, and what wakes up before the end is counted",
     ),
     ("tests/benches/idle.rs", "it measures a stretch of time, and clients back off"),
@@ -138,7 +138,7 @@ fn r2_pure_crates_ban_clocks_threads_and_random_order() {
 fn r5_transport_does_not_look_into_messages() {
     const MODULES: [&str; 4] = ["frame", "peek", "rpc", "ticket"];
     let found = lines_where(|source, line| {
-        is_in(source, &["endpoint/transport/"])
+        is_in(source, &["transport/"])
             && MODULES
                 .iter()
                 .any(|module| contains_word(line.code, &format!("rendez_proto::{module}")))
