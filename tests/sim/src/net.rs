@@ -1,4 +1,4 @@
-//! The pumps (`transport/src/pump.rs`) at both ends of each
+//! The pumps (`transport/src/pump/mod.rs`) at both ends of each
 //! websocket: timers, write while there is room, read while it is wanted.
 
 use rendez_endpoint::Event as MuxEvent;

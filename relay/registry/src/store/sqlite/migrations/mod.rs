@@ -12,12 +12,12 @@ use super::SqliteOpenError;
 type Version = (i64, &'static str, &'static str);
 
 const ALL: &[Version] = &[
-    (1, "init", include_str!("../../../migrations/sqlite/0001_init.sql")),
-    (2, "credentials", include_str!("../../../migrations/sqlite/0002_credentials.sql")),
-    (10, "connections", include_str!("../../../migrations/sqlite/0010_connections.sql")),
-    (11, "audit", include_str!("../../../migrations/sqlite/0011_audit.sql")),
-    (12, "audit acts", include_str!("../../../migrations/sqlite/0012_audit_acts.sql")),
-    (13, "forgotten", include_str!("../../../migrations/sqlite/0013_forgotten.sql")),
+    (1, "init", include_str!("../../../../migrations/sqlite/0001_init.sql")),
+    (2, "credentials", include_str!("../../../../migrations/sqlite/0002_credentials.sql")),
+    (10, "connections", include_str!("../../../../migrations/sqlite/0010_connections.sql")),
+    (11, "audit", include_str!("../../../../migrations/sqlite/0011_audit.sql")),
+    (12, "audit acts", include_str!("../../../../migrations/sqlite/0012_audit_acts.sql")),
+    (13, "forgotten", include_str!("../../../../migrations/sqlite/0013_forgotten.sql")),
 ];
 
 /// Brings a database from any of these versions to the newest.
