@@ -141,21 +141,6 @@ pub const LANE_MAX_BYTES: usize = 28 * 1024 * 1024;
 /// Bytes that a lane may hold when no memory is free: one message of any size,
 /// so that every stream moves on.
 pub const LANE_MIN_BYTES: usize = MESSAGE_MAX_BYTES;
-/// Bytes that wait at one relay, unless its configuration says otherwise.
-pub const NODE_MEMORY_BYTES: u64 = 1024 * 1024 * 1024;
-/// Bytes that wait around one executor: smallest windows of a quarter of its
-/// streams, or two of the largest.
-pub const ENVIRONMENT_MEMORY_BYTES: u64 = 64 * 1024 * 1024;
-/// Bytes that wait for or from the bearers of one token.
-pub const TOKEN_MEMORY_BYTES: u64 = 256 * 1024 * 1024;
-/// Bytes that wait for one orchestrator's websocket.
-pub const CONNECTION_MEMORY_BYTES: u64 = 32 * 1024 * 1024;
-/// Handshakes that the orchestrators of one environment may begin per minute:
-/// an executor does a few hundred a second, and its registry is asked each time.
-pub const ENVIRONMENT_HANDSHAKES_PER_MINUTE: u64 = 1200;
-/// Handshakes that the bearers of one token may begin per minute, over all
-/// environments.
-pub const TOKEN_HANDSHAKES_PER_MINUTE: u64 = 600;
 /// Environments with quotas of their own, and as many tokens: a file that people
 /// keep. Each costs a line, not an account.
 pub const QUOTAS_BY_ID_MAX: usize = 10_000;
@@ -359,12 +344,6 @@ pub const CONNECT_WAIT: Duration = Duration::from_secs(4);
 /// The longest that it may be configured to: our own orchestrators give up
 /// after 15 s.
 pub const CONNECT_WAIT_MAX: Duration = Duration::from_secs(10);
-/// Calls of `/connect` that wait on one node. Further ones are answered at
-/// once, as if nothing was to be waited for.
-pub const CONNECT_WAITERS: usize = 8192;
-/// Those that wait for one environment: no more could be let in when its
-/// executor comes ([`ORCHESTRATORS_PER_EXECUTOR`]).
-pub const CONNECT_WAITERS_PER_ENVIRONMENT: usize = ORCHESTRATORS_PER_EXECUTOR;
 /// How long a look at an environment waits for a pong that was asked for.
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Networks that one token may be bound to: sites of one company, not lists of
@@ -397,12 +376,6 @@ pub const JWKS_REFRESH_PAUSE: Duration = Duration::from_secs(30);
 pub const JWKS_FETCH_TIMEOUT: Duration = Duration::from_secs(4);
 /// Longest `X-Forwarded-For` that is read, in bytes: a dozen proxies.
 pub const FORWARDED_MAX_BYTES: usize = 1024;
-/// How often a relay asks its store what was withdrawn: well below the 5 s
-/// within which a revocation closes live websockets.
-pub const WITHDRAWAL_POLL: Duration = Duration::from_secs(1);
-/// How long an evicted websocket may take to say goodbye before it is dropped;
-/// with the poll well below 5 s.
-pub const EVICTION_GRACE: Duration = Duration::from_secs(2);
 /// Withdrawals that a store keeps for relays that have not read them yet. A
 /// relay that is further behind closes every websocket instead.
 pub const WITHDRAWALS_KEPT: u32 = 100_000;
@@ -420,34 +393,6 @@ pub const HOST_MAX_BYTES: usize = 260;
 pub const ACME_DOMAINS_MAX: usize = 100;
 /// Addresses of an account's contacts.
 pub const ACME_CONTACTS_MAX: usize = 10;
-/// Largest answer of an ACME server in bytes: a chain of certificates has under
-/// 16 KiB.
-pub const ACME_ANSWER_MAX_BYTES: usize = 256 * 1024;
-/// How long an ACME server may take for one answer.
-pub const ACME_ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long an ACME server may take to prove all names, and then to issue.
-pub const ACME_POLL_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long an order may take with all that belongs to it.
-pub const ACME_ORDER_TIMEOUT: Duration = Duration::from_secs(900);
-/// Failed orders in a row that are soon tried again: what is wrong at first is
-/// often a name or a port that somebody corrects at that moment. Let's Encrypt
-/// takes five failures per name and hour.
-pub const ACME_QUICK_RETRIES: u32 = 3;
-/// Shortest wait after a failed order beyond [`ACME_QUICK_RETRIES`].
-pub const ACME_RETRY_MIN: Duration = Duration::from_secs(3600);
-/// Longest wait after an order that did not reach its server, which therefore
-/// has nothing to count: a network that is back is used soon.
-pub const ACME_UNREACHED_RETRY_MAX: Duration = Duration::from_secs(600);
-/// Longest wait after a failed order, unless the server asks for more: a third
-/// of the shortest life that is usual (six days) has room for eight tries.
-pub const ACME_RETRY_MAX: Duration = Duration::from_secs(6 * 3600);
-/// Longest wait that a server may ask for with `Retry-After`.
-pub const ACME_RETRY_TOLD_MAX: Duration = Duration::from_secs(24 * 3600);
-/// How often a wait for a date looks at the clock, which may be set meanwhile,
-/// and does not stand still while a machine sleeps.
-pub const ACME_CLOCK_INTERVAL: Duration = Duration::from_secs(3600);
-/// Bytes of an ACME server's words that are logged.
-pub const ACME_WORDS_MAX_BYTES: usize = 1024;
 
 // ---- executor sessions ----------------------------------------------------
 
@@ -594,7 +539,6 @@ const _: () = {
     assert!(CONNECTIONS_KEEP_AGE.as_secs() >= KEEP_MIN.as_secs());
     assert!(CONNECT_WAIT_MAX.as_secs() < 15);
     assert!(CONNECT_WAIT.as_secs() <= CONNECT_WAIT_MAX.as_secs());
-    assert!(WITHDRAWAL_POLL.as_secs() + EVICTION_GRACE.as_secs() + 1 < 5);
     assert!(WITHDRAWALS_PAGE < WITHDRAWALS_KEPT);
     assert!(DATABASE_BUSY_TIMEOUT.as_secs() < REGISTER_PATIENCE.as_secs());
 };

@@ -13,6 +13,22 @@ use std::time::Instant;
 use rendez_proto::limits;
 use rendez_relay_core::{Account, Quota, Shared};
 
+/// Bytes that wait at one relay, unless its configuration says otherwise.
+const NODE_MEMORY_BYTES: u64 = 1024 * 1024 * 1024;
+/// Bytes that wait around one executor: smallest windows of a quarter of its
+/// streams, or two of the largest.
+const ENVIRONMENT_MEMORY_BYTES: u64 = 64 * 1024 * 1024;
+/// Bytes that wait for or from the bearers of one token.
+const TOKEN_MEMORY_BYTES: u64 = 256 * 1024 * 1024;
+/// Bytes that wait for one orchestrator's websocket.
+const CONNECTION_MEMORY_BYTES: u64 = 32 * 1024 * 1024;
+/// Handshakes that the orchestrators of one environment may begin per minute:
+/// an executor does a few hundred a second, and its registry is asked each time.
+const ENVIRONMENT_HANDSHAKES_PER_MINUTE: u64 = 1200;
+/// Handshakes that the bearers of one token may begin per minute, over all
+/// environments.
+const TOKEN_HANDSHAKES_PER_MINUTE: u64 = 600;
+
 /// The bounds of everything on a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quotas {
@@ -36,17 +52,17 @@ impl Default for Quotas {
     fn default() -> Self {
         let memory = |memory_bytes| Quota { memory_bytes, ..Quota::UNLIMITED };
         Self {
-            node: memory(limits::NODE_MEMORY_BYTES),
+            node: memory(NODE_MEMORY_BYTES),
             environment: Quota {
-                handshakes_per_minute: limits::ENVIRONMENT_HANDSHAKES_PER_MINUTE,
-                ..memory(limits::ENVIRONMENT_MEMORY_BYTES)
+                handshakes_per_minute: ENVIRONMENT_HANDSHAKES_PER_MINUTE,
+                ..memory(ENVIRONMENT_MEMORY_BYTES)
             },
             token: Quota {
-                handshakes_per_minute: limits::TOKEN_HANDSHAKES_PER_MINUTE,
+                handshakes_per_minute: TOKEN_HANDSHAKES_PER_MINUTE,
                 handshake_failures: limits::HANDSHAKE_FAILURES_PER_TOKEN,
-                ..memory(limits::TOKEN_MEMORY_BYTES)
+                ..memory(TOKEN_MEMORY_BYTES)
             },
-            connection: memory(limits::CONNECTION_MEMORY_BYTES),
+            connection: memory(CONNECTION_MEMORY_BYTES),
             environments: BTreeMap::new(),
             tokens: BTreeMap::new(),
         }

@@ -9,6 +9,13 @@ use rendez_proto::limits;
 use rendez_registry::NotWaiting;
 use tokio::sync::Notify;
 
+/// Calls of `/connect` that wait on one node. Further ones are answered at
+/// once, as if nothing was to be waited for.
+const CONNECT_WAITERS: usize = 8192;
+/// Those that wait for one environment: no more could be let in when its
+/// executor comes ([`limits::ORCHESTRATORS_PER_EXECUTOR`]).
+const CONNECT_WAITERS_PER_ENVIRONMENT: usize = limits::ORCHESTRATORS_PER_EXECUTOR;
+
 /// The waiting calls of a node.
 #[derive(Default)]
 pub(crate) struct Waiters(Mutex<State>);
@@ -34,11 +41,11 @@ impl Waiters {
         environment: &EnvironmentId,
     ) -> Result<Waiter, NotWaiting> {
         let mut state = self.lock();
-        if state.closed || state.total >= limits::CONNECT_WAITERS {
+        if state.closed || state.total >= CONNECT_WAITERS {
             return Err(NotWaiting);
         }
         let place = state.places.entry(environment.clone()).or_default();
-        if place.waiting >= limits::CONNECT_WAITERS_PER_ENVIRONMENT {
+        if place.waiting >= CONNECT_WAITERS_PER_ENVIRONMENT {
             return Err(NotWaiting);
         }
         place.waiting += 1;
@@ -115,14 +122,14 @@ mod tests {
         let waiters = Arc::<Waiters>::default();
         let env = |n: usize| format!("env-{n}").parse::<EnvironmentId>().unwrap();
         let mut held = Vec::new();
-        for _ in 0..limits::CONNECT_WAITERS_PER_ENVIRONMENT {
+        for _ in 0..CONNECT_WAITERS_PER_ENVIRONMENT {
             held.push(waiters.wait(&env(0)).unwrap());
         }
         assert!(waiters.wait(&env(0)).is_err(), "one environment takes no more");
         held.pop();
         held.push(waiters.wait(&env(0)).unwrap());
         let mut n = 1;
-        while held.len() < limits::CONNECT_WAITERS {
+        while held.len() < CONNECT_WAITERS {
             held.push(waiters.wait(&env(n)).unwrap());
             n += 1;
         }

@@ -6,10 +6,11 @@
 //! question. So none is missed, whichever process withdraws.
 //!
 //! An evicted websocket takes no frame any more, either way, from that moment
-//! on. It has [`limits::EVICTION_GRACE`] to say goodbye.
+//! on. It has [`EVICTION_GRACE`] to say goodbye.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::limits;
@@ -22,6 +23,15 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::port::{Door, REGISTRATION_ENDED, TOKEN_EXPIRED, TOKEN_REVOKED};
+
+/// How often a relay asks its store what was withdrawn: well below the 5 s
+/// within which a revocation closes live websockets.
+const WITHDRAWAL_POLL: Duration = Duration::from_secs(1);
+/// How long an evicted websocket may take to say goodbye before it is dropped;
+/// with the poll well below 5 s.
+const EVICTION_GRACE: Duration = Duration::from_secs(2);
+
+const _: () = assert!(WITHDRAWAL_POLL.as_secs() + EVICTION_GRACE.as_secs() + 1 < 5);
 
 /// All live websockets of a node.
 #[derive(Default)]
@@ -62,7 +72,7 @@ impl Stay {
     /// Comes back if the websocket was evicted and has not left in time.
     pub(crate) async fn overstayed(&self) -> CloseFrame {
         self.guest.evicted.cancelled().await;
-        sleep(limits::EVICTION_GRACE).await;
+        sleep(EVICTION_GRACE).await;
         self.guest.door.shown().cloned().unwrap_or(CloseFrame::RESTARTING)
     }
 }
@@ -135,7 +145,7 @@ impl Guests {
         mut last: u64,
         cancel: CancellationToken,
     ) {
-        let mut tick = interval(limits::WITHDRAWAL_POLL);
+        let mut tick = interval(WITHDRAWAL_POLL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut blind = false;
         while cancel.run_until_cancelled(tick.tick()).await.is_some() {

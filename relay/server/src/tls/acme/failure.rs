@@ -4,9 +4,11 @@ use std::io;
 use std::path::PathBuf;
 
 use instant_acme::{Error, Problem};
-use rendez_proto::limits;
 
 use crate::tls::orders::Ordered;
+
+/// Bytes of an ACME server's words that are logged.
+const WORDS_MAX_BYTES: usize = 1024;
 
 /// The server that issues too much (RFC 8555, section 6.6).
 const RATE_LIMITED: &str = "urn:ietf:params:acme:error:rateLimited";
@@ -109,7 +111,7 @@ fn is(problem: &Problem, kind: &str) -> bool {
 /// Another machine's words for a log line: one line, of bounded length.
 pub(super) fn words(said: &impl std::fmt::Display) -> String {
     let mut words = said.to_string().replace(char::is_control, " ");
-    words.truncate(words.floor_char_boundary(limits::ACME_WORDS_MAX_BYTES));
+    words.truncate(words.floor_char_boundary(WORDS_MAX_BYTES));
     words
 }
 
@@ -138,9 +140,9 @@ mod tests {
 
     #[test]
     fn a_servers_words_are_one_bounded_line() {
-        let long = "ü".repeat(limits::ACME_WORDS_MAX_BYTES);
+        let long = "ü".repeat(WORDS_MAX_BYTES);
         let said = words(&problem("k", &format!("a\nb\u{1b}[31m{long}")));
-        assert!(said.contains("a b [31m") && said.len() <= limits::ACME_WORDS_MAX_BYTES, "{said}");
+        assert!(said.contains("a b [31m") && said.len() <= WORDS_MAX_BYTES, "{said}");
         let refused = Failure::Refused(problem("k", "not you")).to_string();
         assert_eq!(refused, "the ACME server refuses: API error: not you (k)");
     }

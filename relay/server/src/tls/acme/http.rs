@@ -13,13 +13,18 @@ use ::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use ::http::{HeaderMap, Method, Request, Response};
 use bytes::{Bytes, BytesMut};
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
-use rendez_proto::limits;
 use rendez_transport::tls;
 use rustls::crypto::aws_lc_rs;
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::tls::error::TlsError;
 use crate::tls::files;
+
+/// Largest answer of an ACME server in bytes: a chain of certificates has under
+/// 16 KiB.
+const ANSWER_MAX_BYTES: usize = 256 * 1024;
+/// How long an ACME server may take for one answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What errors are told in (RFC 8555, section 6.7).
 const PROBLEM: &str = "application/problem+json";
@@ -50,7 +55,7 @@ impl Http {
             .tls_backend_preconfigured(config)
             .https_only(true)
             .redirect(reqwest::redirect::Policy::none())
-            .timeout(limits::ACME_ANSWER_TIMEOUT)
+            .timeout(ANSWER_TIMEOUT)
             .build()
             .map_err(|error| failed(error.to_string()))?;
         Ok(Self { client, told: Arc::default() })
@@ -74,8 +79,8 @@ impl Http {
         let mut body = BytesMut::new();
         while let Some(chunk) = answer.chunk().await.map_err(other)? {
             body.extend_from_slice(&chunk);
-            if body.len() > limits::ACME_ANSWER_MAX_BYTES {
-                let most = limits::ACME_ANSWER_MAX_BYTES;
+            if body.len() > ANSWER_MAX_BYTES {
+                let most = ANSWER_MAX_BYTES;
                 return Err(Error::Other(format!("an answer has over {most} bytes").into()));
             }
         }

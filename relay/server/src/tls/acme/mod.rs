@@ -29,7 +29,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use instant_acme::{Account, NewAccount};
-use rendez_proto::limits;
 use rustls::ServerConfig;
 use rustls::server::ClientHello;
 
@@ -41,6 +40,12 @@ use self::store::Store;
 use super::error::TlsError;
 use super::orders::{OrderStats, Ordered};
 use crate::config::Config;
+
+/// How long an order may take with all that belongs to it.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(900);
+/// How often a wait for a date looks at the clock, which may be set meanwhile,
+/// and does not stand still while a machine sleeps.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// How this relay gets certificates.
 pub(super) struct Acme {
@@ -166,7 +171,7 @@ impl Acme {
             let account = self.account().await?;
             order::certificate(&account, &self.domains, &self.challenges).await
         };
-        let ordered = tokio::time::timeout(limits::ACME_ORDER_TIMEOUT, whole).await;
+        let ordered = tokio::time::timeout(ORDER_TIMEOUT, whole).await;
         match ordered.unwrap_or(Err(Failure::Late)) {
             Ok(pem) => {
                 self.store.keep_certificate(&pem)?;
@@ -209,7 +214,7 @@ async fn until(moment: SystemTime) {
         if left.is_zero() {
             return;
         }
-        tokio::time::sleep(left.min(limits::ACME_CLOCK_INTERVAL)).await;
+        tokio::time::sleep(left.min(CLOCK_INTERVAL)).await;
     }
 }
 

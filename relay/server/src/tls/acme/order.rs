@@ -1,11 +1,12 @@
 //! One order, from the names to a certificate that is good for them.
 
+use std::time::Duration;
+
 use instant_acme::{
     Account, AuthorizationStatus, ChallengeType, Identifier, NewOrder, Order, OrderStatus,
     RetryPolicy,
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
-use rendez_proto::limits;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -16,9 +17,12 @@ use super::challenge::{Challenges, Pending};
 use super::failure::{Failure, words};
 use super::leaf::Leaf;
 
+/// How long an ACME server may take to prove all names, and then to issue.
+const POLL_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// How a server is asked whether it is done: after a quarter of a second, then
 /// after twice as long each time, unless it says when.
-const POLL: RetryPolicy = RetryPolicy::new().timeout(limits::ACME_POLL_TIMEOUT);
+const POLL: RetryPolicy = RetryPolicy::new().timeout(POLL_TIMEOUT);
 
 /// Private key and chain of a new certificate, in PEM.
 pub(super) async fn certificate(

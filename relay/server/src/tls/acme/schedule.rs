@@ -2,7 +2,20 @@
 
 use std::time::Duration;
 
-use rendez_proto::limits;
+/// Failed orders in a row that are soon tried again: what is wrong at first is
+/// often a name or a port that somebody corrects at that moment. Let's Encrypt
+/// takes five failures per name and hour.
+const QUICK_RETRIES: u32 = 3;
+/// Shortest wait after a failed order beyond [`QUICK_RETRIES`].
+const RETRY_MIN: Duration = Duration::from_secs(3600);
+/// Longest wait after an order that did not reach its server, which therefore
+/// has nothing to count: a network that is back is used soon.
+const UNREACHED_RETRY_MAX: Duration = Duration::from_secs(600);
+/// Longest wait after a failed order, unless the server asks for more: a third
+/// of the shortest life that is usual (six days) has room for eight tries.
+const RETRY_MAX: Duration = Duration::from_secs(6 * 3600);
+/// Longest wait that a server may ask for with `Retry-After`.
+const RETRY_TOLD_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// When a certificate is replaced: when two thirds of its life are over, which
 /// leaves a third for what may go wrong. All in seconds since 1970.
@@ -39,14 +52,14 @@ impl Failures {
     fn wait(self, first: Duration) -> Duration {
         if let Some(doublings) = self.unreached.checked_sub(1) {
             let wait = first.saturating_mul(1 << doublings.min(16));
-            return wait.min(limits::ACME_UNREACHED_RETRY_MAX.max(first));
+            return wait.min(UNREACHED_RETRY_MAX.max(first));
         }
         let Some(doublings) = self.refused.checked_sub(1) else { return Duration::ZERO };
-        match self.refused.checked_sub(limits::ACME_QUICK_RETRIES + 1) {
+        match self.refused.checked_sub(QUICK_RETRIES + 1) {
             None => first.saturating_mul(1 << doublings),
-            Some(further) => limits::ACME_RETRY_MIN
-                .saturating_mul(1 << further.min(8))
-                .max(first.min(limits::ACME_RETRY_MAX)),
+            Some(further) => {
+                RETRY_MIN.saturating_mul(1 << further.min(8)).max(first.min(RETRY_MAX))
+            }
         }
     }
 }
@@ -66,8 +79,8 @@ pub(super) fn pause(
         return Duration::ZERO;
     }
     let pause = failures.wait(first);
-    let told = told.unwrap_or_default().min(limits::ACME_RETRY_TOLD_MAX);
-    let pause = pause.min(limits::ACME_RETRY_MAX).max(told);
+    let told = told.unwrap_or_default().min(RETRY_TOLD_MAX);
+    let pause = pause.min(RETRY_MAX).max(told);
     pause + (pause / 2).mul_f64(share.clamp(0.0, 1.0))
 }
 
@@ -98,8 +111,8 @@ mod tests {
         let pauses: Vec<_> = (0..9).map(minutes).collect();
         assert_eq!(pauses, [0, 1, 2, 4, 60, 120, 240, 360, 360]);
         let never = refused(u32::MAX);
-        assert_eq!(pause(never, MINUTE, None, 0.0), limits::ACME_RETRY_MAX);
-        assert_eq!(pause(never, Duration::MAX, None, 0.0), limits::ACME_RETRY_MAX);
+        assert_eq!(pause(never, MINUTE, None, 0.0), RETRY_MAX);
+        assert_eq!(pause(never, Duration::MAX, None, 0.0), RETRY_MAX);
         assert_eq!(pause(refused(4), 3 * HOUR, None, 0.0), 3 * HOUR, "never sooner than set");
         assert_eq!(pause(refused(4), Duration::ZERO, None, 0.0), HOUR, "whatever is set");
     }
@@ -137,6 +150,6 @@ mod tests {
         assert_eq!(pause(refused(1), MINUTE, Some(HOUR), 0.0), HOUR);
         assert_eq!(pause(refused(1), MINUTE, Some(Duration::ZERO), 0.0), MINUTE);
         let never = pause(refused(1), MINUTE, Some(Duration::MAX), 0.0);
-        assert_eq!(never, limits::ACME_RETRY_TOLD_MAX);
+        assert_eq!(never, RETRY_TOLD_MAX);
     }
 }
