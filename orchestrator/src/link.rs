@@ -9,6 +9,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rendez_proto::close::CloseFrame;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::keys::PublicKey;
 use rendez_proto::profile::Profile;
@@ -16,7 +17,7 @@ use rendez_proto::registry::ConnectReply;
 use rendez_rpc::Endpoint;
 use rendez_transport::backoff::{Backoff, RESUME_CAP};
 use rendez_transport::dial::{DialError, DialledSocket};
-use rendez_transport::{CloseFrame, Ended, pump};
+use rendez_transport::{Ended, pump};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;

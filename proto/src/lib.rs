@@ -4,7 +4,7 @@
 //! bytes to three parties:
 //!
 //! * **endpoints and relays** of other versions: [`frame`], [`peek`], [`ticket`],
-//!   [`proof`];
+//!   [`proof`], [`close`];
 //! * **stock Codex binaries**: fields 1 to 12 of the frame, [`registry`] and the
 //!   methods under [`rpc`] are theirs, and our additions are optional;
 //! * **operators**: [`limits`] lists every bound with its reason.
@@ -12,6 +12,7 @@
 //! Golden bytes in each module's tests hold the promise.
 
 pub mod audit;
+pub mod close;
 mod fields;
 pub mod frame;
 pub mod ids;

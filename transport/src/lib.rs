@@ -17,6 +17,6 @@ pub mod socket;
 pub mod telemetry;
 pub mod tls;
 
-pub use protocol::{CloseFrame, Protocol, Violation};
+pub use protocol::{Protocol, Violation};
 pub use pump::{Ended, pump};
 pub use socket::{Incoming, Outgoing, Socket, SocketError};

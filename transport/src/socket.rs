@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Sink, Stream};
+use rendez_proto::close::{CloseFrame, sent_away};
 use rendez_proto::limits;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{CapacityError, ProtocolError};
 use tokio_tungstenite::tungstenite::protocol::{self, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
-
-use crate::protocol::{CloseFrame, sent_away};
 
 /// Bytes that one read may take from the kernel. A 60 KiB record is four
 /// reads; the default of 128 KiB would cost that much memory per idle socket.

@@ -15,9 +15,10 @@ use bytes::Bytes;
 use rendez_endpoint::{
     Authorized, Closed, Connect, ConnectError, Event, Key, Mux, Refusal, SendError, Stats,
 };
+use rendez_proto::close::CloseFrame;
 use rendez_proto::ids::{RegistrationId, StreamId};
 use rendez_proto::keys::PublicKey;
-use rendez_transport::{CloseFrame, Protocol, Violation};
+use rendez_transport::{Protocol, Violation};
 use tokio::sync::{Notify, watch};
 
 use crate::channel::Channel;

@@ -19,13 +19,14 @@ use std::time::Duration;
 
 use futures_util::future::join;
 use rendez_endpoint::{Config, Identity, Mux, Refusal};
+use rendez_proto::close::CloseFrame;
 use rendez_proto::ids::RegistrationId;
 use rendez_proto::keys::PublicKey;
 use rendez_proto::registry::RegisterReply;
 use rendez_rpc::{Channel, Endpoint, Incoming, Messages as _};
 use rendez_transport::backoff::{self, Backoff};
 use rendez_transport::dial::{DialError, dial};
-use rendez_transport::{CloseFrame, Ended, pump, tls};
+use rendez_transport::{Ended, pump, tls};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -45,15 +46,14 @@ const DIALS_PER_REGISTRATION: u32 = 3;
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How long it waits then for the relay to hear of it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How the relay says that a newer registration took the environment over.
-const SUPERSEDED: u16 = 4001;
-/// How the relay says that the agent's token was revoked.
-const TOKEN_REVOKED: u16 = 4002;
-/// How the relay says that the agent's token has expired.
-const TOKEN_EXPIRED: u16 = 4003;
-/// How the relay says that the environment was revoked, or the registration
-/// ended.
-const REGISTRATION_ENDED: u16 = 4004;
+/// A newer registration took the environment over.
+const SUPERSEDED: u16 = CloseFrame::SUPERSEDED.code;
+/// The agent's token was revoked.
+const TOKEN_REVOKED: u16 = CloseFrame::TOKEN_REVOKED.code;
+/// The agent's token has expired.
+const TOKEN_EXPIRED: u16 = CloseFrame::TOKEN_EXPIRED.code;
+/// The environment was revoked, or the registration ended.
+const REGISTRATION_ENDED: u16 = CloseFrame::REGISTRATION_ENDED.code;
 
 /// An executor, ready to run.
 pub struct Agent {

@@ -17,7 +17,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rendez_transport::CloseFrame;
+use rendez_proto::close::CloseFrame;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;

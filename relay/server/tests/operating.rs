@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use rendez_proto::close::CloseFrame;
 use rendez_proto::frame::ResetReason;
 use rendez_proto::registry::environments::EndReason;
 use rendez_registry::stats::StoreCall;
 use rendez_relay::config::{self, Config, MaybeListen};
-use rendez_relay::edge::port::CLOSE_FRAMES;
 use rendez_relay::edge::stats::End;
 use rendez_relay::{Relay, server::Stop};
 use rendez_relay_core::Dropped;
@@ -83,7 +83,7 @@ fn the_example_of_a_proxy_says_where_clients_are_and_logs_no_ticket() {
 #[test]
 fn close_codes_and_reset_reasons_are_documented() {
     let text = documentation();
-    for frame in CLOSE_FRAMES {
+    for frame in CloseFrame::BY_RELAY {
         let row = format!("| {} | `{}` |", frame.code, frame.reason);
         assert!(text.contains(&row), "a row of close codes is missing: {row}");
     }

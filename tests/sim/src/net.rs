@@ -2,6 +2,7 @@
 //! websocket: timers, write while there is room, read while it is wanted.
 
 use rendez_endpoint::Event as MuxEvent;
+use rendez_proto::close::CloseFrame;
 use rendez_proto::frame::Frame;
 use rendez_proto::peek::peek;
 use rendez_relay_core::Standing;
@@ -162,7 +163,7 @@ impl World {
         }
         if self.relay.hub.standing(port) == Standing::Superseded {
             self.note(format_args!("socket {socket} is superseded"));
-            self.deliver_down(socket, Packet::Close { code: 4001 });
+            self.deliver_down(socket, Packet::Close { code: CloseFrame::SUPERSEDED.code });
             self.relay_side_over(socket);
             return;
         }

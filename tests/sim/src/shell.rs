@@ -18,6 +18,7 @@
 use std::sync::Arc;
 
 use rendez_endpoint::Mux;
+use rendez_proto::close::CloseFrame;
 use rendez_relay_core::{Account, Capabilities, Subject};
 
 use crate::make::{executor_config, orchestrator_config};
@@ -32,8 +33,6 @@ use crate::{MS, Micros, SEC};
 
 /// `agent::DIALS_PER_REGISTRATION`.
 const DIALS: u32 = 3;
-/// How the relay closes an executor whose place was taken (`edge::port`).
-const SUPERSEDED: u16 = 4001;
 /// What a client waits for an answer (WIRE.md, section 1).
 const HTTP_TIMEOUT: Micros = 10 * SEC;
 
@@ -172,7 +171,7 @@ impl World {
         self.codex_is_over(node);
         let lived = self.now - self.nodes[node].connected_at;
         self.nodes[node].backoff.connected_for(lived);
-        if code == Some(SUPERSEDED) && self.nodes[node].is_executor() {
+        if code == Some(CloseFrame::SUPERSEDED.code) && self.nodes[node].is_executor() {
             self.nodes[node].backoff.not_at_once();
         }
         if self.nodes[node].is_executor() {

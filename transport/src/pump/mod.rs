@@ -15,9 +15,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
+use rendez_proto::close::CloseFrame;
 use tokio::time::{Sleep, sleep_until};
 
-use crate::protocol::{CloseFrame, Protocol, Violation};
+use crate::protocol::{Protocol, Violation};
 use crate::socket::{Incoming, Outgoing, Socket, SocketError};
 
 mod liveness;

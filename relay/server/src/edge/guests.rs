@@ -12,17 +12,17 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rendez_proto::close::CloseFrame;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::limits;
 use rendez_registry::model::{Subject, Withdrawal};
 use rendez_registry::seam::{Clock as _, SystemClock};
 use rendez_registry::store::StoreError;
 use rendez_registry::{Admitted, Registry};
-use rendez_transport::CloseFrame;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::port::{Door, REGISTRATION_ENDED, TOKEN_EXPIRED, TOKEN_REVOKED};
+use super::port::Door;
 
 /// How often a relay asks its store what was withdrawn: well below the 5 s
 /// within which a revocation closes live websockets.
@@ -108,9 +108,9 @@ impl Unwelcome {
         let ended = self.environments.contains(&guest.environment)
             || self.registrations.contains(&guest.registration);
         if self.subjects.contains(&guest.subject) {
-            Some(TOKEN_REVOKED)
+            Some(CloseFrame::TOKEN_REVOKED)
         } else {
-            ended.then_some(REGISTRATION_ENDED)
+            ended.then_some(CloseFrame::REGISTRATION_ENDED)
         }
     }
 }
@@ -207,7 +207,7 @@ impl Guests {
         drop(book);
         for guest in expired {
             tracing::info!(token = %guest.subject, environment = %guest.environment, "token expired");
-            guest.evict(TOKEN_EXPIRED);
+            guest.evict(CloseFrame::TOKEN_EXPIRED);
         }
     }
 

@@ -8,7 +8,7 @@
 //! | 409 | a newer registration is current | an executor registers again |
 //! | 503 | full, shutting down, or the store cannot be asked | both try again later |
 //!
-//! Close codes: [`CLOSE_FRAMES`](port::CLOSE_FRAMES).
+//! Close codes: [`CloseFrame::BY_RELAY`](rendez_proto::close::CloseFrame::BY_RELAY).
 
 pub(crate) mod guests;
 pub mod port;

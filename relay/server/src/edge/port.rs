@@ -6,37 +6,15 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rendez_proto::close::CloseFrame;
 use rendez_proto::ids::Generation;
 use rendez_proto::peek::peek;
 use rendez_relay_core::{
     Account, Capabilities, Hub, JoinError, PortKey, Refusal, Shared, Standing, Subject,
 };
-use rendez_transport::{CloseFrame, Protocol, Violation};
+use rendez_transport::{Protocol, Violation};
 
 use super::traffic::Traffic;
-
-/// 1002: an orchestrator sent what cannot be routed.
-pub const MALFORMED: CloseFrame = CloseFrame { code: 1002, reason: "malformed_frame" };
-/// 4001: another websocket took the executor's place.
-pub const SUPERSEDED: CloseFrame = CloseFrame { code: 4001, reason: "superseded" };
-/// 4002: the token behind the websocket was revoked.
-pub const TOKEN_REVOKED: CloseFrame = CloseFrame { code: 4002, reason: "token_revoked" };
-/// 4003: the token behind the websocket has expired.
-pub const TOKEN_EXPIRED: CloseFrame = CloseFrame { code: 4003, reason: "token_expired" };
-/// 4004: the environment was revoked, or its registration was ended.
-pub const REGISTRATION_ENDED: CloseFrame = CloseFrame { code: 4004, reason: "registration_ended" };
-
-/// All close frames that a relay sends, for documentation.
-pub const CLOSE_FRAMES: [CloseFrame; 8] = [
-    CloseFrame::TEXT,
-    CloseFrame::TOO_BIG,
-    CloseFrame::RESTARTING,
-    MALFORMED,
-    SUPERSEDED,
-    TOKEN_REVOKED,
-    TOKEN_EXPIRED,
-    REGISTRATION_ENDED,
-];
 
 /// The switchboard of one executor and the tasks that drive its ports.
 #[derive(Default)]
@@ -233,7 +211,7 @@ impl Protocol for HubPort {
         if let (Some(refusal), Some(tell)) = (refusal, &self.on_refusal) {
             tell(refusal);
         }
-        taken.map_err(|_| Violation(MALFORMED))
+        taken.map_err(|_| Violation(CloseFrame::MALFORMED))
     }
 
     fn wants_read(&self) -> bool {
@@ -272,7 +250,7 @@ impl Protocol for HubPort {
         }
         let board = self.shared.lock();
         match board.hub.standing(self.key) {
-            Standing::Superseded => Some(SUPERSEDED),
+            Standing::Superseded => Some(CloseFrame::SUPERSEDED),
             Standing::Joined => board.leaving.clone(),
         }
     }

@@ -3,10 +3,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rendez_proto::close::CloseFrame;
 use rendez_proto::registry::environments::EndReason;
-use rendez_transport::{CloseFrame, Ended, SocketError};
-
-use super::port::{MALFORMED, REGISTRATION_ENDED, SUPERSEDED, TOKEN_EXPIRED, TOKEN_REVOKED};
+use rendez_transport::{Ended, SocketError};
 
 /// How a websocket ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -98,13 +97,15 @@ impl From<&Ended> for End {
             Ended::Lost(SocketError::TooBig) => End::TooBig,
             Ended::Lost(SocketError::Protocol(_)) => End::BrokenProtocol,
             Ended::Lost(SocketError::Lost(_)) => End::Lost,
-            Ended::ByUs(frame) if *frame == MALFORMED => End::Malformed,
+            Ended::ByUs(frame) if *frame == CloseFrame::MALFORMED => End::Malformed,
             Ended::ByUs(frame) if *frame == CloseFrame::TEXT => End::Text,
-            Ended::ByUs(frame) if *frame == SUPERSEDED => End::Superseded,
+            Ended::ByUs(frame) if *frame == CloseFrame::SUPERSEDED => End::Superseded,
             Ended::ByUs(frame) if frame.code == CloseFrame::RESTARTING.code => End::Restarting,
-            Ended::ByUs(frame) if *frame == TOKEN_REVOKED => End::TokenRevoked,
-            Ended::ByUs(frame) if *frame == TOKEN_EXPIRED => End::TokenExpired,
-            Ended::ByUs(frame) if *frame == REGISTRATION_ENDED => End::RegistrationEnded,
+            Ended::ByUs(frame) if *frame == CloseFrame::TOKEN_REVOKED => End::TokenRevoked,
+            Ended::ByUs(frame) if *frame == CloseFrame::TOKEN_EXPIRED => End::TokenExpired,
+            Ended::ByUs(frame) if *frame == CloseFrame::REGISTRATION_ENDED => {
+                End::RegistrationEnded
+            }
             Ended::ByUs(_) => End::Lost,
         }
     }
