@@ -8,22 +8,22 @@ use std::time::Duration;
 pub struct CloseFrame {
     /// A registered code, such as 1012 for a restart.
     pub code: u16,
-    /// A short word for people and logs, at most 123 bytes.
+    /// A short text for people and logs, at most 123 bytes.
     pub reason: &'static str,
 }
 
 impl CloseFrame {
-    /// 1000: done.
+    /// 1000: the endpoint shuts down.
     pub const NORMAL: CloseFrame = CloseFrame { code: 1000, reason: "done" };
-    /// 1002: an orchestrator sent what cannot be routed.
+    /// 1002: an orchestrator sent a message that is not a valid frame.
     pub const MALFORMED: CloseFrame = CloseFrame { code: 1002, reason: "malformed_frame" };
-    /// 1003: a text message where only binary ones are spoken.
+    /// 1003: the peer sent a text message; only binary ones are valid.
     pub const TEXT: CloseFrame = CloseFrame { code: 1003, reason: "binary_messages_only" };
-    /// 1009: a message above the limit.
+    /// 1009: the peer sent a message above the limit.
     pub const TOO_BIG: CloseFrame = CloseFrame { code: 1009, reason: "message_too_big" };
-    /// 1012: the relay goes away; come back.
+    /// 1012: the relay shuts down; the peer reconnects.
     pub const RESTARTING: CloseFrame = CloseFrame { code: 1012, reason: "relay_restarting" };
-    /// 4001: another websocket took the executor's place.
+    /// 4001: a newer websocket of the executor replaced this one.
     pub const SUPERSEDED: CloseFrame = CloseFrame { code: 4001, reason: "superseded" };
     /// 4002: the token behind the websocket was revoked.
     pub const TOKEN_REVOKED: CloseFrame = CloseFrame { code: 4002, reason: "token_revoked" };
@@ -33,7 +33,7 @@ impl CloseFrame {
     pub const REGISTRATION_ENDED: CloseFrame =
         CloseFrame { code: 4004, reason: "registration_ended" };
 
-    /// All close frames that a relay sends, for documentation.
+    /// All close frames that a relay sends; `docs/operating.md` lists them.
     pub const BY_RELAY: [CloseFrame; 8] = [
         CloseFrame::TEXT,
         CloseFrame::TOO_BIG,
@@ -46,14 +46,14 @@ impl CloseFrame {
     ];
 }
 
-/// What precedes the number of seconds in the reason of a close frame that
-/// sends a peer away.
-const WITHIN: &str = "relay_restarting within ";
-/// The longest span that a peer is believed, or told.
-pub const AWAY_MAX: Duration = Duration::from_secs(30);
+/// The reason of [`CloseFrame::RESTARTING`] with a reconnect window, up to its
+/// number of seconds.
+const RESTARTING_WITHIN: &str = "relay_restarting within ";
+/// The longest reconnect window that a relay announces and an endpoint accepts.
+pub const RECONNECT_WINDOW_MAX: Duration = Duration::from_secs(30);
 
-/// Spans in seconds, and how they are said.
-const AWAY: [(u64, &str); 6] = [
+/// The reconnect windows that a relay announces, in seconds, and their reasons.
+const RECONNECT_WINDOWS: [(u64, &str); 6] = [
     (1, "relay_restarting within 1s"),
     (2, "relay_restarting within 2s"),
     (5, "relay_restarting within 5s"),
@@ -63,23 +63,26 @@ const AWAY: [(u64, &str); 6] = [
 ];
 
 impl CloseFrame {
-    /// [`RESTARTING`](Self::RESTARTING) to many at once: come back at a random
-    /// moment within this span, or a little more, at most [`AWAY_MAX`].
-    pub fn away(within: Duration) -> Self {
-        if within.is_zero() {
+    /// [`RESTARTING`](Self::RESTARTING) with a reconnect window: the peer
+    /// reconnects at a random moment within it. The window is rounded up, and is
+    /// at most [`RECONNECT_WINDOW_MAX`]; a window of zero is left out.
+    pub fn restarting_within(window: Duration) -> Self {
+        if window.is_zero() {
             return Self::RESTARTING;
         }
-        let long_enough = AWAY.iter().find(|(secs, _)| Duration::from_secs(*secs) >= within);
-        let (_, reason) = long_enough.unwrap_or(&AWAY[AWAY.len() - 1]);
+        let long_enough =
+            RECONNECT_WINDOWS.iter().find(|(secs, _)| Duration::from_secs(*secs) >= window);
+        let (_, reason) = long_enough.unwrap_or(&RECONNECT_WINDOWS[RECONNECT_WINDOWS.len() - 1]);
         Self { reason, ..Self::RESTARTING }
     }
 }
 
-/// The span of a close frame that [sends away](CloseFrame::away).
-pub fn sent_away(code: u16, reason: &str) -> Option<Duration> {
-    let secs = reason.strip_prefix(WITHIN)?.strip_suffix('s')?.parse().ok()?;
-    let within = Duration::from_secs(secs);
-    (code == CloseFrame::RESTARTING.code && within <= AWAY_MAX).then_some(within)
+/// Returns the reconnect window of a close frame
+/// ([`CloseFrame::restarting_within`]), if it has one.
+pub fn reconnect_window(code: u16, reason: &str) -> Option<Duration> {
+    let secs = reason.strip_prefix(RESTARTING_WITHIN)?.strip_suffix('s')?.parse().ok()?;
+    let window = Duration::from_secs(secs);
+    (code == CloseFrame::RESTARTING.code && window <= RECONNECT_WINDOW_MAX).then_some(window)
 }
 
 #[cfg(test)]
@@ -87,14 +90,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_are_understood_as_they_are_said() {
-        for (asked, told) in [(1, 1), (2, 2), (3, 5), (11, 20), (30, 30), (3600, 30)] {
-            let frame = CloseFrame::away(Duration::from_secs(asked));
-            assert_eq!(sent_away(frame.code, frame.reason), Some(Duration::from_secs(told)));
+    fn announced_reconnect_windows_are_parsed() {
+        for (wanted, announced) in [(1, 1), (2, 2), (3, 5), (11, 20), (30, 30), (3600, 30)] {
+            let frame = CloseFrame::restarting_within(Duration::from_secs(wanted));
+            let window = reconnect_window(frame.code, frame.reason);
+            assert_eq!(window, Some(Duration::from_secs(announced)));
             assert!(frame.reason.len() <= 123);
         }
-        assert_eq!(CloseFrame::away(Duration::ZERO), CloseFrame::RESTARTING);
-        assert_eq!(AWAY.last().map(|(secs, _)| *secs), Some(AWAY_MAX.as_secs()));
+        assert_eq!(CloseFrame::restarting_within(Duration::ZERO), CloseFrame::RESTARTING);
+        let longest = RECONNECT_WINDOWS.last().map(|(secs, _)| *secs);
+        assert_eq!(longest, Some(RECONNECT_WINDOW_MAX.as_secs()));
         for (code, reason) in [
             (1012, "relay_restarting"),
             (1012, "relay_restarting within 31s"),
@@ -102,7 +107,7 @@ mod tests {
             (1012, "relay_restarting within 5"),
             (1000, "relay_restarting within 5s"),
         ] {
-            assert_eq!(sent_away(code, reason), None, "{code} {reason}");
+            assert_eq!(reconnect_window(code, reason), None, "{code} {reason}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Sink, Stream};
-use rendez_proto::close::{CloseFrame, sent_away};
+use rendez_proto::close::{CloseFrame, reconnect_window};
 use rendez_proto::limits;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::WebSocketStream;
@@ -42,8 +42,8 @@ pub enum Incoming {
 impl Incoming {
     /// A close frame's code and reason.
     pub fn close(frame: Option<(u16, &str)>) -> Self {
-        let away = frame.and_then(|(code, reason)| sent_away(code, reason));
-        away.map_or(Self::Close(frame.map(|(code, _)| code)), Self::SentAway)
+        let window = frame.and_then(|(code, reason)| reconnect_window(code, reason));
+        window.map_or(Self::Close(frame.map(|(code, _)| code)), Self::SentAway)
     }
 
     /// A pong with this payload.

@@ -106,7 +106,7 @@ pub(crate) async fn send_away(
 ) {
     let census = directory.census();
     let open = census.executors + census.orchestrators;
-    let frame = CloseFrame::away(pace.span(open));
+    let frame = CloseFrame::restarting_within(pace.span(open));
     tracing::info!(
         executors = census.executors,
         orchestrators = census.orchestrators,
