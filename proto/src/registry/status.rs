@@ -6,6 +6,9 @@
 //! GET /v1/registrations?after=ID               admin -> RegistrationList
 //! ```
 
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
 use super::profile_names;
@@ -98,6 +101,37 @@ pub struct ConnectionEntry {
     pub received_bytes: u64,
     /// Bytes of messages that went to it.
     pub sent_bytes: u64,
+}
+
+/// Names an open websocket of a node, and its place in lists. As text, which is
+/// the `id` of its entry: `<environment>.<number>`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ConnectionCursor {
+    /// Where it is.
+    pub environment: EnvironmentId,
+    /// Which one: numbers grow from one websocket to the next.
+    pub number: u64,
+}
+
+/// The text names no websocket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not the id of a connection")]
+pub struct NotACursor;
+
+impl FromStr for ConnectionCursor {
+    type Err = NotACursor;
+    fn from_str(text: &str) -> Result<Self, NotACursor> {
+        // no environment has a dot in its id
+        let (environment, number) = text.split_once('.').ok_or(NotACursor)?;
+        let environment = environment.parse().map_err(|_| NotACursor)?;
+        Ok(Self { environment, number: number.parse().map_err(|_| NotACursor)? })
+    }
+}
+
+impl fmt::Display for ConnectionCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.environment, self.number)
+    }
 }
 
 /// One page of registrations, ordered by environment.

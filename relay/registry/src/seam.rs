@@ -1,14 +1,12 @@
 //! What the registry takes from its surroundings: time, randomness, and the
 //! relay's knowledge of who is connected. Tests put fixed ones in their place.
 
-use std::fmt;
-use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::registry::environments::LiveExecutor;
-use rendez_proto::registry::status::ConnectionEntry;
+use rendez_proto::registry::status::{ConnectionCursor, ConnectionEntry};
 
 use crate::stats::StoreCall;
 
@@ -120,37 +118,6 @@ pub trait Presence: Send + Sync + 'static {
     /// for at most [`rendez_proto::limits::PROBE_TIMEOUT`]. `false`: none came.
     async fn probe(&self, _environment: &EnvironmentId) -> bool {
         false
-    }
-}
-
-/// Names an open websocket of a node, and its place in lists. As text, which is
-/// the `id` of its entry: `<environment>.<number>`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ConnectionCursor {
-    /// Where it is.
-    pub environment: EnvironmentId,
-    /// Which one: numbers grow from one websocket to the next.
-    pub number: u64,
-}
-
-/// The text names no websocket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not the id of a connection")]
-pub struct NotACursor;
-
-impl FromStr for ConnectionCursor {
-    type Err = NotACursor;
-    fn from_str(text: &str) -> Result<Self, NotACursor> {
-        // no environment has a dot in its id
-        let (environment, number) = text.split_once('.').ok_or(NotACursor)?;
-        let environment = environment.parse().map_err(|_| NotACursor)?;
-        Ok(Self { environment, number: number.parse().map_err(|_| NotACursor)? })
-    }
-}
-
-impl fmt::Display for ConnectionCursor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.environment, self.number)
     }
 }
 

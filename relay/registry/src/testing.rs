@@ -12,7 +12,7 @@ use rendez_proto::keys::PublicKey;
 use rendez_proto::profile::Profile;
 use rendez_proto::registry::admin::CreateToken;
 use rendez_proto::registry::environments::{EndReason, LiveExecutor};
-use rendez_proto::registry::status::{ConnectionEntry, ConnectionRole};
+use rendez_proto::registry::status::{ConnectionCursor, ConnectionEntry, ConnectionRole};
 use rendez_proto::registry::{
     ConnectReply, ConnectRequest, Profiles, RegisterReply, RegisterRequest, ValidateRequest,
 };
@@ -25,9 +25,7 @@ use crate::history::HistoryKeep;
 use crate::jwt::config::IssuerConfig;
 use crate::model::{Caller, Role};
 use crate::public_url::WebsocketBase;
-use crate::seam::{
-    Clock, ConnectionCursor, Live, NoRandomness, NoTiming, NotWaiting, Presence, Random,
-};
+use crate::seam::{Clock, Live, NoRandomness, NoTiming, NotWaiting, Presence, Random};
 use crate::store::StoreError;
 use crate::store::audit::AuditStore;
 use crate::store::records::{Began, Connection, Note, Records};

@@ -12,10 +12,9 @@ use rendez_proto::audit::{AuditEvent, AuditKind};
 use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
 use rendez_proto::profile::Profile;
 use rendez_proto::registry::environments::EndReason;
-use rendez_proto::registry::status::{ConnectionEntry, ConnectionRole};
+use rendez_proto::registry::status::{ConnectionCursor, ConnectionEntry, ConnectionRole};
 use rendez_proto::ticket::Purpose;
 use rendez_registry::model::Subject;
-use rendez_registry::seam::ConnectionCursor;
 use rendez_registry::store::records::{Connection as Record, ConnectionId};
 use rendez_registry::{Admitted, Registry};
 

@@ -6,6 +6,7 @@ use axum::response::Response;
 use rendez_proto::audit::{AuditPage, Head};
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::registry::error::ErrorCode;
+use rendez_proto::registry::status::ConnectionCursor;
 use rendez_proto::registry::status::{ConnectionList, RelayStatus};
 use serde::Deserialize;
 
@@ -14,7 +15,6 @@ use super::error::Failure;
 use super::params::{Page, after};
 use super::refusals::Refusals;
 use super::reply::ok;
-use crate::seam::ConnectionCursor;
 use crate::stats::Operation;
 
 /// The relay as a whole.

@@ -3,13 +3,12 @@
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::limits;
 use rendez_proto::registry::status::{
-    AuditStatus, ConnectionList, RegistrationEntry, RegistrationList, RelayStatus,
+    AuditStatus, ConnectionCursor, ConnectionList, RegistrationEntry, RegistrationList, RelayStatus,
 };
 
 use super::Registry;
 use crate::model::{Registration, TokenPattern};
 use crate::page;
-use crate::seam::ConnectionCursor;
 use crate::store::StoreError;
 
 impl Registry {
