@@ -15,7 +15,7 @@ use crate::overflow::Direction;
 /// which its ticket carries. The same orchestrator may come back on another
 /// websocket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Subject(pub [u8; 32]);
+pub struct KeyFingerprint(pub [u8; 32]);
 
 /// Frames of one stream that wait, one way.
 #[derive(Debug, Default)]
@@ -93,7 +93,7 @@ pub(crate) enum Handshake {
 #[derive(Debug)]
 pub(crate) struct Claim {
     pub(crate) stream: StreamId,
-    pub(crate) subject: Subject,
+    pub(crate) fingerprint: KeyFingerprint,
     /// Whether its endpoints resend and resume (a `rendez_` profile).
     pub(crate) resends: bool,
     pub(crate) holder: Holder,
@@ -112,7 +112,7 @@ impl Claim {
     /// The account that has no place for another stream.
     pub(crate) fn new(
         stream: StreamId,
-        subject: Subject,
+        fingerprint: KeyFingerprint,
         resends: bool,
         port: PortKey,
         accounts: Accounts,
@@ -120,7 +120,7 @@ impl Claim {
         accounts.open_stream()?;
         Ok(Self {
             stream,
-            subject,
+            fingerprint,
             resends,
             holder: Holder::Port(port),
             to_executor: Lane::default(),

@@ -13,7 +13,7 @@
 //! Invariants:
 //! 1. The hub reads the stream id and the kind of body ([`peek`]), nothing
 //!    else, and forwards the very same bytes.
-//! 2. A stream id belongs to the [`Subject`] that used it first, until the
+//! 2. A stream id belongs to the [`KeyFingerprint`] that used it first, until the
 //!    stream is over and its grace with it. Stream ids are not capabilities.
 //! 3. Order within a stream is kept; only acks and heartbeats overtake.
 //! 4. An orchestrator is not read while one of its lanes towards the executor
@@ -50,7 +50,7 @@ mod stats;
 use std::time::Duration;
 
 pub use account::{Account, Accounts, Level, Quota, Usage};
-pub use claim::Subject;
+pub use claim::KeyFingerprint;
 pub use hub::{Capabilities, Hub, JoinError, PortKey, Shared, Standing, Violation};
 pub use refusal::Refusal;
 pub use stats::{Dropped, Stats};

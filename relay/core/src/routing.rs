@@ -8,7 +8,7 @@ use rendez_proto::ids::StreamId;
 use rendez_proto::limits;
 use rendez_proto::peek::{Kind, Peek};
 
-use crate::claim::{Claim, Ending, Handshake, Holder, Subject};
+use crate::claim::{Claim, Ending, Handshake, Holder, KeyFingerprint};
 use crate::hub::{Capabilities, Hub, PortKey};
 use crate::outbox::Outbox;
 use crate::overflow::{Direction, OnFull, on_full};
@@ -26,13 +26,13 @@ impl Hub {
     pub(crate) fn route_from_orchestrator(
         &mut self,
         from: PortKey,
-        subject: Subject,
+        fingerprint: KeyFingerprint,
         can: Capabilities,
         frame: Peek<'_>,
         message: Bytes,
         now: Instant,
     ) {
-        match self.claim(from, subject, can, frame.stream) {
+        match self.claim(from, fingerprint, can, frame.stream) {
             Ok(index) if frame.kind == Kind::Handshake => {
                 if let Err(Refused(dropped, reason, limit)) = self.offer(index, message, now) {
                     self.stats.count_dropped(dropped, 1);
@@ -69,7 +69,7 @@ impl Hub {
     fn claim(
         &mut self,
         from: PortKey,
-        subject: Subject,
+        fingerprint: KeyFingerprint,
         can: Capabilities,
         stream: &str,
     ) -> Result<usize, Refused> {
@@ -83,7 +83,7 @@ impl Hub {
             }
             // The same orchestrator may take its stream along to a new
             // websocket, also while the old one has not been noticed dead.
-            if claim.subject != subject {
+            if claim.fingerprint != fingerprint {
                 return Err(FOREIGN);
             }
             self.hold(index, from)?;
@@ -101,7 +101,7 @@ impl Hub {
             return Err(too_many());
         }
         let stream: StreamId = stream.parse().map_err(|_| too_many())?;
-        let claim = Claim::new(stream.clone(), subject, can.resends, from, accounts);
+        let claim = Claim::new(stream.clone(), fingerprint, can.resends, from, accounts);
         let index = self.claims.insert(claim.map_err(Refused::streams)?);
         self.port_mut(from).ok_or_else(too_many)?.streams += 1;
         self.by_stream.insert(stream, index);

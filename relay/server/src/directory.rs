@@ -17,7 +17,7 @@ use rendez_proto::limits;
 use rendez_proto::registry::environments::LiveExecutor;
 use rendez_proto::registry::status::{ConnectionCursor, ConnectionEntry};
 use rendez_registry::{Live, Node, NotWaiting, Presence};
-use rendez_relay_core::{Capabilities, JoinError, SWEEP_INTERVAL, Stats, Subject};
+use rendez_relay_core::{Capabilities, JoinError, KeyFingerprint, SWEEP_INTERVAL, Stats};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -83,13 +83,13 @@ impl Directory {
     pub fn join_orchestrator(
         &self,
         environment: &EnvironmentId,
-        subject: Subject,
+        fingerprint: KeyFingerprint,
         can: Capabilities,
         token: &str,
     ) -> Result<HubPort, JoinError> {
         let token = self.ledger.token(token);
         let mut entries = self.lock();
-        self.entry(&mut entries, environment).hub.join_orchestrator(subject, can, token)
+        self.entry(&mut entries, environment).hub.join_orchestrator(fingerprint, can, token)
     }
 
     /// Runs the timers of all hubs until cancelled.

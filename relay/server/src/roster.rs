@@ -213,7 +213,7 @@ mod tests {
 
     use rendez_proto::ticket::{self, Claims};
     use rendez_registry::Options;
-    use rendez_relay_core::{Capabilities, Subject as Key};
+    use rendez_relay_core::{Capabilities, KeyFingerprint};
 
     use super::*;
     use crate::directory::Directory;
@@ -257,7 +257,8 @@ mod tests {
             let admitted = admitted(name, Purpose::Orchestrator);
             let environment = &admitted.claims.environment;
             let can = Capabilities { resends: false };
-            let port = directory.join_orchestrator(environment, Key([0; 32]), can, "token");
+            let port =
+                directory.join_orchestrator(environment, KeyFingerprint([0; 32]), can, "token");
             let port = port.map_err(|error| error.to_string()).unwrap();
             open.push((roster.enter(&registry, &admitted, port.watch()), port));
         }

@@ -2,7 +2,7 @@
 //!
 //! Held: what waits stays within the memory that it is charged to, but for one
 //! message of each stream; the same bytes go out, to the right port, in order; lanes and express
-//! queues stay bounded; a stream id belongs to its first subject; whoever has
+//! queues stay bounded; a stream id belongs to the key that used it first; whoever has
 //! something to send, may read again or is superseded is woken; nobody is held
 //! back by empty lanes, and an empty hub is empty.
 
@@ -17,8 +17,8 @@ use rendez_proto::ids::{Generation, Seq};
 use rendez_proto::limits;
 use rendez_proto::peek::peek;
 use rendez_relay_core::{
-    Account, Capabilities, Dropped, Hub, JoinError, PortKey, Quota, Shared, Standing, Stats,
-    Subject, Usage,
+    Account, Capabilities, Dropped, Hub, JoinError, KeyFingerprint, PortKey, Quota, Shared,
+    Standing, Stats, Usage,
 };
 
 use crate::frames;
@@ -50,7 +50,7 @@ enum Op {
 struct Port {
     key: PortKey,
     /// `None`: the executor's.
-    subject: Option<u8>,
+    fingerprint: Option<u8>,
     left: bool,
     /// Woken and not drained since.
     awake: bool,
@@ -180,17 +180,24 @@ impl Bench {
         (!self.ports.is_empty()).then(|| usize::from(port) % self.ports.len())
     }
 
-    fn add(&mut self, key: PortKey, subject: Option<u8>) {
+    fn add(&mut self, key: PortKey, fingerprint: Option<u8>) {
         assert!(self.ports.iter().all(|port| port.key != key), "a key names two ports");
-        let port =
-            Port { key, subject, left: false, awake: false, blocked: false, last: BTreeMap::new() };
+        let port = Port {
+            key,
+            fingerprint,
+            left: false,
+            awake: false,
+            blocked: false,
+            last: BTreeMap::new(),
+        };
         self.ports.push(port);
     }
 
     fn join(&mut self, who: u8, resends: bool) {
         let full = self.hub.orchestrators() >= limits::ORCHESTRATORS_PER_EXECUTOR;
         let token = self.tokens[usize::from(who)].clone();
-        match self.hub.join_orchestrator(Subject([who; 32]), Capabilities { resends }, token) {
+        match self.hub.join_orchestrator(KeyFingerprint([who; 32]), Capabilities { resends }, token)
+        {
             Ok(key) => self.add(key, Some(who)),
             Err(error) => assert!(full && error == JoinError::TooManyOrchestrators),
         }
@@ -198,12 +205,12 @@ impl Bench {
 
     fn join_executor(&mut self, generation: i8) {
         let offered = self.generation.saturating_add_signed(generation.clamp(-2, 2).into());
-        let had = self.ports.iter().any(|port| port.subject.is_none());
+        let had = self.ports.iter().any(|port| port.fingerprint.is_none());
         match self.hub.join_executor(Generation(offered), Arc::default(), self.now) {
             Ok(key) => {
                 assert!(!had || offered >= self.generation, "an older registration joined");
                 self.generation = offered;
-                for port in self.ports.iter_mut().filter(|port| port.subject.is_none()) {
+                for port in self.ports.iter_mut().filter(|port| port.fingerprint.is_none()) {
                     port.left = true;
                 }
                 self.add(key, None);
@@ -220,7 +227,7 @@ impl Bench {
         let record = vec![number; len].into();
         let wire = Frame::bare(stream(number), Body::Data { seq: Seq(self.next), record }).encode();
         self.next += 1;
-        self.sent.push((self.ports[index].subject, number, wire.clone()));
+        self.sent.push((self.ports[index].fingerprint, number, wire.clone()));
         self.send(port, &wire);
     }
 
@@ -236,7 +243,8 @@ impl Bench {
         let before = self.hub.stats().clone();
         let result = self.hub.handle_message(key, wire.clone(), self.now);
         self.note_holder(index, wire, &before);
-        let violates = !routable && self.ports[index].subject.is_some() && !self.ports[index].left;
+        let violates =
+            !routable && self.ports[index].fingerprint.is_some() && !self.ports[index].left;
         assert_eq!(result.is_err(), violates, "who is at fault was judged otherwise");
         if violates {
             self.hub.leave(key, self.now);
@@ -250,7 +258,7 @@ impl Bench {
 
     /// A stream is with the port that used it last, unless that was refused.
     fn note_holder(&mut self, index: usize, wire: &Bytes, before: &Stats) {
-        let (Ok(seen), Some(_)) = (peek(wire), self.ports[index].subject) else { return };
+        let (Ok(seen), Some(_)) = (peek(wire), self.ports[index].fingerprint) else { return };
         let grew = |why| self.hub.stats().dropped(why) > before.dropped(why);
         let refused = [Dropped::ForeignStream, Dropped::TooManyStreams];
         if self.ports[index].left || refused.into_iter().any(grew) {
@@ -318,7 +326,11 @@ impl Bench {
             assert!(holder.is_none_or(|holder| *holder == index), "to a port that lost the stream");
         }
         let port = &mut self.ports[index];
-        assert_ne!(from.is_none(), port.subject.is_none(), "back to the side that it came from");
+        assert_ne!(
+            from.is_none(),
+            port.fingerprint.is_none(),
+            "back to the side that it came from"
+        );
         let last = port.last.insert(*number, frame);
         assert!(last.is_none_or(|last| last < frame), "reordered, or twice");
     }
@@ -339,7 +351,7 @@ impl Bench {
         for port in &mut self.ports {
             let standing = if port.left { Standing::Superseded } else { Standing::Joined };
             assert_eq!(self.hub.standing(port.key), standing);
-            holders += usize::from(!port.left && port.subject.is_some());
+            holders += usize::from(!port.left && port.fingerprint.is_some());
             if !port.awake {
                 let out = self.hub.poll_transmit(port.key);
                 assert_eq!(out, None, "something waits for a port that nobody woke");

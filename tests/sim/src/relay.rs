@@ -10,7 +10,9 @@ use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::RegistrationId;
 use rendez_proto::limits::{HANDSHAKE_FAILURES_PER_TOKEN, LANE_MAX_BYTES, MESSAGE_MAX_BYTES};
 use rendez_proto::peek::{Kind, Peek, peek};
-use rendez_relay_core::{Account, Capabilities, Dropped, Hub, PortKey, Quota, Shared, Subject};
+use rendez_relay_core::{
+    Account, Capabilities, Dropped, Hub, KeyFingerprint, PortKey, Quota, Shared,
+};
 
 use crate::plan::NodeId;
 use crate::rules::Rule;
@@ -133,9 +135,9 @@ impl Relay {
     /// Another orchestrator, with a ticket of its own, sends a frame of somebody
     /// else's stream.
     pub(crate) fn intrude(&mut self, wire: &Bytes, now: Instant) -> Result<(), (Rule, String)> {
-        let subject = Subject([0xee; 32]);
+        let fingerprint = KeyFingerprint([0xee; 32]);
         let can = Capabilities { resends: true };
-        let Ok(port) = self.hub.join_orchestrator(subject, can, Arc::default()) else {
+        let Ok(port) = self.hub.join_orchestrator(fingerprint, can, Arc::default()) else {
             return Ok(());
         };
         let dropped =

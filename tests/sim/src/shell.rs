@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use rendez_endpoint::Mux;
 use rendez_proto::close::CloseFrame;
-use rendez_relay_core::{Account, Capabilities, Subject};
+use rendez_relay_core::{Account, Capabilities, KeyFingerprint};
 
 use crate::make::{executor_config, orchestrator_config};
 use crate::node::{Agent, CAP, LinkState, Phase, RESUME_CAP, Role};
@@ -110,7 +110,8 @@ impl World {
                 let can = Capabilities { resends: self.nodes[*from].link().profile.is_reliable() };
                 self.registry.redeem_ticket(self.now, *ticket).and_then(|binding| {
                     let token = self.account(Some(*from));
-                    let joined = self.relay.hub.join_orchestrator(Subject(binding), can, token);
+                    let joined =
+                        self.relay.hub.join_orchestrator(KeyFingerprint(binding), can, token);
                     joined.map_err(|_| No::Unavailable)
                 })
             }

@@ -11,7 +11,7 @@ use rendez_proto::peek::{PeekError, peek};
 use slab::Slab;
 
 use crate::account::{Account, Accounts, Level, Quota};
-use crate::claim::{Claim, Holder, Subject, cost};
+use crate::claim::{Claim, Holder, KeyFingerprint, cost};
 use crate::handshakes::Guard;
 use crate::outbox::{ExpressFull, Outbox};
 use crate::overflow::{Direction, full_at};
@@ -143,7 +143,7 @@ impl Drop for Port {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
     Executor,
-    Orchestrator { subject: Subject, can: Capabilities },
+    Orchestrator { fingerprint: KeyFingerprint, can: Capabilities },
 }
 
 impl Hub {
@@ -201,14 +201,14 @@ impl Hub {
     /// [`JoinError::TooManyOrchestrators`], [`JoinError::Quota`]
     pub fn join_orchestrator(
         &mut self,
-        subject: Subject,
+        fingerprint: KeyFingerprint,
         can: Capabilities,
         token: Arc<Account>,
     ) -> Result<PortKey, JoinError> {
         if self.orchestrators >= limits::ORCHESTRATORS_PER_EXECUTOR {
             return Err(JoinError::TooManyOrchestrators);
         }
-        let side = Side::Orchestrator { subject, can };
+        let side = Side::Orchestrator { fingerprint, can };
         let key = self.insert(side, Direction::ToOrchestrator, token)?;
         self.orchestrators += 1;
         Ok(key)
@@ -255,8 +255,8 @@ impl Hub {
         }
         match (peek(&message), side) {
             (Ok(frame), Side::Executor) => self.route_from_executor(frame, message.clone(), now),
-            (Ok(frame), Side::Orchestrator { subject, can }) => {
-                self.route_from_orchestrator(from, subject, can, frame, message.clone(), now);
+            (Ok(frame), Side::Orchestrator { fingerprint, can }) => {
+                self.route_from_orchestrator(from, fingerprint, can, frame, message.clone(), now);
             }
             (Err(error), side) => {
                 self.stats.count_dropped(Dropped::Malformed, 1);

@@ -18,14 +18,14 @@ fn memory(bytes: usize) -> Arc<Account> {
     Account::new(Quota { memory_bytes: bytes as u64, ..Quota::UNLIMITED })
 }
 
-fn subject(n: usize) -> Subject {
+fn fingerprint(n: usize) -> KeyFingerprint {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&n.to_be_bytes());
-    Subject(bytes)
+    KeyFingerprint(bytes)
 }
 
 fn join(b: &mut Bench, n: usize, can: Capabilities, token: &Arc<Account>) -> PortKey {
-    b.hub.join_orchestrator(subject(n), can, token.clone()).unwrap()
+    b.hub.join_orchestrator(fingerprint(n), can, token.clone()).unwrap()
 }
 
 fn handshake(stream: &str) -> Bytes {
@@ -187,7 +187,7 @@ fn places_run_out_with_a_reason_and_come_back() {
     let token = Account::new(quota);
     let a = join(&mut b, 1, OURS, &token);
     let c = join(&mut b, 2, OURS, &token);
-    let refused = b.hub.join_orchestrator(subject(3), OURS, token.clone());
+    let refused = b.hub.join_orchestrator(fingerprint(3), OURS, token.clone());
     assert_eq!(refused, Err(JoinError::Quota(Level::Token)));
     assert_eq!(b.hub.orchestrators(), 2);
 

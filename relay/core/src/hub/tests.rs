@@ -11,12 +11,12 @@ use super::*;
 pub(super) const STOCK: Capabilities = Capabilities { resends: false };
 pub(super) const OURS: Capabilities = Capabilities { resends: true };
 
-fn alice() -> Subject {
-    Subject([1; 32])
+fn alice() -> KeyFingerprint {
+    KeyFingerprint([1; 32])
 }
 
-fn bob() -> Subject {
-    Subject([2; 32])
+fn bob() -> KeyFingerprint {
+    KeyFingerprint([2; 32])
 }
 
 pub(crate) fn t0() -> Instant {
@@ -62,8 +62,8 @@ impl Bench {
         Self { hub, executor }
     }
 
-    fn orchestrator(&mut self, subject: Subject, can: Capabilities) -> PortKey {
-        self.hub.join_orchestrator(subject, can, Arc::default()).unwrap()
+    fn orchestrator(&mut self, fingerprint: KeyFingerprint, can: Capabilities) -> PortKey {
+        self.hub.join_orchestrator(fingerprint, can, Arc::default()).unwrap()
     }
 
     pub(super) fn send(&mut self, from: PortKey, message: &Bytes) {
@@ -473,7 +473,7 @@ proptest! {
             match op {
                 Op::Join { who, resends } => {
                     let can = Capabilities { resends };
-                    ports.push(b.hub.join_orchestrator(Subject([who; 32]), can, tokens[who as usize].clone()).unwrap());
+                    ports.push(b.hub.join_orchestrator(KeyFingerprint([who; 32]), can, tokens[who as usize].clone()).unwrap());
                 }
                 Op::Leave(port) => b.hub.leave(ports[port.index(ports.len())], now),
                 Op::JoinExecutor { newer } => {

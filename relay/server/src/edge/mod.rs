@@ -32,7 +32,7 @@ use rendez_proto::limits;
 use rendez_proto::registry::error::{ErrorBody, ErrorCode, ErrorDetail};
 use rendez_proto::ticket::{Claims, Purpose};
 use rendez_registry::{Admitted, Registry, TicketRefused};
-use rendez_relay_core::{Capabilities, JoinError, Level, Subject};
+use rendez_relay_core::{Capabilities, JoinError, KeyFingerprint, Level};
 use rendez_transport::socket::WRITE_BUFFER_BYTES;
 use rendez_transport::{Ended, pump};
 use tokio_util::task::TaskTracker;
@@ -153,7 +153,7 @@ impl Edge {
         } else {
             // The ticket names the orchestrator's key: streams are its own.
             let can = Capabilities { resends: claims.profile.is_reliable() };
-            let key = Subject(claims.binding);
+            let key = KeyFingerprint(claims.binding);
             self.directory.join_orchestrator(&claims.environment, key, can, &token)
         }
     }

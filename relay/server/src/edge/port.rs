@@ -10,7 +10,7 @@ use rendez_proto::close::CloseFrame;
 use rendez_proto::ids::Generation;
 use rendez_proto::peek::peek;
 use rendez_relay_core::{
-    Account, Capabilities, Hub, JoinError, PortKey, Refusal, Shared, Standing, Subject,
+    Account, Capabilities, Hub, JoinError, KeyFingerprint, PortKey, Refusal, Shared, Standing,
 };
 use rendez_transport::{Protocol, Violation};
 
@@ -45,11 +45,11 @@ impl SharedHub {
 
     pub(crate) fn join_orchestrator(
         self: &Arc<Self>,
-        subject: Subject,
+        fingerprint: KeyFingerprint,
         can: Capabilities,
         token: Arc<Account>,
     ) -> Result<HubPort, JoinError> {
-        self.change(|hub| hub.join_orchestrator(subject, can, token)).map(|key| self.port(key))
+        self.change(|hub| hub.join_orchestrator(fingerprint, can, token)).map(|key| self.port(key))
     }
 
     /// Runs the hub's timers; `false` if nothing is left of it.
