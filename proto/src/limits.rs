@@ -394,50 +394,16 @@ pub const ACME_DOMAINS_MAX: usize = 100;
 /// Addresses of an account's contacts.
 pub const ACME_CONTACTS_MAX: usize = 10;
 
-// ---- executor sessions ----------------------------------------------------
+// ---- processes and files ---------------------------------------------------
 
-/// Output kept per process, the newest, also of finished ones that linger; and
-/// what may wait for an attached peer before the process is held. Codex,
-/// section 6.2: 1 MiB.
-pub const PROCESS_OUTPUT_RETAINED_BYTES: usize = 1024 * 1024;
-/// Output that all processes of one executor keep together. Beyond it each
-/// keeps at least [`PROCESS_OUTPUT_MIN_BYTES`].
-pub const EXECUTOR_OUTPUT_RETAINED_BYTES: usize = 128 * 1024 * 1024;
-/// Output that a process may always keep: two large chunks, so that it moves on.
-pub const PROCESS_OUTPUT_MIN_BYTES: usize = 2 * PROCESS_CHUNK_LARGE_MAX_BYTES;
 /// Largest chunk of process output in bytes. Codex, section 6.2.
 pub const PROCESS_CHUNK_MAX_BYTES: usize = 8 * 1024;
 /// Largest chunk of process output for an orchestrator that says that it takes
 /// such ones: what a pipe holds, so one read empties it.
 pub const PROCESS_CHUNK_LARGE_MAX_BYTES: usize = 64 * 1024;
-/// How much longer than a stream its session lives, at least: the end of the
-/// stream must not end what it was about.
-pub const SESSION_MARGIN: Duration = Duration::from_secs(10);
-/// How long a session outlives its last stream, at least. Codex, section 6.2,
-/// measured 80 s.
-pub const SESSION_GRACE: Duration = Duration::from_secs(100);
-/// How long a finished process stays readable. Codex, section 6.2.
-pub const PROCESS_LINGER: Duration = Duration::from_secs(80);
-/// Requests of one stream that run at once, but for those that wait for a
-/// process: [`WRITES_UNANSWERED_PER_STREAM`] and [`READS_WAITING_PER_STREAM`].
-/// While so many run, the stream is not read.
-pub const REQUESTS_IN_FLIGHT: usize = 64;
-/// Writes to processes that wait without counting in [`REQUESTS_IN_FLIGHT`]: as
-/// many as all processes of a session may have, so that processes that do not
-/// read never keep out the call that ends them. Each costs a task of about 1 KiB;
-/// for its bytes see [`SESSION_STDIN_QUEUED_BYTES`].
-pub const WRITES_UNANSWERED_PER_STREAM: usize =
-    WRITES_UNANSWERED_PER_PROCESS * PROCESSES_PER_SESSION;
-/// Calls of `process/read` that wait for news of a process without counting in
-/// [`REQUESTS_IN_FLIGHT`]: one for each process. Further ones are answered at
-/// once, as if there was no time to wait.
-pub const READS_WAITING_PER_STREAM: usize = PROCESSES_PER_SESSION;
 /// Largest file that `fs/readFile` returns: its base64 in JSON must fit one
 /// application message, or the whole stream would end.
 pub const READ_FILE_MAX_BYTES: usize = 47 * 1024 * 1024;
-/// Processes of one session that run or linger: bounds file descriptors, and
-/// memory at [`PROCESS_OUTPUT_MIN_BYTES`] each.
-pub const PROCESSES_PER_SESSION: usize = 1024;
 /// Writes to one process's stdin that wait for it to read; the next one is
 /// refused.
 pub const WRITES_UNANSWERED_PER_PROCESS: usize = 32;
@@ -447,34 +413,6 @@ pub const STDIN_QUEUED_BYTES: usize = 8 * 1024 * 1024;
 /// Bytes of such writes of a process whose client has asked for a window: 1
 /// Gbit/s at a round trip of 200 ms.
 pub const STDIN_WINDOW_MAX_BYTES: usize = 3 * STDIN_QUEUED_BYTES;
-/// Bytes beyond [`STDIN_QUEUED_BYTES`] each that all processes of one executor
-/// may be granted at once: four of the largest windows.
-pub const EXECUTOR_STDIN_BYTES: usize = 4 * (STDIN_WINDOW_MAX_BYTES - STDIN_QUEUED_BYTES);
-/// Bytes of all writes that wait in one session: those of five processes with
-/// the largest windows, or one of any size and more. What is beyond is refused,
-/// but for [`STDIN_ALWAYS_BYTES`].
-pub const SESSION_STDIN_QUEUED_BYTES: usize = 128 * 1024 * 1024;
-/// The same over all sessions of one executor: two that are full, so that none
-/// alone takes everything.
-pub const EXECUTOR_STDIN_QUEUED_BYTES: usize = 2 * SESSION_STDIN_QUEUED_BYTES;
-/// Largest write that a process for which nothing waits may always have waiting:
-/// what a pipe holds, so that every process moves on.
-pub const STDIN_ALWAYS_BYTES: usize = 64 * 1024;
-/// Ids of applied writes that a process remembers, oldest out first: a client
-/// repeats at most what was unanswered when its stream broke.
-pub const WRITE_IDS_PER_PROCESS: usize = 8 * WRITES_UNANSWERED_PER_PROCESS;
-/// Files that `fs/readFile` holds in memory at once, over all streams: from
-/// before they are read until their streams have taken them. Each costs at most
-/// [`READ_FILE_MAX_BYTES`] and, while it is put into its message, four thirds of
-/// that. What a stream has taken is one message, whatever it is about. A read
-/// that hangs gives its place back when its stream is over, so that a disk that
-/// is gone takes no places for ever.
-pub const FILE_READS_AT_ONCE: usize = 8;
-/// Those of one stream, so that it takes many slow readers to keep others
-/// waiting. While a stream sends one file, it may hold the next.
-pub const FILE_READS_PER_STREAM: usize = 1;
-/// Sessions of one executor, attached and detached.
-pub const SESSIONS_PER_EXECUTOR: usize = 1024;
 
 const _: () = {
     assert!(RECORD_PLAINTEXT_MAX_BYTES + TAG_BYTES <= NOISE_MESSAGE_MAX_BYTES);
@@ -496,16 +434,11 @@ const _: () = {
     assert!(HANDSHAKE_PATIENCE.as_millis() * 2 <= HANDSHAKE_TIMEOUT.as_millis());
     assert!((HANDSHAKE_FAILURES as usize) <= PENDING_HANDSHAKES);
     assert!(LANE_QUANTUM_BYTES >= NOISE_MESSAGE_MAX_BYTES);
-    assert!(SESSION_GRACE.as_secs() >= STREAM_GRACE.as_secs() + SESSION_MARGIN.as_secs());
     assert!(STREAM_GRACE.as_secs() <= STREAM_GRACE_MAX.as_secs());
     // an executor that waits is not taken for one that is gone
     assert!(CODEX_UNREAD_TIMEOUT.as_secs() * 2 < PING_INTERVAL.as_secs());
     assert!(PONG_TIMEOUT.as_secs() >= 2 * PING_INTERVAL.as_secs());
     assert!(READ_FILE_MAX_BYTES / 3 * 4 + 4096 < APPLICATION_MESSAGE_MAX_BYTES);
-    assert!(FILE_READS_PER_STREAM < FILE_READS_AT_ONCE);
-    assert!(PROCESS_OUTPUT_MIN_BYTES < PROCESS_OUTPUT_RETAINED_BYTES);
-    assert!(SESSION_STDIN_QUEUED_BYTES >= 5 * STDIN_WINDOW_MAX_BYTES);
-    assert!(SESSION_STDIN_QUEUED_BYTES >= APPLICATION_MESSAGE_MAX_BYTES);
     assert!(STDIN_WINDOW_MAX_BYTES >= 200 * 125_000);
     assert!(STREAMS_PER_ORCHESTRATOR * 2 <= STREAMS_PER_EXECUTOR);
     assert!(CLAIMS_PER_EXECUTOR >= 2 * STREAMS_PER_EXECUTOR);

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rendez_orchestrator::{Client, Command};
-use rendez_proto::limits;
 use rendez_tests::process::{Process, run};
 use rendez_tests::rendez::{Dev, OurAgent, OurRelay, WITHIN, rendez};
 use rustix::process::{Pid, Signal, kill_process};
@@ -196,7 +195,7 @@ struct Unread {
 }
 
 /// What the executor's log takes of it in any case: so it has begun.
-const UNREAD_AT_LEAST: u64 = limits::PROCESS_OUTPUT_RETAINED_BYTES as u64;
+const UNREAD_AT_LEAST: u64 = rendez_executor_agent::PROCESS_OUTPUT_RETAINED_BYTES as u64;
 
 /// Commands that go all the way there and back, however busy the machine is, while
 /// nothing of an unread one moves: then everything between its ends is full.

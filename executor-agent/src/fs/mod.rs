@@ -10,7 +10,6 @@ mod ops;
 use std::future::Future;
 use std::sync::Arc;
 
-use rendez_proto::limits;
 use rendez_proto::rpc::RpcError;
 use rendez_proto::rpc::fs::{
     CreateDirectory, GetMetadata, Metadata, ReadDirectory, ReadDirectoryReply, ReadFile,
@@ -21,6 +20,19 @@ use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::sandbox;
+
+/// Files that `fs/readFile` holds in memory at once, over all streams: from
+/// before they are read until their streams have taken them. Each costs at most
+/// [`READ_FILE_MAX_BYTES`](rendez_proto::limits::READ_FILE_MAX_BYTES) and, while
+/// it is put into its message, four thirds of that. What a stream has taken is
+/// one message, whatever it is about. A read that hangs gives its place back when
+/// its stream is over, so that a disk that is gone takes no places for ever.
+pub(crate) const FILE_READS_AT_ONCE: usize = 8;
+/// Those of one stream, so that it takes many slow readers to keep others
+/// waiting. While a stream sends one file, it may hold the next.
+const FILE_READS_PER_STREAM: usize = 1;
+
+const _: () = assert!(FILE_READS_PER_STREAM < FILE_READS_AT_ONCE);
 
 /// The file service of one executor.
 pub(crate) struct Files {
@@ -40,13 +52,13 @@ pub(crate) struct Place {
 
 impl Default for Files {
     fn default() -> Self {
-        Self { places: Arc::new(Semaphore::new(limits::FILE_READS_AT_ONCE)) }
+        Self { places: Arc::new(Semaphore::new(FILE_READS_AT_ONCE)) }
     }
 }
 
 impl Default for Reads {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(limits::FILE_READS_PER_STREAM)))
+        Self(Arc::new(Semaphore::new(FILE_READS_PER_STREAM)))
     }
 }
 
@@ -54,7 +66,7 @@ impl Files {
     /// Whole files in memory now.
     #[cfg(test)]
     pub(crate) fn in_memory(&self) -> usize {
-        limits::FILE_READS_AT_ONCE - self.places.available_permits()
+        FILE_READS_AT_ONCE - self.places.available_permits()
     }
 
     /// `fs/readFile`, with the place of the file that it returns.
@@ -144,7 +156,7 @@ mod tests {
             sandbox: None,
         };
         let read = |reads: &Reads| files.read_file(reads, call("/proc/self/stat"));
-        let streams: Vec<_> = (0..limits::FILE_READS_AT_ONCE).map(|_| Reads::default()).collect();
+        let streams: Vec<_> = (0..FILE_READS_AT_ONCE).map(|_| Reads::default()).collect();
         let mut held = Vec::new();
         for stream in &streams {
             assert!(files.read_file(stream, call("/no/such")).await.is_err());
@@ -161,6 +173,6 @@ mod tests {
         drop(held.swap_remove(0));
         let second = same.await.unwrap();
         drop((place, second, held));
-        assert_eq!(files.places.available_permits(), limits::FILE_READS_AT_ONCE);
+        assert_eq!(files.places.available_permits(), FILE_READS_AT_ONCE);
     }
 }

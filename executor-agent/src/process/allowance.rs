@@ -13,8 +13,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use rendez_proto::limits::{
-    EXECUTOR_STDIN_BYTES, EXECUTOR_STDIN_QUEUED_BYTES, SESSION_STDIN_QUEUED_BYTES,
-    STDIN_QUEUED_BYTES, STDIN_WINDOW_MAX_BYTES,
+    APPLICATION_MESSAGE_MAX_BYTES, STDIN_QUEUED_BYTES, STDIN_WINDOW_MAX_BYTES,
+};
+
+/// Bytes beyond [`STDIN_QUEUED_BYTES`] each that all processes of one executor
+/// may be granted at once: four of the largest windows.
+const EXECUTOR_STDIN_BYTES: usize = 4 * (STDIN_WINDOW_MAX_BYTES - STDIN_QUEUED_BYTES);
+/// Bytes of all writes that wait in one session: those of five processes with
+/// the largest windows, or one of any size and more. What is beyond is refused,
+/// but for [`STDIN_ALWAYS_BYTES`](super::stdin::STDIN_ALWAYS_BYTES).
+pub(super) const SESSION_STDIN_QUEUED_BYTES: usize = 128 * 1024 * 1024;
+/// The same over all sessions of one executor: two that are full, so that none
+/// alone takes everything.
+const EXECUTOR_STDIN_QUEUED_BYTES: usize = 2 * SESSION_STDIN_QUEUED_BYTES;
+
+const _: () = {
+    assert!(SESSION_STDIN_QUEUED_BYTES >= 5 * STDIN_WINDOW_MAX_BYTES);
+    assert!(SESSION_STDIN_QUEUED_BYTES >= APPLICATION_MESSAGE_MAX_BYTES);
 };
 
 /// What all processes of an agent share.

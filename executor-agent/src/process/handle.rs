@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
-use rendez_proto::limits;
 use rendez_proto::rpc::notification;
 use rendez_proto::rpc::process::{
     ClosedNotification, Exited, Output, ProcessId, ReadReply, SignalName, Stream,
@@ -19,7 +18,7 @@ use rendez_proto::rpc::process::{
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::sync::Notify;
 
-use super::log::{Event, OutputLog};
+use super::log::{Event, OutputLog, PROCESS_OUTPUT_RETAINED_BYTES};
 use super::retention::Retention;
 use super::stdin::Stdin;
 use crate::lock;
@@ -96,7 +95,7 @@ impl Process {
         attached: Option<usize>,
         retention: Arc<Retention>,
     ) -> Arc<Self> {
-        let mut log = OutputLog::new(limits::PROCESS_OUTPUT_RETAINED_BYTES, retention);
+        let mut log = OutputLog::new(PROCESS_OUTPUT_RETAINED_BYTES, retention);
         if let Some(chunk_bytes) = attached {
             log.attach(chunk_bytes);
         }

@@ -26,7 +26,14 @@ use bytes::Bytes;
 use rendez_proto::limits;
 use rendez_proto::rpc::process::{self, ReadReply, Stream};
 
-use super::retention::Retention;
+use super::retention::{PROCESS_OUTPUT_MIN_BYTES, Retention};
+
+/// Output kept per process, the newest, also of finished ones that linger; and
+/// what may wait for an attached peer before the process is held. 1 MiB in the
+/// stock executor (docs/codex-wire.md#processes).
+pub const PROCESS_OUTPUT_RETAINED_BYTES: usize = 1024 * 1024;
+
+const _: () = assert!(PROCESS_OUTPUT_MIN_BYTES < PROCESS_OUTPUT_RETAINED_BYTES);
 
 /// What one kept chunk costs besides its bytes; charged, so that a child that
 /// writes single bytes cannot hold a hundred times the capacity.
@@ -382,7 +389,7 @@ mod tests {
 
     #[test]
     fn many_logs_keep_little_each_and_give_it_back() {
-        const MOST: usize = limits::PROCESS_OUTPUT_RETAINED_BYTES;
+        const MOST: usize = PROCESS_OUTPUT_RETAINED_BYTES;
         let retention = Arc::new(Retention::new(4 * MOST));
         let mut logs: Vec<_> = (0..20).map(|_| OutputLog::new(MOST, retention.clone())).collect();
         let chunk = Bytes::from(vec![0; limits::PROCESS_CHUNK_MAX_BYTES]);
@@ -391,8 +398,8 @@ mod tests {
         }
         let kept: Vec<usize> = logs.iter().map(|log| log.kept_bytes).collect();
         let total = kept.iter().sum::<usize>();
-        assert!(total <= 4 * MOST + 20 * limits::PROCESS_OUTPUT_MIN_BYTES, "{kept:?}");
-        assert!(kept.iter().all(|kept| *kept >= limits::PROCESS_OUTPUT_MIN_BYTES / 2), "{kept:?}");
+        assert!(total <= 4 * MOST + 20 * PROCESS_OUTPUT_MIN_BYTES, "{kept:?}");
+        assert!(kept.iter().all(|kept| *kept >= PROCESS_OUTPUT_MIN_BYTES / 2), "{kept:?}");
         // what an attached peer has not got yet is never evicted
         let mut log = OutputLog::new(MOST, retention.clone());
         log.attach(CHUNK);
@@ -400,9 +407,7 @@ mod tests {
             log.output(Stream::Stdout, chunk.clone());
         }
         let waiting = log.kept_bytes;
-        assert!(
-            waiting <= limits::PROCESS_OUTPUT_MIN_BYTES + limits::PROCESS_CHUNK_LARGE_MAX_BYTES
-        );
+        assert!(waiting <= PROCESS_OUTPUT_MIN_BYTES + limits::PROCESS_CHUNK_LARGE_MAX_BYTES);
         assert_eq!(pushed(&mut log)[0], 1);
         drop((logs, log));
         assert_eq!(retention.capacity(MOST), MOST);

@@ -17,7 +17,7 @@ pub(crate) mod allowance;
 mod child;
 mod env;
 mod handle;
-mod log;
+pub(crate) mod log;
 mod lookup;
 mod pty;
 pub(crate) mod retention;

@@ -7,7 +7,13 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use rendez_proto::limits::{EXECUTOR_OUTPUT_RETAINED_BYTES, PROCESS_OUTPUT_MIN_BYTES};
+use rendez_proto::limits::PROCESS_CHUNK_LARGE_MAX_BYTES;
+
+/// Output that all processes of one executor keep together. Beyond it each
+/// keeps at least [`PROCESS_OUTPUT_MIN_BYTES`].
+const EXECUTOR_OUTPUT_RETAINED_BYTES: usize = 128 * 1024 * 1024;
+/// Output that a process may always keep: two large chunks, so that it moves on.
+pub(super) const PROCESS_OUTPUT_MIN_BYTES: usize = 2 * PROCESS_CHUNK_LARGE_MAX_BYTES;
 
 /// See the module.
 #[derive(Debug)]

@@ -19,6 +19,13 @@ use tokio::sync::{mpsc, oneshot};
 use super::allowance::{Grant, Held, Waiting};
 use crate::lock;
 
+/// Largest write that a process for which nothing waits may always have waiting:
+/// what a pipe holds, so that every process moves on.
+pub(super) const STDIN_ALWAYS_BYTES: usize = 64 * 1024;
+/// Ids of applied writes that a process remembers, oldest out first: a client
+/// repeats at most what was unanswered when its stream broke.
+const WRITE_IDS_PER_PROCESS: usize = 8 * limits::WRITES_UNANSWERED_PER_PROCESS;
+
 /// The end that the child reads from.
 pub(super) type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
@@ -158,7 +165,7 @@ impl Stdin {
             return Err(too_much());
         }
         let held = session.hold(bytes);
-        if held.is_none() && (before > 0 || bytes > limits::STDIN_ALWAYS_BYTES) {
+        if held.is_none() && (before > 0 || bytes > STDIN_ALWAYS_BYTES) {
             return Err(RpcError::invalid_request(
                 "too many processes do not read their stdin: all that may wait for them waits; \
                  write less at once, or end some of them",
@@ -187,7 +194,7 @@ impl Done {
 
     fn remember(&mut self, write_id: Option<String>) {
         self.write_ids.extend(write_id);
-        if self.write_ids.len() > limits::WRITE_IDS_PER_PROCESS {
+        if self.write_ids.len() > WRITE_IDS_PER_PROCESS {
             self.write_ids.pop_front();
         }
     }
@@ -256,7 +263,7 @@ async fn deliver(writer: &mut Option<Writer>, bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::allowance::Allowance;
+    use crate::process::allowance::{Allowance, SESSION_STDIN_QUEUED_BYTES};
     use WriteStatus::{Accepted, StdinClosed};
     use tokio::io::AsyncReadExt as _;
 
@@ -308,8 +315,8 @@ mod tests {
     #[tokio::test]
     async fn the_memory_of_ids_is_bounded() {
         let mut done = Done::default();
-        (0..limits::WRITE_IDS_PER_PROCESS + 1).for_each(|n| done.remember(Some(n.to_string())));
-        assert_eq!(done.write_ids.len(), limits::WRITE_IDS_PER_PROCESS);
+        (0..WRITE_IDS_PER_PROCESS + 1).for_each(|n| done.remember(Some(n.to_string())));
+        assert_eq!(done.write_ids.len(), WRITE_IDS_PER_PROCESS);
         assert!(!done.knows(Some("0")) && done.knows(Some("1")) && !done.knows(None));
     }
 
@@ -356,10 +363,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_session_that_is_full_still_takes_a_little_for_each_process() {
-        const LITTLE: usize = limits::STDIN_ALWAYS_BYTES;
+        const LITTLE: usize = STDIN_ALWAYS_BYTES;
         let allowance = Arc::<Allowance>::default();
         let session = allowance.session();
-        let full = session.hold(limits::SESSION_STDIN_QUEUED_BYTES - LITTLE).unwrap();
+        let full = session.hold(SESSION_STDIN_QUEUED_BYTES - LITTLE).unwrap();
         let (stdin, feed) = Stdin::open(allowance.grant(0), session);
         let (near, mut far) = tokio::io::duplex(1);
         tokio::spawn(feed.run(Box::new(near), false));

@@ -19,7 +19,6 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use rendez_proto::limits;
 use rendez_proto::rpc::RpcError;
 use rendez_proto::rpc::process::{
     CloseStdin, Empty, ProcessId, Read, ReadReply, SANDBOX_NONE, Signal, SignalName, Start,
@@ -34,6 +33,13 @@ use super::handle::{Process, PushQueue, Reach};
 use super::retention::Retention;
 use super::stdin::Stdin;
 use crate::{lock, sandbox};
+
+/// Processes of one session that run or linger: bounds file descriptors, and
+/// memory at [`PROCESS_OUTPUT_MIN_BYTES`](super::retention::PROCESS_OUTPUT_MIN_BYTES)
+/// each.
+pub(crate) const PROCESSES_PER_SESSION: usize = 1024;
+/// How long a finished process stays readable (docs/codex-wire.md#processes).
+const PROCESS_LINGER: Duration = Duration::from_secs(80);
 
 /// One session's processes.
 pub(crate) struct Supervisor {
@@ -252,10 +258,10 @@ impl Supervisor {
                 start.process_id
             )));
         }
-        if known.entries.len() >= limits::PROCESSES_PER_SESSION && !known.forget_oldest_closed() {
+        if known.entries.len() >= PROCESSES_PER_SESSION && !known.forget_oldest_closed() {
             return Err(RpcError::invalid_request(format!(
                 "this session runs {} processes, which is the most it can; end one first",
-                limits::PROCESSES_PER_SESSION
+                PROCESSES_PER_SESSION
             )));
         }
         known.entries.insert(start.process_id.clone(), Entry::Starting { early: None });
@@ -407,7 +413,7 @@ async fn run(
     let known = Arc::downgrade(&process);
     drop(process);
     loop {
-        tokio::time::sleep(limits::PROCESS_LINGER).await;
+        tokio::time::sleep(PROCESS_LINGER).await;
         let (Some(here), Some(process)) = (supervisor.upgrade(), known.upgrade()) else { return };
         // a slow reader, or one behind a cut, would wait for its end for ever
         if process.is_pushed() {
@@ -419,6 +425,8 @@ async fn run(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::log::PROCESS_OUTPUT_RETAINED_BYTES;
+    use rendez_proto::limits;
     use rendez_proto::rpc::Message;
     use rendez_proto::rpc::path::PathUri;
 
@@ -453,7 +461,7 @@ mod tests {
     async fn a_peer_that_takes_nothing_holds_the_child_and_then_gets_everything() {
         let supervisor = Supervisor::new(Arc::default(), Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
-        let total = 2 * limits::PROCESS_OUTPUT_RETAINED_BYTES;
+        let total = 2 * PROCESS_OUTPUT_RETAINED_BYTES;
         let script = format!("exec head -c {total} /dev/zero");
         supervisor.start(start("p", &script)).await.unwrap();
         // until the log is about full and nothing has come for a while
@@ -465,12 +473,12 @@ mod tests {
                 Read { process_id: pid("p"), after_seq: None, max_bytes: None, wait_ms: None };
             let all = supervisor.read(&call).unwrap();
             let held: usize = all.chunks.iter().map(|chunk| chunk.chunk.len()).sum();
-            if all.next_seq - 1 == last && held >= limits::PROCESS_OUTPUT_RETAINED_BYTES / 2 {
+            if all.next_seq - 1 == last && held >= PROCESS_OUTPUT_RETAINED_BYTES / 2 {
                 break held;
             }
             last = all.next_seq - 1;
         };
-        assert!(held <= limits::PROCESS_OUTPUT_RETAINED_BYTES + limits::PROCESS_CHUNK_MAX_BYTES);
+        assert!(held <= PROCESS_OUTPUT_RETAINED_BYTES + limits::PROCESS_CHUNK_MAX_BYTES);
         for expected in 1.. {
             let (method, seq) = next(&supervisor).await;
             assert_eq!(seq, expected, "nothing was dropped");
@@ -485,7 +493,7 @@ mod tests {
     async fn a_peer_that_goes_away_releases_the_child() {
         let supervisor = Supervisor::new(Arc::default(), Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
-        let total = 2 * limits::PROCESS_OUTPUT_RETAINED_BYTES;
+        let total = 2 * PROCESS_OUTPUT_RETAINED_BYTES;
         let script = format!("exec head -c {total} /dev/zero");
         supervisor.start(start("p", &script)).await.unwrap();
         supervisor.detach();
@@ -515,7 +523,7 @@ mod tests {
     async fn a_full_session_forgets_the_oldest_closed_process() {
         let supervisor = Supervisor::new(Arc::default(), Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
-        let others = (1..limits::PROCESSES_PER_SESSION)
+        let others = (1..PROCESSES_PER_SESSION)
             .map(|n| (pid(&n.to_string()), Entry::Starting { early: None }));
         lock(&supervisor.known).entries.extend(others);
         supervisor.start(start("p", "exec sleep 1000")).await.unwrap();
@@ -543,7 +551,7 @@ mod tests {
         // its task goes to sleep in the same step in which it says so
         tokio::task::yield_now().await;
         tokio::time::pause();
-        tokio::time::advance(limits::PROCESS_LINGER - Duration::from_millis(10)).await;
+        tokio::time::advance(PROCESS_LINGER - Duration::from_millis(10)).await;
         assert_eq!(read(&supervisor, 0, 0).await.exit_code, Some(0));
         tokio::time::advance(Duration::from_millis(20)).await;
         while !lock(&supervisor.known).entries.is_empty() {
@@ -563,7 +571,7 @@ mod tests {
         tokio::time::pause();
         // more than one look, with time for each
         for _ in 0..3 {
-            tokio::time::advance(limits::PROCESS_LINGER + Duration::from_millis(10)).await;
+            tokio::time::advance(PROCESS_LINGER + Duration::from_millis(10)).await;
             tokio::task::yield_now().await;
         }
         let mut told = Vec::new();
@@ -574,7 +582,7 @@ mod tests {
         // an exit may be noticed before the last output
         told.sort_unstable();
         assert_eq!(told, ["process/closed", "process/exited", "process/output"]);
-        tokio::time::advance(limits::PROCESS_LINGER + Duration::from_millis(10)).await;
+        tokio::time::advance(PROCESS_LINGER + Duration::from_millis(10)).await;
         while !lock(&supervisor.known).entries.is_empty() {
             tokio::task::yield_now().await;
         }

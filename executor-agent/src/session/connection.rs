@@ -7,7 +7,7 @@
 //!     └─┘                       └─ other calls: -32600
 //! ```
 //!
-//! * Requests run at once, [`limits::REQUESTS_IN_FLIGHT`] of them; while that
+//! * Requests run at once, [`REQUESTS_IN_FLIGHT`] of them; while that
 //!   many run, no more messages are taken, and the peer is slowed down.
 //! * What waits for a process is not among them, and has bounds of its own: a
 //!   child that does not read, or says nothing, keeps out no other call.
@@ -39,7 +39,22 @@ use super::executor::{Attached, Executor};
 use super::methods;
 use super::table::ConnectionId;
 use crate::fs::Reads;
-use crate::process::supervisor::Supervisor;
+use crate::process::supervisor::{PROCESSES_PER_SESSION, Supervisor};
+
+/// Requests of one stream that run at once, but for those that wait for a
+/// process: [`WRITES_UNANSWERED_PER_STREAM`] and [`READS_WAITING_PER_STREAM`].
+/// While so many run, the stream is not read.
+const REQUESTS_IN_FLIGHT: usize = 64;
+/// Writes to processes that wait without counting in [`REQUESTS_IN_FLIGHT`]: as
+/// many as all processes of a session may have, so that processes that do not
+/// read never keep out the call that ends them. Each costs a task of about 1 KiB;
+/// the stdin budget bounds its bytes.
+const WRITES_UNANSWERED_PER_STREAM: usize =
+    limits::WRITES_UNANSWERED_PER_PROCESS * PROCESSES_PER_SESSION;
+/// Calls of `process/read` that wait for news of a process without counting in
+/// [`REQUESTS_IN_FLIGHT`]: one for each process. Further ones are answered at
+/// once, as if there was no time to wait.
+pub(super) const READS_WAITING_PER_STREAM: usize = PROCESSES_PER_SESSION;
 
 /// Why a stream is served no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,9 +121,9 @@ impl<M: Messages> Connection<M> {
             id: executor.new_connection(),
             executor,
             messages,
-            slots: places(limits::REQUESTS_IN_FLIGHT),
-            writes: places(limits::WRITES_UNANSWERED_PER_STREAM),
-            reads: places(limits::READS_WAITING_PER_STREAM),
+            slots: places(REQUESTS_IN_FLIGHT),
+            writes: places(WRITES_UNANSWERED_PER_STREAM),
+            reads: places(READS_WAITING_PER_STREAM),
             files: Reads::default(),
             tasks: JoinSet::new(),
             phase: Phase::Fresh,
@@ -312,12 +327,12 @@ mod tests {
         ] {
             connection.handle(&message.into()).await.unwrap();
         }
-        while connection.slots.available_permits() < limits::REQUESTS_IN_FLIGHT {
+        while connection.slots.available_permits() < REQUESTS_IN_FLIGHT {
             tokio::task::yield_now().await;
         }
         let Phase::Ready(session) = &connection.phase else { panic!("no session") };
         let supervisor = session.supervisor().clone();
-        for _ in 0..limits::REQUESTS_IN_FLIGHT {
+        for _ in 0..REQUESTS_IN_FLIGHT {
             let slot = connection.slots.clone().acquire_owned().await.unwrap();
             connection.tasks.spawn(async move {
                 pending::<()>().await;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rendez_proto::limits;
+use rendez_proto::limits::STREAM_GRACE;
 use rendez_proto::rpc::RpcError;
 use rendez_proto::rpc::session::{Environment, SessionId};
 use tokio::sync::Notify;
@@ -19,6 +19,17 @@ use crate::process::allowance::Allowance;
 use crate::process::retention::Retention;
 use crate::process::signals;
 use crate::process::supervisor::Supervisor;
+
+/// How much longer than a stream its session lives, at least: the end of the
+/// stream must not end what it was about.
+const SESSION_MARGIN: Duration = Duration::from_secs(10);
+/// How long a session outlives its last stream, at least; the stock executor
+/// keeps it for 80 s (docs/codex-wire.md#session).
+pub(super) const SESSION_GRACE: Duration = Duration::from_secs(100);
+/// Sessions of one executor, attached and detached.
+const SESSIONS_PER_EXECUTOR: usize = 1024;
+
+const _: () = assert!(SESSION_GRACE.as_secs() >= STREAM_GRACE.as_secs() + SESSION_MARGIN.as_secs());
 
 /// One executor's sessions and services; it outlives every connection.
 pub struct Executor {
@@ -48,9 +59,9 @@ impl Executor {
     /// Must be called within a tokio runtime.
     pub fn new(environment: Environment, stream_grace: Duration) -> Arc<Self> {
         signals::make_children_reachable();
-        let grace = limits::SESSION_GRACE.max(stream_grace + limits::SESSION_MARGIN);
+        let grace = SESSION_GRACE.max(stream_grace + SESSION_MARGIN);
         Arc::new(Self {
-            sessions: Mutex::new(Table::new(limits::SESSIONS_PER_EXECUTOR, grace)),
+            sessions: Mutex::new(Table::new(SESSIONS_PER_EXECUTOR, grace)),
             detached: Notify::new(),
             stopped: CancellationToken::new(),
             next_connection: AtomicU64::new(0),

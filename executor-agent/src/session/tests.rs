@@ -19,7 +19,11 @@ use rendez_rpc::memory::{End, pair};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
+use super::connection::READS_WAITING_PER_STREAM;
+use super::executor::SESSION_GRACE;
 use super::{Executor, Served, serve};
+use crate::fs::FILE_READS_AT_ONCE;
+use crate::process::log::PROCESS_OUTPUT_RETAINED_BYTES;
 
 /// A client of one stream that keeps what it has not asked for yet.
 struct Client {
@@ -551,7 +555,7 @@ async fn a_client_that_dies_while_children_do_not_read_leaves_its_session() {
     let children = stuck(&mut client).await;
     client.disconnect().await;
     tokio::time::pause();
-    tokio::time::advance(limits::SESSION_GRACE + Duration::from_millis(10)).await;
+    tokio::time::advance(SESSION_GRACE + Duration::from_millis(10)).await;
     tokio::time::resume();
     for child in children {
         gone(&child).await;
@@ -586,14 +590,14 @@ async fn a_terminal_has_its_size_echo_interrupt_and_end_of_file() {
 
 #[tokio::test]
 async fn a_slow_reader_gets_everything_and_stops_the_child_meanwhile() {
-    let total = 3 * limits::PROCESS_OUTPUT_RETAINED_BYTES;
+    let total = 3 * PROCESS_OUTPUT_RETAINED_BYTES;
     let mut client = Client::connect(&executor(), 1);
     client.initialize(None).await.unwrap();
     let script = format!("head -c {total} /dev/zero");
     let start = shell("big", &script);
     client.call::<Start>(&start).await.unwrap();
     // the log fills up and the child is held: it cannot have exited
-    let full = limits::PROCESS_OUTPUT_RETAINED_BYTES as u64 / 2 / 8192;
+    let full = PROCESS_OUTPUT_RETAINED_BYTES as u64 / 2 / 8192;
     let wait = Read { wait_ms: Some(60_000), max_bytes: Some(1), ..read("big", full) };
     let id = client.ask::<Read>(&wait).await;
     let reply = loop {
@@ -671,7 +675,7 @@ async fn a_long_read_does_not_hold_up_other_calls() {
     client.call::<Start>(&shell("p", "exec sleep 1000")).await.unwrap();
     let wait = Read { wait_ms: Some(u64::MAX), ..read("p", 0) };
     let mut waiting = Vec::new();
-    for _ in 0..limits::READS_WAITING_PER_STREAM {
+    for _ in 0..READS_WAITING_PER_STREAM {
         waiting.push(client.ask::<Read>(&wait).await);
     }
     let beyond = client.call::<Read>(&wait).await.unwrap();
@@ -713,7 +717,7 @@ async fn a_session_survives_its_stream_and_loses_nothing() {
 async fn while_nobody_is_attached_the_child_runs_on_and_the_newest_output_is_kept() {
     let executor = executor();
     let (mut client, session) = Client::ready(&executor, None).await;
-    let total = 3 * limits::PROCESS_OUTPUT_RETAINED_BYTES;
+    let total = 3 * PROCESS_OUTPUT_RETAINED_BYTES;
     let script = format!("read go; head -c {total} /dev/zero; echo end");
     let start = Start { pipe_stdin: true, ..shell("p", &script) };
     client.call::<Start>(&start).await.unwrap();
@@ -783,7 +787,7 @@ async fn a_session_that_nobody_resumes_is_killed_after_its_grace() {
     let sleeper = start_sleeper(&mut client).await;
     client.disconnect().await;
     tokio::time::pause();
-    tokio::time::advance(limits::SESSION_GRACE - Duration::from_millis(10)).await;
+    tokio::time::advance(SESSION_GRACE - Duration::from_millis(10)).await;
     assert!(is_alive(&sleeper));
     tokio::time::advance(Duration::from_millis(20)).await;
     tokio::time::resume();
@@ -837,7 +841,7 @@ async fn files_that_slow_clients_read_are_bounded() {
         ReadFile { path: path(file.to_str().unwrap()), follow_symlinks: true, sandbox: None };
     let (mut quick, _) = Client::ready(&executor, None).await;
     let mut slow = Vec::new();
-    for _ in 0..limits::FILE_READS_AT_ONCE {
+    for _ in 0..FILE_READS_AT_ONCE {
         quick.call::<ReadFile>(&read).await.unwrap();
         let mut client = Client::connect(&executor, 1);
         client.initialize(None).await.unwrap();

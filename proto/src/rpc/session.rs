@@ -1,8 +1,8 @@
 //! Opening a session and asking about the environment (WIRE.md, section 6.1).
 //!
 //! A stream carries one session. The client calls [`Initialize`], then sends
-//! [`Initialized`], then anything else. A session outlives its stream for
-//! [`crate::limits::SESSION_GRACE`] and is taken up again by its id.
+//! [`Initialized`], then anything else. An executor keeps a session
+//! for at least 100 s after its last stream; its id resumes it.
 //!
 //! ```text
 //! -> {"id":1,"method":"initialize","params":{"clientName":"x","resumeSessionId":null}}

@@ -2,7 +2,6 @@
 
 use rendez_endpoint::{Authorized, Key, Refusal};
 use rendez_proto::keys::PublicKey;
-use rendez_proto::limits::REQUESTS_IN_FLIGHT;
 
 use crate::Micros;
 use crate::app::Said;
@@ -13,6 +12,9 @@ use crate::registry::{No, Verdict};
 use crate::rules::{End, Rule, StreamIndex};
 use crate::world::World;
 
+/// Requests of one stream that wait for their answers before the executor reads no
+/// more of it, as in `executor-agent/src/session/connection.rs`.
+const REQUESTS_IN_FLIGHT: usize = 64;
 /// Trailers after the last output.
 const TRAILERS: u32 = 3;
 
