@@ -224,65 +224,6 @@ pub const ORCHESTRATOR_TICKET_TTL: Duration = Duration::from_secs(60);
 pub const TICKET_MAX_BYTES: usize = 2048;
 /// Longest subject of a ticket in bytes: the id of a token has 16.
 pub const TICKET_SUBJECT_MAX_BYTES: usize = 64;
-/// How long the record of a used ticket outlives the ticket: covers a clock
-/// that is set back.
-pub const REDEEMED_TICKET_MARGIN: Duration = Duration::from_secs(600);
-/// Records of used tickets that one redemption may purge.
-pub const REDEEMED_PURGE_BATCH: u32 = 64;
-/// Longest bearer token in bytes that is looked at; ours have 66.
-pub const BEARER_MAX_BYTES: usize = 256;
-/// Bytes of a too large request body that are read and dropped, so that the
-/// answer is not lost in a connection reset.
-pub const REGISTRY_BODY_DRAIN_BYTES: usize = 1024 * 1024;
-/// How long a request body may take to arrive. Codex, section 1: its clients
-/// give up after 6 to 10 s.
-pub const REGISTRY_BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long `/register` tries again while the database is busy. Codex, section
-/// 1.1: its executors wait 10 s and exit on any failure.
-pub const REGISTER_PATIENCE: Duration = Duration::from_secs(8);
-/// Pause between two of those tries.
-pub const REGISTER_RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// How long one statement waits for another writer of the database.
-pub const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a starting process waits for others that start on the same
-/// database.
-pub const DATABASE_OPEN_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a writer waits for others of its process: several of them may have
-/// waited for [`DATABASE_BUSY_TIMEOUT`]. Codex, section 1: clients give up after
-/// 6 s and more.
-pub const DATABASE_TURN_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a command waits for a database of an older schema to be brought up
-/// to date by a relay that starts just now.
-pub const DATABASE_SCHEMA_PATIENCE: Duration = Duration::from_secs(2);
-/// Connections to the database: one writes, the others read meanwhile.
-pub const DATABASE_CONNECTIONS: u32 = 4;
-/// Environments of one registry: bounds what a token with the pattern `*` can
-/// create. Where there are so many, those that are away longest make room.
-pub const ENVIRONMENTS_MAX: u32 = 100_000;
-/// How long an environment's executor must be away before it may be forgotten
-/// for others: machines that are off for the night find all as it was, and so
-/// many pods with a name of their own may come a day as there is room for.
-pub const ENVIRONMENTS_AWAY_KEPT: Duration = Duration::from_secs(86_400);
-/// Environments that one registration may have forgotten.
-pub const ENVIRONMENTS_PURGE_BATCH: u32 = 64;
-/// How long after nothing was found to be forgotten it is looked for again: that
-/// goes through all environments.
-pub const ENVIRONMENTS_PURGE_PAUSE: Duration = Duration::from_secs(60);
-/// Tokens of one registry, those that ended included, and enrolled executors
-/// not. Where there are so many, the ones that ended first make room.
-pub const TOKENS_MAX: u32 = 100_000;
-/// How long a token that was revoked or expired is kept, so that its bearer is
-/// told so and an operator sees it. For each environment that is probed once a
-/// minute, 86,400 of them.
-pub const TOKENS_ENDED_KEPT: Duration = Duration::from_secs(30 * 86_400);
-/// Ended tokens that the creation of one may remove.
-pub const TOKENS_PURGE_BATCH: u32 = 64;
-/// Enrolled executors of one registry, revoked ones included: those stay, so
-/// that a key which was revoked is never enrolled again. Room to enrol each
-/// environment's executor anew.
-pub const ENROLLED_MAX: u32 = 2 * ENVIRONMENTS_MAX;
-/// Subjects of other issuers that are blocked, for good.
-pub const BLOCKED_SUBJECTS_MAX: u32 = 100_000;
 /// Entries of one page of a list.
 pub const LIST_PAGE_MAX: u32 = 1000;
 /// Largest answer of a registry that an orchestrator reads, in bytes: a full
@@ -292,52 +233,20 @@ pub const REGISTRY_ANSWER_MAX_BYTES: usize = LIST_PAGE_MAX as usize * 4096;
 /// Longest label of a token in bytes.
 pub const TOKEN_LABEL_MAX_BYTES: usize = 128;
 /// Connections of its executors that an environment's history keeps, the
-/// newest, unless configured: enough to see a pattern, and for
-/// [`ENVIRONMENTS_MAX`] a few GiB.
+/// newest, unless configured: enough to see a pattern, and for all environments
+/// of a full registry a few GiB.
 pub const CONNECTIONS_PER_ENVIRONMENT: u32 = 50;
 /// The most that it may be configured to: one answer holds them all.
 pub const CONNECTIONS_PER_ENVIRONMENT_MAX: u32 = LIST_PAGE_MAX;
 /// How long connections are kept, unless configured; the last one of each
 /// environment stays.
 pub const CONNECTIONS_KEEP_AGE: Duration = Duration::from_secs(365 * 86_400);
-/// Connections that one transaction removes as too old.
-pub const CONNECTIONS_PRUNE_BATCH: u32 = 2000;
-/// Records of connections that wait to be written. More than there are
-/// connections on a node; beyond it, the oldest is lost and counted.
-pub const CONNECTIONS_UNWRITTEN: usize = 65_536;
-/// Records of connections that one transaction writes: it holds up other
-/// writers no longer than a few milliseconds.
-pub const CONNECTIONS_PER_WRITE: usize = 256;
-/// Events of the audit log that wait to be written; beyond it, they are lost,
-/// counted, and a row says so. A few seconds of a busy relay.
-pub const AUDIT_UNWRITTEN: usize = 16_384;
-/// Events of the audit log that one transaction writes.
-pub const AUDIT_PER_WRITE: usize = 512;
 /// Rows of the audit log that are kept, unless configured: about 300 MiB.
 pub const AUDIT_KEEP_ROWS: u64 = 1_000_000;
 /// How long rows of the audit log are kept, unless configured.
 pub const AUDIT_KEEP_AGE: Duration = Duration::from_secs(365 * 86_400);
-/// How often old rows of the audit log and of the history are looked for.
-pub const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 /// The shortest time that they may be kept.
-pub const KEEP_MIN: Duration = PRUNE_INTERVAL;
-/// Rows of the audit log that one transaction removes.
-pub const AUDIT_PRUNE_BATCH: u32 = 5000;
-/// The part of the audit log that what people did may take, when it is carried
-/// over because the log is cut for its length: one row in two, so that a cut
-/// always makes room, whatever is in the log.
-pub const AUDIT_ACTS_PART: u64 = 2;
-/// How often the audit log says that the same token runs into the same limit, or
-/// is refused for the same reason.
-pub const QUOTA_ROW_INTERVAL: Duration = Duration::from_secs(60);
-/// Tokens and limits that are kept apart for that, and as many tokens and
-/// reasons. At a row per minute each, the log of a relay under attack grows by
-/// 140 rows a second at most.
-pub const QUOTA_ENTRIES: usize = 4096;
-/// Pause after the database refused what is written in the background.
-pub const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// How long a stopping relay waits for what is written in the background.
-pub const WRITE_FAREWELL: Duration = Duration::from_secs(2);
+pub const KEEP_MIN: Duration = Duration::from_secs(3600);
 /// How long `/connect` waits for an executor that is away, unless configured.
 /// Codex, section 1.2: its orchestrators give up one try after about 6 s.
 pub const CONNECT_WAIT: Duration = Duration::from_secs(4);
@@ -359,33 +268,14 @@ pub const ROTATION_OVERLAP_MAX: Duration = Duration::from_secs(30 * 86_400);
 pub const PROOF_WINDOW: Duration = Duration::from_secs(300);
 /// Longest proof of possession in bytes, as text in a header.
 pub const PROOF_MAX_BYTES: usize = 512;
-/// Longest bearer of another issuer in bytes: those of GitHub have 2 KiB, and a
-/// request's head has 16.
-pub const JWT_MAX_BYTES: usize = 8 * 1024;
-/// How far an issuer's clock may be off.
-pub const JWT_LEEWAY: Duration = Duration::from_secs(30);
 /// Largest set of an issuer's keys in bytes: a few dozen keys with chains.
 pub const JWKS_MAX_BYTES: usize = 256 * 1024;
-/// How old an issuer's keys may be before they are asked for anew.
-pub const JWKS_MAX_AGE: Duration = Duration::from_secs(3600);
-/// How old they may be if they cannot be had anew.
-pub const JWKS_STALE_MAX: Duration = Duration::from_secs(24 * 3600);
-/// Pause before an issuer is asked for keys again, whatever tokens name.
-pub const JWKS_REFRESH_PAUSE: Duration = Duration::from_secs(30);
 /// How long an issuer may take to answer.
 pub const JWKS_FETCH_TIMEOUT: Duration = Duration::from_secs(4);
-/// Longest `X-Forwarded-For` that is read, in bytes: a dozen proxies.
-pub const FORWARDED_MAX_BYTES: usize = 1024;
-/// Withdrawals that a store keeps for relays that have not read them yet. A
-/// relay that is further behind closes every websocket instead.
-pub const WITHDRAWALS_KEPT: u32 = 100_000;
 /// Withdrawals that are read at once.
 pub const WITHDRAWALS_PAGE: u32 = 1000;
 /// Security profiles that one request may name.
 pub const PROFILES_PER_REQUEST: usize = 16;
-/// Longest Host header in bytes: a DNS name has 253, a port adds six.
-pub const HOST_MAX_BYTES: usize = 260;
-
 // ---- certificates by ACME --------------------------------------------------
 
 /// Names of one certificate, and so proofs that are pending at once. Public
@@ -465,13 +355,10 @@ const _: () = {
             <= PROOF_MAX_BYTES
     );
     assert!(REGISTRY_BODY_MAX_BYTES < REGISTRY_ANSWER_MAX_BYTES);
-    assert!(REGISTER_PATIENCE.as_secs() < 10);
     assert!(CONNECT_WAIT.as_secs() < 6);
     assert!(CONNECTIONS_PER_ENVIRONMENT <= CONNECTIONS_PER_ENVIRONMENT_MAX);
     assert!(AUDIT_KEEP_AGE.as_secs() >= KEEP_MIN.as_secs());
     assert!(CONNECTIONS_KEEP_AGE.as_secs() >= KEEP_MIN.as_secs());
     assert!(CONNECT_WAIT_MAX.as_secs() < 15);
     assert!(CONNECT_WAIT.as_secs() <= CONNECT_WAIT_MAX.as_secs());
-    assert!(WITHDRAWALS_PAGE < WITHDRAWALS_KEPT);
-    assert!(DATABASE_BUSY_TIMEOUT.as_secs() < REGISTER_PATIENCE.as_secs());
 };

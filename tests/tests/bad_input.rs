@@ -15,6 +15,7 @@ use rendez_proto::registry::ConnectRequest;
 use rendez_proto::registry::admin::Role;
 use rendez_proto::registry::error::{AbsenceState, ErrorCode};
 use rendez_proto::ticket::{Claims, Purpose, Ticket};
+use rendez_registry::http::body::REGISTRY_BODY_DRAIN_BYTES;
 use rendez_registry::stats::{Operation, Outcome, TicketFault};
 use rendez_relay::edge::stats::End;
 use rendez_relay_core::Dropped;
@@ -366,7 +367,7 @@ async fn a_legacy_registration() -> Result<()> {
 #[tokio::test]
 async fn an_oversized_body() -> Result<()> {
     let mut scene = Scene::start().await?;
-    for length in [limits::REGISTRY_BODY_MAX_BYTES + 1, limits::REGISTRY_BODY_DRAIN_BYTES] {
+    for length in [limits::REGISTRY_BODY_MAX_BYTES + 1, REGISTRY_BODY_DRAIN_BYTES] {
         let body = vec![b' '; length];
         let request = |relay: &TestRelay| {
             let request = relay.call(ENVIRONMENT, "register").bearer_auth(relay.executor_token());

@@ -8,7 +8,7 @@
 //!   written, once.
 //! * A connection begins once, however few of an environment are kept: whose
 //!   beginning was written is only changed from then on.
-//! * At most [`limits::CONNECTIONS_UNWRITTEN`] wait; beyond that, the oldest is
+//! * At most [`CONNECTIONS_UNWRITTEN`] wait; beyond that, the oldest is
 //!   lost and counted.
 //! * Cancelling `History::run` or [`History::flush`] loses nothing.
 
@@ -23,8 +23,18 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::seam::Clock;
+use crate::store;
 use crate::store::StoreError;
+use crate::store::capacity;
 use crate::store::records::{Began, Connection, ConnectionId, Note, Records};
+
+/// Records of connections that wait to be written. More than there are
+/// connections on a node; beyond it, the oldest is lost and counted.
+pub(crate) const CONNECTIONS_UNWRITTEN: usize = 65_536;
+
+/// Records of connections that one transaction writes: it holds up other
+/// writers no longer than a few milliseconds.
+pub(crate) const CONNECTIONS_PER_WRITE: usize = 256;
 
 /// How much of the history is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,7 +122,7 @@ impl History {
         let number = connection.id.number;
         let version = unwritten.get(&number).map_or(0, |noted| noted.version + 1);
         unwritten.insert(number, Noted { connection, version });
-        if unwritten.len() > limits::CONNECTIONS_UNWRITTEN {
+        if unwritten.len() > CONNECTIONS_UNWRITTEN {
             if let Some((lost, _)) = unwritten.pop_first() {
                 begun.remove(&lost);
             }
@@ -173,7 +183,7 @@ impl History {
             let batch: Vec<(u64, Note)> = {
                 let notes = self.lock();
                 let Notes { unwritten, begun } = &*notes;
-                let next = unwritten.range(from..=last).take(limits::CONNECTIONS_PER_WRITE);
+                let next = unwritten.range(from..=last).take(CONNECTIONS_PER_WRITE);
                 let note = |(number, noted): (&u64, &Noted)| {
                     let connection = noted.connection.clone();
                     (noted.version, Note { connection, begun: begun.contains(number) })
@@ -214,7 +224,7 @@ impl History {
             let mut done = self.flush().await;
             let due = Instant::now() >= prune_at;
             if done.is_ok() && (self.prune_now.swap(false, Ordering::Relaxed) || due) {
-                prune_at = Instant::now() + limits::PRUNE_INTERVAL;
+                prune_at = Instant::now() + store::PRUNE_INTERVAL;
                 done = self.prune().await.map(drop);
             }
             match done {
@@ -224,7 +234,7 @@ impl History {
                     if !std::mem::replace(&mut failing, true) {
                         tracing::warn!(%error, "the history of connections cannot be written now");
                     }
-                    sleep(limits::WRITE_RETRY_PAUSE).await;
+                    sleep(store::WRITE_RETRY_PAUSE).await;
                 }
             }
         }
@@ -237,7 +247,7 @@ impl History {
         let mut removed = 0;
         loop {
             // lets others write in between
-            let limit = limits::CONNECTIONS_PRUNE_BATCH;
+            let limit = capacity::CONNECTIONS_PRUNE_BATCH;
             let batch = self.records.prune_connections(before, limit).await?;
             removed += batch;
             if batch < u64::from(limit) {
@@ -384,7 +394,7 @@ mod tests {
         let kept = Arc::new(Kept::default());
         kept.down.store(true, Ordering::SeqCst);
         let history = Arc::new(history_of(kept.clone()));
-        let noted: Vec<_> = (0..limits::CONNECTIONS_PER_WRITE + 1)
+        let noted: Vec<_> = (0..CONNECTIONS_PER_WRITE + 1)
             .map(|_| connection(&history))
             .inspect(|connection| history.note(connection.clone()))
             .collect();
@@ -393,10 +403,10 @@ mod tests {
             let history = history.clone();
             async move { history.run().await }
         });
-        sleep_virtually(limits::WRITE_RETRY_PAUSE * 5).await;
+        sleep_virtually(store::WRITE_RETRY_PAUSE * 5).await;
         assert_eq!(history.unwritten(), noted.len());
         kept.down.store(false, Ordering::SeqCst);
-        sleep_virtually(limits::WRITE_RETRY_PAUSE * 2).await;
+        sleep_virtually(store::WRITE_RETRY_PAUSE * 2).await;
         assert_eq!(history.unwritten(), 0);
         writer.abort();
         let writes = kept.writes.lock().unwrap();
@@ -417,7 +427,7 @@ mod tests {
         let year = START - limits::CONNECTIONS_KEEP_AGE.as_secs();
         sleep_virtually(Duration::from_secs(1)).await;
         assert_eq!(looked(), [year, year], "until nothing is left");
-        sleep_virtually(limits::PRUNE_INTERVAL - Duration::from_secs(2)).await;
+        sleep_virtually(store::PRUNE_INTERVAL - Duration::from_secs(2)).await;
         assert_eq!(looked().len(), 2);
         sleep_virtually(Duration::from_secs(2)).await;
         assert_eq!(looked().len(), 3);
@@ -443,10 +453,10 @@ mod tests {
     async fn beyond_its_bound_the_oldest_is_lost_and_counted() {
         let history = history_of(Arc::default());
         let one = connection(&history);
-        for _ in 0..limits::CONNECTIONS_UNWRITTEN + 3 {
+        for _ in 0..CONNECTIONS_UNWRITTEN + 3 {
             history.note(Connection { id: history.next_id(), ..one.clone() });
         }
-        assert_eq!(history.unwritten(), limits::CONNECTIONS_UNWRITTEN);
+        assert_eq!(history.unwritten(), CONNECTIONS_UNWRITTEN);
         assert_eq!(history.lost(), 3);
     }
 }

@@ -1,13 +1,14 @@
 //! Under which URL clients reach this relay: the base of the websocket URLs
 //! that replies carry.
 
-use std::fmt;
-use std::str::FromStr;
-
-use rendez_proto::limits;
 use rendez_proto::registry::RendezvousUrl;
 use rendez_proto::ticket::TicketText;
+use std::fmt;
+use std::str::FromStr;
 use url::Url;
+
+/// Longest Host header in bytes: a DNS name has 253, a port adds six.
+pub(crate) const HOST_MAX_BYTES: usize = 260;
 
 /// Path of the rendezvous websocket below the base. The ticket is the query
 /// parameter `ticket`.
@@ -81,7 +82,7 @@ impl PublicUrl {
                     b.is_ascii_alphanumeric()
                         || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']')
                 };
-                host.filter(|host| host.len() <= limits::HOST_MAX_BYTES && host.bytes().all(plain))
+                host.filter(|host| host.len() <= HOST_MAX_BYTES && host.bytes().all(plain))
                     .and_then(|host| Url::parse(&format!("{scheme}://{host}")).ok())
                     .map(|url| WebsocketBase(url.as_str().trim_end_matches('/').into()))
                     .ok_or(InvalidPublicUrl::Host)
@@ -143,7 +144,7 @@ mod tests {
         assert_eq!(base(Some("relay.example.com")).unwrap(), "ws://relay.example.com");
         let secure = PublicUrl::FromHostByTls.base(Some("relay.example.com:8443")).unwrap();
         assert_eq!(secure.to_string(), "wss://relay.example.com:8443");
-        let long = "a".repeat(limits::HOST_MAX_BYTES + 1);
+        let long = "a".repeat(HOST_MAX_BYTES + 1);
         for bad in [
             None,
             Some(""),

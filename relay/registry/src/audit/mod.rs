@@ -3,7 +3,7 @@
 //! Two ways in:
 //!
 //! * [`Audit::record`] never waits: for what happens often (register, connect,
-//!   validate, open, close, quota). Up to [`limits::AUDIT_UNWRITTEN`] events
+//!   validate, open, close, quota). Up to [`AUDIT_UNWRITTEN`] events
 //!   wait for the writer. Beyond that they are lost, counted, and a `gap` row
 //!   stands where they would: the log says what it does not know.
 //!   [`Audit::record_refusal`] is the same for what whoever is refused may do as
@@ -16,7 +16,7 @@
 //! Invariants
 //!
 //! * Events are written in the order in which they came, in transactions of at
-//!   most [`limits::AUDIT_PER_WRITE`], and each is written once.
+//!   most [`AUDIT_PER_WRITE`], and each is written once.
 //! * Cancelling whoever waits for a write neither loses nor repeats anything:
 //!   a write runs in a task of its own to its end.
 
@@ -35,8 +35,19 @@ use tokio::time::{Instant, sleep, timeout_at};
 use self::repeats::Repeats;
 use crate::page;
 use crate::seam::Clock;
+use crate::store;
 use crate::store::StoreError;
 use crate::store::audit::AuditStore;
+
+/// Events of the audit log that wait to be written; beyond it, they are lost,
+/// counted, and a row says so. A few seconds of a busy relay.
+pub(crate) const AUDIT_UNWRITTEN: usize = 16_384;
+
+/// Events of the audit log that one transaction writes.
+pub(crate) const AUDIT_PER_WRITE: usize = 512;
+
+/// Rows of the audit log that one transaction removes.
+pub(crate) const AUDIT_PRUNE_BATCH: u32 = 5000;
 
 /// How much of the log is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +107,7 @@ impl Audit {
     /// Takes an event and has it written soon.
     pub fn record(&self, event: AuditEvent) {
         let mut unwritten = self.lock();
-        if unwritten.len() < limits::AUDIT_UNWRITTEN {
+        if unwritten.len() < AUDIT_UNWRITTEN {
             unwritten.push_back(event);
         } else {
             self.lost.fetch_add(1, Ordering::Relaxed);
@@ -117,7 +128,7 @@ impl Audit {
 
     /// Takes an event that whoever causes it can repeat at no cost. The first of
     /// an actor and a word is written soon, those that follow are one row per
-    /// [`limits::QUOTA_ROW_INTERVAL`] together, with their number and with what is
+    /// [`repeats::QUOTA_ROW_INTERVAL`] together, with their number and with what is
     /// the same of all of them.
     pub fn record_refusal(&self, event: AuditEvent) {
         let first = self.refusals().take(event, Instant::now());
@@ -210,10 +221,10 @@ impl Audit {
             let mut done = self.flush().await;
             let written = self.written.load(Ordering::Relaxed);
             // so that no flood makes more of them than a batch too many
-            let many = written - rows_at_prune >= u64::from(limits::AUDIT_PRUNE_BATCH);
+            let many = written - rows_at_prune >= u64::from(AUDIT_PRUNE_BATCH);
             let due = many || Instant::now() >= prune_at;
             if done.is_ok() && (self.prune_now.swap(false, Ordering::Relaxed) || due) {
-                prune_at = Instant::now() + limits::PRUNE_INTERVAL;
+                prune_at = Instant::now() + store::PRUNE_INTERVAL;
                 rows_at_prune = written;
                 done = self.prune().await.map(drop);
             }
@@ -224,7 +235,7 @@ impl Audit {
                     if !std::mem::replace(&mut failing, true) {
                         tracing::warn!(%error, "the audit log cannot be written now");
                     }
-                    sleep(limits::WRITE_RETRY_PAUSE).await;
+                    sleep(store::WRITE_RETRY_PAUSE).await;
                 }
             }
         }
@@ -238,7 +249,7 @@ impl Audit {
         let mut removed = 0;
         loop {
             // lets others write in between
-            let limit = limits::AUDIT_PRUNE_BATCH;
+            let limit = AUDIT_PRUNE_BATCH;
             let batch = self.store.prune_audit(keep.rows, since, limit, now).await?;
             removed += batch;
             if batch < u64::from(limit) {
@@ -256,7 +267,7 @@ impl Audit {
         let mut left = self.unwritten();
         while left > 0 {
             let batch: Vec<AuditEvent> =
-                self.lock().iter().take(left.min(limits::AUDIT_PER_WRITE)).cloned().collect();
+                self.lock().iter().take(left.min(AUDIT_PER_WRITE)).cloned().collect();
             self.store.append_audit(&batch).await?;
             self.written.fetch_add(batch.len() as u64, Ordering::Relaxed);
             left -= batch.len();

@@ -1,16 +1,25 @@
 //! What is refused again and again, for the audit log: a row at once, and then at
-//! most one per [`limits::QUOTA_ROW_INTERVAL`] that says how often it happened
+//! most one per [`QUOTA_ROW_INTERVAL`] that says how often it happened
 //! since.
 //!
-//! One entry per kind, token and word, at most [`limits::QUOTA_ENTRIES`] of them;
+//! One entry per kind, token and word, at most [`QUOTA_ENTRIES`] of them;
 //! what does not fit is counted together, per kind and word. So nobody fills the
 //! log by being refused.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use rendez_proto::audit::AuditEvent;
-use rendez_proto::limits;
 use tokio::time::Instant;
+
+/// How often the audit log says that the same token runs into the same limit, or
+/// is refused for the same reason.
+pub(crate) const QUOTA_ROW_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Tokens and limits that are kept apart for that, and as many tokens and
+/// reasons. At a row per minute each, the log of a relay under attack grows by
+/// 140 rows a second at most.
+pub(crate) const QUOTA_ENTRIES: usize = 4096;
 
 /// See the module.
 #[derive(Default)]
@@ -34,7 +43,7 @@ impl Repeats {
     pub(super) fn take(&mut self, event: AuditEvent, now: Instant) -> Option<AuditEvent> {
         let mut event = event;
         let mut key = key(&event);
-        if self.of.len() >= limits::QUOTA_ENTRIES && !self.of.contains_key(&key) {
+        if self.of.len() >= QUOTA_ENTRIES && !self.of.contains_key(&key) {
             event.actor = None;
             key.1 = None;
         }
@@ -60,7 +69,7 @@ impl Repeats {
     pub(super) fn due(&mut self, now: Instant, at: u64, all: bool) -> Vec<AuditEvent> {
         let mut rows = Vec::new();
         self.of.retain(|_, entry| {
-            if !all && now < entry.last_row + limits::QUOTA_ROW_INTERVAL {
+            if !all && now < entry.last_row + QUOTA_ROW_INTERVAL {
                 return true;
             }
             let count = std::mem::take(&mut entry.count);
@@ -77,7 +86,7 @@ impl Repeats {
 
     /// When something may be due.
     pub(super) fn next(&self) -> Option<Instant> {
-        let due = |entry: &Entry| entry.last_row + limits::QUOTA_ROW_INTERVAL;
+        let due = |entry: &Entry| entry.last_row + QUOTA_ROW_INTERVAL;
         self.of.values().map(due).min()
     }
 }
@@ -128,18 +137,18 @@ mod tests {
         for _ in 0..1000 {
             assert_eq!(repeats.take(there.clone(), start + SECOND), None);
         }
-        let minute = start + limits::QUOTA_ROW_INTERVAL;
+        let minute = start + QUOTA_ROW_INTERVAL;
         assert_eq!(repeats.next(), Some(minute));
         assert_eq!(repeats.due(minute - SECOND, 9, false), []);
         assert_eq!(repeats.due(minute, 9, false), [counted(there.clone(), 1000)]);
 
         assert_eq!(repeats.take(here.clone(), minute), None);
         assert_eq!(repeats.take(there.clone(), minute), None);
-        let second = minute + limits::QUOTA_ROW_INTERVAL;
+        let second = minute + QUOTA_ROW_INTERVAL;
         let several = counted(away("t", None), 2);
         assert_eq!(repeats.due(second, 9, false), [several], "at several places");
         // a minute of peace, and it is a first one again
-        assert_eq!(repeats.due(second + limits::QUOTA_ROW_INTERVAL, 9, false), []);
+        assert_eq!(repeats.due(second + QUOTA_ROW_INTERVAL, 9, false), []);
         assert_eq!(repeats.next(), None);
         assert!(repeats.take(there.clone(), second).is_some());
         // each token, word and kind has its own
@@ -157,12 +166,12 @@ mod tests {
         let start = Instant::now();
         let mut repeats = Repeats::default();
         let mut take = |n: usize| repeats.take(away(&format!("t{n}"), Some("here")), start);
-        let said = (0..limits::QUOTA_ENTRIES + 7).filter_map(&mut take);
+        let said = (0..QUOTA_ENTRIES + 7).filter_map(&mut take);
         let said: Vec<_> = said.collect();
-        assert_eq!(said.len(), limits::QUOTA_ENTRIES + 1);
+        assert_eq!(said.len(), QUOTA_ENTRIES + 1);
         let nobody = AuditEvent { actor: None, ..away("", Some("here")) };
         assert_eq!(said.last(), Some(&nobody), "the first of those without an entry");
-        let rows = repeats.due(start + limits::QUOTA_ROW_INTERVAL, 9, false);
+        let rows = repeats.due(start + QUOTA_ROW_INTERVAL, 9, false);
         assert_eq!(rows, [counted(nobody, 6)]);
     }
 }

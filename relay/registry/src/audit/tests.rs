@@ -7,6 +7,7 @@ use rendez_proto::audit::{AuditRow, Broken, Intact, Verifier};
 use tempfile::TempDir;
 
 use super::*;
+use crate::store;
 use crate::store::sqlite::SqliteStore;
 use crate::testing::{FixedClock, START, until};
 
@@ -27,7 +28,7 @@ impl AuditStore for Moody {
         if self.down.load(Ordering::SeqCst) {
             return Err(StoreError::Unavailable("down".into()));
         }
-        assert!(events.len() <= limits::AUDIT_PER_WRITE);
+        assert!(events.len() <= AUDIT_PER_WRITE);
         let head = self.store.append_audit(events).await;
         // the rows are in the database, and nobody was told so far
         let _open = self.answers.lock().await;
@@ -109,7 +110,7 @@ impl Log {
 #[tokio::test]
 async fn events_are_chained_in_order_in_batches_and_survive_an_outage() {
     let log = Log::new(AuditKeep::default()).await;
-    let count = limits::AUDIT_PER_WRITE as u64 + 5;
+    let count = AUDIT_PER_WRITE as u64 + 5;
     log.store.down.store(true, Ordering::SeqCst);
     (0..count).for_each(|n| log.record(n));
     assert!(log.audit.flush().await.is_err());
@@ -131,7 +132,7 @@ async fn events_are_chained_in_order_in_batches_and_survive_an_outage() {
 #[tokio::test]
 async fn what_is_too_much_is_counted_where_it_is_missing() {
     let log = Log::new(AuditKeep::default()).await;
-    let bound = limits::AUDIT_UNWRITTEN as u64;
+    let bound = AUDIT_UNWRITTEN as u64;
     (0..bound + 3).for_each(|n| log.record(n));
     assert_eq!((log.audit.unwritten() as u64, log.audit.lost()), (bound + 1, 3));
 
@@ -162,10 +163,10 @@ async fn what_is_too_much_is_counted_where_it_is_missing() {
 #[tokio::test]
 async fn a_gap_that_grows_while_it_is_written_is_counted_once() {
     let log = Log::new(AuditKeep::default()).await;
-    let bound = limits::AUDIT_UNWRITTEN as u64;
+    let bound = AUDIT_UNWRITTEN as u64;
     (0..bound + 1).for_each(|n| log.record(n));
     // leave the gap alone in the queue, full as it is
-    let rest: Vec<_> = log.audit.lock().drain(..limits::AUDIT_UNWRITTEN).collect();
+    let rest: Vec<_> = log.audit.lock().drain(..AUDIT_UNWRITTEN).collect();
     let gate = log.store.gate.lock().await;
     let writer = tokio::spawn({
         let audit = log.audit.clone();
@@ -391,7 +392,7 @@ async fn a_flood_is_pruned_before_the_hour_is_over() {
         async move { audit.run().await }
     });
     let began = Instant::now();
-    let bound = u64::from(limits::AUDIT_PRUNE_BATCH);
+    let bound = u64::from(AUDIT_PRUNE_BATCH);
     let mut recorded = 0;
     while log.rows().await.first().is_none_or(|row| row.seq < bound) {
         assert!(recorded < 3 * bound, "nothing is pruned");
@@ -399,7 +400,7 @@ async fn a_flood_is_pruned_before_the_hour_is_over() {
         recorded += 500;
         log.audit.flush().await.unwrap();
     }
-    assert!(began.elapsed() < limits::PRUNE_INTERVAL);
+    assert!(began.elapsed() < store::PRUNE_INTERVAL);
     writer.abort();
 }
 

@@ -4,9 +4,18 @@ use axum::body::Bytes;
 use axum::body::{Body, HttpBody as _};
 use rendez_proto::limits;
 use rendez_proto::registry::error::ErrorCode;
+use std::time::Duration;
 use tokio::time::timeout;
 
 use super::error::Failure;
+
+/// Bytes of a too large request body that are read and dropped, so that the
+/// answer is not lost in a connection reset.
+pub const REGISTRY_BODY_DRAIN_BYTES: usize = 1024 * 1024;
+
+/// How long a request body may take to arrive. Codex, section 1: its clients
+/// give up after 6 to 10 s.
+pub const REGISTRY_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The whole body.
 ///
@@ -17,7 +26,7 @@ use super::error::Failure;
 /// `body_too_large`, `request_timeout`, or `invalid_request` if the connection
 /// broke.
 pub(super) async fn read(body: Body) -> Result<Bytes, Failure> {
-    timeout(limits::REGISTRY_BODY_TIMEOUT, collect(body)).await.unwrap_or_else(|_| {
+    timeout(REGISTRY_BODY_TIMEOUT, collect(body)).await.unwrap_or_else(|_| {
         Err(Failure::new(ErrorCode::RequestTimeout, "the request body did not arrive in time"))
     })
 }
@@ -30,7 +39,7 @@ async fn collect(mut body: Body) -> Result<Bytes, Failure> {
             Failure::new(ErrorCode::InvalidRequest, "the request body ended too early")
         })?;
         seen = seen.saturating_add(frame.len());
-        if seen > limits::REGISTRY_BODY_DRAIN_BYTES {
+        if seen > REGISTRY_BODY_DRAIN_BYTES {
             break;
         }
         if seen <= limits::REGISTRY_BODY_MAX_BYTES {

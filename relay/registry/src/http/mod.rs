@@ -8,7 +8,7 @@
 //! shape; a server that merges it with routes of its own brings no other.
 
 mod ask;
-mod body;
+pub mod body;
 mod cloud;
 mod environments;
 pub mod error;

@@ -4,9 +4,11 @@ use std::net::IpAddr;
 
 use axum::http::HeaderMap;
 use ipnet::IpNet;
-use rendez_proto::limits;
 
 use crate::service::Registry;
+
+/// Longest `X-Forwarded-For` that is read, in bytes: a dozen proxies.
+pub(crate) const FORWARDED_MAX_BYTES: usize = 1024;
 
 /// The TCP peer of a request; whoever accepts connections puts it into the
 /// request's extensions. Without it, tokens that are bound to networks are
@@ -33,7 +35,7 @@ fn source(trusted: &[IpNet], peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr
     }
     let mut nearest = None;
     let lines: Vec<_> = headers.get_all(FORWARDED_FOR).into_iter().collect();
-    if lines.iter().map(|line| line.len()).sum::<usize>() > limits::FORWARDED_MAX_BYTES {
+    if lines.iter().map(|line| line.len()).sum::<usize>() > FORWARDED_MAX_BYTES {
         return None;
     }
     // each proxy adds its own peer at the end; what stands before the first
@@ -88,7 +90,7 @@ mod tests {
             assert_eq!(found(&proxies, peer, forwarded), source, "{peer} {forwarded:?}");
         }
         assert_eq!(found(&[], "10.0.0.1", &["198.51.100.9"]), "10.0.0.1", "none by default");
-        let long = "198.51.100.9,".repeat(limits::FORWARDED_MAX_BYTES);
+        let long = "198.51.100.9,".repeat(FORWARDED_MAX_BYTES);
         assert_eq!(found(&proxies, "10.0.0.1", &[&long]), "unknown");
     }
 }

@@ -1,6 +1,6 @@
 //! An issuer's public keys: kept, and asked for anew when a token names one
 //! that is not among them, but not more often than every
-//! [`limits::JWKS_REFRESH_PAUSE`], whatever tokens name.
+//! [`JWKS_REFRESH_PAUSE`], whatever tokens name.
 //!
 //! Invariants
 //!
@@ -8,13 +8,14 @@
 //!   waits for it and leaves ends nothing: else strangers could see to it that
 //!   keys are never had.
 //! * A key that is there and not old is found at once, whatever others wait for.
-//!   One that is older than [`limits::JWKS_MAX_AGE`] may have been withdrawn, so
+//!   One that is older than [`JWKS_MAX_AGE`] may have been withdrawn, so
 //!   its bearers wait for the answer too, and it serves if there is none.
 
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
@@ -26,6 +27,15 @@ use tokio::time::{Instant, timeout};
 use super::JwtError;
 use super::config::KeySource;
 use crate::seam::FetchKeys;
+
+/// How old an issuer's keys may be before they are asked for anew.
+pub(crate) const JWKS_MAX_AGE: Duration = Duration::from_secs(3600);
+
+/// How old they may be if they cannot be had anew.
+pub(crate) const JWKS_STALE_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// Pause before an issuer is asked for keys again, whatever tokens name.
+pub(crate) const JWKS_REFRESH_PAUSE: Duration = Duration::from_secs(30);
 
 pub(super) struct Keys {
     source: KeySource,
@@ -62,7 +72,7 @@ impl Keys {
         }
         let cache = lock(&self.cache);
         // old keys are good for a while; then they may have been withdrawn
-        let usable = cache.since.is_some_and(|since| since.elapsed() < limits::JWKS_STALE_MAX);
+        let usable = cache.since.is_some_and(|since| since.elapsed() < JWKS_STALE_MAX);
         if !usable {
             return Err(JwtError::KeysUnavailable);
         }
@@ -77,14 +87,14 @@ impl Keys {
     /// asking that is under way, or one that begins.
     fn asking(&self, kid: &str, fetch: &Arc<dyn FetchKeys>) -> Option<watch::Receiver<()>> {
         let mut cache = lock(&self.cache);
-        let is_fresh = cache.since.is_some_and(|since| since.elapsed() < limits::JWKS_MAX_AGE);
+        let is_fresh = cache.since.is_some_and(|since| since.elapsed() < JWKS_MAX_AGE);
         if is_fresh && cache.key(kid).is_some() {
             return None;
         }
         if let Some(asking) = cache.asking.as_ref().filter(|asking| asking.has_changed().is_ok()) {
             return Some(asking.clone());
         }
-        if cache.asked.is_some_and(|asked| asked.elapsed() < limits::JWKS_REFRESH_PAUSE) {
+        if cache.asked.is_some_and(|asked| asked.elapsed() < JWKS_REFRESH_PAUSE) {
             return None;
         }
         cache.asked = Some(Instant::now());

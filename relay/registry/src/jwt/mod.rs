@@ -10,11 +10,11 @@ mod keys;
 mod rules;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, Validation, decode, decode_header};
-use rendez_proto::limits;
 use serde_json::{Map, Value};
 
 use self::config::{InvalidIssuer, IssuerConfig};
@@ -23,6 +23,13 @@ use self::rules::Rules;
 use crate::model::subject::ForeignId;
 use crate::model::{Caller, Subject};
 use crate::seam::FetchKeys;
+
+/// Longest bearer of another issuer in bytes: those of GitHub have 2 KiB, and a
+/// request's head has 16.
+pub(crate) const JWT_MAX_BYTES: usize = 8 * 1024;
+
+/// How far an issuer's clock may be off.
+pub(crate) const JWT_LEEWAY: Duration = Duration::from_secs(30);
 
 /// A foreign token was not accepted. Its bearer is at fault, except for
 /// `KeysUnavailable`.
@@ -108,7 +115,7 @@ impl Issuers {
         now: u64,
         fetch: &Arc<dyn FetchKeys>,
     ) -> Result<Caller, JwtError> {
-        if bearer.len() > limits::JWT_MAX_BYTES {
+        if bearer.len() > JWT_MAX_BYTES {
             return Err(JwtError::Malformed);
         }
         let header = decode_header(bearer).map_err(|_| JwtError::Malformed)?;
@@ -132,7 +139,7 @@ impl Issuers {
         let claims = claims.map_err(|_| JwtError::Refused)?.claims;
         let time = |name: &str| claims.get(name).and_then(seconds);
         let end = time("exp").ok_or(JwtError::Refused)?;
-        let leeway = limits::JWT_LEEWAY.as_secs();
+        let leeway = JWT_LEEWAY.as_secs();
         // What ends with its token ends on time: beyond that, a registration
         // would be granted, and take the environment from the executor that has
         // it, with a ticket that opens nothing.

@@ -10,6 +10,7 @@ use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::json;
 
 use super::*;
+use crate::jwt::keys;
 use crate::model::Role;
 
 const NOW: u64 = 1_800_000_000;
@@ -119,7 +120,7 @@ async fn a_genuine_token_has_what_the_rules_grant() {
     for (now, leeway, strict) in [
         (NOW + 299, Ok(()), Ok(())),
         (NOW + 300, Ok(()), Err(JwtError::Expired)),
-        (NOW + 300 + limits::JWT_LEEWAY.as_secs(), Err(JwtError::Expired), Err(JwtError::Expired)),
+        (NOW + 300 + JWT_LEEWAY.as_secs(), Err(JwtError::Expired), Err(JwtError::Expired)),
     ] {
         for (issuers, expected) in [(&issuers, leeway), (&ends, strict)] {
             let result = issuers.authenticate(&good(&claims()), now, &served.fetch()).await;
@@ -139,7 +140,7 @@ async fn everything_else_is_refused() {
         claims[name] = value;
         good(&claims)
     };
-    let leeway = limits::JWT_LEEWAY.as_secs();
+    let leeway = JWT_LEEWAY.as_secs();
     for (name, value, why) in [
         ("iss", json!("https://evil.example"), JwtError::UnknownIssuer),
         ("iss", json!(7), JwtError::Malformed),
@@ -187,7 +188,7 @@ async fn everything_else_is_refused() {
         assert!(matches!(why, JwtError::Malformed | JwtError::Refused), "{bad}: {why}");
     }
     let mut large = claims.clone();
-    large["pad"] = json!("x".repeat(limits::JWT_MAX_BYTES));
+    large["pad"] = json!("x".repeat(JWT_MAX_BYTES));
     assert_eq!(refused(&good(&large)).await, JwtError::Malformed);
     assert!(!issuers.are_for("rdz_e_0011223344556677_secret"));
     assert!(!Issuers::new(&[]).unwrap().are_for(&token), "without issuers none is a JWT");
@@ -215,7 +216,7 @@ async fn keys_are_asked_for_rarely_and_kept_for_a_while() {
     }
     assert_eq!(served.asked(), 1);
     served.set(Some(&[public(1, "k1")]));
-    tokio::time::advance(limits::JWKS_REFRESH_PAUSE).await;
+    tokio::time::advance(keys::JWKS_REFRESH_PAUSE).await;
     assert_eq!(go(&old).await, Ok(()));
     assert_eq!(served.asked(), 2);
 
@@ -225,16 +226,16 @@ async fn keys_are_asked_for_rarely_and_kept_for_a_while() {
         assert_eq!(go(&new).await, Err(JwtError::UnknownKey));
     }
     assert_eq!(served.asked(), 2);
-    tokio::time::advance(limits::JWKS_REFRESH_PAUSE).await;
+    tokio::time::advance(keys::JWKS_REFRESH_PAUSE).await;
     assert_eq!(go(&new).await, Ok(()));
     assert_eq!(served.asked(), 3);
 
     // the issuer is down: what is known is good for a day
     served.set(None);
-    tokio::time::advance(limits::JWKS_MAX_AGE).await;
+    tokio::time::advance(keys::JWKS_MAX_AGE).await;
     assert_eq!(go(&old).await, Ok(()));
     assert_eq!(served.asked(), 4);
-    tokio::time::advance(limits::JWKS_STALE_MAX).await;
+    tokio::time::advance(keys::JWKS_STALE_MAX).await;
     assert_eq!(go(&old).await, Err(JwtError::KeysUnavailable));
     // and what is withdrawn there is withdrawn here within the hour
     served.set(Some(&[public(2, "k2")]));
@@ -283,7 +284,7 @@ async fn whoever_leaves_ends_no_asking_and_whoever_needs_none_does_not_wait() {
     assert_eq!(held.asked.load(Ordering::SeqCst), 1);
 
     // strangers make it ask again; whose key is there is not held up
-    tokio::time::advance(limits::JWKS_REFRESH_PAUSE).await;
+    tokio::time::advance(keys::JWKS_REFRESH_PAUSE).await;
     let (stranger, rotated) = (begin("k9", 9), begin("k2", 2));
     until_asked(2).await;
     let known = tokio::time::timeout(Duration::from_secs(1), begin("k1", 1)).await;
@@ -294,7 +295,7 @@ async fn whoever_leaves_ends_no_asking_and_whoever_needs_none_does_not_wait() {
     assert_eq!(rotated.await.unwrap(), Ok(()), "they share the answer");
 
     // an issuer that never answers holds up nobody for long
-    tokio::time::advance(limits::JWKS_REFRESH_PAUSE).await;
+    tokio::time::advance(keys::JWKS_REFRESH_PAUSE).await;
     assert_eq!(begin("k9", 9).await.unwrap(), Err(JwtError::UnknownKey));
     assert_eq!(held.asked.load(Ordering::SeqCst), 3);
 }
@@ -310,7 +311,7 @@ async fn keys_may_come_from_a_file_and_are_bounded() {
     };
     std::fs::write(file.path(), json!({"keys": [public(1, "k1")]}).to_string()).unwrap();
     assert_eq!(go().await, Ok(()));
-    for bad in ["", "[]", &" ".repeat(limits::JWKS_MAX_BYTES + 1)] {
+    for bad in ["", "[]", &" ".repeat(rendez_proto::limits::JWKS_MAX_BYTES + 1)] {
         std::fs::write(file.path(), bad).unwrap();
         assert_eq!(go().await, Err(JwtError::KeysUnavailable));
     }

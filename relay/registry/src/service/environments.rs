@@ -17,6 +17,7 @@ use super::Registry;
 use crate::model::{Caller, Environment, Forbidden, Role};
 use crate::page;
 use crate::seam::Live;
+use crate::store;
 use crate::store::StoreError;
 use crate::store::records::Connection;
 
@@ -123,7 +124,7 @@ impl Registry {
     /// So that what has just ended is not shown as open. A database that takes
     /// nothing now still answers, with what it knew before.
     async fn settle_history(&self) {
-        if !matches!(timeout(limits::WRITE_RETRY_PAUSE, self.history().flush()).await, Ok(Ok(()))) {
+        if !matches!(timeout(store::WRITE_RETRY_PAUSE, self.history().flush()).await, Ok(Ok(()))) {
             tracing::debug!("the history of connections is read before it is written");
         }
     }

@@ -6,7 +6,7 @@
 pub mod admin;
 pub mod auth;
 pub mod environments;
-mod patience;
+pub(crate) mod patience;
 pub mod proofs;
 pub mod registrations;
 mod status;
@@ -41,6 +41,9 @@ use crate::stats::Stats;
 use crate::store::sqlite::{SqliteOpenError, SqliteStore};
 use crate::store::timed::Timed;
 use crate::store::{Background, Store, StoreError};
+
+/// How long a stopping relay waits for what is written in the background.
+pub(crate) const WRITE_FAREWELL: Duration = Duration::from_secs(2);
 
 /// Name of the database file in the state directory.
 pub const DATABASE_FILE: &str = "registry.sqlite";
@@ -257,10 +260,10 @@ impl Registry {
     }
 
     /// Writes what [`write_behind`](Self::write_behind) has not yet, for a relay
-    /// that stops; waits no longer than [`limits::WRITE_FAREWELL`].
+    /// that stops; waits no longer than [`WRITE_FAREWELL`].
     pub async fn write_the_rest(&self) {
-        let history = timeout(limits::WRITE_FAREWELL, self.history().flush());
-        let audit = timeout(limits::WRITE_FAREWELL, self.audit().finish());
+        let history = timeout(WRITE_FAREWELL, self.history().flush());
+        let audit = timeout(WRITE_FAREWELL, self.audit().finish());
         // each for itself: that one cannot be written says nothing of the other
         let (history, audit) = tokio::join!(history, audit);
         for (what, done) in [("history", history), ("audit log", audit)] {

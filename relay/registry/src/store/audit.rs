@@ -26,7 +26,7 @@ pub trait AuditStore: Send + Sync + 'static {
     /// ([`AuditKind::is_act`]) is carried over: it stands behind the checkpoint
     /// again, with the number that it had at first as its `count`, the newest of
     /// it, as long as such rows are no more than one in
-    /// [`rendez_proto::limits::AUDIT_ACTS_PART`]. How many rows went.
+    /// [`AUDIT_ACTS_PART`](super::capacity::AUDIT_ACTS_PART). How many rows went.
     ///
     /// [`AuditKind::is_act`]: rendez_proto::audit::AuditKind::is_act
     async fn prune_audit(

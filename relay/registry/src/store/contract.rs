@@ -4,7 +4,6 @@ use std::slice::from_ref;
 
 use rendez_proto::ids::{EnvironmentId, Generation};
 use rendez_proto::keys::PublicKey;
-use rendez_proto::limits;
 use rendez_proto::profile::Profile;
 use rendez_proto::registry::environments::EndReason;
 
@@ -15,6 +14,7 @@ use crate::model::{
     Credential, Environment, NewRegistration, Registration, Role, SourceCidrs, Subject, Token,
     TokenId, Withdrawal,
 };
+use crate::store::capacity;
 use crate::testing::{act, env, key};
 
 pub(crate) fn token(n: u8, role: Role) -> Token {
@@ -290,7 +290,7 @@ async fn redemptions(store: &dyn Store) {
     assert_eq!(won, 1);
 
     // the record outlives the ticket by the margin, and then goes
-    let kept_until = 60 + limits::REDEEMED_TICKET_MARGIN.as_secs();
+    let kept_until = 60 + capacity::REDEEMED_TICKET_MARGIN.as_secs();
     store.redeem(&Redemption { expires_at: 900, ..nine.clone() }, kept_until).await.unwrap();
     assert_eq!(store.redeem(&ticket(1), kept_until).await.unwrap(), Redeemed::Before);
     // this call purges, the next finds nothing

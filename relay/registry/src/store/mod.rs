@@ -6,6 +6,7 @@
 //! was done.
 
 pub mod audit;
+pub mod capacity;
 pub mod records;
 pub mod sqlite;
 pub(crate) mod timed;
@@ -16,11 +17,20 @@ pub(crate) mod contract;
 use async_trait::async_trait;
 use rendez_proto::audit::AuditEvent;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
-use rendez_proto::ticket;
+use rendez_proto::{limits, ticket};
+use std::time::Duration;
 
 use crate::model::{
     Environment, NewRegistration, Registration, Subject, Token, TokenId, TokenPattern, Withdrawal,
 };
+
+/// How often old rows of the audit log and of the history are looked for.
+pub(crate) const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
+
+const _: () = assert!(PRUNE_INTERVAL.as_secs() <= limits::KEEP_MIN.as_secs());
+
+/// Pause after the database refused what is written in the background.
+pub(crate) const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -129,8 +139,8 @@ pub struct Withdrawn {
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Adds a token that is made at its `created_at`, up to
-    /// [`rendez_proto::limits::TOKENS_MAX`]. Ended ones without a key may be
-    /// forgotten for it: after [`rendez_proto::limits::TOKENS_ENDED_KEPT`], or if
+    /// [`capacity::TOKENS_MAX`]. Ended ones without a key may be
+    /// forgotten for it: after [`capacity::TOKENS_ENDED_KEPT`], or if
     /// there is no room.
     async fn insert_token(&self, token: &Token, act: &AuditEvent) -> Result<(), StoreError>;
 
@@ -160,7 +170,7 @@ pub trait Store: Send + Sync + 'static {
     async fn use_token(&self, subject: &Subject, now: u64) -> Result<Used, StoreError>;
 
     /// Adds `token`, which has a key and covers one environment, and uses
-    /// `join` once; up to [`rendez_proto::limits::ENROLLED_MAX`].
+    /// `join` once; up to [`capacity::ENROLLED_MAX`].
     async fn enrol(
         &self,
         token: &Token,
@@ -182,10 +192,10 @@ pub trait Store: Send + Sync + 'static {
     async fn is_blocked(&self, subject: &Subject) -> Result<bool, StoreError>;
 
     /// Makes `new` the current registration of its environment, which is
-    /// created if needed, up to [`rendez_proto::limits::ENVIRONMENTS_MAX`]. Where
+    /// created if needed, up to [`capacity::ENVIRONMENTS_MAX`]. Where
     /// there is no room, some others are forgotten: those without a registration,
     /// and those that are away longest, for
-    /// [`rendez_proto::limits::ENVIRONMENTS_AWAY_KEPT`] at least; none that was
+    /// [`capacity::ENVIRONMENTS_AWAY_KEPT`] at least; none that was
     /// revoked. The registration's generation is higher than any that the
     /// environment had. Counts as a use of the subject's token.
     async fn put_registration(

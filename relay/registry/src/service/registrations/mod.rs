@@ -133,7 +133,7 @@ pub enum Denied {
 impl Registry {
     /// Makes the caller the executor of `environment`, instead of whoever was.
     /// Waits for a database that is not available for as long as the whole call
-    /// may, [`limits::REGISTER_PATIENCE`].
+    /// may, `REGISTER_PATIENCE`.
     ///
     /// # Errors
     /// See [`RegisterError`].

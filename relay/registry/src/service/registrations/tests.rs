@@ -13,6 +13,7 @@ use rendez_proto::ticket::BINDING_BYTES;
 
 use super::*;
 use crate::model::{Credential, Environment, Grant, Subject, Token, TokenId, TokenPattern};
+use crate::service::patience;
 use crate::signer::Signer;
 use crate::store::{Enrolled, Rotated, Store, Withdrawn};
 use crate::testing::{
@@ -420,7 +421,7 @@ async fn a_registration_waits_for_a_busy_database() {
     let (result, calls) = register_on((0..100).map(|_| busy()).collect()).await;
     assert!(result.is_ok());
     assert_eq!(calls, 101);
-    assert_eq!(start.elapsed(), limits::REGISTER_RETRY_PAUSE * 100);
+    assert_eq!(start.elapsed(), patience::REGISTER_RETRY_PAUSE * 100);
 }
 
 #[tokio::test(start_paused = true)]
@@ -428,8 +429,8 @@ async fn but_not_longer_than_a_stock_executor_does() {
     let start = Instant::now();
     let (result, _) = register_on((0..1000).map(|_| busy()).collect()).await;
     assert!(matches!(result, Err(RegisterError::Store(StoreError::Unavailable(_)))));
-    assert!(start.elapsed() <= limits::REGISTER_PATIENCE);
-    assert!(start.elapsed() + limits::REGISTER_RETRY_PAUSE >= limits::REGISTER_PATIENCE);
+    assert!(start.elapsed() <= patience::REGISTER_PATIENCE);
+    assert!(start.elapsed() + patience::REGISTER_RETRY_PAUSE >= patience::REGISTER_PATIENCE);
 }
 
 #[tokio::test(start_paused = true)]
@@ -475,7 +476,7 @@ async fn all_that_a_registration_asks_of_a_busy_database_is_one_wait() {
     let (registry, store, bearer) = scripted(Role::Executor, failures);
     assert_eq!(register_over_http(&registry, &bearer, false).await, 200);
     assert_eq!(store.calls.load(Ordering::SeqCst), 102);
-    assert_eq!(start.elapsed(), limits::REGISTER_RETRY_PAUSE * 100);
+    assert_eq!(start.elapsed(), patience::REGISTER_RETRY_PAUSE * 100);
 
     // a machine that joins asks for more
     let calls = ["token_by_key", "token", "redeem", "enrol", "put"];
@@ -493,8 +494,8 @@ async fn all_that_a_registration_asks_of_a_busy_database_is_one_wait() {
         let start = Instant::now();
         let (registry, _, bearer) = scripted(Role::Executor, failures);
         assert_eq!(register_over_http(&registry, &bearer, false).await, 503);
-        assert!(start.elapsed() <= limits::REGISTER_PATIENCE);
-        assert!(start.elapsed() + limits::REGISTER_RETRY_PAUSE >= limits::REGISTER_PATIENCE);
+        assert!(start.elapsed() <= patience::REGISTER_PATIENCE);
+        assert!(start.elapsed() + patience::REGISTER_RETRY_PAUSE >= patience::REGISTER_PATIENCE);
     }
     // others are told at once, for they come again
     let (registry, store, bearer) = scripted(Role::Executor, [("token", times(1))]);

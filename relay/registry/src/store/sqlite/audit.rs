@@ -2,7 +2,6 @@
 
 use async_trait::async_trait;
 use rendez_proto::audit::{AuditEvent, AuditHash, AuditKind, AuditRow, Head};
-use rendez_proto::limits;
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
@@ -11,6 +10,7 @@ use super::database::Lasting;
 use super::rows::{bytes, number, optional_number, seconds};
 use crate::store::StoreError;
 use crate::store::audit::AuditStore;
+use crate::store::capacity;
 
 #[async_trait]
 impl AuditStore for SqliteStore {
@@ -75,7 +75,7 @@ impl AuditStore for SqliteStore {
             count: Some(through.unsigned_abs()),
             ..AuditEvent::new(AuditKind::Checkpoint, now)
         };
-        let room = keep_rows / limits::AUDIT_ACTS_PART;
+        let room = keep_rows / capacity::AUDIT_ACTS_PART;
         let carried = carried(&mut tx, through, keep_since, room).await?;
         let mut head = append(&mut tx, head, checkpoint).await?;
         for event in carried {

@@ -10,17 +10,21 @@
 //! waiting for the disk: [`Lasting`] is the proof that a transaction does, and
 //! rows of the log are written with nothing else.
 
+use sqlx::sqlite::{SqliteConnection, SqlitePool};
+use sqlx::{Sqlite, Transaction};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
-
-use rendez_proto::limits;
-use sqlx::sqlite::{SqliteConnection, SqlitePool};
-use sqlx::{Sqlite, Transaction};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::{Instant, timeout};
 
 use crate::store::StoreError;
+use crate::store::capacity;
+
+/// How long a writer waits for others of its process: several of them may have
+/// waited for [`DATABASE_BUSY_TIMEOUT`]. Codex, section 1: clients give up after
+/// 6 s and more.
+pub(crate) const DATABASE_TURN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// An open database. Clones share it, and the turn.
 #[derive(Debug, Clone)]
@@ -52,12 +56,12 @@ pub(super) struct Room {
 impl Database {
     pub(super) fn new(pool: SqlitePool, lasting: SqlitePool) -> Self {
         let room = Room {
-            environments: limits::ENVIRONMENTS_MAX,
-            tokens: limits::TOKENS_MAX,
-            enrolled: limits::ENROLLED_MAX,
+            environments: capacity::ENVIRONMENTS_MAX,
+            tokens: capacity::TOKENS_MAX,
+            enrolled: capacity::ENROLLED_MAX,
         };
         let looked_in_vain = Arc::default();
-        let patience = limits::DATABASE_TURN_PATIENCE;
+        let patience = DATABASE_TURN_PATIENCE;
         Self { pool, lasting, turn: Arc::default(), patience, room, looked_in_vain }
     }
 
@@ -156,7 +160,7 @@ mod tests {
     async fn readers_do_not_wait_for_writers_however_many_those_are() {
         let (store, _dir) = store(PATIENT).await;
         let held = store.db.write().await.unwrap();
-        let writers: Vec<_> = (1..=2 * limits::DATABASE_CONNECTIONS as u8)
+        let writers: Vec<_> = (1..=2 * crate::store::sqlite::DATABASE_CONNECTIONS as u8)
             .map(|n| {
                 let store = store.clone();
                 tokio::spawn(async move {

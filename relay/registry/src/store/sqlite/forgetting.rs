@@ -11,11 +11,10 @@
 //! * A name that comes back gets a generation above all that were forgotten.
 //! * Whoever looks through all environments holds up no writer, and one looks at
 //!   a time; where nothing is found, the next look is
-//!   [`limits::ENVIRONMENTS_PURGE_PAUSE`] later.
+//!   [`capacity::ENVIRONMENTS_PURGE_PAUSE`] later.
 
 use rendez_proto::audit::{AuditEvent, AuditKind};
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
-use rendez_proto::limits;
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use tokio::time::Instant;
@@ -25,6 +24,7 @@ use super::rows::{seconds, text};
 use super::{audit, journal};
 use crate::model::Withdrawal;
 use crate::store::StoreError;
+use crate::store::capacity;
 
 /// Environments that may be forgotten, with their registrations if they have
 /// any; which of them, and in which order, follows. Without a registration they
@@ -54,16 +54,16 @@ pub(super) async fn make_room(db: &Database, now: u64) -> Result<bool, StoreErro
     if count(&mut reading).await? < i64::from(db.room.environments) {
         return Ok(true);
     }
-    if in_vain.is_some_and(|at| at.elapsed() < limits::ENVIRONMENTS_PURGE_PAUSE) {
+    if in_vain.is_some_and(|at| at.elapsed() < capacity::ENVIRONMENTS_PURGE_PAUSE) {
         return Ok(false);
     }
-    let since = seconds(now.saturating_sub(limits::ENVIRONMENTS_AWAY_KEPT.as_secs()));
+    let since = seconds(now.saturating_sub(capacity::ENVIRONMENTS_AWAY_KEPT.as_secs()));
     let found: Vec<(String, Option<String>)> = sqlx::query_as(away!(
         "ORDER BY registrations.id IS NOT NULL, max(coalesce(connections.ended_at, 0), \
          coalesce(registrations.registered_at, environments.created_at)) LIMIT ?2"
     ))
     .bind(since)
-    .bind(limits::ENVIRONMENTS_PURGE_BATCH)
+    .bind(capacity::ENVIRONMENTS_PURGE_BATCH)
     .fetch_all(&mut *reading)
     .await?;
     drop(reading);
@@ -76,7 +76,7 @@ pub(super) async fn make_room(db: &Database, now: u64) -> Result<bool, StoreErro
         let Some(row) = again.fetch_optional(&mut *tx).await? else { continue };
         connections += forget(&mut tx, &row, now).await?;
         environments += 1;
-        if connections >= u64::from(limits::CONNECTIONS_PRUNE_BATCH) {
+        if connections >= u64::from(capacity::CONNECTIONS_PRUNE_BATCH) {
             break;
         }
     }
@@ -152,7 +152,7 @@ mod tests {
     use crate::testing::{act, env, key};
 
     const NOW: u64 = 1_800_000_000;
-    const DAY: u64 = limits::ENVIRONMENTS_AWAY_KEPT.as_secs();
+    const DAY: u64 = capacity::ENVIRONMENTS_AWAY_KEPT.as_secs();
 
     struct Full {
         store: SqliteStore,
@@ -269,7 +269,7 @@ mod tests {
         // a day later by the registry's clock, and a moment by that of the pause
         assert!(full.claim("new", NOW + DAY).await.is_err());
         assert_eq!(looked().await, first);
-        let pause = limits::ENVIRONMENTS_PURGE_PAUSE;
+        let pause = capacity::ENVIRONMENTS_PURGE_PAUSE;
         *full.store.db.looked_in_vain.lock().await = first.and_then(|at| at.checked_sub(pause));
         full.claim("new", NOW + DAY).await.unwrap();
         assert_eq!((full.names().await, looked().await), (vec!["new".to_owned()], None));
@@ -288,6 +288,6 @@ mod tests {
         }
         let names = full.names().await;
         assert_eq!(names.iter().filter(|name| name.starts_with("new")).count(), 10);
-        assert_eq!(names.len() as u32, 70 - limits::ENVIRONMENTS_PURGE_BATCH + 10);
+        assert_eq!(names.len() as u32, 70 - capacity::ENVIRONMENTS_PURGE_BATCH + 10);
     }
 }

@@ -1,10 +1,9 @@
 //! What was withdrawn, in order.
-
-use rendez_proto::limits;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 
 use super::rows::{number, seconds, text};
 use crate::model::Withdrawal;
+use crate::store::capacity;
 use crate::store::{StoreError, Withdrawn};
 
 /// The number of the last withdrawal ever made, 0 if there was none.
@@ -37,7 +36,7 @@ pub(super) async fn withdraw(
     .fetch_one(&mut *tx)
     .await?;
     sqlx::query("DELETE FROM withdrawals WHERE seq <= ?")
-        .bind(seq - i64::from(limits::WITHDRAWALS_KEPT))
+        .bind(seq - i64::from(capacity::WITHDRAWALS_KEPT))
         .execute(tx)
         .await?;
     Ok(seq)

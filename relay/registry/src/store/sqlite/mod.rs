@@ -29,11 +29,11 @@ use std::fs::{OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rendez_proto::audit::AuditEvent;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
-use rendez_proto::limits;
 use sqlx::Connection as _;
 use sqlx::migrate::MigrateError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -44,6 +44,23 @@ use super::{Claimed, Enrolled, Redeemed, Redemption, Rotated, Store, StoreError,
 use crate::model::{
     Environment, NewRegistration, Registration, Subject, Token, TokenId, TokenPattern,
 };
+use crate::service::patience;
+
+/// How long one statement waits for another writer of the database.
+pub(crate) const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a starting process waits for others that start on the same
+/// database.
+pub(crate) const DATABASE_OPEN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a command waits for a database of an older schema to be brought up
+/// to date by a relay that starts just now.
+pub(crate) const DATABASE_SCHEMA_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Connections to the database: one writes, the others read meanwhile.
+pub(crate) const DATABASE_CONNECTIONS: u32 = 4;
+
+const _: () = assert!(DATABASE_BUSY_TIMEOUT.as_secs() < patience::REGISTER_PATIENCE.as_secs());
 
 /// The SQLite store.
 #[derive(Debug, Clone)]
@@ -148,11 +165,11 @@ impl SqliteStore {
     /// # Errors
     /// See [`SqliteOpenError`].
     pub async fn open_current(path: &Path) -> Result<Self, SqliteOpenError> {
-        let deadline = Instant::now() + limits::DATABASE_SCHEMA_PATIENCE;
+        let deadline = Instant::now() + DATABASE_SCHEMA_PATIENCE;
         loop {
             match Self::patiently(path, Schema::Current).await {
                 Err(SqliteOpenError::Older { .. }) if Instant::now() < deadline => {
-                    sleep(limits::REGISTER_RETRY_PAUSE).await;
+                    sleep(patience::REGISTER_RETRY_PAUSE).await;
                 }
                 result => return result,
             }
@@ -169,11 +186,11 @@ impl SqliteStore {
     }
 
     async fn patiently(path: &Path, schema: Schema) -> Result<Self, SqliteOpenError> {
-        let deadline = Instant::now() + limits::DATABASE_OPEN_PATIENCE;
+        let deadline = Instant::now() + DATABASE_OPEN_PATIENCE;
         loop {
             match Self::connect(path, schema).await {
                 Err(error) if error.is_busy() && Instant::now() < deadline => {
-                    sleep(limits::REGISTER_RETRY_PAUSE).await;
+                    sleep(patience::REGISTER_RETRY_PAUSE).await;
                 }
                 result => return result,
             }
@@ -185,11 +202,11 @@ impl SqliteStore {
             .filename(path)
             .synchronous(SqliteSynchronous::Normal)
             .foreign_keys(true)
-            .busy_timeout(limits::DATABASE_BUSY_TIMEOUT);
+            .busy_timeout(DATABASE_BUSY_TIMEOUT);
         if schema != Schema::Any {
             options = options.journal_mode(SqliteJournalMode::Wal);
         }
-        let pool = SqlitePoolOptions::new().acquire_timeout(limits::DATABASE_BUSY_TIMEOUT);
+        let pool = SqlitePoolOptions::new().acquire_timeout(DATABASE_BUSY_TIMEOUT);
         // SQLite ends a transaction by itself when the disk is full or broken, and
         // the library then takes its connection for one that has it still, for
         // ever: such a one is closed.
@@ -204,7 +221,7 @@ impl SqliteStore {
             .clone()
             .max_connections(1)
             .connect_lazy_with(options.clone().synchronous(SqliteSynchronous::Full));
-        let pool = pool.max_connections(limits::DATABASE_CONNECTIONS).connect_with(options).await?;
+        let pool = pool.max_connections(DATABASE_CONNECTIONS).connect_with(options).await?;
         let checked = match schema {
             Schema::Migrate => migrations::run(&pool).await.map_err(SqliteOpenError::from),
             Schema::Current => migrations::check(&pool).await,
@@ -380,7 +397,7 @@ mod tests {
     use super::*;
     use crate::OpenError;
     use crate::model::{Credential, SourceCidrs};
-    use crate::store::contract;
+    use crate::store::{capacity, contract};
     use crate::testing::{act, env, key};
 
     fn claimed(claimed: Claimed) -> Registration {
@@ -505,8 +522,8 @@ mod tests {
     async fn tokens_that_ended_are_forgotten_after_a_while_and_revoked_keys_never() {
         let dir = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
-        let (now, batch) = (1_800_000_000, limits::TOKENS_PURGE_BATCH);
-        let old = now - limits::TOKENS_ENDED_KEPT.as_secs();
+        let (now, batch) = (1_800_000_000, capacity::TOKENS_PURGE_BATCH);
+        let old = now - capacity::TOKENS_ENDED_KEPT.as_secs();
         fill(&store, 1, batch + 1, false, Some(old - 1)).await;
         fill(&store, 1000, 1, false, Some(old)).await;
         fill(&store, 2000, 1, true, Some(1)).await;
@@ -534,7 +551,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
         let room = store.db.room;
-        assert_eq!((room.tokens, room.enrolled), (limits::TOKENS_MAX, limits::ENROLLED_MAX));
+        assert_eq!((room.tokens, room.enrolled), (capacity::TOKENS_MAX, capacity::ENROLLED_MAX));
         store.db.room = Room { tokens: 5, enrolled: 3, ..room };
         let now = 1_800_000_000;
         let made = |n| Token { created_at: now, ..contract::token(n, Role::Join) };
@@ -578,7 +595,7 @@ mod tests {
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {}) \
              INSERT INTO environments (id, generation, created_at, revoked_seq) \
              SELECT 'e' || i, 1, 0, 1 FROM n",
-            limits::ENVIRONMENTS_MAX
+            capacity::ENVIRONMENTS_MAX
         );
         sqlx::query(sqlx::AssertSqlSafe(full)).execute(store.pool()).await.unwrap();
         let token = contract::token(1, Role::Executor);

@@ -1,10 +1,9 @@
 //! The table of used tickets.
 
-use rendez_proto::limits;
-
 use super::database::Database;
 use super::rows::seconds;
 use super::tokens;
+use crate::store::capacity;
 use crate::store::{Redeemed, Redemption, StoreError};
 
 pub(super) async fn redeem(
@@ -27,8 +26,8 @@ pub(super) async fn redeem(
         "DELETE FROM redeemed_tickets WHERE id IN \
          (SELECT id FROM redeemed_tickets WHERE expires_at < ? ORDER BY expires_at LIMIT ?)",
     )
-    .bind(seconds(now.saturating_sub(limits::REDEEMED_TICKET_MARGIN.as_secs())))
-    .bind(limits::REDEEMED_PURGE_BATCH)
+    .bind(seconds(now.saturating_sub(capacity::REDEEMED_TICKET_MARGIN.as_secs())))
+    .bind(capacity::REDEEMED_PURGE_BATCH)
     .execute(&mut *tx)
     .await?;
     tx.commit().await?;

@@ -1,13 +1,13 @@
 //! The table of tokens, and of enrolled executors.
 
 use rendez_proto::audit::AuditEvent;
-use rendez_proto::limits;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 
 use super::database::{Database, Room};
 use super::rows::{number, optional_bytes, optional_number, role, seconds, text};
 use super::{audit, journal};
 use crate::model::{Credential, Subject, Token, TokenId, Withdrawal};
+use crate::store::capacity;
 use crate::store::{Enrolled, Rotated, StoreError, Used};
 
 pub(super) async fn insert(
@@ -29,7 +29,7 @@ async fn make_room(
     now: u64,
 ) -> Result<(), StoreError> {
     if !key {
-        let kept = limits::TOKENS_ENDED_KEPT.as_secs();
+        let kept = capacity::TOKENS_ENDED_KEPT.as_secs();
         forget_ended(tx, now.saturating_sub(kept)).await?;
     }
     let (what, max) = match key {
@@ -61,7 +61,7 @@ async fn forget_ended(tx: &mut SqliteConnection, before: u64) -> Result<u64, Sto
           LIMIT ?2)",
     )
     .bind(seconds(before))
-    .bind(limits::TOKENS_PURGE_BATCH)
+    .bind(capacity::TOKENS_PURGE_BATCH)
     .execute(tx)
     .await?;
     Ok(done.rows_affected())
@@ -159,8 +159,8 @@ pub(super) async fn revoke(
             let count: i64 = sqlx::query_scalar("SELECT count(*) FROM blocked_subjects")
                 .fetch_one(&mut *tx)
                 .await?;
-            if count >= i64::from(limits::BLOCKED_SUBJECTS_MAX) {
-                let max = limits::BLOCKED_SUBJECTS_MAX;
+            if count >= i64::from(capacity::BLOCKED_SUBJECTS_MAX) {
+                let max = capacity::BLOCKED_SUBJECTS_MAX;
                 return Err(StoreError::LimitReached { what: "blocked subjects", max });
             }
             let done = sqlx::query(
