@@ -46,36 +46,16 @@ use rendez_proto::keys::PublicKey;
 use rendez_proto::profile::Suite;
 use zeroize::Zeroizing;
 
+use super::error::HandshakeError;
+use super::hybrid_ik::HybridIkHandshake;
+use super::identity::Identity;
+use super::ik::IkHandshake;
+use super::prologue::Prologue;
 use super::seal::{Opener, Sealer};
-use super::{Identity, Prologue, hybrid_ik, ik};
 
 /// The payload of message 2 that says: the registry did not accept the
 /// executor's credentials (WIRE.md, section 1.3).
 pub const AUTHENTICATION_REJECTED: &[u8] = b"codex-registry-authentication-rejected/v1";
-
-/// Why a handshake failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum HandshakeError {
-    /// The peer's message is not for this identity, prologue and moment, or
-    /// was damaged on the way.
-    #[error("the handshake message is not for this identity and stream")]
-    NotForUs,
-    /// A message above 65,535 bytes, the peer's or ours.
-    #[error("the handshake message is longer than Noise allows")]
-    TooLong,
-    /// The peer's ML-KEM key is not a valid encapsulation key.
-    #[error("the peer's public key is not valid")]
-    InvalidPeerKey,
-    /// The caller gave a key that lacks what the suite needs.
-    #[error("the peer's public key does not fit the suite")]
-    WrongSuite,
-    /// The authorization was given for another key.
-    #[error("the authorization is for another peer")]
-    WrongPeer,
-    /// A primitive failed; none of ours does on inputs of the right length.
-    #[error("a cryptographic primitive failed")]
-    Crypto,
-}
 
 /// The registry's consent to one peer key. The only way to
 /// [`AwaitingAuthorization::authorize`].
@@ -122,9 +102,9 @@ pub fn initiate(
 ) -> Result<(AwaitingResponse, Bytes), HandshakeError> {
     let mut noise = match suite {
         Suite::HybridIk => {
-            Noise::HybridIk(hybrid_ik::Handshake::initiator(me, peer, prologue, seed)?.into())
+            SuiteHandshake::HybridIk(HybridIkHandshake::initiator(me, peer, prologue, seed)?.into())
         }
-        Suite::Ik => Noise::Ik(ik::Handshake::initiator(me, peer, prologue, seed)?),
+        Suite::Ik => SuiteHandshake::Ik(IkHandshake::initiator(me, peer, prologue, seed)?),
     };
     let message = noise.write(authorization)?;
     Ok((AwaitingResponse { noise }, message))
@@ -145,21 +125,21 @@ pub fn respond(
 ) -> Result<AwaitingAuthorization, HandshakeError> {
     let mut noise = match suite {
         Suite::HybridIk => {
-            Noise::HybridIk(hybrid_ik::Handshake::responder(me, prologue, seed)?.into())
+            SuiteHandshake::HybridIk(HybridIkHandshake::responder(me, prologue, seed)?.into())
         }
-        Suite::Ik => Noise::Ik(ik::Handshake::responder(me, prologue, seed)?),
+        Suite::Ik => SuiteHandshake::Ik(IkHandshake::responder(me, prologue, seed)?),
     };
     let authorization = noise.read(message)?;
     let peer = match &noise {
-        Noise::HybridIk(noise) => noise.peer()?,
-        Noise::Ik(noise) => noise.peer()?,
+        SuiteHandshake::HybridIk(noise) => noise.peer()?,
+        SuiteHandshake::Ik(noise) => noise.peer()?,
     };
     Ok(AwaitingAuthorization { noise, peer, authorization })
 }
 
 /// An initiator that has sent message 1.
 pub struct AwaitingResponse {
-    noise: Noise,
+    noise: SuiteHandshake,
 }
 
 /// Message 2 was refused. A relay can always damage one, so the handshake may
@@ -180,15 +160,15 @@ impl AwaitingResponse {
     pub fn finish(self, message: &[u8]) -> Result<Established, Box<Rejected>> {
         let mut noise = self.noise;
         let before = match &noise {
-            Noise::HybridIk(noise) => Some(noise.clone()),
-            Noise::Ik(_) => None, // snow restores itself
+            SuiteHandshake::HybridIk(noise) => Some(noise.clone()),
+            SuiteHandshake::Ik(_) => None, // snow restores itself
         };
         match noise.read(message) {
             Ok(payload) => noise
                 .establish(true, payload)
                 .map_err(|error| Box::new(Rejected { state: None, error })),
             Err(error) => {
-                let noise = before.map_or(noise, Noise::HybridIk);
+                let noise = before.map_or(noise, SuiteHandshake::HybridIk);
                 Err(Box::new(Rejected { state: Some(AwaitingResponse { noise }), error }))
             }
         }
@@ -198,7 +178,7 @@ impl AwaitingResponse {
 /// A responder that knows who asks, and has told nobody yet. Dropping it is
 /// refusing.
 pub struct AwaitingAuthorization {
-    noise: Noise,
+    noise: SuiteHandshake,
     peer: PublicKey,
     authorization: Bytes,
 }
@@ -235,36 +215,31 @@ impl AwaitingAuthorization {
     }
 }
 
-/// The transport keys by direction.
-pub(super) struct Keys {
-    pub(super) initiator_to_responder: Zeroizing<[u8; 32]>,
-    pub(super) responder_to_initiator: Zeroizing<[u8; 32]>,
+/// A handshake in progress, of either suite.
+enum SuiteHandshake {
+    HybridIk(Box<HybridIkHandshake>),
+    Ik(IkHandshake),
 }
 
-enum Noise {
-    HybridIk(Box<hybrid_ik::Handshake>),
-    Ik(ik::Handshake),
-}
-
-impl Noise {
+impl SuiteHandshake {
     fn write(&mut self, payload: &[u8]) -> Result<Bytes, HandshakeError> {
         match self {
-            Noise::HybridIk(noise) => noise.write(payload),
-            Noise::Ik(noise) => noise.write(payload),
+            SuiteHandshake::HybridIk(noise) => noise.write(payload),
+            SuiteHandshake::Ik(noise) => noise.write(payload),
         }
     }
 
     fn read(&mut self, message: &[u8]) -> Result<Bytes, HandshakeError> {
         match self {
-            Noise::HybridIk(noise) => noise.read(message),
-            Noise::Ik(noise) => noise.read(message),
+            SuiteHandshake::HybridIk(noise) => noise.read(message),
+            SuiteHandshake::Ik(noise) => noise.read(message),
         }
     }
 
     fn establish(self, initiator: bool, payload: Bytes) -> Result<Established, HandshakeError> {
         let keys = match self {
-            Noise::HybridIk(noise) => noise.keys()?,
-            Noise::Ik(noise) => noise.keys()?,
+            SuiteHandshake::HybridIk(noise) => noise.keys()?,
+            SuiteHandshake::Ik(noise) => noise.keys()?,
         };
         let (ours, theirs) = if initiator {
             (keys.initiator_to_responder, keys.responder_to_initiator)

@@ -30,9 +30,11 @@ use sha2::Digest as _;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::aead::{Aead, AeadFailure};
-use super::handshake::{HandshakeError, Keys};
+use super::dh;
+use super::error::HandshakeError;
 use super::identity::{Identity, MLKEM768_SECRET_BYTES};
-use super::{Prologue, dh};
+use super::prologue::Prologue;
+use super::transport_keys::TransportKeys;
 
 const CIPHERTEXT_BYTES: usize = 1088;
 /// Message 1 without its payload.
@@ -49,9 +51,11 @@ const _: () = assert!(MESSAGE_1_BYTES == 3568 && MESSAGE_2_BYTES == 3424);
 
 /// One side of a handshake in progress.
 #[derive(Clone)]
-pub(super) struct Handshake(HybridHandshakeCore<X25519, MlKem, MlKem, AesGcm, Sha256, Staged>);
+pub(super) struct HybridIkHandshake(
+    HybridHandshakeCore<X25519, MlKem, MlKem, AesGcm, Sha256, Staged>,
+);
 
-impl Handshake {
+impl HybridIkHandshake {
     pub(super) fn initiator(
         me: &Identity,
         peer: &PublicKey,
@@ -138,11 +142,11 @@ impl Handshake {
     }
 
     /// The transport keys, after both messages.
-    pub(super) fn keys(self) -> Result<Keys, HandshakeError> {
+    pub(super) fn keys(self) -> Result<TransportKeys, HandshakeError> {
         let states = self.0.finalize().map_err(|_| HandshakeError::Crypto)?.take();
         let raw =
             |state: clatter::cipherstate::CipherState<AesGcm>| Zeroizing::new(*state.take().0);
-        Ok(Keys {
+        Ok(TransportKeys {
             initiator_to_responder: raw(states.initiator_to_responder),
             responder_to_initiator: raw(states.responder_to_initiator),
         })
@@ -432,10 +436,10 @@ mod tests {
                 .with_s_kem(pair(fixed))
                 .with_e_kem(pair(ephemeral));
             STAGED_SEED.set(Some(Zeroizing::new([3; 32])));
-            let mut initiator = Handshake(HybridHandshakeCore::new(params).unwrap());
+            let mut initiator = HybridIkHandshake(HybridHandshakeCore::new(params).unwrap());
             let message = initiator.write(b"").unwrap();
             let seed = Zeroizing::new([4; 32]);
-            let mut responder = Handshake::responder(&peer, &prologue, seed).unwrap();
+            let mut responder = HybridIkHandshake::responder(&peer, &prologue, seed).unwrap();
             responder.read(&message).unwrap();
             responder.peer().map(drop)
         };
@@ -453,7 +457,7 @@ mod tests {
             &"r".parse().unwrap(),
             &"s".parse().unwrap(),
         );
-        Handshake::responder(&me, &prologue, Zeroizing::new([0; 32])).unwrap();
+        HybridIkHandshake::responder(&me, &prologue, Zeroizing::new([0; 32])).unwrap();
         assert!(STAGED_SEED.take().is_none());
     }
 }

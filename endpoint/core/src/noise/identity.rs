@@ -43,9 +43,9 @@ impl fmt::Debug for IdentitySeed {
 
 /// An endpoint's key pairs. Cloning shares them.
 #[derive(Clone)]
-pub struct Identity(Arc<Keys>);
+pub struct Identity(Arc<KeyPairs>);
 
-struct Keys {
+struct KeyPairs {
     x25519: Zeroizing<[u8; 32]>,
     mlkem768: Zeroizing<Vec<u8>>,
     mlkem768_public: Box<[u8; MLKEM768_BYTES]>,
@@ -60,7 +60,7 @@ impl Identity {
         let pair = mlkem768::generate_key_pair(*kem);
         let mlkem768 = Zeroizing::new(pair.sk().to_vec());
         let public = dh::public(&x25519);
-        Self(Arc::new(Keys {
+        Self(Arc::new(KeyPairs {
             mlkem768,
             mlkem768_public: Box::new(*pair.pk()),
             hybrid: PublicKey::hybrid(public, Box::new(*pair.pk())),

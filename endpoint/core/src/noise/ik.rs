@@ -20,16 +20,18 @@ use snow::{Builder, Error, HandshakeState};
 use zeroize::Zeroizing;
 
 use super::aead::{Aead, AeadFailure};
-use super::handshake::{HandshakeError, Keys};
+use super::dh;
+use super::error::HandshakeError;
 use super::identity::Identity;
-use super::{Prologue, dh};
+use super::prologue::Prologue;
+use super::transport_keys::TransportKeys;
 
 const NAME: &str = "Noise_IK_25519_AESGCM_SHA256";
 
 /// One side of a handshake in progress.
-pub(super) struct Handshake(Box<HandshakeState>);
+pub(super) struct IkHandshake(Box<HandshakeState>);
 
-impl Handshake {
+impl IkHandshake {
     pub(super) fn initiator(
         me: &Identity,
         peer: &PublicKey,
@@ -92,12 +94,12 @@ impl Handshake {
     }
 
     /// The transport keys, after both messages.
-    pub(super) fn keys(mut self) -> Result<Keys, HandshakeError> {
+    pub(super) fn keys(mut self) -> Result<TransportKeys, HandshakeError> {
         if !self.0.is_handshake_finished() {
             return Err(HandshakeError::Crypto);
         }
         let (initiator, responder) = self.0.dangerously_get_raw_split();
-        Ok(Keys {
+        Ok(TransportKeys {
             initiator_to_responder: Zeroizing::new(initiator),
             responder_to_initiator: Zeroizing::new(responder),
         })

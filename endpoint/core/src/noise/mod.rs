@@ -23,16 +23,19 @@
 
 mod aead;
 mod dh;
+mod error;
 mod handshake;
 mod hybrid_ik;
 mod identity;
 mod ik;
 mod prologue;
 mod seal;
+mod transport_keys;
 
+pub use error::HandshakeError;
 pub use handshake::{
     AUTHENTICATION_REJECTED, Authorized, AwaitingAuthorization, AwaitingResponse, Established,
-    HandshakeError, Rejected, initiate, respond,
+    Rejected, initiate, respond,
 };
 pub use identity::{Identity, IdentitySeed};
 pub use prologue::Prologue;

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use rendez_proto::limits::TAG_BYTES;
 
 use super::aead::{Aead, AeadFailure};
-use super::handshake::HandshakeError;
+use super::error::HandshakeError;
 
 /// Seals what we send. Keeps the key schedule.
 pub struct Sealer(Aead);
