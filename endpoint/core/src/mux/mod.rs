@@ -22,7 +22,7 @@ use crate::config::{Config, Event, Key, Role};
 use crate::error::{Closed, Misbehaviour, SendError};
 use crate::stats::Stats;
 use crate::stream::{Ending, Terms};
-use slots::Entry;
+use slots::StreamEntry;
 
 /// The endpoint. See the [crate] for the order in which to call it.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub struct Mux {
     /// an executor are prologued.
     socket: bool,
     registration: Option<RegistrationId>,
-    streams: Slab<Entry>,
+    streams: Slab<StreamEntry>,
     /// The live streams; those that ended and wait to be read out are not in it.
     index: HashMap<StreamId, usize>,
     generation: u32,

@@ -13,7 +13,7 @@ use crate::stats::Stats;
 use crate::stream::{Ending, Stream, Terms};
 
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct StreamEntry {
     pub(super) generation: u32,
     pub(super) stream: Stream,
     in_control: bool,
@@ -189,7 +189,7 @@ impl Mux {
     pub(super) fn insert(&mut self, stream: Stream) -> Key {
         self.generation = self.generation.wrapping_add(1);
         let id = stream.id.clone();
-        let slot = self.streams.insert(Entry {
+        let slot = self.streams.insert(StreamEntry {
             generation: self.generation,
             stream,
             in_control: false,

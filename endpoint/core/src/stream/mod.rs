@@ -44,14 +44,14 @@ use open::Open;
 pub(crate) struct Stream {
     pub(crate) id: StreamId,
     pub(crate) profile: Profile,
-    state: State,
+    state: StreamState,
     /// The application was told that there is something to read, and has not
     /// read until there was nothing.
     readable: bool,
 }
 
 #[derive(Debug)]
-enum State {
+enum StreamState {
     Dialing(Box<Dialing>),
     Asking(Box<Asking>),
     Open(Box<Open>, Option<Accepted>),
@@ -105,7 +105,7 @@ pub(crate) enum Again {
 
 impl Stream {
     pub(crate) fn dialing(id: StreamId, profile: Profile, dialing: Dialing) -> Self {
-        Self { id, profile, state: State::Dialing(Box::new(dialing)), readable: false }
+        Self { id, profile, state: StreamState::Dialing(Box::new(dialing)), readable: false }
     }
 
     pub(crate) fn asking(
@@ -120,11 +120,11 @@ impl Stream {
             accepted: Accepted::new(message_1),
             until: now + AUTHORIZATION_TIMEOUT,
         };
-        Self { id, profile, state: State::Asking(Box::new(asking)), readable: false }
+        Self { id, profile, state: StreamState::Asking(Box::new(asking)), readable: false }
     }
 
     pub(crate) fn is_asking(&self) -> bool {
-        matches!(self.state, State::Asking(_))
+        matches!(self.state, StreamState::Asking(_))
     }
 
     // ---- the executor's verdict --------------------------------------------
@@ -147,7 +147,7 @@ impl Stream {
         } else {
             (Open::codex_responder(keys.sealer, keys.opener), Some(message_2))
         };
-        self.state = State::Open(Box::new(open), Some(asking.accepted));
+        self.state = StreamState::Open(Box::new(open), Some(asking.accepted));
         Ok(once)
     }
 
@@ -161,9 +161,9 @@ impl Stream {
         if !self.is_asking() {
             return None;
         }
-        let ended = State::Ended { why: Closed::HandshakeRejected, unread: Inbox::default() };
+        let ended = StreamState::Ended { why: Closed::HandshakeRejected, unread: Inbox::default() };
         match std::mem::replace(&mut self.state, ended) {
-            State::Asking(asking) => Some(*asking),
+            StreamState::Asking(asking) => Some(*asking),
             _ => None,
         }
     }
@@ -177,17 +177,17 @@ impl Stream {
 
     pub(crate) fn send(&mut self, message: &Bytes) -> Result<(), SendError> {
         match &mut self.state {
-            State::Open(open, _) => open.send(message),
-            State::Dialing(_) | State::Asking(_) => Err(SendError::Blocked),
-            State::Ended { why, .. } => Err(SendError::Closed(*why)),
+            StreamState::Open(open, _) => open.send(message),
+            StreamState::Dialing(_) | StreamState::Asking(_) => Err(SendError::Blocked),
+            StreamState::Ended { why, .. } => Err(SendError::Closed(*why)),
         }
     }
 
     pub(crate) fn recv(&mut self) -> Option<Bytes> {
         let message = match &mut self.state {
-            State::Open(open, _) => open.recv(),
-            State::Ended { unread, .. } => unread.pop(),
-            State::Dialing(_) | State::Asking(_) => None,
+            StreamState::Open(open, _) => open.recv(),
+            StreamState::Ended { unread, .. } => unread.pop(),
+            StreamState::Dialing(_) | StreamState::Asking(_) => None,
         };
         if message.is_none() {
             self.readable = false;
@@ -198,14 +198,14 @@ impl Stream {
     /// Graceful for an open stream; any other is over at once.
     pub(crate) fn close(&mut self) -> Result<(), Ending> {
         match &mut self.state {
-            State::Open(open, _) => {
+            StreamState::Open(open, _) => {
                 open.close();
                 Ok(())
             }
-            State::Dialing(_) | State::Asking(_) => {
+            StreamState::Dialing(_) | StreamState::Asking(_) => {
                 Err(Ending { why: Closed::Finished, tell: Tell::Peer(ResetReason::Finished) })
             }
-            State::Ended { unread, .. } => {
+            StreamState::Ended { unread, .. } => {
                 *unread = Inbox::default();
                 Ok(())
             }
@@ -216,39 +216,39 @@ impl Stream {
     /// Asking counts as telling.
     pub(crate) fn take_readable(&mut self) -> bool {
         let waits = match &self.state {
-            State::Open(open, _) => !open.inbox.is_empty(),
-            State::Ended { unread, .. } => !unread.is_empty(),
-            State::Dialing(_) | State::Asking(_) => false,
+            StreamState::Open(open, _) => !open.inbox.is_empty(),
+            StreamState::Ended { unread, .. } => !unread.is_empty(),
+            StreamState::Dialing(_) | StreamState::Asking(_) => false,
         };
         waits && !std::mem::replace(&mut self.readable, true)
     }
 
     pub(crate) fn take_writable(&mut self) -> bool {
         match &mut self.state {
-            State::Open(open, _) => open.take_writable(),
+            StreamState::Open(open, _) => open.take_writable(),
             _ => false,
         }
     }
 
     pub(crate) fn is_congested(&self) -> bool {
-        matches!(&self.state, State::Open(open, _) if open.is_congested())
+        matches!(&self.state, StreamState::Open(open, _) if open.is_congested())
     }
 
     /// Whether its peer was asked for a sign of life and gave none yet.
     pub(crate) fn is_probing(&self) -> bool {
-        matches!(&self.state, State::Open(open, _) if open.is_asking())
+        matches!(&self.state, StreamState::Open(open, _) if open.is_asking())
     }
 
     /// Whether the application is done with the stream, though it lingers to
     /// repeat its end.
     pub(crate) fn is_finished(&self) -> bool {
-        matches!(&self.state, State::Open(open, _) if open.is_announced())
+        matches!(&self.state, StreamState::Open(open, _) if open.is_announced())
     }
 
     /// The reason, once the stream is over and everything was read.
     pub(crate) fn read_out(&self) -> Option<Closed> {
         match &self.state {
-            State::Ended { why, unread } if unread.is_empty() => Some(*why),
+            StreamState::Ended { why, unread } if unread.is_empty() => Some(*why),
             _ => None,
         }
     }
@@ -266,8 +266,8 @@ impl Stream {
         let mut unread = Inbox::default();
         let mut owes_writable = false;
         let farewell = match (&mut self.state, ending.tell) {
-            (State::Ended { .. }, _) => return (None, false),
-            (State::Open(open, _), tell) => {
+            (StreamState::Ended { .. }, _) => return (None, false),
+            (StreamState::Open(open, _), tell) => {
                 unread = open.take_unread();
                 owes_writable = open.owes_writable;
                 match tell {
@@ -280,7 +280,7 @@ impl Stream {
             (_, Tell::Nobody) => None,
             (_, Tell::Peer(reason)) => Some(unauthenticated(reason)),
         };
-        self.state = State::Ended { why: ending.why, unread };
+        self.state = StreamState::Ended { why: ending.why, unread };
         (farewell, owes_writable)
     }
 
@@ -288,19 +288,19 @@ impl Stream {
 
     pub(crate) fn socket_lost(&mut self, now: Instant) -> Result<(), Ending> {
         match &mut self.state {
-            State::Open(open, _) => open.socket_lost(now),
-            State::Dialing(_) | State::Asking(_) if !self.profile.is_reliable() => {
+            StreamState::Open(open, _) => open.socket_lost(now),
+            StreamState::Dialing(_) | StreamState::Asking(_) if !self.profile.is_reliable() => {
                 Err(Ending { why: Closed::Lost, tell: Tell::Nobody })
             }
-            State::Dialing(_) | State::Asking(_) | State::Ended { .. } => Ok(()),
+            StreamState::Dialing(_) | StreamState::Asking(_) | StreamState::Ended { .. } => Ok(()),
         }
     }
 
     pub(crate) fn socket_opened(&mut self, now: Instant) {
         match &mut self.state {
-            State::Open(open, _) => open.socket_opened(now),
-            State::Dialing(dialing) => dialing.again(),
-            State::Asking(_) | State::Ended { .. } => {}
+            StreamState::Open(open, _) => open.socket_opened(now),
+            StreamState::Dialing(dialing) => dialing.again(),
+            StreamState::Asking(_) | StreamState::Ended { .. } => {}
         }
     }
 
@@ -312,12 +312,12 @@ impl Stream {
         stats: &mut Stats,
     ) -> Result<(), Ending> {
         match (&mut self.state, &frame.body) {
-            (State::Open(open, _), _) => open.handle_frame(now, frame, stats),
-            (State::Dialing(_) | State::Asking(_), Body::Reset { reason }) => {
+            (StreamState::Open(open, _), _) => open.handle_frame(now, frame, stats),
+            (StreamState::Dialing(_) | StreamState::Asking(_), Body::Reset { reason }) => {
                 Err(Ending::reset_by_peer(reason))
             }
             // WIRE.md, section 4: early data cancels the handshake.
-            (State::Asking(_), Body::Data { .. }) if !self.profile.is_reliable() => {
+            (StreamState::Asking(_), Body::Data { .. }) if !self.profile.is_reliable() => {
                 Err(Ending::misbehaved(Misbehaviour::Impatient))
             }
             _ => {
@@ -330,19 +330,19 @@ impl Stream {
     /// A handshake frame, at an executor.
     pub(crate) fn handle_message_1(&mut self, message: &[u8]) -> Result<Again, Ending> {
         let known = match &self.state {
-            State::Asking(asking) => Some(asking.accepted),
-            State::Open(_, accepted) => *accepted,
-            State::Dialing(_) | State::Ended { .. } => None,
+            StreamState::Asking(asking) => Some(asking.accepted),
+            StreamState::Open(_, accepted) => *accepted,
+            StreamState::Dialing(_) | StreamState::Ended { .. } => None,
         };
         let same = known == Some(Accepted::new(message));
         match &mut self.state {
-            State::Open(open, _) if same => {
+            StreamState::Open(open, _) if same => {
                 open.handshake_again();
                 Ok(Again::Handled)
             }
             // WIRE.md, section 3: refused, but the stream lives.
-            State::Open(..) if !self.profile.is_reliable() => Ok(Again::Refuse),
-            State::Asking(_) if !self.profile.is_reliable() => {
+            StreamState::Open(..) if !self.profile.is_reliable() => Ok(Again::Refuse),
+            StreamState::Asking(_) if !self.profile.is_reliable() => {
                 Err(Ending::misbehaved(Misbehaviour::Impatient))
             }
             // A relay may repeat or damage a handshake; that must not hurt.
@@ -359,42 +359,42 @@ impl Stream {
         stats: &mut Stats,
     ) -> Result<bool, Ending> {
         match &mut self.state {
-            State::Dialing(dialing) => {
+            StreamState::Dialing(dialing) => {
                 let Some(keys) = dialing.finish(message, stats)? else { return Ok(false) };
                 let open = if self.profile.is_reliable() {
                     Open::reliable_initiator(terms, keys.sealer, keys.opener)
                 } else {
                     Open::codex_initiator(keys.sealer, keys.opener)
                 };
-                self.state = State::Open(Box::new(open), None);
+                self.state = StreamState::Open(Box::new(open), None);
                 Ok(true)
             }
-            State::Open(open, _) => {
+            StreamState::Open(open, _) => {
                 open.confirm_again();
                 Ok(false)
             }
-            State::Asking(_) | State::Ended { .. } => Ok(false),
+            StreamState::Asking(_) | StreamState::Ended { .. } => Ok(false),
         }
     }
 
     pub(crate) fn wants_control(&self) -> bool {
         match &self.state {
-            State::Dialing(dialing) => dialing.wants_transmit(),
-            State::Open(open, _) => open.wants_control(),
-            State::Asking(_) | State::Ended { .. } => false,
+            StreamState::Dialing(dialing) => dialing.wants_transmit(),
+            StreamState::Open(open, _) => open.wants_control(),
+            StreamState::Asking(_) | StreamState::Ended { .. } => false,
         }
     }
 
     pub(crate) fn poll_control(&mut self, now: Instant) -> Result<Option<Bytes>, Ending> {
         match &mut self.state {
-            State::Dialing(dialing) => Ok(dialing.poll_transmit(now)),
-            State::Open(open, _) => open.poll_control(now, &self.id),
-            State::Asking(_) | State::Ended { .. } => Ok(None),
+            StreamState::Dialing(dialing) => Ok(dialing.poll_transmit(now)),
+            StreamState::Open(open, _) => open.poll_control(now, &self.id),
+            StreamState::Asking(_) | StreamState::Ended { .. } => Ok(None),
         }
     }
 
     pub(crate) fn wants_record(&self) -> bool {
-        matches!(&self.state, State::Open(open, _) if open.wants_record())
+        matches!(&self.state, StreamState::Open(open, _) if open.wants_record())
     }
 
     pub(crate) fn poll_record(
@@ -404,29 +404,29 @@ impl Stream {
         stats: &mut Stats,
     ) -> Result<Option<Bytes>, Ending> {
         match &mut self.state {
-            State::Open(open, _) => open.poll_record(now, &self.id, scratch, stats),
+            StreamState::Open(open, _) => open.poll_record(now, &self.id, scratch, stats),
             _ => Ok(None),
         }
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) -> Result<(), Ending> {
         match &mut self.state {
-            State::Dialing(dialing) => dialing.handle_timeout(now),
-            State::Asking(asking) if asking.until <= now => Err(Ending {
+            StreamState::Dialing(dialing) => dialing.handle_timeout(now),
+            StreamState::Asking(asking) if asking.until <= now => Err(Ending {
                 why: Closed::HandshakeTimeout,
                 tell: Tell::Peer(ResetReason::HandshakeRefused),
             }),
-            State::Open(open, _) => open.handle_timeout(now),
-            State::Asking(_) | State::Ended { .. } => Ok(()),
+            StreamState::Open(open, _) => open.handle_timeout(now),
+            StreamState::Asking(_) | StreamState::Ended { .. } => Ok(()),
         }
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         match &self.state {
-            State::Dialing(dialing) => Some(dialing.poll_timeout()),
-            State::Asking(asking) => Some(asking.until),
-            State::Open(open, _) => open.poll_timeout(),
-            State::Ended { .. } => None,
+            StreamState::Dialing(dialing) => Some(dialing.poll_timeout()),
+            StreamState::Asking(asking) => Some(asking.until),
+            StreamState::Open(open, _) => open.poll_timeout(),
+            StreamState::Ended { .. } => None,
         }
     }
 }
