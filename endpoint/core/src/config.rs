@@ -11,7 +11,7 @@ use rendez_proto::limits;
 use rendez_proto::profile::Profile;
 
 use crate::error::Closed;
-use crate::noise::Identity;
+use crate::noise::{Identity, PendingHandshake};
 
 /// Which end of the streams this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,10 +146,11 @@ pub struct Key {
 }
 
 /// What the application should hear.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     /// A peer proved `peer` and asks to be let in. Ask the registry, then call
-    /// [`Mux::authorize`](crate::Mux::authorize) or
+    /// [`Mux::authorize`](crate::Mux::authorize) with what
+    /// [`PendingHandshake::authorize`] returns, or
     /// [`Mux::refuse`](crate::Mux::refuse).
     AuthorizationNeeded {
         /// The stream.
@@ -162,6 +163,8 @@ pub enum Event {
         peer: PublicKey,
         /// The registry's word that the peer brought; UTF-8.
         authorization: Bytes,
+        /// What the registry's consent is recorded with.
+        pending: PendingHandshake,
     },
     /// The stream is open in both directions.
     Opened {

@@ -47,7 +47,7 @@ mod stream;
 pub use config::{Config, Connect, Event, Grace, InvalidGrace, Key, Limits, Role};
 pub use error::{Closed, ConnectError, Misbehaviour, Refusal, SendError};
 pub use mux::Mux;
-pub use noise::{Authorized, Identity, IdentitySeed};
+pub use noise::{Authorized, Identity, IdentitySeed, PendingHandshake};
 pub use stats::Stats;
 
 /// The origin of virtual time in unit tests.

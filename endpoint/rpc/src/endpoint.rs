@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rendez_endpoint::{
-    Authorized, Closed, Connect, ConnectError, Event, Key, Mux, Refusal, SendError, Stats,
+    Closed, Connect, ConnectError, Event, Key, Mux, PendingHandshake, Refusal, SendError, Stats,
 };
 use rendez_proto::close::CloseFrame;
 use rendez_proto::ids::{RegistrationId, StreamId};
@@ -52,14 +52,16 @@ impl State {
     /// is over.
     fn take_back(&mut self, key: Key) {
         let is_it = |incoming: &Incoming| match incoming {
-            Incoming::Authorization(request) => request.key == Some(key),
+            Incoming::Authorization(request) => {
+                request.pending.as_ref().is_some_and(|(pending, _)| *pending == key)
+            }
             Incoming::Opened(_) => false,
         };
         let at = self.incoming.iter().position(is_it);
         if let Some(Incoming::Authorization(mut request)) =
             at.and_then(|at| self.incoming.remove(at))
         {
-            request.key = None; // there is nothing to answer any more
+            request.pending = None; // there is nothing to answer any more
         }
     }
 }
@@ -115,7 +117,7 @@ pub struct AuthorizationRequest {
     /// The registry's opaque authorization for that key.
     pub authorization: Bytes,
     endpoint: Endpoint,
-    key: Option<Key>,
+    pending: Option<(Key, PendingHandshake)>,
     gone: watch::Receiver<()>,
 }
 
@@ -130,20 +132,19 @@ impl AuthorizationRequest {
 
     /// Lets the stream open: the registry has said yes for [`Self::peer`].
     pub fn authorize(mut self) {
-        let proof = Authorized::by_registry(&self.peer);
-        self.answer(|mux, key| mux.authorize(now(), key, proof));
+        self.answer(|mux, key, pending| mux.authorize(now(), key, pending.authorize()));
     }
 
     /// Refuses the stream.
     pub fn refuse(mut self, why: Refusal) {
-        self.answer(|mux, key| mux.refuse(now(), key, why));
+        self.answer(|mux, key, _| mux.refuse(now(), key, why));
     }
 
-    fn answer(&mut self, answer: impl FnOnce(&mut Mux, Key)) {
-        if let Some(key) = self.key.take() {
+    fn answer(&mut self, answer: impl FnOnce(&mut Mux, Key, PendingHandshake)) {
+        if let Some((key, pending)) = self.pending.take() {
             let mut state = self.endpoint.lock();
             state.asking.remove(&key);
-            answer(&mut state.mux, key);
+            answer(&mut state.mux, key, pending);
             self.endpoint.settle(&mut state);
         }
     }
@@ -151,7 +152,7 @@ impl AuthorizationRequest {
 
 impl Drop for AuthorizationRequest {
     fn drop(&mut self) {
-        self.answer(|mux, key| mux.refuse(now(), key, Refusal::Denied));
+        self.answer(|mux, key, _| mux.refuse(now(), key, Refusal::Denied));
     }
 }
 
@@ -290,18 +291,24 @@ impl Endpoint {
     fn dispatch(&self, state: &mut State) {
         while let Some(event) = state.mux.poll_event() {
             match event {
-                Event::AuthorizationNeeded { key, stream, registration, peer, authorization } => {
+                Event::AuthorizationNeeded {
+                    key,
+                    stream,
+                    registration,
+                    peer,
+                    authorization,
+                    pending,
+                } => {
                     let endpoint = self.clone();
                     let (asking, gone) = watch::channel(());
                     state.asking.insert(key, asking);
-                    let key = Some(key);
                     state.incoming.push_back(Incoming::Authorization(AuthorizationRequest {
                         stream,
                         registration,
                         peer,
                         authorization,
                         endpoint,
-                        key,
+                        pending: Some((key, pending)),
                         gone,
                     }));
                     self.0.incoming.notify_one();

@@ -6,7 +6,6 @@ use std::sync::OnceLock;
 
 use arbitrary::{Arbitrary, Unstructured};
 use bytes::Bytes;
-use rendez_endpoint::Authorized;
 use rendez_endpoint::noise::{AwaitingResponse, initiate, respond};
 use rendez_proto::limits::NOISE_MESSAGE_MAX_BYTES;
 use rendez_proto::profile::{Profile, Suite};
@@ -119,7 +118,7 @@ fn answer(profile: Profile, message_1: &[u8]) -> Bytes {
     let asking = respond(profile.suite(), executor(), &prologue(profile, 0), message_1, seed(4))
         .expect("a genuine message 1");
     assert_eq!(asking.peer(), orchestrator().public_for(profile.suite()));
-    let proof = Authorized::by_registry(asking.peer());
+    let proof = asking.pending().authorize();
     asking.authorize(proof).expect("the right key").1
 }
 
@@ -161,7 +160,7 @@ fn whole(profile: Profile, authorization: &[u8], reject: bool) {
         assert!(!keys.payload.is_empty());
         return;
     }
-    let proof = Authorized::by_registry(asking.peer());
+    let proof = asking.pending().authorize();
     let (executor, message_2) = asking.authorize(proof).expect("the right key");
     let orchestrator = waiting.finish(&message_2).expect("a genuine message 2");
     for (from, to) in

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use arbitrary::{Arbitrary, Result, Unstructured};
 use bytes::Bytes;
 use rendez_endpoint::noise::{Established, Opener, Sealer, initiate, respond};
-use rendez_endpoint::{Authorized, Closed, Config, Connect, Event, Key, Mux};
+use rendez_endpoint::{Closed, Config, Connect, Event, Key, Mux};
 use rendez_proto::frame::{Ack, Body, Frame, Proof, ResetReason};
 use rendez_proto::ids::Seq;
 use rendez_proto::limits::{
@@ -378,11 +378,11 @@ fn knock(mux: &mut Mux, now: Instant, profile: Profile, number: u8) -> (Key, Est
         initiate(suite, orchestrator(), peer, &prologue, b"", seed).expect("the keys fit");
     mux.handle_message(now, handshake(profile, number, message));
     let key = std::iter::from_fn(|| mux.poll_event()).find_map(|event| match event {
-        Event::AuthorizationNeeded { key, .. } => Some(key),
+        Event::AuthorizationNeeded { key, pending, .. } => Some((key, pending)),
         _ => None,
     });
-    let key = key.expect("it asks");
-    mux.authorize(now, key, Authorized::by_registry(orchestrator().public_for(suite)));
+    let (key, pending) = key.expect("it asks");
+    mux.authorize(now, key, pending.authorize());
     let message = next_message(mux, now);
     (key, waiting.finish(&message).expect("a genuine message 2"))
 }
@@ -402,7 +402,7 @@ fn answer(mux: &mut Mux, now: Instant, profile: Profile, number: u8) -> (Key, Es
     let seed = Zeroizing::new([number; 32]);
     let asking =
         respond(suite, executor(), &prologue, &message, seed).expect("a genuine message 1");
-    let proof = Authorized::by_registry(orchestrator().public_for(suite));
+    let proof = asking.pending().authorize();
     let (keys, message) = asking.authorize(proof).expect("the right key");
     mux.handle_message(now, handshake(profile, number, message));
     (key, keys)

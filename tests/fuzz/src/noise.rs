@@ -3,8 +3,8 @@
 
 use std::sync::OnceLock;
 
-use rendez_endpoint::noise::Prologue;
-use rendez_endpoint::{Identity, IdentitySeed};
+use rendez_endpoint::noise::{Prologue, initiate, respond};
+use rendez_endpoint::{Authorized, Identity, IdentitySeed};
 use rendez_proto::ids::{EnvironmentId, RegistrationId, StreamId};
 use rendez_proto::profile::Profile;
 
@@ -42,4 +42,16 @@ pub(crate) fn stream(number: u8) -> StreamId {
 /// The prologue of a stream under the first registration.
 pub(crate) fn prologue(profile: Profile, number: u8) -> Prologue {
     Prologue::new(profile, &environment(), &registration(0), &stream(number))
+}
+
+/// The registry's consent to a key that is not the orchestrator's.
+pub(crate) fn authorized_other_key() -> Authorized {
+    let (profile, me) = (Profile::RendezIkV1, executor());
+    let (suite, prologue) = (profile.suite(), prologue(profile, 0));
+    let peer = me.public_for(suite);
+    let (_, message) =
+        initiate(suite, me, peer, &prologue, b"", [1; 32].into()).expect("the keys fit");
+    let asking =
+        respond(suite, me, &prologue, &message, [2; 32].into()).expect("a genuine message 1");
+    asking.pending().authorize()
 }

@@ -103,13 +103,20 @@ impl World {
         cause: Option<Origin>,
     ) {
         match event {
-            MuxEvent::AuthorizationNeeded { key, stream, registration, peer, authorization } => {
+            MuxEvent::AuthorizationNeeded {
+                key,
+                stream,
+                registration,
+                peer,
+                authorization,
+                pending,
+            } => {
                 let Some(stream) = self.reference.find(&stream) else {
                     let detail = "a handshake for a stream that nobody started".to_owned();
                     return self.violate(Rule::NothingOutOfThinAir, detail);
                 };
                 self.nodes[node].agent().streams.insert(key, Served::new(stream));
-                let what = Shell::Validated { key, registration, peer, authorization };
+                let what = Shell::Validated { key, registration, peer, authorization, pending };
                 self.shell(self.answer_time(node), node, what);
             }
             MuxEvent::Opened { key } => self.stream_opened(node, key),

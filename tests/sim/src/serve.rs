@@ -1,7 +1,6 @@
 //! The executor's application: lets in, does things once, and keeps the output.
 
-use rendez_endpoint::{Authorized, Key, Refusal};
-use rendez_proto::keys::PublicKey;
+use rendez_endpoint::{Key, PendingHandshake, Refusal};
 
 use crate::Micros;
 use crate::app::Said;
@@ -24,12 +23,12 @@ impl World {
         &mut self,
         node: NodeId,
         key: Key,
-        peer: &PublicKey,
+        pending: PendingHandshake,
         verdict: Result<Verdict, No>,
     ) {
         let now = self.instant(node);
         if verdict == Ok(Verdict::Valid) {
-            self.nodes[node].mux.authorize(now, key, Authorized::by_registry(peer));
+            self.nodes[node].mux.authorize(now, key, pending.authorize());
         } else {
             self.nodes[node].mux.refuse(now, key, Refusal::Denied);
             // no event follows

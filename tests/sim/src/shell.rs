@@ -60,10 +60,10 @@ impl World {
                 let reply = self.ask_registry(node);
                 self.stream_allowed(node, talk, reply);
             }
-            Shell::Validated { key, registration, peer, authorization } => {
+            Shell::Validated { key, registration, peer, authorization, pending } => {
                 let verdict =
                     self.registry.validate(self.now, &registration, &peer, &authorization);
-                self.validated(node, key, &peer, verdict);
+                self.validated(node, key, pending, verdict);
             }
             Shell::Attached(socket) => self.attached(node, socket),
             Shell::DialFailed { refused } => self.dial_failed(node, refused),

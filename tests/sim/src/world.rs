@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rendez_endpoint::{Key, Mux};
+use rendez_endpoint::{Key, Mux, PendingHandshake};
 use rendez_proto::ids::RegistrationId;
 use rendez_proto::keys::PublicKey;
 use rendez_proto::limits::{LANE_MAX_BYTES, RTO_MAX, STREAM_GRACE};
@@ -85,7 +85,13 @@ pub(crate) enum Shell {
     /// The registry answers `/connect`, for a stream of this conversation.
     StreamAllowed(usize),
     /// The registry answers `/validate`.
-    Validated { key: Key, registration: RegistrationId, peer: PublicKey, authorization: Bytes },
+    Validated {
+        key: Key,
+        registration: RegistrationId,
+        peer: PublicKey,
+        authorization: Bytes,
+        pending: PendingHandshake,
+    },
     /// The websocket is open.
     Attached(SocketId),
     /// It is not; `refused`: by a 4xx.

@@ -163,6 +163,7 @@ impl Mux {
         };
         let peer = handshake.peer().clone();
         let authorization = handshake.authorization().clone();
+        let pending = handshake.pending();
         let stream = id.clone();
         let key = self.insert(Stream::asking(id, profile, handshake, message, now));
         self.events.push_back(Event::AuthorizationNeeded {
@@ -171,6 +172,7 @@ impl Mux {
             registration,
             peer,
             authorization,
+            pending,
         });
     }
 

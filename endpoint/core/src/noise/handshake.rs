@@ -6,13 +6,10 @@
 //!
 //! ```
 //! # use rendez_endpoint::noise::*;
-//! # use rendez_proto::keys::PublicKey;
-//! # fn consent(key: &PublicKey) -> Authorized {
-//! Authorized::by_registry(key)
-//! # }
-//! # fn once(waiting: AwaitingAuthorization, a: Authorized) {
+//! # fn once(waiting: AwaitingAuthorization) {
+//! let authorized = waiting.pending().authorize();
 //! # let _ =
-//! waiting.authorize(a);
+//! waiting.authorize(authorized);
 //! # }
 //! # fn fresh(waiting: AwaitingResponse, message: &[u8]) {
 //! let first = waiting.finish(message);
@@ -30,6 +27,16 @@
 //! ```compile_fail,E0451
 //! # use rendez_endpoint::noise::*;
 //! let forged = Authorized { fingerprint: [0; 32] }; // the field is private
+//! ```
+//! ```compile_fail,E0451
+//! # use rendez_endpoint::noise::*;
+//! let forged = PendingHandshake { fingerprint: [0; 32] }; // the field is private
+//! ```
+//! ```compile_fail,E0382
+//! # use rendez_endpoint::noise::*;
+//! fn two_of_one(pending: PendingHandshake) -> [Authorized; 2] {
+//!     [pending.authorize(), pending.authorize()] // consumed
+//! }
 //! ```
 //! ```compile_fail,E0382
 //! # use rendez_endpoint::noise::*;
@@ -57,19 +64,26 @@ use super::seal::{Opener, Sealer};
 /// executor's credentials (WIRE.md, section 1.3).
 pub const AUTHENTICATION_REJECTED: &[u8] = b"codex-registry-authentication-rejected/v1";
 
-/// The registry's consent to one peer key. The only way to
-/// [`AwaitingAuthorization::authorize`].
+/// The registry's consent to one peer key, which
+/// [`AwaitingAuthorization::authorize`] requires. Only
+/// [`PendingHandshake::authorize`] makes one.
 #[derive(Debug)]
 pub struct Authorized {
     fingerprint: [u8; 32],
 }
 
-impl Authorized {
-    /// Call this only after the registry said yes for exactly this key, as
-    /// [`AwaitingAuthorization::peer`] or
-    /// [`Event::AuthorizationNeeded`](crate::Event::AuthorizationNeeded) named it.
-    pub fn by_registry(peer: &PublicKey) -> Self {
-        Self { fingerprint: peer.fingerprint() }
+/// A handshake whose peer has proved its key and waits for the registry's
+/// verdict. Only [`AwaitingAuthorization::pending`] makes one.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PendingHandshake {
+    fingerprint: [u8; 32],
+}
+
+impl PendingHandshake {
+    /// Records the registry's consent. Call this only after the registry has
+    /// authorized the peer key of this very handshake.
+    pub fn authorize(self) -> Authorized {
+        Authorized { fingerprint: self.fingerprint }
     }
 }
 
@@ -194,6 +208,11 @@ impl AwaitingAuthorization {
         &self.authorization
     }
 
+    /// What waits for the registry's verdict on [`peer`](Self::peer).
+    pub fn pending(&self) -> PendingHandshake {
+        PendingHandshake { fingerprint: self.peer.fingerprint() }
+    }
+
     /// Completes the handshake: the keys, and message 2 to send.
     ///
     /// # Errors
@@ -293,7 +312,11 @@ mod tests {
     }
 
     fn pair(profile: Profile, authorization: &[u8]) -> Pair {
-        let (me, peer) = (identity(1), identity(2));
+        pair_of(profile, identity(1), authorization)
+    }
+
+    fn pair_of(profile: Profile, me: Identity, authorization: &[u8]) -> Pair {
+        let peer = identity(2);
         let (suite, prologue) = (profile.suite(), prologue(profile, "s"));
         let key = peer.public_for(suite);
         let (waiting, message_1) =
@@ -305,7 +328,7 @@ mod tests {
     }
 
     fn authorized(asking: &AwaitingAuthorization) -> Authorized {
-        Authorized::by_registry(asking.peer())
+        asking.pending().authorize()
     }
 
     #[test]
@@ -433,9 +456,10 @@ mod tests {
 
     #[test]
     fn consent_to_one_key_lets_no_other_in() {
-        let asking = pair(Profile::RendezHybridIkV1, b"").asking;
-        let other = Authorized::by_registry(identity(7).public());
-        assert_eq!(asking.authorize(other).map(drop), Err(HandshakeError::WrongPeer));
+        let profile = Profile::RendezHybridIkV1;
+        let asking = pair(profile, b"").asking;
+        let other = pair_of(profile, identity(7), b"").asking;
+        assert_eq!(asking.authorize(authorized(&other)).map(drop), Err(HandshakeError::WrongPeer));
     }
 
     #[test]

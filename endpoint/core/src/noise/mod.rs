@@ -35,7 +35,7 @@ mod transport_keys;
 pub use error::HandshakeError;
 pub use handshake::{
     AUTHENTICATION_REJECTED, Authorized, AwaitingAuthorization, AwaitingResponse, Established,
-    Rejected, initiate, respond,
+    PendingHandshake, Rejected, initiate, respond,
 };
 pub use identity::{Identity, IdentitySeed};
 pub use prologue::Prologue;

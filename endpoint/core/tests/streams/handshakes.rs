@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use rendez_endpoint::{
-    Authorized, Closed, Connect, ConnectError, Event, Misbehaviour, Refusal, SendError,
-};
+use rendez_endpoint::{Closed, Connect, ConnectError, Event, Misbehaviour, Refusal, SendError};
 use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::limits::{
     AUTHORIZATION_TIMEOUT, HANDSHAKE_COOLDOWN, HANDSHAKE_TIMEOUT, STREAMS_PER_EXECUTOR,
 };
 use rendez_proto::profile::Profile;
 
-use crate::pair::{Pair, STREAM, identity, kinds, open, pair, registration, reset, stream};
+use crate::pair::{
+    Pair, STREAM, authorized_elsewhere, identity, kinds, open, pair, registration, reset, stream,
+};
 
 const CODEX_RESET: &str = "reset noise_relay_protocol_error";
 const OUR_RESET: &str = "reset handshake_refused";
@@ -44,8 +44,16 @@ fn the_executor_asks_before_anything_is_answered() {
         pair.feed_executor(wires);
         assert!(pair.drain_executor().is_empty());
         let events = pair.executor_events();
-        let [Event::AuthorizationNeeded { key, stream: id, registration: at, peer, authorization }] =
-            &events[..]
+        let [
+            Event::AuthorizationNeeded {
+                key,
+                stream: id,
+                registration: at,
+                peer,
+                authorization,
+                ..
+            },
+        ] = &events[..]
         else {
             panic!("{events:?}");
         };
@@ -83,7 +91,7 @@ fn a_refused_peer_is_told_and_nobody_else() {
         pair.connect(STREAM, profile);
         let wires = pair.drain_orchestrator();
         pair.feed_executor(wires);
-        let key = pair.asking();
+        let (key, pending) = pair.asking();
         pair.executor.refuse(pair.now, key, Refusal::Denied);
         let wires = pair.drain_executor();
         assert_eq!(kinds(&wires), [told(profile)]);
@@ -93,8 +101,7 @@ fn a_refused_peer_is_told_and_nobody_else() {
         assert!(matches!(why, Some(Closed::Reset(_))), "{why:?}");
         assert_eq!(pair.executor.stats().handshake_failures, 1);
         // a late verdict misses
-        let proof = Authorized::by_registry(identity(2).public());
-        pair.executor.authorize(pair.now, key, proof);
+        pair.executor.authorize(pair.now, key, pending.authorize());
         assert_eq!(pair.executor_events(), []);
     }
 }
@@ -107,7 +114,7 @@ fn rejected_credentials_are_told_inside_noise() {
         pair.connect(STREAM, profile);
         let wires = pair.drain_orchestrator();
         pair.feed_executor(wires);
-        let key = pair.asking();
+        let (key, _) = pair.asking();
         pair.executor.refuse(pair.now, key, Refusal::AuthenticationRejected);
         let wires = pair.drain_executor();
         assert!(kinds(&wires)[0].starts_with("handshake"));
@@ -123,8 +130,8 @@ fn consent_to_another_key_refuses() {
     pair.connect(STREAM, Profile::RendezHybridIkV1);
     let wires = pair.drain_orchestrator();
     pair.feed_executor(wires);
-    let key = pair.asking();
-    let proof = Authorized::by_registry(identity(9).public());
+    let (key, _) = pair.asking();
+    let proof = authorized_elsewhere(&identity(9));
     pair.executor.authorize(pair.now, key, proof);
     assert_eq!(kinds(&pair.drain_executor()), [OUR_RESET]);
     assert_eq!(pair.executor_events(), []);
@@ -332,8 +339,8 @@ fn pending_handshakes_and_streams_have_limits() {
             continue; // let one more come while 32 wait
         }
         for event in asking.drain(..) {
-            if let Event::AuthorizationNeeded { key, peer, .. } = event {
-                pair.executor.authorize(pair.now, key, Authorized::by_registry(&peer));
+            if let Event::AuthorizationNeeded { key, pending, .. } = event {
+                pair.executor.authorize(pair.now, key, pending.authorize());
             }
         }
     }

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rendez_endpoint::{
-    Authorized, Config, Connect, Event, Identity, IdentitySeed, Key, Mux, SendError,
+    Authorized, Config, Connect, Event, Identity, IdentitySeed, Key, Mux, PendingHandshake,
+    SendError, noise,
 };
 use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::{EnvironmentId, RegistrationId, StreamId};
@@ -22,6 +23,21 @@ pub(crate) fn stream(id: &str) -> StreamId {
 
 pub(crate) fn registration(id: &str) -> RegistrationId {
     id.parse().expect("a valid id")
+}
+
+/// The registry's consent to the key of `who`, who shook hands elsewhere.
+pub(crate) fn authorized_elsewhere(who: &Identity) -> Authorized {
+    let (profile, executor) = (Profile::RendezHybridIkV1, identity(1));
+    let suite = profile.suite();
+    let environment: EnvironmentId = "env".parse().expect("a valid id");
+    let prologue =
+        noise::Prologue::new(profile, &environment, &registration("reg-1"), &stream("elsewhere"));
+    let (_, message) =
+        noise::initiate(suite, who, executor.public(), &prologue, b"", [8; 32].into())
+            .expect("the keys fit");
+    let asking = noise::respond(suite, &executor, &prologue, &message, [9; 32].into())
+        .expect("a genuine message 1");
+    asking.pending().authorize()
 }
 
 /// An unauthenticated reset, as relays send them.
@@ -95,9 +111,9 @@ impl Pair {
     pub(crate) fn let_in(&mut self) -> Vec<Event> {
         let mut others = Vec::new();
         while let Some(event) = self.executor.poll_event() {
-            if let Event::AuthorizationNeeded { key, peer, .. } = event {
+            if let Event::AuthorizationNeeded { key, pending, .. } = event {
                 self.at_executor = Some(key);
-                self.executor.authorize(self.now, key, Authorized::by_registry(&peer));
+                self.executor.authorize(self.now, key, pending.authorize());
             } else {
                 others.push(event);
             }
@@ -106,11 +122,11 @@ impl Pair {
     }
 
     /// The key of whoever asks to be let in.
-    pub(crate) fn asking(&mut self) -> Key {
+    pub(crate) fn asking(&mut self) -> (Key, PendingHandshake) {
         self.executor_events()
             .into_iter()
             .find_map(|event| match event {
-                Event::AuthorizationNeeded { key, .. } => Some(key),
+                Event::AuthorizationNeeded { key, pending, .. } => Some((key, pending)),
                 _ => None,
             })
             .expect("somebody asks")

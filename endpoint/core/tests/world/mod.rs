@@ -12,7 +12,7 @@ use bytes::Bytes;
 use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 use rendez_endpoint::{
-    Authorized, Closed, Config, Connect, Event, Identity, IdentitySeed, Key, Mux, SendError,
+    Closed, Config, Connect, Event, Identity, IdentitySeed, Key, Mux, SendError,
 };
 use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::{EnvironmentId, RegistrationId, StreamId};
@@ -407,11 +407,11 @@ impl World {
         while let Some(event) = self.ends[end].mux.poll_event() {
             self.note(end, &format!("{event:?}"));
             match event {
-                Event::AuthorizationNeeded { key, stream, peer, .. } => {
+                Event::AuthorizationNeeded { key, stream, pending, .. } => {
                     let talk = self.talk(stream, EXECUTOR);
                     let node = &mut self.ends[end];
                     node.talks.insert(key, talk);
-                    node.mux.authorize(self.now, key, Authorized::by_registry(&peer));
+                    node.mux.authorize(self.now, key, pending.authorize());
                 }
                 Event::Opened { key } => {
                     let talk = self.ends[end].talks.get_mut(&key).expect("known");

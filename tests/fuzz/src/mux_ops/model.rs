@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use rendez_endpoint::{
-    Authorized, Closed, Connect, ConnectError, Event, Key, Misbehaviour, Mux, Refusal, SendError,
+    Closed, Connect, ConnectError, Event, Key, Misbehaviour, Mux, PendingHandshake, Refusal,
+    SendError,
 };
 use rendez_proto::frame::ResetReason;
 use rendez_proto::limits::STREAM_GRACE;
@@ -12,7 +13,7 @@ use rendez_proto::profile::Profile;
 
 use super::Side;
 use super::wire::Wire;
-use crate::noise::{executor, orchestrator, registration, stream};
+use crate::noise::{authorized_other_key, executor, orchestrator, registration, stream};
 
 /// One stream at one end.
 #[derive(Debug)]
@@ -23,7 +24,8 @@ pub(super) struct End {
     profile: Profile,
     /// At the executor: which orchestrator's end asked, by index.
     asked_by: Option<usize>,
-    asking: bool,
+    /// Waits for the registry's verdict.
+    asking: Option<PendingHandshake>,
     opened: Option<Instant>,
     /// Its application closed it.
     app_closed: bool,
@@ -78,7 +80,7 @@ impl Ends {
             id,
             profile,
             asked_by: None,
-            asking: false,
+            asking: None,
             opened,
             app_closed: false,
             closed,
@@ -113,31 +115,25 @@ impl Ends {
 
     /// The registry's answer to one who asks.
     pub(super) fn verdict(&mut self, mux: &mut Mux, now: Instant, ask: u8, say: u8) {
-        let asking: Vec<usize> = (0..self.0.len()).filter(|i| self.0[*i].asking).collect();
+        let asking: Vec<usize> =
+            (0..self.0.len()).filter(|i| self.0[*i].asking.is_some()).collect();
         if asking.is_empty() {
             return;
         }
         let end = &mut self.0[asking[usize::from(ask) % asking.len()]];
-        let suite = end.profile.suite();
-        end.asking = false;
+        let Some(pending) = end.asking.take() else { return };
         match say % 16 {
             0 => mux.refuse(now, end.key, Refusal::Denied),
             1 => mux.refuse(now, end.key, Refusal::AuthenticationRejected),
-            2 => {
-                let other = Authorized::by_registry(executor().public_for(suite));
-                mux.authorize(now, end.key, other);
-            }
-            _ => {
-                let peer = Authorized::by_registry(orchestrator().public_for(suite));
-                return mux.authorize(now, end.key, peer);
-            }
+            2 => mux.authorize(now, end.key, authorized_other_key()),
+            _ => return mux.authorize(now, end.key, pending.authorize()),
         }
         end.gone = true;
     }
 
     /// Lets everybody in who asks.
     pub(super) fn let_in(&mut self, mux: &mut Mux, now: Instant) {
-        while self.0.iter().any(|end| end.asking) {
+        while self.0.iter().any(|end| end.asking.is_some()) {
             self.verdict(mux, now, 0, 15);
         }
     }
@@ -221,7 +217,7 @@ impl Ends {
         let end = &mut self.0[index];
         if end.is_live() {
             end.app_closed = true;
-            end.asking = false;
+            end.asking = None;
             muxes[end.side as usize].close(now, end.key);
         }
     }
@@ -229,7 +225,7 @@ impl Ends {
     pub(super) fn executor_died(&mut self) {
         for end in self.0.iter_mut().filter(|end| end.side == Side::Executor) {
             end.gone = true;
-            end.asking = false;
+            end.asking = None;
         }
     }
 
@@ -241,14 +237,17 @@ impl Ends {
     }
 
     pub(super) fn event(&mut self, side: Side, now: Instant, event: Event, wire: &Wire) {
-        if let Event::AuthorizationNeeded { key, stream: id, peer, authorization, .. } = event {
+        if let Event::AuthorizationNeeded {
+            key, stream: id, peer, authorization, pending, ..
+        } = event
+        {
             let text = std::str::from_utf8(&authorization).expect("it was checked");
             let from: usize = text.parse().expect("nobody else can prove this key");
             let (number, profile) = (self.0[from].id, self.0[from].profile);
             assert_eq!(id, stream(number), "a handshake for another stream");
             assert_eq!(&peer, orchestrator().public_for(profile.suite()));
             let end = self.add(side, key, number, profile);
-            (end.asked_by, end.asking) = (Some(from), true);
+            (end.asked_by, end.asking) = (Some(from), Some(pending));
             return;
         }
         let (Event::Opened { key }
@@ -264,7 +263,7 @@ impl Ends {
             Event::Closed { why, .. } => {
                 self.may_close(index, now, why, wire);
                 let end = &mut self.0[index];
-                (end.closed, end.asking) = (Some(why), false);
+                (end.closed, end.asking) = (Some(why), None);
             }
             Event::Readable { .. } | Event::Writable { .. } | Event::Ended { .. } => {
                 assert!(self.0[index].opened.is_some(), "not open yet");
@@ -312,7 +311,7 @@ impl Ends {
     /// both ends, and at those whose far end closed them in good order.
     pub(super) fn all_arrived(&self) {
         for (index, end) in self.0.iter().enumerate() {
-            assert!(!end.asking, "nobody answered");
+            assert!(end.asking.is_none(), "nobody answered");
             if end.opened.is_none() || end.gone || !end.profile.is_reliable() {
                 continue;
             }
