@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use rendez_executor_agent::config::TlsArgs;
 use rendez_orchestrator::{Client, SecretString};
+use rendez_registry_client::AdminClient;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Exit;
@@ -58,21 +59,38 @@ pub(crate) struct DevContext {
 }
 
 impl RelayOptions {
-    /// A client for the relay and token that these options name.
-    pub(crate) fn client(&self, purpose: Purpose) -> Result<Client, Exit> {
-        let (relay, token) = self.resolve(purpose)?;
+    /// An orchestrator at the relay and with the token that these options name.
+    pub(crate) fn client(&self) -> Result<Client, Exit> {
+        let (relay, token) = self.resolve(Purpose::Orchestrate)?;
         self.tls.configure().map_err(Exit::config)?;
         let client = Client::new(&relay, token)?;
-        if client.registry().is_exposed() {
-            tell(format_args!("rendez: warning: the token goes to {relay} without TLS"));
+        if client.is_exposed() {
+            warn_of_exposure(&relay);
         }
         Ok(client)
     }
 
-    /// A client for another token at the same relay.
+    /// An orchestrator with another token at the same relay.
     pub(crate) fn client_with(&self, token: SecretString) -> Result<Client, Exit> {
         self.tls.configure().map_err(Exit::config)?;
         Ok(Client::new(&self.url()?, token)?)
+    }
+
+    /// A client of the administrative calls.
+    pub(crate) fn admin_client(&self, purpose: Purpose) -> Result<AdminClient, Exit> {
+        let (relay, token) = self.resolve(purpose)?;
+        self.tls.configure().map_err(Exit::config)?;
+        let client = AdminClient::new(&relay, token)?;
+        if client.is_exposed() {
+            warn_of_exposure(&relay);
+        }
+        Ok(client)
+    }
+
+    /// The same with another token at the same relay.
+    pub(crate) fn admin_client_with(&self, token: SecretString) -> Result<AdminClient, Exit> {
+        self.tls.configure().map_err(Exit::config)?;
+        Ok(AdminClient::new(&self.url()?, token)?)
     }
 
     /// The relay's URL.
@@ -115,6 +133,10 @@ impl RelayOptions {
         let token = std::env::var("RENDEZ_TOKEN").unwrap_or_default();
         Ok(Some(token.trim().to_owned()).filter(|token| !token.is_empty()).map(Into::into))
     }
+}
+
+fn warn_of_exposure(relay: &str) {
+    tell(format_args!("rendez: warning: the token goes to {relay} without TLS"));
 }
 
 fn which_relay() -> Exit {

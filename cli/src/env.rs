@@ -70,8 +70,8 @@ pub(crate) async fn run(command: EnvCommand) -> Result<ExitCode, Exit> {
     match command {
         EnvCommand::Ls { relay, json } => list(&relay, json).await?,
         EnvCommand::Show { relay, environment, probe, json } => {
-            let client = relay.client(Purpose::Orchestrate)?;
-            let detail = client.registry().environment(&environment, probe).await?;
+            let client = relay.admin_client(Purpose::Orchestrate)?;
+            let detail = client.environment(&environment, probe).await?;
             match json {
                 true => out::json(&detail)?,
                 false => out(describe(&detail, now()))?,
@@ -92,8 +92,8 @@ pub(crate) async fn run(command: EnvCommand) -> Result<ExitCode, Exit> {
 }
 
 async fn list(relay: &RelayOptions, json: bool) -> Result<(), Exit> {
-    let client = relay.client(Purpose::Orchestrate)?;
-    let environments = client.registry().environments().await?;
+    let client = relay.admin_client(Purpose::Orchestrate)?;
+    let environments = client.environments().await?;
     if json {
         return out::jsonl(&environments);
     }

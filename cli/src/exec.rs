@@ -19,7 +19,7 @@ use rendez_orchestrator::{
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{sleep, timeout};
 
-use crate::context::{Purpose, RelayOptions};
+use crate::context::RelayOptions;
 use crate::exit::Exit;
 use crate::out::{tell, unwritten};
 use crate::signals::{Asked, Signals};
@@ -71,7 +71,7 @@ fn assignment(text: &str) -> Result<(String, String), String> {
 
 /// Runs the command.
 pub(crate) async fn run(args: ExecArgs) -> Result<ExitCode, Exit> {
-    let client = args.relay.client(Purpose::Orchestrate)?.with_grace(args.grace);
+    let client = args.relay.client()?.with_grace(args.grace);
     let executor = client.connect(&args.environment).await?;
     if std::io::stderr().is_terminal() {
         tokio::spawn(tell_about_the_link(executor.link()));

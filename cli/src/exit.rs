@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use rendez_executor_agent::AgentError;
 use rendez_orchestrator::ConnectError;
-use rendez_orchestrator::error::{FileError, ProcessError, RegistryError};
+use rendez_orchestrator::error::{FileError, ProcessError};
 use rendez_registry::OpenError;
 use rendez_registry::backup::BackupError;
 use rendez_registry::service::admin::{CreateTokenError, RotateError};
 use rendez_registry::store::StoreError;
+use rendez_registry_client::RegistryError;
 
 use crate::signals::{HANGUP, TERMINATE};
 
@@ -176,6 +177,7 @@ impl From<RegistryError> for Exit {
             RegistryError::Url(_) | RegistryError::Invalid(_) => 64,
             RegistryError::UnknownEnvironment(_) => 68,
             RegistryError::Offline(_) => 69,
+            RegistryError::Local(_) => 70,
             RegistryError::Unreachable { .. } | RegistryError::Unavailable(_) => 75,
             // that something does not exist is what some commands expect; they
             // look at it before this
@@ -185,6 +187,7 @@ impl From<RegistryError> for Exit {
             RegistryError::NoToken
             | RegistryError::TokenRefused(_)
             | RegistryError::Forbidden(_)
+            | RegistryError::RegistrationRefused(_)
             | RegistryError::LimitReached(_) => 77,
             RegistryError::TrustStore(_) => 78,
         };

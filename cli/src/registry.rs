@@ -3,13 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
-use rendez_orchestrator::error::RegistryError;
-use rendez_orchestrator::{Client, EnvironmentId};
+use rendez_orchestrator::EnvironmentId;
 use rendez_proto::audit::AuditPage;
 use rendez_proto::registry::admin::{CreateToken, RotateToken, TokenCreated, TokenEntry};
 use rendez_registry::model::Subject;
 use rendez_registry::service::DATABASE_FILE;
 use rendez_registry::{Options, Registry};
+use rendez_registry_client::{AdminClient, RegistryError};
 
 use crate::context::{Purpose, RelayOptions};
 use crate::exit::Exit;
@@ -38,7 +38,7 @@ pub(crate) enum State {
 
 /// A registry to administer.
 pub(crate) enum Admin {
-    Remote(Box<Client>),
+    Remote(Box<AdminClient>),
     Local(Registry),
 }
 
@@ -46,7 +46,7 @@ impl AdminOptions {
     /// The registry that these options name.
     pub(crate) async fn open(&self, state: State) -> Result<Admin, Exit> {
         match &self.state {
-            None => Ok(Admin::Remote(Box::new(self.relay.client(Purpose::Administer)?))),
+            None => Ok(Admin::Remote(Box::new(self.relay.admin_client(Purpose::Administer)?))),
             Some(directory) => Ok(Admin::Local(open_here(directory, state).await?)),
         }
     }
@@ -92,7 +92,7 @@ impl Admin {
     pub(crate) async fn create_token(&self, new: &CreateToken) -> Result<TokenCreated, Exit> {
         match self {
             Admin::Remote(client) => {
-                let created = client.registry().create_token(new).await;
+                let created = client.create_token(new).await;
                 created.map_err(|error| unless_found(error, not_served))
             }
             Admin::Local(registry) => Ok(registry.create_token(new).await?),
@@ -102,7 +102,7 @@ impl Admin {
     pub(crate) async fn tokens(&self) -> Result<Vec<TokenEntry>, Exit> {
         let registry = match self {
             Admin::Remote(client) => {
-                let tokens = client.registry().tokens().await;
+                let tokens = client.tokens().await;
                 return tokens.map_err(|error| unless_found(error, not_served));
             }
             Admin::Local(registry) => registry,
@@ -128,7 +128,7 @@ impl Admin {
         };
         match self {
             Admin::Remote(client) => {
-                let rotated = client.registry().rotate_token(id.as_str(), request).await;
+                let rotated = client.rotate_token(id.as_str(), request).await;
                 rotated.map_err(|error| unless_found(error, Exit::usage))
             }
             Admin::Local(registry) => Ok(registry.rotate_token(None, id, request).await?),
@@ -138,7 +138,7 @@ impl Admin {
     pub(crate) async fn revoke_token(&self, subject: &Subject) -> Result<(), Exit> {
         let registry = match self {
             Admin::Remote(client) => {
-                let revoked = client.registry().revoke_token(&subject.to_string()).await;
+                let revoked = client.revoke_token(&subject.to_string()).await;
                 return revoked.map_err(|error| unless_found(error, Exit::usage));
             }
             Admin::Local(registry) => registry,
@@ -150,7 +150,7 @@ impl Admin {
     pub(crate) async fn revoke_environment(&self, id: &EnvironmentId) -> Result<(), Exit> {
         let registry = match self {
             Admin::Remote(client) => {
-                let revoked = client.registry().revoke_environment(id).await;
+                let revoked = client.revoke_environment(id).await;
                 return revoked.map_err(|error| unless_found(error, Exit::unknown_environment));
             }
             Admin::Local(registry) => registry,
@@ -163,7 +163,7 @@ impl Admin {
     pub(crate) async fn end_registration(&self, id: &EnvironmentId) -> Result<(), Exit> {
         let registry = match self {
             Admin::Remote(client) => {
-                let ended = client.registry().end_registration(id).await;
+                let ended = client.end_registration(id).await;
                 return ended.map_err(|error| unless_found(error, Exit::unknown_environment));
             }
             Admin::Local(registry) => registry,
@@ -176,7 +176,7 @@ impl Admin {
     pub(crate) async fn audit(&self, after: u64) -> Result<AuditPage, Exit> {
         match self {
             Admin::Remote(client) => {
-                let page = client.registry().audit(after).await;
+                let page = client.audit(after).await;
                 page.map_err(|error| unless_found(error, not_served))
             }
             Admin::Local(registry) => Ok(registry.audit().page(after).await?),

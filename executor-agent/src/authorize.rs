@@ -12,12 +12,11 @@ use futures_util::future::{Either, select};
 use rendez_endpoint::Refusal;
 use rendez_proto::registry::ValidateRequest;
 use rendez_proto::ticket::TicketText;
+use rendez_registry_client::{ExecutorClient, Verdict};
 use rendez_rpc::AuthorizationRequest;
 
-use crate::registry::{Registry, Verdict};
-
 /// Answers one request; the answer also ends the wait of the handshake.
-pub(crate) async fn decide(registry: &Registry, request: AuthorizationRequest) {
+pub(crate) async fn decide(registry: &ExecutorClient, request: AuthorizationRequest) {
     let stream = request.stream.clone();
     let Some(verdict) = verdict_in_time(registry, &request).await else {
         return tracing::debug!(%stream, "orchestrator knocked, and left");
@@ -31,14 +30,17 @@ pub(crate) async fn decide(registry: &Registry, request: AuthorizationRequest) {
 }
 
 /// `None`: the handshake is over.
-async fn verdict_in_time(registry: &Registry, request: &AuthorizationRequest) -> Option<Verdict> {
+async fn verdict_in_time(
+    registry: &ExecutorClient,
+    request: &AuthorizationRequest,
+) -> Option<Verdict> {
     match select(pin!(request.gone()), pin!(verdict(registry, request))).await {
         Either::Left(_) => None,
         Either::Right((verdict, _)) => Some(verdict),
     }
 }
 
-async fn verdict(registry: &Registry, request: &AuthorizationRequest) -> Verdict {
+async fn verdict(registry: &ExecutorClient, request: &AuthorizationRequest) -> Verdict {
     let authorization =
         std::str::from_utf8(&request.authorization).ok().and_then(|text| text.parse().ok());
     match authorization {
@@ -48,7 +50,7 @@ async fn verdict(registry: &Registry, request: &AuthorizationRequest) -> Verdict
 }
 
 async fn ask(
-    registry: &Registry,
+    registry: &ExecutorClient,
     request: &AuthorizationRequest,
     authorization: TicketText,
 ) -> Verdict {
@@ -64,12 +66,13 @@ async fn ask(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{FakeRegistry, HANG, config, identity};
+    use crate::testing::{config, identity};
     use rendez_endpoint::{Config, Connect, Identity, IdentitySeed, Mux};
     use rendez_proto::ids::StreamId;
     use rendez_proto::profile::Profile;
+    use rendez_registry_client::testing::{FakeRegistry, HANG};
     use rendez_rpc::{Endpoint, Incoming};
-    use rendez_transport::{pump, socket, tls};
+    use rendez_transport::{pump, socket};
     use tokio::time::Instant;
     use tokio_tungstenite::WebSocketStream;
     use tokio_tungstenite::tungstenite::protocol::Role;
@@ -98,7 +101,9 @@ mod tests {
         let fake = FakeRegistry::start().await;
         fake.answer("validate", HANG, "");
         let config = config(&fake.url(), std::path::Path::new("/none"));
-        let registry = Registry::new(&config, &tls::client_config().unwrap()).unwrap();
+        let auth = crate::registry::auth(&config).unwrap();
+        let base = config.relay.as_url().clone();
+        let registry = ExecutorClient::new(base, config.environment, auth).unwrap();
         let [executor, orchestrator] = endpoints().await;
         let profile = Profile::RendezHybridIkV1;
         let connect = Connect {

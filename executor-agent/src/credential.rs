@@ -14,13 +14,11 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::SigningKey;
 use rendez_proto::ids::EnvironmentId;
-use rendez_proto::proof::{self, Call, NONCE_BYTES, Proof};
 use zeroize::Zeroizing;
 
 use crate::config::RelayUrl;
@@ -96,23 +94,9 @@ impl Credential {
         parse(&bytes, &path(state), relay, environment)
     }
 
-    /// A proof for one request with this body.
-    ///
-    /// # Errors
-    /// The operating system has no random numbers.
-    pub(crate) fn prove(&self, call: Call, body: &[u8]) -> Result<String, getrandom::Error> {
-        let mut nonce = [0; NONCE_BYTES];
-        getrandom::fill(&mut nonce)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let proof = Proof {
-            call,
-            environment: self.environment.clone(),
-            key: self.key.verifying_key().to_bytes(),
-            time: now.map_or(0, |now| now.as_secs()),
-            nonce,
-            body: proof::body_hash(body),
-        };
-        Ok(proof.sign(&self.key))
+    /// The key itself.
+    pub(crate) fn into_key(self) -> SigningKey {
+        self.key
     }
 }
 
@@ -200,16 +184,5 @@ mod tests {
             assert!(!error.to_string().contains("planted"));
             assert_eq!(fs::read_to_string(&path).unwrap(), bad);
         }
-    }
-
-    #[test]
-    fn each_proof_is_new_and_of_this_key() {
-        let folder = tempfile::tempdir().unwrap();
-        let credential = open(folder.path(), "https://r.example", "dev").unwrap();
-        let prove = || Proof::verify(&credential.prove(Call::Register, b"{}").unwrap()).unwrap();
-        let (one, two) = (prove(), prove());
-        assert_ne!(one.nonce, two.nonce);
-        assert_eq!(one.key, credential.key.verifying_key().to_bytes());
-        assert_eq!((one.environment.as_str(), one.body), ("dev", proof::body_hash(b"{}")));
     }
 }

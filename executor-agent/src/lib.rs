@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! agent        the whole life: register, dial, pump, back off
-//!   registry   two calls to the registry      identity, credential   the keys
+//!   registry   credentials, registration      identity, credential   the keys
 //!   authorize  the registry's verdict on whoever knocks
 //! session      one stream's calls; what survives streams
 //!   process    children, their output, their input
@@ -22,7 +22,7 @@ mod fs;
 pub mod identity;
 pub mod owned_file;
 mod process;
-pub mod registry;
+mod registry;
 mod sandbox;
 pub mod session;
 #[cfg(test)]

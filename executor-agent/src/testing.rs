@@ -1,18 +1,11 @@
-//! A registry that answers what a test says, and settings for tests.
+//! Settings and keys for tests.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 
 use rendez_endpoint::{Identity, IdentitySeed};
 use rendez_proto::profile::Profile;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
 
 use crate::config::{AgentConfig, Auth, DEFAULT_PROFILES};
-use crate::lock;
 
 /// Settings for the environment `dev` with the token `t0k`.
 pub(crate) fn config(relay: &str, state: &Path) -> AgentConfig {
@@ -30,113 +23,4 @@ pub(crate) fn config(relay: &str, state: &Path) -> AgentConfig {
 /// Always the same keys.
 pub(crate) fn identity() -> Identity {
     Identity::from_seed(&IdentitySeed::from_bytes([7; IdentitySeed::BYTES]))
-}
-
-/// In place of a status: the call is never answered.
-pub(crate) const HANG: u16 = 0;
-
-/// One request as it came.
-#[derive(Debug, Clone)]
-pub(crate) struct Request {
-    pub(crate) path: String,
-    headers: Vec<(String, String)>,
-    pub(crate) body: Vec<u8>,
-}
-
-impl Request {
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        let found = self.headers.iter().find(|(theirs, _)| theirs.eq_ignore_ascii_case(name));
-        found.map(|(_, value)| value.as_str())
-    }
-}
-
-/// An HTTP server on loopback; one request per connection.
-pub(crate) struct FakeRegistry {
-    address: SocketAddr,
-    script: Arc<Mutex<Script>>,
-    server: JoinHandle<()>,
-}
-
-#[derive(Default)]
-struct Script {
-    /// By the last part of the path; the answer is repeated.
-    answers: HashMap<String, (u16, String)>,
-    requests: Vec<Request>,
-    /// Calls that are not answered.
-    held: Vec<TcpStream>,
-}
-
-impl FakeRegistry {
-    pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let script = Arc::new(Mutex::new(Script::default()));
-        let server = tokio::spawn(serve(listener, script.clone()));
-        Self { address, script, server }
-    }
-
-    pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    /// What `call` is answered from now on.
-    pub(crate) fn answer(&self, call: &str, status: u16, body: &str) {
-        lock(&self.script).answers.insert(call.to_owned(), (status, body.to_owned()));
-    }
-
-    pub(crate) fn requests(&self) -> Vec<Request> {
-        lock(&self.script).requests.clone()
-    }
-
-    pub(crate) async fn stop(self) {
-        self.server.abort();
-        let _ = self.server.await;
-    }
-}
-
-async fn serve(listener: TcpListener, script: Arc<Mutex<Script>>) {
-    loop {
-        let (mut tcp, _) = listener.accept().await.unwrap();
-        let request = read(&mut tcp).await;
-        let call = request.path.rsplit('/').next().unwrap().to_owned();
-        let (status, body) = {
-            let mut script = lock(&script);
-            script.requests.push(request);
-            script.answers.get(&call).cloned().unwrap_or((503, String::new()))
-        };
-        if status == HANG {
-            lock(&script).held.push(tcp);
-            continue;
-        }
-        let length = if status == 204 {
-            String::new()
-        } else {
-            format!("content-length: {}\r\n", body.len())
-        };
-        let answer = format!("HTTP/1.1 {status} X\r\n{length}connection: close\r\n\r\n{body}");
-        tcp.write_all(answer.as_bytes()).await.unwrap();
-    }
-}
-
-async fn read(tcp: &mut TcpStream) -> Request {
-    let mut bytes = Vec::new();
-    let head = loop {
-        assert_ne!(tcp.read_buf(&mut bytes).await.unwrap(), 0, "half a request");
-        if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
-            break end;
-        }
-    };
-    let text = String::from_utf8(bytes[..head].to_vec()).unwrap();
-    let mut lines = text.split("\r\n");
-    let path = lines.next().unwrap().split(' ').nth(1).unwrap().to_owned();
-    let headers: Vec<_> = lines
-        .map(|line| line.split_once(": ").unwrap())
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect();
-    let mut request = Request { path, headers, body: bytes[head + 4..].to_vec() };
-    let length = request.header("content-length").unwrap_or("0").parse().unwrap();
-    while request.body.len() < length {
-        assert_ne!(tcp.read_buf(&mut request.body).await.unwrap(), 0, "half a body");
-    }
-    request
 }

@@ -6,6 +6,7 @@ use rendez_endpoint::{Grace, Identity, IdentitySeed};
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::keys::PublicKey;
 use rendez_proto::profile::Profile;
+use rendez_registry_client::OrchestratorClient;
 use secrecy::SecretString;
 
 use crate::error::ConnectError;
@@ -13,7 +14,6 @@ use crate::events::Events;
 use crate::executor::Executor;
 use crate::opener::Opener;
 use crate::random::random;
-use crate::registry::RegistryClient;
 use crate::route::Route;
 
 /// Ours first; the Codex profile for stock executors.
@@ -46,7 +46,7 @@ impl Client {
         token: SecretString,
         profiles: Vec<Profile>,
     ) -> Result<Self, ConnectError> {
-        let registry = RegistryClient::new(relay, token)?;
+        let registry = OrchestratorClient::new(relay, token)?;
         let identity = Identity::from_seed(&IdentitySeed::from_bytes(random()?));
         let route = Arc::new(Route { registry, identity, profiles });
         Ok(Self { route, grace: Grace::default() })
@@ -64,9 +64,10 @@ impl Client {
         self.route.identity.public()
     }
 
-    /// The registry's other calls.
-    pub fn registry(&self) -> &RegistryClient {
-        &self.route.registry
+    /// Whether the token crosses a network in clear: to a relay on another
+    /// machine, without TLS.
+    pub fn is_exposed(&self) -> bool {
+        self.route.registry.is_exposed()
     }
 
     /// Connects to the executor of `environment`. May be called again at any

@@ -5,62 +5,9 @@ use rendez_proto::frame::ResetReason;
 use rendez_proto::limits;
 use rendez_proto::profile::Profile;
 use rendez_proto::rpc::{RpcError, code};
+use rendez_registry_client::RegistryError;
 use rendez_rpc::{CallError, OpenError};
 use rendez_transport::dial::DialError;
-
-/// Why the registry gave no answer of use.
-#[derive(Debug, thiserror::Error)]
-pub enum RegistryError {
-    /// The relay's URL is not usable.
-    #[error("the relay's URL is not usable: {0}")]
-    Url(String),
-    /// The system's certificates cannot be read.
-    #[error("the system's trust store cannot be read: {0}")]
-    TrustStore(String),
-    /// Nobody answered.
-    #[error("cannot reach the relay at {at}: {why}")]
-    Unreachable {
-        /// Host and port.
-        at: String,
-        /// What happened.
-        why: String,
-    },
-    /// What was given as the token cannot be one. It is not shown.
-    #[error(
-        "this is no token: it is empty, or has spaces, line breaks or other characters that no token has"
-    )]
-    NoToken,
-    /// The token is unknown, expired or revoked.
-    #[error("the relay does not accept this token: {0}")]
-    TokenRefused(String),
-    /// The token is good, but not for this.
-    #[error("this token may not do that: {0}")]
-    Forbidden(String),
-    /// No executor ever registered under this id.
-    #[error("unknown environment: {0}")]
-    UnknownEnvironment(String),
-    /// The environment is known, its executor is away.
-    #[error("the executor is offline: {0}")]
-    Offline(String),
-    /// The relay cannot serve now.
-    #[error("the relay cannot serve the request now: {0}")]
-    Unavailable(String),
-    /// The request is not one that the relay can take.
-    #[error("the relay does not take this: {0}")]
-    Invalid(String),
-    /// There is no such thing, or no such call.
-    #[error("the relay does not find it: {0}")]
-    NotFound(String),
-    /// There may be no more of these.
-    #[error("the relay is at a limit: {0}")]
-    LimitReached(String),
-    /// The relay refuses the request for another reason.
-    #[error("the relay refuses: {0}")]
-    Refused(String),
-    /// The answer is not what the API says.
-    #[error("the relay answered something else than the API says: {0}")]
-    Malformed(String),
-}
 
 /// Why no executor was reached.
 #[derive(Debug, thiserror::Error)]

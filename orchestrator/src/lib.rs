@@ -17,7 +17,6 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | `client` | the way in: registry, websocket, handshake, session |
-//! | `registry` | the HTTP calls |
 //! | `route`, `link` | finds an executor; keeps the websocket to it up |
 //! | `executor` | one connected executor |
 //! | `process`, `stdin`, `events`, `feed` | processes, shaped like `tokio::process` |
@@ -64,7 +63,6 @@ pub mod link;
 mod opener;
 pub mod process;
 mod random;
-pub mod registry;
 mod route;
 mod session;
 pub mod stdin;
@@ -77,5 +75,6 @@ pub use link::LinkState;
 pub use process::{Command, Control, Output, Process, ProcessEvent};
 pub use rendez_endpoint::Grace;
 pub use rendez_proto::ids::EnvironmentId;
+pub use rendez_registry_client::RegistryError;
 pub use secrecy::SecretString;
 pub use stdin::{STDIN_WRITE_MAX_BYTES, Stdin};

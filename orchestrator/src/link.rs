@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::error::{ConnectError, RegistryError};
+use crate::error::ConnectError;
 use crate::random::random;
 use crate::route::Route;
 
@@ -163,14 +163,7 @@ impl Keeper {
 /// Whether trying again cannot help.
 pub(crate) fn is_final(error: &ConnectError) -> bool {
     match error {
-        ConnectError::Registry(error) => matches!(
-            error,
-            RegistryError::Url(_)
-                | RegistryError::TrustStore(_)
-                | RegistryError::TokenRefused(_)
-                | RegistryError::Forbidden(_)
-                | RegistryError::UnknownEnvironment(_)
-        ),
+        ConnectError::Registry(error) => error.is_final(),
         ConnectError::Dial(error) => matches!(error, DialError::Url(_) | DialError::TrustStore(_)),
         ConnectError::Downgrade(_) | ConnectError::ExecutorChanged | ConnectError::NoRandomness => {
             true

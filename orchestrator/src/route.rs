@@ -4,14 +4,14 @@ use rendez_endpoint::Identity;
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::profile::Profile;
 use rendez_proto::registry::{ConnectReply, ConnectRequest, Profiles};
+use rendez_registry_client::{OrchestratorClient, RegistryError};
 use rendez_transport::dial::{DialledSocket, dial};
 
-use crate::error::{ConnectError, RegistryError};
-use crate::registry::RegistryClient;
+use crate::error::ConnectError;
 
 /// A relay, and what we show there.
 pub(crate) struct Route {
-    pub(crate) registry: RegistryClient,
+    pub(crate) registry: OrchestratorClient,
     pub(crate) identity: Identity,
     pub(crate) profiles: Vec<Profile>,
 }

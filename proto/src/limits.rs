@@ -226,10 +226,6 @@ pub const TICKET_MAX_BYTES: usize = 2048;
 pub const TICKET_SUBJECT_MAX_BYTES: usize = 64;
 /// Entries of one page of a list.
 pub const LIST_PAGE_MAX: u32 = 1000;
-/// Largest answer of a registry that an orchestrator reads, in bytes: a full
-/// page, whose longest entries, those of tokens with many networks, have under
-/// 4 KiB.
-pub const REGISTRY_ANSWER_MAX_BYTES: usize = LIST_PAGE_MAX as usize * 4096;
 /// Longest label of a token in bytes.
 pub const TOKEN_LABEL_MAX_BYTES: usize = 128;
 /// Connections of its executors that an environment's history keeps, the
@@ -354,7 +350,6 @@ const _: () = {
         (2 + 5 * 2 + ENVIRONMENT_ID_MAX_BYTES + (32 + 8 + 16 + 32) + 64).div_ceil(3) * 4
             <= PROOF_MAX_BYTES
     );
-    assert!(REGISTRY_BODY_MAX_BYTES < REGISTRY_ANSWER_MAX_BYTES);
     assert!(CONNECT_WAIT.as_secs() < 6);
     assert!(CONNECTIONS_PER_ENVIRONMENT <= CONNECTIONS_PER_ENVIRONMENT_MAX);
     assert!(AUDIT_KEEP_AGE.as_secs() >= KEEP_MIN.as_secs());

@@ -21,8 +21,6 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// lost packet. The system asks at ever longer intervals (1, 2, 4, 8 s); who
 /// waits for a network to come back is sooner there with a new try.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// The same for a registry, where the libraries count TLS in.
-pub const REGISTRY_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A dialled websocket over TCP or TLS.
 pub type DialledSocket = WebSocketStream<Box<dyn Io>>;

@@ -61,7 +61,7 @@ pub(crate) enum AdminCommand {
 pub(crate) async fn run(command: AdminCommand) -> Result<ExitCode, Exit> {
     match command {
         AdminCommand::Status { relay, json } => {
-            let status = relay.client(Purpose::Administer)?.registry().status().await;
+            let status = relay.admin_client(Purpose::Administer)?.status().await;
             let status = status.map_err(|error| unless_found(error, Exit::usage))?;
             match json {
                 true => out::json(&status)?,
@@ -70,8 +70,8 @@ pub(crate) async fn run(command: AdminCommand) -> Result<ExitCode, Exit> {
             Ok(ExitCode::SUCCESS)
         }
         AdminCommand::Connections { relay, environment, json } => {
-            let client = relay.client(Purpose::Administer)?;
-            let connections = client.registry().connections(environment.as_ref()).await;
+            let client = relay.admin_client(Purpose::Administer)?;
+            let connections = client.connections(environment.as_ref()).await;
             let connections = connections.map_err(|error| unless_found(error, Exit::usage))?;
             list(&connections, json)?;
             Ok(ExitCode::SUCCESS)

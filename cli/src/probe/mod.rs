@@ -18,7 +18,6 @@ use tokio::time::{Instant, timeout_at};
 use self::pair::Pair;
 use self::report::{Report, Samples};
 use self::tokens::Tokens;
-use crate::context::Purpose;
 use crate::exit::Exit;
 use crate::human;
 use crate::out::{out, tell};
@@ -115,7 +114,7 @@ pub(crate) async fn run(args: ProbeArgs) -> Result<ExitCode, Exit> {
     let relay = options.relay().url()?;
     let (measured, register, environment) = match environment {
         Some(environment) => {
-            let client = options.relay().client(Purpose::Orchestrate)?;
+            let client = options.relay().client()?;
             let measured = timeout_at(deadline, measure(&client, &environment, &args));
             (measured.await.map_err(late)??, None, environment)
         }

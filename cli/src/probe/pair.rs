@@ -35,8 +35,8 @@ impl Pair {
     ) -> Result<Self, Exit> {
         let orchestrator = tokens.make(Role::Orchestrator, environment).await?;
         let executor = tokens.make(Role::Executor, environment).await?;
-        let client = options.client_with(orchestrator.expose().to_owned().into())?;
-        let detail = client.registry().environment(environment, true).await?;
+        let token = || orchestrator.expose().to_owned().into();
+        let detail = options.admin_client_with(token())?.environment(environment, true).await?;
         if matches!(detail.state, EnvironmentState::Connected | EnvironmentState::Draining) {
             return Err(Exit::usage(format!(
                 "an executor is connected as {environment}, and the probe's own would take its \
@@ -54,6 +54,7 @@ impl Pair {
             cwd: directory.path().to_owned(),
             grace: Grace::default(),
         })?;
+        let client = options.client_with(token())?;
         // Others may hold tokens for this environment; none of them may run
         // anything here.
         let agent = agent.only(client.public_key().clone());

@@ -69,8 +69,8 @@ impl Tokens {
 
 #[cfg(test)]
 mod tests {
-    use rendez_orchestrator::Client;
     use rendez_registry::{Options, Registry};
+    use rendez_registry_client::AdminClient;
     use tokio::net::TcpListener;
 
     use super::*;
@@ -105,7 +105,7 @@ mod tests {
         // takes connections and never answers
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", silent.local_addr().unwrap());
-        let client = Client::new(&url, "token".to_owned().into()).unwrap();
+        let client = AdminClient::new(&url, "token".to_owned().into()).unwrap();
         let mut tokens = Tokens::new(Admin::Remote(Box::new(client)), Duration::from_secs(30));
         tokens.made =
             vec!["0011223344556677".parse().unwrap(), "8899aabbccddeeff".parse().unwrap()];

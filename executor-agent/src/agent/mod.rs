@@ -23,10 +23,11 @@ use rendez_proto::close::CloseFrame;
 use rendez_proto::ids::RegistrationId;
 use rendez_proto::keys::PublicKey;
 use rendez_proto::registry::RegisterReply;
+use rendez_registry_client::{ExecutorClient, RegistryError};
 use rendez_rpc::{Channel, Endpoint, Incoming, Messages as _};
 use rendez_transport::backoff::{self, Backoff};
 use rendez_transport::dial::{DialError, dial};
-use rendez_transport::{Ended, pump, tls};
+use rendez_transport::{Ended, pump};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -34,9 +35,8 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{AgentArgs, AgentConfig, ConfigError};
 use crate::credential::CredentialError;
 use crate::identity::{self, IdentityError};
-use crate::registry::{Registry, RegistryError, SetupError};
 use crate::session::{Executor, Served, serve};
-use crate::{authorize, environment};
+use crate::{authorize, environment, registry};
 
 /// Failed dials in a row before the agent registers anew: the relay may have
 /// moved, and only the registry knows where to.
@@ -59,7 +59,7 @@ const REGISTRATION_ENDED: u16 = CloseFrame::REGISTRATION_ENDED.code;
 pub struct Agent {
     config: AgentConfig,
     identity: Identity,
-    registry: Registry,
+    registry: ExecutorClient,
     executor: Arc<Executor>,
     endpoint: Endpoint,
     only: Option<PublicKey>,
@@ -139,11 +139,9 @@ impl Agent {
     pub fn new(config: AgentConfig) -> Result<Self, AgentError> {
         let setup = |error: &dyn std::fmt::Display| AgentError::Setup(error.to_string());
         let identity = Identity::from_seed(&identity::load_or_create(&config.state)?);
-        let tls = tls::for_url(&config.relay.to_string()).map_err(|error| setup(&error))?;
-        let registry = Registry::new(&config, &tls).map_err(|error| match error {
-            SetupError::Credential(error) => error.into(),
-            SetupError::Http(error) => setup(&error),
-        })?;
+        let (relay, auth) = (config.relay.as_url().clone(), registry::auth(&config)?);
+        let registry = ExecutorClient::new(relay, config.environment.clone(), auth)
+            .map_err(|error| setup(&error))?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| setup(&error))?;
         let profiles = config.profiles.clone();
@@ -285,7 +283,8 @@ impl Agent {
 
     async fn register(&self, on_state: &impl Fn(State)) -> Result<RegisterReply, RegistryError> {
         on_state(State::Registering);
-        let reply = self.registry.register(&self.identity, &self.config.profiles).await?;
+        let request = registry::registration(&self.identity, &self.config.profiles);
+        let reply = self.registry.register(&request).await?;
         let registration = reply.executor_registration_id.clone();
         tracing::info!(environment = %self.config.environment, %registration, "registered");
         on_state(State::Registered { registration });

@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite as ws;
 
 use super::*;
-use crate::testing::{FakeRegistry, config};
+use crate::testing::config;
+use rendez_registry_client::testing::FakeRegistry;
 
 /// A running agent and what it said.
 struct Running {
@@ -291,7 +292,7 @@ async fn temporary_trouble_is_waited_out_and_a_refused_token_ends_it() {
     for _ in 0..2 {
         assert_eq!(agent.next().await, State::Registering);
         let State::Waiting { error, .. } = agent.next().await else { panic!() };
-        assert!(error.contains("not available: HTTP 503"), "{error}");
+        assert!(error.contains("cannot serve the request now: HTTP 503"), "{error}");
     }
     let body = r#"{"error":{"code":"unauthorized","message":"revoked"}}"#;
     agent.registry.answer("register", 401, body);

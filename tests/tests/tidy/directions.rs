@@ -27,7 +27,8 @@ struct Rule {
 
 const PURE: &[&str] = &["rendez-proto", "rendez-endpoint", "rendez-relay-core"];
 const RELAY: &[&str] = &["rendez-relay-core", "rendez-registry", "rendez-relay"];
-const ENDS: &[&str] = &["rendez-rpc", "rendez-executor-agent", "rendez-orchestrator"];
+const ENDS: &[&str] =
+    &["rendez-rpc", "rendez-registry-client", "rendez-executor-agent", "rendez-orchestrator"];
 
 const RULES: &[Rule] = &[
     Rule {
@@ -56,6 +57,7 @@ const RULES: &[Rule] = &[
         never: &[
             "rendez-endpoint",
             "rendez-rpc",
+            "rendez-registry-client",
             "rendez-executor-agent",
             "rendez-orchestrator",
             "snow",
@@ -74,7 +76,7 @@ const RULES: &[Rule] = &[
     Rule {
         name: "R5: transport knows neither endpoints nor relays",
         who: &["rendez-transport"],
-        never: &["rendez-endpoint", "rendez-rpc", "rendez-registry", "rendez-relay*"],
+        never: &["rendez-endpoint", "rendez-rpc", "rendez-registry*", "rendez-relay*"],
         what_to_do: "transport moves Bytes for whatever implements its Protocol trait",
     },
     Rule {

@@ -1,0 +1,40 @@
+//! The call of orchestrators.
+
+use rendez_proto::ids::EnvironmentId;
+use rendez_proto::registry::{ConnectReply, ConnectRequest};
+use secrecy::SecretString;
+
+use crate::error::RegistryError;
+use crate::token::TokenClient;
+
+/// The registry, as an orchestrator calls it.
+pub struct OrchestratorClient(TokenClient);
+
+impl OrchestratorClient {
+    /// A client for the relay at `base`, such as `https://relay.example.com`.
+    ///
+    /// # Errors
+    /// [`RegistryError::Url`], [`RegistryError::NoToken`],
+    /// [`RegistryError::TrustStore`] or [`RegistryError::Local`].
+    pub fn new(base: &str, token: SecretString) -> Result<Self, RegistryError> {
+        TokenClient::new(base, token).map(Self)
+    }
+
+    /// Whether the token crosses a network in clear: to a relay on another
+    /// machine, without TLS.
+    pub fn is_exposed(&self) -> bool {
+        self.0.is_exposed()
+    }
+
+    /// Asks for a ticket to the executor of `environment`.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn connect(
+        &self,
+        environment: &EnvironmentId,
+        request: &ConnectRequest,
+    ) -> Result<ConnectReply, RegistryError> {
+        self.0.post(&format!("/cloud/environment/{environment}/connect"), request).await
+    }
+}

@@ -1,0 +1,120 @@
+//! Calls that show a bearer token: those of orchestrators and operators.
+
+use std::sync::Once;
+use std::time::Duration;
+
+use rendez_proto::limits;
+use rendez_transport::tls;
+use reqwest::Method;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use url::Url;
+
+use crate::error::RegistryError;
+use crate::http::{HttpClient, parse};
+
+/// How long one request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Largest response that is read, in bytes: a full page, whose longest entries,
+/// those of tokens with many networks, have under 4 KiB.
+const RESPONSE_MAX_BYTES: usize = limits::LIST_PAGE_MAX as usize * 4096;
+
+const _: () = assert!(limits::REGISTRY_BODY_MAX_BYTES < RESPONSE_MAX_BYTES);
+
+/// A registry and the token that is shown to it.
+pub(crate) struct TokenClient {
+    http: HttpClient,
+    token: SecretString,
+}
+
+impl TokenClient {
+    /// # Errors
+    /// [`RegistryError::Url`], [`RegistryError::NoToken`],
+    /// [`RegistryError::TrustStore`] or [`RegistryError::Local`].
+    pub(crate) fn new(base: &str, token: SecretString) -> Result<Self, RegistryError> {
+        let url = |why: &dyn std::fmt::Display| RegistryError::Url(why.to_string());
+        let base = Url::parse(base).map_err(|error| url(&error))?;
+        if !matches!(base.scheme(), "http" | "https") || base.host().is_none() {
+            return Err(url(&"it must start with http:// or https:// and name a host"));
+        }
+        let text = token.expose_secret();
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(RegistryError::NoToken);
+        }
+        let tls = tls::for_url(base.as_str())
+            .map_err(|error| RegistryError::TrustStore(error.to_string()))?;
+        let http = HttpClient::new(base, &tls, REQUEST_TIMEOUT, RESPONSE_MAX_BYTES)?;
+        let client = Self { http, token };
+        if client.is_exposed() {
+            let host = client.http.base().host_str().unwrap_or_default();
+            static ONCE: Once = Once::new();
+            ONCE.call_once(|| tracing::warn!(host, "the token goes to the relay without TLS"));
+        }
+        Ok(client)
+    }
+
+    /// Whether the token crosses a network in clear: to a relay on another
+    /// machine, without TLS.
+    pub(crate) fn is_exposed(&self) -> bool {
+        tls::is_exposed(self.http.base())
+    }
+
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, RegistryError> {
+        parse(&self.send(Method::GET, path, None::<&()>).await?)
+    }
+
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, RegistryError> {
+        parse(&self.send(Method::POST, path, Some(body)).await?)
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Result<(), RegistryError> {
+        self.send(Method::DELETE, path, None::<&()>).await.map(drop)
+    }
+
+    async fn send<B: Serialize>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<Vec<u8>, RegistryError> {
+        let mut request = self.http.request(method, path).bearer_auth(self.token.expose_secret());
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = self.http.send(request).await?;
+        let status = response.status();
+        let body = self.http.read(response).await?;
+        match status.is_success() {
+            true => Ok(body),
+            false => Err(RegistryError::of_response(status, &body)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_http_urls_with_a_host_are_taken() {
+        for bad in ["relay", "ws://relay", "http://"] {
+            let made = TokenClient::new(bad, "t".to_owned().into());
+            assert!(matches!(made, Err(RegistryError::Url(_))), "{bad} was accepted");
+        }
+    }
+
+    #[test]
+    fn what_no_token_can_be_is_named_and_not_shown() {
+        for bad in ["", "rdz_o_a\nb", "two words", "rdz_o_\u{e9}"] {
+            let made = TokenClient::new("http://relay", bad.to_owned().into());
+            let error = made.err().expect("it was taken");
+            assert!(matches!(error, RegistryError::NoToken));
+            assert!(!error.to_string().contains("rdz_o"), "{error}");
+        }
+    }
+}
