@@ -1,17 +1,15 @@
 //! What an agent needs to know, and how it is told on a command line.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use rendez_endpoint::Grace;
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::profile::Profile;
 use rendez_proto::registry::admin::JOIN_TOKEN_PREFIX;
+use rendez_transport::relay_url::RelayUrl;
 use rendez_transport::telemetry::LogLevel;
 use rendez_transport::tls::{self, TlsFiles, TlsSetupError};
 use secrecy::{ExposeSecret as _, SecretString};
-use url::Url;
 
 use crate::credential;
 
@@ -63,56 +61,6 @@ impl Auth {
             true => Auth::Join(token),
             false => Auth::Bearer(token),
         }
-    }
-}
-
-/// The base of a registry's API: `http://` or `https://` with a host, without
-/// credentials, query and fragment. A trailing slash does not count.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RelayUrl(Url);
-
-/// Why a text is not a [`RelayUrl`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the relay's URL must look like https://relay.example.com: {0}")]
-pub struct InvalidRelayUrl(String);
-
-impl FromStr for RelayUrl {
-    type Err = InvalidRelayUrl;
-
-    fn from_str(text: &str) -> Result<Self, InvalidRelayUrl> {
-        let refuse = |why: &str| Err(InvalidRelayUrl(why.to_owned()));
-        let url = Url::parse(text).map_err(|error| InvalidRelayUrl(error.to_string()))?;
-        if !matches!(url.scheme(), "http" | "https") {
-            return refuse("it starts with neither http:// nor https://");
-        }
-        if !url.has_host() {
-            return refuse("it names no host");
-        }
-        if !url.username().is_empty() || url.password().is_some() {
-            return refuse("it must not hold credentials");
-        }
-        if url.query().is_some() || url.fragment().is_some() {
-            return refuse("it must not have a query or a fragment");
-        }
-        Ok(Self(url))
-    }
-}
-
-impl RelayUrl {
-    /// The URL itself.
-    pub(crate) fn as_url(&self) -> &Url {
-        &self.0
-    }
-
-    /// Whether a token would cross a network in clear.
-    pub(crate) fn is_exposed(&self) -> bool {
-        tls::is_exposed(&self.0)
-    }
-}
-
-impl fmt::Display for RelayUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.as_str().trim_end_matches('/'))
     }
 }
 
@@ -386,34 +334,5 @@ mod tests {
         assert!(Cli::try_parse_from(["x", "--relay", "http://r", "--environment", "a b"]).is_err());
         let bad = ["x", "--relay", "http://r", "--environment", "a", "--profile", "none"];
         assert!(Cli::try_parse_from(bad).is_err());
-    }
-
-    #[test]
-    fn relay_urls() {
-        for (url, shown) in [("http://h:1", "http://h:1"), ("http://h:1/a/b/", "http://h:1/a/b")] {
-            assert_eq!(url.parse::<RelayUrl>().unwrap().to_string(), shown);
-        }
-        for bad in [
-            "",
-            "h:1",
-            "ws://h",
-            "http://",
-            "http://u:p@h",
-            "http://h/?q",
-            "http://h/#f",
-            "file:///x",
-        ] {
-            assert!(bad.parse::<RelayUrl>().is_err(), "{bad}");
-        }
-        for (url, exposed) in [
-            ("http://127.0.0.1:1", false),
-            ("http://[::1]:1", false),
-            ("http://localhost", false),
-            ("https://relay.example", false),
-            ("http://relay.example", true),
-            ("http://10.0.0.1", true),
-        ] {
-            assert_eq!(url.parse::<RelayUrl>().unwrap().is_exposed(), exposed, "{url}");
-        }
     }
 }

@@ -19,9 +19,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::SigningKey;
 use rendez_proto::ids::EnvironmentId;
+use rendez_transport::relay_url::RelayUrl;
 use zeroize::Zeroizing;
 
-use crate::config::RelayUrl;
 use crate::owned_file::{Kind, OwnedFileError};
 
 const KIND: Kind =

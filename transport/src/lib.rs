@@ -13,6 +13,7 @@ pub mod cause;
 pub mod dial;
 pub mod protocol;
 pub mod pump;
+pub mod relay_url;
 pub mod socket;
 pub mod telemetry;
 pub mod tls;
