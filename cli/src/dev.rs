@@ -8,10 +8,11 @@ use rendez_executor_agent::config::{Auth, DEFAULT_PROFILES};
 use rendez_executor_agent::{Agent, AgentConfig, State};
 use rendez_orchestrator::EnvironmentId;
 use rendez_orchestrator::Grace;
+use rendez_program::logging::{self, LogLevel};
+use rendez_program::signals;
 use rendez_proto::registry::admin::{CreateToken, Role};
 use rendez_registry::Registry;
-use rendez_relay::{Config, Relay, server};
-use rendez_transport::telemetry::{self, LogLevel};
+use rendez_relay::{Config, Relay};
 use tokio_util::sync::CancellationToken;
 
 use crate::context::DevContext;
@@ -37,8 +38,8 @@ pub(crate) struct DevArgs {
 
 /// Runs until interrupted.
 pub(crate) async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
-    telemetry::start(args.log);
-    let cancel = server::until_signal();
+    logging::start(args.log);
+    let cancel = signals::until_signal();
     let state = tempfile::Builder::new().prefix("rendez-dev-").tempdir().map_err(Exit::config)?;
     let relay = Relay::bind(Config {
         listen: args.listen,

@@ -16,13 +16,13 @@ use rendez_orchestrator::{
     Command, Control, EnvironmentId, Executor, Grace, LinkState, Process, ProcessEvent,
     STDIN_WRITE_MAX_BYTES, Stdin,
 };
+use rendez_program::signals::{Asked, Signals};
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{sleep, timeout};
 
 use crate::context::RelayOptions;
 use crate::exit::Exit;
 use crate::out::{tell, unwritten};
-use crate::signals::{Asked, Signals};
 
 /// Bytes of standard input that are read at once. A pipe is asked to hold as
 /// much: so many writes are under way on a long path, and no more.

@@ -14,13 +14,12 @@ use std::time::Duration;
 use rendez_executor_agent::AgentError;
 use rendez_orchestrator::ConnectError;
 use rendez_orchestrator::error::{FileError, ProcessError};
+use rendez_program::signals::{HANGUP, TERMINATE};
 use rendez_registry::OpenError;
 use rendez_registry::backup::BackupError;
 use rendez_registry::service::admin::{CreateTokenError, RotateError};
 use rendez_registry::store::StoreError;
 use rendez_registry_client::RegistryError;
-
-use crate::signals::{HANGUP, TERMINATE};
 
 /// Shown below `--help`.
 pub(crate) const HELP: &str = "\

@@ -14,15 +14,14 @@ mod human;
 mod out;
 mod probe;
 mod registry;
-mod signals;
 mod token;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rendez_executor_agent::AgentArgs;
-use rendez_relay::{Relay, RelayArgs, Traces, config, raise_descriptors, server};
-use rendez_transport::telemetry;
+use rendez_program::{logging, signals};
+use rendez_relay::{Relay, RelayArgs, Traces, config, raise_descriptors};
 
 use crate::exit::Exit;
 
@@ -104,16 +103,16 @@ async fn run(command: Command) -> Result<ExitCode, Exit> {
             }
             let (level, format) = (settings.config.log_level, settings.config.log_format);
             let traces = Traces::start(&settings.config).map_err(Exit::config)?;
-            let log = telemetry::start_as(level, format, traces.listener());
+            let log = logging::start_as(level, format, traces.listener());
             raise_descriptors(&settings.config);
             let relay = Relay::bind(settings).await.map_err(Exit::config)?;
-            relay.logging(log).serve(server::stop_at_signals()).await;
+            relay.logging(log).serve(signals::stop_at_signals()).await;
             traces.finish().await;
             Ok(ExitCode::SUCCESS)
         }
         Command::Agent(args) => {
-            telemetry::start(args.log);
-            args.run(server::until_signal()).await?;
+            logging::start(args.log);
+            args.run(signals::until_signal()).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Exec(args) => exec::run(args).await,

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use rendez_endpoint::Grace;
+use rendez_program::logging::LogLevel;
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::profile::Profile;
 use rendez_proto::registry::admin::JOIN_TOKEN_PREFIX;
 use rendez_transport::relay_url::RelayUrl;
-use rendez_transport::telemetry::LogLevel;
 use rendez_transport::tls::{self, TlsFiles, TlsSetupError};
 use secrecy::{ExposeSecret as _, SecretString};
 

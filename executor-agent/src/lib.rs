@@ -31,7 +31,6 @@ mod testing;
 pub use agent::{Agent, AgentError, State};
 pub use config::{AgentArgs, AgentConfig};
 pub use process::log::PROCESS_OUTPUT_RETAINED_BYTES;
-pub use process::signals::ignored_signals;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -5,9 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use rendez_executor_agent::AgentArgs;
-use rendez_transport::telemetry;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
+use rendez_program::{logging, signals};
 
 #[derive(clap::Parser)]
 #[command(version, about = "The Rendez executor: serves this machine through a relay")]
@@ -27,17 +25,8 @@ fn main() -> anyhow::Result<ExitCode> {
 }
 
 async fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
-    telemetry::start(args.log);
-    let cancel = CancellationToken::new();
-    for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
-        let mut signals = signal(kind)?;
-        let cancel = cancel.clone();
-        tokio::spawn(async move {
-            signals.recv().await;
-            cancel.cancel();
-        });
-    }
-    match args.run(cancel).await {
+    logging::start(args.log);
+    match args.run(signals::until_signal()).await {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             // nobody has to read it

@@ -3,7 +3,7 @@
 //!
 //! | module | checks |
 //! | --- | --- |
-//! | [`directions`] | which crate may link what (ARCHITECTURE.md, rules R1, R3, R4, R5) |
+//! | [`directions`] | which crate may link what (ARCHITECTURE.md, rules R1, R3, R4, R5, R9) |
 //! | [`supply`] | licences, sources, one version of the big crates, unused dependencies |
 //! | [`sources`] | what may stand in which file (R2, R5 to R8), and the house rules |
 //! | [`wasm`] | that the pure crates build for wasm32, where there is nothing to cheat with |

@@ -15,7 +15,6 @@ pub mod protocol;
 pub mod pump;
 pub mod relay_url;
 pub mod socket;
-pub mod telemetry;
 pub mod tls;
 
 pub use protocol::{Protocol, Violation};

@@ -35,7 +35,6 @@ mod reload;
 pub mod roster;
 mod routes;
 pub mod server;
-mod signals;
 mod tenure;
 mod tls;
 mod traces;

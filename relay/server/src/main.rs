@@ -3,8 +3,8 @@
 use std::io::{ErrorKind, Write as _, stdout};
 
 use clap::Parser as _;
-use rendez_relay::{Relay, RelayArgs, Traces, config, raise_descriptors, server};
-use rendez_transport::telemetry;
+use rendez_program::{logging, signals};
+use rendez_relay::{Relay, RelayArgs, Traces, config, raise_descriptors};
 
 #[derive(clap::Parser)]
 #[command(version, about = "The Rendez relay: registry and rendezvous, on SQLite")]
@@ -28,9 +28,9 @@ async fn main() -> anyhow::Result<()> {
     }
     let traces = Traces::start(&settings.config)?;
     let (level, format) = (settings.config.log_level, settings.config.log_format);
-    let log = telemetry::start_as(level, format, traces.listener());
+    let log = logging::start_as(level, format, traces.listener());
     raise_descriptors(&settings.config);
-    Relay::bind(settings).await?.logging(log).serve(server::stop_at_signals()).await;
+    Relay::bind(settings).await?.logging(log).serve(signals::stop_at_signals()).await;
     traces.finish().await;
     Ok(())
 }

@@ -20,7 +20,7 @@ use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SdkTracerProvider;
-use rendez_transport::telemetry::Listener;
+use rendez_program::logging::Listener;
 use rendez_transport::tls;
 use rustls::ClientConfig;
 use tokio::runtime::Handle;

@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use rendez_program::signals::Stop;
 use rendez_proto::close::CloseFrame;
 use rendez_proto::frame::ResetReason;
 use rendez_proto::registry::environments::EndReason;
 use rendez_registry::stats::StoreCall;
+use rendez_relay::Relay;
 use rendez_relay::config::{self, Config, MaybeListen};
 use rendez_relay::edge::stats::End;
-use rendez_relay::{Relay, server::Stop};
 use rendez_relay_core::Dropped;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use rendez_relay::server::Stop;
+use rendez_program::logging::{LogFormat, LogLevel, start_as};
+use rendez_program::signals::Stop;
 use rendez_relay::{Config, Relay, Traces};
-use rendez_transport::telemetry::{LogFormat, LogLevel, start_as};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 

@@ -27,6 +27,15 @@ struct Rule {
 
 const PURE: &[&str] = &["rendez-proto", "rendez-endpoint", "rendez-relay-core"];
 const RELAY: &[&str] = &["rendez-relay-core", "rendez-registry", "rendez-relay"];
+const LIBRARIES: &[&str] = &[
+    "rendez-endpoint",
+    "rendez-relay-core",
+    "rendez-registry",
+    "rendez-transport",
+    "rendez-registry-client",
+    "rendez-rpc",
+    "rendez-orchestrator",
+];
 const ENDS: &[&str] =
     &["rendez-rpc", "rendez-registry-client", "rendez-executor-agent", "rendez-orchestrator"];
 
@@ -70,7 +79,7 @@ const RULES: &[Rule] = &[
     Rule {
         name: "R4: the registry does not know the relay",
         who: &["rendez-registry"],
-        never: &["rendez-relay-core", "rendez-relay", "rendez-transport"],
+        never: &["rendez-relay-core", "rendez-relay", "rendez-transport", "rendez-program"],
         what_to_do: "they meet in proto::ticket and in the traits of the registry's `seam` module",
     },
     Rule {
@@ -84,6 +93,12 @@ const RULES: &[Rule] = &[
         who: ENDS,
         never: &["rendez-registry", "rendez-relay*", "sqlx*", "axum*"],
         what_to_do: "only the cli and the tests may put both sides into one binary",
+    },
+    Rule {
+        name: "R9: libraries do not link what only programs need",
+        who: LIBRARIES,
+        never: &["rendez-program", "clap", "tracing-subscriber"],
+        what_to_do: "take the value as an argument; its program reads flags and settings",
     },
     Rule {
         name: "proto stands below everything of ours",

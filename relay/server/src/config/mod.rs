@@ -23,13 +23,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rendez_program::logging::{LogFormat, LogLevel};
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::limits;
 use rendez_registry::PublicUrl;
 use rendez_registry::audit::AuditKeep;
 use rendez_registry::history::HistoryKeep;
 use rendez_registry::model::{SourceCidrs, Subject};
-use rendez_transport::telemetry::{LogFormat, LogLevel};
 
 use crate::ledger::Quotas;
 pub use acme::{Contacts, Directory, Domains};

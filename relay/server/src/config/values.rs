@@ -11,9 +11,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use http::Uri;
+use rendez_program::logging::{LogFormat, LogLevel};
 use rendez_registry::PublicUrl;
 use rendez_registry::model::SourceCidrs;
-use rendez_transport::telemetry::{LogFormat, LogLevel};
 
 /// A type that a setting may have.
 pub(crate) trait Value: Sized {

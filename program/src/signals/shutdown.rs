@@ -1,7 +1,8 @@
-//! SIGTERM and Ctrl-C as tokens.
+//! SIGTERM and Ctrl-C as cancellation tokens.
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+use crate::sys::{SignalKind, signal};
 
 /// When to stop.
 #[derive(Debug, Clone, Default)]

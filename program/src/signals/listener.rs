@@ -4,12 +4,11 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use rendez_executor_agent::ignored_signals;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use crate::sys::{Signal, SignalKind, ignored_signals, signal};
 
 /// What somebody asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub enum Asked {
     /// Ctrl-C.
     Interrupt,
     /// SIGTERM or SIGHUP, by its number: nobody is there to ask twice.
@@ -17,12 +16,12 @@ pub(crate) enum Asked {
 }
 
 /// The number of SIGHUP.
-pub(crate) const HANGUP: u8 = 1;
+pub const HANGUP: u8 = 1;
 /// The number of SIGTERM.
-pub(crate) const TERMINATE: u8 = 15;
+pub const TERMINATE: u8 = 15;
 
 /// Hears them from now on; their default actions are over for this process.
-pub(crate) struct Signals(Vec<(Asked, Signal)>);
+pub struct Signals(Vec<(Asked, Signal)>);
 
 impl Signals {
     /// Listens. Who started us may have SIGTERM and SIGHUP ignored (nohup does),
@@ -30,7 +29,7 @@ impl Signals {
     ///
     /// # Errors
     /// The operating system's.
-    pub(crate) fn listen() -> std::io::Result<Self> {
+    pub fn listen() -> std::io::Result<Self> {
         let ignored = ignored_signals();
         let mut heard = vec![(Asked::Interrupt, signal(SignalKind::interrupt())?)];
         for number in [HANGUP, TERMINATE] {
@@ -43,7 +42,7 @@ impl Signals {
     }
 
     /// The next one.
-    pub(crate) async fn recv(&mut self) -> Asked {
+    pub async fn recv(&mut self) -> Asked {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
@@ -60,7 +59,7 @@ impl Signals {
     ///
     /// # Errors
     /// What the signal asks for; `work` may be waited for further.
-    pub(crate) async fn or<W: Future + Unpin>(&mut self, work: &mut W) -> Result<W::Output, Asked> {
+    pub async fn or<W: Future + Unpin>(&mut self, work: &mut W) -> Result<W::Output, Asked> {
         poll_fn(|cx| match Pin::new(&mut *work).poll(cx) {
             Poll::Ready(output) => Poll::Ready(Ok(output)),
             Poll::Pending => self.poll_recv(cx).map(Err),

@@ -1,0 +1,14 @@
+//! What every program of Rendez does before its own work.
+//!
+//! ```text
+//! logging    how much is logged, and in which form
+//! signals    signals that ask a program to end
+//! sys        code that only Unix has
+//! ```
+//!
+//! Programs use this crate: the relay, the agent and the command line. The
+//! libraries below them do not.
+
+pub mod logging;
+pub mod signals;
+mod sys;
