@@ -135,66 +135,19 @@ pub const STREAM_GRACE_MAX: Duration = Duration::from_secs(3600);
 
 // ---- relay ---------------------------------------------------------------
 
-/// Bytes of one stream that wait in one port's outbox: a largest window, so
-/// that what a conforming sender has in flight always fits, if there is memory.
-pub const LANE_MAX_BYTES: usize = 28 * 1024 * 1024;
-/// Bytes that a lane may hold when no memory is free: one message of any size,
-/// so that every stream moves on.
-pub const LANE_MIN_BYTES: usize = MESSAGE_MAX_BYTES;
 /// Environments with quotas of their own, and as many tokens: a file that people
 /// keep. Each costs a line, not an account.
 pub const QUOTAS_BY_ID_MAX: usize = 10_000;
-/// What may be read at once before a rate applies, as time at that rate.
-pub const RATE_BURST: Duration = Duration::from_secs(1);
 /// Handshakes that an executor let fail before the bearers of a token must
 /// wait. Executors refuse everybody after [`HANDSHAKE_FAILURES`], so one token
 /// gets less than half of those.
 pub const HANDSHAKE_FAILURES_PER_TOKEN: u64 = 3;
-/// How long until one failed handshake of a token is forgiven.
-pub const HANDSHAKE_FAILURE_RECOVERY: Duration = Duration::from_secs(300);
-/// For how long an executor may leave a handshake unanswered before that is its
-/// own affair, and no failure of the token that brought it: half of what an
-/// orchestrator waits for. A verdict takes milliseconds.
-pub const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
-/// Failures left at an executor at which only tokens without any get through.
-pub const HANDSHAKE_FAILURES_RESERVED: u32 = 2;
-/// How soon message 1 of a handshake may come again: our own orchestrators
-/// repeat it, [`RTO_INITIAL`] after the first at the earliest.
-pub const HANDSHAKE_REPEAT: Duration = Duration::from_millis(500);
 /// Orchestrator websockets per executor at one relay: each may carry one or
 /// more of the executor's [`STREAMS_PER_EXECUTOR`].
 pub const ORCHESTRATORS_PER_EXECUTOR: usize = 128;
-/// Streams that one orchestrator websocket may have. Stock ones have one; more
-/// than a quarter of the executor's would shut others out.
-pub const STREAMS_PER_ORCHESTRATOR: usize = 32;
-/// Stream ids that one executor's switchboard remembers, those in
-/// [`STREAM_GRACE`] included: bounds its memory against orchestrators that
-/// come and go.
-pub const CLAIMS_PER_EXECUTOR: usize = 1024;
-/// What a frame that waits costs besides its bytes: its place in a queue and
-/// that of its allocation.
-pub const FRAME_COST_BYTES: usize = 64;
-/// Frames up to this size are copied before they wait at all. Else each could
-/// keep a whole read buffer in memory, which nobody pays for.
-pub const FRAME_COPY_BYTES: usize = FRAME_OVERHEAD_MAX_BYTES;
-/// The same for frames that wait behind others: a copy costs less than the
-/// wait.
-pub const FRAME_COPY_WAITING_BYTES: usize = 16 * 1024;
-/// Tokens whose failed handshakes one executor's switchboard remembers. Among
-/// so many, those that failed are forgiven in the order of their time.
-pub const HANDSHAKE_SUSPECTS: usize = 32;
-/// Acks and heartbeats that wait in one port's outbox, ahead of its lanes, each
-/// of at most [`FRAME_OVERHEAD_MAX_BYTES`]. They are cumulative, so dropping one
-/// costs nothing but time.
-pub const EXPRESS_MAX_FRAMES: usize = 256;
-/// How long a relay remembers a stream after a reset passed, for the far end's
-/// answer: a few round trips.
-pub const RESET_LINGER: Duration = Duration::from_secs(2);
 /// How long the executor is not read for the sake of one orchestrator that
 /// cannot take resends and does not read. Then that stream is reset.
 pub const STALL_MAX: Duration = Duration::from_secs(2);
-/// Bytes that the deficit round robin grants a lane per turn: one full record.
-pub const LANE_QUANTUM_BYTES: usize = 64 * 1024;
 
 // ---- liveness ------------------------------------------------------------
 
@@ -307,27 +260,14 @@ const _: () = {
     assert!(WINDOW_MAX_RECORDS as usize * RECORD_PLAINTEXT_MAX_BYTES >= 200 * 125_000);
     // a selective acknowledgement can name what fast resending looks for
     assert!(FAST_RESEND_RECORDS < u32::BITS);
-    // fresh data of a conforming sender always fits its lane
-    assert!(
-        LANE_MAX_BYTES
-            >= WINDOW_MAX_RECORDS as usize * (FRAME_MAX_BYTES + FRAME_COST_BYTES)
-                + MESSAGE_MAX_BYTES
-    );
-    assert!(LANE_MIN_BYTES >= FRAME_MAX_BYTES && LANE_MIN_BYTES < LANE_MAX_BYTES);
     assert!(HANDSHAKE_FAILURES_PER_TOKEN * 2 < HANDSHAKE_FAILURES as u64);
-    assert!(HANDSHAKE_FAILURES_RESERVED < HANDSHAKE_FAILURES);
-    assert!(HANDSHAKE_REPEAT.as_millis() < RTO_INITIAL.as_millis());
-    assert!(HANDSHAKE_PATIENCE.as_millis() * 2 <= HANDSHAKE_TIMEOUT.as_millis());
     assert!((HANDSHAKE_FAILURES as usize) <= PENDING_HANDSHAKES);
-    assert!(LANE_QUANTUM_BYTES >= NOISE_MESSAGE_MAX_BYTES);
     assert!(STREAM_GRACE.as_secs() <= STREAM_GRACE_MAX.as_secs());
     // an executor that waits is not taken for one that is gone
     assert!(CODEX_UNREAD_TIMEOUT.as_secs() * 2 < PING_INTERVAL.as_secs());
     assert!(PONG_TIMEOUT.as_secs() >= 2 * PING_INTERVAL.as_secs());
     assert!(READ_FILE_MAX_BYTES / 3 * 4 + 4096 < APPLICATION_MESSAGE_MAX_BYTES);
     assert!(STDIN_WINDOW_MAX_BYTES >= 200 * 125_000);
-    assert!(STREAMS_PER_ORCHESTRATOR * 2 <= STREAMS_PER_EXECUTOR);
-    assert!(CLAIMS_PER_EXECUTOR >= 2 * STREAMS_PER_EXECUTOR);
     assert!(PENDING_HANDSHAKES <= STREAMS_PER_EXECUTOR);
     assert!(RTO_INITIAL.as_millis() >= RTO_MIN.as_millis());
     assert!(RTO_MAX.as_millis() >= RTO_INITIAL.as_millis());

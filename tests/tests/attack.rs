@@ -26,7 +26,7 @@ use rendez_proto::peek::{Kind, peek};
 use rendez_proto::registry::admin::Role;
 use rendez_proto::registry::{ConnectReply, ConnectRequest};
 use rendez_relay::Quotas;
-use rendez_relay_core::{Dropped, Quota};
+use rendez_relay_core::{Dropped, Quota, RATE_BURST};
 use rendez_tests::relay::{
     Counter, SOON, TestRelay, Websocket, Witness, answer, data_frame, key, token_id,
 };
@@ -480,8 +480,7 @@ fn a_storm_of_frames_is_held_to_its_tokens_rate() -> Result<()> {
         }
         let took = began.elapsed();
         // A burst of a second goes at once.
-        let least =
-            Duration::from_secs(STORM / RATE) - limits::RATE_BURST - Duration::from_millis(50);
+        let least = Duration::from_secs(STORM / RATE) - RATE_BURST - Duration::from_millis(50);
         ensure!(took >= least, "{STORM} frames in {took:?}");
         ensure!(relay.held_back() > 0);
         drop((timeout(PATIENCE, sending).await???, executor));

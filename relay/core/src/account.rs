@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rendez_proto::limits::RATE_BURST;
-
 use crate::meter::Meter;
+
+/// What may be read at once before a rate applies, as time at that rate.
+pub const RATE_BURST: Duration = Duration::from_secs(1);
 
 /// Bounds of one account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,9 +28,7 @@ pub struct Quota {
     /// Handshakes that orchestrators begin, per minute.
     pub handshakes_per_minute: u64,
     /// Handshakes that may fail at one executor before the bearers of a token
-    /// must wait; one is forgiven each [`HANDSHAKE_FAILURE_RECOVERY`].
-    ///
-    /// [`HANDSHAKE_FAILURE_RECOVERY`]: rendez_proto::limits::HANDSHAKE_FAILURE_RECOVERY
+    /// must wait; one is forgiven each `HANDSHAKE_FAILURE_RECOVERY`.
     pub handshake_failures: u64,
     /// Frames that are read, per second; sockets are read more slowly beyond.
     pub frames_per_second: u64,

@@ -11,6 +11,16 @@ use crate::account::{Accounts, Level};
 use crate::hub::PortKey;
 use crate::overflow::Direction;
 
+/// What a frame that waits costs besides its bytes: its place in a queue and
+/// that of its allocation.
+pub const FRAME_COST_BYTES: usize = 64;
+/// Frames up to this size are copied before they wait at all. Else each could
+/// keep a whole read buffer in memory, which nobody pays for.
+pub(crate) const FRAME_COPY_BYTES: usize = limits::FRAME_OVERHEAD_MAX_BYTES;
+/// The same for frames that wait behind others: a copy costs less than the
+/// wait.
+const FRAME_COPY_WAITING_BYTES: usize = 16 * 1024;
+
 /// Who owns a stream id: the fingerprint of the orchestrator's static key,
 /// which its ticket carries. The same orchestrator may come back on another
 /// websocket.
@@ -47,7 +57,7 @@ impl Lane {
 
 /// What a frame that waits is charged with.
 pub(crate) fn cost(frame: &Bytes) -> usize {
-    frame.len() + limits::FRAME_COST_BYTES
+    frame.len() + FRAME_COST_BYTES
 }
 
 /// Where a stream's orchestrator is.
@@ -176,8 +186,8 @@ impl Claim {
     pub(crate) fn push(&mut self, direction: Direction, frame: Bytes) {
         let lane = self.lane(direction);
         let copied = match lane.is_empty() {
-            true => limits::FRAME_COPY_BYTES,
-            false => limits::FRAME_COPY_WAITING_BYTES,
+            true => FRAME_COPY_BYTES,
+            false => FRAME_COPY_WAITING_BYTES,
         };
         let frame = if frame.len() <= copied { Bytes::copy_from_slice(&frame) } else { frame };
         let cost = cost(&frame);

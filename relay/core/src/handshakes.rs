@@ -31,9 +31,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rendez_proto::frame::ResetReason;
 use rendez_proto::limits::{
-    AUTHORIZATION_TIMEOUT, HANDSHAKE_COOLDOWN, HANDSHAKE_FAILURE_RECOVERY, HANDSHAKE_FAILURES,
-    HANDSHAKE_FAILURES_RESERVED, HANDSHAKE_PATIENCE, HANDSHAKE_REPEAT, HANDSHAKE_SUSPECTS,
-    HANDSHAKE_TIMEOUT,
+    AUTHORIZATION_TIMEOUT, HANDSHAKE_COOLDOWN, HANDSHAKE_FAILURES, HANDSHAKE_TIMEOUT, RTO_INITIAL,
 };
 use rendez_proto::peek::Kind;
 
@@ -44,6 +42,27 @@ use crate::meter::Meter;
 use crate::overflow::Direction;
 use crate::refusal::{Refusal, Refused};
 use crate::stats::Dropped;
+
+/// How long until one failed handshake of a token is forgiven.
+pub(crate) const HANDSHAKE_FAILURE_RECOVERY: Duration = Duration::from_secs(300);
+/// For how long an executor may leave a handshake unanswered before that is its
+/// own affair, and no failure of the token that brought it: half of what an
+/// orchestrator waits for. A verdict takes milliseconds.
+pub(crate) const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
+/// Failures left at an executor at which only tokens without any get through.
+pub(crate) const HANDSHAKE_FAILURES_RESERVED: u32 = 2;
+/// How soon message 1 of a handshake may come again: our own orchestrators
+/// repeat it, [`RTO_INITIAL`] after the first at the earliest.
+pub(crate) const HANDSHAKE_REPEAT: Duration = Duration::from_millis(500);
+/// Tokens whose failed handshakes one executor's switchboard remembers. Among
+/// so many, those that failed are forgiven in the order of their time.
+pub(crate) const HANDSHAKE_SUSPECTS: usize = 32;
+
+const _: () = {
+    assert!(HANDSHAKE_FAILURES_RESERVED < HANDSHAKE_FAILURES);
+    assert!(HANDSHAKE_REPEAT.as_millis() < RTO_INITIAL.as_millis());
+    assert!(HANDSHAKE_PATIENCE.as_millis() * 2 <= HANDSHAKE_TIMEOUT.as_millis());
+};
 
 /// The executor's count of failures, as far as a relay can follow it.
 #[derive(Debug, Default)]

@@ -49,10 +49,12 @@ mod stats;
 
 use std::time::Duration;
 
-pub use account::{Account, Accounts, Level, Quota, Usage};
-pub use claim::KeyFingerprint;
+pub use account::{Account, Accounts, Level, Quota, RATE_BURST, Usage};
+pub use claim::{FRAME_COST_BYTES, KeyFingerprint};
 pub use hub::{Capabilities, Hub, JoinError, PortKey, Shared, Standing, Violation};
+pub use outbox::EXPRESS_MAX_FRAMES;
 pub use refusal::Refusal;
+pub use routing::{CLAIMS_PER_EXECUTOR, STREAMS_PER_ORCHESTRATOR};
 pub use stats::{Dropped, Stats};
 
 /// How often [`Hub::handle_timeout`] must be called; deadlines are met to

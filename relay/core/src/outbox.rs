@@ -1,7 +1,7 @@
 //! What waits for one websocket: acks first, then lanes in deficit round robin.
 //!
 //! The lanes themselves live in their [`Claim`]s; an outbox only knows whose
-//! turn it is. Each turn grants [`limits::LANE_QUANTUM_BYTES`], so a stream of
+//! turn it is. Each turn grants [`LANE_QUANTUM_BYTES`], so a stream of
 //! many small frames and one of few large ones get the same bytes.
 
 use std::collections::VecDeque;
@@ -12,6 +12,15 @@ use slab::Slab;
 
 use crate::claim::{Claim, cost};
 use crate::overflow::Direction;
+
+/// Acks and heartbeats that wait in one port's outbox, ahead of its lanes, each
+/// of at most [`limits::FRAME_OVERHEAD_MAX_BYTES`]. They are cumulative, so dropping one
+/// costs nothing but time.
+pub const EXPRESS_MAX_FRAMES: usize = 256;
+/// Bytes that the deficit round robin grants a lane per turn: one full record.
+const LANE_QUANTUM_BYTES: usize = 64 * 1024;
+
+const _: () = assert!(LANE_QUANTUM_BYTES >= limits::NOISE_MESSAGE_MAX_BYTES);
 
 #[derive(Debug)]
 pub(crate) struct Outbox {
@@ -38,7 +47,7 @@ impl Outbox {
 
     /// Puts a frame before all lanes. Returns what it costs.
     pub(crate) fn push_express(&mut self, frame: &Bytes) -> Result<usize, ExpressFull> {
-        if self.express.len() >= limits::EXPRESS_MAX_FRAMES || !Self::is_express(frame) {
+        if self.express.len() >= EXPRESS_MAX_FRAMES || !Self::is_express(frame) {
             return Err(ExpressFull);
         }
         let cost = cost(frame);
@@ -84,7 +93,7 @@ impl Outbox {
                     self.ring.pop_front();
                 }
                 Some(len) if len > lane.deficit => {
-                    lane.deficit += limits::LANE_QUANTUM_BYTES;
+                    lane.deficit += LANE_QUANTUM_BYTES;
                     self.ring.rotate_left(1);
                 }
                 Some(len) => {

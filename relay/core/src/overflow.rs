@@ -2,10 +2,19 @@
 
 use rendez_proto::limits;
 
+use crate::claim::FRAME_COST_BYTES;
+
+/// Bytes of one stream that wait in one port's outbox: a largest window, so
+/// that what a conforming sender has in flight always fits, if there is memory.
+pub const LANE_MAX_BYTES: usize = 28 * 1024 * 1024;
+/// Bytes that a lane may hold when no memory is free: one message of any size,
+/// so that every stream moves on.
+pub const LANE_MIN_BYTES: usize = limits::MESSAGE_MAX_BYTES;
+
 /// A lane that holds this many bytes is full even while memory is free. One
-/// more message of any size still fits below [`limits::LANE_MAX_BYTES`], so the
+/// more message of any size still fits below [`LANE_MAX_BYTES`], so the
 /// message that fills a lane is never lost.
-pub const FULL_BYTES: usize = limits::LANE_MAX_BYTES - limits::MESSAGE_MAX_BYTES;
+pub const FULL_BYTES: usize = LANE_MAX_BYTES - limits::MESSAGE_MAX_BYTES;
 
 /// How many bytes make a lane full, when `free` bytes are free for all lanes of
 /// its accounts: a lane gets at most as much as it leaves to the others, so a
@@ -14,7 +23,7 @@ pub const FULL_BYTES: usize = limits::LANE_MAX_BYTES - limits::MESSAGE_MAX_BYTES
 /// gets a minimum, so that nobody stands still for what others took; what the
 /// token and the websocket of a stream may use ends before that.
 pub fn full_at(free: usize) -> usize {
-    free.clamp(limits::LANE_MIN_BYTES, FULL_BYTES)
+    free.clamp(LANE_MIN_BYTES, FULL_BYTES)
 }
 
 /// Which way a lane runs.
@@ -50,8 +59,11 @@ pub fn on_full(direction: Direction, resends: bool) -> OnFull {
     }
 }
 
-const _: () = assert!(
-    FULL_BYTES
-        >= limits::WINDOW_MAX_RECORDS as usize
-            * (limits::FRAME_MAX_BYTES + limits::FRAME_COST_BYTES)
-);
+const _: () = {
+    // a full lane holds what a conforming sender may have in flight
+    assert!(
+        FULL_BYTES
+            >= limits::WINDOW_MAX_RECORDS as usize * (limits::FRAME_MAX_BYTES + FRAME_COST_BYTES)
+    );
+    assert!(LANE_MIN_BYTES >= limits::FRAME_MAX_BYTES && LANE_MIN_BYTES < LANE_MAX_BYTES);
+};

@@ -10,9 +10,9 @@ use crate::stats::Dropped;
 pub enum Refusal {
     /// A quota of streams.
     Streams(Level),
-    /// [`STREAMS_PER_ORCHESTRATOR`](rendez_proto::limits::STREAMS_PER_ORCHESTRATOR)
+    /// [`STREAMS_PER_ORCHESTRATOR`](crate::STREAMS_PER_ORCHESTRATOR)
     StreamsOfWebsocket,
-    /// [`CLAIMS_PER_EXECUTOR`](rendez_proto::limits::CLAIMS_PER_EXECUTOR)
+    /// [`CLAIMS_PER_EXECUTOR`](crate::CLAIMS_PER_EXECUTOR)
     StreamsOfExecutor,
     /// A rate of handshakes.
     Handshakes(Level),

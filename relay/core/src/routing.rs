@@ -1,6 +1,6 @@
 //! How a frame finds its lane, and what becomes of streams when a port goes.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rendez_proto::frame::{Body, Frame, ResetReason};
@@ -8,12 +8,28 @@ use rendez_proto::ids::StreamId;
 use rendez_proto::limits;
 use rendez_proto::peek::{Kind, Peek};
 
-use crate::claim::{Claim, Ending, Handshake, Holder, KeyFingerprint};
+use crate::claim::{Claim, Ending, FRAME_COPY_BYTES, Handshake, Holder, KeyFingerprint};
 use crate::hub::{Capabilities, Hub, PortKey};
 use crate::outbox::Outbox;
-use crate::overflow::{Direction, OnFull, on_full};
+use crate::overflow::{Direction, LANE_MAX_BYTES, OnFull, on_full};
 use crate::refusal::{Refusal, Refused};
 use crate::stats::Dropped;
+
+/// Streams that one orchestrator websocket may have. Stock ones have one; more
+/// than a quarter of the executor's would shut others out.
+pub const STREAMS_PER_ORCHESTRATOR: usize = 32;
+/// Stream ids that one executor's switchboard remembers, those in
+/// [`limits::STREAM_GRACE`] included: bounds its memory against orchestrators that
+/// come and go.
+pub const CLAIMS_PER_EXECUTOR: usize = 1024;
+/// How long a relay remembers a stream after a reset passed, for the far end's
+/// answer: a few round trips.
+pub(crate) const RESET_LINGER: Duration = Duration::from_secs(2);
+
+const _: () = {
+    assert!(STREAMS_PER_ORCHESTRATOR * 2 <= limits::STREAMS_PER_EXECUTOR);
+    assert!(CLAIMS_PER_EXECUTOR >= 2 * limits::STREAMS_PER_EXECUTOR);
+};
 
 impl Hub {
     pub(crate) fn route_from_executor(&mut self, frame: Peek<'_>, message: Bytes, now: Instant) {
@@ -92,12 +108,12 @@ impl Hub {
         if self.executor.is_none() {
             return Err(NOBODY);
         }
-        if self.claims.len() >= limits::CLAIMS_PER_EXECUTOR {
+        if self.claims.len() >= CLAIMS_PER_EXECUTOR {
             return Err(Refused::too_many(Refusal::StreamsOfExecutor));
         }
         let accounts = self.port_mut(from).ok_or_else(too_many)?.accounts().clone();
         let port = self.port_mut(from).ok_or_else(too_many)?;
-        if port.streams >= limits::STREAMS_PER_ORCHESTRATOR {
+        if port.streams >= STREAMS_PER_ORCHESTRATOR {
             return Err(too_many());
         }
         let stream: StreamId = stream.parse().map_err(|_| too_many())?;
@@ -111,7 +127,7 @@ impl Hub {
     /// Moves a claim to another port of its owner.
     fn hold(&mut self, index: usize, port: PortKey) -> Result<(), Refused> {
         let too_many = || Refused::too_many(Refusal::StreamsOfWebsocket);
-        let new = self.port_mut(port).filter(|new| new.streams < limits::STREAMS_PER_ORCHESTRATOR);
+        let new = self.port_mut(port).filter(|new| new.streams < STREAMS_PER_ORCHESTRATOR);
         let accounts = new.ok_or_else(too_many)?.accounts().clone();
         self.claims[index].charge_to(accounts).map_err(Refused::streams)?;
         self.port_mut(port).ok_or_else(too_many)?.streams += 1;
@@ -149,7 +165,7 @@ impl Hub {
         // other side, once, whoever pays.
         let is_paid = match kind {
             Kind::Handshake => true,
-            Kind::Reset => claim.ending == Ending::No && message.len() <= limits::FRAME_COPY_BYTES,
+            Kind::Reset => claim.ending == Ending::No && message.len() <= FRAME_COPY_BYTES,
             _ => false,
         };
         if !is_paid && !claim.can_pay(&message) {
@@ -166,7 +182,7 @@ impl Hub {
             // What fills up the lane is taken: its source cannot resend, or
             // was not stopped for the sake of memory that others took.
             OnFull::StopReading | OnFull::StallThenReset => {
-                waiting + message.len() <= limits::LANE_MAX_BYTES
+                waiting + message.len() <= LANE_MAX_BYTES
             }
         };
         if fits {
@@ -200,7 +216,7 @@ impl Hub {
         match self.claims[index].ending {
             Ending::No => {
                 self.uncount(index);
-                let until = now + limits::RESET_LINGER;
+                let until = now + RESET_LINGER;
                 self.claims[index].ending = Ending::Passed { direction, until };
             }
             Ending::Passed { direction: first, .. } if first != direction => {
@@ -222,7 +238,7 @@ impl Hub {
             return;
         };
         if let Some(port) = self.port_mut(port)
-            && port.streams < limits::STREAMS_PER_ORCHESTRATOR
+            && port.streams < STREAMS_PER_ORCHESTRATOR
         {
             port.streams += 1;
             self.claims[index].ending = Ending::No;

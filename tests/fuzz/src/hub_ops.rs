@@ -16,9 +16,10 @@ use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::{Generation, Seq};
 use rendez_proto::limits;
 use rendez_proto::peek::peek;
+use rendez_relay_core::overflow::{LANE_MAX_BYTES, LANE_MIN_BYTES};
 use rendez_relay_core::{
-    Account, Capabilities, Dropped, Hub, JoinError, KeyFingerprint, PortKey, Quota, Shared,
-    Standing, Stats, Usage,
+    Account, CLAIMS_PER_EXECUTOR, Capabilities, Dropped, EXPRESS_MAX_FRAMES, FRAME_COST_BYTES, Hub,
+    JoinError, KeyFingerprint, PortKey, Quota, Shared, Standing, Stats, Usage,
 };
 
 use crate::frames;
@@ -309,8 +310,8 @@ impl Bench {
         }
         let most = bytes.values().max().copied().unwrap_or_default();
         // express frames are not part of a lane; resets of the hub itself are small
-        assert!(most <= limits::LANE_MAX_BYTES + 64 * 1024, "a lane of {most} bytes");
-        assert!(express <= limits::EXPRESS_MAX_FRAMES, "{express} express frames");
+        assert!(most <= LANE_MAX_BYTES + 64 * 1024, "a lane of {most} bytes");
+        assert!(express <= EXPRESS_MAX_FRAMES, "{express} express frames");
         self.wakes();
     }
 
@@ -337,14 +338,14 @@ impl Bench {
 
     fn check(&mut self) {
         self.wakes();
-        assert!(self.hub.streams() <= limits::CLAIMS_PER_EXECUTOR);
+        assert!(self.hub.streams() <= CLAIMS_PER_EXECUTOR);
         let usage = self.environment.usage();
         assert_eq!(usage.streams as usize, self.hub.streams());
         // both lanes of a stream move on without free memory, and small frames
         // go ahead of them
-        let lanes = 2 * self.hub.streams() * (limits::LANE_MIN_BYTES + limits::MESSAGE_MAX_BYTES);
-        let express = limits::FRAME_OVERHEAD_MAX_BYTES + limits::FRAME_COST_BYTES;
-        let ports = self.ports.len() * limits::EXPRESS_MAX_FRAMES * express;
+        let lanes = 2 * self.hub.streams() * (LANE_MIN_BYTES + limits::MESSAGE_MAX_BYTES);
+        let express = limits::FRAME_OVERHEAD_MAX_BYTES + FRAME_COST_BYTES;
+        let ports = self.ports.len() * EXPRESS_MAX_FRAMES * express;
         let most = MEMORY_BYTES + lanes + ports;
         assert!(usage.memory_bytes <= most, "{} bytes wait", usage.memory_bytes);
         let mut holders = 0;

@@ -8,8 +8,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::RegistrationId;
-use rendez_proto::limits::{HANDSHAKE_FAILURES_PER_TOKEN, LANE_MAX_BYTES, MESSAGE_MAX_BYTES};
+use rendez_proto::limits::{HANDSHAKE_FAILURES_PER_TOKEN, MESSAGE_MAX_BYTES};
 use rendez_proto::peek::{Kind, Peek, peek};
+use rendez_relay_core::overflow::LANE_MAX_BYTES;
 use rendez_relay_core::{
     Account, Capabilities, Dropped, Hub, KeyFingerprint, PortKey, Quota, Shared,
 };

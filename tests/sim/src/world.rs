@@ -12,8 +12,9 @@ use bytes::Bytes;
 use rendez_endpoint::{Key, Mux, PendingHandshake};
 use rendez_proto::ids::RegistrationId;
 use rendez_proto::keys::PublicKey;
-use rendez_proto::limits::{LANE_MAX_BYTES, RTO_MAX, STREAM_GRACE};
+use rendez_proto::limits::{RTO_MAX, STREAM_GRACE};
 use rendez_relay_core::SWEEP_INTERVAL;
+use rendez_relay_core::overflow::LANE_MAX_BYTES;
 
 use crate::attack::Attacks;
 use crate::log::Log;

@@ -4,13 +4,18 @@ use std::time::Duration;
 
 use rendez_proto::frame::{Body, ResetReason};
 use rendez_proto::limits::{
-    HANDSHAKE_COOLDOWN, HANDSHAKE_FAILURE_RECOVERY, HANDSHAKE_FAILURES,
-    HANDSHAKE_FAILURES_PER_TOKEN, HANDSHAKE_FAILURES_RESERVED, HANDSHAKE_PATIENCE,
-    HANDSHAKE_REPEAT, HANDSHAKE_TIMEOUT,
+    HANDSHAKE_COOLDOWN, HANDSHAKE_FAILURES, HANDSHAKE_FAILURES_PER_TOKEN, HANDSHAKE_TIMEOUT,
 };
 
 use super::tests::{Bench, OURS, STOCK, data, frame, reset_of, t0};
 use super::*;
+use crate::claim::{FRAME_COPY_BYTES, FRAME_COST_BYTES};
+use crate::handshakes::{
+    HANDSHAKE_FAILURE_RECOVERY, HANDSHAKE_FAILURES_RESERVED, HANDSHAKE_PATIENCE, HANDSHAKE_REPEAT,
+    HANDSHAKE_SUSPECTS,
+};
+use crate::overflow::LANE_MIN_BYTES;
+use crate::routing::STREAMS_PER_ORCHESTRATOR;
 
 const MIB: usize = 1024 * 1024;
 
@@ -69,7 +74,7 @@ fn slow_readers_share_the_memory_and_leave_some() {
     assert!(held.iter().all(|held| *held >= 250_000), "nobody is shut out: {held:?}");
     let waiting = environment.usage().memory_bytes;
     assert_eq!(waiting, held.iter().sum::<usize>());
-    assert!(waiting <= 32 * MIB + 20 * limits::LANE_MIN_BYTES);
+    assert!(waiting <= 32 * MIB + 20 * LANE_MIN_BYTES);
     // what is read is free again
     for port in ports {
         b.drain(port);
@@ -106,20 +111,20 @@ fn nobody_uses_more_memory_than_a_token_and_a_websocket_may() {
         let ports: Vec<PortKey> = (0..8).map(|n| join(&mut b, n, can, &token)).collect();
         let stream = |port: usize, n: usize| format!("s{port}-{n}");
         for (at, port) in ports.iter().enumerate() {
-            for n in 0..limits::STREAMS_PER_ORCHESTRATOR {
+            for n in 0..STREAMS_PER_ORCHESTRATOR {
                 b.send(*port, &data(&stream(at, n), 1, 1));
             }
         }
         // nobody reads any more, and everybody sends, also who is not read
         for seq in 2..20 {
             for (at, port) in ports.iter().enumerate() {
-                for n in 0..limits::STREAMS_PER_ORCHESTRATOR {
+                for n in 0..STREAMS_PER_ORCHESTRATOR {
                     b.send(b.executor, &data(&stream(at, n), seq, 60_000));
                     b.send(*port, &data(&stream(at, n), seq, 60_000));
                 }
             }
         }
-        let control = 256 * 2 * limits::FRAME_COPY_BYTES;
+        let control = 256 * 2 * FRAME_COPY_BYTES;
         let waiting = token.usage().memory_bytes;
         assert!((3 * MIB..6 * MIB + control).contains(&waiting), "{waiting}");
         for port in &ports {
@@ -239,7 +244,7 @@ fn every_limit_is_named_by_whom_it_stopped() {
     }
     let mut b = Bench::new();
     let port = join(&mut b, 1, OURS, &Arc::default());
-    for n in 0..limits::STREAMS_PER_ORCHESTRATOR {
+    for n in 0..STREAMS_PER_ORCHESTRATOR {
         assert_eq!(refused(&mut b, port, &data(&format!("s{n}"), 1, 1)), None);
     }
     let one_more = data("one more", 1, 1);
@@ -305,10 +310,10 @@ fn those_who_failed_longest_ago_are_forgotten_first() {
     let far = |n: usize| t0() + Duration::from_secs(20 * n as u64);
     let first = guarded();
     assert!(fail(&mut b, 0, &first, t0()));
-    for n in 1..3 * limits::HANDSHAKE_SUSPECTS {
+    for n in 1..3 * HANDSHAKE_SUSPECTS {
         b.hub.guard.failed(Some(&guarded()), far(n));
     }
-    assert!(b.hub.guard.suspects() <= limits::HANDSHAKE_SUSPECTS);
+    assert!(b.hub.guard.suspects() <= HANDSHAKE_SUSPECTS);
     assert_eq!(b.hub.guard.failures_of(&first, t0()), 0);
 }
 
@@ -377,7 +382,7 @@ fn many_small_frames_cost_what_they_take() {
         b.send(port, &small);
     }
     let waiting = token.usage().memory_bytes;
-    assert_eq!(waiting, 1000 * (small.len() + limits::FRAME_COST_BYTES));
+    assert_eq!(waiting, 1000 * (small.len() + FRAME_COST_BYTES));
     assert!(b.drain(b.executor).iter().all(|frame| frame.as_ptr() != small.as_ptr()));
     let large = data("s", 1, 10_000);
     b.send(port, &large);

@@ -7,6 +7,9 @@ use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::Seq;
 
 use super::*;
+use crate::outbox::EXPRESS_MAX_FRAMES;
+use crate::overflow::LANE_MAX_BYTES;
+use crate::routing::{RESET_LINGER, STREAMS_PER_ORCHESTRATOR};
 
 pub(super) const STOCK: Capabilities = Capabilities { resends: false };
 pub(super) const OURS: Capabilities = Capabilities { resends: true };
@@ -224,7 +227,7 @@ fn a_full_lane_to_the_executor_stops_only_its_orchestrator() {
         b.send(flood, &data("flood", sent, 60_000));
         sent += 1;
     }
-    assert!(sent as usize * 60_000 <= limits::LANE_MAX_BYTES);
+    assert!(sent as usize * 60_000 <= LANE_MAX_BYTES);
     assert!(b.hub.wants_read(quiet) && b.hub.wants_read(b.executor));
     // fairness: the quiet one's 100 small frames are out within their share
     for seq in 0..100 {
@@ -271,7 +274,7 @@ fn a_full_lane_stays_full_when_its_stream_changes_hands() {
         b.hub.leave(next, t0());
     }
     let waiting: usize = b.drain(b.executor).iter().map(Bytes::len).sum();
-    assert!(waiting <= limits::LANE_MAX_BYTES, "{waiting} bytes wait");
+    assert!(waiting <= LANE_MAX_BYTES, "{waiting} bytes wait");
     assert!(b.hub.stats().dropped(Dropped::LaneFull) >= 39);
 }
 
@@ -289,7 +292,7 @@ fn a_reader_that_does_not_read_sheds_only_its_own() {
         assert_eq!(b.drain(quick), [data("quick", seq, 100)]);
     }
     let kept = b.drain(slow);
-    assert!(kept.iter().map(Bytes::len).sum::<usize>() <= limits::LANE_MAX_BYTES);
+    assert!(kept.iter().map(Bytes::len).sum::<usize>() <= LANE_MAX_BYTES);
     for (seq, message) in kept.iter().enumerate() {
         assert_eq!(*message, data("slow", seq as u32, 60_000), "the oldest are kept, in order");
     }
@@ -341,7 +344,7 @@ fn only_acks_overtake() {
         b.send(a, &message);
     }
     assert_eq!(b.drain(b.executor), [ack("s"), data("s", 1, 9), reset]);
-    for _ in 0..=limits::EXPRESS_MAX_FRAMES {
+    for _ in 0..=EXPRESS_MAX_FRAMES {
         b.send(a, &ack("s"));
     }
     assert_eq!(b.hub.stats().dropped(Dropped::ExpressFull), 1);
@@ -363,8 +366,8 @@ fn a_reset_ends_the_claim_when_it_is_answered_or_nobody_answers() {
     assert_eq!(b.hub.streams(), 2);
     assert_eq!(b.drain(a).iter().map(reset_of).collect::<Vec<_>>(), [Some(ResetReason::Other)]);
     assert_eq!(b.hub.streams(), 1);
-    assert_eq!(b.hub.poll_timeout(), Some(t0() + limits::RESET_LINGER));
-    b.hub.handle_timeout(t0() + limits::RESET_LINGER);
+    assert_eq!(b.hub.poll_timeout(), Some(t0() + RESET_LINGER));
+    b.hub.handle_timeout(t0() + RESET_LINGER);
     assert_eq!(b.hub.streams(), 0);
     b.send(b.executor, &data("answered", 2, 1));
     assert_eq!(b.hub.stats().dropped(Dropped::UnknownStream), 1);
@@ -381,7 +384,7 @@ fn a_stream_that_goes_on_after_a_reset_keeps_its_claim() {
     b.send(b.executor, &frame("s", Body::Reset { reason: "x".into() }));
     b.send(b.executor, &frame("s", Body::Resume { next_seq: 2 }));
     assert_eq!(b.hub.poll_timeout(), None);
-    b.hub.handle_timeout(t0() + limits::RESET_LINGER);
+    b.hub.handle_timeout(t0() + RESET_LINGER);
     assert_eq!(b.hub.streams(), 1);
     b.drain(a);
     b.hub.leave(b.executor, t0());
@@ -395,7 +398,7 @@ fn a_stream_that_goes_on_after_a_reset_keeps_its_claim() {
 fn streams_that_end_do_not_count() {
     let mut b = Bench::new();
     let a = b.orchestrator(alice(), OURS);
-    for i in 0..limits::STREAMS_PER_ORCHESTRATOR * 3 {
+    for i in 0..STREAMS_PER_ORCHESTRATOR * 3 {
         let stream = format!("s{i}");
         b.send(a, &data(&stream, 1, 1));
         b.send(a, &frame(&stream, Body::Reset { reason: "x".into() }));
@@ -408,11 +411,11 @@ fn streams_that_end_do_not_count() {
 fn counts_are_bounded() {
     let mut b = Bench::new();
     let a = b.orchestrator(alice(), OURS);
-    for i in 0..limits::STREAMS_PER_ORCHESTRATOR {
+    for i in 0..STREAMS_PER_ORCHESTRATOR {
         b.send(a, &data(&format!("s{i}"), 1, 1));
     }
     b.send(a, &data("one more", 1, 1));
-    assert_eq!(b.hub.streams(), limits::STREAMS_PER_ORCHESTRATOR);
+    assert_eq!(b.hub.streams(), STREAMS_PER_ORCHESTRATOR);
     assert_eq!(reset_of(&b.drain(a)[0]), Some(ResetReason::Overloaded));
     for _ in 1..limits::ORCHESTRATORS_PER_EXECUTOR {
         b.orchestrator(bob(), OURS);
@@ -512,7 +515,7 @@ proptest! {
                 waiting += claim.to_executor.bytes() + claim.to_orchestrator.bytes();
                 waiting += claim.handshake().cost();
                 for lane in [&claim.to_executor, &claim.to_orchestrator] {
-                    prop_assert!(lane.bytes() <= limits::LANE_MAX_BYTES);
+                    prop_assert!(lane.bytes() <= LANE_MAX_BYTES);
                 }
             }
             let express = |executor: bool| {
