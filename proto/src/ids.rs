@@ -9,6 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits;
 
+/// Longest stream id in bytes. A UUID has 36; the rest is room for other
+/// orchestrators, while a relay keeps one id per stream.
+pub const STREAM_ID_MAX_BYTES: usize = 128;
+/// Longest registration id in bytes; ours have 26.
+pub const REGISTRATION_ID_MAX_BYTES: usize = 128;
+
 /// Why a text is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidId {
@@ -120,7 +126,7 @@ text_id! {
 
 text_id! {
     /// One executor's current claim on an environment. Made by the registry.
-    RegistrationId, |text| url_safe("registration id", limits::REGISTRATION_ID_MAX_BYTES, text)
+    RegistrationId, |text| url_safe("registration id", REGISTRATION_ID_MAX_BYTES, text)
 }
 
 text_id! {
@@ -128,7 +134,7 @@ text_id! {
     /// orchestrators use a UUID. It is not a capability.
     StreamId, |text| {
         let what = "stream id";
-        let max = limits::STREAM_ID_MAX_BYTES;
+        let max = STREAM_ID_MAX_BYTES;
         if text.trim().is_empty() {
             return Err(InvalidId::Empty { what });
         }

@@ -7,7 +7,7 @@
 //!   [`proof`], [`close`];
 //! * **stock Codex binaries**: fields 1 to 12 of the frame, [`registry`] and the
 //!   methods under [`rpc`] are theirs, and our additions are optional;
-//! * **operators**: [`limits`] lists every bound with its reason.
+//! * **operators**: [`limits`] gives each bound that crosses a wire its reason.
 //!
 //! Golden bytes in each module's tests hold the promise.
 

@@ -1,7 +1,9 @@
-//! Every size and count that crosses a crate, why it is what it is, and how
-//! they relate. The assertions at the end do not compile if a relation breaks.
+//! The bounds that cross a wire or that two or more crates use, each with its
+//! reason. The assertions at the end relate them to each other: if a relation
+//! breaks, the crate does not compile. A bound that only one crate uses is a
+//! constant of the module that enforces it.
 //!
-//! "Codex" marks values that the stock binary fixes (WIRE.md names the section).
+//! "Codex" marks values that the stock binary fixes (`docs/codex-wire.md`).
 
 use std::time::Duration;
 
@@ -10,15 +12,8 @@ use std::time::Duration;
 /// Largest websocket message in bytes. Codex, section 2: its ends close the
 /// socket above it.
 pub const MESSAGE_MAX_BYTES: usize = 256 * 1024;
-/// Longest stream id in bytes. A UUID has 36; the rest is room for other
-/// orchestrators, while a relay keeps one id per stream.
-pub const STREAM_ID_MAX_BYTES: usize = 128;
 /// Longest environment id in bytes: fits a DNS label twice and any log line.
 pub const ENVIRONMENT_ID_MAX_BYTES: usize = 128;
-/// Longest registration id in bytes; ours have 26.
-pub const REGISTRATION_ID_MAX_BYTES: usize = 128;
-/// Longest reset reason that is kept, in bytes; ours are a closed set of words.
-pub const RESET_REASON_MAX_BYTES: usize = 64;
 
 // ---- records and messages ------------------------------------------------
 
@@ -30,9 +25,6 @@ pub const TAG_BYTES: usize = 16;
 pub const NOISE_MESSAGE_MAX_BYTES: usize = 65_535;
 /// Largest application message in bytes. Codex, section 5: more is a reset.
 pub const APPLICATION_MESSAGE_MAX_BYTES: usize = 64 * 1024 * 1024;
-/// Longest JSON that is read by way of a tree of values when it does not parse
-/// directly: such a tree may take thirty times the memory.
-pub const JSON_REREAD_MAX_BYTES: usize = 1024 * 1024;
 /// Room for a frame's fields around its payload: a stream id, numbers, a proof
 /// and two trace fields.
 pub const FRAME_OVERHEAD_MAX_BYTES: usize = 2 * 1024;
@@ -173,8 +165,6 @@ pub const SLEEP_MIN: Duration = Duration::from_secs(3);
 pub const REGISTRY_BODY_MAX_BYTES: usize = 64 * 1024;
 /// How long an orchestrator's ticket and its key authorization live.
 pub const ORCHESTRATOR_TICKET_TTL: Duration = Duration::from_secs(60);
-/// Longest ticket in bytes, as text in a URL.
-pub const TICKET_MAX_BYTES: usize = 2048;
 /// Longest subject of a ticket in bytes: the id of a token has 16.
 pub const TICKET_SUBJECT_MAX_BYTES: usize = 64;
 /// Entries of one page of a list.
@@ -207,24 +197,19 @@ pub const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Networks that one token may be bound to: sites of one company, not lists of
 /// addresses.
 pub const TOKEN_CIDRS_MAX: usize = 32;
-/// How long the old secret of a rotated token stays valid unless the caller
-/// says otherwise: long enough to roll a fleet's configuration.
-pub const ROTATION_OVERLAP: Duration = Duration::from_secs(3600);
-/// The longest such overlap: beyond it there are two tokens, not a rotation.
+/// The longest time that the old secret of a rotated token stays valid: beyond
+/// it there are two tokens, not a rotation.
 pub const ROTATION_OVERLAP_MAX: Duration = Duration::from_secs(30 * 86_400);
 /// How far the clock of an enrolled executor may be off when it signs a
 /// request: machines without time synchronisation drift by minutes.
 pub const PROOF_WINDOW: Duration = Duration::from_secs(300);
-/// Longest proof of possession in bytes, as text in a header.
-pub const PROOF_MAX_BYTES: usize = 512;
 /// Largest set of an issuer's keys in bytes: a few dozen keys with chains.
 pub const JWKS_MAX_BYTES: usize = 256 * 1024;
 /// How long an issuer may take to answer.
 pub const JWKS_FETCH_TIMEOUT: Duration = Duration::from_secs(4);
 /// Withdrawals that are read at once.
 pub const WITHDRAWALS_PAGE: u32 = 1000;
-/// Security profiles that one request may name.
-pub const PROFILES_PER_REQUEST: usize = 16;
+
 // ---- certificates by ACME --------------------------------------------------
 
 /// Names of one certificate, and so proofs that are pending at once. Public
@@ -272,24 +257,6 @@ const _: () = {
     assert!(RTO_INITIAL.as_millis() >= RTO_MIN.as_millis());
     assert!(RTO_MAX.as_millis() >= RTO_INITIAL.as_millis());
     assert!(ACK_DELAY.as_millis() * 4 < RTO_MIN.as_millis());
-    // a ticket as base64: header, fields with their lengths, signature
-    assert!(
-        (2 + 8 * 2
-            + ENVIRONMENT_ID_MAX_BYTES
-            + REGISTRATION_ID_MAX_BYTES
-            + TICKET_SUBJECT_MAX_BYTES
-            + (8 + 32 + 8 + 16 + 32)
-            + 64)
-            .div_ceil(3)
-            * 4
-            <= TICKET_MAX_BYTES
-    );
-    assert!(TICKET_MAX_BYTES <= AUTHORIZATION_MAX_BYTES);
-    // a proof as base64: header, fields with their lengths, signature
-    assert!(
-        (2 + 5 * 2 + ENVIRONMENT_ID_MAX_BYTES + (32 + 8 + 16 + 32) + 64).div_ceil(3) * 4
-            <= PROOF_MAX_BYTES
-    );
     assert!(CONNECT_WAIT.as_secs() < 6);
     assert!(CONNECTIONS_PER_ENVIRONMENT <= CONNECTIONS_PER_ENVIRONMENT_MAX);
     assert!(AUDIT_KEEP_AGE.as_secs() >= KEEP_MIN.as_secs());

@@ -9,7 +9,7 @@
 //! accepts, with the same stream id and kind (a property test holds this). It
 //! may accept more: what is inside a body is the endpoints' business.
 
-use crate::limits;
+use crate::ids::STREAM_ID_MAX_BYTES;
 
 /// The kind of a frame's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -55,7 +55,7 @@ impl Kind {
 /// What a relay knows of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peek<'a> {
-    /// The stream id: not blank, at most [`limits::STREAM_ID_MAX_BYTES`].
+    /// The stream id: not blank, at most [`STREAM_ID_MAX_BYTES`].
     pub stream: &'a str,
     /// The kind of body.
     pub kind: Kind,
@@ -128,7 +128,7 @@ pub fn peek(frame: &[u8]) -> Result<Peek<'_>, PeekError> {
         return Err(PeekError::Version);
     }
     let stream = std::str::from_utf8(stream).map_err(|_| PeekError::StreamId)?;
-    if stream.len() > limits::STREAM_ID_MAX_BYTES || stream.trim().is_empty() {
+    if stream.len() > STREAM_ID_MAX_BYTES || stream.trim().is_empty() {
         return Err(PeekError::StreamId);
     }
     Ok(Peek { stream, kind: kind.ok_or(PeekError::NoBody)? })

@@ -30,6 +30,15 @@ use crate::fields::{self, Reader};
 use crate::ids::EnvironmentId;
 use crate::limits;
 
+/// Longest proof of possession in bytes, as text in a header.
+pub const PROOF_MAX_BYTES: usize = 512;
+
+// a proof as base64: header, fields with their lengths, signature
+const _: () = assert!(
+    (2 + 5 * 2 + limits::ENVIRONMENT_ID_MAX_BYTES + (32 + 8 + 16 + 32) + 64).div_ceil(3) * 4
+        <= PROOF_MAX_BYTES
+);
+
 /// The request header that carries a proof.
 pub const PROOF_HEADER: &str = "rendez-proof";
 /// Bytes of [`Proof::nonce`].
@@ -108,7 +117,7 @@ impl Proof {
     /// # Errors
     /// [`InvalidProof`]
     pub fn verify(text: &str) -> Result<Self, InvalidProof> {
-        if text.len() > limits::PROOF_MAX_BYTES {
+        if text.len() > PROOF_MAX_BYTES {
             return Err(InvalidProof);
         }
         let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| InvalidProof)?;
@@ -207,7 +216,7 @@ mod tests {
         let environment = "e".repeat(limits::ENVIRONMENT_ID_MAX_BYTES).parse().unwrap();
         let text = Proof { environment, ..proof(Call::Register) }.sign(&key());
         assert!(Proof::verify(&text).is_ok());
-        let long = format!("{text}{}", "A".repeat(limits::PROOF_MAX_BYTES));
+        let long = format!("{text}{}", "A".repeat(PROOF_MAX_BYTES));
         assert_eq!(Proof::verify(&long), Err(InvalidProof));
     }
 

@@ -39,10 +39,29 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
 use crate::fields::{self, Reader};
-use crate::ids::{EnvironmentId, Generation, RegistrationId};
+use crate::ids::{EnvironmentId, Generation, REGISTRATION_ID_MAX_BYTES, RegistrationId};
 use crate::keys::PublicKey;
 use crate::limits;
 use crate::profile::Profile;
+
+/// Longest ticket in bytes, as text in a URL.
+pub const TICKET_MAX_BYTES: usize = 2048;
+
+const _: () = {
+    // a ticket as base64: header, fields with their lengths, signature
+    assert!(
+        (2 + 8 * 2
+            + limits::ENVIRONMENT_ID_MAX_BYTES
+            + REGISTRATION_ID_MAX_BYTES
+            + limits::TICKET_SUBJECT_MAX_BYTES
+            + (8 + 32 + 8 + 16 + 32)
+            + 64)
+            .div_ceil(3)
+            * 4
+            <= TICKET_MAX_BYTES
+    );
+    assert!(TICKET_MAX_BYTES <= limits::AUTHORIZATION_MAX_BYTES);
+};
 
 const VERSION: u8 = 1;
 /// Bytes of [`Claims::id`].
@@ -268,7 +287,7 @@ impl Ticket {
         purpose: Purpose,
         now_unix_secs: u64,
     ) -> Result<Claims, TicketError> {
-        if text.len() > limits::TICKET_MAX_BYTES {
+        if text.len() > TICKET_MAX_BYTES {
             return Err(TicketError::Malformed);
         }
         let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| TicketError::Malformed)?;
@@ -308,8 +327,8 @@ fn encode(claims: &Claims) -> Vec<u8> {
         &claims.id,
         &claims.binding,
     ];
-    // ids and the subject are bounded far below 2^16; the assertion in `limits`
-    // relates them to TICKET_MAX_BYTES
+    // ids and the subject are bounded far below 2^16; an assertion above relates
+    // them to TICKET_MAX_BYTES
     fields::encode(VERSION, claims.purpose.code(), &fields)
 }
 
@@ -410,7 +429,7 @@ mod tests {
 
     #[test]
     fn what_is_not_a_ticket_is_malformed() {
-        let long = "A".repeat(limits::TICKET_MAX_BYTES + 1);
+        let long = "A".repeat(TICKET_MAX_BYTES + 1);
         let padded = format!("{GOLDEN}=");
         for text in ["", "A", "not base64!", &long, &padded, &GOLDEN[..GOLDEN.len() - 1]] {
             assert_eq!(verify(text, Purpose::Orchestrator, 0), Err(TicketError::Malformed));
@@ -429,12 +448,12 @@ mod tests {
     fn the_largest_ticket_fits() {
         let claims = Claims {
             environment: "e".repeat(limits::ENVIRONMENT_ID_MAX_BYTES).parse().unwrap(),
-            registration: "r".repeat(limits::REGISTRATION_ID_MAX_BYTES).parse().unwrap(),
+            registration: "r".repeat(REGISTRATION_ID_MAX_BYTES).parse().unwrap(),
             subject: "s".repeat(limits::TICKET_SUBJECT_MAX_BYTES),
             ..claims(Purpose::KeyAuthorization)
         };
         let ticket = Ticket::issue(&claims, &key()).unwrap();
-        assert!(ticket.expose().len() <= limits::TICKET_MAX_BYTES);
+        assert!(ticket.expose().len() <= TICKET_MAX_BYTES);
         assert_eq!(verify(ticket.expose(), Purpose::KeyAuthorization, 0), Ok(claims.clone()));
         let over = Claims { subject: claims.subject + "s", ..claims };
         assert_eq!(Ticket::issue(&over, &key()).unwrap_err(), SubjectTooLong);

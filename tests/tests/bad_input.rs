@@ -14,6 +14,7 @@ use rendez_proto::limits;
 use rendez_proto::registry::ConnectRequest;
 use rendez_proto::registry::admin::Role;
 use rendez_proto::registry::error::{AbsenceState, ErrorCode};
+use rendez_proto::ticket::TICKET_MAX_BYTES;
 use rendez_proto::ticket::{Claims, Purpose, Ticket};
 use rendez_registry::http::body::REGISTRY_BODY_DRAIN_BYTES;
 use rendez_registry::stats::{Operation, Outcome, TicketFault};
@@ -514,7 +515,7 @@ async fn a_forged_ticket() -> Result<()> {
     let spliced =
         format!("{}{}", &changed.expose()[..cut(changed.expose())], &signature[cut(signature)..]);
     scene.refused_ticket(&spliced, Operation::UnknownTicket, TicketFault::BadSignature).await?;
-    let rubbish = "A".repeat(limits::TICKET_MAX_BYTES + 1);
+    let rubbish = "A".repeat(TICKET_MAX_BYTES + 1);
     for text in ["rubbish", "%00", "a.b.c", &rubbish] {
         scene.refused_ticket(text, Operation::UnknownTicket, TicketFault::Malformed).await?;
     }

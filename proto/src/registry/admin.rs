@@ -7,12 +7,18 @@
 //! DELETE /v1/tokens/{id}             admin               -> 204
 //! ```
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 pub use super::environments::{EnvironmentEntry, EnvironmentList};
 use super::error::ErrorDetail;
 use super::parse;
 use crate::ticket::secret_text;
+
+/// How long the old secret of a rotated token stays valid unless the caller
+/// says otherwise: long enough to roll a fleet's configuration.
+pub const ROTATION_OVERLAP: Duration = Duration::from_secs(3600);
 
 secret_text! {
     /// A bearer token: `rdz_<role letter>_<id>_<secret>`.
@@ -92,13 +98,13 @@ pub struct CreateToken {
 #[serde(deny_unknown_fields)]
 pub struct RotateToken {
     /// Seconds that the old secret stays valid beside the new one, at most
-    /// [`crate::limits::ROTATION_OVERLAP_MAX`]; 0 ends it at once.
+    /// [`ROTATION_OVERLAP_MAX`]; 0 ends it at once.
     #[serde(default = "overlap")]
     pub overlap_secs: u64,
 }
 
 fn overlap() -> u64 {
-    crate::limits::ROTATION_OVERLAP.as_secs()
+    ROTATION_OVERLAP.as_secs()
 }
 
 impl RotateToken {

@@ -22,10 +22,12 @@ use serde_json::Value;
 
 use crate::ids::{EnvironmentId, Generation, RegistrationId};
 use crate::keys::PublicKey;
-use crate::limits;
 use crate::profile::Profile;
 use crate::ticket::{TicketText, secret_text};
 use error::{ErrorCode, ErrorDetail};
+
+/// Security profiles that one request may name.
+pub const PROFILES_PER_REQUEST: usize = 16;
 
 secret_text! {
     /// A websocket URL with its ticket in the query: a secret as a whole.
@@ -224,7 +226,7 @@ pub struct ConnectReply {
     /// The environment of the request.
     pub environment_id: EnvironmentId,
     /// Where to open one websocket, once, within
-    /// [`limits::ORCHESTRATOR_TICKET_TTL`].
+    /// [`ORCHESTRATOR_TICKET_TTL`](crate::limits::ORCHESTRATOR_TICKET_TTL).
     pub url: RendezvousUrl,
     /// The profile to speak.
     #[serde(with = "profile_name")]
@@ -301,7 +303,7 @@ mod profile_name {
 mod profile_names {
     use serde::{Deserialize as _, Deserializer, Serializer};
 
-    use super::limits;
+    use super::PROFILES_PER_REQUEST;
     use crate::profile::Profile;
 
     pub(super) fn serialize<S: Serializer>(list: &[Profile], to: S) -> Result<S::Ok, S::Error> {
@@ -312,7 +314,7 @@ mod profile_names {
         from: D,
     ) -> Result<Vec<Profile>, D::Error> {
         let names = Vec::<String>::deserialize(from)?;
-        if names.len() > limits::PROFILES_PER_REQUEST {
+        if names.len() > PROFILES_PER_REQUEST {
             return Err(serde::de::Error::invalid_length(names.len(), &"a list of few profiles"));
         }
         let mut known = Vec::new();
@@ -385,7 +387,7 @@ mod tests {
         let profile = "noise_hybrid_ik_v1";
         let mut short = serde_json::to_value(key()).unwrap();
         short["mlkem768_public_key"] = json!("AQ==");
-        let many = vec!["x"; limits::PROFILES_PER_REQUEST + 1];
+        let many = vec!["x"; PROFILES_PER_REQUEST + 1];
         for (body, code) in [
             (json!({"security_profile": "direct_jsonrpc_v1"}), UnsupportedProfile),
             (json!({"executor_public_key": key()}), InvalidRequest),

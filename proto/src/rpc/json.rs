@@ -9,7 +9,10 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::message_bytes;
-use crate::limits::JSON_REREAD_MAX_BYTES;
+
+/// Longest JSON that is read by way of a tree of values when it does not parse
+/// directly: such a tree may take thirty times the memory.
+const JSON_REREAD_MAX_BYTES: usize = 1024 * 1024;
 
 /// One JSON value as it came: a slice of its message, known to be JSON, parsed
 /// when its type is known. So the large messages, which are those with files

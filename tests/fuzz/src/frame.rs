@@ -4,8 +4,8 @@
 use arbitrary::Unstructured;
 use bytes::Bytes;
 use rendez_proto::frame::Frame;
+use rendez_proto::ids::STREAM_ID_MAX_BYTES;
 use rendez_proto::ids::StreamId;
-use rendez_proto::limits;
 
 use crate::frames;
 
@@ -25,7 +25,7 @@ pub fn run(data: &[u8]) {
 
 fn round_trip(frame: &Frame) {
     assert!(!frame.stream.as_str().trim().is_empty(), "a blank stream id");
-    assert!(frame.stream.as_str().len() <= limits::STREAM_ID_MAX_BYTES, "a long stream id");
+    assert!(frame.stream.as_str().len() <= STREAM_ID_MAX_BYTES, "a long stream id");
     let wire = frame.encode();
     assert_eq!(Frame::decode(wire.clone()).as_ref(), Ok(frame), "another frame came back");
     let again = Frame::decode(wire.clone()).map(|frame| frame.encode());

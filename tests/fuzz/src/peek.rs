@@ -4,7 +4,7 @@
 use arbitrary::Unstructured;
 use bytes::Bytes;
 use rendez_proto::frame::Frame;
-use rendez_proto::limits;
+use rendez_proto::ids::STREAM_ID_MAX_BYTES;
 use rendez_proto::peek::{Peek, peek};
 
 use crate::frames::{self, Patch};
@@ -27,7 +27,7 @@ fn agree(bytes: &[u8]) {
         assert_eq!(peeked, Ok(expected), "the relay sees another frame than the endpoint");
     }
     if let Ok(seen) = peeked {
-        assert!(!seen.stream.trim().is_empty() && seen.stream.len() <= limits::STREAM_ID_MAX_BYTES);
+        assert!(!seen.stream.trim().is_empty() && seen.stream.len() <= STREAM_ID_MAX_BYTES);
         // field 101, length-delimited, one byte
         let longer = [bytes, &[0xaa, 0x06, 0x01, 0xff]].concat();
         assert_eq!(peek(&longer), Ok(seen), "a field of the future changed the route");
