@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::graph::{Graph, root};
 
-/// Folders that hold nothing that we wrote.
+/// Names of what we did not write: folders, and the `.git` file of a worktree.
 const SKIPPED: &[&str] = &[".git", ".stock", "node_modules", "target"];
 
 /// One Rust file.
@@ -131,7 +131,10 @@ fn walk(folder: &Path, file: &mut impl FnMut(&Path)) {
         let entry = entry.expect("the tree can be read");
         let kind = entry.file_type().expect("the tree can be read");
         let skipped = SKIPPED.iter().any(|name| entry.file_name() == *name);
-        if kind.is_dir() && !skipped {
+        if skipped {
+            continue;
+        }
+        if kind.is_dir() {
             walk(&entry.path(), file);
         } else if kind.is_file() {
             file(&entry.path());
