@@ -14,7 +14,7 @@ fn the_pure_crates_build_for_wasm32() {
     assert!(
         Path::new(installed.trim()).exists(),
         "the target {TARGET} is not installed, so this cannot be checked; install it with \
-         `rustup target add {TARGET}` (the Makefile's test command does)"
+         `rustup target add {TARGET}` (`./check.sh` does)"
     );
     // A folder of its own: whoever runs the tests may hold the lock on target/.
     let output = Command::new(env!("CARGO"))
