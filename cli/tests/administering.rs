@@ -15,10 +15,11 @@ use tokio_util::sync::CancellationToken;
 /// A token that nobody has.
 const NOBODY: &str = "0011223344556677";
 
-/// The program in an environment that holds nothing of the tester's.
+/// The program in an environment that holds nothing of the tester's: no
+/// variables, and no `rendez dev` to be found.
 fn rendez(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rendez"));
-    command.env_clear().args(args).stdin(Stdio::null());
+    command.env_clear().env("XDG_RUNTIME_DIR", "/nonexistent").args(args).stdin(Stdio::null());
     command
 }
 

@@ -9,19 +9,16 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use rustix::process::Signal;
 use tempfile::TempDir;
-use tokio::process::Command;
 
-use crate::process::{Capture, Output, Process, run, workspace_binary};
+use crate::process::{Capture, IsolatedCommand, Output, Process, run, workspace_binary};
 
 /// Longest wait for one of our programs. Generous: the machine may be busy,
 /// and what is late fails anyway.
 pub const WITHIN: Duration = Duration::from_secs(60);
 
-/// The `rendez` binary with an environment that holds nothing of the tester's.
-pub fn rendez() -> Result<Command> {
-    let mut command = Command::new(workspace_binary("rendez")?);
-    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    Ok(command)
+/// The `rendez` binary.
+pub fn rendez() -> Result<IsolatedCommand> {
+    IsolatedCommand::new(workspace_binary("rendez")?)
 }
 
 /// `rendez dev` on a free port. Dropping it kills it.
@@ -40,22 +37,16 @@ impl Dev {
 
     /// The same by somebody who ignores these signals.
     pub async fn start_ignoring(signals: &str) -> Result<Self> {
-        let mut command = Command::new("sh");
+        let mut command = IsolatedCommand::new("sh")?;
         command
             .args(["-c", &format!("trap '' {signals}; exec \"$0\" \"$@\"")])
-            .arg(workspace_binary("rendez")?)
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+            .arg(workspace_binary("rendez")?);
         Self::start_by(command).await
     }
 
-    async fn start_by(mut command: Command) -> Result<Self> {
+    async fn start_by(mut command: IsolatedCommand) -> Result<Self> {
         let runtime = TempDir::new()?;
-        command
-            .args(["dev", "--listen", "127.0.0.1:0"])
-            .env("XDG_RUNTIME_DIR", runtime.path())
-            // it is killed, and cannot remove its state by itself
-            .env("TMPDIR", runtime.path());
+        command.args(["dev", "--listen", "127.0.0.1:0"]).env("XDG_RUNTIME_DIR", runtime.path());
         let process = Process::spawn(command)?;
         let url = process
             .stdout_line(WITHIN, |line| {
@@ -78,15 +69,18 @@ impl Dev {
     }
 
     /// A `rendez` command that finds this `rendez dev` by itself.
-    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Command> {
+    pub fn command<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+    ) -> Result<IsolatedCommand> {
         let mut command = rendez()?;
         command.args(args).env("XDG_RUNTIME_DIR", self.runtime.path());
         Ok(command)
     }
 
     /// A shell script in which `"$RENDEZ"` is such a command.
-    pub fn shell(&self, script: &str) -> Result<Command> {
-        let mut command = Command::new("sh");
+    pub fn shell(&self, script: &str) -> Result<IsolatedCommand> {
+        let mut command = IsolatedCommand::new("sh")?;
         command
             .args(["-c", script])
             .env("RENDEZ", workspace_binary("rendez")?)
@@ -247,7 +241,7 @@ impl OurAgent {
     }
 
     /// The same by a command that somebody else has put together.
-    pub async fn start_by(command: Command) -> Result<Self> {
+    pub async fn start_by(command: IsolatedCommand) -> Result<Self> {
         let agent = Self { process: Process::spawn(command)?, _state: None };
         agent.connected(1).await?;
         Ok(agent)
@@ -270,7 +264,7 @@ impl OurAgent {
         relay: &str,
         environment: &str,
         token: Option<&str>,
-    ) -> Result<Command> {
+    ) -> Result<IsolatedCommand> {
         let mut command = rendez()?;
         command
             .args(["agent", "--relay", relay, "--environment", environment, "--log", "info"])

@@ -40,7 +40,7 @@ use rendez_proto::profile::Profile;
 use rendez_proto::registry::admin::{CreateToken, Role};
 use rendez_registry::signer::SIGNING_KEY_FILE;
 use rendez_registry::{Options, Registry};
-use rendez_tests::process::{Process, workspace_binary};
+use rendez_tests::process::{IsolatedCommand, Process, workspace_binary};
 use rendez_tests::relay::{SOON, TestRelay, Websocket, data_frame, key};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -446,7 +446,7 @@ struct RelayProcess {
 
 impl RelayProcess {
     async fn start(state: &Path) -> Result<Self> {
-        let mut command = tokio::process::Command::new(workspace_binary("rendez-relay")?);
+        let mut command = IsolatedCommand::new(workspace_binary("rendez-relay")?)?;
         command
             .args(["--listen", "127.0.0.1:0", "--log", "trace", "--state"])
             .arg(state)

@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use rendez_proto::registry::environments::{EndReason, EnvironmentDetail, EnvironmentState};
-use rendez_tests::process::{Output, Process, run};
+use rendez_tests::process::{IsolatedCommand, Output, Process, run};
 use rendez_tests::rendez::{OurAgent, OurRelay, WITHIN, rendez};
 use rustix::process::Signal;
 use tempfile::TempDir;
-use tokio::process::Command;
 use tokio::time::interval;
 
 /// How often the relay is asked what it will say at some time.
@@ -34,17 +33,17 @@ impl World {
     }
 
     /// A command of the bearer of this token.
-    fn command(&self, token: &str, args: &[&str]) -> Result<Command> {
+    fn command(&self, token: &str, args: &[&str]) -> Result<IsolatedCommand> {
         let mut command = rendez()?;
         command.args(args).env("RENDEZ_RELAY", self.relay.url()).env("RENDEZ_TOKEN", token);
         Ok(command)
     }
 
-    fn orchestrator(&self, args: &[&str]) -> Result<Command> {
+    fn orchestrator(&self, args: &[&str]) -> Result<IsolatedCommand> {
         self.command(&self.tokens[2], args)
     }
 
-    fn admin(&self, args: &[&str]) -> Result<Command> {
+    fn admin(&self, args: &[&str]) -> Result<IsolatedCommand> {
         self.command(&self.tokens[0], args)
     }
 

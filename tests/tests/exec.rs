@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rendez_orchestrator::{Client, Command};
-use rendez_tests::process::{Process, run};
+use rendez_tests::process::{IsolatedCommand, Process, run};
 use rendez_tests::rendez::{Dev, OurAgent, OurRelay, WITHIN, rendez};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncReadExt as _;
@@ -192,6 +192,8 @@ struct Unread {
     stdout: ChildStdout,
     /// That of the remote command.
     pid: i32,
+    /// Its directories last as long as it runs.
+    _command: IsolatedCommand,
 }
 
 /// What the executor's log takes of it in any case: so it has begun.
@@ -207,8 +209,8 @@ impl Unread {
         let directory = tempfile::tempdir()?;
         let path = directory.path().join("pid");
         let script = format!("echo $$ > {0}.new; mv {0}.new {0}; exec yes", path.display());
-        let mut exec = dev
-            .command(["exec", "-n", "dev", "--", "sh", "-c", &script])?
+        let mut command = dev.command(["exec", "-n", "dev", "--", "sh", "-c", &script])?;
+        let mut exec = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -231,7 +233,7 @@ impl Unread {
             anyhow::Ok(pid)
         };
         let pid = timeout(2 * WITHIN, full).await??;
-        Ok(Self { exec, stdout, pid })
+        Ok(Self { exec, stdout, pid, _command: command })
     }
 
     fn interrupt(&self) -> Result<()> {
@@ -257,7 +259,7 @@ fn written(pid: i32) -> Result<u64> {
 #[tokio::test]
 async fn a_reader_that_paused_before_it_leaves_ends_the_remote_command() -> Result<()> {
     let dev = Dev::start().await?;
-    let Unread { exec, mut stdout, pid } = Unread::start(&dev).await?;
+    let Unread { exec, mut stdout, pid, _command } = Unread::start(&dev).await?;
     let mut page = [0; 2];
     stdout.read_exact(&mut page).await?;
     assert_eq!(page, *b"y\n");
@@ -285,7 +287,7 @@ async fn ctrl_c_works_while_nobody_reads_the_output() -> Result<()> {
 #[tokio::test]
 async fn an_executor_that_does_not_answer_keeps_nobody() -> Result<()> {
     let mut dev = Dev::start().await?;
-    let Unread { exec, stdout, .. } = Unread::start(&dev).await?;
+    let Unread { exec, stdout, _command, .. } = Unread::start(&dev).await?;
     let mut unread = Unread::start(&dev).await?;
     dev.process().signal(Signal::STOP)?;
 

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
 };
-use rendez_tests::process::run;
+use rendez_tests::process::{IsolatedCommand, run};
 use rendez_tests::rendez::{OurAgent, OurRelay, WITHIN, rendez};
 use rustix::process::Signal;
 use rustls::pki_types::pem::PemObject as _;
@@ -21,7 +21,6 @@ use rustls::{ClientConfig, ClientConnection, NamedGroup, ProtocolVersion, RootCe
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::process::Command;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -134,7 +133,11 @@ async fn livez(stream: &mut TlsStream<TcpStream>) -> Result<String> {
     Ok(String::from_utf8(answer)?)
 }
 
-fn with_tls(mut command: Command, ca: &Path, identity: Option<(&Path, &Path)>) -> Command {
+fn with_tls(
+    mut command: IsolatedCommand,
+    ca: &Path,
+    identity: Option<(&Path, &Path)>,
+) -> IsolatedCommand {
     command.env("RENDEZ_CA", ca);
     if let Some((certificate, key)) = identity {
         command.env("RENDEZ_CLIENT_CERT", certificate).env("RENDEZ_CLIENT_KEY", key);
@@ -187,7 +190,7 @@ async fn agent_and_exec_work_through_https_with_a_private_authority() -> Result<
     let named = |line: &str| line.contains("CN=box 1").then_some(());
     relay.ours.log().line(WITHIN, named).await?;
 
-    let exec = |mut command: Command| {
+    let exec = |mut command: IsolatedCommand| {
         command.args(["exec", "box", "--", "sh", "-c", "echo through TLS; exit 7"]);
         command.env("RENDEZ_RELAY", &url).env("RENDEZ_TOKEN", &token);
         run(command, b"", WITHIN)

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rendez_orchestrator::{Client, Command, ProcessEvent};
-use rendez_tests::process::{Process, run};
+use rendez_tests::process::{IsolatedCommand, Process, run};
 use rendez_tests::rendez::{OurAgent, OurRelay};
 use wire::Nature;
 
@@ -76,7 +76,7 @@ async fn near() -> Result<()> {
         let [relay_id, agent_id] = [relay.process().id(), agent.process().id()];
         let before = [cpu(relay_id)?, cpu(agent_id)?];
         let far = std::env::current_exe()?;
-        let mut command = tokio::process::Command::new(far);
+        let mut command = IsolatedCommand::new(far)?;
         command.args(["far", "stream", direction, relay.url(), &token]).stdin(Stdio::null());
         let output = run(command, b"", WITHIN).await?;
         let after = [cpu(relay_id)?, cpu(agent_id)?];
@@ -111,13 +111,13 @@ struct Far {
 
 impl Far {
     async fn start(number: usize, round_trip_ms: u32, loss_per_mille: u32) -> Result<Self> {
-        let mut unshare = tokio::process::Command::new("unshare");
+        let mut unshare = IsolatedCommand::new("unshare")?;
         unshare.args(["--net", "sh", "-c", "echo up; exec cat"]);
         let holder = Process::spawn(unshare)?;
         let up = |line: &str| (line == "up").then_some(());
         holder.stdout_line(WITHIN, up).await.context("no network namespace")?;
 
-        let mut wire = tokio::process::Command::new(std::env::current_exe()?);
+        let mut wire = IsolatedCommand::new(std::env::current_exe()?)?;
         wire.args([
             "wire",
             &number.to_string(),
@@ -153,8 +153,8 @@ impl Far {
         Ok(Self { holder, relay, outside, _agent: agent, _wire: wire, token })
     }
 
-    fn enter(&self) -> Result<tokio::process::Command> {
-        let mut command = tokio::process::Command::new("nsenter");
+    fn enter(&self) -> Result<IsolatedCommand> {
+        let mut command = IsolatedCommand::new("nsenter")?;
         let pid = self.holder.id().context("it was not waited for")?;
         command.arg(format!("--net=/proc/{pid}/ns/net")).arg("--").arg(std::env::current_exe()?);
         Ok(command)
@@ -185,7 +185,7 @@ impl Far {
     }
 }
 
-async fn first_number(command: tokio::process::Command) -> Result<f64> {
+async fn first_number(command: IsolatedCommand) -> Result<f64> {
     let output = run(command, b"", WITHIN).await?;
     let text = output.stdout_text();
     let number = text.split_whitespace().next().and_then(|number| number.parse().ok());
@@ -193,7 +193,7 @@ async fn first_number(command: tokio::process::Command) -> Result<f64> {
 }
 
 async fn shell(script: &str) -> Result<()> {
-    let mut command = tokio::process::Command::new("sh");
+    let mut command = IsolatedCommand::new("sh")?;
     command.args(["-c", script]);
     let output = run(command, b"", WITHIN).await?;
     anyhow::ensure!(output.status.success(), "{script}: {}", output.stderr_text());

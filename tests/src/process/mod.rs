@@ -6,6 +6,7 @@
 //! - Every wait has a deadline, and its error carries the end of stderr.
 
 mod capture;
+mod isolated;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -14,11 +15,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::{Child, ChildStdin};
 use tokio::time::timeout;
 
 pub use capture::Capture;
+pub use isolated::IsolatedCommand;
 
 /// The directory with the binaries to test, if not the one of this test run.
 /// For example the release profile's, to measure.
@@ -78,27 +81,29 @@ pub struct Process {
     stdin: Option<ChildStdin>,
     stdout: Capture,
     stderr: Capture,
+    _directories: TempDir,
 }
 
 impl Process {
     /// Starts `command` with all three standard streams piped.
-    pub fn spawn(mut command: Command) -> Result<Self> {
-        let program = PathBuf::from(command.as_std().get_program());
+    pub fn spawn(command: IsolatedCommand) -> Result<Self> {
+        let (name, mut command, directories) = command.into_parts();
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
+            .with_context(|| format!("cannot start {name}"))?;
         let stdout = child.stdout.take().context("stdout was piped")?;
         let stderr = child.stderr.take().context("stderr was piped")?;
         Ok(Self {
-            name: program.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            name,
             stdin: child.stdin.take(),
             stdout: Capture::read(stdout),
             stderr: Capture::read(stderr),
             child,
+            _directories: directories,
         })
     }
 
@@ -233,7 +238,7 @@ impl Output {
 
 /// Runs `command` to its end with `input` on its stdin, reading while writing.
 /// A child that closes its stdin early is no error.
-pub async fn run(command: Command, input: &[u8], within: Duration) -> Result<Output> {
+pub async fn run(command: IsolatedCommand, input: &[u8], within: Duration) -> Result<Output> {
     let mut process = Process::spawn(command)?;
     let mut stdin = process.stdin.take().context("stdin was piped")?;
     let feed = async move {
@@ -251,8 +256,8 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(10);
 
-    fn shell(script: &str) -> Command {
-        let mut command = Command::new("/bin/sh");
+    fn shell(script: &str) -> IsolatedCommand {
+        let mut command = IsolatedCommand::new("/bin/sh").unwrap();
         command.args(["-c", script]);
         command
     }

@@ -5,8 +5,8 @@
 //! tries to reach hosts on the internet when it starts, so [`Home::command`]
 //! refuses to make a command for it anywhere else.
 //!
-//! Each instance gets a fresh home directory and an environment with nothing of
-//! the caller's but PATH: no login, no key and no proxy can get in.
+//! Each instance is an [`IsolatedCommand`] with a fresh home directory: no
+//! login, no key and no proxy setting of the caller's reaches it.
 
 pub mod app_server;
 pub mod codex_exec;
@@ -14,14 +14,12 @@ pub mod containment;
 pub mod executor;
 pub mod model;
 
-use std::env;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
-use tokio::process::Command;
 
-use crate::process::scratch_directory;
+use crate::process::{IsolatedCommand, scratch_directory};
 
 /// What every instance logs to stderr: the events that the tests wait for.
 const LOG_FILTER: &str = "codex_exec_server::remote=info,codex_exec_server::relay=info";
@@ -68,12 +66,10 @@ impl Home {
     ///
     /// # Panics
     /// Outside a network namespace with loopback only; see `tests/netns.sh`.
-    pub fn command(&self) -> Result<Command> {
+    pub fn command(&self) -> Result<IsolatedCommand> {
         containment::require_loopback_only();
-        let mut command = Command::new(binary()?);
+        let mut command = IsolatedCommand::new(binary()?)?;
         command
-            .env_clear()
-            .envs(env::var_os("PATH").map(|path| ("PATH", path)))
             .env("HOME", self.path())
             .env("CODEX_HOME", self.path())
             .env("TMPDIR", self.temporary_directory())

@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -28,7 +28,7 @@ use tokio::time::timeout;
 use super::noise::{Expected, Noise};
 use super::terminal::Terminal;
 use super::world::World;
-use crate::process::Capture;
+use crate::process::{Capture, IsolatedCommand};
 
 /// Bytes that are written or read at once.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -263,6 +263,8 @@ struct Exec {
     child: Child,
     /// Empty in the end: scripts are not told about lost connections.
     stderr: Option<Capture>,
+    /// Its directories last as long as it runs.
+    _command: IsolatedCommand,
 }
 
 impl Exec {
@@ -276,7 +278,7 @@ impl Exec {
         stderr: Stdio,
         processes: &mut Vec<Pid>,
     ) -> Result<Self> {
-        let mut command: Command = world.exec(["bash", "-c", script])?;
+        let mut command = world.exec(["bash", "-c", script])?;
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -286,7 +288,7 @@ impl Exec {
         let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         processes.push(pid.context("it runs")?);
         let stderr = child.stderr.take().map(Capture::read);
-        Ok(Self { child, stderr })
+        Ok(Self { child, stderr, _command: command })
     }
 
     fn stdout(&mut self) -> Result<ChildStdout> {

@@ -12,9 +12,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tokio::process::Command;
 
-use crate::process::{Process, run};
+use crate::process::{IsolatedCommand, Process, run};
 
 /// Longest wait for `ip` or `unshare`.
 const WITHIN: Duration = Duration::from_secs(10);
@@ -49,7 +48,7 @@ impl Link {
             routes.lines().count() <= 1 + usize::from(number),
             "this machine has a network of its own: run this under tests/netns.sh"
         );
-        let mut unshare = Command::new("unshare");
+        let mut unshare = IsolatedCommand::new("unshare")?;
         unshare.args(["--net", "sh", "-c", "echo up; exec cat"]);
         let holder = Process::spawn(unshare)?;
         holder
@@ -62,12 +61,12 @@ impl Link {
         let name = link.name();
         let peer = ["type", "veth", "peer", "name", "eth0", "netns"];
         let add = ["link", "add", &name];
-        ip(Command::new("ip"), &[&add, &peer[..], &[&pid]].concat()).await?;
-        ip(Command::new("ip"), &["addr", "add", &outer, "dev", &name]).await?;
-        ip(Command::new("ip"), &["link", "set", &name, "up"]).await?;
-        ip(link.enter("ip"), &["link", "set", "lo", "up"]).await?;
-        ip(link.enter("ip"), &["addr", "add", &inner, "dev", "eth0"]).await?;
-        ip(link.enter("ip"), &["link", "set", "eth0", "up"]).await?;
+        ip(IsolatedCommand::new("ip")?, &[&add, &peer[..], &[&pid]].concat()).await?;
+        ip(IsolatedCommand::new("ip")?, &["addr", "add", &outer, "dev", &name]).await?;
+        ip(IsolatedCommand::new("ip")?, &["link", "set", &name, "up"]).await?;
+        ip(link.enter("ip")?, &["link", "set", "lo", "up"]).await?;
+        ip(link.enter("ip")?, &["addr", "add", &inner, "dev", "eth0"]).await?;
+        ip(link.enter("ip")?, &["link", "set", "eth0", "up"]).await?;
         Ok(link)
     }
 
@@ -77,23 +76,24 @@ impl Link {
     }
 
     /// A command that runs `program` inside.
-    pub fn enter(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
+    pub fn enter(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<IsolatedCommand> {
+        let mut command = IsolatedCommand::new("nsenter")?;
         let pid = self.holder.id().unwrap_or_default();
         command.arg(format!("--net=/proc/{pid}/ns/net")).arg("--").arg(program);
-        command
+        Ok(command)
     }
 
     /// Takes the network away, or brings it back.
     pub async fn set(&self, away: Option<Away>) -> Result<()> {
         let name = self.name();
         let state = |down| if away == Some(down) { "down" } else { "up" };
-        ip(self.enter("ip"), &["link", "set", "eth0", state(Away::Inside)]).await?;
-        ip(Command::new("ip"), &["link", "set", &name, state(Away::Outside)]).await?;
+        ip(self.enter("ip")?, &["link", "set", "eth0", state(Away::Inside)]).await?;
+        ip(IsolatedCommand::new("ip")?, &["link", "set", &name, state(Away::Outside)]).await?;
         let (inner, outer) = (format!("10.123.{}.2", self.number), self.address().to_string());
-        for (command, device, far) in
-            [(Command::new("ip"), name.as_str(), inner), (self.enter("ip"), "eth0", outer)]
-        {
+        for (command, device, far) in [
+            (IsolatedCommand::new("ip")?, name.as_str(), inner),
+            (self.enter("ip")?, "eth0", outer),
+        ] {
             let nobody = ["lladdr", NOBODY, "nud", "permanent"];
             if away == Some(Away::Silent) {
                 let replace = ["neigh", "replace", &far, "dev", device];
@@ -113,7 +113,7 @@ impl Link {
     }
 }
 
-async fn ip(mut command: Command, args: &[&str]) -> Result<()> {
+async fn ip(mut command: IsolatedCommand, args: &[&str]) -> Result<()> {
     command.args(args);
     let output = run(command, b"", WITHIN).await?;
     if !output.status.success() {

@@ -6,11 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
 use tempfile::TempDir;
-use tokio::process::Command;
 
 use super::links::Link;
 use super::path::Path;
-use crate::process::{Capture, workspace_binary};
+use crate::process::{Capture, IsolatedCommand, workspace_binary};
 use crate::rendez::{OurAgent, OurRelay, rendez};
 
 /// The environment's id.
@@ -30,15 +29,12 @@ impl Way {
         Ok(Self { path: Path::start(address, relay).await?, link })
     }
 
-    /// A `rendez` command in this network, with nothing of the tester's in its
-    /// environment.
-    pub fn rendez(&self) -> Result<Command> {
-        let mut command = match &self.link {
+    /// A `rendez` command in this network.
+    pub fn rendez(&self) -> Result<IsolatedCommand> {
+        match &self.link {
             Some(link) => link.enter(workspace_binary("rendez")?),
-            None => return rendez(),
-        };
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        Ok(command)
+            None => rendez(),
+        }
     }
 }
 
@@ -82,7 +78,10 @@ impl World {
     }
 
     /// `rendez exec` of this command, by the orchestrators' way.
-    pub fn exec<S: AsRef<OsStr>>(&self, command: impl IntoIterator<Item = S>) -> Result<Command> {
+    pub fn exec<S: AsRef<OsStr>>(
+        &self,
+        command: impl IntoIterator<Item = S>,
+    ) -> Result<IsolatedCommand> {
         let mut exec = self.orchestrator.rendez()?;
         exec.args(["exec", "-C"])
             .arg(self.directory())
