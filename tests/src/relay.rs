@@ -29,8 +29,7 @@ use rendez_proto::registry::{ConnectReply, ConnectRequest, RegisterReply, Regist
 use rendez_registry::Registry;
 use rendez_registry::signer::SIGNING_KEY_FILE;
 use rendez_registry::stats::{Operation, Outcome};
-use rendez_relay::directory::{Census, Directory};
-use rendez_relay::edge::stats::{EdgeStats, End};
+use rendez_relay::connections::{ConnectionCounts, ConnectionTable, End};
 use rendez_relay::{Config, Quotas, Relay};
 use rendez_relay_core::Dropped;
 use rendez_transport::tls;
@@ -56,8 +55,7 @@ pub struct TestRelay {
     base: String,
     http: reqwest::Client,
     registry: Registry,
-    directory: Arc<Directory>,
-    edge: Arc<EdgeStats>,
+    connections: Arc<ConnectionTable>,
     executor_token: TokenText,
     orchestrator_token: TokenText,
     stop: Stop,
@@ -91,7 +89,7 @@ impl TestRelay {
         let relay = Relay::bind(config).await?;
         let base = format!("http://{}", relay.local_addr());
         let registry = relay.registry().clone();
-        let (directory, edge) = (relay.directory().clone(), relay.edge_stats().clone());
+        let connections = relay.connections().clone();
         let (stop, stopped) = (Stop::default(), CancellationToken::new());
         let (serve, done) = (relay.serve(stop.clone()), stopped.clone().drop_guard());
         tokio::spawn(async move {
@@ -104,8 +102,7 @@ impl TestRelay {
             executor_token: create_token(&registry, Role::Executor, "*").await?,
             orchestrator_token: create_token(&registry, Role::Orchestrator, "*").await?,
             registry,
-            directory,
-            edge,
+            connections,
             _running: stop.gently.clone().drop_guard(),
             stop,
             stopped,
@@ -237,18 +234,21 @@ impl TestRelay {
     /// All that the relay has counted.
     pub fn counters(&self) -> Counters {
         let registry = self.registry.stats();
-        let hubs = self.directory.stats();
+        let hubs = self.connections.hub_stats();
         let registry = registry.nonzero().map(|(op, out, n)| (Counter::Registry(op, out), n));
-        let all = registry
-            .chain(End::ALL.map(|end| (Counter::Ended(end), self.edge.ended(end))))
-            .chain(Dropped::ALL.map(|why| (Counter::Dropped(why), hubs.dropped(why))))
-            .chain(ResetReason::ALL.map(|why| (Counter::Reset(why), hubs.resets(why))))
-            .chain([
-                (Counter::NotAnUpgrade, self.edge.not_an_upgrade()),
-                (Counter::HeadTimeout, self.edge.head_timeouts()),
-                (Counter::AnswerTimeout, self.edge.answer_timeouts()),
-                (Counter::BadHead, self.edge.bad_heads()),
-            ]);
+        let all =
+            registry
+                .chain(End::ALL.map(|end| {
+                    (Counter::Ended(end), self.connections.connection_stats().ended(end))
+                }))
+                .chain(Dropped::ALL.map(|why| (Counter::Dropped(why), hubs.dropped(why))))
+                .chain(ResetReason::ALL.map(|why| (Counter::Reset(why), hubs.resets(why))))
+                .chain([
+                    (Counter::NotAnUpgrade, self.connections.connection_stats().not_an_upgrade()),
+                    (Counter::HeadTimeout, self.connections.connection_stats().head_timeouts()),
+                    (Counter::AnswerTimeout, self.connections.connection_stats().answer_timeouts()),
+                    (Counter::BadHead, self.connections.connection_stats().bad_heads()),
+                ]);
         Counters(all.filter(|(_, n)| *n > 0).collect())
     }
 
@@ -272,33 +272,33 @@ impl TestRelay {
     }
 
     /// What is connected.
-    pub fn census(&self) -> Census {
-        self.directory.census()
+    pub fn census(&self) -> ConnectionCounts {
+        self.connections.counts()
     }
 
     /// Replaces all quotas while the relay runs.
     pub fn set_quotas(&self, quotas: Quotas) {
-        self.directory.ledger().set_quotas(quotas);
+        self.connections.quotas().set_quotas(quotas);
     }
 
     /// Bytes of frames that wait in the relay.
     pub fn memory_used(&self) -> usize {
-        self.directory.ledger().node().usage().memory_bytes
+        self.connections.quotas().node().usage().memory_bytes
     }
 
     /// How often a websocket was not read for a while because of a rate.
     pub fn held_back(&self) -> u64 {
-        self.directory.stats().held_back
+        self.connections.hub_stats().held_back
     }
 
     /// Calls that wait for an executor that is away.
     pub fn waiting(&self) -> usize {
-        self.directory.waiting()
+        self.connections.waiting()
     }
 
     /// Connected executors and orchestrators.
     pub fn connected(&self) -> (usize, usize) {
-        let census = self.directory.census();
+        let census = self.connections.counts();
         (census.executors, census.orchestrators)
     }
 }

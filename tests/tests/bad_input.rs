@@ -18,7 +18,7 @@ use rendez_proto::ticket::TICKET_MAX_BYTES;
 use rendez_proto::ticket::{Claims, Purpose, Ticket};
 use rendez_registry::http::body::REGISTRY_BODY_DRAIN_BYTES;
 use rendez_registry::stats::{Operation, Outcome, TicketFault};
-use rendez_relay::edge::stats::End;
+use rendez_relay::connections::End;
 use rendez_relay_core::Dropped;
 use rendez_tests::relay::{
     Counter, SOON, TestRelay, Websocket, Witness, data_frame, key, refusal, register_request,

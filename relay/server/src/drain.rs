@@ -23,8 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::directory::Directory;
-use crate::edge::port::SharedHub;
+use crate::connections::{ConnectionTable, SharedHub};
 
 /// Mean pause between two batches of environments that are sent away.
 const BATCH_PAUSE: Duration = Duration::from_millis(100);
@@ -32,34 +31,6 @@ const BATCH_PAUSE: Duration = Duration::from_millis(100);
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 /// What of the deadline batches may use: the rest is for closing.
 const BATCHES_SHARE: u32 = 2;
-
-/// How far the relay is with leaving.
-#[derive(Debug, Default)]
-pub struct Drain {
-    announced: CancellationToken,
-    closed: CancellationToken,
-}
-
-impl Drain {
-    /// Whether it has begun: nobody new should be sent here.
-    pub fn is_draining(&self) -> bool {
-        self.announced.is_cancelled()
-    }
-
-    /// Whether new websockets are refused.
-    pub fn is_closed(&self) -> bool {
-        self.closed.is_cancelled()
-    }
-
-    pub(crate) fn announce(&self) {
-        self.announced.cancel();
-    }
-
-    pub(crate) fn close(&self) {
-        self.announced.cancel();
-        self.closed.cancel();
-    }
-}
 
 /// When and how fast.
 #[derive(Debug, Clone, Copy)]
@@ -99,26 +70,24 @@ impl Pace {
 pub(crate) async fn send_away(
     pace: Pace,
     deadline: Instant,
-    directory: &Arc<Directory>,
-    websockets: &TaskTracker,
+    connections: &ConnectionTable,
     requests: &TaskTracker,
     at_once: &CancellationToken,
 ) {
-    let census = directory.census();
-    let open = census.executors + census.orchestrators;
+    let counts = connections.counts();
+    let open = counts.executors + counts.orchestrators;
     let frame = CloseFrame::restarting_within(pace.span(open));
     tracing::info!(
-        executors = census.executors,
-        orchestrators = census.orchestrators,
-        streams = census.streams,
+        executors = counts.executors,
+        orchestrators = counts.orchestrators,
+        streams = counts.streams,
         seconds = deadline.saturating_duration_since(Instant::now()).as_secs(),
         told = frame.reason,
         "leaving; another SIGTERM leaves at once"
     );
-    websockets.close();
     requests.close();
     let leaving = async {
-        let hubs = directory.hubs();
+        let hubs = connections.hubs();
         let size = hubs.len().div_ceil(pace.batches(open, hubs.len())).max(1);
         for (n, batch) in hubs.chunks(size).enumerate() {
             if n > 0 {
@@ -127,19 +96,19 @@ pub(crate) async fn send_away(
             leave(batch, &frame);
         }
         let gone = async {
-            websockets.wait().await;
+            connections.all_ended().await;
             requests.wait().await;
         };
         let mut gone = std::pin::pin!(gone);
         while tokio::time::timeout(REPORT_INTERVAL, gone.as_mut()).await.is_err() {
             // Who was about to join when the hubs were counted is told now.
-            leave(&directory.hubs(), &frame);
-            let (websockets, requests) = (websockets.len(), requests.len());
+            leave(&connections.hubs(), &frame);
+            let (websockets, requests) = (connections.guards(), requests.len());
             tracing::info!(websockets, connections = requests, "waiting for these to close");
         }
     };
     let in_time = at_once.run_until_cancelled(tokio::time::timeout_at(deadline, leaving)).await;
-    let open = websockets.len();
+    let open = connections.guards();
     if open > 0 && !matches!(in_time, Some(Ok(()))) {
         let urgent = at_once.is_cancelled();
         tracing::warn!(open, urgent, "websockets did not close in time and are dropped");
@@ -148,7 +117,7 @@ pub(crate) async fn send_away(
 
 fn leave(hubs: &[Arc<SharedHub>], frame: &CloseFrame) {
     for hub in hubs {
-        hub.leave(frame.clone());
+        hub.close(frame.clone());
     }
 }
 

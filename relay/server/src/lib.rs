@@ -7,10 +7,8 @@
 //!   ├── routes                what the public and the admin listener answer
 //!   │     ├── registry's      /cloud/environment/..., /v1/...
 //!   │     ├── metrics         /metrics: counters of all parts, at scrape time
-//!   │     └── edge            GET /v1/rendezvous: ticket -> upgrade -> port
-//!   │           └── directory environment -> hub
-//!   │                 ├── port a hub's port as the pump's Protocol
-//!   │                 └── ledger accounts of node, environments and tokens
+//!   │     └── rendezvous      GET /v1/rendezvous: ticket -> upgrade -> pump
+//!   │           └── connections   hubs and websockets, one guard each
 //!   ├── reload                SIGHUP
 //!   └── drain                 SIGTERM
 //! ```
@@ -21,28 +19,25 @@
 
 pub mod args;
 pub mod config;
+pub mod connections;
 mod descriptors;
-pub mod directory;
-pub mod drain;
-pub mod edge;
+mod drain;
 mod gulp;
 mod issuers;
-pub mod ledger;
 mod listen;
 mod metrics;
 mod outflow;
 mod reload;
-pub mod roster;
+mod rendezvous;
 mod routes;
 pub mod server;
 mod tenure;
 mod tls;
 mod traces;
-mod waiters;
 
 pub use args::RelayArgs;
 pub use config::Config;
+pub use connections::Quotas;
 pub use descriptors::raise_descriptors;
-pub use ledger::Quotas;
 pub use server::{Relay, StartError};
 pub use traces::{Traces, TracesError};

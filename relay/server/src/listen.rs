@@ -14,16 +14,16 @@ use hyper_util::service::TowerToHyperService;
 use rendez_registry::PeerAddr;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
-use crate::edge::stats::EdgeStats;
+use crate::connections::{ConnectionLimit, ConnectionTable};
 use crate::gulp::Gulp;
 use crate::outflow::{Outflow, Stuck};
-use crate::tls::{ClientCertificate, Tls};
+use crate::rendezvous::Peer;
+use crate::tls::Tls;
 
 /// How long a client may take to send a request's head: a slow sender holds a
 /// connection no longer than this.
@@ -42,48 +42,21 @@ const READ_BYTES: usize = 32 * 1024;
 /// How long accepting pauses when the system has no descriptor or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A bound listener and the places for its connections.
+/// A bound listener and the limit of its connections.
 pub(crate) struct Listener {
     tcp: TcpListener,
     local: SocketAddr,
-    places: Arc<Semaphore>,
-    places_max: usize,
+    limit: ConnectionLimit,
     tls: Option<Arc<Tls>>,
     read_bytes: usize,
-}
-
-/// How many of a listener's places are taken.
-#[derive(Clone)]
-pub(crate) struct Places {
-    free: Arc<Semaphore>,
-    pub(crate) max: usize,
-}
-
-impl Places {
-    pub(crate) fn taken(&self) -> usize {
-        self.max.saturating_sub(self.free.available_permits())
-    }
-}
-
-/// A TCP connection's place among its listener's, and who is at its other end.
-/// Requests carry a clone of it, so that an upgraded connection, which HTTP is
-/// done with, keeps its place.
-#[derive(Clone)]
-pub(crate) struct Place {
-    _held: Arc<OwnedSemaphorePermit>,
-    /// The address at the other end of TCP.
-    pub(crate) peer: PeerAddr,
-    /// The certificate that the client showed.
-    pub(crate) certificate: Option<Arc<ClientCertificate>>,
 }
 
 impl Listener {
     pub(crate) async fn bind(address: SocketAddr, max: usize) -> std::io::Result<Self> {
         let tcp = TcpListener::bind(address).await?;
         let local = tcp.local_addr()?;
-        let max = max.min(Semaphore::MAX_PERMITS);
-        let places = Arc::new(Semaphore::new(max));
-        Ok(Self { tcp, local, places, places_max: max, tls: None, read_bytes: READ_BYTES })
+        let limit = ConnectionLimit::new(max);
+        Ok(Self { tcp, local, limit, tls: None, read_bytes: READ_BYTES })
     }
 
     /// With TLS on every connection.
@@ -100,8 +73,8 @@ impl Listener {
         self.local
     }
 
-    pub(crate) fn places(&self) -> Places {
-        Places { free: self.places.clone(), max: self.places_max }
+    pub(crate) fn limit(&self) -> ConnectionLimit {
+        self.limit.clone()
     }
 
     /// Serves `app` until cancelled. Then the listener is closed and `requests`
@@ -110,26 +83,26 @@ impl Listener {
     pub(crate) async fn serve(
         self,
         app: Router,
-        stats: Arc<EdgeStats>,
+        connections: Arc<ConnectionTable>,
         requests: TaskTracker,
         cancel: CancellationToken,
     ) {
-        while let Some((tcp, place)) = cancel.run_until_cancelled(self.accept()).await {
-            let (app, stats, tls) = (app.clone(), stats.clone(), self.tls.clone());
+        while let Some((tcp, peer)) = cancel.run_until_cancelled(self.accept()).await {
+            let (app, tls, table) = (app.clone(), self.tls.clone(), connections.clone());
             // Without it the handshake takes 45 ms instead of 2 (WIRE.md, section 2).
             let _ = tcp.set_nodelay(true);
             let io = Gulp::new(tcp, self.read_bytes);
-            requests.spawn(serve_connection(io, place, tls, app, stats, cancel.child_token()));
+            requests.spawn(serve_connection(io, peer, tls, app, table, cancel.child_token()));
         }
     }
 
-    async fn accept(&self) -> (TcpStream, Place) {
+    async fn accept(&self) -> (TcpStream, Peer) {
         loop {
-            let permit = self.places.clone().acquire_owned().await;
+            let permit = self.limit.acquire().await;
             match (self.tcp.accept().await, permit) {
                 (Ok((tcp, peer)), Ok(permit)) => {
-                    let (held, peer) = (Arc::new(permit), PeerAddr(peer.ip()));
-                    return (tcp, Place { _held: held, peer, certificate: None });
+                    let address = PeerAddr(peer.ip());
+                    return (tcp, Peer { permit, address, certificate: None });
                 }
                 (accepted, _) => {
                     tracing::warn!(error = ?accepted.err(), "cannot accept connections");
@@ -142,29 +115,29 @@ impl Listener {
 
 async fn serve_connection(
     io: Gulp<TcpStream>,
-    mut place: Place,
+    mut peer: Peer,
     tls: Option<Arc<Tls>>,
     app: Router,
-    stats: Arc<EdgeStats>,
+    connections: Arc<ConnectionTable>,
     cancel: CancellationToken,
 ) {
-    let Some(tls) = tls else { return serve_http(io, place, app, &stats, cancel).await };
+    let Some(tls) = tls else { return serve_http(io, peer, app, &connections, cancel).await };
     if let Some(Some((io, certificate))) = cancel.run_until_cancelled(tls.accept(io)).await {
-        place.certificate = certificate.map(Arc::new);
-        serve_http(io, place, app, &stats, cancel).await;
+        peer.certificate = certificate.map(Arc::new);
+        serve_http(io, peer, app, &connections, cancel).await;
     }
 }
 
 async fn serve_http(
     io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    place: Place,
+    peer: Peer,
     app: Router,
-    stats: &EdgeStats,
+    connections: &ConnectionTable,
     cancel: CancellationToken,
 ) {
     let service = app.map_request(move |mut request: Request<_>| {
-        request.extensions_mut().insert(place.peer);
-        request.extensions_mut().insert(place.clone());
+        request.extensions_mut().insert(peer.address);
+        request.extensions_mut().insert(peer.clone());
         request
     });
     let service = TowerToHyperService::new(service);
@@ -186,14 +159,14 @@ async fn serve_http(
         }
     };
     let Some(result) = result else {
-        stats.count_answer_timeout();
+        connections.connection_stats().count_answer_timeout();
         return tracing::debug!("a client does not read its answer");
     };
     if let Err(error) = result {
         if error.is_timeout() {
-            stats.count_head_timeout();
+            connections.connection_stats().count_head_timeout();
         } else if error.is_parse() {
-            stats.count_bad_head();
+            connections.connection_stats().count_bad_head();
         }
         tracing::debug!(%error, "an HTTP connection failed");
     }
@@ -229,7 +202,7 @@ mod tests {
 
     struct Served {
         client: DuplexStream,
-        stats: Arc<EdgeStats>,
+        connections: Arc<ConnectionTable>,
         cancel: CancellationToken,
         ended: JoinHandle<Instant>,
     }
@@ -238,19 +211,19 @@ mod tests {
     async fn served(requests: usize) -> Served {
         let (mut client, io) = duplex(4096);
         let app = Router::new().route("/", get(async || "x".repeat(ANSWER_BYTES)));
-        let held = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
-        let peer = PeerAddr([127, 0, 0, 1].into());
-        let place = Place { _held: Arc::new(held), peer, certificate: None };
-        let (stats, cancel) = (Arc::<EdgeStats>::default(), CancellationToken::new());
+        let permit = ConnectionLimit::new(1).acquire().await.unwrap();
+        let address = PeerAddr([127, 0, 0, 1].into());
+        let peer = Peer { permit, address, certificate: None };
+        let (connections, cancel) = (Arc::<ConnectionTable>::default(), CancellationToken::new());
         let ended = tokio::spawn({
-            let (stats, cancel) = (stats.clone(), cancel.clone());
+            let (connections, cancel) = (connections.clone(), cancel.clone());
             async move {
-                serve_http(io, place, app, &stats, cancel).await;
+                serve_http(io, peer, app, &connections, cancel).await;
                 Instant::now()
             }
         });
         client.write_all(&REQUEST.repeat(requests)).await.unwrap();
-        Served { client, stats, cancel, ended }
+        Served { client, connections, cancel, ended }
     }
 
     #[tokio::test(start_paused = true)]
@@ -259,7 +232,7 @@ mod tests {
         let served = served(3).await;
         let took = served.ended.await.unwrap() - began;
         assert!(took >= ANSWER_TIMEOUT && took <= ANSWER_TIMEOUT + 2 * LOOK_EVERY, "{took:?}");
-        assert_eq!(served.stats.answer_timeouts(), 1);
+        assert_eq!(served.connections.connection_stats().answer_timeouts(), 1);
         drop(served.client);
     }
 
@@ -272,7 +245,7 @@ mod tests {
             let _ = served.client.read(&mut bytes).await.unwrap();
         }
         assert!(served.ended.is_finished());
-        assert_eq!(served.stats.answer_timeouts(), 1);
+        assert_eq!(served.connections.connection_stats().answer_timeouts(), 1);
     }
 
     #[tokio::test(start_paused = true)]
@@ -304,6 +277,6 @@ mod tests {
             }
         }
         assert!(began.elapsed() > ANSWER_TIMEOUT);
-        assert_eq!(served.stats.answer_timeouts(), 0);
+        assert_eq!(served.connections.connection_stats().answer_timeouts(), 0);
     }
 }

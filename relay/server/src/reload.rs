@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::layers::Difference;
 use crate::config::{Change, Config, Loaded};
-use crate::directory::Directory;
+use crate::connections::ConnectionTable;
 use crate::tls::Tls;
 
 /// What can change while the relay runs.
@@ -19,7 +19,7 @@ pub(crate) struct Reload {
     settings: Mutex<Loaded>,
     log: LogHandle,
     tls: Option<Arc<Tls>>,
-    directory: Arc<Directory>,
+    connections: Arc<ConnectionTable>,
     registry: Registry,
 }
 
@@ -28,10 +28,10 @@ impl Reload {
         settings: Loaded,
         log: LogHandle,
         tls: Option<Arc<Tls>>,
-        directory: Arc<Directory>,
+        connections: Arc<ConnectionTable>,
         registry: Registry,
     ) -> Self {
-        Self { settings: Mutex::new(settings), log, tls, directory, registry }
+        Self { settings: Mutex::new(settings), log, tls, connections, registry }
     }
 
     /// Reads the settings again and says what changed. Settings that cannot be
@@ -71,7 +71,7 @@ impl Reload {
     /// Whether the settings of TLS are in force as well.
     fn apply(&self, config: &Config) -> bool {
         self.log.set_level(config.log_level);
-        self.directory.ledger().set_quotas(config.quotas());
+        self.connections.quotas().set_quotas(config.quotas());
         self.registry.audit().keep(config.audit_keep());
         self.registry.history().keep(config.history_keep());
         match &self.tls {

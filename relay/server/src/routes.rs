@@ -26,41 +26,43 @@ use rendez_registry::RENDEZVOUS_PATH;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use crate::edge::{Edge, rendezvous};
 use crate::metrics::{CONTENT_TYPE as METRICS_TYPE, Call, Metrics};
+use crate::rendezvous::{Rendezvous, rendezvous};
 
 /// What clients reach.
-pub(crate) fn public(edge: &Edge, metrics: &Arc<Metrics>, whole_v1: bool) -> Router {
+pub(crate) fn public(state: &Rendezvous, metrics: &Arc<Metrics>, whole_v1: bool) -> Router {
     let rendezvous = Router::new()
         .route(RENDEZVOUS_PATH, get(rendezvous))
-        .with_state(edge.clone())
-        .merge(health(edge, metrics));
-    let app = edge.registry.router().merge(rendezvous);
+        .with_state(state.clone())
+        .merge(health(state, metrics));
+    let app = state.registry.router().merge(rendezvous);
     let app = app.layer(from_fn_with_state(metrics.clone(), measure));
     if whole_v1 { app } else { app.layer(from_fn(clients_only)) }
 }
 
 /// What operators reach.
-pub(crate) fn admin(edge: &Edge, metrics: &Arc<Metrics>) -> Router {
+pub(crate) fn admin(state: &Rendezvous, metrics: &Arc<Metrics>) -> Router {
     let scrape = Router::new().route("/metrics", get(scrape)).with_state(metrics.clone());
-    let app = edge.registry.router().merge(health(edge, metrics)).merge(scrape);
+    let app = state.registry.router().merge(health(state, metrics)).merge(scrape);
     app.layer(from_fn(operators_only))
 }
 
-fn health(edge: &Edge, metrics: &Arc<Metrics>) -> Router {
+fn health(state: &Rendezvous, metrics: &Arc<Metrics>) -> Router {
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
-        .with_state((edge.clone(), metrics.clone()))
+        .with_state((state.clone(), metrics.clone()))
 }
 
 /// 200 while new websockets are welcome, and the store answers and takes what is
 /// written.
-async fn readyz(State((edge, metrics)): State<(Edge, Arc<Metrics>)>) -> (StatusCode, &'static str) {
-    if edge.drain.is_draining() {
+async fn readyz(
+    State((state, metrics)): State<(Rendezvous, Arc<Metrics>)>,
+) -> (StatusCode, &'static str) {
+    if state.connections.is_draining() {
         return (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n");
     }
-    match edge.registry.ping().await {
+    match state.registry.ping().await {
         Ok(()) if metrics.store_takes_nothing() => {
             (StatusCode::SERVICE_UNAVAILABLE, "the store takes nothing\n")
         }

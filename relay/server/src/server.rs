@@ -15,15 +15,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Loaded, MaybeListen};
-use crate::directory::Directory;
-use crate::drain::{Drain, Pace, send_away};
-use crate::edge::Edge;
-use crate::edge::stats::EdgeStats;
+use crate::connections::{ConnectionTable, QuotaAccounts, RevocationWatcher};
+use crate::drain::{Pace, send_away};
 use crate::issuers::{self, IssuersError, OverHttps};
-use crate::ledger::Ledger;
 use crate::listen::Listener;
 use crate::metrics::{self, Metrics, StoreTimes};
 use crate::reload::{Reload, hangups};
+use crate::rendezvous::Rendezvous;
 use crate::routes;
 use crate::tenure::Tenure;
 use crate::tls::Tls;
@@ -68,7 +66,7 @@ pub struct Relay {
     settings: Loaded,
     public: Listener,
     admin: Option<Listener>,
-    edge: Edge,
+    rendezvous: Rendezvous,
     metrics: Arc<Metrics>,
     tls: Option<Arc<Tls>>,
     log: LogHandle,
@@ -86,7 +84,8 @@ impl Relay {
         let settings = settings.into();
         let config = &settings.config;
         metrics::started();
-        let directory = Arc::new(Directory::new(Ledger::new(config.quotas())));
+        let accounts = QuotaAccounts::new(config.quotas());
+        let connections = Arc::new(ConnectionTable::new(accounts));
         let tls = Tls::open(config)?;
         let public_url = match &config.public_url {
             PublicUrl::FromHost if tls.is_some() => PublicUrl::FromHostByTls,
@@ -109,7 +108,7 @@ impl Relay {
             trusted_proxies: config.auth_trusted_proxies.networks().to_vec(),
             issuers,
             fetch_keys,
-            presence: directory.clone(),
+            presence: connections.clone(),
             ..Options::default()
         };
         let registry = match Registry::open(&config.state, options).await {
@@ -140,17 +139,10 @@ impl Relay {
                  left to it; orchestrators here do not reach the executors there"
             );
         }
-        let edge = Edge {
-            registry,
-            directory,
-            guests: Arc::default(),
-            sockets: TaskTracker::new(),
-            drain: Arc::new(Drain::default()),
-            stats: Arc::default(),
-        };
-        let metrics = Arc::new(Metrics::new(&edge, public.places(), tls.clone(), store));
+        let rendezvous = Rendezvous { registry, connections };
+        let metrics = Arc::new(Metrics::new(&rendezvous, public.limit(), tls.clone(), store));
         let log = LogHandle::default();
-        Ok(Self { settings, public, admin, edge, metrics, tls, log, last_withdrawal, tenure })
+        Ok(Self { settings, public, admin, rendezvous, metrics, tls, log, last_withdrawal, tenure })
     }
 
     /// Lets SIGHUP change the level of this log.
@@ -176,34 +168,39 @@ impl Relay {
 
     /// The relay's registry, for creating the first tokens and for counters.
     pub fn registry(&self) -> &Registry {
-        &self.edge.registry
+        &self.rendezvous.registry
     }
 
-    /// What is connected, for counters.
-    pub fn directory(&self) -> &Arc<Directory> {
-        &self.edge.directory
-    }
-
-    /// How websockets ended.
-    pub fn edge_stats(&self) -> &Arc<EdgeStats> {
-        &self.edge.stats
+    /// The open websockets and their counters.
+    pub fn connections(&self) -> &Arc<ConnectionTable> {
+        &self.rendezvous.connections
     }
 
     /// Serves until told to stop, then sends everybody away and returns.
     pub async fn serve(self, stop: impl Into<Stop>) {
         let stop = stop.into();
-        let Self { settings, public, admin, edge, metrics, tls, log, last_withdrawal, tenure } =
-            self;
+        let Self {
+            settings,
+            public,
+            admin,
+            rendezvous,
+            metrics,
+            tls,
+            log,
+            last_withdrawal,
+            tenure,
+        } = self;
+        let Rendezvous { registry, connections } = rendezvous.clone();
         // Before anybody can know that there is something to signal.
         let hangups = hangups();
         tracing::info!(address = %public.local_addr(), "listening");
-        hint_at_tokens(&edge.registry).await;
+        hint_at_tokens(&registry).await;
         let tasks = CancellationToken::new();
-        let writer = tokio::spawn(edge.registry.clone().write_behind());
-        let sweeper = tokio::spawn(edge.directory.clone().sweep(tasks.child_token()));
-        let registry = edge.registry.clone();
-        let watch = edge.guests.clone().watch(registry, last_withdrawal, tasks.child_token());
-        let watcher = tokio::spawn(watch);
+        let writer = tokio::spawn(registry.clone().write_behind());
+        let sweeper = tokio::spawn(connections.clone().sweep(tasks.child_token()));
+        let watcher =
+            RevocationWatcher::new(connections.clone(), registry.clone(), last_withdrawal);
+        let watcher = tokio::spawn(watcher.run(tasks.child_token()));
         let succession = tokio::spawn({
             let (mut tenure, cancel) = (tenure, tasks.child_token());
             async move {
@@ -218,9 +215,10 @@ impl Relay {
             if !address.ip().is_loopback() {
                 tracing::warn!(%address, "metrics are served to whoever reaches this address");
             }
-            let app = routes::admin(&edge, &metrics);
-            let stats = Arc::default();
-            operators.spawn(listener.serve(app, stats, operators.clone(), tasks.child_token()));
+            let app = routes::admin(&rendezvous, &metrics);
+            // Its requests are not counted as those of clients.
+            let uncounted = Arc::default();
+            operators.spawn(listener.serve(app, uncounted, operators.clone(), tasks.child_token()));
         }
         let pace = Pace::of(&settings.config);
         let whole_v1 = settings.config.admin_on_public;
@@ -228,20 +226,20 @@ impl Relay {
             tokio::spawn(tls.clone().watch(tasks.child_token()));
             tokio::spawn(tls.clone().renew(tasks.child_token()));
         }
-        let reload = Reload::new(settings, log, tls, edge.directory.clone(), edge.registry.clone());
+        let reload = Reload::new(settings, log, tls, connections.clone(), registry.clone());
         if let Some(hangups) = hangups {
             let cancel = tasks.child_token();
             tokio::spawn(async move { reload.at(hangups, cancel).await });
         }
 
         let requests = TaskTracker::new();
-        let app = routes::public(&edge, &metrics, whole_v1);
+        let app = routes::public(&rendezvous, &metrics, whole_v1);
         let closed = CancellationToken::new();
-        let serving = public.serve(app, edge.stats.clone(), requests.clone(), closed.clone());
+        let serving = public.serve(app, connections.clone(), requests.clone(), closed.clone());
         let serving = tokio::spawn(serving);
         stop.gently.cancelled().await;
         let deadline = Instant::now() + pace.deadline;
-        edge.drain.announce();
+        connections.start_draining();
         if !pace.announce.is_zero() {
             let seconds = pace.announce.as_secs_f64();
             tracing::info!(
@@ -249,23 +247,20 @@ impl Relay {
                 "asked to stop; not ready any more, serving until balancers know"
             );
         }
-        edge.directory.drain();
         let _ = stop.at_once.run_until_cancelled(tokio::time::sleep(pace.announce)).await;
         // The listener is closed first, so that nobody who is sent away comes
         // back to a relay that accepts and answers nothing any more.
-        edge.drain.close();
-        edge.directory.close();
+        connections.close();
         closed.cancel();
         let _ = serving.await;
-        let (directory, sockets) = (&edge.directory, &edge.sockets);
-        send_away(pace, deadline, directory, sockets, &requests, &stop.at_once).await;
+        send_away(pace, deadline, &connections, &requests, &stop.at_once).await;
         tasks.cancel();
         operators.close();
         let operators = tokio::time::timeout(OPERATORS_TIMEOUT, operators.wait());
         let _ = stop.at_once.run_until_cancelled(operators).await;
         let _ = (sweeper.await, watcher.await);
         // In this order: whoever writes now finishes first.
-        edge.registry.write_the_rest().await;
+        registry.write_the_rest().await;
         writer.abort();
         // All that was open here is written as ended.
         drop(succession.await);

@@ -18,7 +18,7 @@ use rendez_proto::registry::environments::EndReason;
 use rendez_registry::stats::StoreCall;
 use rendez_relay::Relay;
 use rendez_relay::config::{self, Config, MaybeListen};
-use rendez_relay::edge::stats::End;
+use rendez_relay::connections::End;
 use rendez_relay_core::Dropped;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;

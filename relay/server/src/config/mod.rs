@@ -31,7 +31,7 @@ use rendez_registry::audit::AuditKeep;
 use rendez_registry::history::HistoryKeep;
 use rendez_registry::model::{SourceCidrs, Subject};
 
-use crate::ledger::Quotas;
+use crate::connections::Quotas;
 pub use acme::{Contacts, Directory, Domains};
 pub use bounds::Bounds;
 pub use by_id::ById;

@@ -11,7 +11,7 @@ use rendez_registry::seam::Timing;
 use rendez_registry::stats::StoreCall;
 
 use super::{Out, SECONDS};
-use crate::edge::Edge;
+use crate::rendezvous::Rendezvous;
 
 /// How long a failure to write counts, if nothing is written after it.
 const FAILURE_COUNTS: Duration = Duration::from_secs(10);
@@ -59,7 +59,7 @@ impl StoreTimes {
     }
 }
 
-pub(super) fn encode(out: &mut Out<'_>, edge: &Edge, times: &StoreTimes) -> fmt::Result {
+pub(super) fn encode(out: &mut Out<'_>, state: &Rendezvous, times: &StoreTimes) -> fmt::Result {
     let label = |call: StoreCall| [("operation", call.as_str())];
     out.histograms(
         "rendez_database_seconds",
@@ -72,7 +72,7 @@ pub(super) fn encode(out: &mut Out<'_>, edge: &Edge, times: &StoreTimes) -> fmt:
         "Calls of the database that failed.",
         StoreCall::ALL.map(|call| (label(call), failures(call))),
     )?;
-    let (audit, history) = (edge.registry.audit(), edge.registry.history());
+    let (audit, history) = (state.registry.audit(), state.registry.history());
     let rows = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     out.gauges(
         "rendez_rows_unwritten",

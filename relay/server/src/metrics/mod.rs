@@ -29,9 +29,8 @@ use prometheus_client::registry::Registry;
 pub(crate) use self::database::StoreTimes;
 pub(crate) use self::process::started;
 
-use crate::drain::Drain;
-use crate::edge::Edge;
-use crate::listen::Places;
+use crate::connections::{ConnectionLimit, ConnectionTable};
+use crate::rendezvous::Rendezvous;
 use crate::tls::{OrderStats, Tls, TlsStats};
 
 /// The type of [`Metrics::encode`]'s text.
@@ -93,16 +92,16 @@ impl Default for Durations {
 impl Metrics {
     /// Of the relay with these parts.
     pub(crate) fn new(
-        edge: &Edge,
-        places: Places,
+        state: &Rendezvous,
+        limit: ConnectionLimit,
         tls: Option<Arc<Tls>>,
         store: Arc<StoreTimes>,
     ) -> Self {
         let durations = Durations::default();
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Everything {
-            edge: edge.clone(),
-            places,
+            state: state.clone(),
+            limit,
             tls,
             no_tls: TlsStats::default(),
             no_orders: OrderStats::default(),
@@ -131,8 +130,8 @@ impl Metrics {
 
 /// Translates at scrape time.
 struct Everything {
-    edge: Edge,
-    places: Places,
+    state: Rendezvous,
+    limit: ConnectionLimit,
     tls: Option<Arc<Tls>>,
     /// What is there before it is switched on.
     no_tls: TlsStats,
@@ -151,10 +150,10 @@ impl Collector for Everything {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut out = Out(encoder);
         process::encode(&mut out)?;
-        drain(&mut out, &self.edge.drain)?;
-        hubs::encode(&mut out, &self.edge)?;
-        requests::encode(&mut out, &self.edge, &self.places)?;
-        database::encode(&mut out, &self.edge, &self.store)?;
+        drain(&mut out, &self.state.connections)?;
+        hubs::encode(&mut out, &self.state)?;
+        requests::encode(&mut out, &self.state, &self.limit)?;
+        database::encode(&mut out, &self.state, &self.store)?;
         tls::encode(&mut out, self.tls.as_ref().map_or(&self.no_tls, |tls| &tls.stats))?;
         tls::orders(&mut out, self.tls.as_ref().map_or(&self.no_orders, |tls| &tls.orders))?;
         let calls =
@@ -163,8 +162,8 @@ impl Collector for Everything {
     }
 }
 
-fn drain(out: &mut Out<'_>, drain: &Arc<Drain>) -> fmt::Result {
-    let draining = i64::from(drain.is_draining());
+fn drain(out: &mut Out<'_>, connections: &ConnectionTable) -> fmt::Result {
+    let draining = i64::from(connections.is_draining());
     out.gauge("rendez_relay_draining", "1 while the relay sends its endpoints away.", draining)
 }
 

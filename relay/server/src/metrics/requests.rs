@@ -3,33 +3,38 @@
 use std::fmt;
 
 use super::Out;
-use crate::edge::Edge;
-use crate::listen::Places;
+use crate::connections::ConnectionLimit;
+use crate::rendezvous::Rendezvous;
 
-pub(super) fn encode(out: &mut Out<'_>, edge: &Edge, places: &Places) -> fmt::Result {
+pub(super) fn encode(
+    out: &mut Out<'_>,
+    state: &Rendezvous,
+    limit: &ConnectionLimit,
+) -> fmt::Result {
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     out.gauge(
         "rendez_relay_tcp_connections",
         "TCP connections of clients, websockets included.",
-        count(places.taken()),
+        count(limit.open()),
     )?;
     out.gauge(
         "rendez_relay_tcp_connections_max",
         "Most of them at once (`connections_max`).",
-        count(places.max),
+        count(limit.max),
     )?;
+    let stats = state.connections.connection_stats();
     let refused = [
-        ([("reason", "head_timeout")], edge.stats.head_timeouts()),
-        ([("reason", "answer_timeout")], edge.stats.answer_timeouts()),
-        ([("reason", "bad_head")], edge.stats.bad_heads()),
-        ([("reason", "not_an_upgrade")], edge.stats.not_an_upgrade()),
+        ([("reason", "head_timeout")], stats.head_timeouts()),
+        ([("reason", "answer_timeout")], stats.answer_timeouts()),
+        ([("reason", "bad_head")], stats.bad_heads()),
+        ([("reason", "not_an_upgrade")], stats.not_an_upgrade()),
     ];
     out.counters(
         "rendez_relay_requests_refused",
         "Requests that reached no rule, and answers that were not read.",
         refused,
     )?;
-    let requests = edge.registry.stats().all();
+    let requests = state.registry.stats().all();
     let requests = requests.map(|(operation, outcome, n)| {
         ([("operation", operation.as_str()), ("outcome", outcome.as_str())], n)
     });

@@ -1,19 +1,20 @@
 //! The accounts of a node: its own, and one per token and environment that is
 //! connected.
 //!
-//! Accounts live as long as somebody uses them or has to pay off what was used:
-//! whoever hangs up and comes back finds the same account. So the ledger holds
-//! as many as there are live tokens and environments, and a few that ended a
-//! minute ago at most. Quotas may be replaced at any time and apply at once.
+//! An account exists while it is used, and until its debt is paid off: a client
+//! that reconnects finds the same account. So there are as many accounts as live
+//! tokens and environments, and those of the last minute. Quotas may be replaced
+//! at any time and apply at once.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::{Mutex, MutexGuard};
 use rendez_proto::limits;
 use rendez_relay_core::{Account, Quota, Shared};
 
-/// Bytes that wait at one relay, unless its configuration says otherwise.
+/// Bytes that wait at one relay, by default.
 const NODE_MEMORY_BYTES: u64 = 1024 * 1024 * 1024;
 /// Bytes that wait around one executor: smallest windows of a quarter of its
 /// streams, or two of the largest.
@@ -69,29 +70,29 @@ impl Default for Quotas {
     }
 }
 
-/// See the module.
-pub struct Ledger {
+/// The accounts of a node.
+pub struct QuotaAccounts {
     node: Arc<Account>,
     quotas: Mutex<Quotas>,
-    environments: Shelf,
-    tokens: Shelf,
+    environments: AccountMap,
+    tokens: AccountMap,
 }
 
 #[derive(Default)]
-struct Shelf(Mutex<HashMap<Box<str>, Arc<Account>>>);
+struct AccountMap(Mutex<HashMap<Box<str>, Arc<Account>>>);
 
-impl Ledger {
-    /// A ledger with these quotas.
+impl QuotaAccounts {
+    /// Accounts with these quotas.
     pub fn new(quotas: Quotas) -> Self {
         Self {
             node: Account::new(quotas.node),
             quotas: Mutex::new(quotas),
-            environments: Shelf::default(),
-            tokens: Shelf::default(),
+            environments: AccountMap::default(),
+            tokens: AccountMap::default(),
         }
     }
 
-    /// What the hub of an environment draws on.
+    /// The accounts that the hub of an environment charges.
     pub fn shared(&self, environment: &str) -> Shared {
         let quotas = self.quotas();
         let own = quotas.environments.get(environment).copied();
@@ -117,7 +118,7 @@ impl Ledger {
 
     /// Replaces all quotas. Those of websockets apply to new ones.
     pub fn set_quotas(&self, quotas: Quotas) {
-        // Held on to, so that no account is made by the old ones meanwhile.
+        // Locked until the end, so that no account is made with the old quotas.
         let mut held = self.quotas();
         self.node.set_quota(quotas.node);
         self.environments.apply(&quotas.environments, quotas.environment);
@@ -125,24 +126,24 @@ impl Ledger {
         *held = quotas;
     }
 
-    /// Forgets accounts that nobody uses any more and that owe nothing.
+    /// Forgets accounts that are unused and owe nothing.
     pub fn sweep(&self, now: Instant) {
         self.environments.sweep(now);
         self.tokens.sweep(now);
     }
 
     fn quotas(&self) -> MutexGuard<'_, Quotas> {
-        self.quotas.lock().unwrap_or_else(PoisonError::into_inner)
+        self.quotas.lock()
     }
 }
 
-impl Default for Ledger {
+impl Default for QuotaAccounts {
     fn default() -> Self {
         Self::new(Quotas::default())
     }
 }
 
-impl Shelf {
+impl AccountMap {
     fn account(&self, id: &str, quota: Quota) -> Arc<Account> {
         let mut accounts = self.lock();
         if let Some(account) = accounts.get(id) {
@@ -164,7 +165,7 @@ impl Shelf {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Arc<Account>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -182,50 +183,50 @@ mod tests {
     }
 
     #[test]
-    fn one_account_per_name_while_it_is_used() {
-        let ledger = Ledger::default();
-        let (a, b) = (ledger.token("a"), ledger.token("b"));
-        assert!(Arc::ptr_eq(&a, &ledger.token("a")) && !Arc::ptr_eq(&a, &b));
-        let environment = ledger.shared("a").environment;
+    fn account_is_shared_by_name_while_used() {
+        let accounts = QuotaAccounts::default();
+        let (a, b) = (accounts.token("a"), accounts.token("b"));
+        assert!(Arc::ptr_eq(&a, &accounts.token("a")) && !Arc::ptr_eq(&a, &b));
+        let environment = accounts.shared("a").environment;
         assert!(!Arc::ptr_eq(&environment, &a));
         drop(a);
-        ledger.sweep(Instant::now());
-        assert_eq!((ledger.tokens.lock().len(), ledger.environments.lock().len()), (1, 1));
+        accounts.sweep(Instant::now());
+        assert_eq!((accounts.tokens.lock().len(), accounts.environments.lock().len()), (1, 1));
     }
 
     #[test]
-    fn who_hangs_up_has_still_to_pay() {
+    fn account_outlives_its_websocket_until_debt_is_paid() {
         let rate = Quota { bytes_per_second: 1000, ..Quota::UNLIMITED };
-        let ledger = Ledger::new(Quotas { token: rate, ..Quotas::default() });
+        let accounts = QuotaAccounts::new(Quotas { token: rate, ..Quotas::default() });
         let now = Instant::now();
         let mut hub = Hub::new(Shared::default());
-        let token = ledger.token("a");
+        let token = accounts.token("a");
         let executor = hub.join_executor(Generation(1), token.clone(), now).unwrap();
         hub.handle_message(executor, vec![0; 5000].into(), now).unwrap();
         drop((hub, token));
-        ledger.sweep(now + Duration::from_secs(4));
-        assert_eq!(ledger.tokens.lock().len(), 1);
-        ledger.sweep(now + Duration::from_secs(6));
-        assert_eq!(ledger.tokens.lock().len(), 0);
+        accounts.sweep(now + Duration::from_secs(4));
+        assert_eq!(accounts.tokens.lock().len(), 1);
+        accounts.sweep(now + Duration::from_secs(6));
+        assert_eq!(accounts.tokens.lock().len(), 0);
     }
 
     #[test]
-    fn quotas_have_exceptions_and_change_while_in_use() {
-        let ledger = Ledger::new(Quotas {
+    fn quotas_by_id_override_and_change_while_used() {
+        let accounts = QuotaAccounts::new(Quotas {
             token: connections(5),
             tokens: [("big".to_owned(), connections(50))].into(),
             ..Quotas::default()
         });
-        let (small, big) = (ledger.token("small"), ledger.token("big"));
+        let (small, big) = (accounts.token("small"), accounts.token("big"));
         assert_eq!((small.quota().connections, big.quota().connections), (5, 50));
-        ledger.set_quotas(Quotas {
+        accounts.set_quotas(Quotas {
             node: connections(1000),
             token: connections(6),
             tokens: [("small".to_owned(), connections(1))].into(),
             ..Quotas::default()
         });
         assert_eq!((small.quota().connections, big.quota().connections), (1, 6));
-        assert_eq!(ledger.node().quota().connections, 1000);
-        assert_eq!(ledger.token("new").quota().connections, 6);
+        assert_eq!(accounts.node().quota().connections, 1000);
+        assert_eq!(accounts.token("new").quota().connections, 6);
     }
 }

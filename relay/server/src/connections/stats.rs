@@ -1,5 +1,5 @@
-//! How websockets ended, and what was refused before a ticket was looked at.
-//! Refused tickets are the registry's to count.
+//! Counters of connections: requests that were refused before their ticket was
+//! checked, and how websockets ended. The registry counts refused tickets.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,9 +24,9 @@ pub enum End {
     Text,
     /// An orchestrator sent a frame that cannot be routed.
     Malformed,
-    /// Another websocket took an executor's place.
+    /// Another websocket replaced the executor's.
     Superseded,
-    /// The relay went away.
+    /// The relay shut down.
     Restarting,
     /// Its token was revoked.
     TokenRevoked,
@@ -53,7 +53,7 @@ impl End {
         End::RegistrationEnded,
     ];
 
-    /// A word for counters.
+    /// Its label in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             End::ByPeer => "by_peer",
@@ -73,7 +73,7 @@ impl End {
 }
 
 impl End {
-    /// The same for the history of connections.
+    /// Its reason in the history of connections.
     pub fn reason(self) -> EndReason {
         match self {
             End::ByPeer => EndReason::ClientClosed,
@@ -113,7 +113,7 @@ impl From<&Ended> for End {
 
 /// Counters since the relay started.
 #[derive(Debug, Default)]
-pub struct EdgeStats {
+pub struct ConnectionStats {
     head_timeouts: AtomicU64,
     answer_timeouts: AtomicU64,
     bad_heads: AtomicU64,
@@ -121,9 +121,9 @@ pub struct EdgeStats {
     ended: [AtomicU64; End::ALL.len()],
 }
 
-impl EdgeStats {
-    /// Connections that were closed because the head of a request, also of a
-    /// second one, was not there in time.
+impl ConnectionStats {
+    /// Connections that were closed because the head of a request, the first or a
+    /// later one, did not arrive in time.
     pub fn head_timeouts(&self) -> u64 {
         self.head_timeouts.load(Ordering::Relaxed)
     }
@@ -139,7 +139,7 @@ impl EdgeStats {
         self.bad_heads.load(Ordering::Relaxed)
     }
 
-    /// Requests to the rendezvous that were no websocket upgrade.
+    /// Requests to the rendezvous that were not websocket upgrades.
     pub fn not_an_upgrade(&self) -> u64 {
         self.not_an_upgrade.load(Ordering::Relaxed)
     }
@@ -161,7 +161,7 @@ impl EdgeStats {
         self.bad_heads.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn count_not_an_upgrade(&self) {
+    pub(crate) fn count_not_an_upgrade(&self) {
         self.not_an_upgrade.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn every_end_has_its_own_counter() {
-        let stats = EdgeStats::default();
+        let stats = ConnectionStats::default();
         for end in End::ALL {
             stats.count_ended(end);
             assert_eq!(stats.ended(end), 1, "{}", end.as_str());
