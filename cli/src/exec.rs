@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rendez_orchestrator::error::ProcessError;
 use rendez_orchestrator::{
-    Command, Control, EnvironmentId, Executor, Grace, LinkState, Process, ProcessEvent,
+    Command, ConnectionState, Control, Environment, EnvironmentId, Grace, Process, ProcessEvent,
     STDIN_WRITE_MAX_BYTES, Stdin,
 };
 use rendez_program::signals::{Asked, Signals};
@@ -74,7 +74,7 @@ pub(crate) async fn run(args: ExecArgs) -> Result<ExitCode, Exit> {
     let client = args.relay.client()?.with_grace(args.grace);
     let executor = client.connect(&args.environment).await?;
     if std::io::stderr().is_terminal() {
-        tokio::spawn(tell_about_the_link(executor.link()));
+        tokio::spawn(tell_about_the_link(executor.connection_state()));
     }
     let mut signals = Signals::listen().map_err(Exit::software)?;
     let mut process = spawn(&executor, command(&args), &mut signals).await?;
@@ -87,7 +87,7 @@ pub(crate) async fn run(args: ExecArgs) -> Result<ExitCode, Exit> {
 /// Starts the command. Who does not want it any more meanwhile may have started
 /// it, and only the answer tells: it is waited for, and then the command ended.
 async fn spawn(
-    executor: &Executor,
+    executor: &Environment,
     command: Command,
     signals: &mut Signals,
 ) -> Result<Process, Exit> {
@@ -253,13 +253,13 @@ async fn forward_stdin(mut stdin: Stdin) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn tell_about_the_link(mut link: tokio::sync::watch::Receiver<LinkState>) {
+async fn tell_about_the_link(mut link: tokio::sync::watch::Receiver<ConnectionState>) {
     while link.changed().await.is_ok() {
         let state = *link.borrow_and_update();
         match state {
-            LinkState::Resuming => say("rendez: connection lost, resuming").await,
-            LinkState::Up => say("rendez: resumed").await,
-            LinkState::Down => return,
+            ConnectionState::Resuming => say("rendez: connection lost, resuming").await,
+            ConnectionState::Up => say("rendez: resumed").await,
+            ConnectionState::Down => return,
         }
     }
 }

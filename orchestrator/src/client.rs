@@ -9,12 +9,12 @@ use rendez_proto::profile::Profile;
 use rendez_registry_client::OrchestratorClient;
 use secrecy::SecretString;
 
+use crate::connector::Connector;
+use crate::environment::Environment;
 use crate::error::ConnectError;
-use crate::events::Events;
-use crate::executor::Executor;
-use crate::opener::Opener;
+use crate::event_dispatcher::EventDispatcher;
 use crate::random::random;
-use crate::route::Route;
+use crate::relay_endpoint::RelayEndpoint;
 
 /// Ours first; the Codex profile for stock executors.
 pub const DEFAULT_PROFILES: [Profile; 2] = [Profile::RendezHybridIkV1, Profile::NoiseHybridIkV1];
@@ -24,7 +24,7 @@ pub const DEFAULT_PROFILES: [Profile; 2] = [Profile::RendezHybridIkV1, Profile::
 /// A client has one static key, made when it is: executors' registries
 /// authorize that key for each connection.
 pub struct Client {
-    route: Arc<Route>,
+    relay: Arc<RelayEndpoint>,
     grace: Grace,
 }
 
@@ -48,8 +48,8 @@ impl Client {
     ) -> Result<Self, ConnectError> {
         let registry = OrchestratorClient::new(relay, token)?;
         let identity = Identity::from_seed(&IdentitySeed::from_bytes(random()?));
-        let route = Arc::new(Route { registry, identity, profiles });
-        Ok(Self { route, grace: Grace::default() })
+        let relay = Arc::new(RelayEndpoint { registry, identity, profiles });
+        Ok(Self { relay, grace: Grace::default() })
     }
 
     /// Connections wait this long for a lost path before they give up.
@@ -61,13 +61,13 @@ impl Client {
 
     /// Its static key, which executors see.
     pub fn public_key(&self) -> &PublicKey {
-        self.route.identity.public()
+        self.relay.identity.public()
     }
 
     /// Whether the token crosses a network in clear: to a relay on another
     /// machine, without TLS.
     pub fn is_exposed(&self) -> bool {
-        self.route.registry.is_exposed()
+        self.relay.registry.is_exposed()
     }
 
     /// Connects to the executor of `environment`. May be called again at any
@@ -75,13 +75,14 @@ impl Client {
     ///
     /// # Errors
     /// See [`ConnectError`].
-    pub async fn connect(&self, environment: &EnvironmentId) -> Result<Executor, ConnectError> {
-        let opener = Opener {
-            route: self.route.clone(),
+    pub async fn connect(&self, environment: &EnvironmentId) -> Result<Environment, ConnectError> {
+        let connector = Connector {
+            relay: self.relay.clone(),
             environment: environment.clone(),
             grace: self.grace,
         };
-        let events = Events::new(false);
-        Ok(Executor::new(opener.open(&events, None, 0).await?, opener, events))
+        let events = EventDispatcher::new(false);
+        let connected = connector.connect(&events, None, 0).await?;
+        Ok(Environment::new(connected, connector, events))
     }
 }

@@ -117,6 +117,18 @@ pub enum FileError {
     Malformed(String),
 }
 
+impl ConnectError {
+    /// Whether trying again cannot help.
+    pub(crate) fn is_final(&self) -> bool {
+        match self {
+            Self::Registry(error) => error.is_final(),
+            Self::Dial(error) => matches!(error, DialError::Url(_) | DialError::TrustStore(_)),
+            Self::Downgrade(_) | Self::ExecutorChanged | Self::NoRandomness => true,
+            Self::Stream(_) | Self::ExecutorLeft | Self::Session(_) | Self::Timeout => false,
+        }
+    }
+}
+
 impl From<OpenError> for ConnectError {
     fn from(error: OpenError) -> Self {
         match error {

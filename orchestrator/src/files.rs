@@ -8,17 +8,17 @@ use rendez_proto::rpc::fs::{
 };
 use rendez_proto::rpc::path::PathUri;
 
-use crate::connection::Connection;
 use crate::error::FileError;
+use crate::session::Session;
 
 /// Calls about files.
 pub struct Files<'a> {
-    connection: &'a Connection,
+    session: &'a Session,
 }
 
 impl<'a> Files<'a> {
-    pub(crate) fn new(connection: &'a Connection) -> Self {
-        Self { connection }
+    pub(crate) fn new(session: &'a Session) -> Self {
+        Self { session }
     }
 
     /// The whole file, up to [`limits::READ_FILE_MAX_BYTES`].
@@ -90,7 +90,7 @@ impl<'a> Files<'a> {
     }
 
     async fn call<M: Method>(&self, params: &M::Params) -> Result<M::Reply, FileError> {
-        Ok(self.connection.session.call::<M>(params).await?)
+        Ok(self.session.call::<M>(params).await?)
     }
 }
 

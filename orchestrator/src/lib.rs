@@ -5,11 +5,11 @@
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let client = Client::new("http://127.0.0.1:7700", "rdz_o_...".to_owned().into())?;
-//! let executor = client.connect(&"dev".parse()?).await?;
-//! let output = executor.spawn(Command::new("uname").arg("-a")).await?.output().await?;
+//! let environment = client.connect(&"dev".parse()?).await?;
+//! let output = environment.spawn(Command::new("uname").arg("-a")).await?.output().await?;
 //! println!("{} {}", output.exit_code, String::from_utf8_lossy(&output.stdout));
-//! executor.files().write("/tmp/greeting", b"hello").await?;
-//! executor.close().await;
+//! environment.files().write("/tmp/greeting", b"hello").await?;
+//! environment.close().await;
 //! # Ok(())
 //! # }
 //! ```
@@ -17,15 +17,16 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | `client` | the way in: registry, websocket, handshake, session |
-//! | `route`, `link` | finds an executor; keeps the websocket to it up |
-//! | `executor` | one connected executor |
-//! | `process`, `stdin`, `events`, `feed` | processes, shaped like `tokio::process` |
+//! | `relay_endpoint`, `connector`, `reconnect` | finds an executor; keeps the websocket to it up |
+//! | `environment`, `session` | one connected executor |
+//! | `command`, `process`, `stdin` | processes, shaped like `tokio::process` |
+//! | `event_dispatcher`, `event_sequencer` | their events, in order |
 //! | `files` | files, shaped like `tokio::fs` |
 //! | `error` | who is at fault when it does not work |
 //!
 //! # Read every process that you keep
 //!
-//! All processes and calls of an [`Executor`] share one stream, in which answers
+//! All processes and calls of an [`Environment`] share one stream, in which answers
 //! come behind output. Output that nobody reads is held back, not thrown away: up
 //! to 64 pieces of a process wait here (4 MiB at most), then the stream waits, and
 //! with it *every* answer and every other process of that executor. So a task that
@@ -33,10 +34,10 @@
 //! output than that waits for ever:
 //!
 //! ```no_run
-//! # use rendez_orchestrator::{Command, Executor};
-//! # async fn example(executor: Executor) -> Result<(), Box<dyn std::error::Error>> {
-//! let one = executor.spawn(Command::new("make").arg("one")).await?;
-//! let two = executor.spawn(Command::new("make").arg("two")).await?;
+//! # use rendez_orchestrator::{Command, Environment};
+//! # async fn example(environment: Environment) -> Result<(), Box<dyn std::error::Error>> {
+//! let one = environment.spawn(Command::new("make").arg("one")).await?;
+//! let two = environment.spawn(Command::new("make").arg("two")).await?;
 //! // two.output().await?, then one.output().await?: may wait for ever
 //! let (one, two) = tokio::join!(one.output(), two.output());
 //! # let _ = (one?, two?);
@@ -53,26 +54,27 @@
 //! its outcome is reported as unknown.
 
 pub mod client;
-mod connection;
+pub mod command;
+mod connector;
+pub mod environment;
 pub mod error;
-mod events;
-pub mod executor;
-mod feed;
+mod event_dispatcher;
+mod event_sequencer;
 pub mod files;
-pub mod link;
-mod opener;
 pub mod process;
 mod random;
-mod route;
+pub mod reconnect;
+mod relay_endpoint;
 mod session;
 pub mod stdin;
 
 pub use client::Client;
+pub use command::Command;
+pub use environment::{Environment, Timings};
 pub use error::{ConnectError, FileError, ProcessError};
-pub use executor::{Executor, Timings};
 pub use files::Files;
-pub use link::LinkState;
-pub use process::{Command, Control, Output, Process, ProcessEvent};
+pub use process::{Control, Output, Process, ProcessEvent};
+pub use reconnect::ConnectionState;
 pub use rendez_endpoint::Grace;
 pub use rendez_proto::ids::EnvironmentId;
 pub use rendez_registry_client::RegistryError;

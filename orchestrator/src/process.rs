@@ -1,135 +1,37 @@
 //! Processes on an executor.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use rendez_proto::ids::StreamId;
 use rendez_proto::limits;
-use rendez_proto::rpc::path::PathUri;
-use rendez_proto::rpc::process::{
-    EnvPolicy, ProcessId, Signal, SignalName, Start, Stream, Terminate,
-};
+use rendez_proto::rpc::process::{ProcessId, Signal, SignalName, Start, Stream, Terminate};
 use rendez_proto::rpc::{RpcError, code};
 use rendez_rpc::CallError;
 use tokio::sync::mpsc;
 
-use crate::connection::Connection;
 use crate::error::{FileError, ProcessError};
-use crate::feed::Event;
+use crate::event_sequencer::Event;
 use crate::files::Files;
 use crate::random::random;
+use crate::session::Session;
 use crate::stdin::Stdin;
 
 /// Bytes of output that are gathered into one event, if they are there.
 const GATHER_BYTES: usize = 256 * 1024;
 
-/// What to run, shaped like `tokio::process::Command`.
-#[derive(Debug, Clone)]
-pub struct Command {
-    argv: Vec<String>,
-    cwd: Option<String>,
-    env: BTreeMap<String, String>,
-    clear_env: bool,
-    tty: bool,
-    stdin: bool,
-}
-
-impl Command {
-    /// Runs `program`, found in the executor's `PATH`, without a shell.
-    pub fn new(program: impl Into<String>) -> Self {
-        Self {
-            argv: vec![program.into()],
-            cwd: None,
-            env: BTreeMap::new(),
-            clear_env: false,
-            tty: false,
-            stdin: false,
-        }
-    }
-
-    /// One more argument.
-    #[must_use]
-    pub fn arg(mut self, arg: impl Into<String>) -> Self {
-        self.argv.push(arg.into());
-        self
-    }
-
-    /// More arguments.
-    #[must_use]
-    pub fn args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
-        self.argv.extend(args.into_iter().map(Into::into));
-        self
-    }
-
-    /// The working directory, an absolute path on the executor. The default is
-    /// the executor's own.
-    #[must_use]
-    pub fn current_dir(mut self, path: impl Into<String>) -> Self {
-        self.cwd = Some(path.into());
-        self
-    }
-
-    /// Sets a variable on top of the executor's environment.
-    #[must_use]
-    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.env.insert(name.into(), value.into());
-        self
-    }
-
-    /// Inherits nothing of the executor's environment.
-    #[must_use]
-    pub fn env_clear(mut self) -> Self {
-        self.clear_env = true;
-        self
-    }
-
-    /// Runs in a terminal of 24 lines and 80 columns; output arrives as
-    /// standard output.
-    #[must_use]
-    pub fn tty(mut self, tty: bool) -> Self {
-        self.tty = tty;
-        self
-    }
-
-    /// Connects standard input; without it the process reads an empty one.
-    #[must_use]
-    pub fn stdin(mut self, stdin: bool) -> Self {
-        self.stdin = stdin;
-        self
-    }
-
-    pub(crate) fn cwd(&self) -> Result<Option<PathUri>, ProcessError> {
-        let path = self.cwd.as_deref().map(PathUri::from_path).transpose();
-        path.map_err(|error| ProcessError::Directory {
-            path: self.cwd.clone().unwrap_or_default(),
-            why: error.to_string(),
-        })
-    }
-
-    pub(crate) fn into_start(self, id: ProcessId, cwd: PathUri) -> Start {
-        Start {
-            env: self.env,
-            env_policy: (!self.clear_env).then(EnvPolicy::inherit_all),
-            tty: self.tty,
-            pipe_stdin: self.stdin,
-            ..Start::new(id, self.argv, cwd)
-        }
-    }
-}
-
 /// A process on an executor.
 ///
 /// As long as this is there somebody has to read it, by [`next`](Self::next),
 /// [`wait`](Self::wait) or [`output`](Self::output): its output waits, and then
-/// everything else of the [`Executor`](crate::Executor) does, answers to calls
+/// everything else of the [`Environment`](crate::Environment) does, answers to calls
 /// included ([why](crate#read-every-process-that-you-keep)).
 ///
 /// Dropping it throws its output away and lets the process run on; see
-/// [`Executor`](crate::Executor) for how long.
+/// [`Environment`](crate::Environment) for how long.
 pub struct Process {
-    connection: Arc<Connection>,
+    session: Arc<Session>,
     id: ProcessId,
     events: mpsc::Receiver<Event>,
     /// Standard input, if the command asked for it. Take it to write while
@@ -169,28 +71,28 @@ pub struct Output {
 
 impl Process {
     pub(crate) async fn start(
-        connection: Arc<Connection>,
+        session: Arc<Session>,
         mut start: Start,
     ) -> Result<Self, ProcessError> {
         let id = start.process_id.clone();
         // Where a session outlives its stream, what is under way is kept to be
         // sent again, and is better small.
-        if connection.extensions.stdin_window && !connection.session.is_kept() && start.pipe_stdin {
+        if session.extensions.stdin_window && !session.is_kept() && start.pipe_stdin {
             start.stdin_window = Some(limits::STDIN_WINDOW_MAX_BYTES as u64);
         }
         // Before the call: events may overtake its answer.
-        let events = connection.events.subscribe(id.clone());
+        let events = session.events.subscribe(id.clone());
         let piped = start.pipe_stdin || start.tty;
-        let stdin = piped.then(|| Stdin::new(connection.clone(), id.clone()));
+        let stdin = piped.then(|| Stdin::new(session.clone(), id.clone()));
         let mut process =
-            Self { connection, id, events, stdin, ahead: None, exit_code: None, ended: false };
-        let sent = process.connection.session.request::<Start>(&start).await;
+            Self { session, id, events, stdin, ahead: None, exit_code: None, ended: false };
+        let sent = process.session.request::<Start>(&start).await;
         let (live, answer) = sent?;
         let reply = match answer.wait().await {
             Ok(reply) => reply,
-            Err(error) => return Err(not_started(&process.connection, &start, error).await),
+            Err(error) => return Err(not_started(&process.session, &start, error).await),
         };
-        process.connection.events.started(&process.id, live.epoch);
+        process.session.events.started(&process.id, live.epoch);
         if let (Some(stdin), Some(window)) = (&mut process.stdin, reply.stdin_window) {
             stdin.grant(window);
         }
@@ -298,7 +200,7 @@ impl Process {
 
     /// A handle for signals that can go to another task.
     pub fn control(&self) -> Control {
-        Control { connection: self.connection.clone(), id: self.id.clone() }
+        Control { session: self.session.clone(), id: self.id.clone() }
     }
 }
 
@@ -314,7 +216,7 @@ async fn end_of_input(stdin: Option<Stdin>) -> Infallible {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.connection.events.unsubscribe(&self.id);
+        self.session.events.unsubscribe(&self.id);
     }
 }
 
@@ -325,7 +227,7 @@ impl Drop for Process {
 /// what is awaited before either may wait for ever.
 #[derive(Clone)]
 pub struct Control {
-    connection: Arc<Connection>,
+    session: Arc<Session>,
     id: ProcessId,
 }
 
@@ -336,7 +238,7 @@ impl Control {
     /// The call failed.
     pub async fn interrupt(&self) -> Result<(), ProcessError> {
         let signal = Signal { process_id: self.id.clone(), signal: SignalName::Interrupt };
-        Ok(self.connection.session.call::<Signal>(&signal).await.map(drop)?)
+        Ok(self.session.call::<Signal>(&signal).await.map(drop)?)
     }
 
     /// Kills the process and its children; tells whether it still ran.
@@ -345,7 +247,7 @@ impl Control {
     /// The call failed.
     pub async fn terminate(&self) -> Result<bool, ProcessError> {
         let terminate = Terminate { process_id: self.id.clone() };
-        Ok(self.connection.session.call::<Terminate>(&terminate).await?.running)
+        Ok(self.session.call::<Terminate>(&terminate).await?.running)
     }
 }
 
@@ -353,7 +255,7 @@ impl Control {
 /// those words are part of the protocol (WIRE.md, section 6.2), stock executors use
 /// no others, and we know what we asked for. The directory is looked at after the
 /// failure only, which neither slows down what works nor races with it.
-async fn not_started(connection: &Connection, start: &Start, error: CallError) -> ProcessError {
+async fn not_started(session: &Session, start: &Start, error: CallError) -> ProcessError {
     let (code, message) = match error {
         CallError::Refused(RpcError {
             code: code @ (code::INTERNAL | code::INVALID_PARAMS),
@@ -362,7 +264,7 @@ async fn not_started(connection: &Connection, start: &Start, error: CallError) -
         other => return other.into(),
     };
     if code == code::INTERNAL
-        && let Some(why) = no_directory(connection, start.cwd.path()).await
+        && let Some(why) = no_directory(session, start.cwd.path()).await
     {
         return ProcessError::Directory { path: start.cwd.path().to_owned(), why };
     }
@@ -378,8 +280,8 @@ async fn not_started(connection: &Connection, start: &Start, error: CallError) -
 }
 
 /// Why nothing can run in this directory, if that is so and the executor says it.
-async fn no_directory(connection: &Connection, path: &str) -> Option<String> {
-    match Files::new(connection).metadata(path).await {
+async fn no_directory(session: &Session, path: &str) -> Option<String> {
+    match Files::new(session).metadata(path).await {
         Ok(metadata) if metadata.is_directory => None,
         Ok(_) => Some("not a directory".to_owned()),
         Err(FileError::NotFound(_)) => Some("no such directory".to_owned()),

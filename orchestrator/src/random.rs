@@ -8,3 +8,8 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], ConnectError> {
     getrandom::fill(&mut bytes).map_err(|_| ConnectError::NoRandomness)?;
     Ok(bytes)
 }
+
+/// Jitter for a delay; without randomness the longest delay.
+pub(crate) fn jitter() -> u32 {
+    random().map_or(u32::MAX, u32::from_le_bytes)
+}

@@ -5,7 +5,7 @@
 //!                                └──── no way back, or the executor forgot ──► Over
 //! ```
 //!
-//! Streams of our own profiles resume below a session ([`link`](crate::link)).
+//! Streams of our own profiles resume below a session ([`reconnect`](crate::reconnect)).
 //! One of the Codex profile ends with either websocket, but the executor keeps
 //! the session, its processes and their newest output for a while (WIRE.md,
 //! sections 6.1 and 6.2). So the session is taken up over a new stream, output
@@ -20,20 +20,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rendez_proto::keys::PublicKey;
+use rendez_proto::profile::Profile;
 use rendez_proto::rpc::process::{ProcessId, Read};
-use rendez_proto::rpc::session::SessionId;
+use rendez_proto::rpc::session::{Environment, EnvironmentInfo, Extensions, SessionId};
 use rendez_proto::rpc::{Method, RpcError, code};
 use rendez_rpc::{Answer, CallError};
 use rendez_transport::backoff::{Backoff, RESUME_CAP};
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
 
+use crate::connector::{Connected, Connector, SessionStream};
 use crate::error::ConnectError;
-use crate::events::Events;
-use crate::link::{LinkState, is_final};
-use crate::opener::{Live, Opener};
-use crate::random::random;
+use crate::event_dispatcher::EventDispatcher;
+use crate::random::jitter;
+use crate::reconnect::ConnectionState;
 
 /// How long an executor is asked for its session: it keeps one for 80 s
 /// (WIRE.md, section 6.2).
@@ -41,7 +42,7 @@ const SESSION_WINDOW: Duration = Duration::from_secs(75);
 
 #[derive(Clone)]
 enum Stage {
-    Up(Arc<Live>),
+    Up(Arc<SessionStream>),
     Resuming,
     Over,
 }
@@ -49,48 +50,66 @@ enum Stage {
 /// See the module.
 pub(crate) struct Session {
     stage: watch::Receiver<Stage>,
-    link: watch::Receiver<LinkState>,
-    keeper: Option<AbortHandle>,
+    state: watch::Receiver<ConnectionState>,
+    resume_task: Option<AbortHandle>,
+    pub(crate) events: EventDispatcher,
+    /// What the executor speaks beyond the stock dialect.
+    pub(crate) extensions: Extensions,
+    pub(crate) profile: Profile,
+    /// Asked for once, if the session did not bring it.
+    environment: OnceCell<Environment>,
 }
 
 impl Session {
-    /// Of a stream that resumes by itself.
-    pub(crate) fn of(live: Live) -> Self {
-        let link = live.link.state();
-        let (_, stage) = watch::channel(Stage::Up(Arc::new(live)));
-        Self { stage, link, keeper: None }
-    }
-
-    /// The same session over one stream after another.
-    pub(crate) fn kept(
-        live: Live,
-        opener: Opener,
-        id: SessionId,
-        executor: PublicKey,
-        events: Events,
-    ) -> Self {
-        let (announce, link) = watch::channel(LinkState::Up);
+    /// The session that was opened on a stream; another one takes it up where
+    /// that stream cannot resume by itself.
+    pub(crate) fn new(connected: Connected, connector: Connector, events: EventDispatcher) -> Self {
+        let Connected { stream: live, session, profile, executor, timings: _ } = connected;
+        let socket_state = live.socket.state();
         let epoch = live.epoch;
         let (stages, stage) = watch::channel(Stage::Up(Arc::new(live)));
-        let keeper = Keeper { opener, id, executor, events, stages, announce };
-        let keeper = tokio::spawn(keeper.keep(epoch)).abort_handle();
-        Self { stage, link, keeper: Some(keeper) }
+        let (state, resume_task) = if profile.is_reliable() {
+            (socket_state, None)
+        } else {
+            let (announce, state) = watch::channel(ConnectionState::Up);
+            let (id, events) = (session.session_id, events.clone());
+            let task = ResumeTask { connector, id, executor, events, stages, announce };
+            (state, Some(tokio::spawn(task.run(epoch)).abort_handle()))
+        };
+        Self {
+            stage,
+            state,
+            resume_task,
+            events,
+            extensions: session.rendez.unwrap_or_default(),
+            profile,
+            environment: OnceCell::new_with(session.environment_info),
+        }
     }
 
     /// Whether writes that were not answered may be sent again.
     pub(crate) fn is_kept(&self) -> bool {
-        self.keeper.is_some()
+        self.resume_task.is_some()
     }
 
-    pub(crate) fn link(&self) -> watch::Receiver<LinkState> {
-        self.link.clone()
+    pub(crate) fn connection_state(&self) -> watch::Receiver<ConnectionState> {
+        self.state.clone()
+    }
+
+    /// What the executor says of its environment.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub(crate) async fn environment(&self) -> Result<&Environment, CallError> {
+        let ask = || self.call::<EnvironmentInfo>(&EnvironmentInfo {});
+        self.environment.get_or_try_init(ask).await
     }
 
     /// The stream that has the session, as soon as there is one again.
     ///
     /// # Errors
     /// [`CallError::NotSent`] if there never will be.
-    pub(crate) async fn live(&self) -> Result<Arc<Live>, CallError> {
+    pub(crate) async fn live(&self) -> Result<Arc<SessionStream>, CallError> {
         self.other_than(None).await
     }
 
@@ -98,11 +117,14 @@ impl Session {
     ///
     /// # Errors
     /// See [`live`](Self::live).
-    pub(crate) async fn after(&self, gone: &Arc<Live>) -> Result<Arc<Live>, CallError> {
+    pub(crate) async fn after(
+        &self,
+        gone: &Arc<SessionStream>,
+    ) -> Result<Arc<SessionStream>, CallError> {
         self.other_than(Some(gone.epoch)).await
     }
 
-    async fn other_than(&self, gone: Option<u64>) -> Result<Arc<Live>, CallError> {
+    async fn other_than(&self, gone: Option<u64>) -> Result<Arc<SessionStream>, CallError> {
         settled(&mut self.stage.clone(), gone).await.ok_or(CallError::NotSent)
     }
 
@@ -113,7 +135,7 @@ impl Session {
     pub(crate) async fn request<T: Method>(
         &self,
         params: &T::Params,
-    ) -> Result<(Arc<Live>, Answer<T>), CallError> {
+    ) -> Result<(Arc<SessionStream>, Answer<T>), CallError> {
         let mut live = self.live().await?;
         loop {
             match live.caller.request::<T>(params).await {
@@ -136,14 +158,14 @@ impl Session {
     }
 
     /// No further stream takes the session up; the present one, if there is one.
-    pub(crate) fn release(&self) -> Option<Arc<Live>> {
-        // Before the keeper goes: it leaves none behind.
+    pub(crate) fn release(&self) -> Option<Arc<SessionStream>> {
+        // Before the task goes: it leaves none behind.
         let live = match &*self.stage.borrow() {
             Stage::Up(live) => Some(live.clone()),
             Stage::Resuming | Stage::Over => None,
         };
-        if let Some(keeper) = &self.keeper {
-            keeper.abort();
+        if let Some(task) = &self.resume_task {
+            task.abort();
         }
         live
     }
@@ -155,29 +177,29 @@ impl Drop for Session {
     }
 }
 
-struct Keeper {
-    opener: Opener,
+struct ResumeTask {
+    connector: Connector,
     id: SessionId,
     executor: PublicKey,
-    events: Events,
+    events: EventDispatcher,
     stages: watch::Sender<Stage>,
-    announce: watch::Sender<LinkState>,
+    announce: watch::Sender<ConnectionState>,
 }
 
-impl Keeper {
+impl ResumeTask {
     /// `epoch` is the number of the stream that has the session.
-    async fn keep(self, mut epoch: u64) {
+    async fn run(self, mut epoch: u64) {
         // At most one per process that runs.
         let mut catching_up = JoinSet::new();
         loop {
             self.events.broken(epoch).await;
             self.events.hold();
-            self.announce.send_replace(LinkState::Resuming);
+            self.announce.send_replace(ConnectionState::Resuming);
             // The socket may stand still, as when only the executor left.
             self.stages.send_replace(Stage::Resuming);
-            let Some(live) = self.reopen(&mut epoch).await else { break };
+            let Some(live) = self.resume(&mut epoch).await else { break };
             self.stages.send_replace(Stage::Up(Arc::new(live)));
-            self.announce.send_replace(LinkState::Up);
+            self.announce.send_replace(ConnectionState::Up);
             while catching_up.try_join_next().is_some() {}
             for id in self.events.behind() {
                 catching_up.spawn(catch_up(self.stages.subscribe(), self.events.clone(), id));
@@ -189,20 +211,20 @@ impl Keeper {
 
     /// Tries until it works, each time under the next number; `None` if there
     /// is no use.
-    async fn reopen(&self, epoch: &mut u64) -> Option<Live> {
+    async fn resume(&self, epoch: &mut u64) -> Option<SessionStream> {
         let until = Instant::now() + SESSION_WINDOW;
         let mut backoff = Backoff::default();
         while Instant::now() < until {
-            let jitter = random().map_or(u32::MAX, u32::from_le_bytes);
-            sleep(backoff.next_delay(RESUME_CAP, jitter)).await;
+            sleep(backoff.next_delay(RESUME_CAP, jitter())).await;
             *epoch += 1;
-            let opened = self.opener.open(&self.events, Some(self.id.clone()), *epoch).await;
-            match opened {
-                Ok(opened) if opened.executor != self.executor => {
+            let connected =
+                self.connector.connect(&self.events, Some(self.id.clone()), *epoch).await;
+            match connected {
+                Ok(connected) if connected.executor != self.executor => {
                     tracing::debug!("another executor answers under this name");
                     return None;
                 }
-                Ok(opened) => return Some(opened.live),
+                Ok(connected) => return Some(connected.stream),
                 Err(error) if is_hopeless(&error) => {
                     tracing::debug!(%error, "the session cannot be taken up");
                     return None;
@@ -214,19 +236,19 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
+impl Drop for ResumeTask {
     /// Nobody takes the session up any more: there is no way back, or it was closed.
     fn drop(&mut self) {
         self.events.over();
         self.stages.send_replace(Stage::Over);
-        self.announce.send_replace(LinkState::Down);
+        self.announce.send_replace(ConnectionState::Down);
     }
 }
 
 /// Reads what a process did while it had no stream, until nothing is missing any
 /// more: again after more has arrived before the answer than can be held, and
 /// over the next stream if this one ends.
-async fn catch_up(mut stage: watch::Receiver<Stage>, events: Events, id: ProcessId) {
+async fn catch_up(mut stage: watch::Receiver<Stage>, events: EventDispatcher, id: ProcessId) {
     let mut gone = None;
     while let Some(live) = settled(&mut stage, gone).await {
         let Some(position) = events.position(&id) else { return };
@@ -254,7 +276,10 @@ async fn catch_up(mut stage: watch::Receiver<Stage>, events: Events, id: Process
 
 /// The stream that has the session, but not the one of this number; `None` if
 /// there never will be one.
-async fn settled(stage: &mut watch::Receiver<Stage>, gone: Option<u64>) -> Option<Arc<Live>> {
+async fn settled(
+    stage: &mut watch::Receiver<Stage>,
+    gone: Option<u64>,
+) -> Option<Arc<SessionStream>> {
     let settled = stage.wait_for(|stage| match stage {
         Stage::Up(live) => gone != Some(live.epoch),
         Stage::Resuming => false,
@@ -275,6 +300,6 @@ fn is_hopeless(error: &ConnectError) -> bool {
             ..
         })) => false,
         ConnectError::Session(CallError::Refused(_)) => true,
-        other => is_final(other),
+        other => other.is_final(),
     }
 }

@@ -17,8 +17,8 @@ use rendez_proto::limits;
 use rendez_proto::rpc::process::{CloseStdin, ProcessId, Write, WriteReply, WriteStatus};
 use rendez_rpc::CallError;
 
-use crate::connection::Connection;
 use crate::error::ProcessError;
+use crate::session::Session;
 
 /// Writes under way at once: hides a round trip, within what an executor takes
 /// for a process that does not read.
@@ -42,7 +42,7 @@ pub const STDIN_WRITE_MAX_BYTES: usize = write_bytes(limits::STDIN_WINDOW_MAX_BY
 /// [`Process::wait`](crate::Process::wait) and
 /// [`Process::output`](crate::Process::output) of an input that was not taken out.
 pub struct Stdin {
-    connection: Arc<Connection>,
+    session: Arc<Session>,
     id: ProcessId,
     /// The most bytes of one write.
     write_bytes: usize,
@@ -64,9 +64,9 @@ struct InFlight {
 }
 
 impl Stdin {
-    pub(crate) fn new(connection: Arc<Connection>, id: ProcessId) -> Self {
+    pub(crate) fn new(session: Arc<Session>, id: ProcessId) -> Self {
         Self {
-            connection,
+            session,
             id,
             write_bytes: write_bytes(limits::STDIN_QUEUED_BYTES),
             next_write: 0,
@@ -124,15 +124,15 @@ impl Stdin {
     /// word for it, and the process goes on waiting.
     pub async fn close(mut self) -> Result<(), ProcessError> {
         self.flush().await?;
-        if !self.connection.extensions.close_stdin {
+        if !self.session.extensions.close_stdin {
             return Err(ProcessError::Unsupported("closing standard input"));
         }
         let write_id = Some(self.next_write_id());
         let close = CloseStdin { process_id: self.id.clone(), write_id };
         loop {
-            match self.connection.session.call::<CloseStdin>(&close).await {
+            match self.session.call::<CloseStdin>(&close).await {
                 // What is closed twice is closed.
-                Err(CallError::Interrupted) if self.connection.session.is_kept() => {}
+                Err(CallError::Interrupted) if self.session.is_kept() => {}
                 answer => return accepted(answer?),
             }
         }
@@ -141,16 +141,16 @@ impl Stdin {
     /// Sends what waits, behind what another stream took down with it.
     async fn send_waiting(&mut self) -> Result<(), ProcessError> {
         while !self.waiting.is_empty() {
-            let live = self.connection.session.live().await?;
+            let live = self.session.live().await?;
             if live.epoch != self.epoch {
                 self.epoch = live.epoch;
                 self.take_back();
             }
             let Some(write) = self.waiting.front() else { break };
-            let kept = self.connection.session.is_kept();
+            let kept = self.session.is_kept();
             match live.caller.request::<Write>(write).await {
                 Err(CallError::NotSent) if kept => {
-                    self.connection.session.after(&live).await?;
+                    self.session.after(&live).await?;
                 }
                 Err(error) => return Err(error.into()),
                 Ok(answer) => {

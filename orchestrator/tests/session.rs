@@ -11,7 +11,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use rendez_endpoint::{Config, Identity, IdentitySeed, Mux};
-use rendez_orchestrator::{Client, Command, FileError, LinkState, ProcessError, ProcessEvent};
+use rendez_orchestrator::{
+    Client, Command, ConnectionState, FileError, ProcessError, ProcessEvent,
+};
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::limits;
 use rendez_proto::profile::Profile;
@@ -113,7 +115,7 @@ impl Site {
         self.asked.lock().unwrap().iter().filter(|asked| *asked == method).count()
     }
 
-    async fn connect(&self) -> rendez_orchestrator::Executor {
+    async fn connect(&self) -> rendez_orchestrator::Environment {
         let url = format!("http://{}", self.address);
         let client =
             Client::with_profiles(&url, "t0k".to_owned().into(), vec![self.profile]).unwrap();
@@ -251,9 +253,9 @@ fn willing(method: &str) -> Act {
 }
 
 /// Every state that the link takes from here on.
-fn history(executor: &rendez_orchestrator::Executor) -> Arc<Mutex<Vec<LinkState>>> {
+fn history(executor: &rendez_orchestrator::Environment) -> Arc<Mutex<Vec<ConnectionState>>> {
     let states = Arc::new(Mutex::new(Vec::new()));
-    let (seen, mut link) = (states.clone(), executor.link());
+    let (seen, mut link) = (states.clone(), executor.connection_state());
     tokio::spawn(async move {
         while link.changed().await.is_ok() {
             seen.lock().unwrap().push(*link.borrow_and_update());
@@ -273,10 +275,10 @@ async fn a_stream_that_ends_in_a_try_does_not_break_the_session_that_the_next_on
     let states = history(&executor);
     assert!(matches!(executor.ping().await, Err(CallError::Interrupted)));
     timeout(WITHIN, executor.ping()).await.unwrap().unwrap();
-    while states.lock().unwrap().last() != Some(&LinkState::Up) {
+    while states.lock().unwrap().last() != Some(&ConnectionState::Up) {
         tokio::task::yield_now().await;
     }
-    assert_eq!(*states.lock().unwrap(), [LinkState::Resuming, LinkState::Up]);
+    assert_eq!(*states.lock().unwrap(), [ConnectionState::Resuming, ConnectionState::Up]);
     assert_eq!(site.streams.load(Ordering::Relaxed), 3);
 }
 

@@ -12,7 +12,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use rendez_orchestrator::{Client, Command, EnvironmentId, Executor};
+use rendez_orchestrator::{Client, Command, Environment, EnvironmentId};
 use rendez_tests::relay::TestRelay;
 use rendez_tests::rendez::{OurAgent, WITHIN, exec};
 use rendez_tests::stock::executor::StockExecutor;
@@ -86,7 +86,7 @@ async fn connects(client: &Client, ids: &[EnvironmentId; 2]) -> Result<()> {
     Ok(())
 }
 
-async fn pings(executors: &[Executor; 2]) -> Result<()> {
+async fn pings(executors: &[Environment; 2]) -> Result<()> {
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..RUNS {
         for (executor, times) in executors.iter().zip(&mut times) {
@@ -101,7 +101,7 @@ async fn pings(executors: &[Executor; 2]) -> Result<()> {
 }
 
 /// `true` on an open connection, from the call to the last event.
-async fn warm_runs(executors: &[Executor; 2]) -> Result<()> {
+async fn warm_runs(executors: &[Environment; 2]) -> Result<()> {
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..RUNS {
         for (executor, times) in executors.iter().zip(&mut times) {
@@ -132,7 +132,7 @@ async fn cold_runs(relay: &TestRelay) -> Result<()> {
 }
 
 /// One file of 32 MiB by `fs/readFile`.
-async fn file(executors: &[Executor; 2]) -> Result<()> {
+async fn file(executors: &[Environment; 2]) -> Result<()> {
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), vec![7; 32 << 20])?;
     let path = file.path().to_str().context("a temporary path is text")?;

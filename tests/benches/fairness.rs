@@ -12,7 +12,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use rendez_orchestrator::{Client, Command, Executor, Process};
+use rendez_orchestrator::{Client, Command, Environment, Process};
 use rendez_tests::rendez::{OurAgent, OurRelay};
 use tokio::task::JoinSet;
 
@@ -71,7 +71,7 @@ async fn main() -> Result<()> {
 }
 
 /// Every reader takes `BYTES_EACH`; MiB per second of all together.
-async fn round(readers: &[Executor]) -> Result<f64> {
+async fn round(readers: &[Environment]) -> Result<f64> {
     let mut processes = Vec::new();
     for executor in readers {
         let command = Command::new("head").args(["-c", &BYTES_EACH.to_string(), "/dev/zero"]);
@@ -94,7 +94,7 @@ async fn round(readers: &[Executor]) -> Result<f64> {
 }
 
 /// A process that writes without end and whose output is not taken.
-async fn start_and_fill(executor: &Executor) -> Result<Process> {
+async fn start_and_fill(executor: &Environment) -> Result<Process> {
     let mut process = executor.spawn(Command::new("cat").arg("/dev/zero")).await?;
     // the first event shows that it runs; from here on nobody reads
     process.next().await?;

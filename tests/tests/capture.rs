@@ -33,7 +33,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use rendez_executor_agent::config::Auth;
 use rendez_executor_agent::{Agent, AgentConfig, State};
-use rendez_orchestrator::{Client, Command, EnvironmentId, Executor, Grace, ProcessEvent};
+use rendez_orchestrator::{Client, Command, Environment, EnvironmentId, Grace, ProcessEvent};
 use rendez_proto::ids::StreamId;
 use rendez_proto::peek::peek;
 use rendez_proto::profile::Profile;
@@ -247,7 +247,7 @@ impl Place {
 
 /// Uses every way that content can take; what the relay must not see of it.
 /// Each marker is checked to have arrived at the other end.
-async fn work(executor: &Executor, place: &Place) -> Result<Vec<Marker>> {
+async fn work(executor: &Environment, place: &Place) -> Result<Vec<Marker>> {
     let [argument, variable, stdin, output, error, file, name] =
         ["argument", "variable", "stdin", "output", "error", "file", "name"].map(Marker::text);
     // What the command prints is nowhere in the command.
@@ -286,7 +286,7 @@ struct Flood {
 
 impl Flood {
     /// Comes back when the flood has begun.
-    async fn start(executor: &Executor, marker: &Marker) -> Result<Self> {
+    async fn start(executor: &Environment, marker: &Marker) -> Result<Self> {
         let script = format!("yes \"$1\" | head -c {FLOOD_BYTES}");
         let command = Command::new("/bin/sh").args(["-c", &script, "sh"]).arg(marker.as_text());
         let mut flood = Self { process: executor.spawn(command).await?, printed: 0 };

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use rendez_orchestrator::error::ProcessError;
-use rendez_orchestrator::{Command, LinkState, ProcessEvent};
+use rendez_orchestrator::{Command, ConnectionState, ProcessEvent};
 use rendez_proto::profile::Profile;
 use rendez_tests::relay::TestRelay;
 use rendez_tests::rendez::{OurAgent, OurRelay, exec};
@@ -169,8 +169,8 @@ async fn what_the_stock_executor_did_not_keep_is_counted() -> Result<()> {
     // away, with the executor told of it, while the output is made
     ours.set_dark(true);
     ours.cut();
-    let link = connected.link();
-    timeout(WITHIN, link.clone().wait_for(|state| *state == LinkState::Resuming)).await??;
+    let link = connected.connection_state();
+    timeout(WITHIN, link.clone().wait_for(|state| *state == ConnectionState::Resuming)).await??;
     std::fs::write(file("go"), "")?;
     exists(&file("done")).await?;
     ours.set_dark(false);

@@ -170,12 +170,12 @@ async fn measure(
     let mut measured = Measured::default();
     for _ in 0..args.connects {
         let executor = client.connect(environment).await?;
-        let Timings { ask, dial, handshake, session } = executor.timings();
+        let Timings { ticket, dial, handshake, session } = executor.timings();
         measured.profile = executor.profile().name();
-        measured.ask.add(ask);
+        measured.ask.add(ticket);
         measured.dial.add(dial);
         measured.handshake.add(handshake);
-        measured.connect.add(ask + dial + handshake + session);
+        measured.connect.add(ticket + dial + handshake + session);
         for _ in 0..args.count {
             let since = Instant::now();
             executor.ping().await.map_err(Exit::io)?;

@@ -6,23 +6,24 @@
 //! and nothing would hold the process back any more: its output would be lost.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rendez_proto::rpc::process::{ClosedNotification, Exited, Output, ProcessId, ReadReply};
 use rendez_proto::rpc::{Json, Notification};
 use rendez_rpc::Notified;
 use tokio::sync::{mpsc, watch};
 
-use crate::feed::{Event, Feed, Mode, nothing_after};
+use crate::event_sequencer::{Event, EventSequencer, Mode, nothing_after};
 
-/// Events of one process that wait for its reader. Chunks have at most
+/// EventDispatcher of one process that wait for its reader. Chunks have at most
 /// [`rendez_proto::limits::PROCESS_CHUNK_LARGE_MAX_BYTES`], so 4 MiB; then the stream waits,
 /// and in the end the process.
 const EVENTS_WAITING: usize = 64;
 
 /// All processes of one connection.
 #[derive(Clone)]
-pub(crate) struct Events(Arc<Shared>);
+pub(crate) struct EventDispatcher(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
@@ -34,14 +35,14 @@ struct Shared {
 /// numbers in the order in which they were tried, so that the late end of one
 /// is not taken for that of another.
 pub(crate) struct StreamEvents {
-    events: Events,
+    events: EventDispatcher,
     epoch: u64,
 }
 
 #[derive(Default)]
 struct State {
     /// Bounded by the processes that the application holds.
-    processes: HashMap<ProcessId, Feed>,
+    processes: HashMap<ProcessId, EventSequencer>,
     closed: bool,
     /// The end of a stream is not the end of the session.
     kept: bool,
@@ -56,7 +57,7 @@ pub(crate) struct Position {
     pub(crate) started: bool,
 }
 
-impl Events {
+impl EventDispatcher {
     /// No processes; `kept` if the end of a stream is not that of the session.
     pub(crate) fn new(kept: bool) -> Self {
         let state = Mutex::new(State { kept, ..State::default() });
@@ -65,7 +66,7 @@ impl Events {
 
     /// From here on the end of a stream is not that of the session.
     pub(crate) fn keep(&self) {
-        self.lock().kept = true;
+        self.0.state.lock().kept = true;
     }
 
     /// For the notifications of the stream with this number, which is higher
@@ -82,24 +83,23 @@ impl Events {
 
     /// Holds what arrives from the next stream until it was caught up with.
     pub(crate) fn hold(&self) {
-        for feed in self.lock().processes.values_mut() {
+        for sequencer in self.0.state.lock().processes.values_mut() {
             // An answer that is under way is one of the stream that ended.
-            feed.mode = Mode::Asking { again: feed.caught_up_with };
-            feed.room.notify_waiters();
+            sequencer.mode = Mode::Asking { again: sequencer.caught_up_with };
+            sequencer.room.notify_waiters();
         }
     }
 
     /// The processes that nobody catches up with yet: whoever asks does from here
     /// on, until [`position`](Self::position) says that nothing is missing.
     pub(crate) fn behind(&self) -> Vec<ProcessId> {
-        let mut state = self.lock();
-        let behind = state
-            .processes
-            .iter_mut()
-            .filter(|(_, feed)| matches!(feed.mode, Mode::Asking { .. }) && !feed.caught_up_with);
+        let mut state = self.0.state.lock();
+        let behind = state.processes.iter_mut().filter(|(_, sequencer)| {
+            matches!(sequencer.mode, Mode::Asking { .. }) && !sequencer.caught_up_with
+        });
         behind
-            .map(|(id, feed)| {
-                feed.caught_up_with = true;
+            .map(|(id, sequencer)| {
+                sequencer.caught_up_with = true;
                 id.clone()
             })
             .collect()
@@ -107,33 +107,33 @@ impl Events {
 
     /// What to ask the executor for; `None` once nothing is missing.
     pub(crate) fn position(&self, id: &ProcessId) -> Option<Position> {
-        let mut state = self.lock();
-        let feed = state.processes.get_mut(id)?;
-        feed.caught_up_with = matches!(feed.mode, Mode::Asking { .. });
-        if !feed.caught_up_with {
+        let mut state = self.0.state.lock();
+        let sequencer = state.processes.get_mut(id)?;
+        sequencer.caught_up_with = matches!(sequencer.mode, Mode::Asking { .. });
+        if !sequencer.caught_up_with {
             return None;
         }
-        feed.mode = Mode::Asking { again: false };
-        Some(Position { after: feed.next - 1, started: feed.started.is_some() })
+        sequencer.mode = Mode::Asking { again: false };
+        Some(Position { after: sequencer.next - 1, started: sequencer.started.is_some() })
     }
 
     /// Passes on what was read from the process's position on, then what arrived
     /// meanwhile.
     pub(crate) async fn caught_up(&self, id: &ProcessId, reply: ReadReply) {
-        match self.lock().processes.get_mut(id) {
-            Some(feed) => feed.fill(reply),
+        match self.0.state.lock().processes.get_mut(id) {
+            Some(sequencer) => sequencer.fill(reply),
             None => return,
         }
         loop {
             let (events, due) = {
-                let mut state = self.lock();
-                let Some(feed) = state.processes.get_mut(id) else { return };
-                let due = feed.in_order();
-                feed.room.notify_waiters();
+                let mut state = self.0.state.lock();
+                let Some(sequencer) = state.processes.get_mut(id) else { return };
+                let due = sequencer.in_order();
+                sequencer.room.notify_waiters();
                 if due.is_empty() {
-                    return feed.passed_on();
+                    return sequencer.passed_on();
                 }
-                (feed.events.clone(), due)
+                (sequencer.events.clone(), due)
             };
             self.pass_on(id, &events, due).await;
         }
@@ -141,10 +141,10 @@ impl Events {
 
     /// The start of a process was answered on this stream.
     pub(crate) fn started(&self, id: &ProcessId, epoch: u64) {
-        let mut state = self.lock();
-        let Some(feed) = state.processes.get_mut(id) else { return };
-        feed.started = Some(epoch);
-        if feed.is_forgotten() {
+        let mut state = self.0.state.lock();
+        let Some(sequencer) = state.processes.get_mut(id) else { return };
+        sequencer.started = Some(epoch);
+        if sequencer.is_forgotten() {
             state.processes.remove(id);
         }
     }
@@ -154,21 +154,21 @@ impl Events {
     /// Else nothing follows.
     pub(crate) async fn unknown(&self, id: &ProcessId, asked: Position, epoch: u64) {
         let nothing = {
-            let mut state = self.lock();
-            let Some(feed) = state.processes.get_mut(id) else { return };
-            feed.unknown = Some(epoch);
-            if asked.started || feed.is_forgotten() {
+            let mut state = self.0.state.lock();
+            let Some(sequencer) = state.processes.get_mut(id) else { return };
+            sequencer.unknown = Some(epoch);
+            if asked.started || sequencer.is_forgotten() {
                 state.processes.remove(id);
                 return;
             }
-            nothing_after(feed.next)
+            nothing_after(sequencer.next)
         };
         self.caught_up(id, nothing).await;
     }
 
     /// The session is over: nothing follows.
     pub(crate) fn over(&self) {
-        let mut state = self.lock();
+        let mut state = self.0.state.lock();
         state.closed = true;
         // Dropping the senders tells every reader that nothing follows.
         state.processes.clear();
@@ -177,25 +177,25 @@ impl Events {
     /// Starts to collect the events of a process, before it is started.
     pub(crate) fn subscribe(&self, id: ProcessId) -> mpsc::Receiver<Event> {
         let (events, receiver) = mpsc::channel(EVENTS_WAITING);
-        let mut state = self.lock();
+        let mut state = self.0.state.lock();
         if !state.closed {
-            state.processes.insert(id, Feed::new(events));
+            state.processes.insert(id, EventSequencer::new(events));
         }
         receiver
     }
 
     pub(crate) fn unsubscribe(&self, id: &ProcessId) {
-        self.lock().processes.remove(id);
+        self.0.state.lock().processes.remove(id);
     }
 
     async fn deliver(&self, id: &ProcessId, seq: u64, mut event: Event) {
         loop {
             let arranged = {
-                let mut state = self.lock();
-                let Some(feed) = state.processes.get_mut(id) else { return };
-                match feed.arrange(seq, event) {
-                    Ok(due) => Ok((feed.events.clone(), due)),
-                    Err(back) => Err((back, feed.room.clone().notified_owned())),
+                let mut state = self.0.state.lock();
+                let Some(sequencer) = state.processes.get_mut(id) else { return };
+                match sequencer.arrange(seq, event) {
+                    Ok(due) => Ok((sequencer.events.clone(), due)),
+                    Err(back) => Err((back, sequencer.room.clone().notified_owned())),
                 }
             };
             match arranged {
@@ -217,10 +217,6 @@ impl Events {
                 self.unsubscribe(id);
             }
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -250,7 +246,7 @@ impl Notified for StreamEvents {
     }
 
     fn closed(&self) {
-        if !self.events.lock().kept {
+        if !self.events.0.state.lock().kept {
             return self.events.over();
         }
         self.events.0.ended.send_if_modified(|ended| {
@@ -269,7 +265,7 @@ fn parse<N: Notification>(params: Json) -> Option<N> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::feed::{EVENTS_HELD, EVENTS_HELD_MEANWHILE};
+    use crate::event_sequencer::{EVENTS_HELD, EVENTS_HELD_MEANWHILE};
     use std::ops::RangeInclusive;
     use std::pin::pin;
     use std::time::Duration;
@@ -283,57 +279,57 @@ mod tests {
         ProcessId("p".into())
     }
 
-    async fn output(events: &Events, seq: u64) {
+    async fn output(events: &EventDispatcher, seq: u64) {
         let params = json!({"processId": "p", "seq": seq, "stream": "stdout", "chunk": "YQ=="});
         events.of_stream(0).notified(Output::NAME.into(), Json::of(&params)).await;
     }
 
-    fn got(feed: &mut mpsc::Receiver<Event>) -> Vec<Event> {
-        std::iter::from_fn(|| feed.try_recv().ok()).collect()
+    fn got(received: &mut mpsc::Receiver<Event>) -> Vec<Event> {
+        std::iter::from_fn(|| received.try_recv().ok()).collect()
     }
 
     #[tokio::test]
     async fn events_come_in_order_and_once() {
-        let events = Events::new(false);
-        let mut feed = events.subscribe(id());
+        let events = EventDispatcher::new(false);
+        let mut received = events.subscribe(id());
         let closed = json!({"processId": "p", "seq": 4});
         events.of_stream(0).notified(ClosedNotification::NAME.into(), Json::of(&closed)).await;
         let exited = json!({"processId": "p", "seq": 3, "exitCode": 7});
         events.of_stream(0).notified(Exited::NAME.into(), Json::of(&exited)).await;
-        assert_eq!(got(&mut feed), []);
+        assert_eq!(got(&mut received), []);
         for seq in [2, 1, 1, 2] {
             output(&events, seq).await;
         }
         let chunk = Event::Output(Stream::Stdout, Bytes::from_static(b"a"));
-        assert_eq!(got(&mut feed), [chunk.clone(), chunk, Event::Exited(7), Event::Closed]);
+        assert_eq!(got(&mut received), [chunk.clone(), chunk, Event::Exited(7), Event::Closed]);
         events.of_stream(0).notified(Exited::NAME.into(), Json::of(&exited)).await;
-        assert_eq!(feed.recv().await, None, "the feed is over");
+        assert_eq!(received.recv().await, None, "nothing follows");
     }
 
     #[tokio::test]
     async fn an_event_that_never_comes_is_told() {
-        let events = Events::new(false);
-        let mut feed = events.subscribe(id());
+        let events = EventDispatcher::new(false);
+        let mut received = events.subscribe(id());
         for seq in 0..EVENTS_HELD as u64 {
             output(&events, seq + 2).await;
         }
-        assert_eq!(got(&mut feed), []);
+        assert_eq!(got(&mut received), []);
         // more than may wait for a reader, so it reads meanwhile
         let read = async {
             let mut all = Vec::new();
             while all.len() < EVENTS_HELD + 2 {
-                all.extend(feed.recv().await);
+                all.extend(received.recv().await);
             }
             all
         };
         let ((), all) = tokio::join!(output(&events, EVENTS_HELD as u64 + 2), read);
         assert_eq!(all[0], Event::Gap);
-        assert_eq!(got(&mut feed), []);
+        assert_eq!(got(&mut received), []);
     }
 
     #[tokio::test]
     async fn a_closed_stream_ends_every_feed() {
-        let events = Events::new(false);
+        let events = EventDispatcher::new(false);
         let mut before = events.subscribe(id());
         output(&events, 1).await;
         events.of_stream(0).closed();
@@ -344,13 +340,13 @@ mod tests {
 
     #[tokio::test]
     async fn strangers_and_nonsense_are_ignored() {
-        let events = Events::new(false);
-        let mut feed = events.subscribe(id());
+        let events = EventDispatcher::new(false);
+        let mut received = events.subscribe(id());
         events.of_stream(0).notified("later/feature".into(), Json::empty()).await;
         events.of_stream(0).notified(Output::NAME.into(), Json::of(&json!({"seq": "x"}))).await;
         let other = json!({"processId": "q", "seq": 1});
         events.of_stream(0).notified(ClosedNotification::NAME.into(), Json::of(&other)).await;
-        assert!(feed.try_recv().is_err());
+        assert!(received.try_recv().is_err());
     }
 
     /// What a read gives: chunks by number, and the ends.
@@ -380,7 +376,7 @@ mod tests {
     }
 
     /// A stream ends, and the next one is asked for what was missed.
-    fn ask(events: &Events) -> Position {
+    fn ask(events: &EventDispatcher) -> Position {
         events.hold();
         assert_eq!(events.behind(), [id()]);
         events.position(&id()).unwrap()
@@ -389,8 +385,8 @@ mod tests {
     /// A process of which 1 and 2 arrived, then the stream ended; what is told
     /// after `reply` was read.
     async fn told(reply: ReadReply) -> Vec<String> {
-        let events = Events::new(true);
-        let mut feed = events.subscribe(id());
+        let events = EventDispatcher::new(true);
+        let mut received = events.subscribe(id());
         for seq in [1, 2] {
             output(&events, seq).await;
         }
@@ -399,10 +395,10 @@ mod tests {
         events.hold();
         assert_eq!(events.behind(), [id()]);
         assert_eq!(events.position(&id()), Some(Position { after: 2, started: false }));
-        got(&mut feed);
+        got(&mut received);
         events.caught_up(&id(), reply).await;
         assert_eq!(events.position(&id()), None);
-        got(&mut feed).iter().map(text).collect()
+        got(&mut received).iter().map(text).collect()
     }
 
     #[tokio::test]
@@ -426,21 +422,21 @@ mod tests {
 
     #[tokio::test]
     async fn what_arrives_meanwhile_waits_for_what_was_missed() {
-        let events = Events::new(true);
-        let mut feed = events.subscribe(id());
+        let events = EventDispatcher::new(true);
+        let mut received = events.subscribe(id());
         output(&events, 1).await;
         ask(&events);
         for seq in [4, 5] {
             output(&events, seq).await;
         }
-        assert_eq!(got(&mut feed).len(), 1);
+        assert_eq!(got(&mut received).len(), 1);
         events.caught_up(&id(), reply(&[2, 3, 4], 5, None, false)).await;
-        let texts: Vec<_> = got(&mut feed).iter().map(text).collect();
+        let texts: Vec<_> = got(&mut received).iter().map(text).collect();
         assert_eq!(texts, ["2", "3", "a", "a"], "what came by itself is not told twice");
         output(&events, 6).await;
-        assert_eq!(got(&mut feed).len(), 1);
+        assert_eq!(got(&mut received).len(), 1);
         events.over();
-        assert_eq!(feed.recv().await, None);
+        assert_eq!(received.recv().await, None);
     }
 
     #[tokio::test]
@@ -450,8 +446,8 @@ mod tests {
         for (started, before, lost) in
             [(1, true, true), (1, false, true), (2, false, false), (3, false, false)]
         {
-            let events = Events::new(true);
-            let mut feed = events.subscribe(id());
+            let events = EventDispatcher::new(true);
+            let mut received = events.subscribe(id());
             if before {
                 events.started(&id(), started);
             }
@@ -462,15 +458,15 @@ mod tests {
                 events.started(&id(), started);
             }
             output(&events, 2).await;
-            let told = got(&mut feed).len();
-            let over = feed.try_recv() == Err(mpsc::error::TryRecvError::Disconnected);
+            let told = got(&mut received).len();
+            let over = received.try_recv() == Err(mpsc::error::TryRecvError::Disconnected);
             assert_eq!(over, lost, "{started} {before}");
             assert!(lost || told == 2, "{told} of 2");
         }
     }
 
     /// The events of these numbers arrive by themselves.
-    async fn arrive(events: &Events, seqs: RangeInclusive<u64>) {
+    async fn arrive(events: &EventDispatcher, seqs: RangeInclusive<u64>) {
         for seq in seqs {
             output(events, seq).await;
         }
@@ -478,9 +474,9 @@ mod tests {
 
     /// Takes this many chunks. For tests with a clock that stands still while
     /// there is something to do.
-    async fn chunks(feed: &mut mpsc::Receiver<Event>, count: u64) -> u64 {
+    async fn chunks(received: &mut mpsc::Receiver<Event>, count: u64) -> u64 {
         for told in 0..count {
-            match timeout(Duration::from_secs(1), feed.recv()).await {
+            match timeout(Duration::from_secs(1), received.recv()).await {
                 Ok(Some(Event::Output(..))) => {}
                 other => panic!("{other:?} after {told} chunks"),
             }
@@ -490,8 +486,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nothing_is_lost_while_a_slow_reader_catches_up() {
-        let events = Events::new(true);
-        let mut feed = events.subscribe(id());
+        let events = EventDispatcher::new(true);
+        let mut received = events.subscribe(id());
         ask(&events);
         // more than fits into the reader's queue; then far more than is held
         let missed = 2 * EVENTS_WAITING as u64;
@@ -502,24 +498,24 @@ mod tests {
             events.caught_up(&id, reply(&seqs, missed + 1, None, false)),
             arrive(&events, missed + 1..=all),
             // comes last, and so lets the others go as far as they can
-            chunks(&mut feed, all),
+            chunks(&mut received, all),
         );
         assert_eq!((events.position(&id), told), (None, all));
         arrive(&events, all + 1..=all + 1).await;
-        assert_eq!(chunks(&mut feed, 1).await, 1, "it goes on as before");
+        assert_eq!(chunks(&mut received, 1).await, 1, "it goes on as before");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_was_too_much_while_nobody_had_answered_is_asked_for_again() {
-        let events = Events::new(true);
-        let mut feed = events.subscribe(id());
+        let events = EventDispatcher::new(true);
+        let mut received = events.subscribe(id());
         ask(&events);
         let held = EVENTS_HELD_MEANWHILE as u64;
         arrive(&events, 2..=held + 3).await;
         let id = id();
         let ((), told) = tokio::join!(
             events.caught_up(&id, reply(&[1], 2, None, false)),
-            chunks(&mut feed, held + 1),
+            chunks(&mut received, held + 1),
         );
         let again = events.position(&id).map(|position| position.after);
         assert_eq!((again, told), (Some(held + 1), held + 1), "two were dropped");
@@ -527,30 +523,30 @@ mod tests {
         let (two, end) = ([held + 2, held + 3], held + 4);
         events.caught_up(&id, reply(&two, end, None, false)).await;
         assert_eq!(events.position(&id), None);
-        assert_eq!(chunks(&mut feed, 3).await, 3);
+        assert_eq!(chunks(&mut received, 3).await, 3);
     }
 
     #[tokio::test]
     async fn an_answer_of_a_stream_that_ended_meanwhile_is_not_all() {
-        let events = Events::new(true);
-        let mut feed = events.subscribe(id());
+        let events = EventDispatcher::new(true);
+        let mut received = events.subscribe(id());
         ask(&events);
         events.hold();
         assert_eq!(events.behind(), [], "somebody is about it");
         events.caught_up(&id(), reply(&[1, 2], 3, None, false)).await;
         output(&events, 4).await;
-        assert_eq!(got(&mut feed).len(), 2);
+        assert_eq!(got(&mut received).len(), 2);
         assert_eq!(events.position(&id()).unwrap().after, 2);
         events.caught_up(&id(), reply(&[3, 4], 5, None, false)).await;
-        assert_eq!(got(&mut feed).len(), 2);
+        assert_eq!(got(&mut received).len(), 2);
         assert_eq!(events.position(&id()), None);
         ask(&events);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_for_room_goes_on_when_the_process_is_given_up() {
-        let events = Events::new(true);
-        let mut feed = events.subscribe(id());
+        let events = EventDispatcher::new(true);
+        let mut received = events.subscribe(id());
         ask(&events);
         let waiting = EVENTS_WAITING as u64;
         let seqs: Vec<_> = (1..=2 * waiting).collect();
@@ -563,7 +559,7 @@ mod tests {
                 arrive(&events, 2 * waiting + 1..=most + 1),
                 async {
                     events.unsubscribe(&id);
-                    while feed.recv().await.is_some() {}
+                    while received.recv().await.is_some() {}
                 }
             )
         };
@@ -572,7 +568,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_late_end_of_one_stream_is_not_that_of_the_next() {
-        let events = Events::new(true);
+        let events = EventDispatcher::new(true);
         let [first, second] = [events.of_stream(1), events.of_stream(2)];
         first.closed();
         events.broken(1).await;

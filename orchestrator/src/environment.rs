@@ -6,49 +6,37 @@ use std::time::Duration;
 use rendez_proto::profile::Profile;
 use rendez_proto::rpc::path::PathUri;
 use rendez_proto::rpc::process::ProcessId;
-use rendez_proto::rpc::session::{Environment, EnvironmentInfo, EnvironmentStatus, Extensions};
+use rendez_proto::rpc::session::{self, EnvironmentStatus, Extensions};
 use rendez_rpc::CallError;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::connection::Connection;
+use crate::command::Command;
+use crate::connector::{Connected, Connector};
 use crate::error::ProcessError;
-use crate::events::Events;
+use crate::event_dispatcher::EventDispatcher;
 use crate::files::Files;
-use crate::link::LinkState;
-use crate::opener::{Opened, Opener};
-use crate::process::{Command, Process};
+use crate::process::Process;
+use crate::reconnect::ConnectionState;
 use crate::session::Session;
 
-pub use crate::opener::Timings;
+pub use crate::connector::Timings;
 
-/// How long [`Executor::close`] waits for the executor to hear it.
+/// How long [`Environment::close`] waits for the executor to hear it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connected executor and the session there. Dropping it closes the
 /// connection; processes that still run are ended by the executor when the
 /// session's grace is over.
-pub struct Executor {
-    connection: Arc<Connection>,
+pub struct Environment {
+    session: Arc<Session>,
     timings: Timings,
 }
 
-impl Executor {
-    pub(crate) fn new(opened: Opened, opener: Opener, events: Events) -> Self {
-        let Opened { live, session, profile, executor, timings } = opened;
-        let kept = if profile.is_reliable() {
-            Session::of(live)
-        } else {
-            Session::kept(live, opener, session.session_id, executor, events.clone())
-        };
-        let connection = Connection {
-            session: kept,
-            events,
-            extensions: session.rendez.unwrap_or_default(),
-            environment: OnceCell::new_with(session.environment_info),
-            profile,
-        };
-        Self { connection: Arc::new(connection), timings }
+impl Environment {
+    pub(crate) fn new(connected: Connected, connector: Connector, events: EventDispatcher) -> Self {
+        let timings = connected.timings;
+        Self { session: Arc::new(Session::new(connected, connector, events)), timings }
     }
 
     /// How long it took to get here.
@@ -58,21 +46,20 @@ impl Executor {
 
     /// The profile of the connection.
     pub fn profile(&self) -> Profile {
-        self.connection.profile
+        self.session.profile
     }
 
     /// What the executor speaks beyond the stock dialect.
     pub fn extensions(&self) -> &Extensions {
-        &self.connection.extensions
+        &self.session.extensions
     }
 
     /// What the executor says of its environment: shell, directories, system.
     ///
     /// # Errors
     /// The call failed.
-    pub async fn environment(&self) -> Result<&Environment, CallError> {
-        let ask = || self.connection.session.call::<EnvironmentInfo>(&EnvironmentInfo {});
-        self.connection.environment.get_or_try_init(ask).await
+    pub async fn info(&self) -> Result<&session::Environment, CallError> {
+        self.session.environment().await
     }
 
     /// One round trip to the executor and back.
@@ -80,7 +67,7 @@ impl Executor {
     /// # Errors
     /// The call failed.
     pub async fn ping(&self) -> Result<(), CallError> {
-        self.connection.session.call::<EnvironmentStatus>(&EnvironmentStatus {}).await.map(drop)
+        self.session.call::<EnvironmentStatus>(&EnvironmentStatus {}).await.map(drop)
     }
 
     /// Starts a process. Who keeps it has to read it: once it has 4 MiB of output
@@ -99,30 +86,30 @@ impl Executor {
         };
         let id = ProcessId(crate::process::random_id()?);
         let start = command.into_start(id, cwd);
-        Process::start(self.connection.clone(), start).await
+        Process::start(self.session.clone(), start).await
     }
 
     /// The executor's files.
     pub fn files(&self) -> Files<'_> {
-        Files::new(&self.connection)
+        Files::new(&self.session)
     }
 
     /// Whether the connection stands, and every change of that.
-    pub fn link(&self) -> watch::Receiver<LinkState> {
-        self.connection.session.link()
+    pub fn connection_state(&self) -> watch::Receiver<ConnectionState> {
+        self.session.connection_state()
     }
 
     /// Closes the connection and waits until the executor knows. Processes
     /// that still run are ended by the executor when its grace is over.
     pub async fn close(self) {
-        if let Some(live) = self.connection.session.release() {
+        if let Some(live) = self.session.release() {
             let _ = timeout(CLOSE_TIMEOUT, live.caller.messages().finish()).await;
-            live.link.close().await;
+            live.socket.close().await;
         }
     }
 
     async fn default_cwd(&self) -> Result<PathUri, ProcessError> {
-        let environment = self.environment().await?;
-        environment.cwd.clone().ok_or(ProcessError::Unsupported("a default working directory"))
+        let info = self.info().await?;
+        info.cwd.clone().ok_or(ProcessError::Unsupported("a default working directory"))
     }
 }

@@ -17,18 +17,18 @@ use rendez_rpc::{Caller, Channel, Endpoint};
 use tokio::time::timeout;
 
 use crate::error::ConnectError;
-use crate::events::Events;
-use crate::link::Link;
+use crate::event_dispatcher::EventDispatcher;
 use crate::random::random;
-use crate::route::Route;
+use crate::reconnect::ReconnectingSocket;
+use crate::relay_endpoint::RelayEndpoint;
 
 /// How long the executor may take to open a session. Codex, WIRE.md section 4.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens streams to the executor of one environment.
 #[derive(Clone)]
-pub(crate) struct Opener {
-    pub(crate) route: Arc<Route>,
+pub(crate) struct Connector {
+    pub(crate) relay: Arc<RelayEndpoint>,
     pub(crate) environment: EnvironmentId,
     pub(crate) grace: Grace,
 }
@@ -37,7 +37,7 @@ pub(crate) struct Opener {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timings {
     /// Asking the registry for a ticket.
-    pub ask: Duration,
+    pub ticket: Duration,
     /// Opening the websocket: name, TCP, TLS, upgrade.
     pub dial: Duration,
     /// The Noise handshake with the executor, its question to the registry
@@ -48,45 +48,46 @@ pub struct Timings {
 }
 
 /// One stream that has a session, and the websocket below.
-pub(crate) struct Live {
+pub(crate) struct SessionStream {
     pub(crate) caller: Caller<Channel>,
     /// Its number among the streams that were tried for the session.
     pub(crate) epoch: u64,
     // After the caller: the socket goes last.
-    pub(crate) link: Link,
+    pub(crate) socket: ReconnectingSocket,
 }
 
 /// A stream that was just opened, and what was said on it.
-pub(crate) struct Opened {
-    pub(crate) live: Live,
+pub(crate) struct Connected {
+    pub(crate) stream: SessionStream,
     pub(crate) session: InitializeReply,
     pub(crate) profile: Profile,
     pub(crate) executor: PublicKey,
     pub(crate) timings: Timings,
 }
 
-impl Opener {
-    /// Opens a stream, and a session on it, or takes one up. Events go to
+impl Connector {
+    /// Opens a stream, and a session on it, or takes one up. EventDispatcher go to
     /// `events`; `epoch` is higher than in any try before.
-    pub(crate) async fn open(
+    pub(crate) async fn connect(
         &self,
-        events: &Events,
+        events: &EventDispatcher,
         resume: Option<SessionId>,
         epoch: u64,
-    ) -> Result<Opened, ConnectError> {
+    ) -> Result<Connected, ConnectError> {
         let mut clock = Instant::now();
         let mut lap = || std::mem::replace(&mut clock, Instant::now()).elapsed();
-        let reply = self.route.ask(&self.environment).await?;
-        let ask = lap();
-        let socket = self.route.dial(&reply).await?;
+        let reply = self.relay.request_ticket(&self.environment).await?;
+        let ticket = lap();
+        let socket = self.relay.dial(&reply).await?;
         let dial = lap();
         let profile = reply.security_profile;
-        let identity = self.route.identity.clone();
+        let identity = self.relay.identity.clone();
         let mut config = Config::orchestrator(identity, self.environment.clone());
-        config.profiles = self.route.profiles.clone();
+        config.profiles = self.relay.profiles.clone();
         config.limits.grace = self.grace.get();
         let endpoint = Endpoint::new(Mux::new(config, random()?));
-        let link = Link::start(self.route.clone(), endpoint.clone(), &reply, socket);
+        let socket =
+            ReconnectingSocket::start(self.relay.clone(), endpoint.clone(), &reply, socket);
         let channel = endpoint.connect(stream_to(&reply)?).await?;
         let handshake = lap();
         tracing::debug!(environment = %self.environment, %profile, "stream open");
@@ -107,9 +108,9 @@ impl Opener {
             .map_err(|_| ConnectError::Timeout)?
             .map_err(ConnectError::Session)?;
         caller.notify(&Initialized {}).await.map_err(ConnectError::Session)?;
-        let timings = Timings { ask, dial, handshake, session: lap() };
-        let live = Live { caller, epoch, link };
-        Ok(Opened { live, session, profile, executor: reply.executor_public_key, timings })
+        let timings = Timings { ticket, dial, handshake, session: lap() };
+        let stream = SessionStream { caller, epoch, socket };
+        Ok(Connected { stream, session, profile, executor: reply.executor_public_key, timings })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The events of one process on their way to its reader: in order, once, and with
 //! what was missed told where it is missing.
 //!
-//! Nothing waits here: this says whose turn it is, and [`events`](crate::events)
+//! Nothing waits here: this says whose turn it is, and [`events`](crate::event_dispatcher)
 //! passes them on.
 
 use std::collections::BTreeMap;
@@ -11,12 +11,12 @@ use bytes::Bytes;
 use rendez_proto::rpc::process::{ReadReply, Stream};
 use tokio::sync::{Notify, mpsc};
 
-/// Events that are held because one before them has not arrived. A stock
+/// EventDispatcher that are held because one before them has not arrived. A stock
 /// executor sends neighbours in either order now and then; more than a few
 /// means that one is lost.
 pub(crate) const EVENTS_HELD: usize = 64;
 
-/// Events that are held while what was missed is read and passed on: a few
+/// EventDispatcher that are held while what was missed is read and passed on: a few
 /// megabytes at most, since the executors in question send chunks of 8 KiB.
 pub(crate) const EVENTS_HELD_MEANWHILE: usize = 1024;
 
@@ -26,7 +26,7 @@ pub(crate) enum Event {
     Output(Stream, Bytes),
     Exited(i32),
     Closed,
-    /// Events are missing before this one.
+    /// EventDispatcher are missing before this one.
     Gap,
     /// So many events are missing before the next one, because the executor
     /// kept only the newest output while nobody was attached.
@@ -34,13 +34,13 @@ pub(crate) enum Event {
 }
 
 /// The events of one process.
-pub(crate) struct Feed {
+pub(crate) struct EventSequencer {
     pub(crate) events: mpsc::Sender<Event>,
     /// The number of the next event (WIRE.md, section 6.2: from 1, no holes).
     pub(crate) next: u64,
     held: BTreeMap<u64, Event>,
     pub(crate) mode: Mode,
-    /// Events below this number that are not held are gone at the executor, too.
+    /// EventDispatcher below this number that are not held are gone at the executor, too.
     gone_below: u64,
     /// Wakes who waits because too much is held.
     pub(crate) room: Arc<Notify>,
@@ -62,7 +62,7 @@ pub(crate) struct Feed {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// Events go to the reader, and wait for it.
+    /// EventDispatcher go to the reader, and wait for it.
     Live,
     /// What was missed is asked for. The answer comes behind what arrives, so
     /// that must not wait: it is held, and what is too much is dropped. Then, or
@@ -74,7 +74,7 @@ pub(crate) enum Mode {
     PassingOn,
 }
 
-impl Feed {
+impl EventSequencer {
     pub(crate) fn new(events: mpsc::Sender<Event>) -> Self {
         let (held, room) = (BTreeMap::new(), Arc::default());
         let mode = Mode::Live;
@@ -178,7 +178,7 @@ impl Feed {
     }
 }
 
-impl Drop for Feed {
+impl Drop for EventSequencer {
     fn drop(&mut self) {
         self.room.notify_waiters();
     }

@@ -6,9 +6,10 @@
 //! back: the token is refused, or another executor answers under this name.
 //! Streams of the Codex profile cannot do that and end with their socket.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rendez_proto::close::CloseFrame;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::keys::PublicKey;
@@ -16,22 +17,22 @@ use rendez_proto::profile::Profile;
 use rendez_proto::registry::ConnectReply;
 use rendez_rpc::Endpoint;
 use rendez_transport::backoff::{Backoff, RESUME_CAP};
-use rendez_transport::dial::{DialError, DialledSocket};
+use rendez_transport::dial::DialledSocket;
 use rendez_transport::{Ended, pump};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::error::ConnectError;
-use crate::random::random;
-use crate::route::Route;
+use crate::random::jitter;
+use crate::relay_endpoint::RelayEndpoint;
 
 /// How long the socket may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Whether the connection to an executor stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LinkState {
+pub enum ConnectionState {
     /// It does.
     Up,
     /// It was lost and is being resumed; nothing is lost yet.
@@ -41,40 +42,40 @@ pub enum LinkState {
 }
 
 /// The task that owns the websocket.
-pub(crate) struct Link {
+pub(crate) struct ReconnectingSocket {
     endpoint: Endpoint,
-    state: watch::Receiver<LinkState>,
+    state: watch::Receiver<ConnectionState>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Link {
+impl ReconnectingSocket {
     pub(crate) fn start(
-        route: Arc<Route>,
+        relay: Arc<RelayEndpoint>,
         endpoint: Endpoint,
         reply: &ConnectReply,
         socket: DialledSocket,
     ) -> Self {
-        let (announce, state) = watch::channel(LinkState::Up);
-        let keeper = Keeper {
-            route,
+        let (announce, state) = watch::channel(ConnectionState::Up);
+        let reconnecting = ReconnectLoop {
+            relay,
             endpoint: endpoint.clone(),
             environment: reply.environment_id.clone(),
             executor: reply.executor_public_key.clone(),
             profile: reply.security_profile,
             announce,
         };
-        let task = tokio::spawn(keeper.keep(socket, reply.executor_registration_id.clone()));
+        let task = tokio::spawn(reconnecting.run(socket, reply.executor_registration_id.clone()));
         Self { endpoint, state, task: Mutex::new(Some(task)) }
     }
 
-    pub(crate) fn state(&self) -> watch::Receiver<LinkState> {
+    pub(crate) fn state(&self) -> watch::Receiver<ConnectionState> {
         self.state.clone()
     }
 
     /// Closes the socket in good order.
     pub(crate) async fn close(&self) {
         self.endpoint.shut_down(CloseFrame::NORMAL);
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let task = self.task.lock().take();
         if let Some(mut task) = task
             && timeout(CLOSE_TIMEOUT, &mut task).await.is_err()
         {
@@ -83,24 +84,24 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+impl Drop for ReconnectingSocket {
     /// The task ends by itself once everything buffered is sent.
     fn drop(&mut self) {
         self.endpoint.shut_down(CloseFrame::NORMAL);
     }
 }
 
-struct Keeper {
-    route: Arc<Route>,
+struct ReconnectLoop {
+    relay: Arc<RelayEndpoint>,
     endpoint: Endpoint,
     environment: EnvironmentId,
     executor: PublicKey,
     profile: Profile,
-    announce: watch::Sender<LinkState>,
+    announce: watch::Sender<ConnectionState>,
 }
 
-impl Keeper {
-    async fn keep(self, mut socket: DialledSocket, mut registration: RegistrationId) {
+impl ReconnectLoop {
+    async fn run(self, mut socket: DialledSocket, mut registration: RegistrationId) {
         let mut backoff = Backoff::default();
         loop {
             let since = Instant::now();
@@ -116,38 +117,37 @@ impl Keeper {
             if let Ended::SentAway(within) = ended {
                 backoff.sent_away(within);
             }
-            self.announce.send_replace(LinkState::Resuming);
-            match self.reopen(&mut backoff).await {
-                Some(reopened) => (socket, registration) = reopened,
+            self.announce.send_replace(ConnectionState::Resuming);
+            match self.reconnect(&mut backoff).await {
+                Some(reconnected) => (socket, registration) = reconnected,
                 None => break,
             }
-            self.announce.send_replace(LinkState::Up);
+            self.announce.send_replace(ConnectionState::Up);
         }
         self.endpoint.abandon();
-        self.announce.send_replace(LinkState::Down);
+        self.announce.send_replace(ConnectionState::Down);
     }
 
     /// Tries until it works; `None` if there is no use.
-    async fn reopen(&self, backoff: &mut Backoff) -> Option<(DialledSocket, RegistrationId)> {
+    async fn reconnect(&self, backoff: &mut Backoff) -> Option<(DialledSocket, RegistrationId)> {
         loop {
-            let jitter = random().map_or(u32::MAX, u32::from_le_bytes);
-            self.endpoint.wait_detached(backoff.next_delay(RESUME_CAP, jitter)).await;
+            self.endpoint.wait_detached(backoff.next_delay(RESUME_CAP, jitter())).await;
             if !self.endpoint.has_streams() || self.endpoint.is_shut_down() {
                 return None;
             }
-            let error = match self.try_once().await {
-                Ok(reopened) => return Some(reopened),
+            let error = match self.try_reconnect().await {
+                Ok(reconnected) => return Some(reconnected),
                 Err(error) => error,
             };
             tracing::debug!(environment = %self.environment, %error, "cannot resume yet");
-            if is_final(&error) {
+            if error.is_final() {
                 return None;
             }
         }
     }
 
-    async fn try_once(&self) -> Result<(DialledSocket, RegistrationId), ConnectError> {
-        let reply = self.route.ask(&self.environment).await?;
+    async fn try_reconnect(&self) -> Result<(DialledSocket, RegistrationId), ConnectError> {
+        let reply = self.relay.request_ticket(&self.environment).await?;
         // Another executor knows nothing of the stream.
         if reply.executor_public_key != self.executor {
             return Err(ConnectError::ExecutorChanged);
@@ -155,22 +155,7 @@ impl Keeper {
         if reply.security_profile != self.profile {
             return Err(ConnectError::Downgrade(reply.security_profile));
         }
-        let socket = self.route.dial(&reply).await?;
+        let socket = self.relay.dial(&reply).await?;
         Ok((socket, reply.executor_registration_id))
-    }
-}
-
-/// Whether trying again cannot help.
-pub(crate) fn is_final(error: &ConnectError) -> bool {
-    match error {
-        ConnectError::Registry(error) => error.is_final(),
-        ConnectError::Dial(error) => matches!(error, DialError::Url(_) | DialError::TrustStore(_)),
-        ConnectError::Downgrade(_) | ConnectError::ExecutorChanged | ConnectError::NoRandomness => {
-            true
-        }
-        ConnectError::Stream(_)
-        | ConnectError::ExecutorLeft
-        | ConnectError::Session(_)
-        | ConnectError::Timeout => false,
     }
 }

@@ -10,15 +10,15 @@ use rendez_transport::dial::{DialledSocket, dial};
 use crate::error::ConnectError;
 
 /// A relay, and what we show there.
-pub(crate) struct Route {
+pub(crate) struct RelayEndpoint {
     pub(crate) registry: OrchestratorClient,
     pub(crate) identity: Identity,
     pub(crate) profiles: Vec<Profile>,
 }
 
-impl Route {
+impl RelayEndpoint {
     /// Asks the registry for a ticket, and checks that it answers the question.
-    pub(crate) async fn ask(
+    pub(crate) async fn request_ticket(
         &self,
         environment: &EnvironmentId,
     ) -> Result<ConnectReply, ConnectError> {
