@@ -36,65 +36,11 @@ pub const AUTHORIZATION_MAX_BYTES: usize = 4096;
 
 // ---- windows -------------------------------------------------------------
 
-/// How many records ahead of the next one a Codex-profile receiver holds
-/// (section 5): 65 ahead is a reset.
-pub const CODEX_REORDER_MAX_RECORDS: u32 = 64;
-/// How many bytes of early records a Codex-profile receiver holds (section 5).
-pub const CODEX_REORDER_MAX_BYTES: usize = 1024 * 1024;
-/// Received plaintext of a Codex-profile stream that waits for the application
-/// before the whole socket is read no more: that profile has no credit.
-pub const CODEX_UNREAD_MAX_BYTES: usize = 4 * 1024 * 1024;
-/// How long an executor's socket is not read for the sake of such a stream. Then
-/// that stream is reset, since all others wait: the stock executor does it at
-/// the 129th message (Codex, section 5). As long as a relay's patience.
-pub const CODEX_UNREAD_TIMEOUT: Duration = STALL_MAX;
-/// Records in flight, not yet acknowledged, with which a stream of a reliable
-/// profile begins, and what it may always have: 2 MB keep 1 Gbit/s busy at a
-/// round trip of 15 ms.
-pub const WINDOW_MIN_RECORDS: u32 = 32;
 /// Records in flight to which a window may grow: 1 Gbit/s at a round trip of
 /// 200 ms is 25 MB, in records of 60 KiB.
 pub const WINDOW_MAX_RECORDS: u32 = 448;
-/// Bytes in flight of one stream that are not taken from
-/// [`SEND_MEMORY_BYTES`]: a smallest window of largest frames.
-pub const WINDOW_MIN_BYTES: usize = WINDOW_MIN_RECORDS as usize * FRAME_MAX_BYTES;
-/// Bytes that all streams of one endpoint may have in flight beyond
-/// [`WINDOW_MIN_BYTES`] each: room for four of the largest windows. The exact
-/// sealed bytes are kept until they are acknowledged.
-pub const SEND_MEMORY_BYTES: usize = 4 * WINDOW_MAX_RECORDS as usize * FRAME_MAX_BYTES;
-/// Plaintext that all streams of one endpoint may be promised to be taken
-/// beyond a smallest window each: room for four of the largest windows.
-pub const RECEIVE_MEMORY_BYTES: usize =
-    4 * WINDOW_MAX_RECORDS as usize * RECORD_PLAINTEXT_MAX_BYTES;
-/// How long nothing arrives before a grown receive window falls back to the
-/// smallest one, so that others may have the memory.
-pub const WINDOW_IDLE: Duration = Duration::from_secs(10);
-/// Unsent bytes of one stream before its writer is told to wait: enough to
-/// fill a window while the writer wakes up. One message is always taken.
-pub const SEND_QUEUE_BYTES: usize = 1024 * 1024;
-/// How long an acknowledgement waits for a record to ride on.
-pub const ACK_DELAY: Duration = Duration::from_millis(5);
-/// Received records that are acknowledged at once: half of the smallest
-/// window, so that a sender never runs dry waiting for a delayed
-/// acknowledgement.
-pub const ACK_EVERY_RECORDS: u32 = WINDOW_MIN_RECORDS / 2;
-/// Credit that is worth a frame of its own: this part of the window.
-pub const CREDIT_STEP_FRACTION: u32 = 4;
-/// Later records that must be acknowledged before a gap is resent early. A
-/// relay reorders little: it sheds.
-pub const FAST_RESEND_RECORDS: u32 = 3;
-/// How many proofs with a higher counter may come before one: a relay lets
-/// acknowledgements overtake the resumes and resets of their stream.
-pub const PROOF_REORDER: u64 = u64::BITS as u64;
-/// Retransmission timeouts in a row after which a stream sends no more records
-/// until its peer has answered a resume.
-pub const SILENT_TIMEOUTS: u32 = 4;
 /// First retransmission timeout, before any round trip was measured.
 pub const RTO_INITIAL: Duration = Duration::from_secs(1);
-/// Shortest retransmission timeout: below us is TCP, which repairs faster.
-pub const RTO_MIN: Duration = Duration::from_millis(250);
-/// Longest retransmission timeout, and the longest gap between probes.
-pub const RTO_MAX: Duration = Duration::from_secs(10);
 
 // ---- streams -------------------------------------------------------------
 
@@ -112,18 +58,9 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an executor waits for the registry's verdict: its own HTTP time
 /// limit (Codex, section 1.3: 10 s) and some.
 pub const AUTHORIZATION_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often the end of a reliable stream is announced before the announcer
-/// stops repeating it. A lost announcement costs the peer its grace, no more.
-pub const FINISH_ATTEMPTS: u32 = 3;
-/// Frames of streams that do not exist (resets, mostly) that wait for the
-/// socket. More are dropped: their peers ask again or time out.
-pub const CONTROL_QUEUE_FRAMES: usize = 256;
 /// How long a stream of a reliable profile outlives its websocket, unless an
 /// end is told otherwise.
 pub const STREAM_GRACE: Duration = Duration::from_secs(90);
-/// Longest such time that an end may be told: a stream that waits keeps its
-/// place and its memory.
-pub const STREAM_GRACE_MAX: Duration = Duration::from_secs(3600);
 
 // ---- relay ---------------------------------------------------------------
 
@@ -243,20 +180,12 @@ const _: () = {
     assert!(NOISE_MESSAGE_MAX_BYTES + FRAME_OVERHEAD_MAX_BYTES <= MESSAGE_MAX_BYTES);
     // 200 ms at 1 Gbit/s
     assert!(WINDOW_MAX_RECORDS as usize * RECORD_PLAINTEXT_MAX_BYTES >= 200 * 125_000);
-    // a selective acknowledgement can name what fast resending looks for
-    assert!(FAST_RESEND_RECORDS < u32::BITS);
     assert!(HANDSHAKE_FAILURES_PER_TOKEN * 2 < HANDSHAKE_FAILURES as u64);
     assert!((HANDSHAKE_FAILURES as usize) <= PENDING_HANDSHAKES);
-    assert!(STREAM_GRACE.as_secs() <= STREAM_GRACE_MAX.as_secs());
-    // an executor that waits is not taken for one that is gone
-    assert!(CODEX_UNREAD_TIMEOUT.as_secs() * 2 < PING_INTERVAL.as_secs());
     assert!(PONG_TIMEOUT.as_secs() >= 2 * PING_INTERVAL.as_secs());
     assert!(READ_FILE_MAX_BYTES / 3 * 4 + 4096 < APPLICATION_MESSAGE_MAX_BYTES);
     assert!(STDIN_WINDOW_MAX_BYTES >= 200 * 125_000);
     assert!(PENDING_HANDSHAKES <= STREAMS_PER_EXECUTOR);
-    assert!(RTO_INITIAL.as_millis() >= RTO_MIN.as_millis());
-    assert!(RTO_MAX.as_millis() >= RTO_INITIAL.as_millis());
-    assert!(ACK_DELAY.as_millis() * 4 < RTO_MIN.as_millis());
     assert!(CONNECT_WAIT.as_secs() < 6);
     assert!(CONNECTIONS_PER_ENVIRONMENT <= CONNECTIONS_PER_ENVIRONMENT_MAX);
     assert!(AUDIT_KEEP_AGE.as_secs() >= KEEP_MIN.as_secs());

@@ -61,10 +61,10 @@ impl Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Streams at once, those included that wait for a verdict or to be read
-    /// out. Each may buffer [`WINDOW_MIN_BYTES`](limits::WINDOW_MIN_BYTES)
+    /// out. Each may buffer [`WINDOW_MIN_BYTES`](crate::window::WINDOW_MIN_BYTES)
     /// plus one message in each direction; all together
-    /// [`SEND_MEMORY_BYTES`](limits::SEND_MEMORY_BYTES) and
-    /// [`RECEIVE_MEMORY_BYTES`](limits::RECEIVE_MEMORY_BYTES) more.
+    /// [`SEND_MEMORY_BYTES`](crate::window::SEND_MEMORY_BYTES) and
+    /// [`RECEIVE_MEMORY_BYTES`](crate::window::RECEIVE_MEMORY_BYTES) more.
     pub streams: usize,
     /// Handshakes that wait for the registry's verdict.
     pub pending_handshakes: usize,
@@ -87,13 +87,19 @@ impl Default for Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grace(Duration);
 
+const _: () = assert!(limits::STREAM_GRACE.as_secs() <= Grace::MAX.as_secs());
+
 /// The text is not a grace.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a grace is a duration from 1s to 1h, such as 90s or 5m")]
 pub struct InvalidGrace;
 
 impl Grace {
-    /// The duration, 1 s to [`STREAM_GRACE_MAX`](limits::STREAM_GRACE_MAX).
+    /// Longest such time that an end may be told: a stream that waits keeps its
+    /// place and its memory.
+    pub const MAX: Duration = Duration::from_secs(3600);
+
+    /// The duration, 1 s to [`Grace::MAX`].
     pub fn get(self) -> Duration {
         self.0
     }
@@ -110,7 +116,7 @@ impl FromStr for Grace {
 
     fn from_str(text: &str) -> Result<Self, InvalidGrace> {
         let grace = humantime::parse_duration(text).map_err(|_| InvalidGrace)?;
-        let range = Duration::from_secs(1)..=limits::STREAM_GRACE_MAX;
+        let range = Duration::from_secs(1)..=Self::MAX;
         if range.contains(&grace) { Ok(Self(grace)) } else { Err(InvalidGrace) }
     }
 }

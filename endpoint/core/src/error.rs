@@ -40,7 +40,7 @@ pub enum Closed {
     /// This executor's application did not read for [`CODEX_UNREAD_TIMEOUT`]
     /// while the socket had to wait for it (Codex profile).
     ///
-    /// [`CODEX_UNREAD_TIMEOUT`]: rendez_proto::limits::CODEX_UNREAD_TIMEOUT
+    /// [`CODEX_UNREAD_TIMEOUT`]: crate::CODEX_UNREAD_TIMEOUT
     #[error("too much was left unread for too long")]
     Unread,
 }

@@ -11,7 +11,11 @@
 use std::collections::VecDeque;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use rendez_proto::limits::{APPLICATION_MESSAGE_MAX_BYTES, SEND_QUEUE_BYTES};
+use rendez_proto::limits::APPLICATION_MESSAGE_MAX_BYTES;
+
+/// Unsent bytes of one stream before its writer is told to wait: enough to
+/// fill a window while the writer wakes up. One message is always taken.
+pub const SEND_QUEUE_BYTES: usize = 1024 * 1024;
 
 const HEADER_BYTES: usize = 4;
 /// What it costs to keep one more message, beside its bytes.

@@ -49,6 +49,7 @@ pub use error::{Closed, ConnectError, Misbehaviour, Refusal, SendError};
 pub use mux::Mux;
 pub use noise::{Authorized, Identity, IdentitySeed, PendingHandshake};
 pub use stats::Stats;
+pub use stream::{ACK_DELAY, ACK_EVERY_RECORDS, CODEX_UNREAD_MAX_BYTES, CODEX_UNREAD_TIMEOUT};
 
 /// The origin of virtual time in unit tests.
 #[cfg(test)]

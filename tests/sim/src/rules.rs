@@ -8,12 +8,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rendez_endpoint::{Closed, Misbehaviour, Stats};
+use rendez_endpoint::framing::SEND_QUEUE_BYTES;
+use rendez_endpoint::{CODEX_UNREAD_MAX_BYTES, Closed, Misbehaviour, Stats};
 use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::StreamId;
-use rendez_proto::limits::{
-    CODEX_UNREAD_MAX_BYTES, FRAME_MAX_BYTES, SEND_QUEUE_BYTES, STREAM_GRACE, WINDOW_MAX_RECORDS,
-};
+use rendez_proto::limits::{FRAME_MAX_BYTES, STREAM_GRACE, WINDOW_MAX_RECORDS};
 use rendez_proto::profile::Profile;
 
 use crate::Micros;

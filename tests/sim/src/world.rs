@@ -9,10 +9,11 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rendez_endpoint::window::RTO_MAX;
 use rendez_endpoint::{Key, Mux, PendingHandshake};
 use rendez_proto::ids::RegistrationId;
 use rendez_proto::keys::PublicKey;
-use rendez_proto::limits::{RTO_MAX, STREAM_GRACE};
+use rendez_proto::limits::STREAM_GRACE;
 use rendez_relay_core::SWEEP_INTERVAL;
 use rendez_relay_core::overflow::LANE_MAX_BYTES;
 

@@ -4,13 +4,16 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use rendez_proto::limits::CONTROL_QUEUE_FRAMES;
 
 use super::Mux;
 use crate::config::{Event, Key};
 use crate::error::{Closed, Misbehaviour};
 use crate::stats::Stats;
 use crate::stream::{Ending, Stream, Terms};
+
+/// Frames of streams that do not exist (resets, mostly) that wait for the
+/// socket. More are dropped: their peers ask again or time out.
+const CONTROL_QUEUE_FRAMES: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct StreamEntry {

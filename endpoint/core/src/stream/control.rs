@@ -13,9 +13,12 @@
 
 use rendez_proto::frame::{Ack, Body, Frame, Proof};
 use rendez_proto::ids::Seq;
-use rendez_proto::limits::PROOF_REORDER;
 
 use crate::noise::{Opener, Refused, Sealer};
+
+/// How many proofs with a higher counter may come before one: a relay lets
+/// acknowledgements overtake the resumes and resets of their stream.
+const PROOF_REORDER: u64 = u64::BITS as u64;
 
 /// Marks nonces of proofs.
 const PROOF: u64 = 1 << 63;

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::StreamId;
-use rendez_proto::limits::{self, AUTHORIZATION_TIMEOUT};
+use rendez_proto::limits::AUTHORIZATION_TIMEOUT;
 use rendez_proto::profile::Profile;
 use sha2::{Digest as _, Sha256};
 
@@ -33,11 +33,13 @@ use crate::error::{Closed, Misbehaviour, SendError};
 use crate::framing::Inbox;
 use crate::noise::{Authorized, AwaitingAuthorization, HandshakeError};
 use crate::stats::Stats;
-use crate::window::Budget;
+use crate::window::{Budget, RECEIVE_MEMORY_BYTES, SEND_MEMORY_BYTES};
 
 pub(crate) use dialing::Dialing;
 pub(crate) use ending::{Ending, Tell, reset, wire_name};
 use open::Open;
+pub use open::{CODEX_UNREAD_MAX_BYTES, CODEX_UNREAD_TIMEOUT};
+pub use reliable::{ACK_DELAY, ACK_EVERY_RECORDS};
 
 /// See the module.
 #[derive(Debug)]
@@ -70,7 +72,7 @@ pub(crate) struct Terms {
 
 impl Terms {
     pub(crate) fn new(grace: Duration) -> Self {
-        let (send, receive) = (limits::SEND_MEMORY_BYTES, limits::RECEIVE_MEMORY_BYTES);
+        let (send, receive) = (SEND_MEMORY_BYTES, RECEIVE_MEMORY_BYTES);
         Self { grace, send_memory: Budget::new(send), receive_memory: Budget::new(receive) }
     }
 }

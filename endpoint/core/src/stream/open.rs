@@ -1,13 +1,12 @@
 //! An open stream: keys, windows and framing, under either kind of profile.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use rendez_proto::frame::{Ack, Body, Frame, ResetReason};
 use rendez_proto::ids::{Seq, StreamId};
 use rendez_proto::limits::{
-    CODEX_REORDER_MAX_BYTES, CODEX_UNREAD_MAX_BYTES, CODEX_UNREAD_TIMEOUT,
-    FRAME_OVERHEAD_MAX_BYTES, RECORD_PLAINTEXT_MAX_BYTES, TAG_BYTES,
+    FRAME_OVERHEAD_MAX_BYTES, PING_INTERVAL, RECORD_PLAINTEXT_MAX_BYTES, TAG_BYTES,
 };
 
 use super::control::record_ad;
@@ -18,6 +17,19 @@ use crate::framing::{Inbox, Outbox};
 use crate::noise::{Opener, Sealer};
 use crate::stats::Stats;
 use crate::window::{Arrival, RecvWindow};
+
+/// How many bytes of early records a Codex-profile receiver holds (section 5).
+const CODEX_REORDER_MAX_BYTES: usize = 1024 * 1024;
+/// Received plaintext of a Codex-profile stream that waits for the application
+/// before the whole socket is read no more: that profile has no credit.
+pub const CODEX_UNREAD_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// How long an executor's socket is not read for the sake of such a stream. Then
+/// that stream is reset, since all others wait: the stock executor does it at
+/// the 129th message (Codex, section 5). As long as a relay's patience.
+pub const CODEX_UNREAD_TIMEOUT: Duration = Duration::from_secs(2);
+
+// an executor that waits is not taken for one that is gone
+const _: () = assert!(CODEX_UNREAD_TIMEOUT.as_secs() * 2 < PING_INTERVAL.as_secs());
 
 /// The first sequence of the Codex profile (WIRE.md, section 5).
 const CODEX_FIRST: Seq = Seq(0);

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rendez_proto::frame::{Ack, Body, Frame, ResetReason};
 use rendez_proto::ids::{Seq, StreamId};
-use rendez_proto::limits::{ACK_DELAY, ACK_EVERY_RECORDS, FINISH_ATTEMPTS, SILENT_TIMEOUTS};
 
 use super::control::Proofs;
 use super::link::{Link, Probe};
@@ -14,7 +13,22 @@ use super::{Ending, Tell, Terms};
 use crate::error::{Closed, Misbehaviour};
 use crate::noise::Sealer;
 use crate::stats::Stats;
-use crate::window::{RecvWindow, SendWindow};
+use crate::window::{RTO_MIN, RecvWindow, SendWindow, WINDOW_MIN_RECORDS};
+
+/// How long an acknowledgement waits for a record to ride on.
+pub const ACK_DELAY: Duration = Duration::from_millis(5);
+/// Received records that are acknowledged at once: half of the smallest
+/// window, so that a sender never runs dry waiting for a delayed
+/// acknowledgement.
+pub const ACK_EVERY_RECORDS: u32 = WINDOW_MIN_RECORDS / 2;
+/// Retransmission timeouts in a row after which a stream sends no more records
+/// until its peer has answered a resume.
+const SILENT_TIMEOUTS: u32 = 4;
+/// How often the end of a reliable stream is announced before the announcer
+/// stops repeating it. A lost announcement costs the peer its grace, no more.
+const FINISH_ATTEMPTS: u32 = 3;
+
+const _: () = assert!(ACK_DELAY.as_millis() * 4 < RTO_MIN.as_millis());
 
 /// The first sequence of our profiles: an acknowledgement of 0 means none.
 pub(super) const FIRST: Seq = Seq(1);

@@ -5,7 +5,9 @@
 //! takes a smallest window of every stream, and sheds what is beyond it when
 //! its memory runs short.
 
-use rendez_proto::limits::{WINDOW_MAX_RECORDS, WINDOW_MIN_RECORDS};
+use rendez_proto::limits::WINDOW_MAX_RECORDS;
+
+use super::WINDOW_MIN_RECORDS;
 
 /// See the module.
 #[derive(Debug, Clone)]

@@ -17,17 +17,18 @@
 //! * [`RecvWindow`] answers whether a record is worth opening before any
 //!   cryptography, and only ever holds what was opened.
 //!
-//! [`WINDOW_MIN_RECORDS`]: rendez_proto::limits::WINDOW_MIN_RECORDS
 //! [`WINDOW_MAX_RECORDS`]: rendez_proto::limits::WINDOW_MAX_RECORDS
 
+mod bounds;
 mod budget;
 mod congestion;
 mod recv;
 mod rtt;
 mod send;
 
+pub use bounds::{RECEIVE_MEMORY_BYTES, SEND_MEMORY_BYTES, WINDOW_MIN_BYTES, WINDOW_MIN_RECORDS};
 pub use budget::Budget;
 pub use congestion::Congestion;
-pub use recv::{Arrival, RecvWindow};
-pub use rtt::Rto;
+pub use recv::{Arrival, CODEX_REORDER_MAX_RECORDS, RecvWindow};
+pub use rtt::{RTO_MAX, RTO_MIN, Rto};
 pub use send::{AckOfUnsent, SendWindow};

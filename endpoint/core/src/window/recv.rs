@@ -6,12 +6,18 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rendez_proto::frame::Ack;
 use rendez_proto::ids::Seq;
-use rendez_proto::limits::{
-    CODEX_REORDER_MAX_RECORDS, CREDIT_STEP_FRACTION, RECORD_PLAINTEXT_MAX_BYTES, WINDOW_IDLE,
-    WINDOW_MAX_RECORDS, WINDOW_MIN_RECORDS,
-};
+use rendez_proto::limits::{RECORD_PLAINTEXT_MAX_BYTES, WINDOW_MAX_RECORDS};
 
-use super::Budget;
+use super::{Budget, WINDOW_MIN_RECORDS};
+
+/// How many records ahead of the next one a Codex-profile receiver holds
+/// (section 5): 65 ahead is a reset.
+pub const CODEX_REORDER_MAX_RECORDS: u32 = 64;
+/// How long nothing arrives before a grown receive window falls back to the
+/// smallest one, so that others may have the memory.
+const WINDOW_IDLE: Duration = Duration::from_secs(10);
+/// Credit that is worth a frame of its own: this part of the window.
+const CREDIT_STEP_FRACTION: u32 = 4;
 
 /// What a record's number says about it, before any cryptography.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -229,8 +235,8 @@ fn bytes(records: u32) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::window::RECEIVE_MEMORY_BYTES;
     use proptest::prelude::*;
-    use rendez_proto::limits::RECEIVE_MEMORY_BYTES;
     use std::collections::{BTreeMap, BTreeSet};
 
     const WINDOW_MIN: usize = WINDOW_MIN_RECORDS as usize * RECORD_PLAINTEXT_MAX_BYTES;

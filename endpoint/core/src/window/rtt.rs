@@ -6,7 +6,17 @@
 
 use std::time::Duration;
 
-use rendez_proto::limits::{RTO_INITIAL, RTO_MAX, RTO_MIN};
+use rendez_proto::limits::RTO_INITIAL;
+
+/// Shortest retransmission timeout: below us is TCP, which repairs faster.
+pub const RTO_MIN: Duration = Duration::from_millis(250);
+/// Longest retransmission timeout, and the longest gap between probes.
+pub const RTO_MAX: Duration = Duration::from_secs(10);
+
+const _: () = {
+    assert!(RTO_INITIAL.as_millis() >= RTO_MIN.as_millis());
+    assert!(RTO_MAX.as_millis() >= RTO_INITIAL.as_millis());
+};
 
 /// Round-trip estimate and the timeout that follows from it.
 #[derive(Debug, Clone)]

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use rendez_endpoint::framing::SEND_QUEUE_BYTES;
 use rendez_endpoint::noise::{Prologue, initiate};
-use rendez_endpoint::{Closed, Event, Misbehaviour, SendError};
+use rendez_endpoint::{
+    CODEX_UNREAD_MAX_BYTES, CODEX_UNREAD_TIMEOUT, Closed, Event, Misbehaviour, SendError,
+};
 use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::Seq;
-use rendez_proto::limits::{
-    APPLICATION_MESSAGE_MAX_BYTES, CODEX_UNREAD_MAX_BYTES, CODEX_UNREAD_TIMEOUT,
-    RECORD_PLAINTEXT_MAX_BYTES, SEND_QUEUE_BYTES,
-};
+use rendez_proto::limits::{APPLICATION_MESSAGE_MAX_BYTES, RECORD_PLAINTEXT_MAX_BYTES};
 use rendez_proto::profile::Profile;
 
 use crate::pair::{Pair, STREAM, identity, kinds, open, registration, reset, stream};

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use rendez_endpoint::{Closed, Event, SendError};
+use rendez_endpoint::window::{RTO_MAX, WINDOW_MIN_RECORDS};
+use rendez_endpoint::{ACK_DELAY, ACK_EVERY_RECORDS, Closed, Event, SendError};
 use rendez_proto::frame::{Ack, Body, Frame, ResetReason};
 use rendez_proto::ids::Seq;
 use rendez_proto::limits::{
-    ACK_DELAY, ACK_EVERY_RECORDS, RECORD_PLAINTEXT_MAX_BYTES, RTO_INITIAL, RTO_MAX, STREAM_GRACE,
-    STREAMS_PER_EXECUTOR, WINDOW_MIN_RECORDS,
+    RECORD_PLAINTEXT_MAX_BYTES, RTO_INITIAL, STREAM_GRACE, STREAMS_PER_EXECUTOR,
 };
 use rendez_proto::profile::Profile;
 

@@ -6,11 +6,16 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rendez_proto::frame::Ack;
 use rendez_proto::ids::Seq;
-use rendez_proto::limits::{
-    FAST_RESEND_RECORDS, WINDOW_MAX_RECORDS, WINDOW_MIN_BYTES, WINDOW_MIN_RECORDS,
-};
+use rendez_proto::limits::WINDOW_MAX_RECORDS;
 
-use super::{Budget, Congestion, Rto};
+use super::{Budget, Congestion, Rto, WINDOW_MIN_BYTES, WINDOW_MIN_RECORDS};
+
+/// Later records that must be acknowledged before a gap is resent early. A
+/// relay reorders little: it sheds.
+const FAST_RESEND_RECORDS: u32 = 3;
+
+// a selective acknowledgement can name the records that fast resending looks for
+const _: () = assert!(FAST_RESEND_RECORDS < u32::BITS);
 
 /// An authenticated acknowledgement of something that was never sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -2,7 +2,9 @@
 
 use super::*;
 use proptest::prelude::*;
-use rendez_proto::limits::{RTO_INITIAL, RTO_MIN};
+use rendez_proto::limits::RTO_INITIAL;
+
+use crate::window::RTO_MIN;
 use std::collections::BTreeMap;
 
 /// Beyond the smallest window.
