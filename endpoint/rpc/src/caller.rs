@@ -8,8 +8,9 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rendez_proto::rpc::{self, Json, Message, Method, Notification, RequestId, RpcError};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
@@ -137,13 +138,13 @@ impl<T: Method> Answer<T> {
 
 impl<T> Drop for Answer<T> {
     fn drop(&mut self) {
-        self.pending.lock().answers.remove(&self.id);
+        self.pending.0.lock().answers.remove(&self.id);
     }
 }
 
 impl Pending {
     fn register<T>(self: &Arc<Self>) -> Option<Answer<T>> {
-        let mut waiting = self.lock();
+        let mut waiting = self.0.lock();
         if waiting.closed {
             return None;
         }
@@ -157,20 +158,16 @@ impl Pending {
     fn answered(&self, id: &RequestId, outcome: Result<Json, RpcError>) {
         // An answer that nobody asked for is ignored, as stock harnesses do.
         if let RequestId::Number(id) = id
-            && let Some(sender) = self.lock().answers.remove(id)
+            && let Some(sender) = self.0.lock().answers.remove(id)
         {
             let _ = sender.send(outcome);
         }
     }
 
     fn close(&self) {
-        let mut waiting = self.lock();
+        let mut waiting = self.0.lock();
         waiting.closed = true;
         waiting.answers.clear();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
