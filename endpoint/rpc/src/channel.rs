@@ -5,27 +5,27 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rendez_endpoint::{Closed, Key, SendError};
 
-use crate::endpoint::{Endpoint, Phase, Signals};
 use crate::messages::{Messages, StreamClosed};
+use crate::shared_mux::{SharedMux, StreamPhase, StreamReadiness, now};
 
 /// One stream. Dropping it closes the stream in good order: what was sent is
 /// still delivered.
 pub struct Channel {
-    endpoint: Endpoint,
+    mux: SharedMux,
     key: Key,
-    signals: Arc<Signals>,
+    readiness: Arc<StreamReadiness>,
 }
 
 impl Channel {
-    pub(crate) fn new(endpoint: Endpoint, key: Key, signals: Arc<Signals>) -> Self {
-        Self { endpoint, key, signals }
+    pub(crate) fn new(mux: SharedMux, key: Key, readiness: Arc<StreamReadiness>) -> Self {
+        Self { mux, key, readiness }
     }
 
     /// Waits until the handshake is done.
     pub(crate) async fn opened(&self) -> Result<(), Closed> {
-        let mut phase = self.signals.phase.subscribe();
-        match phase.wait_for(|phase| *phase != Phase::Opening).await.as_deref() {
-            Ok(Phase::Closed(why)) => Err(*why),
+        let mut phase = self.readiness.phase.subscribe();
+        match phase.wait_for(|phase| *phase != StreamPhase::Opening).await.as_deref() {
+            Ok(StreamPhase::Closed(why)) => Err(*why),
             Ok(_) => Ok(()),
             // The sender lives as long as `self`.
             Err(_) => Err(Closed::Lost),
@@ -34,9 +34,9 @@ impl Channel {
 
     /// Waits until the stream is over, and says why.
     pub async fn closed(&self) -> Closed {
-        let mut phase = self.signals.phase.subscribe();
-        match phase.wait_for(|phase| matches!(phase, Phase::Closed(_))).await.as_deref() {
-            Ok(Phase::Closed(why)) => *why,
+        let mut phase = self.readiness.phase.subscribe();
+        match phase.wait_for(|phase| matches!(phase, StreamPhase::Closed(_))).await.as_deref() {
+            Ok(StreamPhase::Closed(why)) => *why,
             _ => Closed::Lost,
         }
     }
@@ -44,13 +44,13 @@ impl Channel {
     /// Ends the stream at once, because the other end sends what makes no sense,
     /// and tells it so. What waits is neither sent nor received.
     pub fn reset(&self) {
-        self.endpoint.reset(self.key);
+        self.mux.change(|mux| mux.reset(now(), self.key));
     }
 
     /// Closes the stream in good order and waits until the other end knows.
     /// What it sends meanwhile must still be read, or this waits for ever.
     pub async fn finish(&self) -> Closed {
-        self.endpoint.close(self.key);
+        self.mux.change(|mux| mux.close(now(), self.key));
         self.closed().await
     }
 }
@@ -58,11 +58,11 @@ impl Channel {
 impl Messages for Channel {
     async fn recv(&self) -> Option<Bytes> {
         loop {
-            let readable = self.signals.readable.notified();
+            let readable = self.readiness.readable.notified();
             // Asked in this order, so that what arrived before the end is
             // delivered before the end.
-            let closed = self.signals.is_closed();
-            if let Some(message) = self.endpoint.recv(self.key) {
+            let closed = self.readiness.is_closed();
+            if let Some(message) = self.mux.change(|mux| mux.recv(self.key)) {
                 return Some(message);
             }
             if closed {
@@ -73,8 +73,9 @@ impl Messages for Channel {
     }
 
     async fn over(&self) {
-        let mut phase = self.signals.phase.subscribe();
-        let over = |phase: &Phase| matches!(phase, Phase::Ended | Phase::Closed(_));
+        let mut phase = self.readiness.phase.subscribe();
+        let over =
+            |phase: &StreamPhase| matches!(phase, StreamPhase::Ended | StreamPhase::Closed(_));
         // The sender lives as long as `self`.
         let _ = phase.wait_for(over).await;
     }
@@ -82,11 +83,11 @@ impl Messages for Channel {
     async fn send(&self, message: Bytes) -> Result<(), StreamClosed> {
         loop {
             // Created before the attempt: notify_waiters reaches it from then on.
-            let writable = self.signals.writable.notified();
-            if self.signals.is_closed() {
+            let writable = self.readiness.writable.notified();
+            if self.readiness.is_closed() {
                 return Err(StreamClosed);
             }
-            match self.endpoint.send(self.key, &message) {
+            match self.mux.change(|mux| mux.send(self.key, &message)) {
                 Ok(()) => return Ok(()),
                 Err(SendError::Blocked) => writable.await,
                 Err(_) => return Err(StreamClosed),
@@ -97,7 +98,7 @@ impl Messages for Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        self.endpoint.close(self.key);
-        self.endpoint.forget(self.key);
+        self.mux.change(|mux| mux.close(now(), self.key));
+        self.mux.lock().streams.remove(&self.key);
     }
 }

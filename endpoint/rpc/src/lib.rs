@@ -5,7 +5,7 @@
 //!      │
 //!   channel                  one open stream: recv, send, close
 //!      │
-//!   endpoint                 the Mux behind a mutex, and who to wake
+//!   shared_mux               the Mux behind a mutex, and the tasks to wake
 //!      │
 //!   rendez-transport's pump  one websocket
 //! ```
@@ -16,7 +16,11 @@ pub mod endpoint;
 pub mod memory;
 pub mod messages;
 
+mod driver;
+mod shared_mux;
+
 pub use caller::{Answer, CallError, Caller, Notified};
 pub use channel::Channel;
-pub use endpoint::{AuthorizationRequest, Driver, Endpoint, Incoming, OpenError};
+pub use driver::Driver;
+pub use endpoint::{AuthorizationRequest, Endpoint, Incoming, OpenError};
 pub use messages::{Messages, StreamClosed};
