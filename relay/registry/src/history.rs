@@ -24,9 +24,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::seam::Clock;
 use crate::store;
+use crate::store::ConnectionStore;
 use crate::store::StoreError;
 use crate::store::capacity;
-use crate::store::records::{Began, Connection, ConnectionId, Note, Records};
+use crate::store::connections::{Began, Connection, ConnectionId, Note};
 
 /// Records of connections that wait to be written. More than there are
 /// connections on a node; beyond it, the oldest is lost and counted.
@@ -54,7 +55,7 @@ impl Default for HistoryKeep {
 
 /// What is not written yet, and who writes it.
 pub struct History {
-    records: Arc<dyn Records>,
+    store: Arc<dyn ConnectionStore>,
     clock: Arc<dyn Clock>,
     keep: Mutex<HistoryKeep>,
     /// What is too old is looked for at once.
@@ -89,13 +90,13 @@ struct Noted {
 
 impl History {
     pub(crate) fn new(
-        records: Arc<dyn Records>,
+        store: Arc<dyn ConnectionStore>,
         clock: Arc<dyn Clock>,
         run: u64,
         keep: HistoryKeep,
     ) -> Self {
         Self {
-            records,
+            store,
             clock,
             keep: Mutex::new(keep),
             prune_now: AtomicBool::new(true),
@@ -194,7 +195,7 @@ impl History {
             from = end.connection.id.number + 1;
             let (versions, written): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
             let keep = self.kept().connections;
-            for before in self.records.write_connections(&written, keep).await? {
+            for before in self.store.write_connections(&written, keep).await? {
                 self.counter(before).fetch_add(1, Ordering::Relaxed);
             }
             let mut notes = self.lock();
@@ -248,7 +249,7 @@ impl History {
         loop {
             // lets others write in between
             let limit = capacity::CONNECTIONS_PRUNE_BATCH;
-            let batch = self.records.prune_connections(before, limit).await?;
+            let batch = self.store.prune_connections(before, limit).await?;
             removed += batch;
             if batch < u64::from(limit) {
                 break;
@@ -267,64 +268,12 @@ impl History {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
-
-    use async_trait::async_trait;
-    use rendez_proto::ids::{EnvironmentId, Generation};
+    use rendez_proto::ids::Generation;
 
     use super::*;
-    use crate::testing::{FixedClock, START, env};
+    use crate::testing::{FixedClock, MemoryStore, START, env};
 
-    /// Keeps what it is given, unless it is down.
-    #[derive(Default)]
-    struct Kept {
-        down: AtomicBool,
-        writes: Mutex<Vec<Vec<Note>>>,
-        /// How many connections were to be kept at the last write.
-        keep: AtomicU64,
-        /// Of each look for old ones, the time before which they ended.
-        prunes: Mutex<Vec<u64>>,
-    }
-
-    #[async_trait]
-    impl Records for Kept {
-        async fn write_connections(
-            &self,
-            notes: &[Note],
-            keep: u32,
-        ) -> Result<Vec<Began>, StoreError> {
-            self.keep.store(keep.into(), Ordering::SeqCst);
-            if self.down.load(Ordering::SeqCst) {
-                return Err(StoreError::Unavailable("down".into()));
-            }
-            self.writes.lock().unwrap().push(notes.to_vec());
-            Ok(vec![None, Some(EndReason::Revoked)])
-        }
-        async fn connections(
-            &self,
-            _: &EnvironmentId,
-            _: u32,
-        ) -> Result<Vec<Connection>, StoreError> {
-            Ok(vec![])
-        }
-        async fn last_connections(
-            &self,
-            _: &[EnvironmentId],
-        ) -> Result<Vec<Connection>, StoreError> {
-            Ok(vec![])
-        }
-        async fn prune_connections(&self, before: u64, limit: u32) -> Result<u64, StoreError> {
-            let mut prunes = self.prunes.lock().unwrap();
-            prunes.push(before);
-            // there is more than fits one batch
-            Ok(if prunes.len() == 1 { limit.into() } else { 0 })
-        }
-        async fn end_open_connections(&self, _: u64, _: EndReason) -> Result<u64, StoreError> {
-            Ok(0)
-        }
-    }
-
-    fn history_of(kept: Arc<Kept>) -> History {
+    fn history_of(kept: Arc<MemoryStore>) -> History {
         let clock = Arc::new(FixedClock(AtomicU64::new(START)));
         History::new(kept, clock, 7, HistoryKeep::default())
     }
@@ -348,7 +297,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_written_once_has_begun_until_it_has_ended() {
-        let kept = Arc::new(Kept::default());
+        let kept = Arc::new(MemoryStore::default());
         let history = history_of(kept.clone());
         let open = connection(&history);
         let over = Connection { ended: Some((20, EndReason::PingTimeout)), ..open.clone() };
@@ -363,13 +312,13 @@ mod tests {
         kept.down.store(false, Ordering::SeqCst);
         history.flush().await.unwrap();
         let changed = Note { connection: over, begun: true };
-        assert_eq!(*kept.writes.lock().unwrap(), [vec![new(open)], vec![changed]]);
+        assert_eq!(*kept.connections.lock().unwrap(), [vec![new(open)], vec![changed]]);
         assert!(history.lock().begun.is_empty());
     }
 
     #[tokio::test]
     async fn only_the_last_state_is_written_and_once() {
-        let kept = Arc::new(Kept::default());
+        let kept = Arc::new(MemoryStore::default());
         let history = history_of(kept.clone());
         let mut first = connection(&history);
         history.note(first.clone());
@@ -380,7 +329,7 @@ mod tests {
         history.flush().await.unwrap();
         assert_eq!(history.unwritten(), 0);
         history.flush().await.unwrap();
-        assert_eq!(*kept.writes.lock().unwrap(), [[first, second].map(new).to_vec()]);
+        assert_eq!(*kept.connections.lock().unwrap(), [[first, second].map(new).to_vec()]);
         let mut ways = vec![(None, 1)];
         ways.extend(EndReason::ALL.iter().map(|why| (Some(*why), 0)));
         ways[1 + EndReason::Revoked as usize].1 = 1;
@@ -391,7 +340,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_outage_of_the_database_loses_nothing_and_holds_up_nobody() {
-        let kept = Arc::new(Kept::default());
+        let kept = Arc::new(MemoryStore::default());
         kept.down.store(true, Ordering::SeqCst);
         let history = Arc::new(history_of(kept.clone()));
         let noted: Vec<_> = (0..CONNECTIONS_PER_WRITE + 1)
@@ -409,7 +358,7 @@ mod tests {
         sleep_virtually(store::WRITE_RETRY_PAUSE * 2).await;
         assert_eq!(history.unwritten(), 0);
         writer.abort();
-        let writes = kept.writes.lock().unwrap();
+        let writes = kept.connections.lock().unwrap();
         assert_eq!(writes.len(), 2, "in batches");
         assert_eq!(writes.concat(), noted.into_iter().map(new).collect::<Vec<_>>());
         assert_eq!(history.lost(), 0);
@@ -417,7 +366,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_old_goes_at_the_start_every_hour_and_when_less_is_kept() {
-        let kept = Arc::<Kept>::default();
+        let kept = Arc::<MemoryStore>::default();
         let history = Arc::new(history_of(kept.clone()));
         let writer = tokio::spawn({
             let history = history.clone();

@@ -1,8 +1,8 @@
 //! A registry in a throw-away directory, with time, ids and presence in hand.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -23,12 +23,17 @@ use tokio::sync::watch;
 use crate::audit::AuditKeep;
 use crate::history::HistoryKeep;
 use crate::jwt::config::IssuerConfig;
-use crate::model::{Caller, Role};
+use crate::model::{
+    Caller, Credential, Environment, NewRegistration, Registration, Role, Subject, Token, TokenId,
+    TokenPattern,
+};
 use crate::public_url::WebsocketBase;
 use crate::seam::{Clock, Live, NoRandomness, NoTiming, NotWaiting, Presence, Random};
-use crate::store::StoreError;
-use crate::store::audit::AuditStore;
-use crate::store::records::{Began, Connection, Note, Records};
+use crate::store::connections::{Began, Connection, Note};
+use crate::store::{
+    AuditStore, Claimed, ConnectionStore, Enrolled, Redeemed, Redemption, RegistrationStore,
+    RevocationStore, Rotated, StoreError, TicketStore, TokenStore, Used, Withdrawn,
+};
 use crate::{Options, PublicUrl, Registry};
 
 /// When tests begin, in seconds since 1970.
@@ -37,6 +42,18 @@ pub(crate) const START: u64 = 1_800_000_000;
 /// The audit log's row of something that a test does to a store.
 pub(crate) fn act() -> AuditEvent {
     AuditEvent::new(AuditKind::Admin, START)
+}
+
+/// Token number `n`, for every environment whose name begins with `dev-`. The
+/// second one expires.
+pub(crate) fn token(n: u8, role: Role) -> Token {
+    let credential = Credential::Secret { hash: [n; 32], previous: None };
+    let environments = "dev-*".parse().unwrap();
+    Token {
+        label: format!("number {n}"),
+        expires_at: (n == 2).then_some(1000),
+        ..Token::new(TokenId::from_random([n; 8]), role, environments, credential, 10)
+    }
 }
 
 pub(crate) struct FixedClock(pub(crate) AtomicU64);
@@ -130,9 +147,189 @@ impl Presence for FixedPresence {
     }
 }
 
+/// A store in memory. It keeps what is written in the background, and knows one
+/// token, which may do anything that a registration needs; other calls fail.
+#[derive(Default)]
+pub(crate) struct MemoryStore {
+    token: Option<Token>,
+    /// For each kind of call, the errors that are still to come.
+    failures: Mutex<BTreeMap<&'static str, VecDeque<StoreError>>>,
+    /// Calls that can be scripted to fail, so far.
+    pub(crate) calls: AtomicUsize,
+    /// Whether connections are refused.
+    pub(crate) down: AtomicBool,
+    /// Connections, one entry per write.
+    pub(crate) connections: Mutex<Vec<Vec<Note>>>,
+    /// How many connections were to be kept at the last write.
+    pub(crate) keep: AtomicU64,
+    /// For each removal of old connections, the time before which they ended.
+    pub(crate) prunes: Mutex<Vec<u64>>,
+    /// Rows of the audit log.
+    pub(crate) events: Mutex<Vec<AuditEvent>>,
+}
+
+impl MemoryStore {
+    pub(crate) fn scripted(
+        token: Token,
+        failures: impl IntoIterator<Item = (&'static str, Vec<StoreError>)>,
+    ) -> Self {
+        let failures = failures.into_iter().map(|(call, list)| (call, list.into())).collect();
+        Self { token: Some(token), failures: Mutex::new(failures), ..Self::default() }
+    }
+
+    fn scripted_failure(&self, call: &'static str) -> Result<(), StoreError> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        let mut failures = self.failures.lock().unwrap();
+        failures.get_mut(call).and_then(VecDeque::pop_front).map_or(Ok(()), Err)
+    }
+}
+
+pub(crate) fn busy() -> StoreError {
+    StoreError::Unavailable("database is locked".into())
+}
+
 #[async_trait]
-impl AuditStore for NoRecords {
-    async fn append_audit(&self, _: &[AuditEvent]) -> Result<Head, StoreError> {
+impl TokenStore for MemoryStore {
+    async fn insert_token(&self, _: &Token, _: &AuditEvent) -> Result<(), StoreError> {
+        Err(busy())
+    }
+    async fn token(&self, _: &TokenId) -> Result<Option<Token>, StoreError> {
+        self.scripted_failure("token").map(|()| self.token.clone())
+    }
+    async fn tokens(&self, _: Option<&TokenId>, _: u32) -> Result<Vec<Token>, StoreError> {
+        Err(busy())
+    }
+    async fn token_by_key(&self, _: &[u8; 32]) -> Result<Option<Token>, StoreError> {
+        self.scripted_failure("token_by_key").map(|()| None)
+    }
+    async fn rotate_token(
+        &self,
+        _: &TokenId,
+        _: &[u8; 32],
+        _: u64,
+        _: u64,
+        _: &AuditEvent,
+    ) -> Result<Rotated, StoreError> {
+        Err(busy())
+    }
+    async fn use_token(&self, _: &Subject, _: u64) -> Result<Used, StoreError> {
+        Err(busy())
+    }
+    async fn enrol(
+        &self,
+        _: &Token,
+        _: &TokenId,
+        _: u64,
+        _: &AuditEvent,
+    ) -> Result<Enrolled, StoreError> {
+        self.scripted_failure("enrol").map(|()| Enrolled::Now)
+    }
+    async fn revoke(&self, _: &Subject, _: u64, _: &AuditEvent) -> Result<bool, StoreError> {
+        Err(busy())
+    }
+    async fn is_blocked(&self, _: &Subject) -> Result<bool, StoreError> {
+        Err(busy())
+    }
+}
+
+#[async_trait]
+impl RegistrationStore for MemoryStore {
+    async fn put_registration(
+        &self,
+        new: &NewRegistration,
+        now: u64,
+    ) -> Result<Claimed, StoreError> {
+        self.scripted_failure("put")?;
+        Ok(Claimed::Current(Registration {
+            environment: new.environment.clone(),
+            id: new.id.clone(),
+            generation: Generation(1),
+            key: new.key.clone(),
+            profiles: new.profiles.clone(),
+            subject: new.subject.clone(),
+            registered_at: now,
+        }))
+    }
+    async fn registration(&self, _: &EnvironmentId) -> Result<Option<Registration>, StoreError> {
+        Err(busy())
+    }
+    async fn environments(
+        &self,
+        _: &[TokenPattern],
+        _: Option<&EnvironmentId>,
+        _: u32,
+    ) -> Result<Vec<Environment>, StoreError> {
+        Err(busy())
+    }
+    async fn environment(&self, _: &EnvironmentId) -> Result<Option<Environment>, StoreError> {
+        Err(busy())
+    }
+    async fn remove_registration(
+        &self,
+        _: &EnvironmentId,
+        _: u64,
+        _: &AuditEvent,
+    ) -> Result<Option<RegistrationId>, StoreError> {
+        Err(busy())
+    }
+    async fn revoke_environment(
+        &self,
+        _: &EnvironmentId,
+        _: u64,
+        _: &AuditEvent,
+    ) -> Result<bool, StoreError> {
+        Err(busy())
+    }
+}
+
+#[async_trait]
+impl TicketStore for MemoryStore {
+    async fn redeem(&self, _: &Redemption, _: u64) -> Result<Redeemed, StoreError> {
+        self.scripted_failure("redeem").map(|()| Redeemed::Now)
+    }
+}
+
+#[async_trait]
+impl RevocationStore for MemoryStore {
+    async fn last_withdrawal(&self) -> Result<u64, StoreError> {
+        Err(busy())
+    }
+    async fn withdrawals(&self, _: u64, _: u32) -> Result<Withdrawn, StoreError> {
+        Err(busy())
+    }
+}
+
+#[async_trait]
+impl ConnectionStore for MemoryStore {
+    async fn write_connections(&self, notes: &[Note], keep: u32) -> Result<Vec<Began>, StoreError> {
+        self.keep.store(keep.into(), Ordering::SeqCst);
+        if self.down.load(Ordering::SeqCst) {
+            return Err(busy());
+        }
+        self.connections.lock().unwrap().push(notes.to_vec());
+        Ok(vec![None, Some(EndReason::Revoked)])
+    }
+    async fn connections(&self, _: &EnvironmentId, _: u32) -> Result<Vec<Connection>, StoreError> {
+        Ok(vec![])
+    }
+    async fn last_connections(&self, _: &[EnvironmentId]) -> Result<Vec<Connection>, StoreError> {
+        Ok(vec![])
+    }
+    async fn prune_connections(&self, before: u64, limit: u32) -> Result<u64, StoreError> {
+        let mut prunes = self.prunes.lock().unwrap();
+        prunes.push(before);
+        // there is more than fits one batch
+        Ok(if prunes.len() == 1 { limit.into() } else { 0 })
+    }
+    async fn end_open_connections(&self, _: u64, _: EndReason) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+}
+
+#[async_trait]
+impl AuditStore for MemoryStore {
+    async fn append_audit(&self, events: &[AuditEvent]) -> Result<Head, StoreError> {
+        self.events.lock().unwrap().extend_from_slice(events);
         Ok(Head::EMPTY)
     }
     async fn audit_rows(&self, _: u64, _: u32) -> Result<Vec<AuditRow>, StoreError> {
@@ -142,28 +339,6 @@ impl AuditStore for NoRecords {
         Ok(Head::EMPTY)
     }
     async fn prune_audit(&self, _: u64, _: u64, _: u32, _: u64) -> Result<u64, StoreError> {
-        Ok(0)
-    }
-}
-
-/// For a store of which only one method is looked at.
-pub(crate) struct NoRecords;
-
-#[async_trait]
-impl Records for NoRecords {
-    async fn write_connections(&self, _: &[Note], _: u32) -> Result<Vec<Began>, StoreError> {
-        Ok(vec![])
-    }
-    async fn connections(&self, _: &EnvironmentId, _: u32) -> Result<Vec<Connection>, StoreError> {
-        Ok(vec![])
-    }
-    async fn last_connections(&self, _: &[EnvironmentId]) -> Result<Vec<Connection>, StoreError> {
-        Ok(vec![])
-    }
-    async fn prune_connections(&self, _: u64, _: u32) -> Result<u64, StoreError> {
-        Ok(0)
-    }
-    async fn end_open_connections(&self, _: u64, _: EndReason) -> Result<u64, StoreError> {
         Ok(0)
     }
 }

@@ -36,8 +36,7 @@ use self::repeats::Repeats;
 use crate::page;
 use crate::seam::Clock;
 use crate::store;
-use crate::store::StoreError;
-use crate::store::audit::AuditStore;
+use crate::store::{AuditStore, StoreError};
 
 /// Events of the audit log that wait to be written; beyond it, they are lost,
 /// counted, and a row says so. A few seconds of a busy relay.

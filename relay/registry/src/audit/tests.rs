@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::store;
 use crate::store::sqlite::SqliteStore;
-use crate::testing::{FixedClock, START, until};
+use crate::testing::{FixedClock, MemoryStore, START, until};
 
 /// A store that can be down, and can wait in the middle of a write.
 struct Moody {
@@ -325,27 +325,6 @@ async fn a_cut_by_age_stops_before_the_first_row_that_is_young() {
     log.verify(None).await.unwrap();
 }
 
-/// A log in memory.
-#[derive(Default)]
-struct Memory(Mutex<Vec<AuditEvent>>);
-
-#[async_trait]
-impl AuditStore for Memory {
-    async fn append_audit(&self, events: &[AuditEvent]) -> Result<Head, StoreError> {
-        self.0.lock().unwrap().extend_from_slice(events);
-        Ok(Head::EMPTY)
-    }
-    async fn audit_rows(&self, _: u64, _: u32) -> Result<Vec<AuditRow>, StoreError> {
-        Ok(vec![])
-    }
-    async fn audit_head(&self) -> Result<Head, StoreError> {
-        Ok(Head::EMPTY)
-    }
-    async fn prune_audit(&self, _: u64, _: u64, _: u32, _: u64) -> Result<u64, StoreError> {
-        Ok(0)
-    }
-}
-
 /// The clock is stopped: it goes on by so much, and everybody does what is due.
 async fn pass(time: Duration) {
     tokio::time::advance(time).await;
@@ -356,7 +335,7 @@ async fn pass(time: Duration) {
 
 #[tokio::test(start_paused = true)]
 async fn whoever_is_refused_again_and_again_gets_a_row_a_minute() {
-    let store = Arc::<Memory>::default();
+    let store = Arc::<MemoryStore>::default();
     let clock = Arc::new(FixedClock(AtomicU64::new(START)));
     let audit = Arc::new(Audit::new(store.clone(), clock, AuditKeep::default()));
     let writer = tokio::spawn({
@@ -365,7 +344,7 @@ async fn whoever_is_refused_again_and_again_gets_a_row_a_minute() {
     });
     let away = AuditEvent { what: Some("away".to_owned()), ..audit.event(AuditKind::Connect) };
     let counts = || {
-        let rows = store.0.lock().unwrap();
+        let rows = store.events.lock().unwrap();
         rows.iter().map(|event| event.count).collect::<Vec<_>>()
     };
     audit.record_refusal(away.clone());

@@ -13,7 +13,7 @@ use tower::ServiceExt as _;
 use crate::model::{Role, TokenId};
 use crate::stats::{Operation, Outcome};
 use crate::store::sqlite::SqliteStore;
-use crate::store::{Store as _, StoreError};
+use crate::store::{StoreError, TokenStore as _};
 use crate::testing::{Fixture, START, act, connect_request, key, register_request};
 
 const REGISTER: &str = "/cloud/environment/dev/register";

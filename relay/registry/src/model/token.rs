@@ -213,6 +213,31 @@ impl fmt::Debug for Token {
 }
 
 impl Token {
+    /// A token that may be used from anywhere, as often as one likes, until it
+    /// is revoked.
+    pub fn new(
+        id: TokenId,
+        role: Role,
+        environments: TokenPattern,
+        credential: Credential,
+        created_at: u64,
+    ) -> Self {
+        Self {
+            id,
+            role,
+            environments,
+            label: String::new(),
+            credential,
+            sources: SourceCidrs::default(),
+            max_uses: None,
+            uses: 0,
+            created_at,
+            rotated_at: None,
+            expires_at: None,
+            revoked_at: None,
+        }
+    }
+
     /// Whether it permits anything at `now`.
     pub fn is_active(&self, now: u64) -> bool {
         self.revoked_at.is_none() && self.expires_at.is_none_or(|end| now < end)

@@ -122,19 +122,14 @@ impl Registry {
         let secret = Zeroizing::new(self.random::<SECRET_BYTES>()?);
         let bearer = BearerToken::new(new.role, TokenId::from_random(self.random()?), *secret);
         let now = self.now();
+        let id = bearer.id().clone();
+        let credential = Credential::Secret { hash: bearer.secret_hash(), previous: None };
         let token = Token {
-            id: bearer.id().clone(),
-            role: new.role,
-            environments,
             label: new.label.clone(),
-            credential: Credential::Secret { hash: bearer.secret_hash(), previous: None },
             sources,
             max_uses,
-            uses: 0,
-            created_at: now,
-            rotated_at: None,
             expires_at: new.expires_in_secs.map(|seconds| now.saturating_add(seconds)),
-            revoked_at: None,
+            ..Token::new(id, new.role, environments, credential, now)
         };
         let act = self.act(AuditKind::Admin, actor, format!("token_created {}", token.id)).await?;
         self.store().insert_token(&token, &act).await?;

@@ -19,7 +19,7 @@ use crate::page;
 use crate::seam::Live;
 use crate::store;
 use crate::store::StoreError;
-use crate::store::records::Connection;
+use crate::store::connections::Connection;
 
 /// Why environments were not shown.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +55,7 @@ impl Registry {
         let mut connections = BTreeMap::new();
         if !ids.is_empty() {
             self.settle_history().await;
-            for connection in self.records().last_connections(&ids).await? {
+            for connection in self.store().last_connections(&ids).await? {
                 connections.insert(connection.environment.clone(), connection);
             }
         }
@@ -99,7 +99,7 @@ impl Registry {
         };
         self.settle_history().await;
         let limit = self.history().kept().connections;
-        let history = self.records().connections(id, limit).await?;
+        let history = self.store().connections(id, limit).await?;
         let live = self.presence().live(id).await;
         let entry = entry(environment, history.first(), &live);
         Ok(EnvironmentDetail {
@@ -116,7 +116,7 @@ impl Registry {
     /// Why an environment's executor is away, and since when.
     pub(super) async fn absence(&self, environment: &Environment) -> Result<Absence, StoreError> {
         self.settle_history().await;
-        let last = self.records().connections(&environment.id, 1).await?;
+        let last = self.store().connections(&environment.id, 1).await?;
         let (since, because) = away(environment, last.first());
         Ok(Absence { state: AbsenceState::Offline, since_unix_secs: since, away_because: because })
     }
@@ -136,7 +136,7 @@ impl Registry {
     /// The store's.
     pub async fn take_over_history(&self) -> Result<u64, StoreError> {
         let why = EndReason::RelayRestarted;
-        let ended = self.records().end_open_connections(self.now(), why).await?;
+        let ended = self.store().end_open_connections(self.now(), why).await?;
         if ended > 0 {
             tracing::info!(ended, "connections of a relay that did not stop in good order");
         }

@@ -39,8 +39,7 @@ use crate::seam::{NoTiming, SystemClock, SystemRandom, Timing, random_bytes};
 use crate::signer::{Signer, SignerError};
 use crate::stats::Stats;
 use crate::store::sqlite::{SqliteOpenError, SqliteStore};
-use crate::store::timed::Timed;
-use crate::store::{Background, Store, StoreError};
+use crate::store::{Store, StoreError};
 
 /// How long a stopping relay waits for what is written in the background.
 pub(crate) const WRITE_FAREWELL: Duration = Duration::from_secs(2);
@@ -58,7 +57,6 @@ pub struct Registry {
 
 struct Inner {
     store: Arc<dyn Store>,
-    records: Arc<dyn Background>,
     history: History,
     audit: Arc<Audit>,
     signer: Signer,
@@ -166,19 +164,17 @@ impl OpenError {
 impl Inner {
     fn new(
         store: Arc<dyn Store>,
-        records: Arc<dyn Background>,
         run: u64,
         signer: Signer,
         issuers: Issuers,
         options: Options,
     ) -> Self {
-        let history =
-            History::new(records.clone(), options.clock.clone(), run, options.history_keep);
-        let audit = Audit::new(records.clone(), options.clock.clone(), options.audit_keep);
+        let history = History::new(store.clone(), options.clock.clone(), run, options.history_keep);
+        let audit = Audit::new(store.clone(), options.clock.clone(), options.audit_keep);
         let audit = Arc::new(audit);
         let stats = Stats::default();
         let started_at = options.clock.now_unix_secs();
-        Self { store, records, history, audit, signer, issuers, started_at, options, stats }
+        Self { store, history, audit, signer, issuers, started_at, options, stats }
     }
 }
 
@@ -231,25 +227,18 @@ impl Registry {
         options: Options,
     ) -> Result<Self, OpenError> {
         let run = random_bytes(&*options.random).map_err(SignerError::from)?;
-        let store = Arc::new(Timed::new(store, options.timing.clone()));
-        let (store, records) = (store.clone(), store);
+        let store = Arc::new(store.with_timing(options.timing.clone()));
         let run = u64::from_be_bytes(run);
-        let inner = Arc::new(Inner::new(store, records, run, signer, issuers, options));
+        let inner = Arc::new(Inner::new(store, run, signer, issuers, options));
         Ok(Self { inner, patience: None })
     }
 
     /// A registry over any store, for tests. `run` is another number at each
     /// start.
     #[cfg(test)]
-    pub(crate) fn new(
-        store: Arc<dyn Store>,
-        records: Arc<dyn Background>,
-        run: u64,
-        signer: Signer,
-        options: Options,
-    ) -> Self {
+    pub(crate) fn new(store: Arc<dyn Store>, run: u64, signer: Signer, options: Options) -> Self {
         let issuers = Issuers::new(&options.issuers).unwrap();
-        let inner = Arc::new(Inner::new(store, records, run, signer, issuers, options));
+        let inner = Arc::new(Inner::new(store, run, signer, issuers, options));
         Self { inner, patience: None }
     }
 
@@ -288,10 +277,6 @@ impl Registry {
     /// The registry's time, in seconds since 1970.
     pub fn unix_now(&self) -> u64 {
         self.now()
-    }
-
-    fn records(&self) -> &dyn Background {
-        &*self.inner.records
     }
 
     fn presence(&self) -> &dyn Presence {
@@ -362,7 +347,7 @@ mod tests {
         let store = SqliteStore::open(&path).await.unwrap();
         sqlx::query("DROP TABLE connections").execute(store.pool()).await.unwrap();
         let registered = fixture.register(&executor, "dev").await;
-        registry.history().note(crate::store::records::Connection {
+        registry.history().note(crate::store::connections::Connection {
             id: registry.history().next_id(),
             environment: registered.environment_id,
             registration: registered.executor_registration_id,

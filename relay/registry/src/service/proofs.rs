@@ -17,9 +17,7 @@ use subtle::ConstantTimeEq as _;
 
 use super::Registry;
 use super::auth::AuthError;
-use crate::model::{
-    Caller, Credential, Forbidden, Grant, Role, SourceCidrs, Subject, Token, TokenId,
-};
+use crate::model::{Caller, Credential, Forbidden, Grant, Role, Subject, Token, TokenId};
 use crate::seam::NoRandomness;
 use crate::store::{Enrolled, Redeemed, Redemption, StoreError};
 
@@ -183,22 +181,16 @@ impl Registry {
         let now = self.now();
         let invitation = self.persist(|| self.store().token(&join)).await?;
         let invitation = invitation.ok_or(AuthError::Unknown)?;
+        // an environment's id is a pattern without stars
         let environments = proof.environment.as_str().parse();
+        let environments = environments.map_err(|_| StoreError::Corrupt("environment"))?;
+        let id = TokenId::from_random(self.random()?);
+        let credential = Credential::Key { public: proof.key, enrolled_by: join.clone() };
         let token = Token {
-            id: TokenId::from_random(self.random()?),
-            role: Role::Executor,
-            // an environment's id is a pattern without stars
-            environments: environments.map_err(|_| StoreError::Corrupt("environment"))?,
             label: invitation.label,
-            credential: Credential::Key { public: proof.key, enrolled_by: join.clone() },
-            // a bound that is dropped silently would be none
-            sources: SourceCidrs::clone(&invitation.sources),
-            max_uses: None,
-            uses: 0,
-            created_at: now,
-            rotated_at: None,
-            expires_at: None,
-            revoked_at: None,
+            // the networks of the join token bind the executor too
+            sources: invitation.sources,
+            ..Token::new(id, Role::Executor, environments, credential, now)
         };
         let event = self.audit().event(AuditKind::Enrol);
         let event = AuditEvent {

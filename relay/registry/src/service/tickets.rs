@@ -336,7 +336,6 @@ mod tests {
                     .await
                     .unwrap(),
             ),
-            std::sync::Arc::new(crate::testing::NoRecords),
             1,
             crate::signer::Signer::from_seed(&[9; 32]),
             crate::Options::default(),

@@ -98,7 +98,7 @@ mod tests {
 
     use super::*;
     use crate::model::Role;
-    use crate::store::records::Connection;
+    use crate::store::connections::Connection;
     use crate::testing::{Fixture, START, env};
 
     /// Nobody waits that long here, unless the machine stands still.

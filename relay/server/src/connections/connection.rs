@@ -12,7 +12,7 @@ use rendez_proto::registry::environments::{EndReason, LiveExecutor};
 use rendez_proto::registry::status::{ConnectionCursor, ConnectionEntry, ConnectionRole};
 use rendez_registry::Registry;
 use rendez_registry::model::Subject;
-use rendez_registry::store::records::{Connection as Record, ConnectionId};
+use rendez_registry::store::connections::{Connection as Record, ConnectionId};
 use rendez_relay_core::PortKey;
 use tokio_util::sync::CancellationToken;
 

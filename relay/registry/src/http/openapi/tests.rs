@@ -13,7 +13,7 @@ use tower::ServiceExt as _;
 
 use super::*;
 use crate::model::Role;
-use crate::store::records::Connection;
+use crate::store::connections::Connection;
 use crate::testing::{Fixture, START, env};
 
 /// What an operation is called with.

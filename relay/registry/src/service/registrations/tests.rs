@@ -1,23 +1,20 @@
 //! Registering, connecting and validating, on a real store.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use async_trait::async_trait;
-use rendez_proto::audit::AuditEvent;
 use rendez_proto::ids::Generation;
 use rendez_proto::proof::{Call, PROOF_HEADER, Proof, body_hash};
 use rendez_proto::registry::error::AbsenceState;
 use rendez_proto::ticket::BINDING_BYTES;
 
 use super::*;
-use crate::model::{Credential, Environment, Grant, Subject, Token, TokenId, TokenPattern};
+use crate::model::{Credential, Grant, Token, TokenId};
 use crate::service::patience;
 use crate::signer::Signer;
-use crate::store::{Enrolled, Rotated, Store, Withdrawn};
 use crate::testing::{
-    Fixture, START, base, connect_request, env, key, register_request, ticket, validate_request,
+    Fixture, MemoryStore, START, base, busy, connect_request, env, key, register_request, ticket,
+    token, validate_request,
 };
 use crate::token::{BearerToken, SECRET_BYTES};
 use crate::{NobodyConnected, Options};
@@ -262,145 +259,18 @@ async fn a_revoked_orchestrator_is_denied_at_once() {
     assert_eq!(verdict, Verdict::Denied(Denied::TokenInactive));
 }
 
-/// A store of which only what a registration needs works, each call after some
-/// failures.
-struct Scripted {
-    /// Of each kind of call, what is still to come.
-    failures: Mutex<BTreeMap<&'static str, VecDeque<StoreError>>>,
-    calls: AtomicUsize,
-    token: Token,
-}
-
-impl Scripted {
-    fn fails(&self, call: &'static str) -> Result<(), StoreError> {
-        self.calls.fetch_add(1, Ordering::SeqCst);
-        let mut failures = self.failures.lock().unwrap();
-        failures.get_mut(call).and_then(VecDeque::pop_front).map_or(Ok(()), Err)
-    }
-}
-
-#[async_trait]
-impl Store for Scripted {
-    async fn insert_token(&self, _: &Token, _: &AuditEvent) -> Result<(), StoreError> {
-        Err(busy())
-    }
-    async fn token(&self, _: &TokenId) -> Result<Option<Token>, StoreError> {
-        self.fails("token").map(|()| Some(self.token.clone()))
-    }
-    async fn tokens(&self, _: Option<&TokenId>, _: u32) -> Result<Vec<Token>, StoreError> {
-        Err(busy())
-    }
-    async fn token_by_key(&self, _: &[u8; 32]) -> Result<Option<Token>, StoreError> {
-        self.fails("token_by_key").map(|()| None)
-    }
-    async fn rotate_token(
-        &self,
-        _: &TokenId,
-        _: &[u8; 32],
-        _: u64,
-        _: u64,
-        _: &AuditEvent,
-    ) -> Result<Rotated, StoreError> {
-        Err(busy())
-    }
-    async fn use_token(&self, _: &Subject, _: u64) -> Result<Used, StoreError> {
-        Err(busy())
-    }
-    async fn enrol(
-        &self,
-        _: &Token,
-        _: &TokenId,
-        _: u64,
-        _: &AuditEvent,
-    ) -> Result<Enrolled, StoreError> {
-        self.fails("enrol").map(|()| Enrolled::Now)
-    }
-    async fn revoke(&self, _: &Subject, _: u64, _: &AuditEvent) -> Result<bool, StoreError> {
-        Err(busy())
-    }
-    async fn is_blocked(&self, _: &Subject) -> Result<bool, StoreError> {
-        Err(busy())
-    }
-    async fn remove_registration(
-        &self,
-        _: &EnvironmentId,
-        _: u64,
-        _: &AuditEvent,
-    ) -> Result<Option<RegistrationId>, StoreError> {
-        Err(busy())
-    }
-    async fn revoke_environment(
-        &self,
-        _: &EnvironmentId,
-        _: u64,
-        _: &AuditEvent,
-    ) -> Result<bool, StoreError> {
-        Err(busy())
-    }
-    async fn last_withdrawal(&self) -> Result<u64, StoreError> {
-        Err(busy())
-    }
-    async fn withdrawals(&self, _: u64, _: u32) -> Result<Withdrawn, StoreError> {
-        Err(busy())
-    }
-    async fn put_registration(
-        &self,
-        new: &NewRegistration,
-        now: u64,
-    ) -> Result<Claimed, StoreError> {
-        self.fails("put")?;
-        Ok(Claimed::Current(Registration {
-            environment: new.environment.clone(),
-            id: new.id.clone(),
-            generation: Generation(1),
-            key: new.key.clone(),
-            profiles: new.profiles.clone(),
-            subject: new.subject.clone(),
-            registered_at: now,
-        }))
-    }
-    async fn registration(&self, _: &EnvironmentId) -> Result<Option<Registration>, StoreError> {
-        Err(busy())
-    }
-    async fn environments(
-        &self,
-        _: &[TokenPattern],
-        _: Option<&EnvironmentId>,
-        _: u32,
-    ) -> Result<Vec<Environment>, StoreError> {
-        Err(busy())
-    }
-    async fn environment(&self, _: &EnvironmentId) -> Result<Option<Environment>, StoreError> {
-        Err(busy())
-    }
-    async fn redeem(&self, _: &Redemption, _: u64) -> Result<Redeemed, StoreError> {
-        self.fails("redeem").map(|()| Redeemed::Now)
-    }
-}
-
-fn busy() -> StoreError {
-    StoreError::Unavailable("database is locked".into())
-}
-
-/// A registry on it that knows the bearer of a token with this role.
+/// A registry on a store in memory that knows the bearer of a token with this
+/// role. Each call of the store fails first with these errors.
 fn scripted(
     role: Role,
     failures: impl IntoIterator<Item = (&'static str, Vec<StoreError>)>,
-) -> (Registry, Arc<Scripted>, BearerToken) {
+) -> (Registry, Arc<MemoryStore>, BearerToken) {
     let bearer = BearerToken::new(role, TokenId::from_random([1; 8]), [1; SECRET_BYTES]);
     let credential = Credential::Secret { hash: bearer.secret_hash(), previous: None };
-    let token = Token { credential, max_uses: None, ..crate::store::contract::token(1, role) };
-    let failures = failures.into_iter().map(|(call, list)| (call, list.into())).collect();
-    let calls = AtomicUsize::new(0);
-    let store = Arc::new(Scripted { failures: Mutex::new(failures), calls, token });
+    let token = Token { credential, ..token(1, role) };
+    let store = Arc::new(MemoryStore::scripted(token, failures));
     let options = Options { presence: Arc::new(NobodyConnected), ..Options::default() };
-    let registry = Registry::new(
-        store.clone(),
-        Arc::new(crate::testing::NoRecords),
-        1,
-        Signer::from_seed(&[1; 32]),
-        options,
-    );
+    let registry = Registry::new(store.clone(), 1, Signer::from_seed(&[1; 32]), options);
     (registry, store, bearer)
 }
 

@@ -8,6 +8,7 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use super::SqliteStore;
 use super::database::Lasting;
 use super::rows::{bytes, number, optional_number, seconds};
+use crate::stats::StoreCall;
 use crate::store::StoreError;
 use crate::store::audit::AuditStore;
 use crate::store::capacity;
@@ -15,29 +16,44 @@ use crate::store::capacity;
 #[async_trait]
 impl AuditStore for SqliteStore {
     async fn append_audit(&self, events: &[AuditEvent]) -> Result<Head, StoreError> {
-        let mut tx = self.db.write_lasting().await?;
-        let mut head = head(&mut tx).await?;
-        for event in events {
-            head = append(&mut tx, head, event.clone()).await?;
-        }
-        tx.commit().await?;
-        Ok(head)
+        self.db
+            .timer
+            .time(StoreCall::WriteAudit, async {
+                let mut tx = self.db.write_lasting().await?;
+                let mut head = head(&mut tx).await?;
+                for event in events {
+                    head = append(&mut tx, head, event.clone()).await?;
+                }
+                tx.commit().await?;
+                Ok(head)
+            })
+            .await
     }
 
     async fn audit_rows(&self, after: u64, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
-        sqlx::query("SELECT * FROM audit WHERE seq > ? ORDER BY seq LIMIT ?")
-            .bind(seconds(after))
-            .bind(limit)
-            .fetch_all(&self.db.pool)
-            .await?
-            .iter()
-            .map(row)
-            .collect()
+        self.db
+            .timer
+            .time(StoreCall::ReadAudit, async {
+                sqlx::query("SELECT * FROM audit WHERE seq > ? ORDER BY seq LIMIT ?")
+                    .bind(seconds(after))
+                    .bind(limit)
+                    .fetch_all(&self.db.pool)
+                    .await?
+                    .iter()
+                    .map(row)
+                    .collect()
+            })
+            .await
     }
 
     async fn audit_head(&self) -> Result<Head, StoreError> {
-        let mut reading = self.db.pool.acquire().await?;
-        head(&mut reading).await
+        self.db
+            .timer
+            .time(StoreCall::ReadAudit, async {
+                let mut reading = self.db.pool.acquire().await?;
+                head(&mut reading).await
+            })
+            .await
     }
 
     async fn prune_audit(
@@ -47,44 +63,53 @@ impl AuditStore for SqliteStore {
         limit: u32,
         now: u64,
     ) -> Result<u64, StoreError> {
-        let mut tx = self.db.write_lasting().await?;
-        let head = head(&mut tx).await?;
-        let first: Option<i64> =
-            sqlx::query_scalar("SELECT min(seq) FROM audit").fetch_one(&mut *tx).await?;
-        let Some(first) = first else { return Ok(0) };
-        let end = (first - 1).saturating_add(limit.into());
-        // Times need not grow with the numbers, if the clock was set back:
-        // what goes is before the first row that is young enough.
-        let young: Option<i64> =
-            sqlx::query_scalar("SELECT min(seq) FROM audit WHERE seq <= ? AND at >= ?")
-                .bind(end)
-                .bind(seconds(keep_since))
-                .fetch_one(&mut *tx)
-                .await?;
-        let old = young.map_or(end, |young| young - 1).min(seconds(head.seq));
-        let beyond = seconds(head.seq.saturating_sub(keep_rows));
-        let through = old.max(beyond).min(end);
-        let hash: Option<Vec<u8>> = sqlx::query_scalar("SELECT hash FROM audit WHERE seq = ?")
-            .bind(through)
-            .fetch_optional(&mut *tx)
-            .await?;
-        let Some(hash) = hash else { return Ok(0) };
-        let hash = hash.try_into().map_err(|_| StoreError::Corrupt("hash of an audit row"))?;
-        let checkpoint = AuditEvent {
-            what: Some(AuditHash(hash).to_string()),
-            count: Some(through.unsigned_abs()),
-            ..AuditEvent::new(AuditKind::Checkpoint, now)
-        };
-        let room = keep_rows / capacity::AUDIT_ACTS_PART;
-        let carried = carried(&mut tx, through, keep_since, room).await?;
-        let mut head = append(&mut tx, head, checkpoint).await?;
-        for event in carried {
-            head = append(&mut tx, head, event).await?;
-        }
-        let done =
-            sqlx::query("DELETE FROM audit WHERE seq <= ?").bind(through).execute(&mut *tx).await?;
-        tx.commit().await?;
-        Ok(done.rows_affected())
+        self.db
+            .timer
+            .time(StoreCall::PruneAudit, async {
+                let mut tx = self.db.write_lasting().await?;
+                let head = head(&mut tx).await?;
+                let first: Option<i64> =
+                    sqlx::query_scalar("SELECT min(seq) FROM audit").fetch_one(&mut *tx).await?;
+                let Some(first) = first else { return Ok(0) };
+                let end = (first - 1).saturating_add(limit.into());
+                // Times need not grow with the numbers, if the clock was set back:
+                // what goes is before the first row that is young enough.
+                let young: Option<i64> =
+                    sqlx::query_scalar("SELECT min(seq) FROM audit WHERE seq <= ? AND at >= ?")
+                        .bind(end)
+                        .bind(seconds(keep_since))
+                        .fetch_one(&mut *tx)
+                        .await?;
+                let old = young.map_or(end, |young| young - 1).min(seconds(head.seq));
+                let beyond = seconds(head.seq.saturating_sub(keep_rows));
+                let through = old.max(beyond).min(end);
+                let hash: Option<Vec<u8>> =
+                    sqlx::query_scalar("SELECT hash FROM audit WHERE seq = ?")
+                        .bind(through)
+                        .fetch_optional(&mut *tx)
+                        .await?;
+                let Some(hash) = hash else { return Ok(0) };
+                let hash =
+                    hash.try_into().map_err(|_| StoreError::Corrupt("hash of an audit row"))?;
+                let checkpoint = AuditEvent {
+                    what: Some(AuditHash(hash).to_string()),
+                    count: Some(through.unsigned_abs()),
+                    ..AuditEvent::new(AuditKind::Checkpoint, now)
+                };
+                let room = keep_rows / capacity::AUDIT_ACTS_PART;
+                let carried = carried(&mut tx, through, keep_since, room).await?;
+                let mut head = append(&mut tx, head, checkpoint).await?;
+                for event in carried {
+                    head = append(&mut tx, head, event).await?;
+                }
+                let done = sqlx::query("DELETE FROM audit WHERE seq <= ?")
+                    .bind(through)
+                    .execute(&mut *tx)
+                    .await?;
+                tx.commit().await?;
+                Ok(done.rows_affected())
+            })
+            .await
     }
 }
 

@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::store::StoreError;
 use crate::store::capacity;
+use crate::store::timing::CallTimer;
 
 /// How long a writer waits for others of its process: several of them may have
 /// waited for [`DATABASE_BUSY_TIMEOUT`]. Codex, section 1: clients give up after
@@ -27,12 +28,13 @@ use crate::store::capacity;
 pub(crate) const DATABASE_TURN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// An open database. Clones share it, and the turn.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Database {
     /// For reading; whoever writes asks for [`write`](Self::write).
     pub(super) pool: SqlitePool,
     /// Of connections whose commits wait for the disk.
     pub(super) lasting: SqlitePool,
+    pub(super) timer: CallTimer,
     turn: Arc<Mutex<()>>,
     /// How long a writer waits for its turn.
     pub(super) patience: Duration,
@@ -62,7 +64,8 @@ impl Database {
         };
         let looked_in_vain = Arc::default();
         let patience = DATABASE_TURN_PATIENCE;
-        Self { pool, lasting, turn: Arc::default(), patience, room, looked_in_vain }
+        let timer = CallTimer::default();
+        Self { pool, lasting, timer, turn: Arc::default(), patience, room, looked_in_vain }
     }
 
     /// A transaction that has its turn among the writers from the start: first
@@ -140,11 +143,11 @@ impl DerefMut for Lasting {
 mod tests {
     use rendez_proto::registry::admin::Role;
 
+    use crate::store::TokenStore as _;
     use crate::store::sqlite::SqliteStore;
-    use crate::store::{Store as _, contract};
 
     use super::*;
-    use crate::testing::act;
+    use crate::testing::{act, token};
 
     /// Longer than any machine is busy.
     const PATIENT: Duration = Duration::from_secs(60);
@@ -163,9 +166,9 @@ mod tests {
         let writers: Vec<_> = (1..=2 * crate::store::sqlite::DATABASE_CONNECTIONS as u8)
             .map(|n| {
                 let store = store.clone();
-                tokio::spawn(async move {
-                    store.insert_token(&contract::token(n, Role::Admin), &act()).await
-                })
+                tokio::spawn(
+                    async move { store.insert_token(&token(n, Role::Admin), &act()).await },
+                )
             })
             .collect();
         // each has begun to wait for something
@@ -209,7 +212,7 @@ mod tests {
     async fn a_writer_waits_for_its_turn_for_a_while_and_whoever_gives_up_leaves_it() {
         let (store, _dir) = store(Duration::ZERO).await;
         let held = store.db.write().await.unwrap();
-        let token = contract::token(1, Role::Admin);
+        let token = token(1, Role::Admin);
         let refused = store.insert_token(&token, &act()).await;
         assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
         drop(held);

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::database::{Database, Lasting};
 use super::rows::{seconds, text};
-use super::{audit, journal};
+use super::{audit, revocations};
 use crate::model::Withdrawal;
 use crate::store::StoreError;
 use crate::store::capacity;
@@ -125,7 +125,7 @@ async fn forget(tx: &mut Lasting, found: &SqliteRow, now: u64) -> Result<u64, St
         .execute(&mut **tx)
         .await?;
     if let Some(registration) = &registration {
-        journal::withdraw(tx, &Withdrawal::Registration(registration.clone()), now).await?;
+        revocations::withdraw(tx, &Withdrawal::Registration(registration.clone()), now).await?;
     }
     let event = AuditEvent {
         environment: Some(name),
@@ -145,11 +145,13 @@ mod tests {
 
     use super::*;
     use crate::model::{NewRegistration, Registration};
-    use crate::store::audit::AuditStore as _;
-    use crate::store::records::{Connection, ConnectionId, Note, Records as _};
+    use crate::store::connections::{Connection, ConnectionId, Note};
     use crate::store::sqlite::SqliteStore;
-    use crate::store::{Claimed, Store as _, contract};
-    use crate::testing::{act, env, key};
+    use crate::store::{
+        AuditStore as _, Claimed, ConnectionStore as _, RegistrationStore as _,
+        RevocationStore as _, TokenStore as _,
+    };
+    use crate::testing::{act, env, key, token};
 
     const NOW: u64 = 1_800_000_000;
     const DAY: u64 = capacity::ENVIRONMENTS_AWAY_KEPT.as_secs();
@@ -165,7 +167,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let mut store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
             store.db.room.environments = environments;
-            let token = contract::token(1, Role::Executor);
+            let token = token(1, Role::Executor);
             store.insert_token(&token, &act()).await.unwrap();
             Self { store, _dir: dir }
         }
@@ -176,7 +178,7 @@ mod tests {
                 id: format!("reg_{name}-{now}").parse().unwrap(),
                 key: key(1),
                 profiles: vec![],
-                subject: contract::token(1, Role::Executor).id.into(),
+                subject: token(1, Role::Executor).id.into(),
             };
             match self.store.put_registration(&new, now).await? {
                 Claimed::Current(registration) => Ok(registration),

@@ -14,37 +14,35 @@
 //! lives, and of a token whose uses are counted a few may be there again.
 
 mod audit;
+mod connections;
 mod database;
 mod forgetting;
-mod journal;
-mod migrations;
-mod records;
+pub mod migrations;
 mod registrations;
+mod revocations;
 mod rows;
 mod tickets;
 mod tokens;
 
 use std::error::Error;
+use std::fmt;
 use std::fs::{OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use rendez_proto::audit::AuditEvent;
-use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use sqlx::Connection as _;
 use sqlx::migrate::MigrateError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use tokio::time::{Instant, sleep};
 
 use self::database::Database;
-use super::{Claimed, Enrolled, Redeemed, Redemption, Rotated, Store, StoreError, Used, Withdrawn};
-use crate::model::{
-    Environment, NewRegistration, Registration, Subject, Token, TokenId, TokenPattern,
-};
+use super::StoreError;
+use crate::seam::Timing;
 use crate::service::patience;
+use crate::store::timing::CallTimer;
 
 /// How long one statement waits for another writer of the database.
 pub(crate) const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -63,9 +61,15 @@ pub(crate) const DATABASE_CONNECTIONS: u32 = 4;
 const _: () = assert!(DATABASE_BUSY_TIMEOUT.as_secs() < patience::REGISTER_PATIENCE.as_secs());
 
 /// The SQLite store.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct SqliteStore {
     db: Database,
+}
+
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteStore").finish_non_exhaustive()
+    }
 }
 
 /// The database file cannot be used. The operator has to act.
@@ -234,6 +238,13 @@ impl SqliteStore {
         Ok(Self { db: Database::new(pool, lasting) })
     }
 
+    /// The same store, which reports to `timing` how long each call takes.
+    #[must_use]
+    pub fn with_timing(mut self, timing: Arc<dyn Timing>) -> Self {
+        self.db.timer = CallTimer::new(timing);
+        self
+    }
+
     /// For tests that change the database behind the store's back.
     #[cfg(test)]
     pub(crate) fn pool(&self) -> &sqlx::SqlitePool {
@@ -270,121 +281,6 @@ fn create_private(path: &Path) -> io::Result<()> {
     }
 }
 
-#[async_trait]
-impl Store for SqliteStore {
-    async fn insert_token(&self, token: &Token, act: &AuditEvent) -> Result<(), StoreError> {
-        tokens::insert(&self.db, token, act).await
-    }
-
-    async fn token(&self, id: &TokenId) -> Result<Option<Token>, StoreError> {
-        tokens::get(&self.db.pool, id).await
-    }
-
-    async fn token_by_key(&self, public: &[u8; 32]) -> Result<Option<Token>, StoreError> {
-        tokens::by_key(&self.db.pool, public).await
-    }
-
-    async fn tokens(&self, after: Option<&TokenId>, limit: u32) -> Result<Vec<Token>, StoreError> {
-        tokens::list(&self.db.pool, after, limit).await
-    }
-
-    async fn rotate_token(
-        &self,
-        id: &TokenId,
-        new: &[u8; 32],
-        overlap: u64,
-        now: u64,
-        act: &AuditEvent,
-    ) -> Result<Rotated, StoreError> {
-        tokens::rotate(&self.db, id, new, overlap, now, act).await
-    }
-
-    async fn use_token(&self, subject: &Subject, now: u64) -> Result<Used, StoreError> {
-        tokens::use_once(&self.db, subject, now).await
-    }
-
-    async fn enrol(
-        &self,
-        token: &Token,
-        join: &TokenId,
-        now: u64,
-        act: &AuditEvent,
-    ) -> Result<Enrolled, StoreError> {
-        tokens::enrol(&self.db, token, join, now, act).await
-    }
-
-    async fn revoke(
-        &self,
-        subject: &Subject,
-        now: u64,
-        act: &AuditEvent,
-    ) -> Result<bool, StoreError> {
-        tokens::revoke(&self.db, subject, now, act).await
-    }
-
-    async fn is_blocked(&self, subject: &Subject) -> Result<bool, StoreError> {
-        tokens::is_blocked(&self.db.pool, subject).await
-    }
-
-    async fn put_registration(
-        &self,
-        new: &NewRegistration,
-        now: u64,
-    ) -> Result<Claimed, StoreError> {
-        registrations::put(&self.db, new, now).await
-    }
-
-    async fn registration(
-        &self,
-        environment: &EnvironmentId,
-    ) -> Result<Option<Registration>, StoreError> {
-        registrations::get(&self.db.pool, environment).await
-    }
-
-    async fn environments(
-        &self,
-        covered: &[TokenPattern],
-        after: Option<&EnvironmentId>,
-        limit: u32,
-    ) -> Result<Vec<Environment>, StoreError> {
-        registrations::list(&self.db.pool, covered, after, limit).await
-    }
-
-    async fn environment(&self, id: &EnvironmentId) -> Result<Option<Environment>, StoreError> {
-        registrations::environment(&self.db.pool, id).await
-    }
-
-    async fn remove_registration(
-        &self,
-        environment: &EnvironmentId,
-        now: u64,
-        act: &AuditEvent,
-    ) -> Result<Option<RegistrationId>, StoreError> {
-        registrations::remove(&self.db, environment, now, act).await
-    }
-
-    async fn revoke_environment(
-        &self,
-        environment: &EnvironmentId,
-        now: u64,
-        act: &AuditEvent,
-    ) -> Result<bool, StoreError> {
-        registrations::revoke(&self.db, environment, now, act).await
-    }
-
-    async fn last_withdrawal(&self) -> Result<u64, StoreError> {
-        Ok(journal::latest(&self.db.pool).await?.unsigned_abs())
-    }
-
-    async fn withdrawals(&self, after: u64, limit: u32) -> Result<Withdrawn, StoreError> {
-        journal::since(&self.db.pool, after, limit).await
-    }
-
-    async fn redeem(&self, redemption: &Redemption, now: u64) -> Result<Redeemed, StoreError> {
-        tickets::redeem(&self.db, redemption, now).await
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -396,9 +292,9 @@ mod tests {
     use super::database::Room;
     use super::*;
     use crate::OpenError;
-    use crate::model::{Credential, SourceCidrs};
-    use crate::store::{capacity, contract};
-    use crate::testing::{act, env, key};
+    use crate::model::{Credential, NewRegistration, Registration, Token, TokenId};
+    use crate::store::{Claimed, Enrolled, RegistrationStore as _, TokenStore as _, capacity};
+    use crate::testing::{act, env, key, token};
 
     fn claimed(claimed: Claimed) -> Registration {
         match claimed {
@@ -408,29 +304,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_keeps_the_contract() {
-        let dir = tempfile::tempdir().unwrap();
-        contract::all(&SqliteStore::open(&dir.path().join("db")).await.unwrap()).await;
-    }
-
-    #[tokio::test]
     async fn what_was_stored_outlives_the_process_and_its_files_are_private() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
-        let token = Token {
-            id: TokenId::from_random([1; 8]),
-            role: Role::Executor,
-            environments: "*".parse().unwrap(),
-            label: String::new(),
-            credential: Credential::Secret { hash: [1; 32], previous: None },
-            sources: SourceCidrs::default(),
-            max_uses: None,
-            uses: 0,
-            created_at: 0,
-            rotated_at: None,
-            expires_at: Some(i64::MAX as u64),
-            revoked_at: None,
-        };
+        let token = Token { expires_at: Some(i64::MAX as u64), ..token(1, Role::Executor) };
         let claim = |id: &str| NewRegistration {
             environment: env("dev"),
             id: id.parse().unwrap(),
@@ -527,14 +404,14 @@ mod tests {
         fill(&store, 1, batch + 1, false, Some(old - 1)).await;
         fill(&store, 1000, 1, false, Some(old)).await;
         fill(&store, 2000, 1, true, Some(1)).await;
-        let expired = Token { expires_at: Some(old - 1), ..contract::token(1, Role::Admin) };
-        let expiring = Token { expires_at: Some(old), ..contract::token(2, Role::Admin) };
+        let expired = Token { expires_at: Some(old - 1), ..token(1, Role::Admin) };
+        let expiring = Token { expires_at: Some(old), ..token(2, Role::Admin) };
         for token in [&expired, &expiring] {
             store.insert_token(token, &act()).await.unwrap();
         }
         assert_eq!(count(&store).await, batch + 5, "in their own time they had not ended");
 
-        let made = |n| Token { created_at: now, ..contract::token(n, Role::Admin) };
+        let made = |n| Token { created_at: now, ..token(n, Role::Admin) };
         store.insert_token(&made(3), &act()).await.unwrap();
         assert_eq!(count(&store).await, 6, "as many as one creation removes");
         store.insert_token(&made(4), &act()).await.unwrap();
@@ -554,7 +431,7 @@ mod tests {
         assert_eq!((room.tokens, room.enrolled), (capacity::TOKENS_MAX, capacity::ENROLLED_MAX));
         store.db.room = Room { tokens: 5, enrolled: 3, ..room };
         let now = 1_800_000_000;
-        let made = |n| Token { created_at: now, ..contract::token(n, Role::Join) };
+        let made = |n| Token { created_at: now, ..token(n, Role::Join) };
         let join = Token { max_uses: Some(9), ..made(1) };
         store.insert_token(&join, &act()).await.unwrap();
         fill(&store, 1, 3, false, None).await;
@@ -598,7 +475,7 @@ mod tests {
             capacity::ENVIRONMENTS_MAX
         );
         sqlx::query(sqlx::AssertSqlSafe(full)).execute(store.pool()).await.unwrap();
-        let token = contract::token(1, Role::Executor);
+        let token = token(1, Role::Executor);
         store.insert_token(&token, &act()).await.unwrap();
         let new = NewRegistration {
             environment: env("one-more"),

@@ -1,29 +1,168 @@
 //! The tables of environments and of their registrations.
 
+use async_trait::async_trait;
 use rendez_proto::audit::AuditEvent;
 use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
 use rendez_proto::keys::PublicKey;
 use rendez_proto::profile::Profile;
 use sqlx::Row as _;
-use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::database::Database;
 use super::rows::{bytes, number, seconds, text, texts};
-use super::{audit, forgetting, journal, tokens};
+use super::{SqliteStore, audit, forgetting, revocations, tokens};
 use crate::model::{Environment, NewRegistration, Registration, Subject, TokenPattern, Withdrawal};
-use crate::store::{Claimed, StoreError, Used};
+use crate::stats::StoreCall;
+use crate::store::{Claimed, RegistrationStore, StoreError, Used};
 
-pub(super) async fn put(
-    db: &Database,
-    new: &NewRegistration,
-    now: u64,
-) -> Result<Claimed, StoreError> {
-    // Ends: in each further round somebody else took the room that was made.
-    loop {
-        match put_if_there_is_room(db, new, now).await {
-            Err(StoreError::LimitReached { .. }) if forgetting::make_room(db, now).await? => {}
-            result => return result,
-        }
+/// Environments, with their registrations if they have any; what selects and
+/// orders them is around it. Columns of the same name are those of the registration.
+macro_rules! environments {
+    ($rest:literal) => {
+        environments!("", $rest)
+    };
+    ($before:literal, $rest:literal) => {
+        concat!(
+            $before,
+            "SELECT environments.id AS name, environments.generation AS last_generation, \
+             environments.created_at, registrations.* FROM environments \
+             LEFT JOIN registrations ON registrations.environment = environments.id ",
+            $rest
+        )
+    };
+}
+
+#[async_trait]
+impl RegistrationStore for SqliteStore {
+    async fn put_registration(
+        &self,
+        new: &NewRegistration,
+        now: u64,
+    ) -> Result<Claimed, StoreError> {
+        self.db
+            .timer
+            .time(StoreCall::WriteEnvironments, async {
+                // Ends: in each further round somebody else took the room that was made.
+                loop {
+                    match put_if_there_is_room(&self.db, new, now).await {
+                        Err(StoreError::LimitReached { .. })
+                            if forgetting::make_room(&self.db, now).await? => {}
+                        result => return result,
+                    }
+                }
+            })
+            .await
+    }
+
+    async fn registration(
+        &self,
+        environment: &EnvironmentId,
+    ) -> Result<Option<Registration>, StoreError> {
+        self.db
+            .timer
+            .time(StoreCall::ReadEnvironments, async { get(&self.db.pool, environment).await })
+            .await
+    }
+
+    async fn environments(
+        &self,
+        covered: &[TokenPattern],
+        after: Option<&EnvironmentId>,
+        limit: u32,
+    ) -> Result<Vec<Environment>, StoreError> {
+        self.db
+            .timer
+            .time(StoreCall::ReadEnvironments, async {
+                // Reads all environments at most, and hands out none that is not covered:
+                // where a page ends, too, is the name of one that is.
+                let sql = environments!(
+                    "WITH covered (pattern) AS MATERIALIZED (SELECT value FROM json_each(?)) ",
+                    "WHERE EXISTS (SELECT 1 FROM covered WHERE environments.id GLOB pattern) \
+         AND environments.id > ? ORDER BY environments.id LIMIT ?"
+                );
+                sqlx::query(sql)
+                    .bind(texts(covered.iter().map(TokenPattern::as_str)))
+                    .bind(after.map_or("", EnvironmentId::as_str))
+                    .bind(limit)
+                    .fetch_all(&self.db.pool)
+                    .await?
+                    .iter()
+                    .map(listed)
+                    .collect()
+            })
+            .await
+    }
+
+    async fn environment(&self, id: &EnvironmentId) -> Result<Option<Environment>, StoreError> {
+        self.db
+            .timer
+            .time(StoreCall::ReadEnvironments, async {
+                sqlx::query(environments!("WHERE environments.id = ?"))
+                    .bind(id.as_str())
+                    .fetch_optional(&self.db.pool)
+                    .await?
+                    .map(|row| listed(&row))
+                    .transpose()
+            })
+            .await
+    }
+
+    async fn remove_registration(
+        &self,
+        environment: &EnvironmentId,
+        now: u64,
+        act: &AuditEvent,
+    ) -> Result<Option<RegistrationId>, StoreError> {
+        self.db
+            .timer
+            .time(StoreCall::WriteEnvironments, async {
+                let mut tx = self.db.write_lasting().await?;
+                let Some(found) = get(&mut *tx, environment).await? else { return Ok(None) };
+                delete(&mut tx, environment).await?;
+                revocations::withdraw(&mut tx, &Withdrawal::Registration(found.id.clone()), now)
+                    .await?;
+                audit::note(&mut tx, act).await?;
+                tx.commit().await?;
+                Ok(Some(found.id))
+            })
+            .await
+    }
+
+    async fn revoke_environment(
+        &self,
+        environment: &EnvironmentId,
+        now: u64,
+        act: &AuditEvent,
+    ) -> Result<bool, StoreError> {
+        self.db
+            .timer
+            .time(StoreCall::WriteEnvironments, async {
+                let mut tx = self.db.write_lasting().await?;
+                let gone = Withdrawal::Environment(environment.clone());
+                let seq = revocations::withdraw(&mut tx, &gone, now).await?;
+                let done = sqlx::query("UPDATE environments SET revoked_seq = ? WHERE id = ?")
+                    .bind(seq)
+                    .bind(environment.as_str())
+                    .execute(&mut *tx)
+                    .await?;
+                if done.rows_affected() == 0 {
+                    return Ok(false);
+                }
+                delete(&mut tx, environment).await?;
+                // what was enrolled for this environment is good for nothing any more
+                sqlx::query(
+                    "UPDATE tokens SET revoked_at = ? \
+         WHERE environments = ? AND ed25519 IS NOT NULL AND revoked_at IS NULL",
+                )
+                .bind(seconds(now))
+                .bind(environment.as_str())
+                .execute(&mut *tx)
+                .await?;
+                audit::note(&mut tx, act).await?;
+                tx.commit().await?;
+                Ok(true)
+            })
+            .await
     }
 }
 
@@ -102,7 +241,7 @@ async fn made_seq(tx: &mut SqliteConnection, subject: &Subject) -> Result<Option
     Ok(found.fetch_optional(tx).await?)
 }
 
-pub(super) async fn get(
+async fn get(
     db: impl sqlx::SqliteExecutor<'_>,
     environment: &EnvironmentId,
 ) -> Result<Option<Registration>, StoreError> {
@@ -114,59 +253,6 @@ pub(super) async fn get(
         .transpose()
 }
 
-/// Environments, with their registrations if they have any; what selects and
-/// orders them is around it. Columns of the same name are those of the registration.
-macro_rules! environments {
-    ($rest:literal) => {
-        environments!("", $rest)
-    };
-    ($before:literal, $rest:literal) => {
-        concat!(
-            $before,
-            "SELECT environments.id AS name, environments.generation AS last_generation, \
-             environments.created_at, registrations.* FROM environments \
-             LEFT JOIN registrations ON registrations.environment = environments.id ",
-            $rest
-        )
-    };
-}
-
-pub(super) async fn list(
-    pool: &SqlitePool,
-    covered: &[TokenPattern],
-    after: Option<&EnvironmentId>,
-    limit: u32,
-) -> Result<Vec<Environment>, StoreError> {
-    // Reads all environments at most, and hands out none that is not covered:
-    // where a page ends, too, is the name of one that is.
-    let sql = environments!(
-        "WITH covered (pattern) AS MATERIALIZED (SELECT value FROM json_each(?)) ",
-        "WHERE EXISTS (SELECT 1 FROM covered WHERE environments.id GLOB pattern) \
-         AND environments.id > ? ORDER BY environments.id LIMIT ?"
-    );
-    sqlx::query(sql)
-        .bind(texts(covered.iter().map(TokenPattern::as_str)))
-        .bind(after.map_or("", EnvironmentId::as_str))
-        .bind(limit)
-        .fetch_all(pool)
-        .await?
-        .iter()
-        .map(listed)
-        .collect()
-}
-
-pub(super) async fn environment(
-    pool: &SqlitePool,
-    id: &EnvironmentId,
-) -> Result<Option<Environment>, StoreError> {
-    sqlx::query(environments!("WHERE environments.id = ?"))
-        .bind(id.as_str())
-        .fetch_optional(pool)
-        .await?
-        .map(|row| listed(&row))
-        .transpose()
-}
-
 fn listed(row: &SqliteRow) -> Result<Environment, StoreError> {
     let registered = row.try_get::<Option<&str>, _>("environment")?.is_some();
     Ok(Environment {
@@ -175,53 +261,6 @@ fn listed(row: &SqliteRow) -> Result<Environment, StoreError> {
         generation: Generation(number(row, "last_generation")?),
         registration: if registered { Some(registration(row)?) } else { None },
     })
-}
-
-pub(super) async fn remove(
-    db: &Database,
-    environment: &EnvironmentId,
-    now: u64,
-    act: &AuditEvent,
-) -> Result<Option<RegistrationId>, StoreError> {
-    let mut tx = db.write_lasting().await?;
-    let Some(found) = get(&mut *tx, environment).await? else { return Ok(None) };
-    delete(&mut tx, environment).await?;
-    journal::withdraw(&mut tx, &Withdrawal::Registration(found.id.clone()), now).await?;
-    audit::note(&mut tx, act).await?;
-    tx.commit().await?;
-    Ok(Some(found.id))
-}
-
-pub(super) async fn revoke(
-    db: &Database,
-    environment: &EnvironmentId,
-    now: u64,
-    act: &AuditEvent,
-) -> Result<bool, StoreError> {
-    let mut tx = db.write_lasting().await?;
-    let gone = Withdrawal::Environment(environment.clone());
-    let seq = journal::withdraw(&mut tx, &gone, now).await?;
-    let done = sqlx::query("UPDATE environments SET revoked_seq = ? WHERE id = ?")
-        .bind(seq)
-        .bind(environment.as_str())
-        .execute(&mut *tx)
-        .await?;
-    if done.rows_affected() == 0 {
-        return Ok(false);
-    }
-    delete(&mut tx, environment).await?;
-    // what was enrolled for this environment is good for nothing any more
-    sqlx::query(
-        "UPDATE tokens SET revoked_at = ? \
-         WHERE environments = ? AND ed25519 IS NOT NULL AND revoked_at IS NULL",
-    )
-    .bind(seconds(now))
-    .bind(environment.as_str())
-    .execute(&mut *tx)
-    .await?;
-    audit::note(&mut tx, act).await?;
-    tx.commit().await?;
-    Ok(true)
 }
 
 async fn delete(tx: &mut SqliteConnection, environment: &EnvironmentId) -> Result<(), StoreError> {

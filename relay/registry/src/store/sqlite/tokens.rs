@@ -1,24 +1,223 @@
 //! The table of tokens, and of enrolled executors.
 
+use async_trait::async_trait;
 use rendez_proto::audit::AuditEvent;
-use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::database::{Database, Room};
+use super::SqliteStore;
+use super::database::Room;
 use super::rows::{number, optional_bytes, optional_number, role, seconds, text};
-use super::{audit, journal};
+use super::{audit, revocations};
 use crate::model::{Credential, Subject, Token, TokenId, Withdrawal};
+use crate::stats::StoreCall;
 use crate::store::capacity;
-use crate::store::{Enrolled, Rotated, StoreError, Used};
+use crate::store::{Enrolled, Rotated, StoreError, TokenStore, Used};
 
-pub(super) async fn insert(
-    db: &Database,
-    token: &Token,
-    act: &AuditEvent,
-) -> Result<(), StoreError> {
-    let mut tx = db.write_lasting().await?;
-    insert_row(&mut tx, db.room, token).await?;
-    audit::note(&mut tx, act).await?;
-    tx.commit().await
+#[async_trait]
+impl TokenStore for SqliteStore {
+    async fn insert_token(&self, token: &Token, act: &AuditEvent) -> Result<(), StoreError> {
+        self.db
+            .timer
+            .time(StoreCall::WriteTokens, async {
+                let mut tx = self.db.write_lasting().await?;
+                insert_row(&mut tx, self.db.room, token).await?;
+                audit::note(&mut tx, act).await?;
+                tx.commit().await
+            })
+            .await
+    }
+
+    async fn token(&self, id: &TokenId) -> Result<Option<Token>, StoreError> {
+        self.db.timer.time(StoreCall::ReadTokens, async { get(&self.db.pool, id).await }).await
+    }
+
+    async fn token_by_key(&self, public: &[u8; 32]) -> Result<Option<Token>, StoreError> {
+        self.db
+            .timer
+            .time(StoreCall::ReadTokens, async { by_key(&self.db.pool, public).await })
+            .await
+    }
+
+    async fn tokens(&self, after: Option<&TokenId>, limit: u32) -> Result<Vec<Token>, StoreError> {
+        self.db
+            .timer
+            .time(StoreCall::ReadTokens, async {
+                sqlx::query("SELECT * FROM tokens WHERE id > ? ORDER BY id LIMIT ?")
+                    .bind(after.map_or("", TokenId::as_str))
+                    .bind(limit)
+                    .fetch_all(&self.db.pool)
+                    .await?
+                    .iter()
+                    .map(token)
+                    .collect()
+            })
+            .await
+    }
+
+    async fn rotate_token(
+        &self,
+        id: &TokenId,
+        new: &[u8; 32],
+        overlap: u64,
+        now: u64,
+        act: &AuditEvent,
+    ) -> Result<Rotated, StoreError> {
+        self.db
+            .timer
+            .time(StoreCall::WriteTokens, async {
+                let mut tx = self.db.write_lasting().await?;
+                let Some(found) = get(&mut *tx, id).await? else { return Ok(Rotated::Unknown) };
+                if !found.is_active(now) {
+                    return Ok(Rotated::Inactive);
+                }
+                let Credential::Secret { hash, .. } = found.credential else {
+                    return Ok(Rotated::HasKey);
+                };
+                let until = now.saturating_add(overlap);
+                let previous = (overlap > 0).then_some((hash, until));
+                sqlx::query(
+                    "UPDATE tokens SET secret_sha256 = ?, previous_sha256 = ?, previous_until = ?, \
+         rotated_at = ? WHERE id = ?",
+                )
+                .bind(new.as_slice())
+                .bind(previous.as_ref().map(|(hash, _)| hash.as_slice()))
+                .bind(previous.map(|(_, until)| seconds(until)))
+                .bind(seconds(now))
+                .bind(id.as_str())
+                .execute(&mut *tx)
+                .await?;
+                audit::note(&mut tx, act).await?;
+                tx.commit().await?;
+                let credential = Credential::Secret { hash: *new, previous };
+                Ok(Rotated::To(Box::new(Token { credential, rotated_at: Some(now), ..found })))
+            })
+            .await
+    }
+
+    async fn use_token(&self, subject: &Subject, now: u64) -> Result<Used, StoreError> {
+        self.db
+            .timer
+            .time(StoreCall::WriteTokens, async {
+                // most tokens have no maximum: nothing is written for them
+                let counted = match subject {
+                    Subject::Token(id) => {
+                        get(&self.db.pool, id).await?.is_some_and(|token| token.max_uses.is_some())
+                    }
+                    Subject::Foreign(_) => false,
+                };
+                if !counted {
+                    let mut reading = self.db.pool.acquire().await?;
+                    let active = is_active(&mut reading, subject, now).await?;
+                    return Ok(if active { Used::Now } else { Used::Inactive });
+                }
+                let mut tx = self.db.write().await?;
+                let used = count_use(&mut tx, subject, now).await?;
+                tx.commit().await?;
+                Ok(used)
+            })
+            .await
+    }
+
+    async fn enrol(
+        &self,
+        token: &Token,
+        join: &TokenId,
+        now: u64,
+        act: &AuditEvent,
+    ) -> Result<Enrolled, StoreError> {
+        self.db
+            .timer
+            .time(StoreCall::WriteTokens, async {
+                let mut tx = self.db.write_lasting().await?;
+                let Credential::Key { public, .. } = &token.credential else {
+                    return Err(StoreError::Corrupt("enrolment"));
+                };
+                if by_key(&mut *tx, public).await?.is_some() {
+                    return Ok(Enrolled::KeyKnown);
+                }
+                match count_use(&mut tx, &join.clone().into(), now).await? {
+                    Used::Now => {}
+                    Used::UsedUp => return Ok(Enrolled::UsedUp),
+                    Used::Inactive => return Ok(Enrolled::Inactive),
+                }
+                let revoked: Option<bool> = sqlx::query_scalar(
+                    "SELECT revoked_seq > (SELECT made_seq FROM tokens WHERE id = ?) \
+         FROM environments WHERE id = ? AND revoked_seq IS NOT NULL",
+                )
+                .bind(join.as_str())
+                .bind(token.environments.as_str())
+                .fetch_optional(&mut *tx)
+                .await?;
+                if revoked == Some(true) {
+                    return Ok(Enrolled::EnvironmentRevoked);
+                }
+                insert_row(&mut tx, self.db.room, token).await?;
+                audit::note(&mut tx, act).await?;
+                tx.commit().await?;
+                Ok(Enrolled::Now)
+            })
+            .await
+    }
+
+    async fn revoke(
+        &self,
+        subject: &Subject,
+        now: u64,
+        act: &AuditEvent,
+    ) -> Result<bool, StoreError> {
+        self.db
+            .timer
+            .time(StoreCall::WriteTokens, async {
+                let mut tx = self.db.write_lasting().await?;
+                let (known, changed) = match subject {
+                    Subject::Token(id) => {
+                        let done = sqlx::query(
+                            "UPDATE tokens SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL",
+                        )
+                        .bind(seconds(now))
+                        .bind(id.as_str())
+                        .execute(&mut *tx)
+                        .await?;
+                        let changed = done.rows_affected() > 0;
+                        (changed || get(&mut *tx, id).await?.is_some(), changed)
+                    }
+                    Subject::Foreign(_) => {
+                        let count: i64 =
+                            sqlx::query_scalar("SELECT count(*) FROM blocked_subjects")
+                                .fetch_one(&mut *tx)
+                                .await?;
+                        if count >= i64::from(capacity::BLOCKED_SUBJECTS_MAX) {
+                            let max = capacity::BLOCKED_SUBJECTS_MAX;
+                            return Err(StoreError::LimitReached { what: "blocked subjects", max });
+                        }
+                        let done = sqlx::query(
+                            "INSERT INTO blocked_subjects (subject, blocked_at) VALUES (?, ?) \
+                 ON CONFLICT DO NOTHING",
+                        )
+                        .bind(subject.to_string())
+                        .bind(seconds(now))
+                        .execute(&mut *tx)
+                        .await?;
+                        (true, done.rows_affected() > 0)
+                    }
+                };
+                if changed {
+                    revocations::withdraw(&mut tx, &Withdrawal::Subject(subject.clone()), now)
+                        .await?;
+                    audit::note(&mut tx, act).await?;
+                }
+                tx.commit().await?;
+                Ok(known)
+            })
+            .await
+    }
+
+    async fn is_blocked(&self, subject: &Subject) -> Result<bool, StoreError> {
+        self.db
+            .timer
+            .time(StoreCall::ReadTokens, async { is_blocked(&self.db.pool, subject).await })
+            .await
+    }
 }
 
 /// Sees to it that there may be one more, with or without a key.
@@ -97,7 +296,7 @@ async fn insert_row(
     .bind(token.sources.to_string())
     .bind(token.max_uses)
     .bind(token.uses)
-    .bind(journal::latest(&mut *tx).await?)
+    .bind(revocations::latest(&mut *tx).await?)
     .bind(seconds(token.created_at))
     .bind(token.expires_at.map(seconds))
     .bind(token.revoked_at.map(seconds))
@@ -120,66 +319,6 @@ pub(super) async fn by_key(
 ) -> Result<Option<Token>, StoreError> {
     let row = sqlx::query("SELECT * FROM tokens WHERE ed25519 = ?").bind(public.as_slice());
     row.fetch_optional(db).await?.map(|row| token(&row)).transpose()
-}
-
-pub(super) async fn list(
-    pool: &SqlitePool,
-    after: Option<&TokenId>,
-    limit: u32,
-) -> Result<Vec<Token>, StoreError> {
-    sqlx::query("SELECT * FROM tokens WHERE id > ? ORDER BY id LIMIT ?")
-        .bind(after.map_or("", TokenId::as_str))
-        .bind(limit)
-        .fetch_all(pool)
-        .await?
-        .iter()
-        .map(token)
-        .collect()
-}
-
-pub(super) async fn revoke(
-    db: &Database,
-    subject: &Subject,
-    now: u64,
-    act: &AuditEvent,
-) -> Result<bool, StoreError> {
-    let mut tx = db.write_lasting().await?;
-    let (known, changed) = match subject {
-        Subject::Token(id) => {
-            let done =
-                sqlx::query("UPDATE tokens SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL")
-                    .bind(seconds(now))
-                    .bind(id.as_str())
-                    .execute(&mut *tx)
-                    .await?;
-            let changed = done.rows_affected() > 0;
-            (changed || get(&mut *tx, id).await?.is_some(), changed)
-        }
-        Subject::Foreign(_) => {
-            let count: i64 = sqlx::query_scalar("SELECT count(*) FROM blocked_subjects")
-                .fetch_one(&mut *tx)
-                .await?;
-            if count >= i64::from(capacity::BLOCKED_SUBJECTS_MAX) {
-                let max = capacity::BLOCKED_SUBJECTS_MAX;
-                return Err(StoreError::LimitReached { what: "blocked subjects", max });
-            }
-            let done = sqlx::query(
-                "INSERT INTO blocked_subjects (subject, blocked_at) VALUES (?, ?) \
-                 ON CONFLICT DO NOTHING",
-            )
-            .bind(subject.to_string())
-            .bind(seconds(now))
-            .execute(&mut *tx)
-            .await?;
-            (true, done.rows_affected() > 0)
-        }
-    };
-    if changed {
-        journal::withdraw(&mut tx, &Withdrawal::Subject(subject.clone()), now).await?;
-        audit::note(&mut tx, act).await?;
-    }
-    tx.commit().await?;
-    Ok(known)
 }
 
 /// Whether the subject may do anything at `now`.
@@ -206,62 +345,6 @@ pub(super) async fn is_blocked(
     Ok(found.is_some())
 }
 
-pub(super) async fn rotate(
-    db: &Database,
-    id: &TokenId,
-    new: &[u8; 32],
-    overlap: u64,
-    now: u64,
-    act: &AuditEvent,
-) -> Result<Rotated, StoreError> {
-    let mut tx = db.write_lasting().await?;
-    let Some(found) = get(&mut *tx, id).await? else { return Ok(Rotated::Unknown) };
-    if !found.is_active(now) {
-        return Ok(Rotated::Inactive);
-    }
-    let Credential::Secret { hash, .. } = found.credential else { return Ok(Rotated::HasKey) };
-    let until = now.saturating_add(overlap);
-    let previous = (overlap > 0).then_some((hash, until));
-    sqlx::query(
-        "UPDATE tokens SET secret_sha256 = ?, previous_sha256 = ?, previous_until = ?, \
-         rotated_at = ? WHERE id = ?",
-    )
-    .bind(new.as_slice())
-    .bind(previous.as_ref().map(|(hash, _)| hash.as_slice()))
-    .bind(previous.map(|(_, until)| seconds(until)))
-    .bind(seconds(now))
-    .bind(id.as_str())
-    .execute(&mut *tx)
-    .await?;
-    audit::note(&mut tx, act).await?;
-    tx.commit().await?;
-    let credential = Credential::Secret { hash: *new, previous };
-    Ok(Rotated::To(Box::new(Token { credential, rotated_at: Some(now), ..found })))
-}
-
-pub(super) async fn use_once(
-    db: &Database,
-    subject: &Subject,
-    now: u64,
-) -> Result<Used, StoreError> {
-    // most tokens have no maximum: nothing is written for them
-    let counted = match subject {
-        Subject::Token(id) => {
-            get(&db.pool, id).await?.is_some_and(|token| token.max_uses.is_some())
-        }
-        Subject::Foreign(_) => false,
-    };
-    if !counted {
-        let mut reading = db.pool.acquire().await?;
-        let active = is_active(&mut reading, subject, now).await?;
-        return Ok(if active { Used::Now } else { Used::Inactive });
-    }
-    let mut tx = db.write().await?;
-    let used = count_use(&mut tx, subject, now).await?;
-    tx.commit().await?;
-    Ok(used)
-}
-
 /// Counts a use of a token that may be used so many times, and of no other.
 pub(super) async fn count_use(
     tx: &mut SqliteConnection,
@@ -280,42 +363,6 @@ pub(super) async fn count_use(
     .execute(tx)
     .await?;
     Ok(if done.rows_affected() > 0 { Used::Now } else { Used::UsedUp })
-}
-
-pub(super) async fn enrol(
-    db: &Database,
-    token: &Token,
-    join: &TokenId,
-    now: u64,
-    act: &AuditEvent,
-) -> Result<Enrolled, StoreError> {
-    let mut tx = db.write_lasting().await?;
-    let Credential::Key { public, .. } = &token.credential else {
-        return Err(StoreError::Corrupt("enrolment"));
-    };
-    if by_key(&mut *tx, public).await?.is_some() {
-        return Ok(Enrolled::KeyKnown);
-    }
-    match count_use(&mut tx, &join.clone().into(), now).await? {
-        Used::Now => {}
-        Used::UsedUp => return Ok(Enrolled::UsedUp),
-        Used::Inactive => return Ok(Enrolled::Inactive),
-    }
-    let revoked: Option<bool> = sqlx::query_scalar(
-        "SELECT revoked_seq > (SELECT made_seq FROM tokens WHERE id = ?) \
-         FROM environments WHERE id = ? AND revoked_seq IS NOT NULL",
-    )
-    .bind(join.as_str())
-    .bind(token.environments.as_str())
-    .fetch_optional(&mut *tx)
-    .await?;
-    if revoked == Some(true) {
-        return Ok(Enrolled::EnvironmentRevoked);
-    }
-    insert_row(&mut tx, db.room, token).await?;
-    audit::note(&mut tx, act).await?;
-    tx.commit().await?;
-    Ok(Enrolled::Now)
 }
 
 fn token(row: &SqliteRow) -> Result<Token, StoreError> {

@@ -64,7 +64,7 @@ pub type Began = Option<EndReason>;
 
 /// The memory of connections. One transaction per method.
 #[async_trait]
-pub trait Records: Send + Sync + 'static {
+pub trait ConnectionStore: Send + Sync + 'static {
     /// Writes connections, new or changed, in this order. An older one of the
     /// same environment that is open still was superseded. Of these
     /// environments, only the newest `keep` connections each stay. An entry for

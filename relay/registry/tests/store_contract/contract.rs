@@ -7,32 +7,17 @@ use rendez_proto::keys::PublicKey;
 use rendez_proto::profile::Profile;
 use rendez_proto::registry::environments::EndReason;
 
-use super::records::{Connection, ConnectionId, Note, Records};
-use super::{Claimed, Enrolled, Redeemed, Redemption, Rotated, Store, Used};
-use crate::model::subject::ForeignId;
-use crate::model::{
-    Credential, Environment, NewRegistration, Registration, Role, SourceCidrs, Subject, Token,
-    TokenId, Withdrawal,
+use rendez_registry::model::subject::ForeignId;
+use rendez_registry::model::{
+    Credential, Environment, NewRegistration, Registration, Role, Subject, Token, TokenId,
+    Withdrawal,
 };
-use crate::store::capacity;
-use crate::testing::{act, env, key};
+use rendez_registry::store::connections::{Connection, ConnectionId, Note};
+use rendez_registry::store::{
+    Claimed, ConnectionStore, Enrolled, Redeemed, Redemption, Rotated, Store, Used, capacity,
+};
 
-pub(crate) fn token(n: u8, role: Role) -> Token {
-    Token {
-        id: TokenId::from_random([n; 8]),
-        role,
-        environments: "dev-*".parse().unwrap(),
-        label: format!("number {n}"),
-        credential: Credential::Secret { hash: [n; 32], previous: None },
-        sources: SourceCidrs::default(),
-        max_uses: None,
-        uses: 0,
-        created_at: 10,
-        rotated_at: None,
-        expires_at: (n == 2).then_some(1000),
-        revoked_at: None,
-    }
-}
+use crate::values::{act, env, key, token};
 
 fn claim(environment: &str, id: &str, key: PublicKey) -> NewRegistration {
     NewRegistration {
@@ -45,7 +30,7 @@ fn claim(environment: &str, id: &str, key: PublicKey) -> NewRegistration {
 }
 
 /// Runs the whole contract on an empty store.
-pub(crate) async fn all(store: &(impl Store + Records)) {
+pub(crate) async fn check(store: &impl Store) {
     tokens(store).await;
     registrations(store).await;
     redemptions(store).await;
@@ -61,7 +46,7 @@ pub(crate) async fn all(store: &(impl Store + Records)) {
 const KEEP: u32 = 50;
 
 /// Needs the environments that `registrations` made.
-async fn connections(store: &dyn Records) {
+async fn connections(store: &dyn ConnectionStore) {
     let all = async |environment| store.connections(&env(environment), 100).await.unwrap();
     let last = async |ids: &[&str]| {
         let ids: Vec<_> = ids.iter().map(|id| env(id)).collect();
@@ -152,7 +137,7 @@ async fn connections(store: &dyn Records) {
 }
 
 /// A newer connection pushes an older one out while that is still open.
-async fn one_connection_is_kept(store: &dyn Records) {
+async fn one_connection_is_kept(store: &dyn ConnectionStore) {
     let place = env("dev-one");
     let begin = |number| Connection {
         id: ConnectionId { run: 1, number },

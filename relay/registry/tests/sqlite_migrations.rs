@@ -1,19 +1,27 @@
 //! Databases as older versions left them come up to date with all their rows.
 
+#![allow(clippy::unwrap_used, reason = "all of it is a test")]
+
 use std::path::Path;
 
 use rendez_proto::audit::{AuditEvent, AuditKind, Head, Verifier};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 use tempfile::TempDir;
 
-use super::*;
-use crate::model::{Credential, Withdrawal};
-use crate::service::DATABASE_FILE;
-use crate::store::Store as _;
-use crate::store::audit::AuditStore as _;
-use crate::store::records::Records as _;
-use crate::store::sqlite::{SqliteOpenError, SqliteStore};
-use crate::testing::env;
+use rendez_proto::ids::EnvironmentId;
+use rendez_registry::model::{Credential, Withdrawal};
+use rendez_registry::service::DATABASE_FILE;
+use rendez_registry::store::sqlite::migrations::{ALL, Version, applied, migrator, newest};
+use rendez_registry::store::sqlite::{SqliteOpenError, SqliteStore};
+use rendez_registry::store::{
+    AuditStore as _, ConnectionStore as _, RegistrationStore as _, RevocationStore as _,
+    TokenStore as _,
+};
+use sqlx::migrate::MigrateError;
+
+fn env(text: &str) -> EnvironmentId {
+    text.parse().unwrap()
+}
 
 /// Rows that version 1 could write, with its own columns.
 const ROWS_OF_1: &str = "\
@@ -96,7 +104,7 @@ async fn database_of(version: i64) -> (TempDir, std::path::PathBuf) {
     let pool = pool(&path).await;
     let steps: Vec<Version> = ALL.iter().copied().filter(|step| step.0 <= version).collect();
     for (index, step) in steps.iter().enumerate() {
-        of(&steps[..=index]).run(&pool).await.unwrap();
+        migrator(&steps[..=index]).run(&pool).await.unwrap();
         if let Some(rows) = rows_of(step.0) {
             sqlx::raw_sql(rows).execute(&pool).await.unwrap();
         }
@@ -126,7 +134,7 @@ async fn every_older_database_comes_up_to_date_with_all_its_rows() {
         assert_eq!((registration.id.as_str(), registration.generation.0), ("reg_a", 7));
         assert_eq!(registration.subject, tokens[0].id.clone().into());
         let used: i64 = sqlx::query_scalar("SELECT count(*) FROM redeemed_tickets")
-            .fetch_one(store.pool())
+            .fetch_one(&pool(&path).await)
             .await
             .unwrap();
         assert_eq!(used, 1, "a used ticket stays used");
@@ -179,7 +187,7 @@ async fn an_older_database_is_copied_as_it_is_and_not_opened_behind_its_relays_b
         assert!(error.to_string().contains("start the relay"), "{error}");
         std::fs::rename(&path, dir.path().join(DATABASE_FILE)).unwrap();
         let copy = dir.path().join("copy");
-        crate::backup::backup(dir.path(), &copy).await.unwrap();
+        rendez_registry::backup::backup(dir.path(), &copy).await.unwrap();
         assert_eq!(versions(&dir.path().join(DATABASE_FILE)).await, before);
         assert_eq!(versions(&copy).await, before);
         // and the copy can be restored

@@ -1,10 +1,46 @@
-//! What was withdrawn, in order.
-use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
+//! The table of revocations.
+use async_trait::async_trait;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
+use super::SqliteStore;
 use super::rows::{number, seconds, text};
 use crate::model::Withdrawal;
+use crate::stats::StoreCall;
 use crate::store::capacity;
-use crate::store::{StoreError, Withdrawn};
+use crate::store::{RevocationStore, StoreError, Withdrawn};
+
+#[async_trait]
+impl RevocationStore for SqliteStore {
+    async fn last_withdrawal(&self) -> Result<u64, StoreError> {
+        self.db
+            .timer
+            .time(StoreCall::ReadWithdrawals, async {
+                Ok(latest(&self.db.pool).await?.unsigned_abs())
+            })
+            .await
+    }
+
+    async fn withdrawals(&self, after: u64, limit: u32) -> Result<Withdrawn, StoreError> {
+        self.db
+            .timer
+            .time(StoreCall::ReadWithdrawals, async {
+                let rows =
+                    sqlx::query("SELECT * FROM withdrawals WHERE seq > ? ORDER BY seq LIMIT ?")
+                        .bind(seconds(after))
+                        .bind(limit)
+                        .fetch_all(&self.db.pool)
+                        .await?;
+                let list: Vec<_> = rows
+                    .iter()
+                    .map(|row| Ok((number(row, "seq")?, withdrawal(row)?)))
+                    .collect::<Result<_, StoreError>>()?;
+                // numbers are given without gaps, so what is missing was purged
+                let complete = list.first().is_none_or(|(seq, _)| *seq <= after.saturating_add(1));
+                Ok(Withdrawn { list, complete })
+            })
+            .await
+    }
+}
 
 /// The number of the last withdrawal ever made, 0 if there was none.
 pub(super) async fn latest(db: impl sqlx::SqliteExecutor<'_>) -> Result<i64, StoreError> {
@@ -40,25 +76,6 @@ pub(super) async fn withdraw(
         .execute(tx)
         .await?;
     Ok(seq)
-}
-
-pub(super) async fn since(
-    pool: &SqlitePool,
-    after: u64,
-    limit: u32,
-) -> Result<Withdrawn, StoreError> {
-    let rows = sqlx::query("SELECT * FROM withdrawals WHERE seq > ? ORDER BY seq LIMIT ?")
-        .bind(seconds(after))
-        .bind(limit)
-        .fetch_all(pool)
-        .await?;
-    let list: Vec<_> = rows
-        .iter()
-        .map(|row| Ok((number(row, "seq")?, withdrawal(row)?)))
-        .collect::<Result<_, StoreError>>()?;
-    // numbers are given without gaps, so what is missing was purged
-    let complete = list.first().is_none_or(|(seq, _)| *seq <= after.saturating_add(1));
-    Ok(Withdrawn { list, complete })
 }
 
 fn withdrawal(row: &SqliteRow) -> Result<Withdrawal, StoreError> {

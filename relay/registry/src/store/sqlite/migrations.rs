@@ -9,15 +9,16 @@ use sqlx::sqlite::SqlitePool;
 use super::SqliteOpenError;
 
 /// Version, name and SQL.
-type Version = (i64, &'static str, &'static str);
+pub type Version = (i64, &'static str, &'static str);
 
-const ALL: &[Version] = &[
-    (1, "init", include_str!("../../../../migrations/sqlite/0001_init.sql")),
-    (2, "credentials", include_str!("../../../../migrations/sqlite/0002_credentials.sql")),
-    (10, "connections", include_str!("../../../../migrations/sqlite/0010_connections.sql")),
-    (11, "audit", include_str!("../../../../migrations/sqlite/0011_audit.sql")),
-    (12, "audit acts", include_str!("../../../../migrations/sqlite/0012_audit_acts.sql")),
-    (13, "forgotten", include_str!("../../../../migrations/sqlite/0013_forgotten.sql")),
+/// All versions that this program knows.
+pub const ALL: &[Version] = &[
+    (1, "init", include_str!("../../../migrations/sqlite/0001_init.sql")),
+    (2, "credentials", include_str!("../../../migrations/sqlite/0002_credentials.sql")),
+    (10, "connections", include_str!("../../../migrations/sqlite/0010_connections.sql")),
+    (11, "audit", include_str!("../../../migrations/sqlite/0011_audit.sql")),
+    (12, "audit acts", include_str!("../../../migrations/sqlite/0012_audit_acts.sql")),
+    (13, "forgotten", include_str!("../../../migrations/sqlite/0013_forgotten.sql")),
 ];
 
 /// Brings a database from any of these versions to the newest.
@@ -26,7 +27,7 @@ const ALL: &[Version] = &[
 /// span all steps. So a step may fail because another process was faster; each
 /// such failure leaves one step less.
 pub(super) async fn run(pool: &SqlitePool) -> Result<(), MigrateError> {
-    let migrator = of(ALL);
+    let migrator = migrator(ALL);
     for _ in ALL {
         match migrator.run(pool).await {
             Err(MigrateError::Execute(_) | MigrateError::ExecuteMigration(..)) => {}
@@ -41,7 +42,7 @@ pub(super) async fn run(pool: &SqlitePool) -> Result<(), MigrateError> {
 pub(super) async fn check(pool: &SqlitePool) -> Result<(), SqliteOpenError> {
     let found = applied(pool).await?;
     for (version, checksum) in &found {
-        let known = of(ALL).iter().find(|known| known.version == *version).cloned();
+        let known = migrator(ALL).iter().find(|known| known.version == *version).cloned();
         let known = known.ok_or(MigrateError::VersionMissing(*version))?;
         if known.checksum.as_ref() != checksum.as_slice() {
             return Err(MigrateError::VersionMismatch(*version).into());
@@ -56,7 +57,10 @@ pub(super) async fn check(pool: &SqlitePool) -> Result<(), SqliteOpenError> {
 
 /// The versions that a database has, in order, with the hashes of their SQL;
 /// none if it is not ours.
-pub(super) async fn applied(pool: &SqlitePool) -> Result<Vec<(i64, Vec<u8>)>, sqlx::Error> {
+///
+/// # Errors
+/// The database cannot be read.
+pub async fn applied(pool: &SqlitePool) -> Result<Vec<(i64, Vec<u8>)>, sqlx::Error> {
     let table = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = '_sqlx_migrations')";
     if !sqlx::query_scalar::<_, bool>(table).fetch_one(pool).await? {
         return Ok(Vec::new());
@@ -65,7 +69,8 @@ pub(super) async fn applied(pool: &SqlitePool) -> Result<Vec<(i64, Vec<u8>)>, sq
     sqlx::query_as(rows).fetch_all(pool).await
 }
 
-fn of(versions: &[Version]) -> Migrator {
+/// Applies these versions to a database.
+pub fn migrator(versions: &[Version]) -> Migrator {
     let migration = |(version, name, sql): &Version| {
         let sql = (*sql).into_sql_str();
         Migration::new(*version, (*name).into(), MigrationType::Simple, sql, false)
@@ -74,9 +79,6 @@ fn of(versions: &[Version]) -> Migrator {
 }
 
 /// The newest version that this program knows.
-pub(super) fn newest() -> i64 {
+pub fn newest() -> i64 {
     ALL.iter().map(|(version, _, _)| *version).max().unwrap_or_default()
 }
-
-#[cfg(test)]
-mod tests;

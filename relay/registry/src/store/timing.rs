@@ -1,0 +1,40 @@
+//! How long the calls of a store take. Each engine runs every call through a
+//! [`CallTimer`].
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::StoreError;
+use crate::seam::{NoTiming, Timing};
+use crate::stats::StoreCall;
+
+/// Reports how long each call of a store takes.
+#[derive(Clone)]
+pub(super) struct CallTimer(Arc<dyn Timing>);
+
+impl CallTimer {
+    pub(super) fn new(timing: Arc<dyn Timing>) -> Self {
+        Self(timing)
+    }
+
+    /// Runs one call and reports the time from here to its end, which includes
+    /// waiting for a turn to write. A call that is cancelled is not reported.
+    pub(super) async fn time<T>(
+        &self,
+        call: StoreCall,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let began = Instant::now();
+        let done = work.await;
+        // a reached limit is an answer, not a failure of the database
+        let good = matches!(done, Ok(_) | Err(StoreError::LimitReached { .. }));
+        self.0.store_call(call, began.elapsed(), good);
+        done
+    }
+}
+
+impl Default for CallTimer {
+    fn default() -> Self {
+        Self(Arc::new(NoTiming))
+    }
+}

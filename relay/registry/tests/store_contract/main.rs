@@ -1,0 +1,52 @@
+//! The contract of a store, run against each engine.
+
+#![allow(clippy::unwrap_used, reason = "all of it is a test")]
+
+mod contract;
+mod values;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rendez_registry::model::TokenId;
+use rendez_registry::seam::Timing;
+use rendez_registry::stats::StoreCall;
+use rendez_registry::store::sqlite::SqliteStore;
+use rendez_registry::store::{AuditStore as _, RevocationStore as _, TokenStore as _};
+
+/// The calls that were reported, and whether each succeeded.
+#[derive(Default)]
+struct Reported(Mutex<Vec<(StoreCall, bool)>>);
+
+impl Timing for Reported {
+    fn store_call(&self, call: StoreCall, _: Duration, good: bool) {
+        self.0.lock().unwrap().push((call, good));
+    }
+}
+
+#[tokio::test]
+async fn sqlite_keeps_the_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    contract::check(&SqliteStore::open(&dir.path().join("db")).await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn every_kind_of_call_is_timed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+    let reported = Arc::<Reported>::default();
+    let timed = store.clone().with_timing(reported.clone());
+    contract::check(&timed).await;
+    timed.append_audit(&[]).await.unwrap();
+    timed.audit_rows(0, 1).await.unwrap();
+    timed.audit_head().await.unwrap();
+    timed.prune_audit(1, 0, 1, 0).await.unwrap();
+    timed.is_blocked(&TokenId::from_random([9; 8]).into()).await.unwrap();
+    store.close().await;
+    assert!(timed.last_withdrawal().await.is_err());
+    let reported = reported.0.lock().unwrap();
+    for call in StoreCall::ALL {
+        assert!(reported.contains(&(call, true)), "{}", call.as_str());
+    }
+    assert_eq!(reported.last(), Some(&(StoreCall::ReadWithdrawals, false)));
+}
