@@ -98,7 +98,7 @@ pub(crate) async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
 
 async fn token(registry: &Registry, role: Role) -> Result<String, Exit> {
     let request = CreateToken { label: "rendez dev".to_owned(), ..CreateToken::new(role) };
-    let created = registry.create_token(&request).await.map_err(Exit::software)?;
+    let created = registry.tokens().create(None, &request).await.map_err(Exit::software)?;
     Ok(created.token.expose().to_owned())
 }
 

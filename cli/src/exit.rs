@@ -17,8 +17,8 @@ use rendez_orchestrator::error::{FileError, ProcessError};
 use rendez_program::signals::{HANGUP, TERMINATE};
 use rendez_registry::OpenError;
 use rendez_registry::backup::BackupError;
-use rendez_registry::service::admin::{CreateTokenError, RotateError};
 use rendez_registry::store::StoreError;
+use rendez_registry::tokens::{CreateTokenError, RotateError};
 use rendez_registry_client::RegistryError;
 
 /// Shown below `--help`.

@@ -7,8 +7,7 @@ use rendez_orchestrator::EnvironmentId;
 use rendez_proto::audit::AuditPage;
 use rendez_proto::registry::admin::{CreateToken, RotateToken, TokenCreated, TokenEntry};
 use rendez_registry::model::Subject;
-use rendez_registry::service::DATABASE_FILE;
-use rendez_registry::{Options, Registry};
+use rendez_registry::{DATABASE_FILE, Options, Registry};
 use rendez_registry_client::{AdminClient, RegistryError};
 
 use crate::context::{Purpose, RelayOptions};
@@ -95,7 +94,7 @@ impl Admin {
                 let created = client.create_token(new).await;
                 created.map_err(|error| unless_found(error, not_served))
             }
-            Admin::Local(registry) => Ok(registry.create_token(new).await?),
+            Admin::Local(registry) => Ok(registry.tokens().create(None, new).await?),
         }
     }
 
@@ -109,7 +108,7 @@ impl Admin {
         };
         let (mut all, mut after) = (Vec::new(), None);
         loop {
-            let page = registry.list_tokens(after.as_ref()).await?;
+            let page = registry.tokens().list(after.as_ref()).await?;
             all.extend(page.tokens);
             after = page.next.and_then(|next| next.parse().ok());
             if after.is_none() {
@@ -131,7 +130,7 @@ impl Admin {
                 let rotated = client.rotate_token(id.as_str(), request).await;
                 rotated.map_err(|error| unless_found(error, Exit::usage))
             }
-            Admin::Local(registry) => Ok(registry.rotate_token(None, id, request).await?),
+            Admin::Local(registry) => Ok(registry.tokens().rotate(None, id, request).await?),
         }
     }
 
@@ -143,7 +142,7 @@ impl Admin {
             }
             Admin::Local(registry) => registry,
         };
-        let found = registry.revoke(None, subject).await?;
+        let found = registry.tokens().revoke(None, subject).await?;
         if found { Ok(()) } else { Err(Exit::usage("there is no such token")) }
     }
 
@@ -155,7 +154,7 @@ impl Admin {
             }
             Admin::Local(registry) => registry,
         };
-        let found = registry.revoke_environment(None, id).await?;
+        let found = registry.environments().revoke(None, id).await?;
         let unknown = || Exit::unknown_environment("nobody registered this environment");
         if found { Ok(()) } else { Err(unknown()) }
     }
@@ -169,7 +168,7 @@ impl Admin {
             Admin::Local(registry) => registry,
         };
         let unknown = || Exit::unknown_environment("the environment has no registration");
-        registry.end_registration(None, id).await?.map(drop).ok_or_else(unknown)
+        registry.registrations().end(None, id).await?.map(drop).ok_or_else(unknown)
     }
 
     /// The audit log's rows after number `after`, one page of them.

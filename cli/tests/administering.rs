@@ -63,7 +63,8 @@ impl World {
         let relay = Relay::bind(config).await.unwrap();
         let url = format!("http://{}", relay.local_addr());
         let new = CreateToken::new(Role::Admin);
-        let token = relay.registry().create_token(&new).await.unwrap().token.expose().to_owned();
+        let token =
+            relay.registry().tokens().create(None, &new).await.unwrap().token.expose().to_owned();
         let stop = CancellationToken::new();
         tokio::spawn(relay.serve(stop.clone()));
         Self { state, url, token, _stop: stop.drop_guard() }

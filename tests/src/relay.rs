@@ -345,7 +345,7 @@ impl Counters {
 
 async fn create_token(registry: &Registry, role: Role, environments: &str) -> Result<TokenText> {
     let new = CreateToken { environments: environments.to_owned(), ..CreateToken::new(role) };
-    Ok(registry.create_token(&new).await?.token)
+    Ok(registry.tokens().create(None, &new).await?.token)
 }
 
 /// The id in a token's text.

@@ -373,7 +373,7 @@ impl Tokens {
         let registry = Registry::open(state, Options::default()).await?;
         let token = async |role| {
             let new = CreateToken::new(role);
-            anyhow::Ok(registry.create_token(&new).await?.token.expose().to_owned())
+            anyhow::Ok(registry.tokens().create(None, &new).await?.token.expose().to_owned())
         };
         Ok(Self {
             executor: token(Role::Executor).await?,

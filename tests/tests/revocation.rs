@@ -59,7 +59,7 @@ async fn a_revoked_tokens_websockets_close_and_no_others() -> Result<()> {
 
     // an orchestrator's, by another process
     let outside = from_outside(&relay).await?;
-    outside.revoke(None, &subject(relay.orchestrator_token())?).await?;
+    outside.tokens().revoke(None, &subject(relay.orchestrator_token())?).await?;
     let closed = witness.orchestrator.closed_within(WITHIN).await?;
     assert_eq!(closed, (4002, "token_revoked".to_owned()));
     Ok(())
@@ -73,7 +73,7 @@ async fn a_revoked_environment_is_closed_to_old_credentials() -> Result<()> {
     let mut orchestrator = relay.orchestrator("gone", key(2)).await?;
     let outside = from_outside(&relay).await?;
 
-    ensure!(outside.revoke_environment(None, &"gone".parse()?).await?);
+    ensure!(outside.environments().revoke(None, &"gone".parse()?).await?);
     for end in [&mut executor, &mut orchestrator] {
         let closed = end.closed_within(WITHIN).await?;
         assert_eq!(closed, (4004, "registration_ended".to_owned()));
@@ -115,7 +115,7 @@ async fn an_ended_registration_may_be_made_anew() -> Result<()> {
 async fn a_token_that_expires_takes_its_websockets_along() -> Result<()> {
     let relay = TestRelay::start().await?;
     let new = CreateToken { expires_in_secs: Some(3), ..CreateToken::new(Role::Executor) };
-    let token = relay.registry().create_token(&new).await?.token;
+    let token = relay.registry().tokens().create(None, &new).await?.token;
     let mut executor = executor(&relay, "dev", token.expose()).await?;
     let closed = executor.closed_within(WITHIN).await?;
     assert_eq!(closed, (4003, "token_expired".to_owned()));
@@ -139,7 +139,7 @@ async fn a_peer_that_does_not_read_is_dropped_all_the_same() -> Result<()> {
     };
     let _ = timeout(Duration::from_secs(2), full).await;
 
-    relay.registry().revoke(None, &subject(token.expose())?).await?;
+    relay.registry().tokens().revoke(None, &subject(token.expose())?).await?;
     let mut look = interval(Duration::from_millis(10));
     let gone = async {
         while relay.connected().0 > 0 {

@@ -87,7 +87,7 @@ mod tests {
         let mut tokens = Tokens::new(Admin::Local(registry.clone()), probing);
         tokens.make(Role::Executor, &environment()).await.unwrap();
         tokens.make(Role::Orchestrator, &environment()).await.unwrap();
-        let made = registry.list_tokens(None).await.unwrap().tokens;
+        let made = registry.tokens().list(None).await.unwrap().tokens;
         assert_eq!(made.len(), 2);
         for token in made {
             let end = token.expires_at_unix_secs.unwrap();

@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::damage::Said;
-use crate::service::{DATABASE_FILE, is_file};
+use crate::registry::{DATABASE_FILE, is_file};
 use crate::store::StoreError;
 use crate::store::sqlite::{SqliteOpenError, SqliteStore};
 
@@ -86,6 +86,7 @@ mod tests {
     use super::*;
     use crate::model::Role;
     use crate::signer::SIGNING_KEY_FILE;
+    use crate::store_retry::StoreRetry;
     use crate::testing::{FixedClock, Fixture, START, ticket};
     use crate::{Options, Registry};
 
@@ -93,7 +94,8 @@ mod tests {
     async fn a_restored_registry_knows_its_tokens_and_registrations() {
         let fixture = Fixture::new().await;
         let token = fixture.token(Role::Executor, "*").await;
-        let executor = fixture.registry.authenticate(&token, None).await.unwrap();
+        let executor =
+            fixture.registry.tokens().authenticate(&token, None, StoreRetry::NEVER).await.unwrap();
         let registered = fixture.register(&executor, "dev").await;
         let backups = tempfile::tempdir().unwrap();
         let file = backups.path().join("backup.sqlite");
@@ -113,9 +115,9 @@ mod tests {
         let clock = Arc::new(FixedClock(START.into()));
         let options = Options { clock, ..Options::default() };
         let registry = Registry::open(restored.path(), options).await.unwrap();
-        registry.authenticate(&token, None).await.unwrap();
-        assert!(registry.authenticate(&later, None).await.is_err());
-        registry.check_executor(&ticket(&registered.url), None).await.unwrap();
+        registry.tokens().authenticate(&token, None, StoreRetry::NEVER).await.unwrap();
+        assert!(registry.tokens().authenticate(&later, None, StoreRetry::NEVER).await.is_err());
+        registry.tickets().check_executor(&ticket(&registered.url), None).await.unwrap();
     }
 
     #[tokio::test]

@@ -261,6 +261,20 @@ impl History {
         Ok(removed)
     }
 
+    /// Ends the connections that are open in the history, which a relay that
+    /// starts finds if the one before it did not stop in good order.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn end_open(&self) -> Result<u64, StoreError> {
+        let (now, why) = (self.clock.now_unix_secs(), EndReason::RelayRestarted);
+        let ended = self.store.end_open_connections(now, why).await?;
+        if ended > 0 {
+            tracing::info!(ended, "connections of a relay that did not stop in good order");
+        }
+        Ok(ended)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Notes> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,7 +3,7 @@
 //! ```text
 //! http     extract, authenticate, parse, call, convert; one status table
 //!   |
-//! service  the rules; owns time, ids and signatures          -> Presence (the relay)
+//! registry the rules; owns time, ids and signatures          -> Presence (the relay)
 //!   |
 //! store    one transaction per method, `now` is an argument  -> SQLite
 //! ```
@@ -20,7 +20,7 @@
 //! * `/register` waits rather than fails: stock executors exit on any failure.
 //!
 //! The relay embeds [`Registry`]: its router serves HTTP, and
-//! [`Registry::admit`] judges the tickets that arrive in websocket URLs.
+//! [`tickets::Tickets::admit`] judges the tickets that arrive in websocket URLs.
 
 pub mod audit;
 pub mod backup;
@@ -31,11 +31,12 @@ pub mod jwt;
 pub mod model;
 mod page;
 pub mod public_url;
+mod registry;
 pub mod seam;
-pub mod service;
 pub mod signer;
 pub mod stats;
 pub mod store;
+pub mod store_retry;
 pub mod token;
 
 #[cfg(test)]
@@ -43,7 +44,10 @@ mod testing;
 
 pub use http::PeerAddr;
 pub use public_url::{PublicUrl, RENDEZVOUS_PATH};
+pub use registry::tickets::{Admitted, TicketRefused};
+pub use registry::{
+    DATABASE_FILE, OpenError, Options, Registry, environments, executor_keys, node, registrations,
+    revocations, tickets, tokens,
+};
 pub use seam::{Clock, Live, NobodyConnected, Node, NotWaiting, Presence, Random};
-pub use service::tickets::{Admitted, TicketRefused};
-pub use service::{OpenError, Options, Registry};
 pub use store::Store;

@@ -34,6 +34,7 @@ use crate::store::{
     AuditStore, Claimed, ConnectionStore, Enrolled, Redeemed, Redemption, RegistrationStore,
     RevocationStore, Rotated, StoreError, TicketStore, TokenStore, Used, Withdrawn,
 };
+use crate::store_retry::StoreRetry;
 use crate::{Options, PublicUrl, Registry};
 
 /// When tests begin, in seconds since 1970.
@@ -399,18 +400,22 @@ impl Fixture {
     /// A new token's text.
     pub(crate) async fn token(&self, role: Role, environments: &str) -> String {
         let new = CreateToken { environments: environments.to_owned(), ..CreateToken::new(role) };
-        self.registry.create_token(&new).await.unwrap().token.expose().to_owned()
+        self.registry.tokens().create(None, &new).await.unwrap().token.expose().to_owned()
     }
 
     /// The bearer of a new token.
     pub(crate) async fn caller(&self, role: Role, environments: &str) -> Caller {
         let token = self.token(role, environments).await;
-        self.registry.authenticate(&token, None).await.unwrap()
+        self.registry.tokens().authenticate(&token, None, StoreRetry::NEVER).await.unwrap()
     }
 
     pub(crate) async fn register(&self, caller: &Caller, environment: &str) -> RegisterReply {
         let request = register_request();
-        self.registry.register(caller, &env(environment), &request, &base()).await.unwrap()
+        self.registry
+            .registrations()
+            .register(caller, &env(environment), &request, &base(), StoreRetry::for_registration())
+            .await
+            .unwrap()
     }
 
     /// Registers and has the executor's websocket open.

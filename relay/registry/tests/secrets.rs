@@ -50,7 +50,7 @@ impl Presence for Connected {
 
 async fn token(registry: &Registry, role: Role) -> String {
     let new = CreateToken { label: "a label".to_owned(), ..CreateToken::new(role) };
-    registry.create_token(&new).await.unwrap().token.expose().to_owned()
+    registry.tokens().create(None, &new).await.unwrap().token.expose().to_owned()
 }
 
 async fn call(registry: &Registry, method: &str, path: &str, token: &str, body: Value) -> Value {
@@ -157,7 +157,7 @@ async fn no_secret_is_written_down() {
     let issuers = vec![issuer];
     let options = Options { presence: presence.clone(), issuers, ..Options::default() };
     let registry = Registry::open(dir.path(), options).await.unwrap();
-    let admin = registry.bootstrap().await.unwrap().unwrap().expose().to_owned();
+    let admin = registry.tokens().bootstrap().await.unwrap().unwrap().expose().to_owned();
     let executor = token(&registry, Role::Executor).await;
     let orchestrator = token(&registry, Role::Orchestrator).await;
 
@@ -177,11 +177,11 @@ async fn no_secret_is_written_down() {
         assert_eq!(verdict, json!({ "valid": valid }));
     }
     let (executors, orchestrators) = (ticket(&registered), ticket(&connected));
-    registry.admit(&executors, None).await.unwrap();
-    registry.admit(&orchestrators, None).await.unwrap();
-    registry.admit(&orchestrators, None).await.unwrap_err();
-    registry.admit(&format!("{executors}x"), None).await.unwrap_err();
-    registry.check_executor(&authorization, None).await.unwrap_err();
+    registry.tickets().admit(&executors, None).await.unwrap();
+    registry.tickets().admit(&orchestrators, None).await.unwrap();
+    registry.tickets().admit(&orchestrators, None).await.unwrap_err();
+    registry.tickets().admit(&format!("{executors}x"), None).await.unwrap_err();
+    registry.tickets().check_executor(&authorization, None).await.unwrap_err();
     // a token that is wrong, in the place of one and in that of a body
     let wrong = format!("{}A", &executor[..executor.len() - 1]);
     call(&registry, "POST", &path("register"), &wrong, json!({})).await;

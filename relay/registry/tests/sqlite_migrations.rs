@@ -9,8 +9,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 use tempfile::TempDir;
 
 use rendez_proto::ids::EnvironmentId;
+use rendez_registry::DATABASE_FILE;
 use rendez_registry::model::{Credential, Withdrawal};
-use rendez_registry::service::DATABASE_FILE;
 use rendez_registry::store::sqlite::migrations::{ALL, Version, applied, migrator, newest};
 use rendez_registry::store::sqlite::{SqliteOpenError, SqliteStore};
 use rendez_registry::store::{

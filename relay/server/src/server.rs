@@ -118,7 +118,7 @@ impl Relay {
             }
             opened => opened?,
         };
-        let last_withdrawal = registry.last_withdrawal().await?;
+        let last_withdrawal = registry.revocations().last().await?;
         let public = bind(config.listen, config.connections_max).await?.with_tls(tls.clone());
         let public = public.reading(config.websocket_read_buffer.bytes());
         let admin = match config.admin_listen {
@@ -130,7 +130,7 @@ impl Relay {
         let lock = |source| OpenError::Directory { path: config.state.clone(), source };
         let tenure = Tenure::begin(&config.state).map_err(lock)?;
         if tenure.is_ours() {
-            registry.take_over_history().await?;
+            registry.history().end_open().await?;
         } else {
             let state = config.state.display().to_string();
             tracing::warn!(
@@ -275,7 +275,7 @@ async fn bind(address: SocketAddr, connections_max: usize) -> Result<Listener, S
 
 /// Nobody can do anything with a relay that has no token.
 async fn hint_at_tokens(registry: &Registry) {
-    if registry.list_tokens(None).await.is_ok_and(|list| list.tokens.is_empty()) {
+    if registry.tokens().list(None).await.is_ok_and(|list| list.tokens.is_empty()) {
         tracing::warn!(
             "there is no token yet; make the first one with \
              `rendez token create --role admin --state` and this relay's state directory"

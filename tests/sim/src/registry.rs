@@ -1,4 +1,4 @@
-//! What the registry promises (`relay/registry/src/service`), in memory:
+//! What the registry promises (`relay/registry/src/registry`), in memory:
 //! generations, presence, single-use tickets and authorizations that expire,
 //! and that it may be away.
 

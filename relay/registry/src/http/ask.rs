@@ -13,9 +13,10 @@ use super::error::Failure;
 use super::peer::PeerAddr;
 use super::reply;
 use crate::model::{Caller, Role};
-use crate::service::Registry;
-use crate::service::auth::AuthError;
+use crate::registry::Registry;
+use crate::registry::tokens::AuthError;
 use crate::stats::{Operation, Outcome};
+use crate::store_retry::StoreRetry;
 
 /// What every route starts from.
 pub(super) struct Ask {
@@ -24,6 +25,8 @@ pub(super) struct Ask {
     pub(super) source: Option<IpAddr>,
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
+    /// For the calls of the store that this request makes.
+    pub(super) retry: StoreRetry,
 }
 
 impl FromRequestParts<Registry> for Ask {
@@ -38,6 +41,7 @@ impl FromRequestParts<Registry> for Ask {
             source: registry.source(peer, &parts.headers),
             uri: parts.uri.clone(),
             headers: parts.headers.clone(),
+            retry: StoreRetry::NEVER,
         })
     }
 }
@@ -45,7 +49,7 @@ impl FromRequestParts<Registry> for Ask {
 impl Ask {
     /// The bearer of a token.
     pub(super) async fn caller(&self) -> Result<Caller, Failure> {
-        Ok(self.registry.authenticate(self.bearer()?, self.source).await?)
+        Ok(self.registry.tokens().authenticate(self.bearer()?, self.source, self.retry).await?)
     }
 
     /// The bearer of an administrator's token.

@@ -18,12 +18,13 @@ use super::params::{PathParam, environment};
 use super::reply::{json, ok};
 use crate::model::Role;
 use crate::public_url::WebsocketBase;
-use crate::service::registrations::Verdict;
+use crate::registry::registrations::Verdict;
 use crate::stats::{Operation, Outcome};
+use crate::store_retry::StoreRetry;
 
 pub(super) async fn register(ask: Ask, path: PathParam, body: Body) -> Response {
     // one wait for all that the database is asked here, from the start
-    let ask = Ask { registry: ask.registry.patient(), ..ask };
+    let ask = Ask { retry: StoreRetry::for_registration(), ..ask };
     let work = async {
         let knock = Knock::new(&ask, Call::Register).await?;
         let environment = environment(path)?;
@@ -32,7 +33,11 @@ pub(super) async fn register(ask: Ask, path: PathParam, body: Body) -> Response 
         let request = RegisterRequest::parse(&body)?;
         let base = base(&ask)?;
         let caller = knock.settle(&ask, &body).await?;
-        Ok(ask.registry.register(&caller, &environment, &request, &base).await?)
+        Ok(ask
+            .registry
+            .registrations()
+            .register(&caller, &environment, &request, &base, ask.retry)
+            .await?)
     };
     ask.answer(Operation::Register, work.await.map(ok))
 }
@@ -44,7 +49,7 @@ pub(super) async fn connect(ask: Ask, path: PathParam, body: Body) -> Response {
         caller.may(Role::Orchestrator, &environment)?;
         let request = ConnectRequest::parse(&body::read(body).await?)?;
         let base = base(&ask)?;
-        Ok(ask.registry.connect(&caller, &environment, &request, &base).await?)
+        Ok(ask.registry.registrations().connect(&caller, &environment, &request, &base).await?)
     };
     let mut response = ask.answer(Operation::Connect, work.await.map(ok));
     // A stock harness whose relay restarts asks again at once, over the pooled
@@ -62,7 +67,11 @@ pub(super) async fn validate(ask: Ask, path: PathParam, body: Body) -> Response 
         let request = ValidateRequest::parse(&body)?;
         let caller = knock.settle(&ask, &body).await?;
         let stream = stream(&ask.headers);
-        Ok(ask.registry.validate(&caller, &environment, &request, stream.as_ref()).await?)
+        Ok(ask
+            .registry
+            .registrations()
+            .validate(&caller, &environment, &request, stream.as_ref())
+            .await?)
     };
     let result = work.await.map(|verdict| match verdict {
         Verdict::Valid => (Outcome::Ok, json(&ValidateReply { valid: true })),

@@ -29,7 +29,7 @@ pub(super) async fn environments(ask: Ask, page: Page) -> Response {
     let work = async {
         let caller = ask.caller().await?;
         let after = after::<EnvironmentId>(page)?;
-        Ok(ask.registry.environments(&caller, after.as_ref()).await?)
+        Ok(ask.registry.environments().list(&caller, after.as_ref()).await?)
     };
     ask.answer(Operation::Environments, work.await.map(ok))
 }
@@ -62,7 +62,7 @@ pub(super) async fn environment_detail(
         let environment = environment(path)?;
         let invalid = || Failure::new(ErrorCode::InvalidRequest, "`probe` is true or false");
         let Query(look) = look.map_err(|_| invalid())?;
-        Ok(ask.registry.environment(&caller, &environment, look.probe).await?)
+        Ok(ask.registry.environments().get(&caller, &environment, look.probe).await?)
     };
     ask.answer(Operation::Environments, work.await.map(ok))
 }
@@ -79,7 +79,7 @@ pub(super) async fn registrations(ask: Ask, page: Page) -> Response {
     let work = async {
         ask.admin().await?;
         let after = after::<EnvironmentId>(page)?;
-        Ok(ask.registry.registrations(after.as_ref()).await?)
+        Ok(ask.registry.registrations().list(after.as_ref()).await?)
     };
     ask.answer(Operation::Environments, work.await.map(ok))
 }
@@ -102,7 +102,7 @@ pub(super) async fn revoke_environment(ask: Ask, path: PathParam) -> Response {
         let environment = environment(path)?;
         caller.may(Role::Admin, &environment)?;
         let unknown = || Failure::new(ErrorCode::NotFound, "nobody registered this environment");
-        let found = ask.registry.revoke_environment(Some(&caller.subject), &environment).await?;
+        let found = ask.registry.environments().revoke(Some(&caller.subject), &environment).await?;
         if found { Ok(()) } else { Err(unknown()) }
     };
     ask.answer(Operation::Environments, work.await.map(done))
@@ -126,7 +126,7 @@ pub(super) async fn end_registration(ask: Ask, path: PathParam) -> Response {
         let environment = environment(path)?;
         caller.may(Role::Admin, &environment)?;
         let unknown = || Failure::new(ErrorCode::NotFound, "the environment has no registration");
-        let ended = ask.registry.end_registration(Some(&caller.subject), &environment).await?;
+        let ended = ask.registry.registrations().end(Some(&caller.subject), &environment).await?;
         ended.map(drop).ok_or_else(unknown)
     };
     ask.answer(Operation::Environments, work.await.map(done))

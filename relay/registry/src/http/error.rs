@@ -10,11 +10,11 @@ use rendez_proto::registry::error::{ErrorBody, ErrorCode, ErrorDetail};
 use crate::jwt::JwtError;
 use crate::model::Forbidden;
 use crate::public_url::InvalidPublicUrl;
-use crate::service::admin::{CreateTokenError, RotateError};
-use crate::service::auth::AuthError;
-use crate::service::environments::ListError;
-use crate::service::proofs::ProofError;
-use crate::service::registrations::{ConnectError, IssueError, RegisterError, ValidateError};
+use crate::registry::environments::ListError;
+use crate::registry::executor_keys::ProofError;
+use crate::registry::registrations::{ConnectError, RegisterError, ValidateError};
+use crate::registry::tickets::IssueError;
+use crate::registry::tokens::{AuthError, CreateTokenError, RotateError};
 use crate::store::StoreError;
 
 /// Seconds that a client should wait after a 503. Stock clients ignore it.

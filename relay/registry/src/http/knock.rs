@@ -6,8 +6,8 @@ use rendez_proto::proof::{Call, InvalidProof, PROOF_HEADER};
 use super::ask::Ask;
 use super::error::Failure;
 use crate::model::{Caller, Role};
-use crate::service::auth::AuthError;
-use crate::service::proofs::{ProofError, Proven};
+use crate::registry::executor_keys::{ProofError, Proven};
+use crate::registry::tokens::AuthError;
 
 /// Whoever asks for an executor's call.
 pub(super) enum Knock {
@@ -27,7 +27,9 @@ impl Knock {
             Err(AuthError::Missing) => None,
             bearer => Some(bearer?),
         };
-        Ok(Self::Key(Box::new(ask.registry.prove(call, proof, bearer, ask.source).await?)))
+        Ok(Self::Key(Box::new(
+            ask.registry.executor_keys().prove(call, proof, bearer, ask.source, ask.retry).await?,
+        )))
     }
 
     /// Checks that it may be the environment's executor.
@@ -42,7 +44,9 @@ impl Knock {
     pub(super) async fn settle(self, ask: &Ask, body: &[u8]) -> Result<Caller, Failure> {
         match self {
             Knock::Bearer(caller) => Ok(caller),
-            Knock::Key(proven) => Ok(ask.registry.settle(*proven, body).await?),
+            Knock::Key(proven) => {
+                Ok(ask.registry.executor_keys().settle(*proven, body, ask.retry).await?)
+            }
         }
     }
 }

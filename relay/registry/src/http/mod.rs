@@ -27,7 +27,7 @@ use axum::Router;
 use axum::routing::post;
 
 pub use self::peer::PeerAddr;
-use crate::service::Registry;
+use crate::registry::Registry;
 
 impl Registry {
     /// The routes under `/cloud/environment/` and `/v1/`.

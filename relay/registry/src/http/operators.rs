@@ -27,7 +27,7 @@ use crate::stats::Operation;
 pub(super) async fn status(ask: Ask) -> Response {
     let work = async {
         ask.admin().await?;
-        Ok(ask.registry.status().await?)
+        Ok(ask.registry.node().status().await?)
     };
     ask.answer(Operation::Status, work.await.map(ok))
 }
@@ -64,7 +64,7 @@ pub(super) async fn connections(ask: Ask, which: Result<Query<Which>, QueryRejec
         if after.as_ref().is_some_and(elsewhere) {
             return Err(invalid("`after` is in another environment"));
         }
-        Ok(ask.registry.connections(environment.as_ref(), after.as_ref()).await)
+        Ok(ask.registry.node().connections(environment.as_ref(), after.as_ref()).await)
     };
     ask.answer(Operation::Status, work.await.map(ok))
 }

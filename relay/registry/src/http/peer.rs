@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use axum::http::HeaderMap;
 use ipnet::IpNet;
 
-use crate::service::Registry;
+use crate::registry::Registry;
 
 /// Longest `X-Forwarded-For` that is read, in bytes: a dozen proxies.
 pub(crate) const FORWARDED_MAX_BYTES: usize = 1024;

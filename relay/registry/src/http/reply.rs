@@ -9,7 +9,7 @@ use rendez_proto::registry::error::ErrorCode;
 use serde::Serialize;
 
 use super::error::Failure;
-use crate::service::Registry;
+use crate::registry::Registry;
 use crate::stats::{Operation, Outcome};
 
 pub(super) fn answer(

@@ -414,7 +414,7 @@ async fn a_request_without_a_host_cannot_be_given_a_url() {
 async fn a_database_that_fails_is_our_fault_for_now() {
     let api = Api::new().await;
     // takes the tables away under the running registry
-    let path = api.fixture.dir.path().join(crate::service::DATABASE_FILE);
+    let path = api.fixture.dir.path().join(crate::registry::DATABASE_FILE);
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).foreign_keys(false);
     let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
     sqlx::query("DROP TABLE registrations").execute(&pool).await.unwrap();
@@ -429,7 +429,7 @@ async fn a_database_that_fails_is_our_fault_for_now() {
 #[tokio::test]
 async fn a_registration_outwaits_another_writer() {
     let api = Api::new().await;
-    let path = api.fixture.dir.path().join(crate::service::DATABASE_FILE);
+    let path = api.fixture.dir.path().join(crate::registry::DATABASE_FILE);
     let other = SqliteStore::open(&path).await.unwrap();
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
     let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();

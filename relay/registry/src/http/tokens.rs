@@ -27,7 +27,7 @@ pub(super) async fn list_tokens(ask: Ask, page: Page) -> Response {
     let work = async {
         ask.admin().await?;
         let after = after::<TokenId>(page)?;
-        Ok(ask.registry.list_tokens(after.as_ref()).await?)
+        Ok(ask.registry.tokens().list(after.as_ref()).await?)
     };
     ask.answer(Operation::Tokens, work.await.map(ok))
 }
@@ -48,7 +48,7 @@ pub(super) async fn create_token(ask: Ask, body: Body) -> Response {
     let work = async {
         let admin = ask.admin().await?;
         let request = CreateToken::parse(&body::read(body).await?)?;
-        Ok(ask.registry.create_token_as(Some(&admin.subject), &request).await?)
+        Ok(ask.registry.tokens().create(Some(&admin.subject), &request).await?)
     };
     let created = |reply| (Outcome::Ok, (StatusCode::CREATED, json(&reply)).into_response());
     ask.answer(Operation::Tokens, work.await.map(created))
@@ -73,7 +73,7 @@ pub(super) async fn rotate_token(ask: Ask, path: PathParam, body: Body) -> Respo
         let admin = ask.admin().await?;
         let id = text(path)?.parse::<TokenId>().map_err(|_| no_such_token())?;
         let request = RotateToken::parse(&body::read(body).await?)?;
-        Ok(ask.registry.rotate_token(Some(&admin.subject), &id, &request).await?)
+        Ok(ask.registry.tokens().rotate(Some(&admin.subject), &id, &request).await?)
     };
     ask.answer(Operation::Tokens, work.await.map(ok))
 }
@@ -94,7 +94,7 @@ pub(super) async fn revoke_token(ask: Ask, path: PathParam) -> Response {
     let work = async {
         let admin = ask.admin().await?;
         let subject = text(path)?.parse::<Subject>().map_err(|_| no_such_token())?;
-        if ask.registry.revoke(Some(&admin.subject), &subject).await? {
+        if ask.registry.tokens().revoke(Some(&admin.subject), &subject).await? {
             Ok(())
         } else {
             Err(no_such_token())

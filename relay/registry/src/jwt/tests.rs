@@ -409,14 +409,14 @@ async fn a_foreign_bearer_is_an_executor_like_any_other() {
     let (status, reply) = register(&fixture.registry, &token, "ci-acme_2fapp").await;
     assert_eq!(status, 200, "{reply}");
     let (_, ticket) = reply["url"].as_str().unwrap().split_once("ticket=").unwrap();
-    let admitted = fixture.registry.check_executor(ticket, None).await.unwrap();
+    let admitted = fixture.registry.tickets().check_executor(ticket, None).await.unwrap();
     let subject = ForeignId::new(ISSUER, "repo:acme/app");
     assert_eq!(admitted.subject, Subject::Foreign(subject));
     assert_eq!(admitted.claims.environment, env("ci-acme_2fapp"));
 
-    fixture.registry.revoke(None, &admitted.subject).await.unwrap();
-    assert!(fixture.registry.check_executor(ticket, None).await.is_err());
-    assert!(!fixture.registry.is_still_good(&admitted).await.unwrap());
+    fixture.registry.tokens().revoke(None, &admitted.subject).await.unwrap();
+    assert!(fixture.registry.tickets().check_executor(ticket, None).await.is_err());
+    assert!(!fixture.registry.tickets().is_still_good(&admitted).await.unwrap());
     assert_eq!(register(&fixture.registry, &token, "ci-acme_2fapp").await.0, 401);
 }
 

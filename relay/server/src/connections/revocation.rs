@@ -67,7 +67,7 @@ impl RevocationWatcher {
 
     async fn evict_withdrawn(&mut self) -> Result<(), StoreError> {
         loop {
-            let page = self.registry.withdrawals(self.last).await?;
+            let page = self.registry.revocations().after(self.last).await?;
             if !page.complete {
                 tracing::warn!("too many revocations to follow: closing every websocket");
                 self.evict(|_| Some(CloseFrame::RESTARTING));

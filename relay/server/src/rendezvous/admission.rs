@@ -23,10 +23,10 @@ impl Rendezvous {
         if self.connections.is_closed() {
             return Err(Refusal::ShuttingDown);
         }
-        let admitted = self.registry.admit(ticket, source).await?;
+        let admitted = self.registry.tickets().admit(ticket, source).await?;
         let joined = ConnectionGuard::join(&self.connections, &self.registry, &admitted, permit);
         let guard = joined.inspect_err(|error| self.audit_join_error(&admitted, error))?;
-        if !self.registry.is_still_good(&admitted).await.map_err(TicketRefused::from)? {
+        if !self.registry.tickets().is_still_good(&admitted).await.map_err(TicketRefused::from)? {
             return Err(TicketRefused::Revoked.into());
         }
         guard.open();

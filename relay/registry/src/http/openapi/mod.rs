@@ -17,7 +17,7 @@ use utoipa_axum::routes;
 
 use super::error::Failure;
 use super::{environments, operators, reply, tokens};
-use crate::service::Registry;
+use crate::registry::Registry;
 use crate::stats::{Operation, Outcome};
 
 #[derive(OpenApi)]

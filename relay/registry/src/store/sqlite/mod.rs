@@ -41,8 +41,8 @@ use tokio::time::{Instant, sleep};
 use self::database::Database;
 use super::StoreError;
 use crate::seam::Timing;
-use crate::service::patience;
 use crate::store::timing::CallTimer;
+use crate::store_retry;
 
 /// How long one statement waits for another writer of the database.
 pub(crate) const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -58,7 +58,7 @@ pub(crate) const DATABASE_SCHEMA_PATIENCE: Duration = Duration::from_secs(2);
 /// Connections to the database: one writes, the others read meanwhile.
 pub(crate) const DATABASE_CONNECTIONS: u32 = 4;
 
-const _: () = assert!(DATABASE_BUSY_TIMEOUT.as_secs() < patience::REGISTER_PATIENCE.as_secs());
+const _: () = assert!(DATABASE_BUSY_TIMEOUT.as_secs() < store_retry::REGISTER_PATIENCE.as_secs());
 
 /// The SQLite store.
 #[derive(Clone)]
@@ -173,7 +173,7 @@ impl SqliteStore {
         loop {
             match Self::patiently(path, Schema::Current).await {
                 Err(SqliteOpenError::Older { .. }) if Instant::now() < deadline => {
-                    sleep(patience::REGISTER_RETRY_PAUSE).await;
+                    sleep(store_retry::REGISTER_RETRY_PAUSE).await;
                 }
                 result => return result,
             }
@@ -194,7 +194,7 @@ impl SqliteStore {
         loop {
             match Self::connect(path, schema).await {
                 Err(error) if error.is_busy() && Instant::now() < deadline => {
-                    sleep(patience::REGISTER_RETRY_PAUSE).await;
+                    sleep(store_retry::REGISTER_RETRY_PAUSE).await;
                 }
                 result => return result,
             }

@@ -1,4 +1,6 @@
-//! Tokens.
+//! Tokens: who bears one, and their life from creation to revocation.
+
+use std::net::IpAddr;
 
 use rendez_proto::audit::AuditKind;
 use rendez_proto::limits;
@@ -7,15 +9,48 @@ use rendez_proto::registry::admin::{
 };
 use zeroize::Zeroizing;
 
-use super::Registry;
+use super::context::Context;
+use crate::jwt::JwtError;
 use crate::model::source::InvalidSource;
 use crate::model::{
-    Credential, InvalidPattern, Role, SourceCidrs, Subject, Token, TokenId, TokenPattern,
+    Caller, Credential, Grant, InvalidPattern, Role, SourceCidrs, Subject, Token, TokenId,
+    TokenPattern,
 };
 use crate::page;
 use crate::seam::NoRandomness;
 use crate::store::{Rotated, StoreError};
+use crate::store_retry::StoreRetry;
 use crate::token::{BearerToken, SECRET_BYTES};
+
+/// The bearer token was not accepted. Its bearer is at fault, except for
+/// `Store`.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    /// There is none.
+    #[error("a bearer token is required")]
+    Missing,
+    /// Not a token of this registry, or the wrong secret.
+    #[error("the token is not known here")]
+    Unknown,
+    /// Genuine, and withdrawn.
+    #[error("the token was revoked")]
+    Revoked,
+    /// Genuine, and past its time.
+    #[error("the token is expired")]
+    Expired,
+    /// Genuine, and used from elsewhere.
+    #[error("the token may not be used from {}", match .0 {
+        Some(source) => source.to_string(),
+        None => "an address that this registry cannot tell".to_owned(),
+    })]
+    Source(Option<IpAddr>),
+    /// A token of another issuer; see there.
+    #[error(transparent)]
+    Foreign(#[from] JwtError),
+    /// We could not look.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
 
 /// Why a token was not created.
 #[derive(Debug, thiserror::Error)]
@@ -80,22 +115,67 @@ pub enum RotateError {
     Random(#[from] NoRandomness),
 }
 
-impl Registry {
-    /// Makes a token. Whoever calls this has checked that it may: over HTTP, an
-    /// admin; on the machine, whoever can write the state directory.
+/// The tokens of a registry.
+#[derive(Clone, Copy)]
+pub struct Tokens<'a> {
+    ctx: &'a Context,
+}
+
+impl<'a> Tokens<'a> {
+    pub(super) fn new(ctx: &'a Context) -> Self {
+        Self { ctx }
+    }
+}
+
+impl Tokens<'_> {
+    /// Finds out who bears this token, at `source` if that is known.
     ///
     /// # Errors
-    /// See [`CreateTokenError`].
-    pub async fn create_token(&self, new: &CreateToken) -> Result<TokenCreated, CreateTokenError> {
-        self.create_token_as(None, new).await
+    /// See [`AuthError`].
+    pub async fn authenticate(
+        self,
+        bearer: &str,
+        source: Option<IpAddr>,
+        retry: StoreRetry,
+    ) -> Result<Caller, AuthError> {
+        if self.ctx.issuers().are_for(bearer) {
+            let fetch = &self.ctx.options.fetch_keys;
+            let caller = self.ctx.issuers().authenticate(bearer, self.ctx.now(), fetch).await?;
+            let blocked = retry.call(|| self.ctx.store().is_blocked(&caller.subject)).await?;
+            return if blocked { Err(AuthError::Revoked) } else { Ok(caller) };
+        }
+        let bearer = BearerToken::parse(bearer).map_err(|_| AuthError::Unknown)?;
+        let stored = retry.call(|| self.ctx.store().token(bearer.id())).await?;
+        let stored = stored.ok_or(AuthError::Unknown)?;
+        let now = self.ctx.now();
+        let proven = stored.credential.is_proven_by(&bearer.secret_hash(), now);
+        if !proven || bearer.role() != stored.role {
+            return Err(AuthError::Unknown);
+        }
+        if stored.revoked_at.is_some() {
+            return Err(AuthError::Revoked);
+        }
+        if !stored.is_active(now) {
+            return Err(AuthError::Expired);
+        }
+        if !stored.sources.permit(source) {
+            return Err(AuthError::Source(source));
+        }
+        Ok(Caller {
+            subject: stored.id.into(),
+            grants: vec![Grant { role: stored.role, environments: stored.environments }],
+            until: None,
+        })
     }
 
-    /// The same for this admin, whom the audit log names.
+    /// Creates a token. The caller has checked that it may: over HTTP, an admin;
+    /// on the machine, a user who can write the state directory. The audit log
+    /// names `actor`.
     ///
     /// # Errors
     /// See [`CreateTokenError`].
-    pub async fn create_token_as(
-        &self,
+    pub async fn create(
+        self,
         actor: Option<&Subject>,
         new: &CreateToken,
     ) -> Result<TokenCreated, CreateTokenError> {
@@ -119,9 +199,9 @@ impl Registry {
             (Role::Join, None) => Some(1),
             (_, max_uses) => max_uses,
         };
-        let secret = Zeroizing::new(self.random::<SECRET_BYTES>()?);
-        let bearer = BearerToken::new(new.role, TokenId::from_random(self.random()?), *secret);
-        let now = self.now();
+        let secret = Zeroizing::new(self.ctx.random::<SECRET_BYTES>()?);
+        let bearer = BearerToken::new(new.role, TokenId::from_random(self.ctx.random()?), *secret);
+        let now = self.ctx.now();
         let id = bearer.id().clone();
         let credential = Credential::Secret { hash: bearer.secret_hash(), previous: None };
         let token = Token {
@@ -131,8 +211,11 @@ impl Registry {
             expires_at: new.expires_in_secs.map(|seconds| now.saturating_add(seconds)),
             ..Token::new(id, new.role, environments, credential, now)
         };
-        let act = self.act(AuditKind::Admin, actor, format!("token_created {}", token.id)).await?;
-        self.store().insert_token(&token, &act).await?;
+        let act = self
+            .ctx
+            .operator_event(AuditKind::Admin, actor, format!("token_created {}", token.id))
+            .await?;
+        self.ctx.store().insert_token(&token, &act).await?;
         tracing::info!(
             token = %token.id,
             role = ?token.role,
@@ -147,20 +230,20 @@ impl Registry {
     ///
     /// # Errors
     /// See [`CreateTokenError`].
-    pub async fn bootstrap(&self) -> Result<Option<TokenText>, CreateTokenError> {
-        if !self.store().tokens(None, 1).await?.is_empty() {
+    pub async fn bootstrap(self) -> Result<Option<TokenText>, CreateTokenError> {
+        if !self.ctx.store().tokens(None, 1).await?.is_empty() {
             return Ok(None);
         }
         let first = CreateToken { label: "first".to_owned(), ..CreateToken::new(Role::Admin) };
-        Ok(Some(self.create_token(&first).await?.token))
+        Ok(Some(self.create(None, &first).await?.token))
     }
 
     /// All tokens, revoked ones included, one page of them. For admins.
     ///
     /// # Errors
     /// The store's.
-    pub async fn list_tokens(&self, after: Option<&TokenId>) -> Result<TokenList, StoreError> {
-        let page = self.store().tokens(after, limits::LIST_PAGE_MAX).await?;
+    pub async fn list(self, after: Option<&TokenId>) -> Result<TokenList, StoreError> {
+        let page = self.ctx.store().tokens(after, limits::LIST_PAGE_MAX).await?;
         let next = page::next(&page, |last| last.id.to_string());
         Ok(TokenList { tokens: page.into_iter().map(token_entry).collect(), next })
     }
@@ -170,8 +253,8 @@ impl Registry {
     ///
     /// # Errors
     /// See [`RotateError`].
-    pub async fn rotate_token(
-        &self,
+    pub async fn rotate(
+        self,
         actor: Option<&Subject>,
         id: &TokenId,
         request: &RotateToken,
@@ -179,13 +262,14 @@ impl Registry {
         if request.overlap_secs > limits::ROTATION_OVERLAP_MAX.as_secs() {
             return Err(RotateError::Overlap);
         }
-        let role = self.store().token(id).await?.ok_or(RotateError::Unknown)?.role;
-        let secret = Zeroizing::new(self.random::<SECRET_BYTES>()?);
+        let role = self.ctx.store().token(id).await?.ok_or(RotateError::Unknown)?.role;
+        let secret = Zeroizing::new(self.ctx.random::<SECRET_BYTES>()?);
         let bearer = BearerToken::new(role, id.clone(), *secret);
         let hash = bearer.secret_hash();
-        let (overlap, now) = (request.overlap_secs, self.now());
-        let act = self.act(AuditKind::Admin, actor, format!("token_rotated {id}")).await?;
-        match self.store().rotate_token(id, &hash, overlap, now, &act).await? {
+        let (overlap, now) = (request.overlap_secs, self.ctx.now());
+        let act =
+            self.ctx.operator_event(AuditKind::Admin, actor, format!("token_rotated {id}")).await?;
+        match self.ctx.store().rotate_token(id, &hash, overlap, now, &act).await? {
             Rotated::To(token) => {
                 tracing::info!(token = %id, overlap_secs = overlap, "token rotated");
                 Ok(TokenCreated { token: bearer.to_text(), entry: token_entry(*token) })
@@ -194,6 +278,28 @@ impl Registry {
             Rotated::HasKey => Err(RotateError::HasKey),
             Rotated::Unknown => Err(RotateError::Unknown),
         }
+    }
+
+    /// Ends whatever came from this subject: its bearer, its tickets and its
+    /// authorizations are refused from now on, and its live websockets close
+    /// within seconds. `false`: there is no such token. For admins.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn revoke(
+        self,
+        actor: Option<&Subject>,
+        subject: &Subject,
+    ) -> Result<bool, StoreError> {
+        let act = self
+            .ctx
+            .operator_event(AuditKind::Revoke, actor, format!("token_revoked {subject}"))
+            .await?;
+        let found = self.ctx.store().revoke(subject, self.ctx.now(), &act).await?;
+        if found {
+            tracing::info!(token = %subject, "token revoked");
+        }
+        Ok(found)
     }
 }
 
@@ -223,7 +329,7 @@ fn token_entry(token: Token) -> TokenEntry {
 mod tests {
     use super::*;
     use crate::model::Grant;
-    use crate::service::auth::AuthError;
+    use crate::registry::tokens::AuthError;
     use crate::testing::{Fixture, START};
 
     fn request(role: Role) -> CreateToken {
@@ -236,26 +342,36 @@ mod tests {
         let fixture = Fixture::new().await;
         let registry = &fixture.registry;
         let short = CreateToken { expires_in_secs: Some(10), ..request(Role::Orchestrator) };
-        let short = registry.create_token(&short).await.unwrap();
-        let long = registry.create_token(&request(Role::Executor)).await.unwrap();
+        let short = registry.tokens().create(None, &short).await.unwrap();
+        let long = registry.tokens().create(None, &request(Role::Executor)).await.unwrap();
         assert_eq!(short.entry.expires_at_unix_secs, Some(START + 10));
 
-        let caller = registry.authenticate(long.token.expose(), None).await.unwrap();
+        let caller = registry
+            .tokens()
+            .authenticate(long.token.expose(), None, StoreRetry::NEVER)
+            .await
+            .unwrap();
         assert_eq!(caller.subject.to_string(), long.entry.id);
         let grant = Grant { role: Role::Executor, environments: "dev-*".parse().unwrap() };
         assert_eq!((caller.grants, caller.until), (vec![grant], None));
 
         fixture.advance(9);
-        registry.authenticate(short.token.expose(), None).await.unwrap();
+        registry
+            .tokens()
+            .authenticate(short.token.expose(), None, StoreRetry::NEVER)
+            .await
+            .unwrap();
         fixture.advance(1);
-        let result = registry.authenticate(short.token.expose(), None).await;
+        let result =
+            registry.tokens().authenticate(short.token.expose(), None, StoreRetry::NEVER).await;
         assert!(matches!(result, Err(AuthError::Expired)));
 
-        assert!(registry.revoke(None, &caller.subject).await.unwrap());
-        let result = registry.authenticate(long.token.expose(), None).await;
+        assert!(registry.tokens().revoke(None, &caller.subject).await.unwrap());
+        let result =
+            registry.tokens().authenticate(long.token.expose(), None, StoreRetry::NEVER).await;
         assert!(matches!(result, Err(AuthError::Revoked)));
 
-        let list = registry.list_tokens(None).await.unwrap();
+        let list = registry.tokens().list(None).await.unwrap();
         assert_eq!((list.tokens.len(), list.next), (2, None));
         let revoked = list.tokens.iter().find(|entry| entry.id == long.entry.id).unwrap();
         assert_eq!(revoked.revoked_at_unix_secs, Some(START + 10));
@@ -274,7 +390,8 @@ mod tests {
             format!("rdz_e_0000000000000000_{secret}"),
             String::new(),
         ] {
-            let result = fixture.registry.authenticate(&forged, None).await;
+            let result =
+                fixture.registry.tokens().authenticate(&forged, None, StoreRetry::NEVER).await;
             assert!(matches!(result, Err(AuthError::Unknown)), "{forged}");
         }
     }
@@ -286,17 +403,23 @@ mod tests {
         let long = "x".repeat(limits::TOKEN_LABEL_MAX_BYTES + 1);
         for label in [long, "line\nbreak".to_owned()] {
             let new = CreateToken { label, ..request(Role::Admin) };
-            let result = registry.create_token(&new).await;
+            let result = registry.tokens().create(None, &new).await;
             assert!(matches!(result, Err(CreateTokenError::Label)));
         }
         let new = CreateToken { environments: "a b".to_owned(), ..request(Role::Admin) };
-        assert!(matches!(registry.create_token(&new).await, Err(CreateTokenError::Pattern(_))));
+        assert!(matches!(
+            registry.tokens().create(None, &new).await,
+            Err(CreateTokenError::Pattern(_))
+        ));
         let new = CreateToken { expires_in_secs: Some(0), ..request(Role::Admin) };
-        assert!(matches!(registry.create_token(&new).await, Err(CreateTokenError::ExpiresAtOnce)));
+        assert!(matches!(
+            registry.tokens().create(None, &new).await,
+            Err(CreateTokenError::ExpiresAtOnce)
+        ));
         let new = CreateToken { environments: "dev-*".to_owned(), ..request(Role::Admin) };
-        let result = registry.create_token(&new).await;
+        let result = registry.tokens().create(None, &new).await;
         assert!(matches!(result, Err(CreateTokenError::EnvironmentsOfAdmin)));
-        assert!(registry.list_tokens(None).await.unwrap().tokens.is_empty());
+        assert!(registry.tokens().list(None).await.unwrap().tokens.is_empty());
         assert!(registry.audit().page(0).await.unwrap().rows.is_empty(), "nothing was done");
     }
 
@@ -305,17 +428,17 @@ mod tests {
     async fn the_audit_log_has_what_was_done_and_nothing_else() {
         let fixture = Fixture::new().await;
         let registry = &fixture.registry;
-        let made = registry.create_token(&request(Role::Orchestrator)).await.unwrap();
+        let made = registry.tokens().create(None, &request(Role::Orchestrator)).await.unwrap();
         let id: TokenId = made.entry.id.parse().unwrap();
         let nobody = TokenId::from_random([9; 8]);
         let rotate = RotateToken { overlap_secs: 0 };
-        registry.rotate_token(None, &id, &rotate).await.unwrap();
-        registry.rotate_token(None, &nobody, &rotate).await.unwrap_err();
-        assert!(!registry.revoke(None, &nobody.into()).await.unwrap());
-        assert!(registry.revoke(None, &id.clone().into()).await.unwrap());
-        registry.rotate_token(None, &id, &rotate).await.unwrap_err();
-        assert!(!registry.revoke_environment(None, &"never".parse().unwrap()).await.unwrap());
-        let ended = registry.end_registration(None, &"never".parse().unwrap()).await.unwrap();
+        registry.tokens().rotate(None, &id, &rotate).await.unwrap();
+        registry.tokens().rotate(None, &nobody, &rotate).await.unwrap_err();
+        assert!(!registry.tokens().revoke(None, &nobody.into()).await.unwrap());
+        assert!(registry.tokens().revoke(None, &id.clone().into()).await.unwrap());
+        registry.tokens().rotate(None, &id, &rotate).await.unwrap_err();
+        assert!(!registry.environments().revoke(None, &"never".parse().unwrap()).await.unwrap());
+        let ended = registry.registrations().end(None, &"never".parse().unwrap()).await.unwrap();
         assert_eq!(ended, None);
         let rows = registry.audit().page(0).await.unwrap().rows;
         let what: Vec<_> = rows.into_iter().filter_map(|row| row.event.what).collect();
@@ -328,11 +451,15 @@ mod tests {
         let fixture = Fixture::new().await;
         let source_cidrs = vec!["10.0.0.0/8".to_owned(), "2001:db8::1".to_owned()];
         let new = CreateToken { source_cidrs, ..request(Role::Executor) };
-        let created = fixture.registry.create_token(&new).await.unwrap();
+        let created = fixture.registry.tokens().create(None, &new).await.unwrap();
         assert_eq!(created.entry.source_cidrs, ["10.0.0.0/8", "2001:db8::1/128"]);
         let from = async |source: Option<&str>| {
             let source = source.map(|source| source.parse().unwrap());
-            fixture.registry.authenticate(created.token.expose(), source).await
+            fixture
+                .registry
+                .tokens()
+                .authenticate(created.token.expose(), source, StoreRetry::NEVER)
+                .await
         };
         from(Some("10.1.2.3")).await.unwrap();
         from(Some("2001:db8::1")).await.unwrap();
@@ -340,7 +467,7 @@ mod tests {
             assert!(matches!(from(elsewhere).await, Err(AuthError::Source(_))));
         }
         let bad = CreateToken { source_cidrs: vec!["here".into()], ..request(Role::Executor) };
-        let result = fixture.registry.create_token(&bad).await;
+        let result = fixture.registry.tokens().create(None, &bad).await;
         assert!(matches!(result, Err(CreateTokenError::Source(_))));
     }
 
@@ -349,12 +476,16 @@ mod tests {
         let fixture = Fixture::new().await;
         let registry = &fixture.registry;
         let works = async |token: &TokenCreated| {
-            registry.authenticate(token.token.expose(), None).await.is_ok()
+            registry
+                .tokens()
+                .authenticate(token.token.expose(), None, StoreRetry::NEVER)
+                .await
+                .is_ok()
         };
-        let first = registry.create_token(&request(Role::Orchestrator)).await.unwrap();
+        let first = registry.tokens().create(None, &request(Role::Orchestrator)).await.unwrap();
         let id: TokenId = first.entry.id.parse().unwrap();
         let rotate = async |overlap_secs| {
-            registry.rotate_token(None, &id, &RotateToken { overlap_secs }).await
+            registry.tokens().rotate(None, &id, &RotateToken { overlap_secs }).await
         };
         let second = rotate(60).await.unwrap();
         assert_eq!(second.entry.id, first.entry.id);
@@ -373,10 +504,11 @@ mod tests {
 
         let long = limits::ROTATION_OVERLAP_MAX.as_secs() + 1;
         assert!(matches!(rotate(long).await, Err(RotateError::Overlap)));
-        registry.revoke(None, &id.clone().into()).await.unwrap();
+        registry.tokens().revoke(None, &id.clone().into()).await.unwrap();
         assert!(matches!(rotate(0).await, Err(RotateError::Inactive)));
         let nobody = TokenId::from_random([9; 8]);
-        let result = registry.rotate_token(None, &nobody, &RotateToken { overlap_secs: 0 }).await;
+        let result =
+            registry.tokens().rotate(None, &nobody, &RotateToken { overlap_secs: 0 }).await;
         assert!(matches!(result, Err(RotateError::Unknown)));
     }
 
@@ -385,7 +517,7 @@ mod tests {
         let fixture = Fixture::new().await;
         let made = async |role, max_uses| {
             let new = CreateToken { max_uses, ..request(role) };
-            fixture.registry.create_token(&new).await
+            fixture.registry.tokens().create(None, &new).await
         };
         for (role, asked, max, uses) in [
             (Role::Executor, None, None, None),
@@ -404,9 +536,14 @@ mod tests {
     #[tokio::test]
     async fn bootstrap_makes_one_admin() {
         let fixture = Fixture::new().await;
-        let token = fixture.registry.bootstrap().await.unwrap().unwrap();
-        let caller = fixture.registry.authenticate(token.expose(), None).await.unwrap();
+        let token = fixture.registry.tokens().bootstrap().await.unwrap().unwrap();
+        let caller = fixture
+            .registry
+            .tokens()
+            .authenticate(token.expose(), None, StoreRetry::NEVER)
+            .await
+            .unwrap();
         assert_eq!(caller.must_be(&[Role::Admin]), Ok(()));
-        assert!(fixture.registry.bootstrap().await.unwrap().is_none());
+        assert!(fixture.registry.tokens().bootstrap().await.unwrap().is_none());
     }
 }

@@ -3,21 +3,24 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rendez_proto::ids::Generation;
+use rendez_proto::ids::{Generation, StreamId};
+use rendez_proto::profile::Profile;
 use rendez_proto::proof::{Call, PROOF_HEADER, Proof, body_hash};
 use rendez_proto::registry::error::AbsenceState;
-use rendez_proto::ticket::BINDING_BYTES;
+use rendez_proto::registry::{ConnectReply, ValidateRequest};
+use rendez_proto::ticket::{BINDING_BYTES, Ticket, TicketError};
 
 use super::*;
 use crate::model::{Credential, Grant, Token, TokenId};
-use crate::service::patience;
 use crate::signer::Signer;
+use crate::store_retry;
+use crate::store_retry::StoreRetry;
 use crate::testing::{
     Fixture, MemoryStore, START, base, busy, connect_request, env, key, register_request, ticket,
     token, validate_request,
 };
 use crate::token::{BearerToken, SECRET_BYTES};
-use crate::{NobodyConnected, Options};
+use crate::{NobodyConnected, Options, Registry};
 use tokio::time::Instant;
 use tower::ServiceExt as _;
 
@@ -27,11 +30,11 @@ async fn connect(
     profiles: Option<&[Profile]>,
 ) -> Result<ConnectReply, ConnectError> {
     let request = connect_request(profiles);
-    fixture.registry.connect(caller, &env("dev"), &request, &base()).await
+    fixture.registry.registrations().connect(caller, &env("dev"), &request, &base()).await
 }
 
 fn claims(fixture: &Fixture, ticket: &str, purpose: Purpose) -> Claims {
-    let now = fixture.registry.now();
+    let now = fixture.registry.unix_now();
     Ticket::verify(ticket, &fixture.registry.verifying_key(), purpose, now).unwrap()
 }
 
@@ -75,9 +78,12 @@ async fn roles_and_patterns_decide_who_may_what() {
         (Role::Executor, "prod-*", Forbidden::Environment),
     ] {
         let caller = fixture.caller(role, pattern).await;
-        let result = registry.register(&caller, &env("dev"), &request, &base()).await;
+        let result = registry
+            .registrations()
+            .register(&caller, &env("dev"), &request, &base(), StoreRetry::for_registration())
+            .await;
         assert!(matches!(result, Err(RegisterError::Forbidden(f)) if f == why));
-        let result = registry.validate(&caller, &env("dev"), &validate, None).await;
+        let result = registry.registrations().validate(&caller, &env("dev"), &validate, None).await;
         assert!(matches!(result, Err(ValidateError::Forbidden(f)) if f == why));
     }
     for (role, pattern, why) in [
@@ -91,9 +97,9 @@ async fn roles_and_patterns_decide_who_may_what() {
     }
     // an executor's token that covers the environment but did not register
     let other = fixture.caller(Role::Executor, "*").await;
-    let result = registry.validate(&other, &env("dev"), &validate, None).await;
+    let result = registry.registrations().validate(&other, &env("dev"), &validate, None).await;
     assert!(matches!(result, Err(ValidateError::Forbidden(Forbidden::Token))));
-    let result = registry.validate(&executor, &env("dev"), &validate, None).await;
+    let result = registry.registrations().validate(&executor, &env("dev"), &validate, None).await;
     assert_eq!(result.unwrap(), Verdict::Valid, "none of these used it up");
 }
 
@@ -145,6 +151,7 @@ async fn the_chosen_profile_shapes_the_reply() {
         }
         let verdict = fixture
             .registry
+            .registrations()
             .validate(&executor, &env("dev"), &validate_request(&reply), None)
             .await;
         assert_eq!(verdict.unwrap(), Verdict::Valid);
@@ -161,6 +168,7 @@ async fn an_authorization_is_good_once_for_its_keys_registration_and_minute() {
     let orchestrator = fixture.caller(Role::Orchestrator, "dev").await;
     let denied = async |request: &ValidateRequest| match fixture
         .registry
+        .registrations()
         .validate(&executor, &env("dev"), request, None)
         .await
         .unwrap()
@@ -199,13 +207,18 @@ async fn an_authorization_is_good_once_for_its_keys_registration_and_minute() {
     let foreign = validate_request(&connect(&fixture, &orchestrator, None).await.unwrap());
     let foreign =
         ValidateRequest { executor_registration_id: other.executor_registration_id, ..foreign };
-    let verdict =
-        fixture.registry.validate(&executor, &env("other"), &foreign, None).await.unwrap();
+    let verdict = fixture
+        .registry
+        .registrations()
+        .validate(&executor, &env("other"), &foreign, None)
+        .await
+        .unwrap();
     assert_eq!(verdict, Verdict::Denied(Denied::OtherRegistration));
 
     let before = validate_request(&connect(&fixture, &orchestrator, None).await.unwrap());
     let anew = fixture.online(&executor, "dev").await;
-    let result = fixture.registry.validate(&executor, &env("dev"), &before, None).await;
+    let result =
+        fixture.registry.registrations().validate(&executor, &env("dev"), &before, None).await;
     assert!(matches!(result, Err(ValidateError::Superseded)));
     let spliced =
         ValidateRequest { executor_registration_id: anew.executor_registration_id, ..before };
@@ -225,7 +238,11 @@ async fn however_often_somebody_is_refused_the_audit_log_says_it_once_a_minute()
     let request = validate_request(&connect(&fixture, &orchestrator, None).await.unwrap());
     for _ in 0..50 {
         let stream = uuid(1);
-        registry.validate(&executor, &env("dev"), &request, Some(&stream)).await.unwrap();
+        registry
+            .registrations()
+            .validate(&executor, &env("dev"), &request, Some(&stream))
+            .await
+            .unwrap();
     }
     registry.write_the_rest().await;
     let rows = registry.audit().page(0).await.unwrap().rows;
@@ -254,8 +271,13 @@ async fn a_revoked_orchestrator_is_denied_at_once() {
     fixture.online(&executor, "dev").await;
     let orchestrator = fixture.caller(Role::Orchestrator, "dev").await;
     let request = validate_request(&connect(&fixture, &orchestrator, None).await.unwrap());
-    assert!(fixture.registry.revoke(None, &orchestrator.subject).await.unwrap());
-    let verdict = fixture.registry.validate(&executor, &env("dev"), &request, None).await.unwrap();
+    assert!(fixture.registry.tokens().revoke(None, &orchestrator.subject).await.unwrap());
+    let verdict = fixture
+        .registry
+        .registrations()
+        .validate(&executor, &env("dev"), &request, None)
+        .await
+        .unwrap();
     assert_eq!(verdict, Verdict::Denied(Denied::TokenInactive));
 }
 
@@ -281,7 +303,16 @@ async fn register_on(failures: Vec<StoreError>) -> (Result<RegisterReply, Regist
         grants: vec![Grant { role: Role::Executor, environments: "*".parse().unwrap() }],
         until: None,
     };
-    let result = registry.register(&caller, &env("dev"), &register_request(), &base()).await;
+    let result = registry
+        .registrations()
+        .register(
+            &caller,
+            &env("dev"),
+            &register_request(),
+            &base(),
+            StoreRetry::for_registration(),
+        )
+        .await;
     (result, store.calls.load(Ordering::SeqCst))
 }
 
@@ -291,7 +322,7 @@ async fn a_registration_waits_for_a_busy_database() {
     let (result, calls) = register_on((0..100).map(|_| busy()).collect()).await;
     assert!(result.is_ok());
     assert_eq!(calls, 101);
-    assert_eq!(start.elapsed(), patience::REGISTER_RETRY_PAUSE * 100);
+    assert_eq!(start.elapsed(), store_retry::REGISTER_RETRY_PAUSE * 100);
 }
 
 #[tokio::test(start_paused = true)]
@@ -299,8 +330,8 @@ async fn but_not_longer_than_a_stock_executor_does() {
     let start = Instant::now();
     let (result, _) = register_on((0..1000).map(|_| busy()).collect()).await;
     assert!(matches!(result, Err(RegisterError::Store(StoreError::Unavailable(_)))));
-    assert!(start.elapsed() <= patience::REGISTER_PATIENCE);
-    assert!(start.elapsed() + patience::REGISTER_RETRY_PAUSE >= patience::REGISTER_PATIENCE);
+    assert!(start.elapsed() <= store_retry::REGISTER_PATIENCE);
+    assert!(start.elapsed() + store_retry::REGISTER_RETRY_PAUSE >= store_retry::REGISTER_PATIENCE);
 }
 
 #[tokio::test(start_paused = true)]
@@ -327,7 +358,7 @@ async fn register_over_http(
             call: Call::Register,
             environment: env("dev-1"),
             key: [0; 32],
-            time: registry.now(),
+            time: registry.unix_now(),
             nonce: [7; 16],
             body: body_hash(&body),
         };
@@ -346,7 +377,7 @@ async fn all_that_a_registration_asks_of_a_busy_database_is_one_wait() {
     let (registry, store, bearer) = scripted(Role::Executor, failures);
     assert_eq!(register_over_http(&registry, &bearer, false).await, 200);
     assert_eq!(store.calls.load(Ordering::SeqCst), 102);
-    assert_eq!(start.elapsed(), patience::REGISTER_RETRY_PAUSE * 100);
+    assert_eq!(start.elapsed(), store_retry::REGISTER_RETRY_PAUSE * 100);
 
     // a machine that joins asks for more
     let calls = ["token_by_key", "token", "redeem", "enrol", "put"];
@@ -364,11 +395,19 @@ async fn all_that_a_registration_asks_of_a_busy_database_is_one_wait() {
         let start = Instant::now();
         let (registry, _, bearer) = scripted(Role::Executor, failures);
         assert_eq!(register_over_http(&registry, &bearer, false).await, 503);
-        assert!(start.elapsed() <= patience::REGISTER_PATIENCE);
-        assert!(start.elapsed() + patience::REGISTER_RETRY_PAUSE >= patience::REGISTER_PATIENCE);
+        assert!(start.elapsed() <= store_retry::REGISTER_PATIENCE);
+        assert!(
+            start.elapsed() + store_retry::REGISTER_RETRY_PAUSE >= store_retry::REGISTER_PATIENCE
+        );
     }
     // others are told at once, for they come again
     let (registry, store, bearer) = scripted(Role::Executor, [("token", times(1))]);
-    assert!(registry.authenticate(bearer.to_text().expose(), None).await.is_err());
+    assert!(
+        registry
+            .tokens()
+            .authenticate(bearer.to_text().expose(), None, StoreRetry::NEVER)
+            .await
+            .is_err()
+    );
     assert_eq!(store.calls.load(Ordering::SeqCst), 1);
 }

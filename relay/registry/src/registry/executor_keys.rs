@@ -1,7 +1,7 @@
 //! Executors with a key of their own: enrolling them, and believing them.
 //!
-//! A request with a proof is judged in two steps. [`Registry::prove`] needs its
-//! head only, so that a stranger's body is never read; [`Registry::settle`]
+//! A request with a proof is judged in two steps. [`ExecutorKeys::prove`] needs its
+//! head only, so that a stranger's body is never read; [`ExecutorKeys::settle`]
 //! compares the body with what was signed, uses the nonce up, and enrols the
 //! key if it is new and a join token lets it in. Until then nothing has
 //! changed, so that a request that is refused for its body costs nothing.
@@ -15,11 +15,12 @@ use rendez_proto::proof::{self, Call, InvalidProof, Proof};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use super::Registry;
-use super::auth::AuthError;
+use super::context::Context;
+use super::tokens::{AuthError, Tokens};
 use crate::model::{Caller, Credential, Forbidden, Grant, Role, Subject, Token, TokenId};
 use crate::seam::NoRandomness;
 use crate::store::{Enrolled, Redeemed, Redemption, StoreError};
+use crate::store_retry::StoreRetry;
 
 /// A proof was not accepted. Its sender is at fault, except for the last two.
 #[derive(Debug, thiserror::Error)]
@@ -96,32 +97,45 @@ impl Proven {
     }
 }
 
-impl Registry {
+/// Executors that prove to hold a key instead of bearing a token.
+#[derive(Clone, Copy)]
+pub struct ExecutorKeys<'a> {
+    ctx: &'a Context,
+}
+
+impl<'a> ExecutorKeys<'a> {
+    pub(super) fn new(ctx: &'a Context) -> Self {
+        Self { ctx }
+    }
+}
+
+impl ExecutorKeys<'_> {
     /// Finds out who sent a proof; `bearer` is what came along, for a key that
     /// is not known.
     ///
     /// # Errors
     /// See [`ProofError`].
     pub async fn prove(
-        &self,
+        self,
         call: Call,
         text: &str,
         bearer: Option<&str>,
         source: Option<IpAddr>,
+        retry: StoreRetry,
     ) -> Result<Proven, ProofError> {
         let proof = Proof::verify(text)?;
         if proof.call != call {
             return Err(ProofError::OtherRequest);
         }
-        let off = proof.time.abs_diff(self.now());
+        let off = proof.time.abs_diff(self.ctx.now());
         if off > limits::PROOF_WINDOW.as_secs() {
             return Err(ProofError::Time(off));
         }
-        let known = self.persist(|| self.store().token_by_key(&proof.key)).await?;
+        let known = retry.call(|| self.ctx.store().token_by_key(&proof.key)).await?;
         let Some(token) = known else {
             let bearer = bearer.filter(|_| call == Call::Register);
             let bearer = bearer.ok_or(ProofError::NotEnrolled)?;
-            let caller = self.authenticate(bearer, source).await?;
+            let caller = Tokens::new(self.ctx).authenticate(bearer, source, retry).await?;
             caller.must_be(&[Role::Join])?;
             let Subject::Token(join) = caller.subject.clone() else {
                 return Err(Forbidden::Role.into());
@@ -133,8 +147,8 @@ impl Registry {
     }
 
     /// Whoever has this enrolled key and is at `source`.
-    fn executor(&self, token: Token, source: Option<IpAddr>) -> Result<Caller, ProofError> {
-        if !token.is_active(self.now()) {
+    fn executor(self, token: Token, source: Option<IpAddr>) -> Result<Caller, ProofError> {
+        if !token.is_active(self.ctx.now()) {
             return Err(ProofError::Revoked);
         }
         if !token.sources.permit(source) {
@@ -147,7 +161,12 @@ impl Registry {
     ///
     /// # Errors
     /// See [`ProofError`].
-    pub async fn settle(&self, proven: Proven, body: &[u8]) -> Result<Caller, ProofError> {
+    pub async fn settle(
+        self,
+        proven: Proven,
+        body: &[u8],
+        retry: StoreRetry,
+    ) -> Result<Caller, ProofError> {
         let Proven { proof, source, who } = proven;
         if !bool::from(proof::body_hash(body).ct_eq(&proof.body)) {
             return Err(ProofError::OtherRequest);
@@ -161,30 +180,31 @@ impl Registry {
             expires_at: proof.time.saturating_add(limits::PROOF_WINDOW.as_secs()),
             subject: witness.subject.clone(),
         };
-        match self.persist(|| self.store().redeem(&redemption, self.now())).await? {
+        match retry.call(|| self.ctx.store().redeem(&redemption, self.ctx.now())).await? {
             Redeemed::Now => {}
             Redeemed::Before => return Err(ProofError::Used),
             Redeemed::TokenInactive => return Err(ProofError::Revoked),
         }
         match newcomer {
             None => Ok(witness),
-            Some(join) => self.enrol(&proof, source, join).await,
+            Some(join) => self.enrol(&proof, source, join, retry).await,
         }
     }
 
     async fn enrol(
-        &self,
+        self,
         proof: &Proof,
         source: Option<IpAddr>,
         join: TokenId,
+        retry: StoreRetry,
     ) -> Result<Caller, ProofError> {
-        let now = self.now();
-        let invitation = self.persist(|| self.store().token(&join)).await?;
+        let now = self.ctx.now();
+        let invitation = retry.call(|| self.ctx.store().token(&join)).await?;
         let invitation = invitation.ok_or(AuthError::Unknown)?;
         // an environment's id is a pattern without stars
         let environments = proof.environment.as_str().parse();
         let environments = environments.map_err(|_| StoreError::Corrupt("environment"))?;
-        let id = TokenId::from_random(self.random()?);
+        let id = TokenId::from_random(self.ctx.random()?);
         let credential = Credential::Key { public: proof.key, enrolled_by: join.clone() };
         let token = Token {
             label: invitation.label,
@@ -192,15 +212,15 @@ impl Registry {
             sources: invitation.sources,
             ..Token::new(id, Role::Executor, environments, credential, now)
         };
-        let event = self.audit().event(AuditKind::Enrol);
+        let event = self.ctx.audit().event(AuditKind::Enrol);
         let event = AuditEvent {
             actor: Some(join.to_string()),
             environment: Some(proof.environment.clone()),
             what: Some(format!("executor_enrolled {}", token.id)),
             ..event
         };
-        self.persist(|| self.audit().flush()).await?;
-        match self.persist(|| self.store().enrol(&token, &join, now, &event)).await? {
+        retry.call(|| self.ctx.audit().flush()).await?;
+        match retry.call(|| self.ctx.store().enrol(&token, &join, now, &event)).await? {
             Enrolled::Now => {
                 let environment = &proof.environment;
                 tracing::info!(token = %token.id, %environment, %join, "executor enrolled");
@@ -213,7 +233,7 @@ impl Registry {
             // here. This one has proven the key as well, so it is judged like
             // one that comes later; the join token is not used for it.
             Enrolled::KeyKnown => {
-                let known = self.persist(|| self.store().token_by_key(&proof.key)).await?;
+                let known = retry.call(|| self.ctx.store().token_by_key(&proof.key)).await?;
                 let caller = self.executor(known.ok_or(ProofError::NotEnrolled)?, source)?;
                 caller.may(Role::Executor, &proof.environment)?;
                 Ok(caller)
@@ -276,9 +296,13 @@ mod tests {
         call: Call,
         environment: &str,
     ) -> Result<Caller, ProofError> {
-        let proven = fixture.registry.prove(call, text, bearer, None).await?;
+        let proven = fixture
+            .registry
+            .executor_keys()
+            .prove(call, text, bearer, None, StoreRetry::NEVER)
+            .await?;
         proven.may(&env(environment))?;
-        fixture.registry.settle(proven, BODY).await
+        fixture.registry.executor_keys().settle(proven, BODY, StoreRetry::NEVER).await
     }
 
     async fn join(fixture: &Fixture, environments: &str, max_uses: u32) -> (String, TokenId) {
@@ -288,7 +312,7 @@ mod tests {
             label: "for the fleet".to_owned(),
             ..CreateToken::new(Role::Join)
         };
-        let created = fixture.registry.create_token(&new).await.unwrap();
+        let created = fixture.registry.tokens().create(None, &new).await.unwrap();
         (created.token.expose().to_owned(), created.entry.id.parse().unwrap())
     }
 
@@ -304,7 +328,7 @@ mod tests {
         assert_eq!(caller.may(Role::Executor, &env("dev-1")), Ok(()));
         assert!(caller.may(Role::Executor, &env("dev-2")).is_err(), "for its environment only");
 
-        let list = fixture.registry.list_tokens(None).await.unwrap().tokens;
+        let list = fixture.registry.tokens().list(None).await.unwrap().tokens;
         let entry = list.iter().find(|entry| entry.id == caller.subject.to_string()).unwrap();
         assert_eq!(entry.enrolled_by, Some(join.to_string()));
         assert_eq!((entry.environments.as_str(), entry.label.as_str()), ("dev-1", "for the fleet"));
@@ -321,9 +345,9 @@ mod tests {
         assert!(matches!(second, Err(ProofError::Forbidden(Forbidden::UsedUp))));
 
         // the token may end, and the key may be revoked
-        fixture.registry.revoke(None, &join.into()).await.unwrap();
+        fixture.registry.tokens().revoke(None, &join.into()).await.unwrap();
         go(&fixture, &register(1, 6), None, Call::Register, "dev-1").await.unwrap();
-        fixture.registry.revoke(None, &caller.subject).await.unwrap();
+        fixture.registry.tokens().revoke(None, &caller.subject).await.unwrap();
         let refused = go(&fixture, &register(1, 7), None, Call::Register, "dev-1").await;
         assert!(matches!(refused, Err(ProofError::Revoked)));
     }
@@ -337,10 +361,16 @@ mod tests {
         let ask = async |n, nonce, environment: &str, bearer: &str, source: Option<&str>| {
             let text = signed(&key(n), Call::Register, environment, START, nonce);
             let source = source.map(|source| source.parse().unwrap());
-            let asked = fixture.registry.prove(Call::Register, &text, Some(bearer), source).await;
+            let asked = fixture
+                .registry
+                .executor_keys()
+                .prove(Call::Register, &text, Some(bearer), source, StoreRetry::NEVER)
+                .await;
             asked.unwrap()
         };
-        let settle = async |proven, body| fixture.registry.settle(proven, body).await;
+        let settle = async |proven, body| {
+            fixture.registry.executor_keys().settle(proven, body, StoreRetry::NEVER).await
+        };
         let first = ask(1, 1, "dev-1", &token, None).await;
         let second = ask(1, 2, "dev-1", &token, None).await;
         let other_body = ask(1, 3, "dev-1", &token, None).await;
@@ -350,7 +380,7 @@ mod tests {
         let late = ask(1, 6, "dev-1", &token, None).await;
         let caller = settle(first, BODY).await.unwrap();
         assert_eq!(settle(second, BODY).await.unwrap(), caller);
-        let used = fixture.registry.store().token(&join_id).await.unwrap().unwrap().uses;
+        let used = fixture.registry.ctx.store().token(&join_id).await.unwrap().unwrap().uses;
         assert_eq!(used, 1);
 
         // whoever has not proven this very request is nobody
@@ -362,7 +392,7 @@ mod tests {
         assert!(matches!(refused, Err(ProofError::Forbidden(Forbidden::Environment))));
         let refused = settle(other_key, BODY).await;
         assert!(matches!(refused, Err(ProofError::Forbidden(Forbidden::UsedUp))));
-        fixture.registry.revoke(None, &caller.subject).await.unwrap();
+        fixture.registry.tokens().revoke(None, &caller.subject).await.unwrap();
         assert!(matches!(settle(late, BODY).await, Err(ProofError::Revoked)));
 
         // the first one's networks are those of its join token
@@ -370,7 +400,7 @@ mod tests {
             source_cidrs: vec!["10.0.0.0/8".to_owned()],
             ..CreateToken::new(Role::Join)
         };
-        let bound = fixture.registry.create_token(&new).await.unwrap();
+        let bound = fixture.registry.tokens().create(None, &new).await.unwrap();
         let (anywhere, _) = join(&fixture, "dev-*", 1).await;
         let inside = ask(3, 7, "dev-3", bound.token.expose(), Some("10.0.0.1")).await;
         let outside = ask(3, 8, "dev-3", &anywhere, Some("192.0.2.1")).await;
@@ -394,8 +424,13 @@ mod tests {
         let other_place = go(&fixture, &fresh, None, Call::Register, "prod").await;
         assert!(matches!(other_place, Err(ProofError::OtherRequest)));
         let registry = &fixture.registry;
-        let proven = registry.prove(Call::Register, &fresh, None, None).await.unwrap();
-        let other_body = registry.settle(proven, b"{\"a\":2}").await;
+        let proven = registry
+            .executor_keys()
+            .prove(Call::Register, &fresh, None, None, StoreRetry::NEVER)
+            .await
+            .unwrap();
+        let other_body =
+            registry.executor_keys().settle(proven, b"{\"a\":2}", StoreRetry::NEVER).await;
         assert!(matches!(other_body, Err(ProofError::OtherRequest)));
         // none of these used it up; nor can another key use up its nonce
         let thief = signed(&key(2), Call::Register, "dev", START, 2);

@@ -2,11 +2,13 @@
 
 use std::net::IpAddr;
 
+use rendez_proto::profile::Profile;
 use rendez_proto::registry::error::ErrorCode;
-use rendez_proto::ticket::{Claims, Purpose, Ticket, TicketError};
+use rendez_proto::ticket::{self, Claims, Purpose, Ticket, TicketError, TicketText};
 
-use super::Registry;
-use crate::model::{SourceCidrs, Subject, TicketSubject};
+use super::context::Context;
+use crate::model::{Caller, Registration, SourceCidrs, Subject, TicketSubject};
+use crate::seam::NoRandomness;
 use crate::stats::{Operation, Outcome, TicketFault};
 use crate::store::{Redeemed, Redemption, StoreError};
 
@@ -59,6 +61,20 @@ impl TicketRefused {
     }
 }
 
+/// A ticket could not be issued. Ours, never the caller's fault.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// No ids can be made.
+    #[error(transparent)]
+    Random(#[from] NoRandomness),
+    /// Our ids do not fit a ticket.
+    #[error(transparent)]
+    Subject(#[from] ticket::SubjectTooLong),
+    /// Our ids are not ids.
+    #[error(transparent)]
+    Id(#[from] rendez_proto::ids::InvalidId),
+}
+
 /// A websocket that may be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admitted {
@@ -71,24 +87,36 @@ pub struct Admitted {
 }
 
 /// What is known of a subject that may do something.
-pub(super) struct Standing {
+struct Standing {
     expires_at: Option<u64>,
     sources: SourceCidrs,
 }
 
-impl Registry {
+/// Tickets: issued by the registry, judged for the relay.
+#[derive(Clone, Copy)]
+pub struct Tickets<'a> {
+    ctx: &'a Context,
+}
+
+impl<'a> Tickets<'a> {
+    pub(super) fn new(ctx: &'a Context) -> Self {
+        Self { ctx }
+    }
+}
+
+impl Tickets<'_> {
     /// Lets a ticket open a websocket at `source`, of whichever kind it is for:
     /// [`Claims::purpose`] tells. Never a key authorization.
     ///
     /// # Errors
     /// See [`TicketRefused`].
     pub async fn admit(
-        &self,
+        self,
         ticket: &str,
         source: Option<IpAddr>,
     ) -> Result<Admitted, TicketRefused> {
-        let key = self.verifying_key();
-        match Ticket::verify(ticket, &key, Purpose::Executor, self.now()) {
+        let key = self.ctx.signer.verifying_key();
+        match Ticket::verify(ticket, &key, Purpose::Executor, self.ctx.now()) {
             Ok(_) => self.check_executor(ticket, source).await,
             // the signature was good, so it may be the other kind
             Err(TicketError::WrongPurpose) => self.redeem_orchestrator(ticket, source).await,
@@ -101,16 +129,21 @@ impl Registry {
     /// # Errors
     /// See [`TicketRefused`]; never `Superseded` or `Unknown`.
     pub async fn redeem_orchestrator(
-        &self,
+        self,
         ticket: &str,
         source: Option<IpAddr>,
     ) -> Result<Admitted, TicketRefused> {
         let result = async {
-            let now = self.now();
-            let claims = Ticket::verify(ticket, &self.verifying_key(), Purpose::Orchestrator, now)?;
+            let now = self.ctx.now();
+            let claims = Ticket::verify(
+                ticket,
+                &self.ctx.signer.verifying_key(),
+                Purpose::Orchestrator,
+                now,
+            )?;
             let redemption = redemption(&claims).ok_or(TicketError::Malformed)?;
             let admitted = self.judge_subject(claims, source).await?;
-            match self.store().redeem(&redemption, now).await? {
+            match self.ctx.store().redeem(&redemption, now).await? {
                 Redeemed::Now => Ok(admitted),
                 Redeemed::Before => Err(TicketRefused::Used),
                 Redeemed::TokenInactive => Err(TicketRefused::Revoked),
@@ -126,14 +159,16 @@ impl Registry {
     /// # Errors
     /// See [`TicketRefused`]; never `Used`.
     pub async fn check_executor(
-        &self,
+        self,
         ticket: &str,
         source: Option<IpAddr>,
     ) -> Result<Admitted, TicketRefused> {
         let result = async {
-            let now = self.now();
-            let claims = Ticket::verify(ticket, &self.verifying_key(), Purpose::Executor, now)?;
+            let now = self.ctx.now();
+            let claims =
+                Ticket::verify(ticket, &self.ctx.signer.verifying_key(), Purpose::Executor, now)?;
             let current = self
+                .ctx
                 .store()
                 .registration(&claims.environment)
                 .await?
@@ -148,14 +183,14 @@ impl Registry {
     }
 
     async fn judge_subject(
-        &self,
+        self,
         claims: Claims,
         source: Option<IpAddr>,
     ) -> Result<Admitted, TicketRefused> {
         let bearer = claims.subject.parse::<TicketSubject>().map_err(|_| TicketError::Malformed)?;
         let standing = self.standing(&bearer.subject).await?.ok_or(TicketRefused::Revoked)?;
         let until = [standing.expires_at, bearer.until].into_iter().flatten().min();
-        if until.is_some_and(|end| self.now() >= end) {
+        if until.is_some_and(|end| self.ctx.now() >= end) {
             return Err(TicketRefused::Revoked);
         }
         if !standing.sources.permit(source) {
@@ -164,46 +199,86 @@ impl Registry {
         Ok(Admitted { claims, subject: bearer.subject, until })
     }
 
+    /// Whether what a ticket opened may still be open. A relay that lists a
+    /// websocket among the live ones, then asks this, and then reads
+    /// withdrawals misses none.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn is_still_good(self, admitted: &Admitted) -> Result<bool, StoreError> {
+        let claims = &admitted.claims;
+        let Some(current) = self.ctx.store().registration(&claims.environment).await? else {
+            return Ok(false);
+        };
+        let superseded = claims.purpose == Purpose::Executor && current.id != claims.registration;
+        Ok(!superseded && self.standing(&admitted.subject).await?.is_some())
+    }
+
     /// What is known of a subject; `None` if it may do nothing.
-    pub(super) async fn standing(&self, subject: &Subject) -> Result<Option<Standing>, StoreError> {
+    async fn standing(self, subject: &Subject) -> Result<Option<Standing>, StoreError> {
         match subject {
             Subject::Token(id) => {
-                let token = self.store().token(id).await?;
-                let active = token.filter(|token| token.is_active(self.now()));
+                let token = self.ctx.store().token(id).await?;
+                let active = token.filter(|token| token.is_active(self.ctx.now()));
                 Ok(active
                     .map(|token| Standing { expires_at: token.expires_at, sources: token.sources }))
             }
             Subject::Foreign(id) => {
-                let known = self.issuers().know(id) && !self.store().is_blocked(subject).await?;
+                let known =
+                    self.ctx.issuers().know(id) && !self.ctx.store().is_blocked(subject).await?;
                 let standing = Standing { expires_at: None, sources: SourceCidrs::default() };
                 Ok(known.then_some(standing))
             }
         }
     }
 
+    /// Claims about `registration` that still lack a profile, an end and keys.
+    pub(super) fn claims(
+        self,
+        purpose: Purpose,
+        registration: &Registration,
+        caller: &Caller,
+    ) -> Result<Claims, IssueError> {
+        Ok(Claims {
+            purpose,
+            environment: registration.environment.clone(),
+            registration: registration.id.clone(),
+            generation: registration.generation,
+            subject: caller.ticket_subject().to_string(),
+            profile: Profile::NoiseHybridIkV1,
+            expires_at_unix_secs: None,
+            id: self.ctx.random()?,
+            binding: [0; ticket::BINDING_BYTES],
+        })
+    }
+
+    pub(super) fn sign(self, claims: &Claims) -> Result<TicketText, IssueError> {
+        Ok(self.ctx.signer.issue(claims)?)
+    }
+
     fn counted(
-        &self,
+        self,
         operation: Operation,
         result: Result<Admitted, TicketRefused>,
     ) -> Result<Admitted, TicketRefused> {
         match result {
             Ok(admitted) => {
-                self.stats().count(operation, Outcome::Ok);
+                self.ctx.stats().count(operation, Outcome::Ok);
                 Ok(admitted)
             }
             Err(refused) => Err(self.refuse(operation, refused)),
         }
     }
 
-    fn refuse(&self, operation: Operation, refused: TicketRefused) -> TicketRefused {
+    fn refuse(self, operation: Operation, refused: TicketRefused) -> TicketRefused {
         match refused.fault() {
             Some(fault) => {
                 tracing::debug!(?operation, why = %refused, "ticket refused");
-                self.stats().count(operation, Outcome::Ticket(fault));
+                self.ctx.stats().count(operation, Outcome::Ticket(fault));
             }
             None => {
                 tracing::warn!(?operation, why = %refused, "a ticket could not be judged");
-                self.stats().count(operation, Outcome::Error(ErrorCode::Unavailable));
+                self.ctx.stats().count(operation, Outcome::Error(ErrorCode::Unavailable));
             }
         }
         refused
@@ -247,7 +322,11 @@ mod tests {
         async fn connect(&self) -> ConnectReply {
             let request = connect_request(None);
             let registry = &self.fixture.registry;
-            registry.connect(&self.orchestrator, &env("dev"), &request, &base()).await.unwrap()
+            registry
+                .registrations()
+                .connect(&self.orchestrator, &env("dev"), &request, &base())
+                .await
+                .unwrap()
         }
 
         fn count(&self, operation: Operation, fault: TicketFault) -> u64 {
@@ -260,10 +339,11 @@ mod tests {
         let pair = Pair::new().await;
         let registry = &pair.fixture.registry;
         let first = ticket(&pair.connect().await.url);
-        let Admitted { claims, .. } = registry.redeem_orchestrator(&first, None).await.unwrap();
+        let Admitted { claims, .. } =
+            registry.tickets().redeem_orchestrator(&first, None).await.unwrap();
         assert_eq!((claims.purpose, claims.environment), (Purpose::Orchestrator, env("dev")));
         assert!(matches!(
-            registry.redeem_orchestrator(&first, None).await,
+            registry.tickets().redeem_orchestrator(&first, None).await,
             Err(TicketRefused::Used)
         ));
         assert_eq!(pair.count(Operation::OrchestratorTicket, TicketFault::Used), 1);
@@ -271,12 +351,12 @@ mod tests {
 
         let late = ticket(&pair.connect().await.url);
         pair.fixture.advance(60);
-        let result = registry.redeem_orchestrator(&late, None).await;
+        let result = registry.tickets().redeem_orchestrator(&late, None).await;
         assert!(matches!(result, Err(TicketRefused::Invalid(TicketError::Expired))));
 
         let revoked = ticket(&pair.connect().await.url);
-        registry.revoke(None, &pair.orchestrator.subject).await.unwrap();
-        let result = registry.redeem_orchestrator(&revoked, None).await;
+        registry.tokens().revoke(None, &pair.orchestrator.subject).await.unwrap();
+        let result = registry.tickets().redeem_orchestrator(&revoked, None).await;
         assert!(matches!(result, Err(TicketRefused::Revoked)));
     }
 
@@ -287,16 +367,19 @@ mod tests {
         pair.fixture.advance(30 * 86_400);
         for _ in 0..2 {
             let Admitted { claims, .. } =
-                registry.check_executor(&pair.executor_ticket, None).await.unwrap();
+                registry.tickets().check_executor(&pair.executor_ticket, None).await.unwrap();
             assert_eq!(claims.purpose, Purpose::Executor);
         }
         let anew = ticket(&pair.fixture.register(&pair.executor, "dev").await.url);
-        let result = registry.check_executor(&pair.executor_ticket, None).await;
+        let result = registry.tickets().check_executor(&pair.executor_ticket, None).await;
         assert!(matches!(result, Err(TicketRefused::Superseded)));
-        registry.check_executor(&anew, None).await.unwrap();
+        registry.tickets().check_executor(&anew, None).await.unwrap();
 
-        registry.revoke(None, &pair.executor.subject).await.unwrap();
-        assert!(matches!(registry.check_executor(&anew, None).await, Err(TicketRefused::Revoked)));
+        registry.tokens().revoke(None, &pair.executor.subject).await.unwrap();
+        assert!(matches!(
+            registry.tickets().check_executor(&anew, None).await,
+            Err(TicketRefused::Revoked)
+        ));
         assert_eq!(pair.count(Operation::ExecutorTicket, TicketFault::Superseded), 1);
         assert_eq!(pair.count(Operation::ExecutorTicket, TicketFault::Revoked), 1);
     }
@@ -308,8 +391,9 @@ mod tests {
         let signing_key = pair.fixture.dir.path().join(crate::signer::SIGNING_KEY_FILE);
         let fresh = tempfile::tempdir().unwrap();
         std::fs::copy(&signing_key, fresh.path().join(crate::signer::SIGNING_KEY_FILE)).unwrap();
-        let registry = Registry::open(fresh.path(), crate::Options::default()).await.unwrap();
-        let result = registry.check_executor(&pair.executor_ticket, None).await;
+        let registry =
+            crate::Registry::open(fresh.path(), crate::Options::default()).await.unwrap();
+        let result = registry.tickets().check_executor(&pair.executor_ticket, None).await;
         assert!(matches!(result, Err(TicketRefused::Unknown)));
     }
 
@@ -321,16 +405,20 @@ mod tests {
         let (orchestrators, authorization) =
             (ticket(&reply.url), reply.harness_key_authorization.expose());
 
-        let Admitted { claims, .. } = registry.admit(&pair.executor_ticket, None).await.unwrap();
+        let Admitted { claims, .. } =
+            registry.tickets().admit(&pair.executor_ticket, None).await.unwrap();
         assert_eq!(claims.purpose, Purpose::Executor);
-        let Admitted { claims, .. } = registry.admit(&orchestrators, None).await.unwrap();
+        let Admitted { claims, .. } = registry.tickets().admit(&orchestrators, None).await.unwrap();
         assert_eq!(claims.purpose, Purpose::Orchestrator);
-        assert!(matches!(registry.admit(&orchestrators, None).await, Err(TicketRefused::Used)));
+        assert!(matches!(
+            registry.tickets().admit(&orchestrators, None).await,
+            Err(TicketRefused::Used)
+        ));
 
         let foreign = Pair::new().await;
         // both fixtures draw the same "random" bytes; this one must have
         // another signing key
-        let stranger = Registry::new(
+        let stranger = crate::Registry::new(
             std::sync::Arc::new(
                 crate::store::sqlite::SqliteStore::open(&foreign.fixture.dir.path().join("other"))
                     .await
@@ -340,7 +428,7 @@ mod tests {
             crate::signer::Signer::from_seed(&[9; 32]),
             crate::Options::default(),
         );
-        let result = stranger.admit(&pair.executor_ticket, None).await;
+        let result = stranger.tickets().admit(&pair.executor_ticket, None).await;
         assert!(matches!(result, Err(TicketRefused::Invalid(TicketError::BadSignature))));
 
         for (text, why) in [
@@ -348,14 +436,14 @@ mod tests {
             ("", TicketError::Malformed),
             ("rubbish", TicketError::Malformed),
         ] {
-            let result = registry.admit(text, None).await;
+            let result = registry.tickets().admit(text, None).await;
             assert!(matches!(result, Err(TicketRefused::Invalid(error)) if error == why));
         }
         assert_eq!(pair.count(Operation::UnknownTicket, TicketFault::Malformed), 2);
         // the wrong door
-        let result = registry.check_executor(&orchestrators, None).await;
+        let result = registry.tickets().check_executor(&orchestrators, None).await;
         assert!(matches!(result, Err(TicketRefused::Invalid(TicketError::WrongPurpose))));
-        let result = registry.redeem_orchestrator(&pair.executor_ticket, None).await;
+        let result = registry.tickets().redeem_orchestrator(&pair.executor_ticket, None).await;
         assert!(matches!(result, Err(TicketRefused::Invalid(TicketError::WrongPurpose))));
     }
 }

@@ -7,8 +7,9 @@ use rendez_proto::limits;
 use rendez_proto::registry::error::{Absence, AbsenceState};
 use tokio::time::{Instant, timeout_at};
 
-use super::Registry;
+use super::Registrations;
 use crate::model::Registration;
+use crate::registry::environments::Environments;
 use crate::store::StoreError;
 
 /// Why an environment has no executor.
@@ -48,22 +49,22 @@ pub(super) enum Unreachable {
     Store(#[from] StoreError),
 }
 
-impl Registry {
+impl Registrations<'_> {
     /// The current registration of an environment whose executor is connected
     /// under it. If it is not, waits for it, also if its registration was ended:
     /// then it may register anew. Not if there never was one.
     pub(super) async fn reachable(
-        &self,
+        self,
         environment: &EnvironmentId,
     ) -> Result<Registration, Unreachable> {
-        let wait = self.inner.options.connect_wait.min(limits::CONNECT_WAIT_MAX);
+        let wait = self.ctx.options.connect_wait.min(limits::CONNECT_WAIT_MAX);
         let deadline = Instant::now() + wait;
-        let mut connected = self.presence().connected(environment).await;
+        let mut connected = self.ctx.presence().connected(environment).await;
         // Ends at the deadline; each further round needs another registration
         // to join.
         loop {
-            let Some(mut found) = self.store().environment(environment).await? else {
-                let away = Away { absence: Absence::UNKNOWN, asked_at: self.now() };
+            let Some(mut found) = self.ctx.store().environment(environment).await? else {
+                let away = Away { absence: Absence::UNKNOWN, asked_at: self.ctx.now() };
                 return Err(Unreachable::Away(away));
             };
             // an executor that is connected under an older registration would
@@ -75,13 +76,13 @@ impl Registry {
             let joined = match wait.is_zero() {
                 true => None,
                 false => {
-                    let joined = self.presence().joined(environment, connected.as_ref());
+                    let joined = self.ctx.presence().joined(environment, connected.as_ref());
                     timeout_at(deadline, joined).await.ok().and_then(Result::ok)
                 }
             };
             if joined.is_none() {
-                let absence = self.absence(&found).await?;
-                return Err(Unreachable::Away(Away { absence, asked_at: self.now() }));
+                let absence = Environments::new(self.ctx).absence(&found).await?;
+                return Err(Unreachable::Away(Away { absence, asked_at: self.ctx.now() }));
             }
             connected = joined;
         }
@@ -105,7 +106,7 @@ mod tests {
     const WAIT: Duration = limits::CONNECT_WAIT_MAX;
 
     async fn away(fixture: &Fixture) -> Away {
-        match fixture.registry.reachable(&env("dev")).await {
+        match fixture.registry.registrations().reachable(&env("dev")).await {
             Err(Unreachable::Away(away)) => away,
             other => panic!("{other:?}"),
         }
@@ -135,7 +136,7 @@ mod tests {
         let (fixture, executor) = offline(WAIT).await;
         let waiting = tokio::spawn({
             let fixture = fixture.clone();
-            async move { fixture.registry.reachable(&env("dev")).await }
+            async move { fixture.registry.registrations().reachable(&env("dev")).await }
         });
         fixture.until_waiting(1).await;
         let again = fixture.register(&executor, "dev").await;
@@ -216,7 +217,7 @@ mod tests {
             end(&fixture, whole).await;
             let waiting = tokio::spawn({
                 let fixture = fixture.clone();
-                async move { fixture.registry.reachable(&env("dev")).await }
+                async move { fixture.registry.registrations().reachable(&env("dev")).await }
             });
             fixture.until_waiting(1).await;
             // after the environment's end only with a new token
@@ -233,8 +234,8 @@ mod tests {
     async fn end(fixture: &Fixture, whole: bool) {
         let registry = &fixture.registry;
         match whole {
-            true => assert!(registry.revoke_environment(None, &env("dev")).await.unwrap()),
-            false => drop(registry.end_registration(None, &env("dev")).await.unwrap().unwrap()),
+            true => assert!(registry.environments().revoke(None, &env("dev")).await.unwrap()),
+            false => drop(registry.registrations().end(None, &env("dev")).await.unwrap().unwrap()),
         }
     }
 }

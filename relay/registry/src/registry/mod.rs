@@ -1,19 +1,20 @@
-//! The registry's use cases: who may do what, with which consequences.
+//! The registry: a resource per kind of thing, over one shared context.
 //!
-//! [`Registry`] owns time, ids and signatures; the store only remembers. Each
-//! operation has one error type that says who is at fault.
+//! Each resource is a small type in a file of its own that borrows the context:
+//! store, clock, randomness, signer, options and counters. It owns the rules; the
+//! store only keeps rows. Each operation has one error type, whose variants name
+//! the side at fault.
 
-pub mod admin;
-pub mod auth;
+mod audit_events;
+mod context;
 pub mod environments;
-pub(crate) mod patience;
-pub mod proofs;
+pub mod executor_keys;
+pub mod node;
+mod options;
 pub mod registrations;
-mod status;
+pub mod revocations;
 pub mod tickets;
-mod trail;
-pub mod waiting;
-pub mod withdrawals;
+pub mod tokens;
 
 use std::fs::DirBuilder;
 use std::io::{self, ErrorKind::NotADirectory, ErrorKind::NotFound};
@@ -24,22 +25,29 @@ use std::time::Duration;
 
 use ed25519_dalek::VerifyingKey;
 use ipnet::IpNet;
-use rendez_proto::limits;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
-use crate::audit::{Audit, AuditKeep};
+use self::context::Context;
+use self::environments::Environments;
+use self::executor_keys::ExecutorKeys;
+use self::node::Node;
+pub use self::options::Options;
+use self::registrations::Registrations;
+use self::revocations::Revocations;
+use self::tickets::Tickets;
+use self::tokens::Tokens;
+use crate::audit::Audit;
 use crate::damage::Said;
-use crate::history::{History, HistoryKeep};
+use crate::history::History;
 use crate::jwt::Issuers;
-use crate::jwt::config::{InvalidIssuer, IssuerConfig};
+use crate::jwt::config::InvalidIssuer;
 use crate::model::TokenPattern;
 use crate::public_url::PublicUrl;
-use crate::seam::{Clock, FetchKeys, NoFetching, NoRandomness, NobodyConnected, Presence, Random};
-use crate::seam::{NoTiming, SystemClock, SystemRandom, Timing, random_bytes};
+use crate::seam::random_bytes;
 use crate::signer::{Signer, SignerError};
 use crate::stats::Stats;
+use crate::store::StoreError;
 use crate::store::sqlite::{SqliteOpenError, SqliteStore};
-use crate::store::{Store, StoreError};
 
 /// How long a stopping relay waits for what is written in the background.
 pub(crate) const WRITE_FAREWELL: Duration = Duration::from_secs(2);
@@ -50,68 +58,7 @@ pub const DATABASE_FILE: &str = "registry.sqlite";
 /// The registry. Clones share it.
 #[derive(Clone)]
 pub struct Registry {
-    inner: Arc<Inner>,
-    /// Until when a call that this handle was made for tries again.
-    patience: Option<Instant>,
-}
-
-struct Inner {
-    store: Arc<dyn Store>,
-    history: History,
-    audit: Arc<Audit>,
-    signer: Signer,
-    issuers: Issuers,
-    started_at: u64,
-    options: Options,
-    stats: Stats,
-}
-
-/// What a registry is given besides its state.
-#[derive(Clone)]
-pub struct Options {
-    /// Base of the websocket URLs in replies.
-    pub public_url: PublicUrl,
-    /// How long `/connect` waits for an executor that is away; zero: not at
-    /// all. At most [`limits::CONNECT_WAIT_MAX`] counts.
-    pub connect_wait: Duration,
-    /// How much of the audit log is kept.
-    pub audit_keep: AuditKeep,
-    /// How much of the history of connections is kept.
-    pub history_keep: HistoryKeep,
-    /// Other issuers whose tokens are accepted.
-    pub issuers: Vec<IssuerConfig>,
-    /// Gets their keys.
-    pub fetch_keys: Arc<dyn FetchKeys>,
-    /// Proxies whose `X-Forwarded-For` is believed; by default none.
-    pub trusted_proxies: Vec<IpNet>,
-    /// Who knows which executors are connected.
-    pub presence: Arc<dyn Presence>,
-    /// Who is told how long the database takes.
-    pub timing: Arc<dyn Timing>,
-    /// Time.
-    pub clock: Arc<dyn Clock>,
-    /// Ids and secrets.
-    pub random: Arc<dyn Random>,
-}
-
-impl Default for Options {
-    /// The system's time and randomness, URLs from the Host header, and nobody
-    /// connected.
-    fn default() -> Self {
-        Self {
-            public_url: PublicUrl::default(),
-            connect_wait: limits::CONNECT_WAIT,
-            audit_keep: AuditKeep::default(),
-            history_keep: HistoryKeep::default(),
-            issuers: Vec::new(),
-            fetch_keys: Arc::new(NoFetching),
-            trusted_proxies: Vec::new(),
-            presence: Arc::new(NobodyConnected),
-            timing: Arc::new(NoTiming),
-            clock: Arc::new(SystemClock),
-            random: Arc::new(SystemRandom),
-        }
-    }
+    ctx: Arc<Context>,
 }
 
 /// The state directory cannot be used. The operator has to act.
@@ -158,23 +105,6 @@ impl OpenError {
     /// Whether somebody was in the way: the same may work later.
     pub fn is_temporary(&self) -> bool {
         matches!(self, OpenError::Database { source, .. } if source.is_busy())
-    }
-}
-
-impl Inner {
-    fn new(
-        store: Arc<dyn Store>,
-        run: u64,
-        signer: Signer,
-        issuers: Issuers,
-        options: Options,
-    ) -> Self {
-        let history = History::new(store.clone(), options.clock.clone(), run, options.history_keep);
-        let audit = Audit::new(store.clone(), options.clock.clone(), options.audit_keep);
-        let audit = Arc::new(audit);
-        let stats = Stats::default();
-        let started_at = options.clock.now_unix_secs();
-        Self { store, history, audit, signer, issuers, started_at, options, stats }
     }
 }
 
@@ -229,23 +159,28 @@ impl Registry {
         let run = random_bytes(&*options.random).map_err(SignerError::from)?;
         let store = Arc::new(store.with_timing(options.timing.clone()));
         let run = u64::from_be_bytes(run);
-        let inner = Arc::new(Inner::new(store, run, signer, issuers, options));
-        Ok(Self { inner, patience: None })
+        let ctx = Arc::new(Context::new(store, run, signer, issuers, options));
+        Ok(Self { ctx })
     }
 
     /// A registry over any store, for tests. `run` is another number at each
     /// start.
     #[cfg(test)]
-    pub(crate) fn new(store: Arc<dyn Store>, run: u64, signer: Signer, options: Options) -> Self {
+    pub(crate) fn new(
+        store: Arc<dyn crate::store::Store>,
+        run: u64,
+        signer: Signer,
+        options: Options,
+    ) -> Self {
         let issuers = Issuers::new(&options.issuers).unwrap();
-        let inner = Arc::new(Inner::new(store, run, signer, issuers, options));
-        Self { inner, patience: None }
+        let ctx = Arc::new(Context::new(store, run, signer, issuers, options));
+        Self { ctx }
     }
 
     /// Writes in the background what need not be written at once, for ever.
     /// Whoever runs a relay runs this beside it.
     pub async fn write_behind(self) {
-        tokio::join!(self.inner.history.run(), self.inner.audit.run());
+        tokio::join!(self.ctx.history.run(), self.ctx.audit.run());
     }
 
     /// Writes what [`write_behind`](Self::write_behind) has not yet, for a relay
@@ -264,33 +199,64 @@ impl Registry {
         }
     }
 
+    /// Tokens.
+    pub fn tokens(&self) -> Tokens<'_> {
+        Tokens::new(&self.ctx)
+    }
+
+    /// Executors that prove to hold a key.
+    pub fn executor_keys(&self) -> ExecutorKeys<'_> {
+        ExecutorKeys::new(&self.ctx)
+    }
+
+    /// Registrations of executors.
+    pub fn registrations(&self) -> Registrations<'_> {
+        Registrations::new(&self.ctx)
+    }
+
+    /// Environments.
+    pub fn environments(&self) -> Environments<'_> {
+        Environments::new(&self.ctx)
+    }
+
+    /// Tickets, for the relay.
+    pub fn tickets(&self) -> Tickets<'_> {
+        Tickets::new(&self.ctx)
+    }
+
+    /// Revocations, for the relay.
+    pub fn revocations(&self) -> Revocations<'_> {
+        Revocations::new(&self.ctx)
+    }
+
+    /// This node of the relay.
+    pub fn node(&self) -> Node<'_> {
+        Node::new(&self.ctx)
+    }
+
     /// Which executors were connected when.
     pub fn history(&self) -> &History {
-        &self.inner.history
+        &self.ctx.history
     }
 
     /// Who did what.
     pub fn audit(&self) -> &Arc<Audit> {
-        &self.inner.audit
+        &self.ctx.audit
     }
 
     /// The registry's time, in seconds since 1970.
     pub fn unix_now(&self) -> u64 {
-        self.now()
-    }
-
-    fn presence(&self) -> &dyn Presence {
-        &*self.inner.options.presence
+        self.ctx.now()
     }
 
     /// What verifies this registry's tickets.
     pub fn verifying_key(&self) -> VerifyingKey {
-        self.inner.signer.verifying_key()
+        self.ctx.signer.verifying_key()
     }
 
     /// What was asked and how it ended, since the start.
     pub fn stats(&self) -> &Stats {
-        &self.inner.stats
+        &self.ctx.stats
     }
 
     /// Asks the store anything, for readiness checks.
@@ -298,33 +264,17 @@ impl Registry {
     /// # Errors
     /// The store does not answer.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.store().environments(&[TokenPattern::everything()], None, 1).await.map(drop)
+        self.ctx.store().environments(&[TokenPattern::everything()], None, 1).await.map(drop)
     }
 
     /// Base of websocket URLs.
     pub(crate) fn public_url(&self) -> &PublicUrl {
-        &self.inner.options.public_url
+        &self.ctx.options.public_url
     }
 
     /// Whose `X-Forwarded-For` is believed.
     pub(crate) fn trusted_proxies(&self) -> &[IpNet] {
-        &self.inner.options.trusted_proxies
-    }
-
-    fn issuers(&self) -> &Issuers {
-        &self.inner.issuers
-    }
-
-    fn store(&self) -> &dyn Store {
-        &*self.inner.store
-    }
-
-    fn now(&self) -> u64 {
-        self.inner.options.clock.now_unix_secs()
-    }
-
-    fn random<const N: usize>(&self) -> Result<[u8; N], NoRandomness> {
-        random_bytes(&*self.inner.options.random)
+        &self.ctx.options.trusted_proxies
     }
 }
 
@@ -380,8 +330,8 @@ mod tests {
         let registry = Registry::open(&state, Options::default()).await.unwrap();
         let attached = attach().await.unwrap();
         assert_eq!(attached.verifying_key(), registry.verifying_key());
-        attached.bootstrap().await.unwrap();
-        assert_eq!(registry.list_tokens(None).await.unwrap().tokens.len(), 1);
+        attached.tokens().bootstrap().await.unwrap();
+        assert_eq!(registry.tokens().list(None).await.unwrap().tokens.len(), 1);
 
         let key = state.join(crate::signer::SIGNING_KEY_FILE);
         std::fs::remove_file(&key).unwrap();

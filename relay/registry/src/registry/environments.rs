@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use rendez_proto::audit::AuditKind;
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::limits;
 use rendez_proto::registry::environments::{
@@ -13,8 +14,8 @@ use rendez_proto::registry::error::{Absence, AbsenceState};
 
 use tokio::time::timeout;
 
-use super::Registry;
-use crate::model::{Caller, Environment, Forbidden, Role};
+use super::context::Context;
+use crate::model::{Caller, Environment, Forbidden, Role, Subject};
 use crate::page;
 use crate::seam::Live;
 use crate::store;
@@ -35,19 +36,32 @@ pub enum ListError {
 /// Who may look at environments.
 const READERS: [Role; 2] = [Role::Admin, Role::Orchestrator];
 
-impl Registry {
+/// The environments of a registry.
+#[derive(Clone, Copy)]
+pub struct Environments<'a> {
+    ctx: &'a Context,
+}
+
+impl<'a> Environments<'a> {
+    pub(super) fn new(ctx: &'a Context) -> Self {
+        Self { ctx }
+    }
+}
+
+impl Environments<'_> {
     /// The environments that the caller's token covers, one page of them.
     ///
     /// # Errors
     /// See [`ListError`].
-    pub async fn environments(
-        &self,
+    pub async fn list(
+        self,
         caller: &Caller,
         after: Option<&EnvironmentId>,
     ) -> Result<EnvironmentList, ListError> {
         caller.must_be(&READERS)?;
         let covered = caller.covers(&READERS);
-        let mut page = self.store().environments(&covered, after, limits::LIST_PAGE_MAX).await?;
+        let mut page =
+            self.ctx.store().environments(&covered, after, limits::LIST_PAGE_MAX).await?;
         // the store has the same rule, and this one decides
         page.retain(|environment| caller.sees(&READERS, &environment.id));
         let next = page::next(&page, |last| last.id.clone());
@@ -55,14 +69,14 @@ impl Registry {
         let mut connections = BTreeMap::new();
         if !ids.is_empty() {
             self.settle_history().await;
-            for connection in self.store().last_connections(&ids).await? {
+            for connection in self.ctx.store().last_connections(&ids).await? {
                 connections.insert(connection.environment.clone(), connection);
             }
         }
         let mut environments = Vec::new();
         for environment in page {
             let id = environment.id.clone();
-            let live = self.presence().live(&id).await;
+            let live = self.ctx.presence().live(&id).await;
             environments.push(entry(environment, connections.get(&id), &live));
         }
         Ok(EnvironmentList { environments, next })
@@ -72,8 +86,8 @@ impl Registry {
     ///
     /// # Errors
     /// See [`ListError`].
-    pub async fn environment(
-        &self,
+    pub async fn get(
+        self,
         caller: &Caller,
         id: &EnvironmentId,
         probe: bool,
@@ -84,9 +98,9 @@ impl Registry {
         }
         if probe {
             // without an answer, the age of the last one says so
-            self.presence().probe(id).await;
+            self.ctx.presence().probe(id).await;
         }
-        let Some(environment) = self.store().environment(id).await? else {
+        let Some(environment) = self.ctx.store().environment(id).await? else {
             return Ok(EnvironmentDetail {
                 environment_id: id.clone(),
                 state: EnvironmentState::NeverSeen,
@@ -98,9 +112,9 @@ impl Registry {
             });
         };
         self.settle_history().await;
-        let limit = self.history().kept().connections;
-        let history = self.store().connections(id, limit).await?;
-        let live = self.presence().live(id).await;
+        let limit = self.ctx.history().kept().connections;
+        let history = self.ctx.store().connections(id, limit).await?;
+        let live = self.ctx.presence().live(id).await;
         let entry = entry(environment, history.first(), &live);
         Ok(EnvironmentDetail {
             environment_id: id.clone(),
@@ -114,33 +128,42 @@ impl Registry {
     }
 
     /// Why an environment's executor is away, and since when.
-    pub(super) async fn absence(&self, environment: &Environment) -> Result<Absence, StoreError> {
+    pub(super) async fn absence(self, environment: &Environment) -> Result<Absence, StoreError> {
         self.settle_history().await;
-        let last = self.store().connections(&environment.id, 1).await?;
+        let last = self.ctx.store().connections(&environment.id, 1).await?;
         let (since, because) = away(environment, last.first());
         Ok(Absence { state: AbsenceState::Offline, since_unix_secs: since, away_because: because })
     }
 
     /// So that what has just ended is not shown as open. A database that takes
     /// nothing now still answers, with what it knew before.
-    async fn settle_history(&self) {
-        if !matches!(timeout(store::WRITE_RETRY_PAUSE, self.history().flush()).await, Ok(Ok(()))) {
+    async fn settle_history(self) {
+        if !matches!(
+            timeout(store::WRITE_RETRY_PAUSE, self.ctx.history().flush()).await,
+            Ok(Ok(()))
+        ) {
             tracing::debug!("the history of connections is read before it is written");
         }
     }
 
-    /// For a relay that starts: connections that are open in the history are
-    /// those of one that died.
+    /// Ends an environment: its registration is gone, all its websockets close
+    /// within seconds, and no credential that was made until now can register
+    /// in it again. `false`: nobody ever registered. For admins.
     ///
     /// # Errors
     /// The store's.
-    pub async fn take_over_history(&self) -> Result<u64, StoreError> {
-        let why = EndReason::RelayRestarted;
-        let ended = self.store().end_open_connections(self.now(), why).await?;
-        if ended > 0 {
-            tracing::info!(ended, "connections of a relay that did not stop in good order");
+    pub async fn revoke(
+        self,
+        actor: Option<&Subject>,
+        environment: &EnvironmentId,
+    ) -> Result<bool, StoreError> {
+        let what = format!("environment_revoked {environment}");
+        let act = self.ctx.operator_event(AuditKind::Revoke, actor, what).await?;
+        let found = self.ctx.store().revoke_environment(environment, self.ctx.now(), &act).await?;
+        if found {
+            tracing::info!(%environment, "environment revoked");
         }
-        Ok(ended)
+        Ok(found)
     }
 }
 
@@ -231,7 +254,7 @@ mod tests {
         let list = async |role, pattern: &str, after: Option<&str>| {
             let caller = fixture.caller(role, pattern).await;
             let after = after.map(env);
-            fixture.registry.environments(&caller, after.as_ref()).await.map(|list| {
+            fixture.registry.environments().list(&caller, after.as_ref()).await.map(|list| {
                 let seen = |e: EnvironmentEntry| (e.environment_id.to_string(), e.online);
                 list.environments.into_iter().map(seen).collect::<Vec<_>>()
             })
@@ -249,7 +272,7 @@ mod tests {
     #[tokio::test]
     async fn no_page_ends_with_a_name_that_the_caller_may_not_see() {
         let fixture = Fixture::new().await;
-        let path = fixture.dir.path().join(crate::service::DATABASE_FILE);
+        let path = fixture.dir.path().join(crate::registry::DATABASE_FILE);
         let store = crate::store::sqlite::SqliteStore::open(&path).await.unwrap();
         for (name, count) in [("a-hidden", 1500), ("ci", 1001), ("d-hidden", 1500)] {
             let sql = format!(
@@ -262,7 +285,8 @@ mod tests {
         let pages = async |caller: &Caller| {
             let (mut after, mut pages) = (None, Vec::new());
             loop {
-                let list = fixture.registry.environments(caller, after.as_ref()).await.unwrap();
+                let list =
+                    fixture.registry.environments().list(caller, after.as_ref()).await.unwrap();
                 let seen = |entry: &EnvironmentEntry| caller.sees(&READERS, &entry.environment_id);
                 assert!(list.environments.iter().all(seen));
                 pages.push(list.environments.len());
@@ -308,15 +332,17 @@ mod tests {
                 sent_bytes: 2,
             };
             history.note(connection.clone());
-            let detail = registry.environment(&admin, &env(name), false).await.unwrap();
+            let detail = registry.environments().get(&admin, &env(name), false).await.unwrap();
             let entry = detail.entry.unwrap();
             assert_eq!((entry.online, entry.executor_registration_id), (true, Some(registered)));
 
             match whole {
-                true => assert!(registry.revoke_environment(None, &env(name)).await.unwrap()),
-                false => drop(registry.end_registration(None, &env(name)).await.unwrap().unwrap()),
+                true => assert!(registry.environments().revoke(None, &env(name)).await.unwrap()),
+                false => {
+                    drop(registry.registrations().end(None, &env(name)).await.unwrap().unwrap())
+                }
             }
-            let detail = registry.environment(&admin, &env(name), false).await.unwrap();
+            let detail = registry.environments().get(&admin, &env(name), false).await.unwrap();
             assert_eq!(detail.state, EnvironmentState::Offline);
             assert_eq!(detail.history, [record(connection)]);
             let expected = EnvironmentEntry {
@@ -332,12 +358,12 @@ mod tests {
                 registered_at_unix_secs: None,
             };
             assert_eq!(detail.entry.as_ref(), Some(&expected));
-            let list = registry.environments(&admin, None).await.unwrap().environments;
+            let list = registry.environments().list(&admin, None).await.unwrap().environments;
             assert_eq!(list.last(), Some(&expected));
         }
-        assert_eq!(registry.environments(&admin, None).await.unwrap().environments.len(), 2);
-        assert!(registry.registrations(None).await.unwrap().registrations.is_empty());
-        let never = registry.environment(&admin, &env("never"), false).await.unwrap();
+        assert_eq!(registry.environments().list(&admin, None).await.unwrap().environments.len(), 2);
+        assert!(registry.registrations().list(None).await.unwrap().registrations.is_empty());
+        let never = registry.environments().get(&admin, &env("never"), false).await.unwrap();
         assert_eq!((never.state, never.entry), (EnvironmentState::NeverSeen, None));
     }
 }

@@ -3,13 +3,13 @@
 use rendez_proto::audit::{AuditEvent, AuditKind};
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 
-use super::Registry;
+use super::context::Context;
 use crate::model::Subject;
 use crate::store::StoreError;
 
-impl Registry {
+impl Context {
     /// An event of this actor in this environment.
-    pub(super) fn trace(
+    pub(super) fn caller_event(
         &self,
         kind: AuditKind,
         actor: &Subject,
@@ -30,7 +30,7 @@ impl Registry {
     ///
     /// # Errors
     /// The database refused what was noted before.
-    pub(super) async fn act(
+    pub(super) async fn operator_event(
         &self,
         kind: AuditKind,
         actor: Option<&Subject>,

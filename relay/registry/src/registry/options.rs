@@ -1,0 +1,64 @@
+//! What a registry is given besides its state.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use rendez_proto::limits;
+
+use crate::audit::AuditKeep;
+use crate::history::HistoryKeep;
+use crate::jwt::config::IssuerConfig;
+use crate::public_url::PublicUrl;
+use crate::seam::{
+    Clock, FetchKeys, NoFetching, NoTiming, NobodyConnected, Presence, Random, SystemClock,
+    SystemRandom, Timing,
+};
+
+/// What a registry is given besides its state.
+#[derive(Clone)]
+pub struct Options {
+    /// Base of the websocket URLs in replies.
+    pub public_url: PublicUrl,
+    /// How long `/connect` waits for an executor that is away; zero: not at
+    /// all. At most [`limits::CONNECT_WAIT_MAX`] counts.
+    pub connect_wait: Duration,
+    /// How much of the audit log is kept.
+    pub audit_keep: AuditKeep,
+    /// How much of the history of connections is kept.
+    pub history_keep: HistoryKeep,
+    /// Other issuers whose tokens are accepted.
+    pub issuers: Vec<IssuerConfig>,
+    /// Gets their keys.
+    pub fetch_keys: Arc<dyn FetchKeys>,
+    /// Proxies whose `X-Forwarded-For` is believed; by default none.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Who knows which executors are connected.
+    pub presence: Arc<dyn Presence>,
+    /// Who is told how long the database takes.
+    pub timing: Arc<dyn Timing>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Ids and secrets.
+    pub random: Arc<dyn Random>,
+}
+
+impl Default for Options {
+    /// The system's time and randomness, URLs from the Host header, and nobody
+    /// connected.
+    fn default() -> Self {
+        Self {
+            public_url: PublicUrl::default(),
+            connect_wait: limits::CONNECT_WAIT,
+            audit_keep: AuditKeep::default(),
+            history_keep: HistoryKeep::default(),
+            issuers: Vec::new(),
+            fetch_keys: Arc::new(NoFetching),
+            trusted_proxies: Vec::new(),
+            presence: Arc::new(NobodyConnected),
+            timing: Arc::new(NoTiming),
+            clock: Arc::new(SystemClock),
+            random: Arc::new(SystemRandom),
+        }
+    }
+}
