@@ -348,7 +348,7 @@ impl std::fmt::Display for Rate {
     }
 }
 
-/// An agent's life without streams, as in `executor-agent/src/agent/mod.rs`.
+/// An agent's life without streams, as in `executor-agent/src/agent/lifecycle.rs`.
 async fn live(world: Arc<World>, n: usize) {
     let mut backoff = Backoff::default();
     let mut registered: Option<String> = None;

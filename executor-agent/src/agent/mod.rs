@@ -1,16 +1,15 @@
-//! An agent's whole life: register, dial, pump, back off, again.
+//! An agent from its start to its end.
 //!
 //! ```text
-//!            ┌──────── 4xx at the upgrade, or DIALS_PER_REGISTRATION failures ───┐
-//!            ▼                                                                   │
-//!   Registering ──ok──► Registered ──► dial ──ok──► Connected ──socket over──► Waiting
-//!      │    ▲                           │ failed                                 │
-//!      │    └─────── temporary ─────────┴──────────► Waiting ──────► dial ◄──────┘
-//!      └── token or registration refused ──► the end
+//! lifecycle   the work of each phase: register, dial, serve, back off
+//!   phase     which phase follows which outcome (pure)
 //! ```
 //!
-//! Streams, sessions and processes outlive all of this. Nothing temporary ends
-//! an agent; a refused token does, because only a person can help.
+//! Streams, sessions and processes outlive all phases. A temporary failure never
+//! ends an agent. A refused token does, because only a person can fix it.
+
+mod lifecycle;
+mod phase;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -22,38 +21,24 @@ use rendez_endpoint::{Config, Identity, Mux, Refusal};
 use rendez_proto::close::CloseFrame;
 use rendez_proto::ids::RegistrationId;
 use rendez_proto::keys::PublicKey;
-use rendez_proto::registry::RegisterReply;
 use rendez_registry_client::{ExecutorClient, RegistryError};
 use rendez_rpc::{Channel, Endpoint, Incoming, Messages as _};
-use rendez_transport::backoff::{self, Backoff};
-use rendez_transport::dial::{DialError, dial};
-use rendez_transport::{Ended, pump};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use self::lifecycle::Lifecycle;
 use crate::config::{AgentArgs, AgentConfig, ConfigError};
 use crate::credential::CredentialError;
 use crate::identity::{self, IdentityError};
 use crate::session::{Executor, Served, serve};
 use crate::{authorize, environment, registry};
 
-/// Failed dials in a row before the agent registers anew: the relay may have
-/// moved, and only the registry knows where to.
-const DIALS_PER_REGISTRATION: u32 = 3;
 /// How long a stop waits for the peers to hear of it. A stream may be there whose
 /// peer has left, and who comes meanwhile comes in vain.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How long it waits then for the relay to hear of it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// A newer registration took the environment over.
-const SUPERSEDED: u16 = CloseFrame::SUPERSEDED.code;
-/// The agent's token was revoked.
-const TOKEN_REVOKED: u16 = CloseFrame::TOKEN_REVOKED.code;
-/// The agent's token has expired.
-const TOKEN_EXPIRED: u16 = CloseFrame::TOKEN_EXPIRED.code;
-/// The environment was revoked, or the registration ended.
-const REGISTRATION_ENDED: u16 = CloseFrame::REGISTRATION_ENDED.code;
 
 /// An executor, ready to run.
 pub struct Agent {
@@ -185,7 +170,7 @@ impl Agent {
             async move { executor.sweep().await }
         }));
         let connected = AtomicBool::new(false);
-        let mut life = pin!(agent.live(&on_state, &connected));
+        let mut life = pin!(Lifecycle::new(&agent, &connected, on_state).run());
         let outcome = cancel.run_until_cancelled(life.as_mut()).await;
         agent.executor.shutdown();
         if let Some(outcome) = outcome {
@@ -204,91 +189,6 @@ impl Agent {
             }
         }
         Ok(())
-    }
-
-    /// Comes back with an error that nothing but a person can mend, or after
-    /// [`Endpoint::shut_down`].
-    async fn live(
-        &self,
-        on_state: &impl Fn(State),
-        connected: &AtomicBool,
-    ) -> Result<(), AgentError> {
-        let mut backoff = Backoff::default();
-        let mut registered: Option<RegisterReply> = None;
-        let mut failed_dials = 0;
-        // whether somebody was told that it is not connected
-        let mut told = false;
-        loop {
-            let reply = match registered.take() {
-                Some(reply) if failed_dials < DIALS_PER_REGISTRATION => reply,
-                known => match self.register(on_state).await {
-                    Ok(reply) => {
-                        failed_dials = 0;
-                        reply
-                    }
-                    Err(error) if error.is_final() => return Err(error.into()),
-                    Err(error) => {
-                        // A registry that is away with its relay says nothing
-                        // about the registration: most likely both come back
-                        // as they were, and half of the work is a dial.
-                        registered = known;
-                        failed_dials = 0;
-                        wait(&self.endpoint, &mut backoff, error.to_string(), &mut told, on_state)
-                            .await;
-                        continue;
-                    }
-                },
-            };
-            match dial(reply.url.expose()).await {
-                Ok(socket) => {
-                    failed_dials = 0;
-                    tracing::info!(registration = %reply.executor_registration_id, "connected");
-                    on_state(State::Connected);
-                    connected.store(true, Ordering::Relaxed);
-                    let since = Instant::now();
-                    let mut driver = self.endpoint.attach(reply.executor_registration_id.clone());
-                    let ended = pump(socket, &mut driver).await;
-                    drop(driver);
-                    connected.store(false, Ordering::Relaxed);
-                    if self.endpoint.is_shut_down() {
-                        return Ok(());
-                    }
-                    backoff.connected_for(since.elapsed());
-                    match ended {
-                        Ended::ByPeer(Some(SUPERSEDED)) => backoff.not_at_once(),
-                        Ended::SentAway(within) => backoff.sent_away(within),
-                        _ => {}
-                    }
-                    // with one of these the URL is good for nothing any more,
-                    // and only the registry can say what is left
-                    const FINAL: [u16; 3] = [TOKEN_REVOKED, TOKEN_EXPIRED, REGISTRATION_ENDED];
-                    let is_final =
-                        matches!(ended, Ended::ByPeer(Some(code)) if FINAL.contains(&code));
-                    registered = (!is_final).then_some(reply);
-                    // a relay that leaves in good order is nothing to look at
-                    told = matches!(ended, Ended::SentAway(_));
-                    wait(&self.endpoint, &mut backoff, describe(&ended), &mut told, on_state).await;
-                    told &= !matches!(ended, Ended::SentAway(_));
-                }
-                Err(error) => {
-                    failed_dials += 1;
-                    let useless = matches!(error, DialError::Refused(_) | DialError::Url(_));
-                    registered = (!useless).then_some(reply);
-                    wait(&self.endpoint, &mut backoff, error.to_string(), &mut told, on_state)
-                        .await;
-                }
-            }
-        }
-    }
-
-    async fn register(&self, on_state: &impl Fn(State)) -> Result<RegisterReply, RegistryError> {
-        on_state(State::Registering);
-        let request = registry::registration(&self.identity, &self.config.profiles);
-        let reply = self.registry.register(&request).await?;
-        let registration = reply.executor_registration_id.clone();
-        tracing::info!(environment = %self.config.environment, %registration, "registered");
-        on_state(State::Registered { registration });
-        Ok(reply)
     }
 }
 
@@ -328,44 +228,6 @@ async fn attend(executor: Arc<Executor>, channel: Channel) {
     let rest = async { while channel.recv().await.is_some() {} };
     let (why, ()) = join(channel.finish(), rest).await;
     tracing::debug!(%why, "stream closed");
-}
-
-async fn wait(
-    endpoint: &Endpoint,
-    backoff: &mut Backoff,
-    error: String,
-    told: &mut bool,
-    on_state: &impl Fn(State),
-) {
-    let mut random = [0xff; 4];
-    // without random numbers the wait is simply the longest
-    let _ = getrandom::fill(&mut random);
-    let cap = if endpoint.has_streams() { backoff::RESUME_CAP } else { backoff::CAP };
-    let retry_in = backoff.next_delay(cap, u32::from_le_bytes(random));
-    let retry_ms = retry_in.as_millis();
-    // once is enough for somebody to look
-    if std::mem::replace(told, true) {
-        tracing::info!(%error, retry_ms, "not connected");
-    } else {
-        tracing::warn!(%error, retry_ms, "not connected");
-    }
-    on_state(State::Waiting { error, retry_in });
-    endpoint.wait_detached(retry_in).await;
-}
-
-fn describe(ended: &Ended) -> String {
-    match ended {
-        Ended::ByPeer(Some(SUPERSEDED)) => {
-            "another executor has taken the environment over".to_owned()
-        }
-        Ended::ByPeer(Some(TOKEN_REVOKED)) => "this agent's token was revoked".to_owned(),
-        Ended::ByPeer(Some(TOKEN_EXPIRED)) => "this agent's token has expired".to_owned(),
-        Ended::ByPeer(Some(REGISTRATION_ENDED)) => {
-            "an operator has ended this agent's registration".to_owned()
-        }
-        Ended::ByPeer(_) | Ended::SentAway(_) => format!("the relay: {ended}"),
-        other => other.to_string(),
-    }
 }
 
 struct AbortOnDrop(JoinHandle<()>);

@@ -9,10 +9,13 @@ use rendez_proto::profile::Profile;
 use rendez_proto::rpc::session::{Initialize, InitializeReply, Initialized};
 use rendez_proto::rpc::{Message, Method, RequestId, notification, process, request};
 use rendez_rpc::OpenError;
+use rendez_transport::{Ended, pump};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite as ws;
 
+use super::phase::DIALS_PER_REGISTRATION;
 use super::*;
 use crate::testing::config;
 use rendez_registry_client::testing::FakeRegistry;

@@ -14,7 +14,7 @@
 //! | [`plan`] | what a seed means: who, what they say, which [`Transition`]s |
 //! | `world` | virtual time, the agenda, and the phases of a run |
 //! | `net` | the pumps at both ends of each websocket (`transport`) |
-//! | `shell` | `executor-agent/src/agent/mod.rs` and `orchestrator/src/link.rs` |
+//! | `shell` | `executor-agent/src/agent/lifecycle.rs` and `orchestrator/src/link.rs` |
 //! | `app`, `talk`, `serve` | sessions, numbered output, requests that are repeated by their number |
 //! | `attack` | what a hostile relay does to frames |
 //! | `fault` | cuts, restarts, pauses and clocks |

@@ -49,7 +49,7 @@ pub(crate) enum Role {
     Orchestrator(Link),
 }
 
-/// `executor-agent/src/agent/mod.rs`, and a session table with one log each.
+/// `executor-agent/src/agent/lifecycle.rs`, and a session table with one log each.
 #[derive(Debug, Default)]
 pub(crate) struct Agent {
     /// Kept over sockets until a dial is refused or fails too often.

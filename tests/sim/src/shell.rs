@@ -1,4 +1,4 @@
-//! What keeps websockets up: `executor-agent/src/agent/mod.rs` and
+//! What keeps websockets up: `executor-agent/src/agent/lifecycle.rs` and
 //! `orchestrator/src/link.rs`, as small state machines.
 //!
 //! ```text
