@@ -31,11 +31,3 @@ mod testing;
 pub use agent::{Agent, AgentError, State};
 pub use config::{AgentArgs, AgentConfig};
 pub use process::log::PROCESS_OUTPUT_RETAINED_BYTES;
-
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// Locks; a panic elsewhere leaves data that is still consistent, because no
-/// lock is held over more than one change.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

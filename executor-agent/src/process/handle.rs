@@ -8,9 +8,10 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use rendez_proto::rpc::notification;
 use rendez_proto::rpc::process::{
     ClosedNotification, Exited, Output, ProcessId, ReadReply, SignalName, Stream,
@@ -21,7 +22,6 @@ use tokio::sync::Notify;
 use super::log::{Event, OutputLog, PROCESS_OUTPUT_RETAINED_BYTES};
 use super::retention::Retention;
 use super::stdin::Stdin;
-use crate::lock;
 
 /// A started process, running or not.
 pub(super) struct Process {
@@ -136,14 +136,14 @@ impl Process {
     /// Appends the close. What the child left behind without an output of ours
     /// lives on, out of reach.
     pub(super) fn closed(self: &Arc<Self>) {
-        if let Some(reach) = lock(&self.reach).take() {
+        if let Some(reach) = self.reach.lock().take() {
             reach.disarm();
         }
         self.append(OutputLog::closed);
     }
 
     fn append(self: &Arc<Self>, change: impl FnOnce(&mut OutputLog)) {
-        change(&mut lock(&self.log));
+        change(&mut self.log.lock());
         self.news.notify_waiters();
         self.push.add(self);
     }
@@ -153,7 +153,7 @@ impl Process {
     pub(super) async fn room(&self) -> usize {
         loop {
             let changed = self.room.notified();
-            if let Some(room) = lock(&self.log).room() {
+            if let Some(room) = self.log.lock().room() {
                 return room;
             }
             changed.await;
@@ -164,24 +164,24 @@ impl Process {
 
     /// Pushes from here on, in chunks of at most `chunk_bytes`.
     pub(super) fn attach(&self, chunk_bytes: usize) {
-        lock(&self.log).attach(chunk_bytes);
+        self.log.lock().attach(chunk_bytes);
         self.room.notify_waiters();
     }
 
     /// Stops pushing.
     pub(super) fn detach(&self) {
-        lock(&self.log).detach();
+        self.log.lock().detach();
         self.room.notify_waiters();
     }
 
     /// Whether no attached peer still waits for some of it.
     pub(super) fn is_pushed(&self) -> bool {
-        lock(&self.log).is_pushed()
+        self.log.lock().is_pushed()
     }
 
     /// The kept output above `after`.
     pub(super) fn read(&self, after: u64, max_bytes: u64) -> ReadReply {
-        lock(&self.log).read(after, max_bytes)
+        self.log.lock().read(after, max_bytes)
     }
 
     /// Waits until something has a number above `after`, or nothing ever will.
@@ -189,7 +189,7 @@ impl Process {
         loop {
             let changed = self.news.notified();
             {
-                let log = lock(&self.log);
+                let log = self.log.lock();
                 if log.last_seq() > after || log.is_closed() {
                     return;
                 }
@@ -200,15 +200,15 @@ impl Process {
 
     /// Sends a signal to all that can be reached; false if the process ended.
     pub(super) fn signal(&self, signal: SignalName) -> bool {
-        let running = !lock(&self.log).has_exited();
-        if let Some(reach) = lock(&self.reach).as_ref() {
+        let running = !self.log.lock().has_exited();
+        if let Some(reach) = self.reach.lock().as_ref() {
             reach.send(signal);
         }
         running
     }
 
     fn next_push(&self) -> Option<Vec<u8>> {
-        let event = lock(&self.log).next_push()?;
+        let event = self.log.lock().next_push()?;
         self.room.notify_waiters();
         let process_id = self.id.clone();
         Some(match event {
@@ -234,7 +234,7 @@ pub(super) struct PushQueue {
 impl PushQueue {
     fn add(&self, process: &Arc<Process>) {
         if !process.queued.swap(true, Ordering::AcqRel) {
-            lock(&self.turns).push_back(Arc::downgrade(process));
+            self.turns.lock().push_back(Arc::downgrade(process));
             self.added.notify_one();
         }
     }
@@ -244,7 +244,7 @@ impl PushQueue {
     pub(super) async fn next(&self) -> Vec<u8> {
         loop {
             let added = self.added.notified();
-            let turn = lock(&self.turns).pop_front();
+            let turn = self.turns.lock().pop_front();
             match turn {
                 None => added.await,
                 Some(process) => {

@@ -7,9 +7,10 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
+use parking_lot::Mutex;
 use rendez_proto::limits;
 use rendez_proto::rpc::RpcError;
 use rendez_proto::rpc::process::WriteStatus;
@@ -17,7 +18,6 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 
 use super::allowance::{Grant, Held, Waiting};
-use crate::lock;
 
 /// Largest write that a process for which nothing waits may always have waiting:
 /// what a pipe holds, so that every process moves on.
@@ -181,7 +181,7 @@ impl Stdin {
 
     /// The answer when nothing can be applied any more.
     fn settled(&self, closing: bool, write_id: Option<&str>) -> WriteStatus {
-        let done = lock(&self.done);
+        let done = self.done.lock();
         let applied = if closing { done.closed } else { done.knows(write_id) };
         if applied { WriteStatus::Accepted } else { WriteStatus::StdinClosed }
     }
@@ -211,20 +211,20 @@ impl Feed {
         while let Some(job) = self.jobs.recv().await {
             let status = match job.kind {
                 Kind::Write { write_id, .. }
-                    if lock(&self.stdin.done).knows(write_id.as_deref()) =>
+                    if self.stdin.done.lock().knows(write_id.as_deref()) =>
                 {
                     WriteStatus::Accepted
                 }
                 Kind::Write { chunk, write_id } => {
                     if deliver(&mut writer, &chunk).await {
                         at_line_start = chunk.last().map_or(at_line_start, |byte| *byte == b'\n');
-                        lock(&self.stdin.done).remember(write_id);
+                        self.stdin.done.lock().remember(write_id);
                         WriteStatus::Accepted
                     } else {
                         WriteStatus::StdinClosed
                     }
                 }
-                Kind::Close if lock(&self.stdin.done).closed => WriteStatus::Accepted,
+                Kind::Close if self.stdin.done.lock().closed => WriteStatus::Accepted,
                 Kind::Close if writer.is_none() => WriteStatus::StdinClosed,
                 Kind::Close => {
                     if terminal {
@@ -234,7 +234,7 @@ impl Feed {
                         deliver(&mut writer, keys).await;
                     }
                     writer = None;
-                    lock(&self.stdin.done).closed = true;
+                    self.stdin.done.lock().closed = true;
                     WriteStatus::Accepted
                 }
             };

@@ -16,9 +16,10 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rendez_proto::rpc::RpcError;
 use rendez_proto::rpc::process::{
     CloseStdin, Empty, ProcessId, Read, ReadReply, SANDBOX_NONE, Signal, SignalName, Start,
@@ -32,7 +33,7 @@ use super::child::{self, Launched};
 use super::handle::{Process, PushQueue, Reach};
 use super::retention::Retention;
 use super::stdin::Stdin;
-use crate::{lock, sandbox};
+use crate::sandbox;
 
 /// Processes of one session that run or linger: bounds file descriptors, and
 /// memory at [`PROCESS_OUTPUT_MIN_BYTES`](super::retention::PROCESS_OUTPUT_MIN_BYTES)
@@ -101,7 +102,7 @@ impl Supervisor {
     /// A peer attached that takes chunks of `chunk_bytes`: events from here on
     /// are for it.
     pub(crate) fn attach(&self, chunk_bytes: usize) {
-        let mut known = lock(&self.known);
+        let mut known = self.known.lock();
         known.attached = Some(chunk_bytes);
         let processes = known.entries.values().filter_map(Entry::process);
         processes.for_each(|process| process.attach(chunk_bytes));
@@ -109,7 +110,7 @@ impl Supervisor {
 
     /// The peer went: processes run on, their output is kept.
     pub(crate) fn detach(&self) {
-        let mut known = lock(&self.known);
+        let mut known = self.known.lock();
         known.attached = None;
         known.entries.values().filter_map(Entry::process).for_each(|process| process.detach());
     }
@@ -121,14 +122,14 @@ impl Supervisor {
 
     /// Whether anything runs.
     pub(crate) fn is_idle(&self) -> bool {
-        let known = lock(&self.known);
+        let known = self.known.lock();
         known.entries.values().all(|entry| matches!(entry, Entry::Closed { .. }))
     }
 
     /// Kills every process and forgets it. For good: nothing can be started.
     pub(crate) fn kill_all(&self) {
         let entries = {
-            let mut known = lock(&self.known);
+            let mut known = self.known.lock();
             known.over = true;
             std::mem::take(&mut known.entries)
         };
@@ -211,7 +212,7 @@ impl Supervisor {
     /// time is over. `None`: there is nothing to wait for.
     pub(crate) fn news(&self, read: &Read) -> Option<impl Future<Output = ()> + Send + use<>> {
         let wait = Duration::from_millis(read.wait_ms.filter(|wait| *wait > 0)?);
-        let process = lock(&self.known).entries.get(&read.process_id)?.process()?.clone();
+        let process = self.known.lock().entries.get(&read.process_id)?.process()?.clone();
         let after = read.after_seq.unwrap_or(0);
         Some(async move {
             // running out of time is an answer, too
@@ -221,7 +222,7 @@ impl Supervisor {
 
     /// `process/read`, of what there is now.
     pub(crate) fn read(&self, read: &Read) -> Result<ReadReply, RpcError> {
-        let process = match lock(&self.known).entries.get(&read.process_id) {
+        let process = match self.known.lock().entries.get(&read.process_id) {
             None => {
                 return Err(RpcError::invalid_request(format!(
                     "unknown process id {}",
@@ -248,7 +249,7 @@ impl Supervisor {
         }
         sandbox::check(start.sandbox.as_ref())?;
         sandbox::check_network(start.enforce_managed_network, start.managed_network.as_ref())?;
-        let mut known = lock(&self.known);
+        let mut known = self.known.lock();
         if known.over {
             return Err(session_over());
         }
@@ -271,7 +272,7 @@ impl Supervisor {
     /// The child is there: from `Starting` to `Running`. `None`: the session
     /// ended meanwhile, and with it the child.
     fn register(&self, id: &ProcessId, stdin: Arc<Stdin>, reach: Reach) -> Option<Arc<Process>> {
-        let mut known = lock(&self.known);
+        let mut known = self.known.lock();
         let attached = known.attached;
         let entry = known.entries.get_mut(id)?;
         let retention = self.retention.clone();
@@ -286,7 +287,7 @@ impl Supervisor {
     }
 
     fn set_task(&self, id: &ProcessId, handle: AbortHandle) {
-        match lock(&self.known).entries.get_mut(id) {
+        match self.known.lock().entries.get_mut(id) {
             Some(Entry::Running { task, .. }) => *task = Some(handle),
             Some(_) => {}
             None => handle.abort(),
@@ -294,7 +295,7 @@ impl Supervisor {
     }
 
     fn closed(&self, process: &Arc<Process>) {
-        let mut known = lock(&self.known);
+        let mut known = self.known.lock();
         known.closings += 1;
         let order = known.closings;
         if let Some(entry) = known.entries.get_mut(process.id()) {
@@ -303,7 +304,7 @@ impl Supervisor {
     }
 
     fn forget(&self, id: &ProcessId, process: Option<&Arc<Process>>) {
-        let mut known = lock(&self.known);
+        let mut known = self.known.lock();
         // the name may have been given away again
         let same = known.entries.get(id).is_some_and(|entry| match (entry.process(), process) {
             (Some(there), Some(process)) => Arc::ptr_eq(there, process),
@@ -316,7 +317,7 @@ impl Supervisor {
     }
 
     fn input_of(&self, id: &ProcessId) -> Result<Arc<Stdin>, WriteStatus> {
-        match lock(&self.known).entries.get(id) {
+        match self.known.lock().entries.get(id) {
             None => Err(WriteStatus::UnknownProcess),
             Some(Entry::Starting { .. }) => Err(WriteStatus::Starting),
             Some(Entry::Running { process, .. } | Entry::Closed { process, .. }) => {
@@ -326,7 +327,7 @@ impl Supervisor {
     }
 
     fn send(&self, id: &ProcessId, signal: SignalName) -> bool {
-        match lock(&self.known).entries.get_mut(id) {
+        match self.known.lock().entries.get_mut(id) {
             None | Some(Entry::Closed { .. }) => false,
             Some(Entry::Starting { early }) => {
                 if *early != Some(SignalName::Kill) {
@@ -525,18 +526,18 @@ mod tests {
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let others = (1..PROCESSES_PER_SESSION)
             .map(|n| (pid(&n.to_string()), Entry::Starting { early: None }));
-        lock(&supervisor.known).entries.extend(others);
+        supervisor.known.lock().entries.extend(others);
         supervisor.start(start("p", "exec sleep 1000")).await.unwrap();
         let error = supervisor.start(start("q", "true")).await.unwrap_err();
         assert!(error.message.contains("end one first"), "{error}");
         supervisor.terminate(&Terminate { process_id: pid("p") });
         while next(&supervisor).await.0 != "process/closed" {}
         // the entry follows its last notification
-        while !matches!(lock(&supervisor.known).entries[&pid("p")], Entry::Closed { .. }) {
+        while !matches!(supervisor.known.lock().entries[&pid("p")], Entry::Closed { .. }) {
             tokio::task::yield_now().await;
         }
         supervisor.start(start("q", "true")).await.unwrap();
-        assert!(!lock(&supervisor.known).entries.contains_key(&pid("p")));
+        assert!(!supervisor.known.lock().entries.contains_key(&pid("p")));
     }
 
     #[tokio::test]
@@ -554,7 +555,7 @@ mod tests {
         tokio::time::advance(PROCESS_LINGER - Duration::from_millis(10)).await;
         assert_eq!(read(&supervisor, 0, 0).await.exit_code, Some(0));
         tokio::time::advance(Duration::from_millis(20)).await;
-        while !lock(&supervisor.known).entries.is_empty() {
+        while !supervisor.known.lock().entries.is_empty() {
             tokio::task::yield_now().await;
         }
     }
@@ -583,7 +584,7 @@ mod tests {
         told.sort_unstable();
         assert_eq!(told, ["process/closed", "process/exited", "process/output"]);
         tokio::time::advance(PROCESS_LINGER + Duration::from_millis(10)).await;
-        while !lock(&supervisor.known).entries.is_empty() {
+        while !supervisor.known.lock().entries.is_empty() {
             tokio::task::yield_now().await;
         }
     }

@@ -1,10 +1,11 @@
 //! What all connections of one agent share: the sessions, the files, and what
 //! is said about the machine.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rendez_proto::limits::STREAM_GRACE;
 use rendez_proto::rpc::RpcError;
 use rendez_proto::rpc::session::{Environment, SessionId};
@@ -14,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::table::{ConnectionId, Table};
 use crate::fs::Files;
-use crate::lock;
 use crate::process::allowance::Allowance;
 use crate::process::retention::Retention;
 use crate::process::signals;
@@ -76,7 +76,7 @@ impl Executor {
     /// task for as long as the executor lives.
     pub async fn sweep(&self) {
         loop {
-            let next = lock(&self.sessions).next_expiry();
+            let next = self.sessions.lock().next_expiry();
             match next {
                 None => self.detached.notified().await,
                 Some(at) => {
@@ -84,7 +84,7 @@ impl Executor {
                     let _ = timeout_at(at.into(), self.detached.notified()).await;
                 }
             }
-            let expired = lock(&self.sessions).expire(now());
+            let expired = self.sessions.lock().expire(now());
             for supervisor in expired {
                 tracing::debug!("session expired");
                 supervisor.kill_all();
@@ -95,7 +95,7 @@ impl Executor {
     /// Ends all streams and sessions and kills all their processes, for good.
     pub fn shutdown(&self) {
         self.stopped.cancel();
-        let sessions = lock(&self.sessions).drain();
+        let sessions = self.sessions.lock().drain();
         sessions.iter().for_each(|supervisor| supervisor.kill_all());
     }
 
@@ -126,13 +126,13 @@ impl Executor {
     ) -> Result<Attached, RpcError> {
         let (id, supervisor) = match resume {
             Some(id) => {
-                let supervisor = lock(&self.sessions).resume(&id, connection, now())?;
+                let supervisor = self.sessions.lock().resume(&id, connection, now())?;
                 (id, supervisor)
             }
             None => {
                 let id = new_id()?;
                 let supervisor = Supervisor::new(self.retention.clone(), self.allowance.clone());
-                let mut sessions = lock(&self.sessions);
+                let mut sessions = self.sessions.lock();
                 if self.stopped.is_cancelled() {
                     return Err(RpcError::invalid_request("the executor is shutting down"));
                 }
@@ -162,7 +162,7 @@ impl Drop for Attached {
     fn drop(&mut self) {
         // first, so that whoever resumes the session attaches to it later
         self.supervisor.detach();
-        if lock(&self.executor.sessions).detach(&self.id, self.connection, now()) {
+        if self.executor.sessions.lock().detach(&self.id, self.connection, now()) {
             self.executor.detached.notify_one();
         }
     }
