@@ -8,6 +8,7 @@
 //!   process    children, their output, their input
 //!   fs         files
 //!   sandbox    refuses rules that cannot be enforced
+//!   sys        what only Unix has
 //! ```
 //!
 //! Sessions, processes and streams outlive the websocket; the websocket may
@@ -25,6 +26,7 @@ mod process;
 mod registry;
 mod sandbox;
 pub mod session;
+mod sys;
 #[cfg(test)]
 mod testing;
 

@@ -8,12 +8,13 @@
 //! - It is whole or not there, and once it is there it survives a power cut:
 //!   what was enrolled with a key must not outlive the key.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
+
+use crate::sys::files;
 
 /// More than such a file ever has, in bytes; of a longer one this much is read.
 pub(crate) const MAX_BYTES: u64 = 4096;
@@ -88,7 +89,7 @@ impl Kind {
         let path = self.path(directory);
         let failed = |why| OwnedFileError::Io { path: path.clone(), why };
         let file = File::open(&path).map_err(failed)?;
-        let mode = file.metadata().map_err(failed)?.mode() & 0o777;
+        let mode = files::mode(&file.metadata().map_err(failed)?);
         if mode & 0o077 != 0 {
             return Err(OwnedFileError::Exposed { path, mode, remedy: self.remedy });
         }
@@ -109,8 +110,7 @@ fn create_once(
 ) -> Result<(), OwnedFileError> {
     let failed = |path: &Path, why| OwnedFileError::Io { path: path.to_owned(), why };
     let new: Vec<&Path> = directory.ancestors().take_while(|path| !path.exists()).collect();
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
-    made.map_err(|why| failed(directory, why))?;
+    files::create_private_directory(directory).map_err(|why| failed(directory, why))?;
     let path = directory.join(name);
     let mut random = [0; DRAFT_DIGITS / 2];
     getrandom::fill(&mut random)?;
@@ -148,7 +148,7 @@ fn remove_drafts(directory: &Path, name: &str) {
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut file = files::create_private_file(path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(*again(&state, "second").unwrap(), b"first");
         create_once(&state, KIND.name, b"third", sync_directory).unwrap();
         assert_eq!(*again(&state, "fourth").unwrap(), b"first", "an existing one stays");
-        let mode = |path: &Path| path.metadata().unwrap().mode() & 0o777;
+        let mode = |path: &Path| files::mode(&path.metadata().unwrap());
         assert_eq!((mode(&KIND.path(&state)), mode(&state)), (0o600, 0o700));
         assert_eq!(fs::read_dir(&state).unwrap().count(), 1, "no draft is left");
     }

@@ -6,7 +6,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,12 +16,12 @@ use rendez_proto::rpc::fs::{
     ReadFile, ReadFileReply, Remove, WriteFile,
 };
 use rendez_proto::rpc::process::Empty;
-use rustix::fs::OFlags;
+
+use crate::sys::files::open_nonblocking;
 
 /// The whole file, if it is not too large.
 pub(super) fn read_file(call: &ReadFile) -> Result<ReadFileReply, RpcError> {
     let path = Path::new(call.path.path());
-    let link = if call.follow_symlinks { OFlags::empty() } else { OFlags::NOFOLLOW };
     if call.follow_symlinks {
         must_be_file(path, &fs::metadata(path).map_err(failed)?)?;
     } else {
@@ -32,7 +31,7 @@ pub(super) fn read_file(call: &ReadFile) -> Result<ReadFileReply, RpcError> {
             must_be_file(path, &found)?;
         }
     }
-    let file = open(OpenOptions::new().read(true), path, link)?;
+    let file = open(OpenOptions::new().read(true), path, call.follow_symlinks)?;
     let len = file.metadata().map_err(failed)?.len();
     // files such as those in /proc say 0 and have more
     let mut data = Vec::with_capacity(usize::try_from(len).unwrap_or(0).min(too_large_at()));
@@ -63,8 +62,7 @@ pub(super) fn write_file(call: &WriteFile) -> Result<Empty, RpcError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
     }
-    let mut file =
-        open(OpenOptions::new().write(true).create(true).truncate(true), path, OFlags::empty())?;
+    let mut file = open(OpenOptions::new().write(true).create(true).truncate(true), path, true)?;
     file.write_all(&call.data).map_err(|error| {
         RpcError::internal(format!("{error}; the file may hold only the first part of the data"))
     })?;
@@ -124,10 +122,8 @@ pub(super) fn remove(call: &Remove) -> Result<Empty, RpcError> {
 }
 
 /// Opens without waiting for anybody, and only a regular file.
-fn open(options: &mut OpenOptions, path: &Path, more: OFlags) -> Result<File, RpcError> {
-    // the flags are small positive numbers
-    let flags = (OFlags::NONBLOCK | more).bits().cast_signed();
-    let file = options.custom_flags(flags).open(path).map_err(failed)?;
+fn open(options: &mut OpenOptions, path: &Path, follow_symlinks: bool) -> Result<File, RpcError> {
+    let file = open_nonblocking(options, path, follow_symlinks).map_err(failed)?;
     must_be_file(path, &file.metadata().map_err(failed)?)?;
     Ok(file)
 }

@@ -5,11 +5,8 @@
 //! and closes the log; a full log of an attached peer stops the reading, and
 //! so the child ([`OutputLog::room`](super::log::OutputLog::room)).
 
-use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,35 +14,14 @@ use futures_util::future::join_all;
 use rendez_proto::limits;
 use rendez_proto::rpc::RpcError;
 use rendez_proto::rpc::process::{Start, Stream};
-use rustix::process::Pid;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::process::{Child, Command};
+use tokio::io::AsyncReadExt as _;
+use tokio::process::Child;
 
-use super::handle::{Process, Reach};
-use super::stdin::{Feed, Writer};
-use super::{env, lookup, pty};
-
-/// The end that the child writes to.
-pub(super) type Reader = Box<dyn AsyncRead + Send + Unpin>;
-
-/// All that is needed to start a child, resolved.
-pub(super) struct Launch {
-    pub(super) program: PathBuf,
-    pub(super) arg0: String,
-    pub(super) args: Vec<String>,
-    pub(super) env: BTreeMap<String, String>,
-    pub(super) cwd: PathBuf,
-    tty: bool,
-    pipe_stdin: bool,
-}
-
-/// A child that was started.
-pub(super) struct Launched {
-    pub(super) child: Child,
-    pub(super) reach: Reach,
-    pub(super) outputs: Vec<(Stream, Reader)>,
-    pub(super) stdin: Option<Writer>,
-}
+use super::handle::Process;
+use super::stdin::Feed;
+use super::{env, lookup};
+use crate::sys::child::{Launch, Launched, Reader, Writer, exit_code};
+use crate::sys::{pipes, pty};
 
 /// Starts what `start` says; blocks, and needs a runtime's context.
 ///
@@ -66,10 +42,12 @@ pub(super) fn launch(start: Start) -> Result<Launched, RpcError> {
         args: argv.collect(),
         env,
         cwd,
-        tty: start.tty,
-        pipe_stdin: start.pipe_stdin,
     };
-    if launch.tty { pty::launch(&launch) } else { launch_on_pipes(&launch) }.map_err(refused)
+    let launched = match start.tty {
+        true => pty::launch(&launch),
+        false => pipes::launch(&launch, start.pipe_stdin),
+    };
+    launched.map_err(refused)
 }
 
 fn refused(error: io::Error) -> RpcError {
@@ -78,38 +56,6 @@ fn refused(error: io::Error) -> RpcError {
         io::ErrorKind::InvalidInput => RpcError::invalid_params(error.to_string()),
         _ => RpcError::internal(error.to_string()),
     }
-}
-
-fn launch_on_pipes(launch: &Launch) -> io::Result<Launched> {
-    let mut child = Command::new(&launch.program)
-        .arg0(&launch.arg0)
-        .args(&launch.args)
-        .env_clear()
-        .envs(&launch.env)
-        .current_dir(&launch.cwd)
-        .stdin(if launch.pipe_stdin { Stdio::piped() } else { Stdio::null() })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()?;
-    let mut outputs: Vec<(Stream, Reader)> = Vec::with_capacity(2);
-    if let Some(stdout) = child.stdout.take() {
-        outputs.push((Stream::Stdout, Box::new(stdout)));
-    }
-    if let Some(stderr) = child.stderr.take() {
-        outputs.push((Stream::Stderr, Box::new(stderr)));
-    }
-    let stdin = child.stdin.take().map(|stdin| Box::new(stdin) as Writer);
-    Ok(Launched { reach: Reach::new(group_of(&child)?, None), outputs, stdin, child })
-}
-
-/// The group that a new child leads: its own id.
-pub(super) fn group_of(child: &Child) -> io::Result<Pid> {
-    child
-        .id()
-        .and_then(|id| Pid::from_raw(id.cast_signed()))
-        .ok_or_else(|| io::Error::other("the child has no process id"))
 }
 
 /// The child's life: ends when it has ended and all its outputs are closed.
@@ -136,11 +82,6 @@ pub(super) async fn live(
     let pumps = outputs.into_iter().map(|(stream, output)| pump(stream, output, &process));
     tokio::join!(end, join_all(pumps));
     process.closed();
-}
-
-/// The code as shells tell it: 128 + n after signal n.
-fn exit_code(status: ExitStatus) -> i32 {
-    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(-1)
 }
 
 async fn pump(stream: Stream, mut output: Reader, process: &Arc<Process>) {

@@ -6,7 +6,6 @@
 //! for room, and the [`PushQueue`] of the session.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -16,12 +15,12 @@ use rendez_proto::rpc::notification;
 use rendez_proto::rpc::process::{
     ClosedNotification, Exited, Output, ProcessId, ReadReply, SignalName, Stream,
 };
-use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::sync::Notify;
 
 use super::log::{Event, OutputLog, PROCESS_OUTPUT_RETAINED_BYTES};
 use super::retention::Retention;
 use super::stdin::Stdin;
+use crate::sys::process_group::ProcessGroup;
 
 /// A started process, running or not.
 pub(super) struct Process {
@@ -32,56 +31,9 @@ pub(super) struct Process {
     /// [`OutputLog::room`] may have changed.
     room: Notify,
     stdin: Arc<Stdin>,
-    reach: Mutex<Option<Reach>>,
+    group: Mutex<Option<ProcessGroup>>,
     push: Arc<PushQueue>,
     queued: AtomicBool,
-}
-
-/// What signals reach: the process group that the child leads and, on a
-/// terminal, the job in the foreground.
-///
-/// Dropping it kills them, so nobody outlives an agent that goes down in order.
-pub(super) struct Reach {
-    group: Pid,
-    terminal: Option<OwnedFd>,
-    armed: bool,
-}
-
-impl Reach {
-    /// Of a child that leads `group`, with its terminal's controlling end.
-    pub(super) fn new(group: Pid, terminal: Option<OwnedFd>) -> Self {
-        Self { group, terminal, armed: true }
-    }
-
-    /// Drops it without killing anybody.
-    fn disarm(mut self) {
-        self.armed = false;
-    }
-
-    fn send(&self, signal: SignalName) {
-        let foreground =
-            self.terminal.as_ref().and_then(|terminal| rustix::termios::tcgetpgrp(terminal).ok());
-        let (signal, groups) = match signal {
-            // what Ctrl-C does: the foreground only
-            SignalName::Interrupt => (Signal::INT, [foreground.or(Some(self.group)), None]),
-            SignalName::Terminate => (Signal::TERM, [Some(self.group), foreground]),
-            SignalName::Kill => (Signal::KILL, [Some(self.group), foreground]),
-            SignalName::Hangup => (Signal::HUP, [Some(self.group), foreground]),
-        };
-        let second = groups[1].filter(|group| Some(*group) != groups[0]);
-        for group in groups[0].into_iter().chain(second) {
-            // gone already is what the caller wanted
-            let _ = kill_process_group(group, signal);
-        }
-    }
-}
-
-impl Drop for Reach {
-    fn drop(&mut self) {
-        if self.armed {
-            self.send(SignalName::Kill);
-        }
-    }
 }
 
 impl Process {
@@ -90,7 +42,7 @@ impl Process {
     pub(super) fn new(
         id: ProcessId,
         stdin: Arc<Stdin>,
-        reach: Reach,
+        group: ProcessGroup,
         push: Arc<PushQueue>,
         attached: Option<usize>,
         retention: Arc<Retention>,
@@ -105,7 +57,7 @@ impl Process {
             news: Notify::new(),
             room: Notify::new(),
             stdin,
-            reach: Mutex::new(Some(reach)),
+            group: Mutex::new(Some(group)),
             push,
             queued: AtomicBool::new(false),
         })
@@ -136,8 +88,8 @@ impl Process {
     /// Appends the close. What the child left behind without an output of ours
     /// lives on, out of reach.
     pub(super) fn closed(self: &Arc<Self>) {
-        if let Some(reach) = self.reach.lock().take() {
-            reach.disarm();
+        if let Some(group) = self.group.lock().take() {
+            group.disarm();
         }
         self.append(OutputLog::closed);
     }
@@ -201,8 +153,8 @@ impl Process {
     /// Sends a signal to all that can be reached; false if the process ended.
     pub(super) fn signal(&self, signal: SignalName) -> bool {
         let running = !self.log.lock().has_exited();
-        if let Some(reach) = self.reach.lock().as_ref() {
-            reach.send(signal);
+        if let Some(group) = self.group.lock().as_ref() {
+            group.signal(signal);
         }
         running
     }

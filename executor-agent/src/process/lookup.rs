@@ -1,8 +1,9 @@
 //! Which program `argv[0]` means.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+
+use crate::sys::files::{is_executable, not_found};
 
 /// Where programs are looked for if the child has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -17,7 +18,6 @@ pub(super) fn find(program: &str, path: Option<&str>, cwd: &Path) -> io::Result<
     if program.contains('/') {
         return Ok(cwd.join(program));
     }
-    let not_found = || io::Error::from(rustix::io::Errno::NOENT);
     if program.is_empty() {
         return Err(not_found());
     }
@@ -28,14 +28,11 @@ pub(super) fn find(program: &str, path: Option<&str>, cwd: &Path) -> io::Result<
         .ok_or_else(not_found)
 }
 
-fn is_executable(path: &Path) -> bool {
-    path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn the_first_executable_file_in_path_wins() {

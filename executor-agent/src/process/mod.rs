@@ -3,9 +3,7 @@
 //! ```text
 //! supervisor   the session's names; start, write, signal, read
 //!   child      one task per child: outputs into the log, its end
-//!     pty      a child on a terminal
 //!     env, lookup   what it gets and which program it is
-//!     signals  what it inherits of signals
 //!   handle     one process for everybody else; who is told of news
 //!     log      the numbered events (pure)
 //!       retention   how much all logs keep together
@@ -19,8 +17,6 @@ mod env;
 mod handle;
 pub(crate) mod log;
 mod lookup;
-mod pty;
 pub(crate) mod retention;
-pub(crate) mod signals;
 mod stdin;
 pub(crate) mod supervisor;

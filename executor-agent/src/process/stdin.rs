@@ -14,10 +14,11 @@ use parking_lot::Mutex;
 use rendez_proto::limits;
 use rendez_proto::rpc::RpcError;
 use rendez_proto::rpc::process::WriteStatus;
-use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{mpsc, oneshot};
 
 use super::allowance::{Grant, Held, Waiting};
+use crate::sys::child::Writer;
 
 /// Largest write that a process for which nothing waits may always have waiting:
 /// what a pipe holds, so that every process moves on.
@@ -25,9 +26,6 @@ pub(super) const STDIN_ALWAYS_BYTES: usize = 64 * 1024;
 /// Ids of applied writes that a process remembers, oldest out first: a client
 /// repeats at most what was unanswered when its stream broke.
 const WRITE_IDS_PER_PROCESS: usize = 8 * limits::WRITES_UNANSWERED_PER_PROCESS;
-
-/// The end that the child reads from.
-pub(super) type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// The terminal's end-of-file character (Ctrl-D).
 const END_OF_FILE: u8 = 4;

@@ -29,11 +29,13 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use super::allowance::{Allowance, Waiting};
-use super::child::{self, Launched};
-use super::handle::{Process, PushQueue, Reach};
+use super::child;
+use super::handle::{Process, PushQueue};
 use super::retention::Retention;
 use super::stdin::Stdin;
 use crate::sandbox;
+use crate::sys::child::Launched;
+use crate::sys::process_group::ProcessGroup;
 
 /// Processes of one session that run or linger: bounds file descriptors, and
 /// memory at [`PROCESS_OUTPUT_MIN_BYTES`](super::retention::PROCESS_OUTPUT_MIN_BYTES)
@@ -271,13 +273,18 @@ impl Supervisor {
 
     /// The child is there: from `Starting` to `Running`. `None`: the session
     /// ended meanwhile, and with it the child.
-    fn register(&self, id: &ProcessId, stdin: Arc<Stdin>, reach: Reach) -> Option<Arc<Process>> {
+    fn register(
+        &self,
+        id: &ProcessId,
+        stdin: Arc<Stdin>,
+        group: ProcessGroup,
+    ) -> Option<Arc<Process>> {
         let mut known = self.known.lock();
         let attached = known.attached;
         let entry = known.entries.get_mut(id)?;
         let retention = self.retention.clone();
         let push = self.push.clone();
-        let process = Process::new(id.clone(), stdin, reach, push, attached, retention);
+        let process = Process::new(id.clone(), stdin, group, push, attached, retention);
         let starting =
             std::mem::replace(entry, Entry::Running { process: process.clone(), task: None });
         if let Entry::Starting { early: Some(signal) } = starting {
@@ -378,7 +385,7 @@ async fn run(
         .await
         .unwrap_or_else(|error| Err(RpcError::internal(error.to_string())));
     let Some(here) = supervisor.upgrade() else { return };
-    let Launched { child, reach, outputs, stdin: writer } = match launched {
+    let Launched { child, group, outputs, stdin: writer } = match launched {
         Ok(launched) => launched,
         Err(error) => {
             here.forget(&id, None);
@@ -396,7 +403,7 @@ async fn run(
             (stdin, Some((feed, writer)))
         }
     };
-    let Some(process) = here.register(&id, stdin, reach) else { return };
+    let Some(process) = here.register(&id, stdin, group) else { return };
     tracing::debug!(pid = child.id(), "process started");
     let life = tokio::spawn(child::live(child, outputs, feed, process.clone()));
     here.set_task(&id, life.abort_handle());

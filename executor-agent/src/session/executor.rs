@@ -17,8 +17,8 @@ use super::table::{ConnectionId, Table};
 use crate::fs::Files;
 use crate::process::allowance::Allowance;
 use crate::process::retention::Retention;
-use crate::process::signals;
 use crate::process::supervisor::Supervisor;
+use crate::sys::signals;
 
 /// How much longer than a stream its session lives, at least: the end of the
 /// stream must not end what it was about.

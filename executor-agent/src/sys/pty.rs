@@ -10,7 +10,7 @@ use std::os::fd::AsFd as _;
 use rendez_proto::rpc::process::Stream;
 
 use super::child::{Launch, Launched};
-use super::handle::Reach;
+use super::process_group::ProcessGroup;
 
 /// Rows of a new terminal. Codex, section 6.2.
 const ROWS: u16 = 24;
@@ -21,7 +21,7 @@ const COLUMNS: u16 = 80;
 ///
 /// # Errors
 /// The operating system's.
-pub(super) fn launch(launch: &Launch) -> io::Result<Launched> {
+pub(crate) fn launch(launch: &Launch) -> io::Result<Launched> {
     let (terminal, child_end) = pty_process::open().map_err(plain)?;
     terminal.resize(pty_process::Size::new(ROWS, COLUMNS)).map_err(plain)?;
     let child = pty_process::Command::new(&launch.program)
@@ -35,9 +35,8 @@ pub(super) fn launch(launch: &Launch) -> io::Result<Launched> {
         .map_err(plain)?;
     let control = terminal.as_fd().try_clone_to_owned()?;
     let (output, input) = terminal.into_split();
-    let group = super::child::group_of(&child)?;
     Ok(Launched {
-        reach: Reach::new(group, Some(control)),
+        group: ProcessGroup::of(&child, Some(control))?,
         outputs: vec![(Stream::Pty, Box::new(output))],
         stdin: Some(Box::new(input)),
         child,
