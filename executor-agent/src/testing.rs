@@ -1,11 +1,17 @@
-//! Settings and keys for tests.
+//! Settings, keys and helpers for tests.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rendez_endpoint::{Identity, IdentitySeed};
+use rendez_proto::limits::STREAM_GRACE;
 use rendez_proto::profile::Profile;
+use rendez_proto::rpc::process::ProcessId;
 
 use crate::config::{AgentConfig, Auth, DEFAULT_PROFILES};
+use crate::environment;
+use crate::session::Executor;
 
 /// Settings for the environment `dev` with the token `t0k`.
 pub(crate) fn config(relay: &str, state: &Path) -> AgentConfig {
@@ -23,4 +29,28 @@ pub(crate) fn config(relay: &str, state: &Path) -> AgentConfig {
 /// Always the same keys.
 pub(crate) fn identity() -> Identity {
     Identity::from_seed(&IdentitySeed::from_bytes([7; IdentitySeed::BYTES]))
+}
+
+/// An executor without sessions.
+pub(crate) fn executor() -> Arc<Executor> {
+    Executor::new(environment::describe(Path::new("/tmp")), STREAM_GRACE)
+}
+
+pub(crate) fn process_id(id: &str) -> ProcessId {
+    ProcessId(id.into())
+}
+
+/// Whether a process with this id of the operating system runs; a zombie does not.
+pub(crate) fn is_alive(id: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/{id}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
+}
+
+/// Waits until that process is gone; fails if that takes too long.
+pub(crate) async fn wait_until_gone(id: &str) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while is_alive(id) {
+        assert!(Instant::now() < deadline, "process {id} is still there");
+        tokio::task::yield_now().await;
+    }
 }

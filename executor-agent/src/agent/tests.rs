@@ -12,12 +12,11 @@ use rendez_rpc::OpenError;
 use rendez_transport::{Ended, pump};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use tokio_tungstenite::tungstenite as ws;
 
 use super::phase::DIALS_PER_REGISTRATION;
 use super::*;
-use crate::testing::config;
+use crate::testing::{config, process_id, wait_until_gone};
 use rendez_registry_client::testing::FakeRegistry;
 
 /// A running agent and what it said.
@@ -151,7 +150,7 @@ async fn initialize(channel: &Channel) -> InitializeReply {
 fn sleeper() -> process::Start {
     let argv = ["/bin/sh", "-c", "echo $$; exec sleep 1000"].map(str::to_owned).to_vec();
     let cwd = rendez_proto::rpc::path::PathUri::from_path("/").unwrap();
-    process::Start::new(process::ProcessId("p".into()), argv, cwd)
+    process::Start::new(process_id("p"), argv, cwd)
 }
 
 #[tokio::test]
@@ -223,7 +222,7 @@ async fn a_stream_and_its_process_outlive_the_websocket() {
     assert!(matches!(agent.next().await, State::Waiting { .. }));
     // the same registration serves again
     let _socket = agent.accept(&peer).await;
-    let terminate = process::Terminate { process_id: process::ProcessId("p".into()) };
+    let terminate = process::Terminate { process_id: process_id("p") };
     assert!(call::<process::Terminate>(&channel, &terminate).await.running);
     agent.stop().await.unwrap();
 }
@@ -238,7 +237,7 @@ async fn a_text_message_of_the_relay_ends_nothing() {
     initialize(&channel).await;
     call::<process::Start>(&channel, &sleeper()).await;
     assert_eq!(agent.states.try_recv(), Err(mpsc::error::TryRecvError::Empty));
-    let terminate = process::Terminate { process_id: process::ProcessId("p".into()) };
+    let terminate = process::Terminate { process_id: process_id("p") };
     assert!(call::<process::Terminate>(&channel, &terminate).await.running);
     assert!(!socket.is_finished());
     agent.stop().await.unwrap();
@@ -332,12 +331,5 @@ async fn stopping_kills_the_processes_and_tells_the_peers() {
     assert!(matches!(socket.await.unwrap(), Ended::ByPeer(Some(1000))));
     while channel.recv().await.is_some() {}
     assert_eq!(channel.closed().await, rendez_endpoint::Closed::Finished);
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let alive = || {
-        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z"))
-    };
-    while alive() {
-        assert!(Instant::now() < deadline, "process {pid} survived its agent");
-        tokio::task::yield_now().await;
-    }
+    wait_until_gone(&pid).await;
 }

@@ -434,13 +434,10 @@ async fn run(
 mod tests {
     use super::*;
     use crate::process::log::PROCESS_OUTPUT_RETAINED_BYTES;
+    use crate::testing::process_id as pid;
     use rendez_proto::limits;
     use rendez_proto::rpc::Message;
     use rendez_proto::rpc::path::PathUri;
-
-    fn pid(id: &str) -> ProcessId {
-        ProcessId(id.into())
-    }
 
     fn start(id: &str, script: &str) -> Start {
         let argv = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();

@@ -303,6 +303,7 @@ fn chunk_bytes(takes: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{executor, process_id};
     use futures_util::poll;
     use rendez_proto::rpc::{notification, path::PathUri, request};
     use rendez_rpc::memory::pair;
@@ -311,12 +312,10 @@ mod tests {
     /// A disk that hangs, and then the client dies.
     #[tokio::test]
     async fn behind_calls_that_hang_the_end_is_noticed_and_what_arrived_takes_effect() {
-        let environment = crate::environment::describe(std::path::Path::new("/tmp"));
-        let executor = Executor::new(environment, limits::STREAM_GRACE);
         let (client, ours) = pair(64);
-        let mut connection = Connection::new(executor, Arc::new(ours));
+        let mut connection = Connection::new(executor(), Arc::new(ours));
         let sleeper = process::Start::new(
-            process::ProcessId("p".into()),
+            process_id("p"),
             ["/bin/sleep", "1000"].map(str::to_owned).to_vec(),
             PathUri::from_path("/").unwrap(),
         );
@@ -339,7 +338,7 @@ mod tests {
                 drop(slot);
             });
         }
-        let terminate = process::Terminate { process_id: process::ProcessId("p".into()) };
+        let terminate = process::Terminate { process_id: process_id("p") };
         let message = request::<process::Terminate>(&RequestId::Number(3), &terminate).into();
         {
             let mut handled = pin!(connection.handle(&message));
@@ -348,7 +347,7 @@ mod tests {
             handled.await.unwrap();
         }
         let read = process::Read {
-            process_id: process::ProcessId("p".into()),
+            process_id: process_id("p"),
             after_seq: None,
             max_bytes: None,
             wait_ms: Some(60_000),

@@ -24,6 +24,7 @@ use super::executor::SESSION_GRACE;
 use super::{Executor, Served, serve};
 use crate::fs::FILE_READS_AT_ONCE;
 use crate::process::log::PROCESS_OUTPUT_RETAINED_BYTES;
+use crate::testing::{executor, is_alive, process_id as pid, wait_until_gone};
 
 /// A client of one stream that keeps what it has not asked for yet.
 struct Client {
@@ -32,11 +33,6 @@ struct Client {
     inbox: Vec<Message>,
     takes: Option<ClientExtensions>,
     server: JoinHandle<Served>,
-}
-
-fn executor() -> Arc<Executor> {
-    let environment = crate::environment::describe(std::path::Path::new("/tmp"));
-    Executor::new(environment, limits::STREAM_GRACE)
 }
 
 impl Client {
@@ -206,10 +202,6 @@ impl Finished {
     fn stdout(&self) -> &str {
         std::str::from_utf8(&self.stdout).unwrap()
     }
-}
-
-fn pid(id: &str) -> ProcessId {
-    ProcessId(id.into())
 }
 
 fn path(path: &str) -> PathUri {
@@ -558,7 +550,7 @@ async fn a_client_that_dies_while_children_do_not_read_leaves_its_session() {
     tokio::time::advance(SESSION_GRACE + Duration::from_millis(10)).await;
     tokio::time::resume();
     for child in children {
-        gone(&child).await;
+        wait_until_gone(&child).await;
     }
     sweeper.abort();
 }
@@ -753,21 +745,6 @@ async fn while_nobody_is_attached_the_child_runs_on_and_the_newest_output_is_kep
     assert_eq!(reply.exit_code, Some(0));
 }
 
-/// Whether a process of this id is there and not a zombie.
-fn is_alive(id: &str) -> bool {
-    std::fs::read_to_string(format!("/proc/{id}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
-}
-
-/// Waits for the operating system; fails if it never happens.
-async fn gone(id: &str) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    while is_alive(id) {
-        assert!(std::time::Instant::now() < deadline, "process {id} is still there");
-        tokio::task::yield_now().await;
-    }
-}
-
 /// Starts something that lives long, and gives the operating system's id.
 async fn start_sleeper(client: &mut Client) -> String {
     let start = shell("sleeper", "echo $$; exec sleep 1000");
@@ -791,7 +768,7 @@ async fn a_session_that_nobody_resumes_is_killed_after_its_grace() {
     assert!(is_alive(&sleeper));
     tokio::time::advance(Duration::from_millis(20)).await;
     tokio::time::resume();
-    gone(&sleeper).await;
+    wait_until_gone(&sleeper).await;
     let mut client = Client::connect(&executor, 8);
     let error = client.initialize(Some(&session)).await.unwrap_err();
     assert_eq!(error.message, format!("unknown session id {session}"));
@@ -804,7 +781,7 @@ async fn shutting_down_kills_what_runs() {
     let (mut client, _) = Client::ready(&executor, None).await;
     let sleeper = start_sleeper(&mut client).await;
     executor.shutdown();
-    gone(&sleeper).await;
+    wait_until_gone(&sleeper).await;
     // the stream ends after what was on its way
     while client.end.recv().await.is_some() {}
     client.server.await.unwrap();
