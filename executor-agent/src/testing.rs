@@ -33,7 +33,7 @@ pub(crate) fn identity() -> Identity {
 
 /// An executor without sessions.
 pub(crate) fn executor() -> Arc<Executor> {
-    Executor::new(environment::describe(Path::new("/tmp")), STREAM_GRACE)
+    Executor::new(environment::describe(Path::new("/tmp")), STREAM_GRACE, &[])
 }
 
 pub(crate) fn process_id(id: &str) -> ProcessId {

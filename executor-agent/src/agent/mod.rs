@@ -28,7 +28,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use self::lifecycle::Lifecycle;
-use crate::config::{AgentArgs, AgentConfig, ConfigError};
+use crate::config::{AgentArgs, AgentConfig, ConfigError, TOKEN_VARIABLE};
 use crate::credential::CredentialError;
 use crate::identity::{self, IdentityError};
 use crate::session::{Executor, Served, serve};
@@ -133,7 +133,11 @@ impl Agent {
         let mut core = Config::executor(identity.clone(), config.environment.clone(), profiles);
         core.limits.grace = config.grace.get();
         let endpoint = Endpoint::new(Mux::new(core, seed));
-        let executor = Executor::new(environment::describe(&config.cwd), config.grace.get());
+        let executor = Executor::new(
+            environment::describe(&config.cwd),
+            config.grace.get(),
+            &[TOKEN_VARIABLE],
+        );
         Ok(Self { config, identity, registry, executor, endpoint, only: None })
     }
 

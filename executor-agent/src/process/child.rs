@@ -23,15 +23,16 @@ use super::{env, lookup};
 use crate::sys::child::{Launch, Launched, Reader, Writer, exit_code};
 use crate::sys::{pipes, pty};
 
-/// Starts what `start` says; blocks, and needs a runtime's context.
+/// Starts what `start` says; blocks, and needs a runtime's context. The child
+/// inherits no variable of `withheld`.
 ///
 /// # Errors
 /// -32602 for parameters that no program could be started with, -32603 with
 /// the operating system's text.
-pub(super) fn launch(start: Start) -> Result<Launched, RpcError> {
+pub(super) fn launch(start: Start, withheld: &[&str]) -> Result<Launched, RpcError> {
     let own = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let env = env::resolve(start.env_policy.as_ref(), &start.env, own)?;
+    let env = env::resolve(start.env_policy.as_ref(), &start.env, own, withheld)?;
     let mut argv = start.argv.into_iter();
     let program = argv.next().ok_or_else(|| RpcError::invalid_params("argv must not be empty"))?;
     let cwd = PathBuf::from(start.cwd.path());

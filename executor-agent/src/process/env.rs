@@ -2,14 +2,13 @@
 //!
 //! Without a policy exactly `Start::env`. With one, in this order: inherit,
 //! default excludes, `exclude`, `set`, `includeOnly`; then `Start::env` on top.
-//! The agent's own credentials are never inherited, whatever the policy says.
+//! Variables that the agent withholds, such as its token, are never inherited,
+//! whatever the policy says.
 
 use std::collections::BTreeMap;
 
 use rendez_proto::rpc::RpcError;
 use rendez_proto::rpc::process::{EnvPolicy, Inherit};
-
-use crate::config::TOKEN_VARIABLE;
 
 /// What `inherit: core` keeps.
 const CORE: [&str; 9] =
@@ -19,7 +18,8 @@ const CORE: [&str; 9] =
 const DEFAULT_EXCLUDES: [&str; 3] = ["*KEY*", "*SECRET*", "*TOKEN*"];
 
 /// Puts a child's variables together. `own` are the executor's; of them those
-/// that are not UTF-8 cannot be passed on by name and are left out.
+/// that are not UTF-8 cannot be passed on by name and are left out, as are those that
+/// are `withheld`.
 ///
 /// # Errors
 /// -32602 for a name that no variable can have.
@@ -27,7 +27,9 @@ pub(super) fn resolve(
     policy: Option<&EnvPolicy>,
     env: &BTreeMap<String, String>,
     own: impl Iterator<Item = (String, String)>,
+    withheld: &[&str],
 ) -> Result<BTreeMap<String, String>, RpcError> {
+    let own = own.filter(|(name, _)| !withheld.contains(&name.as_str()));
     let mut vars = policy.map(|policy| inherited(policy, own)).unwrap_or_default();
     vars.extend(env.iter().map(|(name, value)| (name.clone(), value.clone())));
     match vars.keys().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
@@ -52,7 +54,7 @@ fn inherited(
         .filter(|(name, _)| {
             policy.ignore_default_excludes || !DEFAULT_EXCLUDES.iter().any(|p| matches(p, name))
         })
-        .filter(|(name, _)| !any(&policy.exclude, name) && name != TOKEN_VARIABLE)
+        .filter(|(name, _)| !any(&policy.exclude, name))
         .collect();
     vars.extend(policy.set.clone());
     if !policy.include_only.is_empty() {
@@ -95,6 +97,8 @@ fn matches(pattern: &str, text: &str) -> bool {
 mod tests {
     use super::*;
 
+    const TOKEN: &str = "RENDEZ_TOKEN";
+
     fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
@@ -105,18 +109,18 @@ mod tests {
             ("HOME", "/root"),
             ("API_KEY", "k"),
             ("EDITOR", "vi"),
-            (TOKEN_VARIABLE, "secret"),
+            (TOKEN, "secret"),
         ])
     }
 
     fn names(policy: EnvPolicy, env: &[(&str, &str)]) -> String {
-        let vars = resolve(Some(&policy), &map(env), own().into_iter()).unwrap();
+        let vars = resolve(Some(&policy), &map(env), own().into_iter(), &[TOKEN]).unwrap();
         vars.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
     }
 
     #[test]
     fn without_a_policy_the_child_gets_exactly_env() {
-        let vars = resolve(None, &map(&[("A", "1")]), own().into_iter()).unwrap();
+        let vars = resolve(None, &map(&[("A", "1")]), own().into_iter(), &[]).unwrap();
         assert_eq!(vars, map(&[("A", "1")]));
     }
 
@@ -153,7 +157,7 @@ mod tests {
     #[test]
     fn impossible_names_are_refused() {
         for bad in ["", "A=B", "A\0"] {
-            let error = resolve(None, &map(&[(bad, "x")]), std::iter::empty()).unwrap_err();
+            let error = resolve(None, &map(&[(bad, "x")]), std::iter::empty(), &[]).unwrap_err();
             assert_eq!(error.code, rendez_proto::rpc::code::INVALID_PARAMS);
         }
     }

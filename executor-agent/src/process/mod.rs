@@ -1,7 +1,8 @@
 //! Processes: what runs, what it wrote, what reaches it (WIRE.md, section 6.2).
 //!
 //! ```text
-//! supervisor   the session's names; start, write, signal, read
+//! supervisor   start, write, signal, read
+//!   table      the session's processes by name
 //!   child      one task per child: outputs into the log, its end
 //!     env, lookup   what it gets and which program it is
 //!   handle     one process for everybody else; who is told of news
@@ -11,12 +12,34 @@
 //!       allowance   how much of them may wait together
 //! ```
 
-pub(crate) mod allowance;
+mod allowance;
 mod child;
 mod env;
 mod handle;
 pub(crate) mod log;
 mod lookup;
-pub(crate) mod retention;
+mod retention;
 mod stdin;
 pub(crate) mod supervisor;
+pub(crate) mod table;
+
+use std::sync::Arc;
+
+use self::allowance::Allowance;
+use self::retention::Retention;
+
+/// What the processes of all sessions of an executor share.
+#[derive(Default)]
+pub(crate) struct ProcessContext {
+    output: Arc<Retention>,
+    stdin: Arc<Allowance>,
+    withheld_variables: &'static [&'static str],
+}
+
+impl ProcessContext {
+    /// A context whose processes never inherit `withheld_variables` from the
+    /// environment of the executor.
+    pub(crate) fn new(withheld_variables: &'static [&'static str]) -> Self {
+        Self { withheld_variables, ..Self::default() }
+    }
+}

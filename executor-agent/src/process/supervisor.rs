@@ -1,20 +1,10 @@
-//! The processes of one session: names, starting, reaching, forgetting.
-//!
-//! ```text
-//!   start ──► Starting ──launched──► Known (running → exited → closed)
-//!                │ failed                     │ PROCESS_LINGER after the close,
-//!                ▼                            ▼ or room needed for a new one
-//!             forgotten ◄─────────────────────┘
-//! ```
-//!
-//! A process is not forgotten while the attached peer has not taken all of it.
+//! The processes of one session: starting, reaching, forgetting them.
 //!
 //! Calls do their ordered part when they are called and return a future for
 //! the rest, so requests that are called in order take effect in order.
 //! Starting runs in a task of its own: a stream that breaks in the middle
 //! leaves a process that the session knows.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -28,75 +18,34 @@ use rendez_proto::rpc::process::{
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use super::allowance::{Allowance, Waiting};
+use super::ProcessContext;
+use super::allowance::Waiting;
 use super::child;
 use super::handle::{Process, PushQueue};
-use super::retention::Retention;
 use super::stdin::Stdin;
+use super::table::{ProcessEntry, ProcessTable, session_ended};
 use crate::sandbox;
 use crate::sys::child::Launched;
 use crate::sys::process_group::ProcessGroup;
 
-/// Processes of one session that run or linger: bounds file descriptors, and
-/// memory at [`PROCESS_OUTPUT_MIN_BYTES`](super::retention::PROCESS_OUTPUT_MIN_BYTES)
-/// each.
-pub(crate) const PROCESSES_PER_SESSION: usize = 1024;
 /// How long a finished process stays readable (docs/codex-wire.md#processes).
 const PROCESS_LINGER: Duration = Duration::from_secs(80);
 
 /// One session's processes.
 pub(crate) struct Supervisor {
-    known: Mutex<Known>,
+    table: Mutex<ProcessTable>,
     push: Arc<PushQueue>,
-    retention: Arc<Retention>,
-    allowance: Arc<Allowance>,
+    context: Arc<ProcessContext>,
     /// What waits for the processes to read it.
     input: Arc<Waiting>,
 }
 
-#[derive(Default)]
-struct Known {
-    entries: BTreeMap<ProcessId, Entry>,
-    /// A peer is attached, and takes chunks of that many bytes.
-    attached: Option<usize>,
-    /// Set by [`Supervisor::kill_all`]: nothing is started any more.
-    over: bool,
-    closings: u64,
-}
-
-enum Entry {
-    Starting {
-        /// A signal that came too early; the last one counts, but nothing
-        /// counts more than a kill.
-        early: Option<SignalName>,
-    },
-    Running {
-        process: Arc<Process>,
-        task: Option<AbortHandle>,
-    },
-    Closed {
-        process: Arc<Process>,
-        /// Orders closed processes by their close.
-        order: u64,
-    },
-}
-
-impl Entry {
-    fn process(&self) -> Option<&Arc<Process>> {
-        match self {
-            Entry::Starting { .. } => None,
-            Entry::Running { process, .. } | Entry::Closed { process, .. } => Some(process),
-        }
-    }
-}
-
 impl Supervisor {
-    /// No processes, no peer. What is kept of output counts in `retention`, and
-    /// what waits of input, beyond what any process may have, in `allowance`.
-    pub(crate) fn new(retention: Arc<Retention>, allowance: Arc<Allowance>) -> Arc<Self> {
-        let input = allowance.session();
-        let (known, push) = Default::default();
-        Arc::new(Self { known, push, retention, allowance, input })
+    /// No processes, no peer.
+    pub(crate) fn new(context: Arc<ProcessContext>) -> Arc<Self> {
+        let input = context.stdin.session();
+        let (table, push) = Default::default();
+        Arc::new(Self { table, push, context, input })
     }
 
     // ---- the peer ----
@@ -104,17 +53,12 @@ impl Supervisor {
     /// A peer attached that takes chunks of `chunk_bytes`: events from here on
     /// are for it.
     pub(crate) fn attach(&self, chunk_bytes: usize) {
-        let mut known = self.known.lock();
-        known.attached = Some(chunk_bytes);
-        let processes = known.entries.values().filter_map(Entry::process);
-        processes.for_each(|process| process.attach(chunk_bytes));
+        self.table.lock().attach(chunk_bytes);
     }
 
     /// The peer went: processes run on, their output is kept.
     pub(crate) fn detach(&self) {
-        let mut known = self.known.lock();
-        known.attached = None;
-        known.entries.values().filter_map(Entry::process).for_each(|process| process.detach());
+        self.table.lock().detach();
     }
 
     /// The attached peer's next notification.
@@ -124,19 +68,14 @@ impl Supervisor {
 
     /// Whether anything runs.
     pub(crate) fn is_idle(&self) -> bool {
-        let known = self.known.lock();
-        known.entries.values().all(|entry| matches!(entry, Entry::Closed { .. }))
+        self.table.lock().is_idle()
     }
 
     /// Kills every process and forgets it. For good: nothing can be started.
     pub(crate) fn kill_all(&self) {
-        let entries = {
-            let mut known = self.known.lock();
-            known.over = true;
-            std::mem::take(&mut known.entries)
-        };
-        for entry in entries.into_values() {
-            if let Entry::Running { process, task } = entry {
+        let entries = self.table.lock().end();
+        for entry in entries {
+            if let ProcessEntry::Running { process, task } = entry {
                 process.signal(SignalName::Kill);
                 // an orphan outside of the group may hold the outputs for ever
                 task.inspect(AbortHandle::abort);
@@ -154,11 +93,12 @@ impl Supervisor {
         let process_id = start.process_id.clone();
         let outcome = self.reserve(&start).map(|()| {
             let (started, outcome) = oneshot::channel();
-            tokio::spawn(run(Arc::downgrade(self), start, started));
+            let withheld = self.context.withheld_variables;
+            tokio::spawn(run(Arc::downgrade(self), start, withheld, started));
             outcome
         });
         async move {
-            let stdin_window = outcome?.await.unwrap_or_else(|_| Err(session_over()))?;
+            let stdin_window = outcome?.await.unwrap_or_else(|_| Err(session_ended()))?;
             Ok(StartReply { process_id, sandbox_type: SANDBOX_NONE.to_owned(), stdin_window })
         }
     }
@@ -201,20 +141,21 @@ impl Supervisor {
 
     /// `process/signal`
     pub(crate) fn signal(&self, signal: &Signal) -> Empty {
-        self.send(&signal.process_id, signal.signal);
+        self.table.lock().signal(&signal.process_id, signal.signal);
         Empty {}
     }
 
     /// `process/terminate`
     pub(crate) fn terminate(&self, terminate: &Terminate) -> TerminateReply {
-        TerminateReply { running: self.send(&terminate.process_id, SignalName::Kill) }
+        let running = self.table.lock().signal(&terminate.process_id, SignalName::Kill);
+        TerminateReply { running }
     }
 
     /// The wait of `process/read`: until there is news of the process, or the
     /// time is over. `None`: there is nothing to wait for.
     pub(crate) fn news(&self, read: &Read) -> Option<impl Future<Output = ()> + Send + use<>> {
         let wait = Duration::from_millis(read.wait_ms.filter(|wait| *wait > 0)?);
-        let process = self.known.lock().entries.get(&read.process_id)?.process()?.clone();
+        let process = self.table.lock().get(&read.process_id)?.process()?.clone();
         let after = read.after_seq.unwrap_or(0);
         Some(async move {
             // running out of time is an answer, too
@@ -224,20 +165,20 @@ impl Supervisor {
 
     /// `process/read`, of what there is now.
     pub(crate) fn read(&self, read: &Read) -> Result<ReadReply, RpcError> {
-        let process = match self.known.lock().entries.get(&read.process_id) {
+        let process = match self.table.lock().get(&read.process_id).map(ProcessEntry::process) {
             None => {
                 return Err(RpcError::invalid_request(format!(
                     "unknown process id {}",
                     read.process_id
                 )));
             }
-            Some(Entry::Starting { .. }) => {
+            Some(None) => {
                 return Err(RpcError::invalid_request(format!(
                     "process {} is still starting",
                     read.process_id
                 )));
             }
-            Some(Entry::Running { process, .. } | Entry::Closed { process, .. }) => process.clone(),
+            Some(Some(process)) => process.clone(),
         };
         Ok(process.read(read.after_seq.unwrap_or(0), read.max_bytes.unwrap_or(u64::MAX)))
     }
@@ -251,98 +192,28 @@ impl Supervisor {
         }
         sandbox::check(start.sandbox.as_ref())?;
         sandbox::check_network(start.enforce_managed_network, start.managed_network.as_ref())?;
-        let mut known = self.known.lock();
-        if known.over {
-            return Err(session_over());
-        }
-        if known.entries.contains_key(&start.process_id) {
-            return Err(RpcError::invalid_request(format!(
-                "process {} already exists",
-                start.process_id
-            )));
-        }
-        if known.entries.len() >= PROCESSES_PER_SESSION && !known.forget_oldest_closed() {
-            return Err(RpcError::invalid_request(format!(
-                "this session runs {} processes, which is the most it can; end one first",
-                PROCESSES_PER_SESSION
-            )));
-        }
-        known.entries.insert(start.process_id.clone(), Entry::Starting { early: None });
-        Ok(())
+        self.table.lock().reserve(&start.process_id)
     }
 
-    /// The child is there: from `Starting` to `Running`. `None`: the session
-    /// ended meanwhile, and with it the child.
+    /// Registers a started child. `None`: the session has ended meanwhile, and
+    /// with it the child.
     fn register(
         &self,
         id: &ProcessId,
         stdin: Arc<Stdin>,
         group: ProcessGroup,
     ) -> Option<Arc<Process>> {
-        let mut known = self.known.lock();
-        let attached = known.attached;
-        let entry = known.entries.get_mut(id)?;
-        let retention = self.retention.clone();
-        let push = self.push.clone();
-        let process = Process::new(id.clone(), stdin, group, push, attached, retention);
-        let starting =
-            std::mem::replace(entry, Entry::Running { process: process.clone(), task: None });
-        if let Entry::Starting { early: Some(signal) } = starting {
-            process.signal(signal);
-        }
-        Some(process)
-    }
-
-    fn set_task(&self, id: &ProcessId, handle: AbortHandle) {
-        match self.known.lock().entries.get_mut(id) {
-            Some(Entry::Running { task, .. }) => *task = Some(handle),
-            Some(_) => {}
-            None => handle.abort(),
-        }
-    }
-
-    fn closed(&self, process: &Arc<Process>) {
-        let mut known = self.known.lock();
-        known.closings += 1;
-        let order = known.closings;
-        if let Some(entry) = known.entries.get_mut(process.id()) {
-            *entry = Entry::Closed { process: process.clone(), order };
-        }
-    }
-
-    fn forget(&self, id: &ProcessId, process: Option<&Arc<Process>>) {
-        let mut known = self.known.lock();
-        // the name may have been given away again
-        let same = known.entries.get(id).is_some_and(|entry| match (entry.process(), process) {
-            (Some(there), Some(process)) => Arc::ptr_eq(there, process),
-            (None, None) => true,
-            _ => false,
-        });
-        if same {
-            known.entries.remove(id);
-        }
+        self.table.lock().started(id, |attached| {
+            let retention = self.context.output.clone();
+            Process::new(id.clone(), stdin, group, self.push.clone(), attached, retention)
+        })
     }
 
     fn input_of(&self, id: &ProcessId) -> Result<Arc<Stdin>, WriteStatus> {
-        match self.known.lock().entries.get(id) {
+        match self.table.lock().get(id).map(ProcessEntry::process) {
             None => Err(WriteStatus::UnknownProcess),
-            Some(Entry::Starting { .. }) => Err(WriteStatus::Starting),
-            Some(Entry::Running { process, .. } | Entry::Closed { process, .. }) => {
-                Ok(process.stdin().clone())
-            }
-        }
-    }
-
-    fn send(&self, id: &ProcessId, signal: SignalName) -> bool {
-        match self.known.lock().entries.get_mut(id) {
-            None | Some(Entry::Closed { .. }) => false,
-            Some(Entry::Starting { early }) => {
-                if *early != Some(SignalName::Kill) {
-                    *early = Some(signal);
-                }
-                true
-            }
-            Some(Entry::Running { process, .. }) => process.signal(signal),
+            Some(None) => Err(WriteStatus::Starting),
+            Some(Some(process)) => Ok(process.stdin().clone()),
         }
     }
 }
@@ -353,42 +224,24 @@ impl Drop for Supervisor {
     }
 }
 
-impl Known {
-    fn forget_oldest_closed(&mut self) -> bool {
-        let oldest = self
-            .entries
-            .iter()
-            .filter_map(|(id, entry)| match entry {
-                Entry::Closed { order, process } if process.is_pushed() => Some((*order, id)),
-                _ => None,
-            })
-            .min()
-            .map(|(_, id)| id.clone());
-        oldest.is_some_and(|id| self.entries.remove(&id).is_some())
-    }
-}
-
-fn session_over() -> RpcError {
-    RpcError::invalid_request("the session has ended")
-}
-
 /// A process from its start until it is forgotten. `started` is told what the
 /// window of its input is, if somebody asks.
 async fn run(
     supervisor: Weak<Supervisor>,
     start: Start,
+    withheld: &'static [&'static str],
     started: oneshot::Sender<Result<Option<u64>, RpcError>>,
 ) {
     let id = start.process_id.clone();
     let wanted = start.stdin_window.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-    let launched = tokio::task::spawn_blocking(|| child::launch(start))
+    let launched = tokio::task::spawn_blocking(move || child::launch(start, withheld))
         .await
         .unwrap_or_else(|error| Err(RpcError::internal(error.to_string())));
     let Some(here) = supervisor.upgrade() else { return };
     let Launched { child, group, outputs, stdin: writer } = match launched {
         Ok(launched) => launched,
         Err(error) => {
-            here.forget(&id, None);
+            here.table.lock().forget(&id, None);
             let _ = started.send(Err(error));
             return;
         }
@@ -397,7 +250,7 @@ async fn run(
     let (stdin, feed) = match writer {
         None => (Stdin::absent(), None),
         Some(writer) => {
-            let grant = here.allowance.grant(wanted.unwrap_or(0));
+            let grant = here.context.stdin.grant(wanted.unwrap_or(0));
             window = wanted.map(|_| grant.window() as u64);
             let (stdin, feed) = Stdin::open(grant, here.input.clone());
             (stdin, Some((feed, writer)))
@@ -406,7 +259,7 @@ async fn run(
     let Some(process) = here.register(&id, stdin, group) else { return };
     tracing::debug!(pid = child.id(), "process started");
     let life = tokio::spawn(child::live(child, outputs, feed, process.clone()));
-    here.set_task(&id, life.abort_handle());
+    here.table.lock().set_task(&id, life.abort_handle());
     drop(here);
     // who asked may be gone; the process runs on
     let _ = started.send(Ok(window));
@@ -415,7 +268,7 @@ async fn run(
         return;
     }
     if let Some(here) = supervisor.upgrade() {
-        here.closed(&process);
+        here.table.lock().closed(&process);
     }
     // who needs the room may forget it earlier
     let known = Arc::downgrade(&process);
@@ -425,7 +278,7 @@ async fn run(
         let (Some(here), Some(process)) = (supervisor.upgrade(), known.upgrade()) else { return };
         // a slow reader, or one behind a cut, would wait for its end for ever
         if process.is_pushed() {
-            return here.forget(&id, Some(&process));
+            return here.table.lock().forget(&id, Some(&process));
         }
     }
 }
@@ -434,6 +287,7 @@ async fn run(
 mod tests {
     use super::*;
     use crate::process::log::PROCESS_OUTPUT_RETAINED_BYTES;
+    use crate::process::table::PROCESSES_PER_SESSION;
     use crate::testing::process_id as pid;
     use rendez_proto::limits;
     use rendez_proto::rpc::Message;
@@ -464,7 +318,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_takes_nothing_holds_the_child_and_then_gets_everything() {
-        let supervisor = Supervisor::new(Arc::default(), Arc::default());
+        let supervisor = Supervisor::new(Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let total = 2 * PROCESS_OUTPUT_RETAINED_BYTES;
         let script = format!("exec head -c {total} /dev/zero");
@@ -496,7 +350,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_goes_away_releases_the_child() {
-        let supervisor = Supervisor::new(Arc::default(), Arc::default());
+        let supervisor = Supervisor::new(Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let total = 2 * PROCESS_OUTPUT_RETAINED_BYTES;
         let script = format!("exec head -c {total} /dev/zero");
@@ -510,7 +364,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_comes_while_a_process_starts_is_answered_and_kept() {
-        let supervisor = Supervisor::new(Arc::default(), Arc::default());
+        let supervisor = Supervisor::new(Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let started = supervisor.start(start("p", "exec sleep 1000"));
         // nothing has been awaited, so the child cannot be there yet
@@ -526,27 +380,27 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_session_forgets_the_oldest_closed_process() {
-        let supervisor = Supervisor::new(Arc::default(), Arc::default());
+        let supervisor = Supervisor::new(Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
-        let others = (1..PROCESSES_PER_SESSION)
-            .map(|n| (pid(&n.to_string()), Entry::Starting { early: None }));
-        supervisor.known.lock().entries.extend(others);
+        for n in 1..PROCESSES_PER_SESSION {
+            supervisor.table.lock().reserve(&pid(&n.to_string())).unwrap();
+        }
         supervisor.start(start("p", "exec sleep 1000")).await.unwrap();
         let error = supervisor.start(start("q", "true")).await.unwrap_err();
         assert!(error.message.contains("end one first"), "{error}");
         supervisor.terminate(&Terminate { process_id: pid("p") });
         while next(&supervisor).await.0 != "process/closed" {}
         // the entry follows its last notification
-        while !matches!(supervisor.known.lock().entries[&pid("p")], Entry::Closed { .. }) {
+        while !matches!(supervisor.table.lock().get(&pid("p")), Some(ProcessEntry::Closed { .. })) {
             tokio::task::yield_now().await;
         }
         supervisor.start(start("q", "true")).await.unwrap();
-        assert!(!supervisor.known.lock().entries.contains_key(&pid("p")));
+        assert!(supervisor.table.lock().get(&pid("p")).is_none());
     }
 
     #[tokio::test]
     async fn a_closed_process_is_forgotten_after_a_while() {
-        let supervisor = Supervisor::new(Arc::default(), Arc::default());
+        let supervisor = Supervisor::new(Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         supervisor.start(start("p", "true")).await.unwrap();
         while next(&supervisor).await.0 != "process/closed" {}
@@ -559,14 +413,14 @@ mod tests {
         tokio::time::advance(PROCESS_LINGER - Duration::from_millis(10)).await;
         assert_eq!(read(&supervisor, 0, 0).await.exit_code, Some(0));
         tokio::time::advance(Duration::from_millis(20)).await;
-        while !supervisor.known.lock().entries.is_empty() {
+        while !supervisor.table.lock().ids().is_empty() {
             tokio::task::yield_now().await;
         }
     }
 
     #[tokio::test]
     async fn what_a_peer_has_not_taken_is_not_forgotten() {
-        let supervisor = Supervisor::new(Arc::default(), Arc::default());
+        let supervisor = Supervisor::new(Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         supervisor.start(start("p", "echo late; exit 7")).await.unwrap();
         while !supervisor.is_idle() {
@@ -588,7 +442,7 @@ mod tests {
         told.sort_unstable();
         assert_eq!(told, ["process/closed", "process/exited", "process/output"]);
         tokio::time::advance(PROCESS_LINGER + Duration::from_millis(10)).await;
-        while !supervisor.known.lock().entries.is_empty() {
+        while !supervisor.table.lock().ids().is_empty() {
             tokio::task::yield_now().await;
         }
     }

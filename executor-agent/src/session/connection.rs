@@ -39,7 +39,8 @@ use super::executor::{Attached, Executor};
 use super::methods;
 use super::table::ConnectionId;
 use crate::fs::Reads;
-use crate::process::supervisor::{PROCESSES_PER_SESSION, Supervisor};
+use crate::process::supervisor::Supervisor;
+use crate::process::table::PROCESSES_PER_SESSION;
 
 /// Requests of one stream that run at once, but for those that wait for a
 /// process: [`WRITES_UNANSWERED_PER_STREAM`] and [`READS_WAITING_PER_STREAM`].

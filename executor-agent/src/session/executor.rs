@@ -15,8 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::table::{ConnectionId, Table};
 use crate::fs::Files;
-use crate::process::allowance::Allowance;
-use crate::process::retention::Retention;
+use crate::process::ProcessContext;
 use crate::process::supervisor::Supervisor;
 use crate::sys::signals;
 
@@ -39,8 +38,7 @@ pub struct Executor {
     stopped: CancellationToken,
     next_connection: AtomicU64,
     files: Files,
-    retention: Arc<Retention>,
-    allowance: Arc<Allowance>,
+    processes: Arc<ProcessContext>,
     environment: Environment,
 }
 
@@ -54,10 +52,15 @@ pub(super) struct Attached {
 
 impl Executor {
     /// An executor without sessions that says `environment` about itself. Its
-    /// sessions outlive streams, which outlive their socket by `stream_grace`.
+    /// sessions outlive streams, which outlive their socket by `stream_grace`. Its
+    /// processes never inherit `withheld_variables`.
     ///
     /// Must be called within a tokio runtime.
-    pub fn new(environment: Environment, stream_grace: Duration) -> Arc<Self> {
+    pub fn new(
+        environment: Environment,
+        stream_grace: Duration,
+        withheld_variables: &'static [&'static str],
+    ) -> Arc<Self> {
         signals::make_children_reachable();
         let grace = SESSION_GRACE.max(stream_grace + SESSION_MARGIN);
         Arc::new(Self {
@@ -66,8 +69,7 @@ impl Executor {
             stopped: CancellationToken::new(),
             next_connection: AtomicU64::new(0),
             files: Files::default(),
-            retention: Arc::default(),
-            allowance: Arc::default(),
+            processes: Arc::new(ProcessContext::new(withheld_variables)),
             environment,
         })
     }
@@ -131,7 +133,7 @@ impl Executor {
             }
             None => {
                 let id = new_id()?;
-                let supervisor = Supervisor::new(self.retention.clone(), self.allowance.clone());
+                let supervisor = Supervisor::new(self.processes.clone());
                 let mut sessions = self.sessions.lock();
                 if self.stopped.is_cancelled() {
                     return Err(RpcError::invalid_request("the executor is shutting down"));
