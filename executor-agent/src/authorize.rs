@@ -34,7 +34,7 @@ async fn verdict_in_time(
     registry: &ExecutorClient,
     request: &AuthorizationRequest,
 ) -> Option<Verdict> {
-    match select(pin!(request.gone()), pin!(verdict(registry, request))).await {
+    match select(pin!(request.cancelled()), pin!(verdict(registry, request))).await {
         Either::Left(_) => None,
         Either::Right((verdict, _)) => Some(verdict),
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rendez_proto::rpc::process::{ClosedNotification, Exited, Output, ProcessId, ReadReply};
 use rendez_proto::rpc::{Json, Notification};
-use rendez_rpc::Notified;
+use rendez_rpc::NotificationHandler;
 use tokio::sync::{mpsc, watch};
 
 use crate::event_sequencer::{Event, EventSequencer, Mode, nothing_after};
@@ -220,8 +220,8 @@ impl EventDispatcher {
     }
 }
 
-impl Notified for StreamEvents {
-    async fn notified(&self, method: String, params: Json) {
+impl NotificationHandler for StreamEvents {
+    async fn notification(&self, method: String, params: Json) {
         match method.as_str() {
             Output::NAME => {
                 if let Some(output) = parse::<Output>(params) {
@@ -281,7 +281,7 @@ mod tests {
 
     async fn output(events: &EventDispatcher, seq: u64) {
         let params = json!({"processId": "p", "seq": seq, "stream": "stdout", "chunk": "YQ=="});
-        events.of_stream(0).notified(Output::NAME.into(), Json::of(&params)).await;
+        events.of_stream(0).notification(Output::NAME.into(), Json::of(&params)).await;
     }
 
     fn got(received: &mut mpsc::Receiver<Event>) -> Vec<Event> {
@@ -293,16 +293,16 @@ mod tests {
         let events = EventDispatcher::new(false);
         let mut received = events.subscribe(id());
         let closed = json!({"processId": "p", "seq": 4});
-        events.of_stream(0).notified(ClosedNotification::NAME.into(), Json::of(&closed)).await;
+        events.of_stream(0).notification(ClosedNotification::NAME.into(), Json::of(&closed)).await;
         let exited = json!({"processId": "p", "seq": 3, "exitCode": 7});
-        events.of_stream(0).notified(Exited::NAME.into(), Json::of(&exited)).await;
+        events.of_stream(0).notification(Exited::NAME.into(), Json::of(&exited)).await;
         assert_eq!(got(&mut received), []);
         for seq in [2, 1, 1, 2] {
             output(&events, seq).await;
         }
         let chunk = Event::Output(Stream::Stdout, Bytes::from_static(b"a"));
         assert_eq!(got(&mut received), [chunk.clone(), chunk, Event::Exited(7), Event::Closed]);
-        events.of_stream(0).notified(Exited::NAME.into(), Json::of(&exited)).await;
+        events.of_stream(0).notification(Exited::NAME.into(), Json::of(&exited)).await;
         assert_eq!(received.recv().await, None, "nothing follows");
     }
 
@@ -342,10 +342,10 @@ mod tests {
     async fn strangers_and_nonsense_are_ignored() {
         let events = EventDispatcher::new(false);
         let mut received = events.subscribe(id());
-        events.of_stream(0).notified("later/feature".into(), Json::empty()).await;
-        events.of_stream(0).notified(Output::NAME.into(), Json::of(&json!({"seq": "x"}))).await;
+        events.of_stream(0).notification("later/feature".into(), Json::empty()).await;
+        events.of_stream(0).notification(Output::NAME.into(), Json::of(&json!({"seq": "x"}))).await;
         let other = json!({"processId": "q", "seq": 1});
-        events.of_stream(0).notified(ClosedNotification::NAME.into(), Json::of(&other)).await;
+        events.of_stream(0).notification(ClosedNotification::NAME.into(), Json::of(&other)).await;
         assert!(received.try_recv().is_err());
     }
 

@@ -24,7 +24,7 @@ use rendez_proto::profile::Profile;
 use rendez_proto::rpc::process::{ProcessId, Read};
 use rendez_proto::rpc::session::{Environment, EnvironmentInfo, Extensions, SessionId};
 use rendez_proto::rpc::{Method, RpcError, code};
-use rendez_rpc::{Answer, CallError};
+use rendez_rpc::{CallError, PendingResponse};
 use rendez_transport::backoff::{Backoff, RESUME_CAP};
 use tokio::sync::{OnceCell, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -135,7 +135,7 @@ impl Session {
     pub(crate) async fn request<T: Method>(
         &self,
         params: &T::Params,
-    ) -> Result<(Arc<SessionStream>, Answer<T>), CallError> {
+    ) -> Result<(Arc<SessionStream>, PendingResponse<T>), CallError> {
         let mut live = self.live().await?;
         loop {
             match live.caller.request::<T>(params).await {

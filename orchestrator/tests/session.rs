@@ -24,7 +24,7 @@ use rendez_proto::rpc::process::{
 };
 use rendez_proto::rpc::session::{EnvironmentStatus, Initialize};
 use rendez_proto::rpc::{self, Json, Message, Method, RequestId, RpcError};
-use rendez_rpc::{CallError, Channel, Endpoint, Incoming, Messages as _};
+use rendez_rpc::{CallError, Channel, Endpoint, Incoming, MessageStream as _};
 use rendez_transport::{pump, socket};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -42,7 +42,7 @@ pub enum Closed {
     ///
     /// [`CODEX_UNREAD_TIMEOUT`]: crate::CODEX_UNREAD_TIMEOUT
     #[error("too much was left unread for too long")]
-    Unread,
+    ReaderStalled,
 }
 
 /// What an authenticated peer did that no correct one does.
@@ -59,10 +59,10 @@ pub enum Misbehaviour {
     RecordLength,
     /// A message that the application can make nothing of, and says so.
     #[error("a message that is none")]
-    Nonsense,
+    InvalidMessage,
     /// Data or a second handshake while the first one waits for its verdict.
     #[error("it did not wait for its authorization")]
-    Impatient,
+    EarlyData,
 }
 
 /// Why [`Mux::connect`](crate::Mux::connect) refuses.

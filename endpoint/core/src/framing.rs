@@ -23,7 +23,7 @@ const HANDLE_BYTES: usize = size_of::<Bytes>();
 
 /// Messages that wait to be cut into records.
 #[derive(Debug, Default)]
-pub struct Outbox {
+pub struct SendQueue {
     queue: VecDeque<Bytes>,
     /// How much of the front message, its header included, was taken.
     taken: usize,
@@ -35,7 +35,7 @@ pub struct Outbox {
 #[error("a message has 1 to {APPLICATION_MESSAGE_MAX_BYTES} bytes, not {0}")]
 pub struct InvalidLength(pub u64);
 
-impl Outbox {
+impl SendQueue {
     /// Whether another message may be queued: always when nothing waits, and
     /// otherwise while less than [`SEND_QUEUE_BYTES`] wait. So at most that
     /// and one message are queued.
@@ -100,7 +100,7 @@ impl Outbox {
 
 /// Messages that are put together again.
 #[derive(Debug, Default)]
-pub struct Inbox {
+pub struct ReceiveQueue {
     partial: Partial,
     whole: VecDeque<Bytes>,
     bytes: usize,
@@ -118,7 +118,7 @@ impl Default for Partial {
     }
 }
 
-impl Inbox {
+impl ReceiveQueue {
     /// Takes the next plaintext in order. A message that lies within it is a
     /// slice, not a copy.
     ///
@@ -196,29 +196,29 @@ mod tests {
                 proptest::collection::vec(any::<u8>(), 1..300), 0..20),
             cuts in proptest::collection::vec(0usize..200, 1..50),
         ) {
-            let mut outbox = Outbox::default();
+            let mut send_queue = SendQueue::default();
             for message in &messages {
-                outbox.push(message.clone().into()).unwrap();
+                send_queue.push(message.clone().into()).unwrap();
             }
             let total: usize = messages.iter().map(|m| m.len() + 4).sum();
-            prop_assert_eq!(outbox.bytes(), total);
-            let mut inbox = Inbox::default();
+            prop_assert_eq!(send_queue.bytes(), total);
+            let mut receive_queue = ReceiveQueue::default();
             let (mut got, mut wire) = (Vec::new(), Vec::new());
             // a cut of 0 gives an empty record, which is allowed
             for max in cuts.iter().copied().chain(std::iter::repeat_n(97, total / 97 + 1)) {
                 let mut plaintext = BytesMut::new();
-                outbox.take(max, &mut plaintext);
+                send_queue.take(max, &mut plaintext);
                 prop_assert!(plaintext.len() <= max);
                 wire.extend_from_slice(&plaintext);
-                inbox.push(plaintext.freeze()).unwrap();
-                prop_assert_eq!(outbox.bytes(), total - wire.len());
+                receive_queue.push(plaintext.freeze()).unwrap();
+                prop_assert_eq!(send_queue.bytes(), total - wire.len());
                 if max % 2 == 0 {
-                    got.extend(std::iter::from_fn(|| inbox.pop()));
+                    got.extend(std::iter::from_fn(|| receive_queue.pop()));
                 }
             }
-            got.extend(std::iter::from_fn(|| inbox.pop()));
-            prop_assert!(outbox.is_empty());
-            prop_assert_eq!(inbox.unread_bytes(), 0);
+            got.extend(std::iter::from_fn(|| receive_queue.pop()));
+            prop_assert!(send_queue.is_empty());
+            prop_assert_eq!(receive_queue.unread_bytes(), 0);
             let naive: Vec<u8> = messages.iter()
                 .flat_map(|m| [&(m.len() as u32).to_be_bytes(), m.as_slice()].concat())
                 .collect();
@@ -231,9 +231,9 @@ mod tests {
             records in proptest::collection::vec(
                 proptest::collection::vec(any::<u8>(), 0..50), 0..20),
         ) {
-            let mut inbox = Inbox::default();
+            let mut receive_queue = ReceiveQueue::default();
             for record in records {
-                if inbox.push(record.into()).is_err() {
+                if receive_queue.push(record.into()).is_err() {
                     break;
                 }
             }
@@ -242,45 +242,45 @@ mod tests {
 
     #[test]
     fn lengths_outside_of_the_protocol_are_refused() {
-        let mut outbox = Outbox::default();
-        assert_eq!(outbox.push(Bytes::new()), Err(InvalidLength(0)));
+        let mut send_queue = SendQueue::default();
+        assert_eq!(send_queue.push(Bytes::new()), Err(InvalidLength(0)));
         let huge = Bytes::from(vec![0; APPLICATION_MESSAGE_MAX_BYTES + 1]);
-        assert!(outbox.push(huge.clone()).is_err());
-        assert!(outbox.push(huge.slice(1..)).is_ok());
+        assert!(send_queue.push(huge.clone()).is_err());
+        assert!(send_queue.push(huge.slice(1..)).is_ok());
         for bad in [0, APPLICATION_MESSAGE_MAX_BYTES as u32 + 1, u32::MAX] {
             let header = Bytes::copy_from_slice(&bad.to_be_bytes());
-            assert_eq!(Inbox::default().push(header), Err(InvalidLength(bad.into())));
+            assert_eq!(ReceiveQueue::default().push(header), Err(InvalidLength(bad.into())));
         }
     }
 
     #[test]
     fn a_message_of_any_size_is_taken_by_an_empty_outbox() {
-        let mut outbox = Outbox::default();
-        assert!(outbox.has_room());
-        outbox.push(Bytes::from(vec![0; 2 * SEND_QUEUE_BYTES])).unwrap();
-        assert!(!outbox.has_room());
-        outbox.take(SEND_QUEUE_BYTES + 5, &mut BytesMut::new());
-        assert!(outbox.has_room() && !outbox.is_drained());
+        let mut send_queue = SendQueue::default();
+        assert!(send_queue.has_room());
+        send_queue.push(Bytes::from(vec![0; 2 * SEND_QUEUE_BYTES])).unwrap();
+        assert!(!send_queue.has_room());
+        send_queue.take(SEND_QUEUE_BYTES + 5, &mut BytesMut::new());
+        assert!(send_queue.has_room() && !send_queue.is_drained());
     }
 
     #[test]
     fn small_messages_are_not_free() {
-        let mut inbox = Inbox::default();
-        inbox.push(Bytes::from([0, 0, 0, 1, 7].repeat(1000))).unwrap();
-        assert_eq!(inbox.unread_bytes(), 1000 * (1 + HANDLE_BYTES));
-        while inbox.pop().is_some() {}
-        assert_eq!(inbox.unread_bytes(), 0);
+        let mut receive_queue = ReceiveQueue::default();
+        receive_queue.push(Bytes::from([0, 0, 0, 1, 7].repeat(1000))).unwrap();
+        assert_eq!(receive_queue.unread_bytes(), 1000 * (1 + HANDLE_BYTES));
+        while receive_queue.pop().is_some() {}
+        assert_eq!(receive_queue.unread_bytes(), 0);
     }
 
     #[test]
     fn a_message_within_a_record_is_not_copied() {
-        let mut outbox = Outbox::default();
-        outbox.push(Bytes::from_static(b"abc")).unwrap();
+        let mut send_queue = SendQueue::default();
+        send_queue.push(Bytes::from_static(b"abc")).unwrap();
         let mut plaintext = BytesMut::new();
-        outbox.take(100, &mut plaintext);
+        send_queue.take(100, &mut plaintext);
         let plaintext = plaintext.freeze();
-        let mut inbox = Inbox::default();
-        inbox.push(plaintext.clone()).unwrap();
-        assert_eq!(inbox.pop().unwrap().as_ptr(), plaintext[4..].as_ptr());
+        let mut receive_queue = ReceiveQueue::default();
+        receive_queue.push(plaintext.clone()).unwrap();
+        assert_eq!(receive_queue.pop().unwrap().as_ptr(), plaintext[4..].as_ptr());
     }
 }

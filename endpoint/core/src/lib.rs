@@ -37,7 +37,6 @@ pub mod framing;
 pub mod noise;
 pub mod window;
 
-mod admission;
 mod config;
 mod error;
 mod mux;

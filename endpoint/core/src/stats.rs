@@ -43,7 +43,7 @@ pub struct Stats {
     pub handshake_failures: u64,
     /// Handshakes that were turned away unread: too many streams, too many
     /// pending, or cooling down.
-    pub handshakes_turned_away: u64,
+    pub handshakes_throttled: u64,
     /// Frames for the control queue that found it full.
     pub control_dropped: u64,
 }

@@ -8,34 +8,34 @@ mod world;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use rendez_proto::profile::Profile;
-use world::{Weather, World};
+use world::{NetworkFaults, World};
 
 /// Weather of every kind, by seed: from calm to 29 % loss.
 fn reliable(seed: u64) -> World {
     let profile = if seed % 4 == 3 { Profile::RendezIkV1 } else { Profile::RendezHybridIkV1 };
-    let weather = Weather {
+    let faults = NetworkFaults {
         loss: seed % 30,
         repeat: seed % 7 * 3,
         forge: seed % 11,
         splice: seed % 5,
         delay: [1, 20, 100, 400][(seed / 4 % 4) as usize],
         cuts: seed % 6,
-        lies: seed.is_multiple_of(3),
+        false_resets: seed.is_multiple_of(3),
         new_registrations: seed.is_multiple_of(2),
     };
-    World::new(seed, profile, weather, 1 + seed % 3)
+    World::new(seed, profile, faults, 1 + seed % 3)
 }
 
 /// What a Codex stream survives: repetition, reordering, forged records.
 fn codex(seed: u64) -> World {
-    let weather = Weather {
+    let faults = NetworkFaults {
         repeat: seed % 50,
         forge: seed % 20,
         splice: seed % 20,
         delay: 1 + seed % 3,
-        ..Weather::default()
+        ..NetworkFaults::default()
     };
-    World::new(seed, Profile::NoiseHybridIkV1, weather, 1)
+    World::new(seed, Profile::NoiseHybridIkV1, faults, 1)
 }
 
 fn each_seed(make: fn(u64) -> World, seeds: std::ops::Range<u64>, mut check: impl FnMut(&World)) {
@@ -65,7 +65,7 @@ fn reliable_streams_deliver_everything_exactly_once_and_in_order() {
     });
     println!("{hours:.1} h, {retransmits} retransmits, {refused} refused, {hints} hints");
     if std::env::var_os("SEED").is_none() {
-        assert!(retransmits > 1_000 && refused > 1_000 && hints > 100, "the weather was too good");
+        assert!(retransmits > 1_000 && refused > 1_000 && hints > 100, "the faults was too good");
     }
 }
 
@@ -78,7 +78,7 @@ fn codex_streams_survive_repetition_reordering_and_forged_records() {
         refused += world.total(|stats| stats.refused_records);
     });
     if std::env::var_os("SEED").is_none() {
-        assert!(duplicates > 100 && refused > 100, "the weather was too good");
+        assert!(duplicates > 100 && refused > 100, "the faults was too good");
     }
 }
 

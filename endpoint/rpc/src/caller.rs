@@ -15,20 +15,20 @@ use rendez_proto::rpc::{self, Json, Message, Method, Notification, RequestId, Rp
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use crate::messages::{Messages, StreamClosed};
+use crate::message_stream::{MessageStream, StreamClosed};
 
 /// Takes the notifications of the other end.
-pub trait Notified: Send + Sync + 'static {
+pub trait NotificationHandler: Send + Sync + 'static {
     /// One notification; waiting holds the stream back.
-    fn notified(&self, method: String, params: Json) -> impl Future<Output = ()> + Send;
+    fn notification(&self, method: String, params: Json) -> impl Future<Output = ()> + Send;
     /// The stream is over; nothing follows.
     fn closed(&self);
 }
 
 /// Calls methods of the other end of a stream. Dropping it closes the stream.
-pub struct Caller<M: Messages> {
+pub struct Caller<M: MessageStream> {
     messages: Arc<M>,
-    pending: Arc<Pending>,
+    pending: Arc<PendingCalls>,
     reader: AbortHandle,
 }
 
@@ -56,21 +56,21 @@ pub enum CallError {
 
 /// Requests without an answer yet. Bounded by the tasks that wait for one.
 #[derive(Default)]
-struct Pending(Mutex<Waiting>);
+struct PendingCalls(Mutex<CallTable>);
 
 #[derive(Default)]
-struct Waiting {
+struct CallTable {
     next_id: i64,
     closed: bool,
     answers: HashMap<i64, oneshot::Sender<Result<Json, RpcError>>>,
 }
 
-impl<M: Messages> Caller<M> {
+impl<M: MessageStream> Caller<M> {
     /// Starts reading. Must be called within a tokio runtime.
-    pub fn new(messages: M, notified: impl Notified) -> Self {
+    pub fn new(messages: M, handler: impl NotificationHandler) -> Self {
         let messages = Arc::new(messages);
-        let pending = Arc::new(Pending::default());
-        let reader = tokio::spawn(read(messages.clone(), pending.clone(), notified));
+        let pending = Arc::new(PendingCalls::default());
+        let reader = tokio::spawn(read(messages.clone(), pending.clone(), handler));
         Self { messages, pending, reader: reader.abort_handle() }
     }
 
@@ -87,7 +87,10 @@ impl<M: Messages> Caller<M> {
     ///
     /// # Errors
     /// [`CallError::NotSent`]
-    pub async fn request<T: Method>(&self, params: &T::Params) -> Result<Answer<T>, CallError> {
+    pub async fn request<T: Method>(
+        &self,
+        params: &T::Params,
+    ) -> Result<PendingResponse<T>, CallError> {
         let answer = self.pending.register().ok_or(CallError::NotSent)?;
         let request = rpc::request::<T>(&RequestId::Number(answer.id), params);
         self.messages.send(request.into()).await.map_err(|StreamClosed| CallError::NotSent)?;
@@ -109,21 +112,21 @@ impl<M: Messages> Caller<M> {
     }
 }
 
-impl<M: Messages> Drop for Caller<M> {
+impl<M: MessageStream> Drop for Caller<M> {
     fn drop(&mut self) {
         self.reader.abort();
     }
 }
 
 /// The answer to a request that was sent; dropping it forgets the answer.
-pub struct Answer<T> {
+pub struct PendingResponse<T> {
     id: i64,
-    pending: Arc<Pending>,
+    pending: Arc<PendingCalls>,
     answer: oneshot::Receiver<Result<Json, RpcError>>,
     method: PhantomData<fn() -> T>,
 }
 
-impl<T: Method> Answer<T> {
+impl<T: Method> PendingResponse<T> {
     /// Waits for the answer.
     ///
     /// # Errors
@@ -136,14 +139,14 @@ impl<T: Method> Answer<T> {
     }
 }
 
-impl<T> Drop for Answer<T> {
+impl<T> Drop for PendingResponse<T> {
     fn drop(&mut self) {
         self.pending.0.lock().answers.remove(&self.id);
     }
 }
 
-impl Pending {
-    fn register<T>(self: &Arc<Self>) -> Option<Answer<T>> {
+impl PendingCalls {
+    fn register<T>(self: &Arc<Self>) -> Option<PendingResponse<T>> {
         let mut waiting = self.0.lock();
         if waiting.closed {
             return None;
@@ -152,7 +155,7 @@ impl Pending {
         waiting.next_id += 1;
         let (sender, answer) = oneshot::channel();
         waiting.answers.insert(id, sender);
-        Some(Answer { id, pending: self.clone(), answer, method: PhantomData })
+        Some(PendingResponse { id, pending: self.clone(), answer, method: PhantomData })
     }
 
     fn answered(&self, id: &RequestId, outcome: Result<Json, RpcError>) {
@@ -171,12 +174,16 @@ impl Pending {
     }
 }
 
-async fn read<M: Messages>(messages: Arc<M>, pending: Arc<Pending>, notified: impl Notified) {
+async fn read<M: MessageStream>(
+    messages: Arc<M>,
+    pending: Arc<PendingCalls>,
+    handler: impl NotificationHandler,
+) {
     while let Some(bytes) = messages.recv().await {
         match Message::parse(&bytes) {
             Ok(Message::Response { id, outcome }) => pending.answered(&id, outcome),
             Ok(Message::Notification { method, params }) => {
-                notified.notified(method, params).await;
+                handler.notification(method, params).await;
             }
             Ok(Message::Request { id, method, .. }) => {
                 let refusal = rpc::refusal(&id, &RpcError::unknown_method(&method));
@@ -192,13 +199,13 @@ async fn read<M: Messages>(messages: Arc<M>, pending: Arc<Pending>, notified: im
         }
     }
     pending.close();
-    notified.closed();
+    handler.closed();
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::{End, pair};
+    use crate::duplex::{DuplexEnd, duplex};
     use serde_json::{Value, json};
     use tokio::sync::mpsc;
 
@@ -210,8 +217,8 @@ mod tests {
     }
 
     struct Sink(mpsc::UnboundedSender<Option<(String, Json)>>);
-    impl Notified for Sink {
-        async fn notified(&self, method: String, params: Json) {
+    impl NotificationHandler for Sink {
+        async fn notification(&self, method: String, params: Json) {
             let _ = self.0.send(Some((method, params)));
         }
         fn closed(&self) {
@@ -222,13 +229,13 @@ mod tests {
     /// `None`: closed.
     type Notifications = mpsc::UnboundedReceiver<Option<(String, Json)>>;
 
-    fn start() -> (Caller<End>, End, Notifications) {
-        let (ours, theirs) = pair(8);
+    fn start() -> (Caller<DuplexEnd>, DuplexEnd, Notifications) {
+        let (ours, theirs) = duplex(8);
         let (sender, receiver) = mpsc::unbounded_channel();
         (Caller::new(ours, Sink(sender)), theirs, receiver)
     }
 
-    async fn next_request(end: &End) -> (RequestId, Value) {
+    async fn next_request(end: &DuplexEnd) -> (RequestId, Value) {
         match Message::parse(&end.recv().await.unwrap()).unwrap() {
             Message::Request { id, params, .. } => (id, params.parse().unwrap()),
             other => panic!("{other:?}"),

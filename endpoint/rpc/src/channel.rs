@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rendez_endpoint::{Closed, Key, SendError};
 
-use crate::messages::{Messages, StreamClosed};
+use crate::message_stream::{MessageStream, StreamClosed};
 use crate::shared_mux::{SharedMux, StreamPhase, StreamReadiness, now};
 
 /// One stream. Dropping it closes the stream in good order: what was sent is
@@ -55,7 +55,7 @@ impl Channel {
     }
 }
 
-impl Messages for Channel {
+impl MessageStream for Channel {
     async fn recv(&self) -> Option<Bytes> {
         loop {
             let readable = self.readiness.readable.notified();
@@ -72,7 +72,7 @@ impl Messages for Channel {
         }
     }
 
-    async fn over(&self) {
+    async fn ended(&self) {
         let mut phase = self.readiness.phase.subscribe();
         let over =
             |phase: &StreamPhase| matches!(phase, StreamPhase::Ended | StreamPhase::Closed(_));

@@ -63,7 +63,7 @@ impl Protocol for Driver {
     }
 
     fn wants_ping(&mut self) -> bool {
-        self.mux.lock().mux.take_doubt()
+        self.mux.lock().mux.poll_ping()
     }
 
     fn is_impatient(&self) -> bool {

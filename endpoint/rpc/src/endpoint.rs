@@ -50,7 +50,7 @@ impl AuthorizationRequest {
     /// Waits until the handshake is over without a verdict: its peer reset it,
     /// or the websocket or the time for it is gone. Nobody cares for the verdict
     /// any more.
-    pub async fn gone(&self) {
+    pub async fn cancelled(&self) {
         // its sender goes with the handshake, and says nothing before
         let _ = self.gone.clone().changed().await;
     }

@@ -12,15 +12,15 @@
 
 pub mod caller;
 pub mod channel;
+pub mod duplex;
 pub mod endpoint;
-pub mod memory;
-pub mod messages;
+pub mod message_stream;
 
 mod driver;
 mod shared_mux;
 
-pub use caller::{Answer, CallError, Caller, Notified};
+pub use caller::{CallError, Caller, NotificationHandler, PendingResponse};
 pub use channel::Channel;
 pub use driver::Driver;
 pub use endpoint::{AuthorizationRequest, Endpoint, Incoming, OpenError};
-pub use messages::{Messages, StreamClosed};
+pub use message_stream::{MessageStream, StreamClosed};

@@ -11,7 +11,7 @@ use rendez_proto::close::CloseFrame;
 use rendez_proto::frame::ResetReason;
 use rendez_proto::ids::RegistrationId;
 use rendez_proto::profile::Profile;
-use rendez_rpc::{Channel, Endpoint, Incoming, Messages, OpenError};
+use rendez_rpc::{Channel, Endpoint, Incoming, MessageStream, OpenError};
 use rendez_transport::{Ended, pump, socket};
 use tokio::io::DuplexStream;
 use tokio::task::JoinHandle;
@@ -162,7 +162,7 @@ async fn a_handshake_that_is_over_asks_no_more_whether_it_was_taken_or_not() {
                 Either::Right((outcome, _)) => panic!("{:?}", outcome.err()),
             }
         };
-        taken.gone().await;
+        taken.cancelled().await;
         // one that nobody takes: when the next one is seen it is gone
         let seen = || pair.executor.stats().frames_in;
         // stock ends announce a stream before its handshake
@@ -236,13 +236,13 @@ async fn an_end_is_known_before_what_arrived_is_read() {
         }
         assert_eq!(theirs.recv().await.unwrap(), vec![0; 10]);
         drop(ours);
-        theirs.over().await;
-        theirs.over().await;
+        theirs.ended().await;
+        theirs.ended().await;
         for fill in 1..3 {
             assert_eq!(theirs.recv().await.unwrap(), vec![fill; 10], "{profile}");
         }
         assert_eq!(theirs.recv().await, None);
-        theirs.over().await;
+        theirs.ended().await;
         theirs.closed().await;
     }
 }

@@ -22,7 +22,7 @@ use rendez_proto::close::CloseFrame;
 use rendez_proto::ids::RegistrationId;
 use rendez_proto::keys::PublicKey;
 use rendez_registry_client::{ExecutorClient, RegistryError};
-use rendez_rpc::{Channel, Endpoint, Incoming, Messages as _};
+use rendez_rpc::{Channel, Endpoint, Incoming, MessageStream as _};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;

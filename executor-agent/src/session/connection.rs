@@ -31,7 +31,7 @@ use rendez_proto::rpc::session::{
 use rendez_proto::rpc::{
     Json, Message, Method as _, Notification as _, RequestId, RpcError, process, refusal,
 };
-use rendez_rpc::{Messages, StreamClosed};
+use rendez_rpc::{MessageStream, StreamClosed};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
@@ -74,7 +74,7 @@ impl From<StreamClosed> for Served {
 
 /// Serves one stream until it is over, or until the executor is shut down. The
 /// session, if one was opened, is detached then.
-pub async fn serve<M: Messages>(executor: Arc<Executor>, messages: Arc<M>) -> Served {
+pub async fn serve<M: MessageStream>(executor: Arc<Executor>, messages: Arc<M>) -> Served {
     let mut connection = Connection::new(executor.clone(), messages);
     let id = connection.id;
     let served = async {
@@ -115,7 +115,7 @@ enum Phase {
     Ready(Attached),
 }
 
-impl<M: Messages> Connection<M> {
+impl<M: MessageStream> Connection<M> {
     fn new(executor: Arc<Executor>, messages: Arc<M>) -> Self {
         let places = |most| Arc::new(Semaphore::new(most));
         Self {
@@ -272,7 +272,7 @@ impl<M: Messages> Connection<M> {
     async fn slot(&mut self) -> Result<OwnedSemaphorePermit, StreamClosed> {
         loop {
             let slot = pin!(self.slots.clone().acquire_owned());
-            let over = pin!(self.messages.over());
+            let over = pin!(self.messages.ended());
             match select(slot, over).await {
                 // the semaphore is never closed
                 Either::Left((slot, _)) => return slot.map_err(|_| StreamClosed),
@@ -284,7 +284,7 @@ impl<M: Messages> Connection<M> {
 }
 
 /// Notifications of the session's processes, until the stream is over.
-async fn push<M: Messages>(messages: Arc<M>, supervisor: Arc<Supervisor>) {
+async fn push<M: MessageStream>(messages: Arc<M>, supervisor: Arc<Supervisor>) {
     loop {
         let message = supervisor.next_notification().await;
         if messages.send(Bytes::from(message)).await.is_err() {
@@ -307,13 +307,13 @@ mod tests {
     use crate::testing::{executor, process_id};
     use futures_util::poll;
     use rendez_proto::rpc::{notification, path::PathUri, request};
-    use rendez_rpc::memory::pair;
+    use rendez_rpc::duplex::duplex;
     use std::future::pending;
 
     /// A disk that hangs, and then the client dies.
     #[tokio::test]
     async fn behind_calls_that_hang_the_end_is_noticed_and_what_arrived_takes_effect() {
-        let (client, ours) = pair(64);
+        let (client, ours) = duplex(64);
         let mut connection = Connection::new(executor(), Arc::new(ours));
         let sleeper = process::Start::new(
             process_id("p"),

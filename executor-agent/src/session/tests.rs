@@ -14,8 +14,8 @@ use rendez_proto::rpc::session::*;
 use rendez_proto::rpc::{
     Message, Method, Notification, RequestId, RpcError, code, notification, request,
 };
-use rendez_rpc::Messages as _;
-use rendez_rpc::memory::{End, pair};
+use rendez_rpc::MessageStream as _;
+use rendez_rpc::duplex::{DuplexEnd, duplex};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -28,7 +28,7 @@ use crate::testing::{executor, is_alive, process_id as pid, wait_until_gone};
 
 /// A client of one stream that keeps what it has not asked for yet.
 struct Client {
-    end: End,
+    end: DuplexEnd,
     next_id: AtomicI64,
     inbox: Vec<Message>,
     takes: Option<ClientExtensions>,
@@ -37,7 +37,7 @@ struct Client {
 
 impl Client {
     fn connect(executor: &Arc<Executor>, capacity: usize) -> Self {
-        let (end, other) = pair(capacity);
+        let (end, other) = duplex(capacity);
         let server = tokio::spawn(serve(executor.clone(), Arc::new(other)));
         Self { end, next_id: AtomicI64::new(1), inbox: Vec::new(), takes: None, server }
     }

@@ -1,8 +1,8 @@
-//! [`Inbox`] and [`Outbox`] against a naive reading of the whole byte stream.
+//! [`ReceiveQueue`] and [`SendQueue`] against a naive reading of the whole byte stream.
 
 use arbitrary::{Arbitrary as _, Result, Unstructured};
 use bytes::{Bytes, BytesMut};
-use rendez_endpoint::framing::{Inbox, Outbox};
+use rendez_endpoint::framing::{ReceiveQueue, SendQueue};
 use rendez_proto::limits::APPLICATION_MESSAGE_MAX_BYTES;
 
 /// Messages through both sides, or hostile bytes into the inbox.
@@ -16,7 +16,7 @@ pub fn run(data: &[u8]) {
 
 /// Messages are queued, cut, put together and read in any interleaving.
 fn messages(u: &mut Unstructured<'_>) -> Result<()> {
-    let (mut outbox, mut inbox) = (Outbox::default(), Inbox::default());
+    let (mut send_queue, mut receive_queue) = (SendQueue::default(), ReceiveQueue::default());
     let (mut sent, mut got, mut wire) = (Vec::<Bytes>::new(), Vec::new(), Vec::new());
     let mut queued = 0;
     while !u.is_empty() {
@@ -29,7 +29,7 @@ fn messages(u: &mut Unstructured<'_>) -> Result<()> {
                 };
                 let message = Bytes::from(vec![sent.len() as u8; len]);
                 assert_eq!(
-                    outbox.push(message.clone()).is_err(),
+                    send_queue.push(message.clone()).is_err(),
                     len == 0,
                     "only empty ones are refused"
                 );
@@ -41,23 +41,27 @@ fn messages(u: &mut Unstructured<'_>) -> Result<()> {
             2 => {
                 let max = if u.ratio(1, 4)? { 61_440 } else { u.arbitrary::<u8>()?.into() };
                 let mut plaintext = BytesMut::new();
-                outbox.take(max, &mut plaintext);
+                send_queue.take(max, &mut plaintext);
                 assert_eq!(plaintext.len(), max.min(queued), "a record is as full as it can be");
                 queued -= plaintext.len();
                 wire.extend_from_slice(&plaintext);
-                assert_eq!(inbox.push(plaintext.freeze()), Ok(()), "our own framing is refused");
+                assert_eq!(
+                    receive_queue.push(plaintext.freeze()),
+                    Ok(()),
+                    "our own framing is refused"
+                );
             }
-            _ => got.extend(inbox.pop()),
+            _ => got.extend(receive_queue.pop()),
         }
-        assert_eq!((outbox.bytes(), outbox.is_empty()), (queued, queued == 0));
+        assert_eq!((send_queue.bytes(), send_queue.is_empty()), (queued, queued == 0));
     }
     let mut rest = BytesMut::new();
-    outbox.take(queued, &mut rest);
+    send_queue.take(queued, &mut rest);
     wire.extend_from_slice(&rest);
-    assert_eq!(inbox.push(rest.freeze()), Ok(()));
-    got.extend(std::iter::from_fn(|| inbox.pop()));
+    assert_eq!(receive_queue.push(rest.freeze()), Ok(()));
+    got.extend(std::iter::from_fn(|| receive_queue.pop()));
     assert_eq!(got, sent, "messages changed on the way");
-    assert_eq!((inbox.unread_bytes(), outbox.bytes()), (0, 0));
+    assert_eq!((receive_queue.unread_bytes(), send_queue.bytes()), (0, 0));
     assert_eq!(naive(&wire), (sent, false), "the wire is not the messages one after the other");
     Ok(())
 }
@@ -67,19 +71,22 @@ fn hostile(u: &mut Unstructured<'_>) -> Result<()> {
     let cuts: Vec<u8> = u.arbitrary()?;
     let wire = u.bytes(u.len())?;
     let (expected, breaks) = naive(wire);
-    let mut inbox = Inbox::default();
+    let mut receive_queue = ReceiveQueue::default();
     let (mut rest, mut broke) = (wire, false);
     let mut cuts = cuts.into_iter();
     while !rest.is_empty() && !broke {
         let cut = cuts.next().map_or(rest.len(), |cut| rest.len().min(cut.into()));
         let (record, after) = rest.split_at(cut);
-        broke = inbox.push(Bytes::copy_from_slice(record)).is_err();
+        broke = receive_queue.push(Bytes::copy_from_slice(record)).is_err();
         rest = after;
     }
     assert_eq!(broke, breaks, "a length was judged otherwise");
     let unread: usize = expected.iter().map(|message| message.len() + size_of::<Bytes>()).sum();
-    assert_eq!((inbox.unread_bytes(), inbox.is_empty()), (unread, expected.is_empty()));
-    let got: Vec<Bytes> = std::iter::from_fn(|| inbox.pop()).collect();
+    assert_eq!(
+        (receive_queue.unread_bytes(), receive_queue.is_empty()),
+        (unread, expected.is_empty())
+    );
+    let got: Vec<Bytes> = std::iter::from_fn(|| receive_queue.pop()).collect();
     assert_eq!(got, expected);
     Ok(())
 }

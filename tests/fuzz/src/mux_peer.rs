@@ -134,7 +134,7 @@ impl World {
         };
         let mut mux = Mux::new(config, [1; 32]);
         mux.socket_opened(now, registration(0));
-        let open = if victim_is_executor { knock } else { answer };
+        let open = if victim_is_executor { open_to_executor } else { open_from_orchestrator };
         let [(a, attacker), (b, bystander)] =
             [ATTACKER, BYSTANDER].map(|number| open(&mut mux, now, profile, number));
         while mux.poll_event().is_some() {}
@@ -370,7 +370,12 @@ fn next_message(mux: &mut Mux, now: Instant) -> Bytes {
 }
 
 /// The victim is an executor.
-fn knock(mux: &mut Mux, now: Instant, profile: Profile, number: u8) -> (Key, Established) {
+fn open_to_executor(
+    mux: &mut Mux,
+    now: Instant,
+    profile: Profile,
+    number: u8,
+) -> (Key, Established) {
     let (suite, prologue) = (profile.suite(), prologue(profile, number));
     let peer = executor().public_for(suite);
     let seed = Zeroizing::new([number; 32]);
@@ -388,7 +393,12 @@ fn knock(mux: &mut Mux, now: Instant, profile: Profile, number: u8) -> (Key, Est
 }
 
 /// The victim is an orchestrator.
-fn answer(mux: &mut Mux, now: Instant, profile: Profile, number: u8) -> (Key, Established) {
+fn open_from_orchestrator(
+    mux: &mut Mux,
+    now: Instant,
+    profile: Profile,
+    number: u8,
+) -> (Key, Established) {
     let (suite, prologue) = (profile.suite(), prologue(profile, number));
     let connect = Connect {
         stream: stream(number),

@@ -264,6 +264,6 @@ fn closed_name(why: Closed) -> &'static str {
         Closed::HandshakeTimeout => "ended: handshake timeout",
         Closed::AuthenticationRejected | Closed::HandshakeRejected => "ended: handshake rejected",
         Closed::OutOfSequence => "ended: out of sequence",
-        Closed::Unread => "ended: unread",
+        Closed::ReaderStalled => "ended: unread",
     }
 }

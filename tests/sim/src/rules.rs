@@ -439,5 +439,5 @@ pub(crate) fn refusals(stats: &Stats) -> u64 {
         + stats.refused_control
         + stats.hints
         + stats.handshake_failures
-        + stats.handshakes_turned_away
+        + stats.handshakes_throttled
 }

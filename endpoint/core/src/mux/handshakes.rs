@@ -11,11 +11,11 @@ use rendez_proto::profile::Profile;
 use zeroize::Zeroizing;
 
 use super::Mux;
-use crate::admission::TurnedAway;
+use super::handshake_limiter::Throttled;
 use crate::config::{Connect, Event, Key, Role};
 use crate::error::{ConnectError, Refusal};
 use crate::noise::{self, Authorized, Prologue};
-use crate::stream::{Again, Dialing, Stream, reset, wire_name};
+use crate::stream::{Connecting, HandshakeReply, Stream, reset, wire_name};
 
 impl Mux {
     /// Starts a stream to an executor. [`Event::Opened`] or [`Event::Closed`]
@@ -52,8 +52,8 @@ impl Mux {
             &authorization,
             seed,
         )?;
-        let dialing = Dialing::new(&stream, profile, handshake, message, now);
-        Ok(self.insert(Stream::dialing(stream, profile, dialing)))
+        let connecting = Connecting::new(&stream, profile, handshake, message, now);
+        Ok(self.insert(Stream::connecting(stream, profile, connecting)))
     }
 
     /// Lets a peer in. `proof` must be for the key that
@@ -62,14 +62,14 @@ impl Mux {
     pub fn authorize(&mut self, now: Instant, key: Key, proof: Authorized) {
         let Some(slot) = self.find(key) else { return };
         let (socket, entry) = (self.socket, &mut self.streams[slot]);
-        if !entry.stream.is_asking() {
+        if !entry.stream.is_authorizing() {
             return;
         }
-        match entry.stream.authorize(now, proof, socket, &self.terms) {
+        match entry.stream.authorize(now, proof, socket, &self.reliable_config) {
             Ok(message_2) => {
                 self.stats.opened += 1;
                 self.events.push_back(Event::Opened { key });
-                self.gone.extend(message_2);
+                self.stateless_frames.extend(message_2);
                 self.refresh(slot);
             }
             Err(_) => {
@@ -86,7 +86,7 @@ impl Mux {
     pub fn refuse(&mut self, now: Instant, key: Key, why: Refusal) {
         let Some(slot) = self.find(key) else { return };
         let stream = &mut self.streams[slot].stream;
-        if !stream.is_asking() {
+        if !stream.is_authorizing() {
             return;
         }
         let wire = match why {
@@ -134,12 +134,14 @@ impl Mux {
         message: &[u8],
     ) {
         let offered = self.config.profiles.iter().find(|offer| wire_name(**offer) == profile);
-        let pending = self.streams.iter().filter(|(_, entry)| entry.stream.is_asking()).count();
-        let admitted = self.admission.admit(now, &self.config.limits, self.streams.len(), pending);
+        let pending =
+            self.streams.iter().filter(|(_, entry)| entry.stream.is_authorizing()).count();
+        let admitted =
+            self.handshake_limiter.admit(now, &self.config.limits, self.streams.len(), pending);
         let (Some(&profile), Ok(()), Some(registration)) = (offered, admitted, &self.registration)
         else {
-            if admitted == Err(TurnedAway) {
-                self.stats.handshakes_turned_away += 1;
+            if admitted == Err(Throttled) {
+                self.stats.handshakes_throttled += 1;
             }
             let reason = if profile.is_empty() {
                 ResetReason::ProtocolError
@@ -165,7 +167,7 @@ impl Mux {
         let authorization = handshake.authorization().clone();
         let pending = handshake.pending();
         let stream = id.clone();
-        let key = self.insert(Stream::asking(id, profile, handshake, message, now));
+        let key = self.insert(Stream::authorizing(id, profile, handshake, message, now));
         self.events.push_back(Event::AuthorizationNeeded {
             key,
             stream,
@@ -178,12 +180,12 @@ impl Mux {
 
     pub(super) fn handle_message_1(&mut self, now: Instant, slot: usize, message: &[u8]) {
         let profile = self.streams[slot].stream.profile;
-        let mut again = Again::Handled;
+        let mut again = HandshakeReply::None;
         self.with(now, slot, |stream, _, _| {
             again = stream.handle_message_1(message)?;
             Ok(())
         });
-        if again == Again::Refuse {
+        if again == HandshakeReply::Refuse {
             let wire = reset(&self.streams[slot].stream.id, refusal(profile));
             self.queue(wire);
         }
@@ -191,8 +193,8 @@ impl Mux {
 
     pub(super) fn handle_message_2(&mut self, now: Instant, slot: usize, message: &[u8]) {
         let mut opened = false;
-        self.with_terms(now, slot, |stream, terms, stats, _| {
-            opened = stream.handle_message_2(message, terms, stats)?;
+        self.with_config(now, slot, |stream, config, stats, _| {
+            opened = stream.handle_message_2(message, config, stats)?;
             Ok(())
         });
         if opened {
@@ -204,7 +206,7 @@ impl Mux {
 
     fn failed(&mut self, now: Instant) {
         self.stats.handshake_failures += 1;
-        self.admission.failed(now);
+        self.handshake_limiter.record_failure(now);
     }
 
     /// A handshake's randomness. The generator is replaced by its own output

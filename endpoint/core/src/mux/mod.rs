@@ -4,8 +4,9 @@
 //! resumes and acknowledgements, then one record of each ready stream in turn.
 //! A record is at most 60 KiB, so plain turns are fair to within one record.
 
+mod handshake_limiter;
 mod handshakes;
-mod slots;
+mod stream_table;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Instant;
@@ -17,12 +18,12 @@ use rendez_proto::frame::{Body, Frame};
 use rendez_proto::ids::{RegistrationId, StreamId};
 use slab::Slab;
 
-use crate::admission::Admission;
 use crate::config::{Config, Event, Key, Role};
 use crate::error::{Closed, Misbehaviour, SendError};
 use crate::stats::Stats;
-use crate::stream::{Ending, Terms};
-use slots::StreamEntry;
+use crate::stream::{ReliableConfig, StreamEnd};
+use handshake_limiter::HandshakeLimiter;
+use stream_table::StreamEntry;
 
 /// The endpoint. See the [crate] for the order in which to call it.
 #[derive(Debug)]
@@ -37,16 +38,16 @@ pub struct Mux {
     /// The live streams; those that ended and wait to be read out are not in it.
     index: HashMap<StreamId, usize>,
     generation: u32,
-    admission: Admission,
-    terms: Terms,
+    handshake_limiter: HandshakeLimiter,
+    reliable_config: ReliableConfig,
     /// Frames that belong to no live stream.
-    gone: VecDeque<Bytes>,
+    stateless_frames: VecDeque<Bytes>,
     control: VecDeque<usize>,
     records: VecDeque<usize>,
     timers: BTreeSet<(Instant, usize)>,
-    congested: usize,
+    backpressured: usize,
     /// A stream has begun to ask for its peer since somebody looked.
-    doubt: bool,
+    ping_wanted: bool,
     events: VecDeque<Event>,
     stats: Stats,
     scratch: BytesMut,
@@ -56,7 +57,7 @@ impl Mux {
     /// An endpoint without a socket. All its randomness follows from
     /// `rng_seed`: 32 uniformly random secret bytes, used once.
     pub fn new(config: Config, rng_seed: [u8; 32]) -> Self {
-        let terms = Terms::new(config.limits.grace);
+        let reliable_config = ReliableConfig::new(config.limits.grace);
         Self {
             config,
             rng: ChaCha20Rng::from_seed(rng_seed),
@@ -65,14 +66,14 @@ impl Mux {
             streams: Slab::new(),
             index: HashMap::new(),
             generation: 0,
-            admission: Admission::default(),
-            terms,
-            gone: VecDeque::new(),
+            handshake_limiter: HandshakeLimiter::default(),
+            reliable_config,
+            stateless_frames: VecDeque::new(),
             control: VecDeque::new(),
             records: VecDeque::new(),
             timers: BTreeSet::new(),
-            congested: 0,
-            doubt: false,
+            backpressured: 0,
+            ping_wanted: false,
             events: VecDeque::new(),
             stats: Stats::default(),
             scratch: BytesMut::new(),
@@ -86,7 +87,7 @@ impl Mux {
     pub fn socket_opened(&mut self, now: Instant, registration: RegistrationId) {
         self.socket = true;
         self.registration = Some(registration);
-        for slot in self.slots() {
+        for slot in self.indices() {
             self.with(now, slot, |stream, _, now| {
                 stream.socket_opened(now);
                 Ok(())
@@ -98,8 +99,8 @@ impl Mux {
     /// wait for the next socket.
     pub fn socket_lost(&mut self, now: Instant) {
         self.socket = false;
-        self.gone.clear();
-        for slot in self.slots() {
+        self.stateless_frames.clear();
+        for slot in self.indices() {
             self.with(now, slot, |stream, _, now| stream.socket_lost(now));
         }
     }
@@ -145,13 +146,13 @@ impl Mux {
     /// has no credit of its own (Codex profile) holds too much unread; at an
     /// executor such a stream soon ends.
     pub fn wants_read(&self) -> bool {
-        self.congested == 0
+        self.backpressured == 0
     }
 
     /// Whether the socket itself is in doubt: a stream has begun to miss its
     /// peer. Asking takes the doubt back.
-    pub fn take_doubt(&mut self) -> bool {
-        std::mem::take(&mut self.doubt)
+    pub fn poll_ping(&mut self) -> bool {
+        std::mem::take(&mut self.ping_wanted)
     }
 
     /// Whether another socket may take the place of this one without a loss:
@@ -166,11 +167,11 @@ impl Mux {
             return None;
         }
         let wire = self
-            .gone
+            .stateless_frames
             .pop_front()
             .or_else(|| self.poll_control(now))
             .or_else(|| self.poll_record(now))
-            .or_else(|| self.gone.pop_front())?; // a farewell that the polls left
+            .or_else(|| self.stateless_frames.pop_front())?; // a farewell that the polls left
         self.stats.frames_out += 1;
         Some(wire)
     }
@@ -213,7 +214,7 @@ impl Mux {
         let slot = self.find(key)?;
         let message = self.streams[slot].stream.recv();
         self.schedule(slot);
-        self.release_if_read_out(slot);
+        self.release_if_drained(slot);
         message
     }
 
@@ -233,7 +234,7 @@ impl Mux {
         if let Some(slot) = self.find(key) {
             self.with(now, slot, |stream, _, _| {
                 stream.close()?;
-                Err(Ending::misbehaved(Misbehaviour::Nonsense))
+                Err(StreamEnd::misbehaved(Misbehaviour::InvalidMessage))
             });
         }
     }

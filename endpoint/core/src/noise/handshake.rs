@@ -42,7 +42,7 @@
 //! # use rendez_endpoint::noise::*;
 //! fn stale(waiting: AwaitingResponse, message: &[u8]) {
 //!     let first = waiting.finish(message);
-//!     let second = waiting.finish(message); // only what `Rejected` gives back may try again
+//!     let second = waiting.finish(message); // only what `FinishError` gives back may try again
 //! }
 //! ```
 
@@ -159,7 +159,7 @@ pub struct AwaitingResponse {
 /// Message 2 was refused. A relay can always damage one, so the handshake may
 /// wait for another.
 #[derive(Debug)]
-pub struct Rejected {
+pub struct FinishError {
     /// The state before the message; `None` if the handshake cannot go on.
     pub state: Option<AwaitingResponse>,
     /// What was wrong with it.
@@ -170,8 +170,8 @@ impl AwaitingResponse {
     /// Reads message 2.
     ///
     /// # Errors
-    /// [`Rejected`] gives the state back.
-    pub fn finish(self, message: &[u8]) -> Result<Established, Box<Rejected>> {
+    /// [`FinishError`] gives the state back.
+    pub fn finish(self, message: &[u8]) -> Result<Established, Box<FinishError>> {
         let mut noise = self.noise;
         let before = match &noise {
             SuiteHandshake::HybridIk(noise) => Some(noise.clone()),
@@ -180,10 +180,10 @@ impl AwaitingResponse {
         match noise.read(message) {
             Ok(payload) => noise
                 .establish(true, payload)
-                .map_err(|error| Box::new(Rejected { state: None, error })),
+                .map_err(|error| Box::new(FinishError { state: None, error })),
             Err(error) => {
                 let noise = before.map_or(noise, SuiteHandshake::HybridIk);
-                Err(Box::new(Rejected { state: Some(AwaitingResponse { noise }), error }))
+                Err(Box::new(FinishError { state: Some(AwaitingResponse { noise }), error }))
             }
         }
     }
@@ -348,7 +348,7 @@ mod tests {
             let record = executor.sealer.seal(0, b"", b"x").unwrap();
             assert_eq!(
                 executor.opener.open(0, b"", record),
-                Err(super::super::Refused),
+                Err(super::super::SealError),
                 "each direction has its own key"
             );
         }

@@ -52,7 +52,7 @@ const _: () = assert!(MESSAGE_1_BYTES == 3568 && MESSAGE_2_BYTES == 3424);
 /// One side of a handshake in progress.
 #[derive(Clone)]
 pub(super) struct HybridIkHandshake(
-    HybridHandshakeCore<X25519, MlKem, MlKem, AesGcm, Sha256, Staged>,
+    HybridHandshakeCore<X25519, MlKem, MlKem, AesGcm, Sha256, StagedRng>,
 );
 
 impl HybridIkHandshake {
@@ -173,15 +173,15 @@ thread_local! {
 /// The generator that clatter makes for itself. Without a staged seed it
 /// fails instead of guessing.
 #[derive(Clone)]
-struct Staged(Option<ChaCha20Rng>);
+struct StagedRng(Option<ChaCha20Rng>);
 
-impl Default for Staged {
+impl Default for StagedRng {
     fn default() -> Self {
         Self(STAGED_SEED.take().map(|seed| ChaCha20Rng::from_seed(*seed)))
     }
 }
 
-impl rand_core_06::RngCore for Staged {
+impl rand_core_06::RngCore for StagedRng {
     fn next_u32(&mut self) -> u32 {
         rand_core_06::impls::next_u32_via_fill(self)
     }
@@ -213,7 +213,7 @@ impl rand_core_06::RngCore for Staged {
 const UNSEEDED: std::num::NonZeroU32 =
     std::num::NonZeroU32::MIN.saturating_add(rand_core_06::Error::CUSTOM_START);
 
-impl rand_core_06::CryptoRng for Staged {}
+impl rand_core_06::CryptoRng for StagedRng {}
 
 fn draw<const N: usize>(rng: &mut impl rand_core_06::RngCore) -> Option<Zeroizing<[u8; N]>> {
     let mut bytes = Zeroizing::new([0; N]);
@@ -397,15 +397,16 @@ mod tests {
 
     #[test]
     fn the_hashed_name_is_the_one_that_stock_binaries_hash() {
-        let name = HybridHandshakeCore::<X25519, MlKem, MlKem, AesGcm, Sha256, Staged>::build_name(
-            &noise_hybrid_ik(),
-        );
+        let name =
+            HybridHandshakeCore::<X25519, MlKem, MlKem, AesGcm, Sha256, StagedRng>::build_name(
+                &noise_hybrid_ik(),
+            );
         assert_eq!(name.as_str(), "Noise_hybridIK_25519+MLKEM768_AESGCM_SHA256");
     }
 
     #[test]
     fn a_generator_without_a_seed_fails() {
-        assert!(draw::<32>(&mut Staged::default()).is_none());
+        assert!(draw::<32>(&mut StagedRng::default()).is_none());
     }
 
     /// What only a peer that holds its keys and lies about one can send.

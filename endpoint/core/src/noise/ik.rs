@@ -116,7 +116,7 @@ struct Resolver(Zeroizing<[u8; 32]>);
 
 impl CryptoResolver for Resolver {
     fn resolve_rng(&self) -> Option<Box<dyn Random>> {
-        Some(Box::new(Seeded(ChaCha20Rng::from_seed(*self.0))))
+        Some(Box::new(SeededRng(ChaCha20Rng::from_seed(*self.0))))
     }
 
     fn resolve_dh(&self, choice: &DHChoice) -> Option<Box<dyn Dh>> {
@@ -132,9 +132,9 @@ impl CryptoResolver for Resolver {
     }
 }
 
-struct Seeded(ChaCha20Rng);
+struct SeededRng(ChaCha20Rng);
 
-impl Random for Seeded {
+impl Random for SeededRng {
     fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Error> {
         self.0.fill_bytes(bytes);
         Ok(())

@@ -35,8 +35,8 @@ mod transport_keys;
 pub use error::HandshakeError;
 pub use handshake::{
     AUTHENTICATION_REJECTED, Authorized, AwaitingAuthorization, AwaitingResponse, Established,
-    PendingHandshake, Rejected, initiate, respond,
+    FinishError, PendingHandshake, initiate, respond,
 };
 pub use identity::{Identity, IdentitySeed};
 pub use prologue::Prologue;
-pub use seal::{Opener, Refused, Sealer};
+pub use seal::{Opener, SealError, Sealer};

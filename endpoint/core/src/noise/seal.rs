@@ -21,7 +21,7 @@ pub struct Opener(Aead);
 /// The bytes are not what the peer sealed under this nonce and associated data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not sealed by the peer")]
-pub struct Refused;
+pub struct SealError;
 
 impl Sealer {
     pub(super) fn new(key: &[u8; 32]) -> Result<Self, HandshakeError> {
@@ -31,14 +31,14 @@ impl Sealer {
     /// Seals `buffer` where it lies and appends the tag.
     ///
     /// # Errors
-    /// [`Refused`] if the length is beyond what AES-GCM allows (tens of GiB).
+    /// [`SealError`] if the length is beyond what AES-GCM allows (tens of GiB).
     pub fn seal_in_place(
         &self,
         nonce: u64,
         ad: &[u8],
         buffer: &mut BytesMut,
-    ) -> Result<(), Refused> {
-        let tag = self.0.seal(nonce, ad, buffer).map_err(|AeadFailure| Refused)?;
+    ) -> Result<(), SealError> {
+        let tag = self.0.seal(nonce, ad, buffer).map_err(|AeadFailure| SealError)?;
         buffer.extend_from_slice(&tag);
         Ok(())
     }
@@ -47,7 +47,7 @@ impl Sealer {
     ///
     /// # Errors
     /// As [`Sealer::seal_in_place`].
-    pub fn seal(&self, nonce: u64, ad: &[u8], plaintext: &[u8]) -> Result<Bytes, Refused> {
+    pub fn seal(&self, nonce: u64, ad: &[u8], plaintext: &[u8]) -> Result<Bytes, SealError> {
         let mut buffer = BytesMut::with_capacity(plaintext.len() + TAG_BYTES);
         buffer.extend_from_slice(plaintext);
         self.seal_in_place(nonce, ad, &mut buffer)?;
@@ -58,8 +58,8 @@ impl Sealer {
     ///
     /// # Errors
     /// As [`Sealer::seal_in_place`].
-    pub fn prove(&self, nonce: u64, ad: &[u8]) -> Result<[u8; TAG_BYTES], Refused> {
-        self.0.seal(nonce, ad, &mut []).map_err(|AeadFailure| Refused)
+    pub fn prove(&self, nonce: u64, ad: &[u8]) -> Result<[u8; TAG_BYTES], SealError> {
+        self.0.seal(nonce, ad, &mut []).map_err(|AeadFailure| SealError)
     }
 }
 
@@ -72,10 +72,10 @@ impl Opener {
     /// holds them, and on a copy otherwise.
     ///
     /// # Errors
-    /// [`Refused`] if anything differs from what was sealed.
-    pub fn open(&self, nonce: u64, ad: &[u8], record: Bytes) -> Result<Bytes, Refused> {
+    /// [`SealError`] if anything differs from what was sealed.
+    pub fn open(&self, nonce: u64, ad: &[u8], record: Bytes) -> Result<Bytes, SealError> {
         let mut buffer = BytesMut::from(record);
-        let len = self.0.open(nonce, ad, &mut buffer).map_err(|AeadFailure| Refused)?;
+        let len = self.0.open(nonce, ad, &mut buffer).map_err(|AeadFailure| SealError)?;
         buffer.truncate(len);
         Ok(buffer.freeze())
     }
@@ -112,15 +112,15 @@ mod tests {
         let record = sealer.seal(5, b"ad", b"hello").unwrap();
         assert_eq!(record.len(), 5 + TAG_BYTES);
         assert_eq!(opener.open(5, b"ad", record.clone()).unwrap(), "hello");
-        assert_eq!(opener.open(6, b"ad", record.clone()), Err(Refused));
-        assert_eq!(opener.open(5, b"AD", record.clone()), Err(Refused));
+        assert_eq!(opener.open(6, b"ad", record.clone()), Err(SealError));
+        assert_eq!(opener.open(5, b"AD", record.clone()), Err(SealError));
         for at in 0..record.len() {
             let mut damaged = record.to_vec();
             damaged[at] ^= 1;
-            assert_eq!(opener.open(5, b"ad", damaged.into()), Err(Refused));
+            assert_eq!(opener.open(5, b"ad", damaged.into()), Err(SealError));
         }
-        assert_eq!(opener.open(5, b"ad", record.slice(..record.len() - 1)), Err(Refused));
-        assert_eq!(opener.open(5, b"ad", Bytes::new()), Err(Refused));
+        assert_eq!(opener.open(5, b"ad", record.slice(..record.len() - 1)), Err(SealError));
+        assert_eq!(opener.open(5, b"ad", Bytes::new()), Err(SealError));
     }
 
     #[test]

@@ -10,17 +10,18 @@
 //! ```
 //!
 //! A reliable stream that is open also knows whether its peer can be reached
-//! ([`link`]). What ends a stream is an [`Ending`]: why, and who is told. The
+//! ([`path`]). What ends a stream is an [`StreamEnd`]: why, and who is told. The
 //! [`Mux`](crate::Mux) turns it into an event and a frame.
 
-mod control;
-mod dialing;
-mod ending;
-mod link;
+mod connecting;
 mod open;
+mod path;
+mod proofs;
 mod reliable;
+mod reliable_config;
+mod stream_end;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use rendez_proto::frame::{Body, Frame, ResetReason};
@@ -30,16 +31,16 @@ use rendez_proto::profile::Profile;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Closed, Misbehaviour, SendError};
-use crate::framing::Inbox;
+use crate::framing::ReceiveQueue;
 use crate::noise::{Authorized, AwaitingAuthorization, HandshakeError};
 use crate::stats::Stats;
-use crate::window::{Budget, RECEIVE_MEMORY_BYTES, SEND_MEMORY_BYTES};
 
-pub(crate) use dialing::Dialing;
-pub(crate) use ending::{Ending, Tell, reset, wire_name};
+pub(crate) use connecting::Connecting;
 use open::Open;
 pub use open::{CODEX_UNREAD_MAX_BYTES, CODEX_UNREAD_TIMEOUT};
 pub use reliable::{ACK_DELAY, ACK_EVERY_RECORDS};
+pub(crate) use reliable_config::ReliableConfig;
+pub(crate) use stream_end::{StreamEnd, reset, wire_name};
 
 /// See the module.
 #[derive(Debug)]
@@ -54,43 +55,26 @@ pub(crate) struct Stream {
 
 #[derive(Debug)]
 enum StreamState {
-    Dialing(Box<Dialing>),
-    Asking(Box<Asking>),
-    Open(Box<Open>, Option<Accepted>),
-    Ended { why: Closed, unread: Inbox },
-}
-
-/// What a reliable stream may have.
-#[derive(Debug)]
-pub(crate) struct Terms {
-    /// How long it outlives its socket.
-    pub(crate) grace: Duration,
-    /// For windows that grow, of all streams together.
-    pub(crate) send_memory: Budget,
-    pub(crate) receive_memory: Budget,
-}
-
-impl Terms {
-    pub(crate) fn new(grace: Duration) -> Self {
-        let (send, receive) = (SEND_MEMORY_BYTES, RECEIVE_MEMORY_BYTES);
-        Self { grace, send_memory: Budget::new(send), receive_memory: Budget::new(receive) }
-    }
+    Connecting(Box<Connecting>),
+    Authorizing(Box<Authorizing>),
+    Open(Box<Open>, Option<Message1Digest>),
+    Ended { why: Closed, unread: ReceiveQueue },
 }
 
 /// An executor's side of a handshake that waits for the registry's verdict.
 #[derive(Debug)]
-struct Asking {
+struct Authorizing {
     handshake: AwaitingAuthorization,
-    accepted: Accepted,
+    accepted: Message1Digest,
     until: Instant,
 }
 
 /// The digest of the message 1 that was accepted, to know it when it comes
 /// again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Accepted([u8; 32]);
+struct Message1Digest([u8; 32]);
 
-impl Accepted {
+impl Message1Digest {
     fn new(message_1: &[u8]) -> Self {
         Self(Sha256::digest(message_1).into())
     }
@@ -98,35 +82,40 @@ impl Accepted {
 
 /// What to do about a handshake frame for a stream that exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Again {
+pub(crate) enum HandshakeReply {
     /// Nothing more.
-    Handled,
+    None,
     /// Tell the peer, but keep the stream.
     Refuse,
 }
 
 impl Stream {
-    pub(crate) fn dialing(id: StreamId, profile: Profile, dialing: Dialing) -> Self {
-        Self { id, profile, state: StreamState::Dialing(Box::new(dialing)), readable: false }
+    pub(crate) fn connecting(id: StreamId, profile: Profile, connecting: Connecting) -> Self {
+        Self { id, profile, state: StreamState::Connecting(Box::new(connecting)), readable: false }
     }
 
-    pub(crate) fn asking(
+    pub(crate) fn authorizing(
         id: StreamId,
         profile: Profile,
         handshake: AwaitingAuthorization,
         message_1: &[u8],
         now: Instant,
     ) -> Self {
-        let asking = Asking {
+        let authorizing = Authorizing {
             handshake,
-            accepted: Accepted::new(message_1),
+            accepted: Message1Digest::new(message_1),
             until: now + AUTHORIZATION_TIMEOUT,
         };
-        Self { id, profile, state: StreamState::Asking(Box::new(asking)), readable: false }
+        Self {
+            id,
+            profile,
+            state: StreamState::Authorizing(Box::new(authorizing)),
+            readable: false,
+        }
     }
 
-    pub(crate) fn is_asking(&self) -> bool {
-        matches!(self.state, StreamState::Asking(_))
+    pub(crate) fn is_authorizing(&self) -> bool {
+        matches!(self.state, StreamState::Authorizing(_))
     }
 
     // ---- the executor's verdict --------------------------------------------
@@ -137,35 +126,36 @@ impl Stream {
         now: Instant,
         proof: Authorized,
         socket: bool,
-        terms: &Terms,
+        config: &ReliableConfig,
     ) -> Result<Option<Bytes>, HandshakeError> {
-        let Some(asking) = self.take_asking() else { return Ok(None) };
-        let (keys, message) = asking.handshake.authorize(proof)?;
+        let Some(authorizing) = self.take_authorizing() else { return Ok(None) };
+        let (keys, message) = authorizing.handshake.authorize(proof)?;
         let message_2 = self.message_2(message);
         let (open, once) = if self.profile.is_reliable() {
             let open =
-                Open::reliable_responder(terms, keys.sealer, keys.opener, now, socket, message_2);
+                Open::reliable_responder(config, keys.sealer, keys.opener, now, socket, message_2);
             (open, None) // it repeats message 2 until that is confirmed
         } else {
             (Open::codex_responder(keys.sealer, keys.opener), Some(message_2))
         };
-        self.state = StreamState::Open(Box::new(open), Some(asking.accepted));
+        self.state = StreamState::Open(Box::new(open), Some(authorizing.accepted));
         Ok(once)
     }
 
     /// Message 2 that tells the peer about rejected credentials.
     pub(crate) fn reject(&mut self) -> Option<Bytes> {
-        let message = self.take_asking()?.handshake.reject().ok()?;
+        let message = self.take_authorizing()?.handshake.reject().ok()?;
         Some(self.message_2(message))
     }
 
-    fn take_asking(&mut self) -> Option<Asking> {
-        if !self.is_asking() {
+    fn take_authorizing(&mut self) -> Option<Authorizing> {
+        if !self.is_authorizing() {
             return None;
         }
-        let ended = StreamState::Ended { why: Closed::HandshakeRejected, unread: Inbox::default() };
+        let ended =
+            StreamState::Ended { why: Closed::HandshakeRejected, unread: ReceiveQueue::default() };
         match std::mem::replace(&mut self.state, ended) {
-            StreamState::Asking(asking) => Some(*asking),
+            StreamState::Authorizing(authorizing) => Some(*authorizing),
             _ => None,
         }
     }
@@ -180,7 +170,7 @@ impl Stream {
     pub(crate) fn send(&mut self, message: &Bytes) -> Result<(), SendError> {
         match &mut self.state {
             StreamState::Open(open, _) => open.send(message),
-            StreamState::Dialing(_) | StreamState::Asking(_) => Err(SendError::Blocked),
+            StreamState::Connecting(_) | StreamState::Authorizing(_) => Err(SendError::Blocked),
             StreamState::Ended { why, .. } => Err(SendError::Closed(*why)),
         }
     }
@@ -189,7 +179,7 @@ impl Stream {
         let message = match &mut self.state {
             StreamState::Open(open, _) => open.recv(),
             StreamState::Ended { unread, .. } => unread.pop(),
-            StreamState::Dialing(_) | StreamState::Asking(_) => None,
+            StreamState::Connecting(_) | StreamState::Authorizing(_) => None,
         };
         if message.is_none() {
             self.readable = false;
@@ -198,17 +188,17 @@ impl Stream {
     }
 
     /// Graceful for an open stream; any other is over at once.
-    pub(crate) fn close(&mut self) -> Result<(), Ending> {
+    pub(crate) fn close(&mut self) -> Result<(), StreamEnd> {
         match &mut self.state {
             StreamState::Open(open, _) => {
                 open.close();
                 Ok(())
             }
-            StreamState::Dialing(_) | StreamState::Asking(_) => {
-                Err(Ending { why: Closed::Finished, tell: Tell::Peer(ResetReason::Finished) })
+            StreamState::Connecting(_) | StreamState::Authorizing(_) => {
+                Err(StreamEnd { why: Closed::Finished, reset: Some(ResetReason::Finished) })
             }
             StreamState::Ended { unread, .. } => {
-                *unread = Inbox::default();
+                *unread = ReceiveQueue::default();
                 Ok(())
             }
         }
@@ -218,9 +208,9 @@ impl Stream {
     /// Asking counts as telling.
     pub(crate) fn take_readable(&mut self) -> bool {
         let waits = match &self.state {
-            StreamState::Open(open, _) => !open.inbox.is_empty(),
+            StreamState::Open(open, _) => !open.receive_queue.is_empty(),
             StreamState::Ended { unread, .. } => !unread.is_empty(),
-            StreamState::Dialing(_) | StreamState::Asking(_) => false,
+            StreamState::Connecting(_) | StreamState::Authorizing(_) => false,
         };
         waits && !std::mem::replace(&mut self.readable, true)
     }
@@ -232,13 +222,13 @@ impl Stream {
         }
     }
 
-    pub(crate) fn is_congested(&self) -> bool {
-        matches!(&self.state, StreamState::Open(open, _) if open.is_congested())
+    pub(crate) fn needs_backpressure(&self) -> bool {
+        matches!(&self.state, StreamState::Open(open, _) if open.needs_backpressure())
     }
 
     /// Whether its peer was asked for a sign of life and gave none yet.
     pub(crate) fn is_probing(&self) -> bool {
-        matches!(&self.state, StreamState::Open(open, _) if open.is_asking())
+        matches!(&self.state, StreamState::Open(open, _) if open.is_probing())
     }
 
     /// Whether the application is done with the stream, though it lingers to
@@ -248,7 +238,7 @@ impl Stream {
     }
 
     /// The reason, once the stream is over and everything was read.
-    pub(crate) fn read_out(&self) -> Option<Closed> {
+    pub(crate) fn drained(&self) -> Option<Closed> {
         match &self.state {
             StreamState::Ended { why, unread } if unread.is_empty() => Some(*why),
             _ => None,
@@ -257,7 +247,7 @@ impl Stream {
 
     /// Ends the stream; what arrived stays readable. Returns the frame that
     /// tells the peer, and whether a writer waits to hear of it.
-    pub(crate) fn end(&mut self, ending: Ending) -> (Option<Bytes>, bool) {
+    pub(crate) fn end(&mut self, end: StreamEnd) -> (Option<Bytes>, bool) {
         let unauthenticated = |reason: ResetReason| {
             let reason = match (self.profile.is_reliable(), reason) {
                 (true, reason) | (false, reason @ ResetReason::Finished) => reason,
@@ -265,44 +255,48 @@ impl Stream {
             };
             reset(&self.id, reason)
         };
-        let mut unread = Inbox::default();
-        let mut owes_writable = false;
-        let farewell = match (&mut self.state, ending.tell) {
+        let mut unread = ReceiveQueue::default();
+        let mut writer_blocked = false;
+        let reset_frame = match (&mut self.state, end.reset) {
             (StreamState::Ended { .. }, _) => return (None, false),
             (StreamState::Open(open, _), tell) => {
                 unread = open.take_unread();
-                owes_writable = open.owes_writable;
+                writer_blocked = open.writer_blocked;
                 match tell {
-                    Tell::Nobody => None,
-                    Tell::Peer(reason) => {
-                        open.farewell(&self.id, reason).or_else(|| Some(unauthenticated(reason)))
+                    None => None,
+                    Some(reason) => {
+                        open.reset_frame(&self.id, reason).or_else(|| Some(unauthenticated(reason)))
                     }
                 }
             }
-            (_, Tell::Nobody) => None,
-            (_, Tell::Peer(reason)) => Some(unauthenticated(reason)),
+            (_, None) => None,
+            (_, Some(reason)) => Some(unauthenticated(reason)),
         };
-        self.state = StreamState::Ended { why: ending.why, unread };
-        (farewell, owes_writable)
+        self.state = StreamState::Ended { why: end.why, unread };
+        (reset_frame, writer_blocked)
     }
 
     // ---- the socket --------------------------------------------------------
 
-    pub(crate) fn socket_lost(&mut self, now: Instant) -> Result<(), Ending> {
+    pub(crate) fn socket_lost(&mut self, now: Instant) -> Result<(), StreamEnd> {
         match &mut self.state {
             StreamState::Open(open, _) => open.socket_lost(now),
-            StreamState::Dialing(_) | StreamState::Asking(_) if !self.profile.is_reliable() => {
-                Err(Ending { why: Closed::Lost, tell: Tell::Nobody })
+            StreamState::Connecting(_) | StreamState::Authorizing(_)
+                if !self.profile.is_reliable() =>
+            {
+                Err(StreamEnd { why: Closed::Lost, reset: None })
             }
-            StreamState::Dialing(_) | StreamState::Asking(_) | StreamState::Ended { .. } => Ok(()),
+            StreamState::Connecting(_)
+            | StreamState::Authorizing(_)
+            | StreamState::Ended { .. } => Ok(()),
         }
     }
 
     pub(crate) fn socket_opened(&mut self, now: Instant) {
         match &mut self.state {
             StreamState::Open(open, _) => open.socket_opened(now),
-            StreamState::Dialing(dialing) => dialing.again(),
-            StreamState::Asking(_) | StreamState::Ended { .. } => {}
+            StreamState::Connecting(connecting) => connecting.socket_opened(),
+            StreamState::Authorizing(_) | StreamState::Ended { .. } => {}
         }
     }
 
@@ -312,15 +306,15 @@ impl Stream {
         now: Instant,
         frame: Frame,
         stats: &mut Stats,
-    ) -> Result<(), Ending> {
+    ) -> Result<(), StreamEnd> {
         match (&mut self.state, &frame.body) {
             (StreamState::Open(open, _), _) => open.handle_frame(now, frame, stats),
-            (StreamState::Dialing(_) | StreamState::Asking(_), Body::Reset { reason }) => {
-                Err(Ending::reset_by_peer(reason))
+            (StreamState::Connecting(_) | StreamState::Authorizing(_), Body::Reset { reason }) => {
+                Err(StreamEnd::reset_by_peer(reason))
             }
             // WIRE.md, section 4: early data cancels the handshake.
-            (StreamState::Asking(_), Body::Data { .. }) if !self.profile.is_reliable() => {
-                Err(Ending::misbehaved(Misbehaviour::Impatient))
+            (StreamState::Authorizing(_), Body::Data { .. }) if !self.profile.is_reliable() => {
+                Err(StreamEnd::misbehaved(Misbehaviour::EarlyData))
             }
             _ => {
                 stats.unexpected += 1;
@@ -330,25 +324,25 @@ impl Stream {
     }
 
     /// A handshake frame, at an executor.
-    pub(crate) fn handle_message_1(&mut self, message: &[u8]) -> Result<Again, Ending> {
+    pub(crate) fn handle_message_1(&mut self, message: &[u8]) -> Result<HandshakeReply, StreamEnd> {
         let known = match &self.state {
-            StreamState::Asking(asking) => Some(asking.accepted),
+            StreamState::Authorizing(authorizing) => Some(authorizing.accepted),
             StreamState::Open(_, accepted) => *accepted,
-            StreamState::Dialing(_) | StreamState::Ended { .. } => None,
+            StreamState::Connecting(_) | StreamState::Ended { .. } => None,
         };
-        let same = known == Some(Accepted::new(message));
+        let same = known == Some(Message1Digest::new(message));
         match &mut self.state {
             StreamState::Open(open, _) if same => {
-                open.handshake_again();
-                Ok(Again::Handled)
+                open.on_repeated_message_1();
+                Ok(HandshakeReply::None)
             }
             // WIRE.md, section 3: refused, but the stream lives.
-            StreamState::Open(..) if !self.profile.is_reliable() => Ok(Again::Refuse),
-            StreamState::Asking(_) if !self.profile.is_reliable() => {
-                Err(Ending::misbehaved(Misbehaviour::Impatient))
+            StreamState::Open(..) if !self.profile.is_reliable() => Ok(HandshakeReply::Refuse),
+            StreamState::Authorizing(_) if !self.profile.is_reliable() => {
+                Err(StreamEnd::misbehaved(Misbehaviour::EarlyData))
             }
             // A relay may repeat or damage a handshake; that must not hurt.
-            _ => Ok(Again::Handled),
+            _ => Ok(HandshakeReply::None),
         }
     }
 
@@ -357,14 +351,14 @@ impl Stream {
     pub(crate) fn handle_message_2(
         &mut self,
         message: &[u8],
-        terms: &Terms,
+        config: &ReliableConfig,
         stats: &mut Stats,
-    ) -> Result<bool, Ending> {
+    ) -> Result<bool, StreamEnd> {
         match &mut self.state {
-            StreamState::Dialing(dialing) => {
-                let Some(keys) = dialing.finish(message, stats)? else { return Ok(false) };
+            StreamState::Connecting(connecting) => {
+                let Some(keys) = connecting.finish(message, stats)? else { return Ok(false) };
                 let open = if self.profile.is_reliable() {
-                    Open::reliable_initiator(terms, keys.sealer, keys.opener)
+                    Open::reliable_initiator(config, keys.sealer, keys.opener)
                 } else {
                     Open::codex_initiator(keys.sealer, keys.opener)
                 };
@@ -372,26 +366,26 @@ impl Stream {
                 Ok(true)
             }
             StreamState::Open(open, _) => {
-                open.confirm_again();
+                open.on_repeated_message_2();
                 Ok(false)
             }
-            StreamState::Asking(_) | StreamState::Ended { .. } => Ok(false),
+            StreamState::Authorizing(_) | StreamState::Ended { .. } => Ok(false),
         }
     }
 
     pub(crate) fn wants_control(&self) -> bool {
         match &self.state {
-            StreamState::Dialing(dialing) => dialing.wants_transmit(),
+            StreamState::Connecting(connecting) => connecting.wants_transmit(),
             StreamState::Open(open, _) => open.wants_control(),
-            StreamState::Asking(_) | StreamState::Ended { .. } => false,
+            StreamState::Authorizing(_) | StreamState::Ended { .. } => false,
         }
     }
 
-    pub(crate) fn poll_control(&mut self, now: Instant) -> Result<Option<Bytes>, Ending> {
+    pub(crate) fn poll_control(&mut self, now: Instant) -> Result<Option<Bytes>, StreamEnd> {
         match &mut self.state {
-            StreamState::Dialing(dialing) => Ok(dialing.poll_transmit(now)),
+            StreamState::Connecting(connecting) => Ok(connecting.poll_transmit(now)),
             StreamState::Open(open, _) => open.poll_control(now, &self.id),
-            StreamState::Asking(_) | StreamState::Ended { .. } => Ok(None),
+            StreamState::Authorizing(_) | StreamState::Ended { .. } => Ok(None),
         }
     }
 
@@ -404,29 +398,29 @@ impl Stream {
         now: Instant,
         scratch: &mut BytesMut,
         stats: &mut Stats,
-    ) -> Result<Option<Bytes>, Ending> {
+    ) -> Result<Option<Bytes>, StreamEnd> {
         match &mut self.state {
             StreamState::Open(open, _) => open.poll_record(now, &self.id, scratch, stats),
             _ => Ok(None),
         }
     }
 
-    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Result<(), Ending> {
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Result<(), StreamEnd> {
         match &mut self.state {
-            StreamState::Dialing(dialing) => dialing.handle_timeout(now),
-            StreamState::Asking(asking) if asking.until <= now => Err(Ending {
+            StreamState::Connecting(connecting) => connecting.handle_timeout(now),
+            StreamState::Authorizing(authorizing) if authorizing.until <= now => Err(StreamEnd {
                 why: Closed::HandshakeTimeout,
-                tell: Tell::Peer(ResetReason::HandshakeRefused),
+                reset: Some(ResetReason::HandshakeRefused),
             }),
             StreamState::Open(open, _) => open.handle_timeout(now),
-            StreamState::Asking(_) | StreamState::Ended { .. } => Ok(()),
+            StreamState::Authorizing(_) | StreamState::Ended { .. } => Ok(()),
         }
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         match &self.state {
-            StreamState::Dialing(dialing) => Some(dialing.poll_timeout()),
-            StreamState::Asking(asking) => Some(asking.until),
+            StreamState::Connecting(connecting) => Some(connecting.poll_timeout()),
+            StreamState::Authorizing(authorizing) => Some(authorizing.until),
             StreamState::Open(open, _) => open.poll_timeout(),
             StreamState::Ended { .. } => None,
         }

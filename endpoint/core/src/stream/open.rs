@@ -9,11 +9,12 @@ use rendez_proto::limits::{
     FRAME_OVERHEAD_MAX_BYTES, PING_INTERVAL, RECORD_PLAINTEXT_MAX_BYTES, TAG_BYTES,
 };
 
-use super::control::record_ad;
+use super::proofs::record_ad;
 use super::reliable::{self, Reliable};
-use super::{Ending, Tell, Terms};
+use super::reliable_config::ReliableConfig;
+use super::stream_end::StreamEnd;
 use crate::error::{Closed, Misbehaviour, SendError};
-use crate::framing::{Inbox, Outbox};
+use crate::framing::{ReceiveQueue, SendQueue};
 use crate::noise::{Opener, Sealer};
 use crate::stats::Stats;
 use crate::window::{Arrival, RecvWindow};
@@ -39,14 +40,14 @@ const CODEX_FIRST: Seq = Seq(0);
 pub(crate) struct Open {
     sealer: Sealer,
     opener: Opener,
-    outbox: Outbox,
-    pub(super) inbox: Inbox,
+    send_queue: SendQueue,
+    pub(super) receive_queue: ReceiveQueue,
     recv: RecvWindow,
     layer: Layer,
     /// The application is done; what it sent is still delivered.
     closing: bool,
     /// A message was turned away: tell when there is room.
-    pub(super) owes_writable: bool,
+    pub(super) writer_blocked: bool,
 }
 
 #[derive(Debug)]
@@ -79,22 +80,26 @@ impl Open {
         Self::new(sealer, opener, recv, layer)
     }
 
-    pub(super) fn reliable_initiator(terms: &Terms, sealer: Sealer, opener: Opener) -> Self {
-        let mut recv = RecvWindow::new(reliable::FIRST, terms.receive_memory.clone());
-        let layer = Reliable::initiator(terms, &mut recv);
+    pub(super) fn reliable_initiator(
+        config: &ReliableConfig,
+        sealer: Sealer,
+        opener: Opener,
+    ) -> Self {
+        let mut recv = RecvWindow::new(reliable::FIRST, config.receive_memory.clone());
+        let layer = Reliable::initiator(config, &mut recv);
         Self::new(sealer, opener, recv, Layer::Reliable(Box::new(layer)))
     }
 
     pub(super) fn reliable_responder(
-        terms: &Terms,
+        config: &ReliableConfig,
         sealer: Sealer,
         opener: Opener,
         now: Instant,
         socket: bool,
         message_2: Bytes,
     ) -> Self {
-        let mut recv = RecvWindow::new(reliable::FIRST, terms.receive_memory.clone());
-        let layer = Reliable::responder(terms, &mut recv, now, socket, message_2);
+        let mut recv = RecvWindow::new(reliable::FIRST, config.receive_memory.clone());
+        let layer = Reliable::responder(config, &mut recv, now, socket, message_2);
         Self::new(sealer, opener, recv, Layer::Reliable(Box::new(layer)))
     }
 
@@ -102,12 +107,12 @@ impl Open {
         Self {
             sealer,
             opener,
-            outbox: Outbox::default(),
-            inbox: Inbox::default(),
+            send_queue: SendQueue::default(),
+            receive_queue: ReceiveQueue::default(),
             recv,
             layer,
             closing: false,
-            owes_writable: false,
+            writer_blocked: false,
         }
     }
 
@@ -117,16 +122,16 @@ impl Open {
         if self.closing {
             return Err(SendError::Closed(Closed::Finished));
         }
-        if !self.outbox.has_room() {
-            self.owes_writable = true;
+        if !self.send_queue.has_room() {
+            self.writer_blocked = true;
             return Err(SendError::Blocked);
         }
-        self.outbox.push(message.clone()).map_err(|_| SendError::TooLarge)
+        self.send_queue.push(message.clone()).map_err(|_| SendError::TooLarge)
     }
 
     pub(super) fn recv(&mut self) -> Option<Bytes> {
-        let message = self.inbox.pop();
-        let unread = self.inbox.unread_bytes();
+        let message = self.receive_queue.pop();
+        let unread = self.receive_queue.unread_bytes();
         match &mut self.layer {
             Layer::Reliable(layer) => layer.unread_changed(&mut self.recv, unread),
             Layer::Codex { give_up, .. } if unread <= CODEX_UNREAD_MAX_BYTES => *give_up = None,
@@ -137,8 +142,8 @@ impl Open {
 
     /// What arrived and was not read. A stream that its application closed
     /// has no reader.
-    pub(super) fn take_unread(&mut self) -> Inbox {
-        if self.closing { Inbox::default() } else { std::mem::take(&mut self.inbox) }
+    pub(super) fn take_unread(&mut self) -> ReceiveQueue {
+        if self.closing { ReceiveQueue::default() } else { std::mem::take(&mut self.receive_queue) }
     }
 
     /// Whether everything was delivered and the peer was told of the end.
@@ -152,29 +157,31 @@ impl Open {
     }
 
     /// Whether the peer was asked for a sign of life and gave none yet.
-    pub(super) fn is_asking(&self) -> bool {
-        matches!(&self.layer, Layer::Reliable(layer) if layer.link.is_asking())
+    pub(super) fn is_probing(&self) -> bool {
+        matches!(&self.layer, Layer::Reliable(layer) if layer.path.is_probing())
     }
 
     /// Whether a blocked writer should try again. Asking clears it.
     pub(super) fn take_writable(&mut self) -> bool {
-        self.owes_writable && self.outbox.is_drained() && std::mem::take(&mut self.owes_writable)
+        self.writer_blocked
+            && self.send_queue.is_drained()
+            && std::mem::take(&mut self.writer_blocked)
     }
 
     /// Whether this stream cannot slow its peer down by itself and holds too
     /// much: only the socket can.
-    pub(super) fn is_congested(&self) -> bool {
+    pub(super) fn needs_backpressure(&self) -> bool {
         matches!(self.layer, Layer::Codex { .. })
-            && self.inbox.unread_bytes() > CODEX_UNREAD_MAX_BYTES
+            && self.receive_queue.unread_bytes() > CODEX_UNREAD_MAX_BYTES
     }
 
     // ---- the socket --------------------------------------------------------
 
-    pub(super) fn socket_lost(&mut self, now: Instant) -> Result<(), Ending> {
+    pub(super) fn socket_lost(&mut self, now: Instant) -> Result<(), StreamEnd> {
         match &mut self.layer {
-            Layer::Codex { .. } => Err(Ending { why: Closed::Lost, tell: Tell::Nobody }),
+            Layer::Codex { .. } => Err(StreamEnd { why: Closed::Lost, reset: None }),
             Layer::Reliable(layer) if layer.is_announced() => {
-                Err(Ending { why: Closed::Finished, tell: Tell::Nobody })
+                Err(StreamEnd { why: Closed::Finished, reset: None })
             }
             Layer::Reliable(layer) => {
                 layer.socket_lost(now);
@@ -190,14 +197,14 @@ impl Open {
     }
 
     /// The same handshake message came again: the peer lacks our answer.
-    pub(super) fn handshake_again(&mut self) {
+    pub(super) fn on_repeated_message_1(&mut self) {
         if let Layer::Reliable(layer) = &mut self.layer {
             layer.resend_message_2();
         }
     }
 
     /// Message 2 came again: the responder lacks a sign that we have it.
-    pub(super) fn confirm_again(&mut self) {
+    pub(super) fn on_repeated_message_2(&mut self) {
         if let Layer::Reliable(layer) = &mut self.layer {
             layer.ack_now();
         }
@@ -208,37 +215,37 @@ impl Open {
         now: Instant,
         frame: Frame,
         stats: &mut Stats,
-    ) -> Result<(), Ending> {
+    ) -> Result<(), StreamEnd> {
         if let Body::Data { seq, record } = frame.body {
             return self.handle_record(now, frame.ack, frame.credit, seq, record, stats);
         }
         let Layer::Reliable(layer) = &mut self.layer else {
             return match frame.body {
-                Body::Reset { reason } => Err(Ending::reset_by_peer(&reason)),
+                Body::Reset { reason } => Err(StreamEnd::reset_by_peer(&reason)),
                 _ => Ok(()), // WIRE.md, section 3: ignored by both ends
             };
         };
         if frame.proof.is_none()
             && let Body::Reset { reason } = &frame.body
         {
-            return layer.hint(now, ResetReason::parse(reason), stats);
+            return layer.on_unproven_reset(now, ResetReason::parse(reason), stats);
         }
         if !layer.proofs.verify(&self.opener, &frame) {
             stats.refused_control += 1;
             return Ok(());
         }
         if let Body::Resume { .. } = frame.body {
-            layer.reattached();
+            layer.peer_path_replaced();
         }
-        layer.heard(now, frame.ack, frame.credit)?;
+        layer.on_authenticated(now, frame.ack, frame.credit)?;
         match frame.body {
             Body::Heartbeat => layer.ack_now(),
             Body::Reset { reason } => {
-                let mut ending = Ending::reset_by_peer(&reason);
+                let mut end = StreamEnd::reset_by_peer(&reason);
                 if !layer.is_announced() {
-                    ending.tell = Tell::Peer(ResetReason::Finished); // so that it stops repeating
+                    end.reset = Some(ResetReason::Finished); // so that it stops repeating
                 }
-                return Err(ending);
+                return Err(end);
             }
             Body::Resume { .. } | Body::Ack | Body::Data { .. } | Body::Handshake { .. } => {}
         }
@@ -254,7 +261,7 @@ impl Open {
         seq: Seq,
         record: Bytes,
         stats: &mut Stats,
-    ) -> Result<(), Ending> {
+    ) -> Result<(), StreamEnd> {
         let arrival = self.recv.classify(seq);
         match (arrival, &mut self.layer) {
             (Arrival::Fresh, _) | (Arrival::TooFar, Layer::Codex { .. }) => {}
@@ -282,29 +289,29 @@ impl Open {
             return Ok(());
         };
         if plaintext.len() > RECORD_PLAINTEXT_MAX_BYTES {
-            return Err(Ending::misbehaved(Misbehaviour::RecordLength));
+            return Err(StreamEnd::misbehaved(Misbehaviour::RecordLength));
         }
         stats.records_in += 1;
         stats.bytes_in += plaintext.len() as u64;
         if arrival == Arrival::TooFar {
-            return Err(Ending::out_of_sequence());
+            return Err(StreamEnd::out_of_sequence());
         }
         if let Layer::Reliable(layer) = &mut self.layer {
-            layer.heard(now, ack, credit)?;
+            layer.on_authenticated(now, ack, credit)?;
         }
         self.recv.insert(seq, plaintext);
         let in_order = self.deliver()?;
         match &mut self.layer {
             Layer::Reliable(layer) => {
                 let round_trip = layer.send.rto().shortest();
-                self.recv.tune(now, round_trip, self.inbox.unread_bytes());
+                self.recv.autotune(now, round_trip, self.receive_queue.unread_bytes());
                 layer.record_arrived(now, in_order);
             }
             Layer::Codex { .. } if self.recv.held_bytes() > CODEX_REORDER_MAX_BYTES => {
-                return Err(Ending::out_of_sequence());
+                return Err(StreamEnd::out_of_sequence());
             }
             Layer::Codex { shared: true, give_up, .. }
-                if self.inbox.unread_bytes() > CODEX_UNREAD_MAX_BYTES =>
+                if self.receive_queue.unread_bytes() > CODEX_UNREAD_MAX_BYTES =>
             {
                 give_up.get_or_insert(now + CODEX_UNREAD_TIMEOUT);
             }
@@ -315,11 +322,11 @@ impl Open {
     }
 
     /// Moves what is in order to the inbox. Returns whether nothing is held.
-    fn deliver(&mut self) -> Result<bool, Ending> {
+    fn deliver(&mut self) -> Result<bool, StreamEnd> {
         while let Some(plaintext) = self.recv.pop() {
-            self.inbox
+            self.receive_queue
                 .push(plaintext)
-                .map_err(|_| Ending::misbehaved(Misbehaviour::MessageLength))?;
+                .map_err(|_| StreamEnd::misbehaved(Misbehaviour::MessageLength))?;
         }
         Ok(self.recv.held_bytes() == 0)
     }
@@ -327,7 +334,7 @@ impl Open {
     fn finish_when_delivered(&mut self) {
         if let Layer::Reliable(layer) = &mut self.layer
             && self.closing
-            && self.outbox.is_empty()
+            && self.send_queue.is_empty()
             && layer.send.is_empty()
         {
             layer.finish();
@@ -337,7 +344,7 @@ impl Open {
     /// Whether [`poll_control`](Self::poll_control) has something.
     pub(super) fn wants_control(&self) -> bool {
         match &self.layer {
-            Layer::Codex { .. } => self.closing && self.outbox.is_empty(),
+            Layer::Codex { .. } => self.closing && self.send_queue.is_empty(),
             Layer::Reliable(layer) => layer.wants_control(self.wants_record()),
         }
     }
@@ -347,11 +354,11 @@ impl Open {
         &mut self,
         now: Instant,
         id: &StreamId,
-    ) -> Result<Option<Bytes>, Ending> {
+    ) -> Result<Option<Bytes>, StreamEnd> {
         let record_ready = self.wants_record();
         match &mut self.layer {
-            Layer::Codex { .. } if self.closing && self.outbox.is_empty() => {
-                Err(Ending { why: Closed::Finished, tell: Tell::Peer(ResetReason::Finished) })
+            Layer::Codex { .. } if self.closing && self.send_queue.is_empty() => {
+                Err(StreamEnd { why: Closed::Finished, reset: Some(ResetReason::Finished) })
             }
             Layer::Codex { .. } => Ok(None),
             Layer::Reliable(layer) => Ok(layer.poll_control(
@@ -359,7 +366,7 @@ impl Open {
                 id,
                 &self.sealer,
                 &mut self.recv,
-                self.inbox.unread_bytes(),
+                self.receive_queue.unread_bytes(),
                 record_ready,
             )),
         }
@@ -368,11 +375,11 @@ impl Open {
     /// Whether [`poll_record`](Self::poll_record) has something.
     pub(super) fn wants_record(&self) -> bool {
         match &self.layer {
-            Layer::Codex { .. } => !self.outbox.is_empty(),
+            Layer::Codex { .. } => !self.send_queue.is_empty(),
             Layer::Reliable(layer) => {
-                layer.link.is_up()
+                layer.path.is_up()
                     && (layer.send.wants_retransmit()
-                        || (!self.outbox.is_empty()
+                        || (!self.send_queue.is_empty()
                             && (layer.send.next().is_none()
                                 || layer.send.has_room(self.next_frame_bytes()))))
             }
@@ -380,7 +387,9 @@ impl Open {
     }
 
     fn next_frame_bytes(&self) -> usize {
-        self.outbox.bytes().min(RECORD_PLAINTEXT_MAX_BYTES) + TAG_BYTES + FRAME_OVERHEAD_MAX_BYTES
+        self.send_queue.bytes().min(RECORD_PLAINTEXT_MAX_BYTES)
+            + TAG_BYTES
+            + FRAME_OVERHEAD_MAX_BYTES
     }
 
     /// The next frame with a record: a resend before a new one. `scratch` is
@@ -391,7 +400,7 @@ impl Open {
         id: &StreamId,
         scratch: &mut BytesMut,
         stats: &mut Stats,
-    ) -> Result<Option<Bytes>, Ending> {
+    ) -> Result<Option<Bytes>, StreamEnd> {
         if !self.wants_record() {
             return Ok(None);
         }
@@ -405,25 +414,25 @@ impl Open {
             Layer::Codex { next, .. } => *next,
             Layer::Reliable(layer) => layer.send.next(),
         };
-        let seq = next.ok_or_else(Ending::out_of_sequence)?;
+        let seq = next.ok_or_else(StreamEnd::out_of_sequence)?;
 
         scratch.clear();
         scratch.reserve(RECORD_PLAINTEXT_MAX_BYTES + TAG_BYTES);
-        self.outbox.take(RECORD_PLAINTEXT_MAX_BYTES, scratch);
+        self.send_queue.take(RECORD_PLAINTEXT_MAX_BYTES, scratch);
         stats.records_out += 1;
         stats.bytes_out += scratch.len() as u64;
         let mut frame = Frame::bare(id.clone(), Body::Ack);
         let sealed = match &mut self.layer {
             Layer::Codex { .. } => self.sealer.seal_in_place(nonce(CODEX_FIRST, seq), &[], scratch),
             Layer::Reliable(layer) => {
-                let unread = self.inbox.unread_bytes();
-                self.recv.tune(now, layer.send.rto().shortest(), unread);
+                let unread = self.receive_queue.unread_bytes();
+                self.recv.autotune(now, layer.send.rto().shortest(), unread);
                 (frame.ack, frame.credit) = layer.report(&mut self.recv, unread);
                 let ad = record_ad(frame.ack, frame.credit, seq);
                 self.sealer.seal_in_place(nonce(reliable::FIRST, seq), &ad, scratch)
             }
         };
-        sealed.map_err(|_| Ending::out_of_sequence())?;
+        sealed.map_err(|_| StreamEnd::out_of_sequence())?;
         frame.body = Body::Data { seq, record: scratch.split().freeze() };
         let wire = frame.encode();
         match &mut self.layer {
@@ -433,11 +442,12 @@ impl Open {
         Ok(Some(wire))
     }
 
-    pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), Ending> {
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), StreamEnd> {
         match &mut self.layer {
-            Layer::Codex { give_up: Some(at), .. } if *at <= now => {
-                Err(Ending { why: Closed::Unread, tell: Tell::Peer(ResetReason::ProtocolError) })
-            }
+            Layer::Codex { give_up: Some(at), .. } if *at <= now => Err(StreamEnd {
+                why: Closed::ReaderStalled,
+                reset: Some(ResetReason::ProtocolError),
+            }),
             Layer::Codex { .. } => Ok(()),
             Layer::Reliable(layer) => layer.handle_timeout(now),
         }
@@ -452,12 +462,16 @@ impl Open {
 
     /// The frame that tells the peer about the end, authenticated where the
     /// profile can.
-    pub(super) fn farewell(&mut self, id: &StreamId, reason: ResetReason) -> Option<Bytes> {
+    pub(super) fn reset_frame(&mut self, id: &StreamId, reason: ResetReason) -> Option<Bytes> {
         match &mut self.layer {
             Layer::Codex { .. } => None,
-            Layer::Reliable(layer) => {
-                layer.farewell(id, &self.sealer, &mut self.recv, self.inbox.unread_bytes(), reason)
-            }
+            Layer::Reliable(layer) => layer.reset_frame(
+                id,
+                &self.sealer,
+                &mut self.recv,
+                self.receive_queue.unread_bytes(),
+                reason,
+            ),
         }
     }
 }

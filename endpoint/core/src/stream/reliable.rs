@@ -7,9 +7,10 @@ use bytes::Bytes;
 use rendez_proto::frame::{Ack, Body, Frame, ResetReason};
 use rendez_proto::ids::{Seq, StreamId};
 
-use super::control::Proofs;
-use super::link::{Link, Probe};
-use super::{Ending, Tell, Terms};
+use super::path::{PathState, Probe};
+use super::proofs::Proofs;
+use super::reliable_config::ReliableConfig;
+use super::stream_end::StreamEnd;
 use crate::error::{Closed, Misbehaviour};
 use crate::noise::Sealer;
 use crate::stats::Stats;
@@ -37,15 +38,15 @@ pub(super) const FIRST: Seq = Seq(1);
 #[derive(Debug)]
 pub(super) struct Reliable {
     pub(super) send: SendWindow,
-    pub(super) link: Link,
+    pub(super) path: PathState,
     /// How long the link may be down.
     grace: Duration,
     pub(super) proofs: Proofs,
     /// The highest sequence that the peer was told it may send.
-    told_credit: u32,
+    advertised_credit: u32,
     ack: AckTimer,
     /// Runs while there is nothing in flight and no credit: asks for some.
-    starved: Option<Probe>,
+    credit_probe: Option<Probe>,
     /// Runs once everything was delivered and the stream is to end.
     finish: Option<Probe>,
     /// A responder's message 2, until the initiator shows that it has it.
@@ -55,7 +56,7 @@ pub(super) struct Reliable {
 #[derive(Debug)]
 struct Unconfirmed {
     message_2: Bytes,
-    again: Probe,
+    retry: Probe,
     until: Instant,
 }
 
@@ -68,71 +69,76 @@ struct AckTimer {
 
 impl Reliable {
     /// An initiator's layer: its first acknowledgement confirms message 2.
-    pub(super) fn initiator(terms: &Terms, recv: &mut RecvWindow) -> Self {
-        let mut layer = Self::new(terms, recv, Link::Up);
+    pub(super) fn initiator(config: &ReliableConfig, recv: &mut RecvWindow) -> Self {
+        let mut layer = Self::new(config, recv, PathState::Up);
         layer.ack.now = true;
         layer
     }
 
     /// A responder's layer; `message_2` is the encoded frame.
     pub(super) fn responder(
-        terms: &Terms,
+        config: &ReliableConfig,
         recv: &mut RecvWindow,
         now: Instant,
         socket: bool,
         message_2: Bytes,
     ) -> Self {
-        let until = now + terms.grace;
-        let link = if socket { Link::Up } else { Link::Down { until } };
-        let mut layer = Self::new(terms, recv, link);
-        layer.unconfirmed = Some(Unconfirmed { message_2, again: Probe::due(), until });
+        let until = now + config.grace;
+        let path = if socket { PathState::Up } else { PathState::Down { until } };
+        let mut layer = Self::new(config, recv, path);
+        layer.unconfirmed = Some(Unconfirmed { message_2, retry: Probe::due(), until });
         layer
     }
 
-    fn new(terms: &Terms, recv: &mut RecvWindow, link: Link) -> Self {
+    fn new(config: &ReliableConfig, recv: &mut RecvWindow, path: PathState) -> Self {
         Self {
-            send: SendWindow::new(FIRST, terms.send_memory.clone()),
-            link,
-            grace: terms.grace,
+            send: SendWindow::new(FIRST, config.send_memory.clone()),
+            path,
+            grace: config.grace,
             proofs: Proofs::default(),
-            told_credit: recv.grant(0),
+            advertised_credit: recv.grant(0),
             ack: AckTimer::default(),
-            starved: None,
+            credit_probe: None,
             finish: None,
             unconfirmed: None,
         }
     }
 
     /// The peer authenticated something, with this ack and credit.
-    pub(super) fn heard(&mut self, now: Instant, ack: Ack, credit: u32) -> Result<(), Ending> {
+    pub(super) fn on_authenticated(
+        &mut self,
+        now: Instant,
+        ack: Ack,
+        credit: u32,
+    ) -> Result<(), StreamEnd> {
         self.unconfirmed = None;
         // First: what crossed a path that is gone measures no round trip.
-        if self.link.heard() {
-            self.reattached();
+        if self.path.on_authenticated() {
+            self.peer_path_replaced();
         }
         self.send
             .on_ack(ack, credit, now)
-            .map_err(|_| Ending::misbehaved(Misbehaviour::AckOfUnsent))?;
+            .map_err(|_| StreamEnd::misbehaved(Misbehaviour::AckOfUnsent))?;
         if self.send.has_credit() || !self.send.is_empty() {
-            self.starved = None;
-        } else if self.starved.is_none() {
-            self.starved = Some(Probe::after(now, self.send.rto()));
+            self.credit_probe = None;
+        } else if self.credit_probe.is_none() {
+            self.credit_probe = Some(Probe::after(now, self.send.rto()));
         }
         Ok(())
     }
 
     /// The peer has a new path: what was under way is lost.
-    pub(super) fn reattached(&mut self) {
+    pub(super) fn peer_path_replaced(&mut self) {
         self.send.path_replaced();
         self.ack.now = true;
     }
 
     pub(super) fn socket_lost(&mut self, now: Instant) {
-        self.link.socket_lost(now, self.grace);
+        self.path.socket_lost(now, self.grace);
     }
 
     pub(super) fn socket_opened(&mut self, now: Instant) {
-        self.link.socket_opened(now, self.grace);
+        self.path.socket_opened(now, self.grace);
     }
 
     /// A record arrived; `in_order` if nothing before it is missing.
@@ -153,9 +159,9 @@ impl Reliable {
     /// The application read: maybe there is credit worth telling.
     pub(super) fn unread_changed(&mut self, recv: &mut RecvWindow, unread: usize) {
         let credit = recv.grant(unread);
-        let closed = self.told_credit < recv.next();
-        let worth_it = credit - self.told_credit >= recv.credit_step();
-        if worth_it || (closed && credit > self.told_credit) {
+        let closed = self.advertised_credit < recv.next();
+        let worth_it = credit - self.advertised_credit >= recv.credit_step();
+        if worth_it || (closed && credit > self.advertised_credit) {
             self.ack.now = true;
         }
     }
@@ -163,8 +169,8 @@ impl Reliable {
     /// The ack and credit of a frame that goes out now.
     pub(super) fn report(&mut self, recv: &mut RecvWindow, unread: usize) -> (Ack, u32) {
         self.ack = AckTimer::default();
-        self.told_credit = recv.grant(unread);
-        (recv.ack(), self.told_credit)
+        self.advertised_credit = recv.grant(unread);
+        (recv.ack(), self.advertised_credit)
     }
 
     /// Everything was delivered and the stream is to end.
@@ -180,26 +186,26 @@ impl Reliable {
 
     /// Whether [`poll_control`](Self::poll_control) has something.
     pub(super) fn wants_control(&self, record_ready: bool) -> bool {
-        match &self.link {
-            Link::Down { .. } => false,
-            Link::Probing { probe, .. } => probe.is_due() || self.message_2_due(),
-            Link::Up => {
+        match &self.path {
+            PathState::Down { .. } => false,
+            PathState::Probing { probe, .. } => probe.is_due() || self.message_2_due(),
+            PathState::Up => {
                 self.message_2_due()
                     || self.finish.as_ref().is_some_and(Probe::is_due)
                     || (self.ack.now && !record_ready)
-                    || (self.starved.as_ref().is_some_and(Probe::is_due))
+                    || (self.credit_probe.as_ref().is_some_and(Probe::is_due))
             }
         }
     }
 
     fn message_2_due(&self) -> bool {
-        self.unconfirmed.as_ref().is_some_and(|unconfirmed| unconfirmed.again.is_due())
+        self.unconfirmed.as_ref().is_some_and(|unconfirmed| unconfirmed.retry.is_due())
     }
 
     /// Message 2 is asked for again, because message 1 came again.
     pub(super) fn resend_message_2(&mut self) {
         if let Some(unconfirmed) = &mut self.unconfirmed {
-            unconfirmed.again.at_once();
+            unconfirmed.retry.at_once();
         }
     }
 
@@ -218,11 +224,11 @@ impl Reliable {
             return None;
         }
         let rto = self.send.rto();
-        recv.tune(now, rto.shortest(), unread);
+        recv.autotune(now, rto.shortest(), unread);
         if let Some(unconfirmed) = &mut self.unconfirmed
-            && unconfirmed.again.is_due()
+            && unconfirmed.retry.is_due()
         {
-            unconfirmed.again.sent(now, rto);
+            unconfirmed.retry.sent(now, rto);
             return Some(unconfirmed.message_2.clone());
         }
         let due = |probe: &mut Probe| {
@@ -232,11 +238,11 @@ impl Reliable {
             }
             due
         };
-        let body = if self.link.probe().is_some_and(due) {
+        let body = if self.path.probe().is_some_and(due) {
             Body::Resume { next_seq: recv.next() }
         } else if self.finish.as_mut().is_some_and(due) {
             Body::Reset { reason: ResetReason::Finished.as_str().to_owned() }
-        } else if self.starved.as_mut().is_some_and(due) {
+        } else if self.credit_probe.as_mut().is_some_and(due) {
             Body::Heartbeat
         } else {
             Body::Ack
@@ -245,7 +251,7 @@ impl Reliable {
     }
 
     /// An authenticated frame that ends the stream.
-    pub(super) fn farewell(
+    pub(super) fn reset_frame(
         &mut self,
         id: &StreamId,
         sealer: &Sealer,
@@ -272,19 +278,19 @@ impl Reliable {
     }
 
     /// A reset that nobody authenticated: at best a hint of the relay.
-    pub(super) fn hint(
+    pub(super) fn on_unproven_reset(
         &mut self,
         now: Instant,
         reason: ResetReason,
         stats: &mut Stats,
-    ) -> Result<(), Ending> {
+    ) -> Result<(), StreamEnd> {
         match reason {
             ResetReason::OrchestratorGone | ResetReason::ExecutorGone => {
                 stats.hints += 1;
                 if self.is_announced() {
-                    return Err(Ending { why: Closed::Finished, tell: Tell::Nobody });
+                    return Err(StreamEnd { why: Closed::Finished, reset: None });
                 }
-                self.link.peer_gone(now, self.grace, self.send.rto());
+                self.path.peer_gone(now, self.grace, self.send.rto());
                 Ok(())
             }
             // The peer may have forgotten the stream: ask it. Whoever answers
@@ -292,11 +298,11 @@ impl Reliable {
             // dropping the resume.
             ResetReason::UnknownStream | ResetReason::ProtocolError => {
                 stats.hints += 1;
-                if matches!(&self.link, Link::Probing { probe, .. } if probe.attempts > 0) {
+                if matches!(&self.path, PathState::Probing { probe, .. } if probe.attempts > 0) {
                     let why = Closed::Reset(ResetReason::UnknownStream);
-                    return Err(Ending { why, tell: Tell::Nobody });
+                    return Err(StreamEnd { why, reset: None });
                 }
-                self.link.doubt(now, self.grace);
+                self.path.probe_now(now, self.grace);
                 Ok(())
             }
             _ => {
@@ -306,36 +312,36 @@ impl Reliable {
         }
     }
 
-    pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), Ending> {
-        let lost = Ending { why: Closed::Lost, tell: Tell::Nobody };
-        if self.link.is_over(now) || self.unconfirmed.as_ref().is_some_and(|u| u.until <= now) {
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), StreamEnd> {
+        let lost = StreamEnd { why: Closed::Lost, reset: None };
+        if self.path.is_over(now) || self.unconfirmed.as_ref().is_some_and(|u| u.until <= now) {
             return Err(lost);
         }
-        if let Some(probe) = self.link.probe() {
+        if let Some(probe) = self.path.probe() {
             probe.handle_timeout(now);
         }
         if let Some(unconfirmed) = &mut self.unconfirmed {
-            unconfirmed.again.handle_timeout(now);
+            unconfirmed.retry.handle_timeout(now);
         }
-        if !self.link.is_up() {
+        if !self.path.is_up() {
             return Ok(());
         }
         self.send.handle_timeout(now);
         if self.send.rto().timeouts() >= SILENT_TIMEOUTS {
-            self.link.doubt(now, self.grace);
+            self.path.probe_now(now, self.grace);
             return Ok(());
         }
         if self.ack.at.is_some_and(|at| at <= now) {
             self.ack.at = None;
             self.ack.now = true;
         }
-        if let Some(probe) = &mut self.starved {
+        if let Some(probe) = &mut self.credit_probe {
             probe.handle_timeout(now);
         }
         if let Some(probe) = &mut self.finish {
             probe.handle_timeout(now);
             if probe.is_due() && probe.attempts >= FINISH_ATTEMPTS {
-                return Err(Ending { why: Closed::Finished, tell: Tell::Nobody });
+                return Err(StreamEnd { why: Closed::Finished, reset: None });
             }
         }
         Ok(())
@@ -345,12 +351,12 @@ impl Reliable {
         let probe = |probe: &Option<Probe>| probe.as_ref().and_then(Probe::poll_timeout);
         let unconfirmed = self.unconfirmed.as_ref();
         let always = [
-            self.link.poll_timeout(),
+            self.path.poll_timeout(),
             unconfirmed.map(|unconfirmed| unconfirmed.until),
-            unconfirmed.and_then(|unconfirmed| unconfirmed.again.poll_timeout()),
+            unconfirmed.and_then(|unconfirmed| unconfirmed.retry.poll_timeout()),
         ];
-        let up = self.link.is_up().then(|| {
-            [self.send.poll_timeout(), self.ack.at, probe(&self.starved), probe(&self.finish)]
+        let up = self.path.is_up().then(|| {
+            [self.send.poll_timeout(), self.ack.at, probe(&self.credit_probe), probe(&self.finish)]
         });
         always.into_iter().chain(up.into_iter().flatten()).flatten().min()
     }

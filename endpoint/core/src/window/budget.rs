@@ -25,12 +25,12 @@ impl Budget {
 
     /// Takes `bytes`, or nothing if there are not as many.
     #[must_use]
-    pub fn take(&self, bytes: usize) -> bool {
+    pub fn try_acquire(&self, bytes: usize) -> bool {
         self.free.fetch_update(Relaxed, Relaxed, |free| free.checked_sub(bytes)).is_ok()
     }
 
     /// Gives back what was taken.
-    pub fn give(&self, bytes: usize) {
+    pub fn release(&self, bytes: usize) {
         self.free.fetch_add(bytes, Relaxed);
     }
 }
@@ -43,9 +43,9 @@ mod tests {
     fn gives_all_it_has_and_no_more() {
         let budget = Budget::new(10);
         let other = budget.clone();
-        assert!(budget.take(7) && !other.take(4) && other.take(3));
+        assert!(budget.try_acquire(7) && !other.try_acquire(4) && other.try_acquire(3));
         assert_eq!(budget.free(), 0);
-        other.give(4);
+        other.release(4);
         assert_eq!(budget.free(), 4);
     }
 }

@@ -18,10 +18,10 @@ pub struct Congestion {
     /// Acknowledged since the window grew by one.
     acknowledged: u32,
     /// Losses of numbers below it belong to a loss that was answered.
-    answered: u64,
+    recovery_end: u64,
     /// The window and the threshold before a silence, which may prove to have
     /// been none.
-    before_silence: Option<(u32, u32)>,
+    before_timeout: Option<(u32, u32)>,
 }
 
 impl Congestion {
@@ -31,8 +31,8 @@ impl Congestion {
             window: WINDOW_MIN_RECORDS,
             threshold: WINDOW_MAX_RECORDS,
             acknowledged: 0,
-            answered: 0,
-            before_silence: None,
+            recovery_end: 0,
+            before_timeout: None,
         }
     }
 
@@ -42,7 +42,7 @@ impl Congestion {
     }
 
     /// `records` arrived, while `under_way` were, these included.
-    pub fn arrived(&mut self, records: u32, under_way: u32) {
+    pub fn on_ack(&mut self, records: u32, under_way: u32) {
         // An application that sends less than it may proves nothing (RFC 7661).
         if under_way <= self.window / 2 {
             return;
@@ -60,20 +60,20 @@ impl Congestion {
 
     /// Record `lost` did not arrive though later ones did; `next` is the next
     /// number to be sent. One answer for all losses of one round trip.
-    pub fn lost(&mut self, lost: u64, next: u64) {
-        if lost >= self.answered {
-            self.answered = next;
+    pub fn on_loss(&mut self, lost: u64, next: u64) {
+        if lost >= self.recovery_end {
+            self.recovery_end = next;
             self.threshold = (self.window / 2).max(WINDOW_MIN_RECORDS);
             self.window = self.window.min(self.threshold);
             self.acknowledged = 0;
-            self.before_silence = None;
+            self.before_timeout = None;
         }
     }
 
     /// Nothing was heard for so long that all may be lost: begins with one.
-    pub fn silent(&mut self, next: u64) {
-        self.before_silence.get_or_insert((self.window, self.threshold));
-        self.answered = next;
+    pub fn on_timeout(&mut self, next: u64) {
+        self.before_timeout.get_or_insert((self.window, self.threshold));
+        self.recovery_end = next;
         self.threshold = (self.window / 2).max(WINDOW_MIN_RECORDS);
         self.window = 1;
         self.acknowledged = 0;
@@ -84,17 +84,17 @@ impl Congestion {
     /// What was sent before a silence, and not again, has arrived: the path was
     /// slow and nothing was lost (RFC 5682). Takes the answer to the silence
     /// back; `false` if there was none.
-    pub fn was_only_slow(&mut self) -> bool {
-        let Some((window, threshold)) = self.before_silence.take() else { return false };
+    pub fn undo_timeout(&mut self) -> bool {
+        let Some((window, threshold)) = self.before_timeout.take() else { return false };
         self.window = self.window.max(window);
         self.threshold = threshold;
         true
     }
 
     /// All numbers below `base` have arrived.
-    pub fn arrived_through(&mut self, base: u64) {
-        if base >= self.answered {
-            self.before_silence = None;
+    pub fn acked_through(&mut self, base: u64) {
+        if base >= self.recovery_end {
+            self.before_timeout = None;
         }
     }
 }
@@ -114,7 +114,7 @@ mod tests {
         let under_way = congestion.window();
         for left in (1..=under_way).rev() {
             // the sender fills up again as acknowledgements come
-            congestion.arrived(1, left.max(under_way));
+            congestion.on_ack(1, left.max(under_way));
         }
     }
 
@@ -136,15 +136,15 @@ mod tests {
         let mut congestion = Congestion::new();
         (0..2).for_each(|_| round(&mut congestion));
         assert_eq!(congestion.window(), 128);
-        congestion.lost(1000, 1100);
-        congestion.lost(1001, 1101);
-        congestion.lost(1099, 1102);
+        congestion.on_loss(1000, 1100);
+        congestion.on_loss(1001, 1101);
+        congestion.on_loss(1099, 1102);
         assert_eq!(congestion.window(), 64);
         round(&mut congestion);
         assert_eq!(congestion.window(), 65);
-        congestion.lost(1100, 1200);
+        congestion.on_loss(1100, 1200);
         assert_eq!(congestion.window(), WINDOW_MIN_RECORDS);
-        congestion.lost(1200, 1300);
+        congestion.on_loss(1200, 1300);
         assert_eq!(congestion.window(), WINDOW_MIN_RECORDS, "a relay always takes that much");
     }
 
@@ -152,7 +152,7 @@ mod tests {
     fn after_silence_it_begins_with_one() {
         let mut congestion = Congestion::new();
         (0..3).for_each(|_| round(&mut congestion));
-        congestion.silent(50);
+        congestion.on_timeout(50);
         let mut windows = vec![congestion.window()];
         for _ in 0..8 {
             round(&mut congestion);
@@ -165,27 +165,27 @@ mod tests {
     fn a_silence_that_was_none_is_taken_back_once() {
         let mut congestion = Congestion::new();
         (0..2).for_each(|_| round(&mut congestion));
-        congestion.silent(200);
-        congestion.silent(200);
-        assert!(congestion.was_only_slow());
+        congestion.on_timeout(200);
+        congestion.on_timeout(200);
+        assert!(congestion.undo_timeout());
         assert_eq!(congestion.window(), 128);
         round(&mut congestion);
         assert_eq!(congestion.window(), 256, "in slow start, as before");
-        assert!(!congestion.was_only_slow());
+        assert!(!congestion.undo_timeout());
         // nor is one that is over, or that a loss followed
-        congestion.silent(400);
-        congestion.arrived_through(400);
-        assert!(!congestion.was_only_slow());
-        congestion.silent(500);
-        congestion.lost(510, 520);
-        assert!(!congestion.was_only_slow());
+        congestion.on_timeout(400);
+        congestion.acked_through(400);
+        assert!(!congestion.undo_timeout());
+        congestion.on_timeout(500);
+        congestion.on_loss(510, 520);
+        assert!(!congestion.undo_timeout());
     }
 
     #[test]
     fn who_sends_little_proves_nothing() {
         let mut congestion = Congestion::new();
         for _ in 0..1000 {
-            congestion.arrived(1, WINDOW_MIN_RECORDS / 2);
+            congestion.on_ack(1, WINDOW_MIN_RECORDS / 2);
         }
         assert_eq!(congestion.window(), WINDOW_MIN_RECORDS);
     }

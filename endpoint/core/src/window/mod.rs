@@ -23,12 +23,12 @@ mod bounds;
 mod budget;
 mod congestion;
 mod recv;
-mod rtt;
+mod rto;
 mod send;
 
 pub use bounds::{RECEIVE_MEMORY_BYTES, SEND_MEMORY_BYTES, WINDOW_MIN_BYTES, WINDOW_MIN_RECORDS};
 pub use budget::Budget;
 pub use congestion::Congestion;
 pub use recv::{Arrival, CODEX_REORDER_MAX_RECORDS, RecvWindow};
-pub use rtt::{RTO_MAX, RTO_MIN, Rto};
+pub use rto::{RTO_MAX, RTO_MIN, Rto};
 pub use send::{AckOfUnsent, SendWindow};

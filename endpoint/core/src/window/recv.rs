@@ -50,7 +50,7 @@ struct Credit {
     budget: Budget,
     /// Records that are paid for: the window, or what was promised when it was
     /// larger. A smallest window is free, the rest is taken from the budget.
-    paid: u32,
+    charged: u32,
     /// How fast the window is used.
     used: Option<Epoch>,
 }
@@ -77,7 +77,7 @@ impl RecvWindow {
     pub fn new(first: Seq, budget: Budget) -> Self {
         let highest = first.0.saturating_add(WINDOW_MIN_RECORDS - 1);
         let window = WINDOW_MIN_RECORDS;
-        let credit = Credit { highest, window, budget, paid: window, used: None };
+        let credit = Credit { highest, window, budget, charged: window, used: None };
         Self { credit: Some(credit), ..Self::unbounded(first) }
     }
 
@@ -170,13 +170,13 @@ impl RecvWindow {
     ///
     /// What is consumed counts and not what arrives, since a burst arrives
     /// faster than anybody reads.
-    pub fn tune(&mut self, now: Instant, round_trip: Option<Duration>, unread: usize) {
+    pub fn autotune(&mut self, now: Instant, round_trip: Option<Duration>, unread: usize) {
         let next = self.next;
         let Some(credit) = &mut self.credit else { return };
         let unread = unread.div_ceil(RECORD_PLAINTEXT_MAX_BYTES) as u64;
-        if credit.paid > credit.window {
+        if credit.charged > credit.window {
             let promised = (u64::from(credit.highest) + 1).saturating_sub(next) + unread;
-            credit.pay_down(u32::try_from(promised).unwrap_or(u32::MAX));
+            credit.release_unused(u32::try_from(promised).unwrap_or(u32::MAX));
         }
         let consumed = next.saturating_sub(unread);
         let epoch = Epoch { began: now, consumed, arrived: next, last: now };
@@ -207,24 +207,24 @@ impl RecvWindow {
 impl Credit {
     fn grow(&mut self) {
         let window = (self.window * 2).min(WINDOW_MAX_RECORDS);
-        let more = window.saturating_sub(self.paid);
-        if self.budget.take(bytes(more)) {
+        let more = window.saturating_sub(self.charged);
+        if self.budget.try_acquire(bytes(more)) {
             self.window = window;
-            self.paid += more;
+            self.charged += more;
         }
     }
 
     /// Gives back what is beyond the window and was not promised.
-    fn pay_down(&mut self, promised: u32) {
-        let paid = promised.clamp(self.window, self.paid);
-        self.budget.give(bytes(self.paid - paid));
-        self.paid = paid;
+    fn release_unused(&mut self, promised: u32) {
+        let charged = promised.clamp(self.window, self.charged);
+        self.budget.release(bytes(self.charged - charged));
+        self.charged = charged;
     }
 }
 
 impl Drop for Credit {
     fn drop(&mut self) {
-        self.budget.give(bytes(self.paid - WINDOW_MIN_RECORDS));
+        self.budget.release(bytes(self.charged - WINDOW_MIN_RECORDS));
     }
 }
 
@@ -421,7 +421,7 @@ mod tests {
                 self.read += pause;
                 self.unread = self.unread.saturating_sub(1);
             }
-            self.window.tune(self.now, Some(self.round_trip), bytes(self.unread));
+            self.window.autotune(self.now, Some(self.round_trip), bytes(self.unread));
         }
 
         fn records(&self) -> u32 {
@@ -506,13 +506,13 @@ mod tests {
                         window.insert(Seq(window.next()), Bytes::new());
                         window.pop();
                     }
-                    window.tune(now, Some(Duration::from_millis(1)), bytes(unread as u32));
+                    window.autotune(now, Some(Duration::from_millis(1)), bytes(unread as u32));
                 }
                 let credit = window.grant(bytes(unread as u32));
                 let outstanding = credit + 1 - window.next();
-                let paid = window.credit.as_ref().unwrap().paid;
-                prop_assert!(outstanding <= paid, "{outstanding} {paid}");
-                prop_assert_eq!(budget.free() + bytes(paid - WINDOW_MIN_RECORDS), bytes(600));
+                let charged = window.credit.as_ref().unwrap().charged;
+                prop_assert!(outstanding <= charged, "{outstanding} {charged}");
+                prop_assert_eq!(budget.free() + bytes(charged - WINDOW_MIN_RECORDS), bytes(600));
             }
         }
     }

@@ -40,24 +40,24 @@ fn records(pair: &mut Pair, count: usize, len: usize) -> Vec<Bytes> {
 }
 
 fn first_bytes(pair: &mut Pair) -> Vec<u8> {
-    std::iter::from_fn(|| pair.asked()).map(|message| message[0]).collect()
+    std::iter::from_fn(|| pair.recv_request()).map(|message| message[0]).collect()
 }
 
 #[test]
 fn sequences_start_at_zero_and_no_frame_carries_more_than_stock_ones() {
     let mut pair = open(CODEX);
-    pair.ask("one").expect("it is open");
+    pair.send_request("one").expect("it is open");
     let wires = pair.drain_orchestrator();
     assert_eq!(kinds(&wires), ["data 0"]);
     let frame = Frame::decode(wires[0].clone()).expect("a frame");
     assert_eq!(frame.ack.up_to, 0);
     assert_eq!((frame.ack.bits, frame.credit, frame.proof), (0, 0, None));
-    pair.feed_executor(wires);
-    assert_eq!(pair.asked().expect("it arrived"), "one");
+    pair.deliver_to_executor(wires);
+    assert_eq!(pair.recv_request().expect("it arrived"), "one");
     assert!(pair.drain_executor().is_empty(), "no acknowledgements");
-    pair.ask("two").expect("it is open");
+    pair.send_request("two").expect("it is open");
     assert_eq!(kinds(&pair.drain_orchestrator()), ["data 1"]);
-    let (up, down) = pair.pass_in_silence(Duration::from_secs(600));
+    let (up, down) = pair.pass_without_network(Duration::from_secs(600));
     assert!(up.is_empty() && down.is_empty(), "no retransmission");
 }
 
@@ -71,8 +71,8 @@ fn records_are_joined_and_cut_at_60_kib() {
     let wires = pair.drain_orchestrator();
     let total = 10 + 20 + 150_000 + 3 * 4;
     assert_eq!(wires.len(), usize::div_ceil(total, RECORD_PLAINTEXT_MAX_BYTES));
-    pair.feed_executor(wires);
-    let lens: Vec<usize> = std::iter::from_fn(|| pair.asked()).map(|m| m.len()).collect();
+    pair.deliver_to_executor(wires);
+    let lens: Vec<usize> = std::iter::from_fn(|| pair.recv_request()).map(|m| m.len()).collect();
     assert_eq!(lens, [10, 20, 150_000]);
 }
 
@@ -81,7 +81,7 @@ fn repeated_and_swapped_records_are_put_right() {
     let mut pair = open(CODEX);
     let wires = records(&mut pair, 4, 10);
     for at in [0, 0, 2, 3, 2, 1, 1, 0] {
-        pair.feed_executor([wires[at].clone()]);
+        pair.deliver_to_executor([wires[at].clone()]);
     }
     assert_eq!(first_bytes(&mut pair), [0, 1, 2, 3]);
     assert_eq!(pair.executor.stats().duplicates, 4);
@@ -91,14 +91,14 @@ fn repeated_and_swapped_records_are_put_right() {
 fn sixty_four_ahead_is_held_and_sixty_five_ends_the_stream() {
     let mut pair = open(CODEX);
     let wires = records(&mut pair, 66, 10);
-    pair.feed_executor(wires[1..65].iter().cloned());
+    pair.deliver_to_executor(wires[1..65].iter().cloned());
     assert_eq!(closed(pair.executor_events()), None);
-    pair.feed_executor([wires[0].clone()]);
+    pair.deliver_to_executor([wires[0].clone()]);
     assert_eq!(first_bytes(&mut pair), (0..65).collect::<Vec<u8>>());
 
     let mut pair = open(CODEX);
     let wires = records(&mut pair, 66, 10);
-    pair.feed_executor([wires[65].clone()]);
+    pair.deliver_to_executor([wires[65].clone()]);
     assert_eq!(closed(pair.executor_events()), Some(Closed::OutOfSequence));
     assert_eq!(kinds(&pair.drain_executor()), ["reset noise_relay_protocol_error"]);
 }
@@ -107,9 +107,9 @@ fn sixty_four_ahead_is_held_and_sixty_five_ends_the_stream() {
 fn a_mebibyte_ahead_is_held_and_more_ends_the_stream() {
     let mut pair = open(CODEX);
     let wires = records(&mut pair, 19, RECORD_PLAINTEXT_MAX_BYTES - 4);
-    pair.feed_executor(wires[1..18].iter().cloned());
+    pair.deliver_to_executor(wires[1..18].iter().cloned());
     assert_eq!(closed(pair.executor_events()), None, "17 full records");
-    pair.feed_executor([wires[18].clone()]);
+    pair.deliver_to_executor([wires[18].clone()]);
     assert_eq!(closed(pair.executor_events()), Some(Closed::OutOfSequence), "18");
 }
 
@@ -122,9 +122,9 @@ fn a_forged_record_is_refused_and_costs_nothing() {
     for forged_seq in [0, 1, 64, 65, 1_000_000] {
         let mut forged = Frame::decode(wires[0].clone()).expect("a frame");
         forged.body = Body::Data { seq: Seq(forged_seq), record: Bytes::from_static(&[0x55; 64]) };
-        pair.feed_executor([forged.encode()]);
+        pair.deliver_to_executor([forged.encode()]);
     }
-    pair.feed_executor(wires);
+    pair.deliver_to_executor(wires);
     assert_eq!(first_bytes(&mut pair), [0, 1]);
     assert_eq!(pair.executor.stats().refused_records, 5);
     assert_eq!(closed(pair.executor_events()), None);
@@ -139,9 +139,9 @@ fn frames_that_stock_ends_ignore_are_ignored() {
     odd.credit = 5;
     for body in [Body::Ack, Body::Heartbeat, Body::Resume { next_seq: 9 }] {
         let frame = Frame { body, ..odd.clone() };
-        pair.feed_executor([frame.encode()]);
+        pair.deliver_to_executor([frame.encode()]);
     }
-    pair.feed_executor([odd.encode()]);
+    pair.deliver_to_executor([odd.encode()]);
     assert_eq!(first_bytes(&mut pair), [0]);
     assert!(pair.drain_executor().is_empty());
 }
@@ -150,8 +150,8 @@ fn frames_that_stock_ends_ignore_are_ignored() {
 fn any_reset_ends_the_stream_and_what_arrived_is_still_read_first() {
     let mut pair = open(CODEX);
     let wires = records(&mut pair, 2, 10);
-    pair.feed_executor(wires);
-    pair.feed_executor([reset(ResetReason::OrchestratorGone)]);
+    pair.deliver_to_executor(wires);
+    pair.deliver_to_executor([reset(ResetReason::OrchestratorGone)]);
     let events = pair.executor_events();
     assert!(matches!(events.last(), Some(Event::Ended { .. })), "{events:?}");
     assert_eq!(closed(events), None, "there is something to read");
@@ -164,11 +164,11 @@ fn any_reset_ends_the_stream_and_what_arrived_is_still_read_first() {
     pair.orchestrator.socket_opened(pair.now, registration("reg-1"));
     pair.connect(STREAM, CODEX);
     pair.exchange();
-    pair.let_in();
+    pair.authorize_all();
     pair.exchange();
-    pair.ask("again").expect("it is open");
+    pair.send_request("again").expect("it is open");
     pair.exchange();
-    assert_eq!(pair.asked().expect("it arrived"), "again");
+    assert_eq!(pair.recv_request().expect("it arrived"), "again");
 }
 
 #[test]
@@ -176,20 +176,24 @@ fn a_lost_socket_ends_the_stream() {
     let mut pair = open(CODEX);
     pair.executor.socket_lost(pair.now);
     assert_eq!(closed(pair.executor_events()), Some(Closed::Lost));
-    assert_eq!(pair.answer("x"), Err(SendError::Closed(Closed::Finished)), "the key is dead");
+    assert_eq!(
+        pair.send_response("x"),
+        Err(SendError::Closed(Closed::Finished)),
+        "the key is dead"
+    );
     assert_eq!(pair.executor.poll_timeout(), None);
 }
 
 #[test]
 fn closing_delivers_first_and_resets_then() {
     let mut pair = open(CODEX);
-    pair.answer("last words").expect("it is open");
+    pair.send_response("last words").expect("it is open");
     pair.executor.close(pair.now, pair.at_executor.expect("there is a stream"));
     let wires = pair.drain_executor();
     assert_eq!(kinds(&wires), ["data 0", "reset finished"]);
     assert_eq!(closed(pair.executor_events()), Some(Closed::Finished));
-    pair.feed_orchestrator(wires);
-    assert_eq!(pair.answered().expect("it arrived"), "last words");
+    pair.deliver_to_orchestrator(wires);
+    assert_eq!(pair.recv_response().expect("it arrived"), "last words");
     assert_eq!(closed(pair.orchestrator_events()), Some(Closed::Finished));
 }
 
@@ -229,14 +233,14 @@ fn an_authenticated_peer_that_misbehaves_ends_its_stream() {
         )
         .expect("valid keys");
         let body = Body::Handshake { message, profile: String::new() };
-        pair.feed_executor([Frame::bare(stream(STREAM), body).encode()]);
-        pair.let_in();
+        pair.deliver_to_executor([Frame::bare(stream(STREAM), body).encode()]);
+        pair.authorize_all();
         let answer = Frame::decode(pair.drain_executor().remove(0)).expect("a frame");
         let Body::Handshake { message, .. } = answer.body else { panic!("message 2") };
         let keys = waiting.finish(&message).expect("a valid answer");
         let record = keys.sealer.seal(0, &[], &plaintext).expect("it can be sealed");
         let body = Body::Data { seq: Seq(0), record };
-        pair.feed_executor([Frame::bare(stream(STREAM), body).encode()]);
+        pair.deliver_to_executor([Frame::bare(stream(STREAM), body).encode()]);
         let why = closed(pair.executor_events());
         assert_eq!(why, expected.map(Closed::PeerMisbehaved));
         let told = kinds(&pair.drain_executor());
@@ -256,10 +260,10 @@ fn a_writer_is_blocked_at_a_mebibyte_and_told_when_there_is_room() {
     let wires = pair.drain_orchestrator();
     assert_eq!(pair.orchestrator_events(), [Event::Writable { key }]);
     assert_eq!(pair.orchestrator.send(key, &small), Ok(()));
-    pair.feed_executor(wires);
+    pair.deliver_to_executor(wires);
     pair.exchange();
-    assert_eq!(pair.asked(), Some(big));
-    assert_eq!(pair.asked(), Some(small));
+    assert_eq!(pair.recv_request(), Some(big));
+    assert_eq!(pair.recv_request(), Some(small));
 }
 
 /// Four of these may be unread, with what it costs to keep each.
@@ -280,7 +284,7 @@ fn an_unread_stream_stops_the_socket() {
     pair.orchestrator.send(key, &message).expect("it was drained");
     pair.exchange();
     assert!(!pair.executor.wants_read());
-    assert_eq!(pair.asked(), Some(message));
+    assert_eq!(pair.recv_request(), Some(message));
     assert!(pair.executor.wants_read());
 }
 
@@ -298,7 +302,7 @@ fn at_an_executor_a_stream_that_stays_unread_ends_and_holds_up_nobody() {
     // the time counts from when it began to hold up the socket, and while it does
     let almost = CODEX_UNREAD_TIMEOUT - Duration::from_millis(1);
     pair.pass(almost);
-    assert!(pair.asked().is_some());
+    assert!(pair.recv_request().is_some());
     pair.pass(CODEX_UNREAD_TIMEOUT * 2);
     assert!(pair.executor.wants_read());
     send(&mut pair);
@@ -313,8 +317,8 @@ fn at_an_executor_a_stream_that_stays_unread_ends_and_holds_up_nobody() {
     let why = Closed::Reset(ResetReason::ProtocolError);
     assert_eq!(closed(pair.orchestrator_events()), Some(why));
     // what arrived is still read
-    assert_eq!(std::iter::from_fn(|| pair.asked()).count(), 5);
-    assert_eq!(closed(pair.executor_events()), Some(Closed::Unread));
+    assert_eq!(std::iter::from_fn(|| pair.recv_request()).count(), 5);
+    assert_eq!(closed(pair.executor_events()), Some(Closed::ReaderStalled));
 }
 
 /// It has the socket for itself.
@@ -328,8 +332,8 @@ fn at_an_orchestrator_it_may_stay_unread() {
     }
     assert!(!pair.orchestrator.wants_read());
     pair.pass(CODEX_UNREAD_TIMEOUT * 10);
-    assert_eq!(std::iter::from_fn(|| pair.answered()).count(), 5);
-    pair.answer("and on").expect("it is open");
+    assert_eq!(std::iter::from_fn(|| pair.recv_response()).count(), 5);
+    pair.send_response("and on").expect("it is open");
     pair.exchange();
-    assert_eq!(pair.answered().expect("it arrived"), "and on");
+    assert_eq!(pair.recv_response().expect("it arrived"), "and on");
 }

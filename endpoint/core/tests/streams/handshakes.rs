@@ -17,7 +17,7 @@ use crate::pair::{
 const CODEX_RESET: &str = "reset noise_relay_protocol_error";
 const OUR_RESET: &str = "reset handshake_refused";
 
-fn told(profile: Profile) -> &'static str {
+fn refusal_of(profile: Profile) -> &'static str {
     if profile.is_reliable() { OUR_RESET } else { CODEX_RESET }
 }
 
@@ -41,7 +41,7 @@ fn the_executor_asks_before_anything_is_answered() {
         let mut pair = pair();
         pair.connect(STREAM, profile);
         let wires = pair.drain_orchestrator();
-        pair.feed_executor(wires);
+        pair.deliver_to_executor(wires);
         assert!(pair.drain_executor().is_empty());
         let events = pair.executor_events();
         let [
@@ -72,8 +72,8 @@ fn the_codex_opening_bytes() {
     pair.connect_with(STREAM, Profile::NoiseHybridIkV1, Bytes::from_static(b"auth-1"));
     let wires = pair.drain_orchestrator();
     assert_eq!(kinds(&wires), ["resume 0", "handshake \"\" 3574"]);
-    pair.feed_executor(wires);
-    pair.let_in();
+    pair.deliver_to_executor(wires);
+    pair.authorize_all();
     assert_eq!(kinds(&pair.drain_executor()), ["handshake \"\" 3424"]);
 }
 
@@ -90,13 +90,13 @@ fn a_refused_peer_is_told_and_nobody_else() {
         let mut pair = pair();
         pair.connect(STREAM, profile);
         let wires = pair.drain_orchestrator();
-        pair.feed_executor(wires);
-        let (key, pending) = pair.asking();
+        pair.deliver_to_executor(wires);
+        let (key, pending) = pair.pending();
         pair.executor.refuse(pair.now, key, Refusal::Denied);
         let wires = pair.drain_executor();
-        assert_eq!(kinds(&wires), [told(profile)]);
+        assert_eq!(kinds(&wires), [refusal_of(profile)]);
         assert_eq!(pair.executor_events(), []);
-        pair.feed_orchestrator(wires);
+        pair.deliver_to_orchestrator(wires);
         let why = closed(&pair.orchestrator_events());
         assert!(matches!(why, Some(Closed::Reset(_))), "{why:?}");
         assert_eq!(pair.executor.stats().handshake_failures, 1);
@@ -113,12 +113,12 @@ fn rejected_credentials_are_told_inside_noise() {
         let mut pair = pair();
         pair.connect(STREAM, profile);
         let wires = pair.drain_orchestrator();
-        pair.feed_executor(wires);
-        let (key, _) = pair.asking();
+        pair.deliver_to_executor(wires);
+        let (key, _) = pair.pending();
         pair.executor.refuse(pair.now, key, Refusal::AuthenticationRejected);
         let wires = pair.drain_executor();
         assert!(kinds(&wires)[0].starts_with("handshake"));
-        pair.feed_orchestrator(wires);
+        pair.deliver_to_orchestrator(wires);
         let why = closed(&pair.orchestrator_events());
         assert_eq!(why, Some(Closed::AuthenticationRejected));
     }
@@ -129,8 +129,8 @@ fn consent_to_another_key_refuses() {
     let mut pair = pair();
     pair.connect(STREAM, Profile::RendezHybridIkV1);
     let wires = pair.drain_orchestrator();
-    pair.feed_executor(wires);
-    let (key, _) = pair.asking();
+    pair.deliver_to_executor(wires);
+    let (key, _) = pair.pending();
     let proof = authorized_elsewhere(&identity(9));
     pair.executor.authorize(pair.now, key, proof);
     assert_eq!(kinds(&pair.drain_executor()), [OUR_RESET]);
@@ -143,7 +143,7 @@ fn an_authorization_has_4096_bytes_of_utf_8() {
         let mut pair = pair();
         pair.connect_with(STREAM, Profile::NoiseHybridIkV1, authorization);
         let wires = pair.drain_orchestrator();
-        pair.feed_executor(wires);
+        pair.deliver_to_executor(wires);
         kinds(&pair.drain_executor()) == [CODEX_RESET]
     };
     assert!(!refused(Bytes::from(vec![b'a'; 4096])));
@@ -166,9 +166,9 @@ fn a_silent_executor_is_given_up_in_time() {
     for profile in Profile::ALL {
         let mut pair = pair();
         pair.connect(STREAM, profile);
-        pair.pass_in_silence(HANDSHAKE_TIMEOUT - Duration::from_millis(1));
+        pair.pass_without_network(HANDSHAKE_TIMEOUT - Duration::from_millis(1));
         assert_eq!(closed(&pair.orchestrator_events()), None);
-        pair.pass_in_silence(Duration::from_millis(1));
+        pair.pass_without_network(Duration::from_millis(1));
         assert_eq!(closed(&pair.orchestrator_events()), Some(Closed::HandshakeTimeout));
         assert_eq!(pair.orchestrator.poll_timeout(), None, "nothing is left behind");
     }
@@ -179,9 +179,9 @@ fn a_silent_registry_is_given_up_too() {
     let mut pair = pair();
     pair.connect(STREAM, Profile::NoiseHybridIkV1);
     let wires = pair.drain_orchestrator();
-    pair.feed_executor(wires);
-    pair.asking();
-    let (_, down) = pair.pass_in_silence(AUTHORIZATION_TIMEOUT);
+    pair.deliver_to_executor(wires);
+    pair.pending();
+    let (_, down) = pair.pass_without_network(AUTHORIZATION_TIMEOUT);
     assert_eq!(kinds(&down), [CODEX_RESET]);
     assert_eq!(closed(&pair.executor_events()), Some(Closed::HandshakeTimeout));
 }
@@ -193,17 +193,17 @@ fn an_impatient_codex_peer_loses_its_handshake() {
         let mut pair = pair();
         pair.connect(STREAM, Profile::NoiseHybridIkV1);
         let wires = pair.drain_orchestrator();
-        pair.feed_executor(wires.clone());
-        pair.asking();
+        pair.deliver_to_executor(wires.clone());
+        pair.pending();
         if early_data {
             let body =
                 Body::Data { seq: rendez_proto::ids::Seq(0), record: Bytes::from_static(&[0; 32]) };
-            pair.feed_executor([Frame::bare(stream(STREAM), body).encode()]);
+            pair.deliver_to_executor([Frame::bare(stream(STREAM), body).encode()]);
         } else {
-            pair.feed_executor([wires[1].clone()]);
+            pair.deliver_to_executor([wires[1].clone()]);
         }
         assert_eq!(kinds(&pair.drain_executor()), [CODEX_RESET]);
-        let why = Closed::PeerMisbehaved(Misbehaviour::Impatient);
+        let why = Closed::PeerMisbehaved(Misbehaviour::EarlyData);
         assert_eq!(closed(&pair.executor_events()), Some(why));
         assert_eq!(pair.executor.stats().handshake_failures, 1);
     }
@@ -215,22 +215,22 @@ fn a_repeated_handshake_does_not_hurt_our_profiles() {
     let mut pair = pair();
     pair.connect(STREAM, Profile::RendezHybridIkV1);
     let wires = pair.drain_orchestrator();
-    pair.feed_executor(wires.clone());
-    pair.feed_executor(wires.clone());
-    pair.feed_executor([handshake(STREAM, "rendez_hybrid_ik_v1", b"garbage")]);
-    pair.let_in();
+    pair.deliver_to_executor(wires.clone());
+    pair.deliver_to_executor(wires.clone());
+    pair.deliver_to_executor([handshake(STREAM, "rendez_hybrid_ik_v1", b"garbage")]);
+    pair.authorize_all();
     let answer = pair.drain_executor();
     assert_eq!(kinds(&answer), ["handshake \"rendez_hybrid_ik_v1\" 3424"]);
     // the answer is lost; the same question gets the same answer
-    pair.feed_executor(wires.clone());
+    pair.deliver_to_executor(wires.clone());
     assert_eq!(pair.drain_executor(), answer);
-    pair.feed_orchestrator(answer);
+    pair.deliver_to_orchestrator(answer);
     pair.exchange();
-    pair.ask("hello").expect("it is open");
+    pair.send_request("hello").expect("it is open");
     pair.exchange();
-    assert_eq!(pair.asked().expect("it arrived"), "hello");
+    assert_eq!(pair.recv_request().expect("it arrived"), "hello");
     // and none once it is clear that the answer has arrived
-    pair.feed_executor(wires);
+    pair.deliver_to_executor(wires);
     assert!(pair.drain_executor().is_empty());
 }
 
@@ -238,11 +238,11 @@ fn a_repeated_handshake_does_not_hurt_our_profiles() {
 #[test]
 fn a_second_codex_handshake_is_refused_but_the_stream_lives() {
     let mut pair = open(Profile::NoiseHybridIkV1);
-    pair.feed_executor([handshake(STREAM, "", b"another")]);
+    pair.deliver_to_executor([handshake(STREAM, "", b"another")]);
     assert_eq!(kinds(&pair.drain_executor()), [CODEX_RESET]);
-    pair.ask("still there?").expect("it is open");
+    pair.send_request("still there?").expect("it is open");
     pair.exchange();
-    assert_eq!(pair.asked().expect("it arrived"), "still there?");
+    assert_eq!(pair.recv_request().expect("it arrived"), "still there?");
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn lost_handshakes_are_repeated_in_our_profiles_only() {
     let sent = |profile| {
         let mut pair = pair();
         pair.connect(STREAM, profile);
-        let (up, _) = pair.pass_in_silence(HANDSHAKE_TIMEOUT - Duration::from_millis(1));
+        let (up, _) = pair.pass_without_network(HANDSHAKE_TIMEOUT - Duration::from_millis(1));
         up
     };
     let ours = sent(Profile::RendezHybridIkV1);
@@ -277,13 +277,13 @@ fn message_2_is_repeated_until_it_is_confirmed() {
     let mut pair = pair();
     pair.connect(STREAM, Profile::RendezHybridIkV1);
     let wires = pair.drain_orchestrator();
-    pair.feed_executor(wires);
-    pair.let_in();
-    let (_, down) = pair.pass_in_silence(Duration::from_millis(3_500));
+    pair.deliver_to_executor(wires);
+    pair.authorize_all();
+    let (_, down) = pair.pass_without_network(Duration::from_millis(3_500));
     assert_eq!(down.len(), 3, "at 0, 1 and 3 seconds: {:?}", kinds(&down));
-    pair.feed_orchestrator(down);
+    pair.deliver_to_orchestrator(down);
     pair.exchange();
-    let (_, down) = pair.pass_in_silence(Duration::from_secs(30));
+    let (_, down) = pair.pass_without_network(Duration::from_secs(30));
     assert_eq!(kinds(&down), [""; 0]);
 }
 
@@ -292,14 +292,14 @@ fn message_2_is_repeated_until_it_is_confirmed() {
 fn eight_failures_turn_everybody_away_for_ten_seconds() {
     let mut old = open(Profile::NoiseHybridIkV1);
     for n in 0..8 {
-        old.feed_executor([handshake(&format!("bad-{n}"), "", b"garbage")]);
+        old.deliver_to_executor([handshake(&format!("bad-{n}"), "", b"garbage")]);
     }
     assert_eq!(kinds(&old.drain_executor()), [CODEX_RESET; 8]);
     assert_eq!(old.executor.stats().handshake_failures, 8);
     let good = |pair: &mut Pair, id: &str| {
         pair.connect(id, Profile::NoiseHybridIkV1);
         let wires = pair.drain_orchestrator();
-        pair.feed_executor(wires);
+        pair.deliver_to_executor(wires);
         let asked = pair
             .executor_events()
             .iter()
@@ -309,15 +309,15 @@ fn eight_failures_turn_everybody_away_for_ten_seconds() {
     };
     let at_orchestrator = old.at_orchestrator;
     assert!(!good(&mut old, "a"));
-    assert_eq!(old.executor.stats().handshakes_turned_away, 1);
+    assert_eq!(old.executor.stats().handshakes_throttled, 1);
     old.now += HANDSHAKE_COOLDOWN;
     assert!(good(&mut old, "b"));
     // the stream that was open is unaffected
     old.at_orchestrator = at_orchestrator;
-    old.ask("hello").expect("it is open");
+    old.send_request("hello").expect("it is open");
     let wires = old.drain_orchestrator();
-    old.feed_executor(wires);
-    assert_eq!(old.asked().expect("it arrived"), "hello");
+    old.deliver_to_executor(wires);
+    assert_eq!(old.recv_request().expect("it arrived"), "hello");
 }
 
 #[test]
@@ -333,7 +333,7 @@ fn pending_handshakes_and_streams_have_limits() {
             pair.connect("one-more", Profile::RendezIkV1);
         }
         let wires = pair.drain_orchestrator();
-        pair.feed_executor(wires);
+        pair.deliver_to_executor(wires);
         asking.extend(pair.executor_events());
         if asking.len() == 32 && n != 32 {
             continue; // let one more come while 32 wait
@@ -345,14 +345,14 @@ fn pending_handshakes_and_streams_have_limits() {
         }
     }
     // the 33rd pending one was turned away; that left room for one at the end
-    assert_eq!(pair.executor.stats().handshakes_turned_away, 1);
+    assert_eq!(pair.executor.stats().handshakes_throttled, 1);
     pair.executor_events();
     pair.orchestrator.close(pair.now, pair.at_orchestrator.expect("connected"));
     let _ = pair.drain_orchestrator();
     pair.connect("too-many", Profile::RendezIkV1);
     let wires = pair.drain_orchestrator();
-    pair.feed_executor(wires);
-    assert_eq!(pair.executor.stats().handshakes_turned_away, 2);
+    pair.deliver_to_executor(wires);
+    assert_eq!(pair.executor.stats().handshakes_throttled, 2);
 }
 
 #[test]
@@ -379,7 +379,7 @@ fn an_orchestrator_has_limits_too() {
 fn a_profile_that_is_not_offered_is_refused() {
     let mut pair = pair();
     for name in ["rendez_ik_v2", "noise_hybrid_ik_v1"] {
-        pair.feed_executor([handshake(STREAM, name, b"whatever")]);
+        pair.deliver_to_executor([handshake(STREAM, name, b"whatever")]);
         assert_eq!(kinds(&pair.drain_executor()), [OUR_RESET]);
     }
     assert_eq!(pair.executor_events(), []);
@@ -390,18 +390,18 @@ fn a_damaged_answer_is_waited_out_but_not_for_ever() {
     let mut pair = pair();
     pair.connect(STREAM, Profile::RendezHybridIkV1);
     let wires = pair.drain_orchestrator();
-    pair.feed_executor(wires);
+    pair.deliver_to_executor(wires);
     for _ in 0..7 {
-        pair.feed_orchestrator([handshake(STREAM, "", b"garbage")]);
+        pair.deliver_to_orchestrator([handshake(STREAM, "", b"garbage")]);
     }
-    pair.let_in();
+    pair.authorize_all();
     pair.exchange();
     assert!(matches!(pair.orchestrator_events()[..], [Event::Opened { .. }]));
 
     let mut pair = crate::pair::pair();
     pair.connect(STREAM, Profile::RendezHybridIkV1);
     for _ in 0..8 {
-        pair.feed_orchestrator([handshake(STREAM, "", b"garbage")]);
+        pair.deliver_to_orchestrator([handshake(STREAM, "", b"garbage")]);
     }
     assert_eq!(closed(&pair.orchestrator_events()), Some(Closed::HandshakeRejected));
 }
@@ -411,7 +411,7 @@ fn before_a_stream_is_open_any_reset_ends_it() {
     for profile in Profile::ALL {
         let mut pair = pair();
         pair.connect(STREAM, profile);
-        pair.feed_orchestrator([reset(ResetReason::ExecutorGone)]);
+        pair.deliver_to_orchestrator([reset(ResetReason::ExecutorGone)]);
         let why = closed(&pair.orchestrator_events());
         assert_eq!(why, Some(Closed::Reset(ResetReason::ExecutorGone)));
     }
@@ -422,11 +422,11 @@ fn a_new_registration_does_not_touch_a_handshake_in_flight() {
     let mut pair = pair();
     pair.connect(STREAM, Profile::RendezHybridIkV1);
     let wires = pair.drain_orchestrator();
-    pair.feed_executor(wires.clone());
+    pair.deliver_to_executor(wires.clone());
     pair.executor.socket_lost(pair.now);
     pair.executor.socket_opened(pair.now, registration("reg-2"));
-    pair.let_in();
-    pair.feed_executor(wires);
+    pair.authorize_all();
+    pair.deliver_to_executor(wires);
     pair.exchange();
     assert!(matches!(pair.orchestrator_events()[..], [Event::Opened { .. }]));
 }
@@ -434,7 +434,7 @@ fn a_new_registration_does_not_touch_a_handshake_in_flight() {
 #[test]
 fn data_for_an_unknown_stream_is_answered_and_a_resume_only_if_it_is_proven() {
     let mut pair = open(Profile::RendezHybridIkV1);
-    pair.ask("x").expect("it is open");
+    pair.send_request("x").expect("it is open");
     let record = pair.drain_orchestrator();
     pair.orchestrator.socket_lost(pair.now);
     pair.orchestrator.socket_opened(pair.now, registration("reg-1"));
@@ -442,12 +442,12 @@ fn data_for_an_unknown_stream_is_answered_and_a_resume_only_if_it_is_proven() {
     assert_eq!(kinds(&resume), ["resume 1"]);
 
     let mut other = crate::pair::pair();
-    other.feed_executor(record);
+    other.deliver_to_executor(record);
     assert_eq!(kinds(&other.drain_executor()), [CODEX_RESET]);
-    other.feed_executor(resume);
+    other.deliver_to_executor(resume);
     assert_eq!(kinds(&other.drain_executor()), ["reset unknown_stream"]);
     let bare = |body| Frame::bare(stream("unknown"), body).encode();
-    other.feed_executor([
+    other.deliver_to_executor([
         bare(Body::Resume { next_seq: 0 }),
         bare(Body::Ack),
         bare(Body::Heartbeat),

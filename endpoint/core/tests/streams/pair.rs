@@ -81,7 +81,7 @@ pub(crate) fn open(profile: Profile) -> Pair {
     let mut pair = pair();
     pair.connect(STREAM, profile);
     pair.exchange();
-    let events = pair.let_in();
+    let events = pair.authorize_all();
     pair.exchange();
     let opened = |event: &Event| matches!(event, Event::Opened { .. });
     assert!(events.iter().any(opened));
@@ -108,7 +108,7 @@ impl Pair {
     }
 
     /// Authorizes whoever asks. Returns all other events.
-    pub(crate) fn let_in(&mut self) -> Vec<Event> {
+    pub(crate) fn authorize_all(&mut self) -> Vec<Event> {
         let mut others = Vec::new();
         while let Some(event) = self.executor.poll_event() {
             if let Event::AuthorizationNeeded { key, pending, .. } = event {
@@ -122,7 +122,7 @@ impl Pair {
     }
 
     /// The key of whoever asks to be let in.
-    pub(crate) fn asking(&mut self) -> (Key, PendingHandshake) {
+    pub(crate) fn pending(&mut self) -> (Key, PendingHandshake) {
         self.executor_events()
             .into_iter()
             .find_map(|event| match event {
@@ -140,11 +140,11 @@ impl Pair {
         std::iter::from_fn(|| self.orchestrator.poll_transmit(self.now)).collect()
     }
 
-    pub(crate) fn feed_executor(&mut self, wires: impl IntoIterator<Item = Bytes>) {
+    pub(crate) fn deliver_to_executor(&mut self, wires: impl IntoIterator<Item = Bytes>) {
         wires.into_iter().for_each(|wire| self.executor.handle_message(self.now, wire));
     }
 
-    pub(crate) fn feed_orchestrator(&mut self, wires: impl IntoIterator<Item = Bytes>) {
+    pub(crate) fn deliver_to_orchestrator(&mut self, wires: impl IntoIterator<Item = Bytes>) {
         wires.into_iter().for_each(|wire| self.orchestrator.handle_message(self.now, wire));
     }
 
@@ -155,8 +155,8 @@ impl Pair {
             if up.is_empty() && down.is_empty() {
                 return;
             }
-            self.feed_executor(up);
-            self.feed_orchestrator(down);
+            self.deliver_to_executor(up);
+            self.deliver_to_orchestrator(down);
         }
     }
 
@@ -173,7 +173,7 @@ impl Pair {
     }
 
     /// Lets time pass with everything that is sent lost.
-    pub(crate) fn pass_in_silence(&mut self, time: Duration) -> (Vec<Bytes>, Vec<Bytes>) {
+    pub(crate) fn pass_without_network(&mut self, time: Duration) -> (Vec<Bytes>, Vec<Bytes>) {
         let until = self.now + time;
         let (mut up, mut down) = (self.drain_orchestrator(), self.drain_executor());
         while let Some(at) = self.next_deadline().filter(|at| *at <= until) {
@@ -200,21 +200,21 @@ impl Pair {
         std::iter::from_fn(|| self.orchestrator.poll_event()).collect()
     }
 
-    pub(crate) fn ask(&mut self, message: &'static str) -> Result<(), SendError> {
+    pub(crate) fn send_request(&mut self, message: &'static str) -> Result<(), SendError> {
         let key = self.at_orchestrator.expect("there is a stream");
         self.orchestrator.send(key, &Bytes::from_static(message.as_bytes()))
     }
 
-    pub(crate) fn answer(&mut self, message: &'static str) -> Result<(), SendError> {
+    pub(crate) fn send_response(&mut self, message: &'static str) -> Result<(), SendError> {
         let key = self.at_executor.expect("there is a stream");
         self.executor.send(key, &Bytes::from_static(message.as_bytes()))
     }
 
-    pub(crate) fn asked(&mut self) -> Option<Bytes> {
+    pub(crate) fn recv_request(&mut self) -> Option<Bytes> {
         self.executor.recv(self.at_executor.expect("there is a stream"))
     }
 
-    pub(crate) fn answered(&mut self) -> Option<Bytes> {
+    pub(crate) fn recv_response(&mut self) -> Option<Bytes> {
         self.orchestrator.recv(self.at_orchestrator.expect("there is a stream"))
     }
 }

@@ -38,19 +38,19 @@ fn frame(wire: &Bytes) -> Frame {
 fn sequences_start_at_one_and_acks_ride_on_records() {
     for profile in OURS {
         let mut pair = open(profile);
-        pair.ask("question").expect("it is open");
+        pair.send_request("question").expect("it is open");
         let wires = pair.drain_orchestrator();
         assert_eq!(kinds(&wires), ["data 1"]);
-        pair.feed_executor(wires);
-        assert_eq!(pair.asked().expect("it arrived"), "question");
+        pair.deliver_to_executor(wires);
+        assert_eq!(pair.recv_request().expect("it arrived"), "question");
         assert!(pair.drain_executor().is_empty(), "an ack waits for a record to ride on");
-        pair.answer("answer").expect("it is open");
+        pair.send_response("answer").expect("it is open");
         let wires = pair.drain_executor();
         assert_eq!(kinds(&wires), ["data 1"]);
         assert_eq!(frame(&wires[0]).ack, Ack { up_to: 1, bits: 0 });
         assert!(frame(&wires[0]).credit > WINDOW_MIN_RECORDS);
-        pair.feed_orchestrator(wires);
-        let (up, _) = pair.pass_in_silence(RTO_INITIAL / 2);
+        pair.deliver_to_orchestrator(wires);
+        let (up, _) = pair.pass_without_network(RTO_INITIAL / 2);
         assert_eq!(kinds(&up), ["ack"], "nothing came to ride on");
     }
 }
@@ -58,15 +58,15 @@ fn sequences_start_at_one_and_acks_ride_on_records() {
 #[test]
 fn a_bare_ack_goes_out_in_time_and_only_once() {
     let mut pair = ours();
-    pair.ask("question").expect("it is open");
+    pair.send_request("question").expect("it is open");
     let wires = pair.drain_orchestrator();
-    pair.feed_executor(wires);
-    let (_, down) = pair.pass_in_silence(ACK_DELAY - Duration::from_nanos(1));
+    pair.deliver_to_executor(wires);
+    let (_, down) = pair.pass_without_network(ACK_DELAY - Duration::from_nanos(1));
     assert_eq!(kinds(&down), [""; 0]);
-    let (_, down) = pair.pass_in_silence(Duration::from_millis(100));
+    let (_, down) = pair.pass_without_network(Duration::from_millis(100));
     assert_eq!(kinds(&down), ["ack"]);
-    pair.feed_orchestrator(down);
-    let (up, down) = pair.pass_in_silence(Duration::from_secs(60));
+    pair.deliver_to_orchestrator(down);
+    let (up, down) = pair.pass_without_network(Duration::from_secs(60));
     assert_eq!((kinds(&up), kinds(&down)), (vec![], vec![]), "nothing is resent");
 }
 
@@ -74,9 +74,9 @@ fn a_bare_ack_goes_out_in_time_and_only_once() {
 fn many_records_are_acknowledged_at_once() {
     let mut pair = ours();
     for n in 1..=ACK_EVERY_RECORDS {
-        pair.ask("x").expect("it is open");
+        pair.send_request("x").expect("it is open");
         let wires = pair.drain_orchestrator();
-        pair.feed_executor(wires);
+        pair.deliver_to_executor(wires);
         let acked = !pair.drain_executor().is_empty();
         assert_eq!(acked, n == ACK_EVERY_RECORDS, "after {n}");
     }
@@ -86,31 +86,31 @@ fn many_records_are_acknowledged_at_once() {
 fn a_lost_record_is_sent_again_with_the_same_bytes() {
     for profile in OURS {
         let mut pair = open(profile);
-        pair.ask("lost").expect("it is open");
+        pair.send_request("lost").expect("it is open");
         let lost = pair.drain_orchestrator();
-        let (up, _) = pair.pass_in_silence(RTO_INITIAL);
+        let (up, _) = pair.pass_without_network(RTO_INITIAL);
         assert_eq!(up, lost);
-        pair.feed_executor(up);
-        assert_eq!(pair.asked().expect("it arrived"), "lost");
+        pair.deliver_to_executor(up);
+        assert_eq!(pair.recv_request().expect("it arrived"), "lost");
         assert_eq!(pair.orchestrator.stats().retransmits, 1);
-        pair.feed_executor(lost);
-        assert_eq!(pair.asked(), None, "once");
+        pair.deliver_to_executor(lost);
+        assert_eq!(pair.recv_request(), None, "once");
     }
 }
 
 #[test]
 fn a_record_that_comes_again_is_acknowledged_again() {
     let mut pair = ours();
-    pair.ask("x").expect("it is open");
+    pair.send_request("x").expect("it is open");
     let record = pair.drain_orchestrator();
-    pair.feed_executor(record.clone());
-    let (_, lost) = pair.pass_in_silence(ACK_DELAY);
+    pair.deliver_to_executor(record.clone());
+    let (_, lost) = pair.pass_without_network(ACK_DELAY);
     assert_eq!(kinds(&lost), ["ack"]);
-    pair.feed_executor(record);
+    pair.deliver_to_executor(record);
     let again = pair.drain_executor();
     assert_eq!(kinds(&again), ["ack"]);
-    pair.feed_orchestrator(again);
-    let (up, _) = pair.pass_in_silence(Duration::from_secs(30));
+    pair.deliver_to_orchestrator(again);
+    let (up, _) = pair.pass_without_network(Duration::from_secs(30));
     assert_eq!(kinds(&up), [""; 0]);
 }
 
@@ -119,13 +119,13 @@ fn the_window_stops_and_acks_open_it() {
     let mut pair = ours();
     let mut wires = Vec::new();
     for _ in 0..WINDOW_MIN_RECORDS + 10 {
-        pair.ask("x").expect("the queue has room");
+        pair.send_request("x").expect("the queue has room");
         wires.extend(pair.drain_orchestrator());
     }
     assert_eq!(wires.len(), WINDOW_MIN_RECORDS as usize);
-    pair.feed_executor(wires);
+    pair.deliver_to_executor(wires);
     pair.exchange();
-    let messages = std::iter::from_fn(|| pair.asked()).count();
+    let messages = std::iter::from_fn(|| pair.recv_request()).count();
     assert_eq!(messages, WINDOW_MIN_RECORDS as usize + 10);
 }
 
@@ -134,27 +134,27 @@ fn the_window_stops_and_acks_open_it() {
 fn nothing_that_a_relay_changes_is_believed() {
     for profile in OURS {
         let mut pair = open(profile);
-        pair.ask("true").expect("it is open");
+        pair.send_request("true").expect("it is open");
         let wire = pair.drain_orchestrator().remove(0);
         let real = frame(&wire);
         let Body::Data { record, .. } = &real.body else { panic!("a record") };
-        let lies = [
+        let false_resets = [
             Frame { ack: Ack { up_to: 1, bits: 0 }, ..real.clone() },
             Frame { ack: Ack { up_to: 0, bits: 1 }, ..real.clone() },
             Frame { credit: real.credit + 1, ..real.clone() },
             Frame { body: Body::Data { seq: Seq(2), record: record.clone() }, ..real.clone() },
             Frame { body: Body::Data { seq: Seq(1), record: record.slice(1..) }, ..real.clone() },
         ];
-        let count = lies.len() as u64;
-        pair.feed_executor(lies.map(|lie| lie.encode()));
+        let count = false_resets.len() as u64;
+        pair.deliver_to_executor(false_resets.map(|lie| lie.encode()));
         assert_eq!(pair.executor.stats().refused_records, count);
-        assert_eq!(pair.asked(), None);
-        pair.feed_executor([wire]);
-        assert_eq!(pair.asked().expect("it arrived"), "true");
+        assert_eq!(pair.recv_request(), None);
+        pair.deliver_to_executor([wire]);
+        assert_eq!(pair.recv_request().expect("it arrived"), "true");
 
-        let (_, down) = pair.pass_in_silence(ACK_DELAY);
+        let (_, down) = pair.pass_without_network(ACK_DELAY);
         let ack = frame(&down[0]);
-        let lies = [
+        let false_resets = [
             Frame { ack: Ack { up_to: 0, bits: 0 }, ..ack.clone() },
             Frame { credit: ack.credit + 1, ..ack.clone() },
             Frame { proof: None, ..ack.clone() },
@@ -162,13 +162,13 @@ fn nothing_that_a_relay_changes_is_believed() {
             Frame { body: Body::Resume { next_seq: 2 }, ..ack.clone() },
             Frame { body: Body::Reset { reason: "finished".to_owned() }, ..ack.clone() },
         ];
-        let count = lies.len() as u64;
-        pair.feed_orchestrator(lies.map(|lie| lie.encode()));
+        let count = false_resets.len() as u64;
+        pair.deliver_to_orchestrator(false_resets.map(|lie| lie.encode()));
         assert_eq!(pair.orchestrator.stats().refused_control, count);
-        pair.feed_orchestrator([ack.encode()]);
-        pair.feed_orchestrator([ack.encode()]);
+        pair.deliver_to_orchestrator([ack.encode()]);
+        pair.deliver_to_orchestrator([ack.encode()]);
         assert_eq!(pair.orchestrator.stats().refused_control, count + 1, "a replay");
-        let (up, _) = pair.pass_in_silence(Duration::from_secs(30));
+        let (up, _) = pair.pass_without_network(Duration::from_secs(30));
         assert_eq!(kinds(&up), [""; 0], "the true ack counted");
     }
 }
@@ -179,14 +179,14 @@ fn a_record_of_another_stream_is_refused() {
     let first = (pair.at_orchestrator, pair.at_executor);
     pair.connect("other", Profile::RendezHybridIkV1);
     pair.exchange();
-    pair.let_in();
+    pair.authorize_all();
     pair.exchange();
-    pair.ask("for the other").expect("it is open");
+    pair.send_request("for the other").expect("it is open");
     let mut spliced = frame(&pair.drain_orchestrator()[0]);
     spliced.stream = stream(STREAM);
-    pair.feed_executor([spliced.encode()]);
+    pair.deliver_to_executor([spliced.encode()]);
     (pair.at_orchestrator, pair.at_executor) = first;
-    assert_eq!(pair.asked(), None);
+    assert_eq!(pair.recv_request(), None);
     assert_eq!(pair.executor.stats().refused_records, 1);
 }
 
@@ -194,29 +194,29 @@ fn a_record_of_another_stream_is_refused() {
 fn no_unproven_reset_ends_an_open_stream() {
     let mut pair = ours();
     for reason in ResetReason::ALL {
-        pair.feed_orchestrator([reset(reason)]);
-        pair.feed_executor([reset(reason)]);
+        pair.deliver_to_orchestrator([reset(reason)]);
+        pair.deliver_to_executor([reset(reason)]);
         pair.exchange();
     }
     pair.pass(RTO_MAX);
     assert_eq!(closed(pair.orchestrator_events()), None);
     assert_eq!(closed(pair.executor_events()), None);
-    pair.ask("still there?").expect("it is open");
+    pair.send_request("still there?").expect("it is open");
     pair.exchange();
-    assert_eq!(pair.asked().expect("it arrived"), "still there?");
+    assert_eq!(pair.recv_request().expect("it arrived"), "still there?");
 }
 
 #[test]
 fn a_hint_stops_records_until_the_peer_is_heard() {
     let mut pair = ours();
-    pair.feed_orchestrator([reset(ResetReason::ExecutorGone)]);
-    pair.ask("into the void?").expect("it is queued");
+    pair.deliver_to_orchestrator([reset(ResetReason::ExecutorGone)]);
+    pair.send_request("into the void?").expect("it is queued");
     assert_eq!(kinds(&pair.drain_orchestrator()), [""; 0]);
-    let (up, _) = pair.pass_in_silence(Duration::from_secs(20));
+    let (up, _) = pair.pass_without_network(Duration::from_secs(20));
     assert!(up.len() >= 2 && kinds(&up).iter().all(|kind| kind == "resume 1"), "{up:?}");
-    pair.feed_executor(up);
+    pair.deliver_to_executor(up);
     pair.exchange();
-    assert_eq!(pair.asked().expect("it arrived"), "into the void?");
+    assert_eq!(pair.recv_request().expect("it arrived"), "into the void?");
 }
 
 #[test]
@@ -224,18 +224,18 @@ fn a_new_socket_resumes_whatever_was_lost() {
     for profile in OURS {
         for lost_at_executor in [true, false] {
             let mut pair = open(profile);
-            pair.ask("question").expect("it is open");
-            pair.answer("answer").expect("it is open");
+            pair.send_request("question").expect("it is open");
+            pair.send_response("answer").expect("it is open");
             let _ = (pair.drain_executor(), pair.drain_orchestrator()); // lost with the socket
             let mux = if lost_at_executor { &mut pair.executor } else { &mut pair.orchestrator };
             mux.socket_lost(pair.now);
             assert_eq!(mux.poll_transmit(pair.now), None);
             mux.socket_opened(pair.now, registration("reg-2"));
             pair.exchange();
-            assert_eq!(pair.asked().expect("it arrived"), "question");
-            assert_eq!(pair.answered().expect("it arrived"), "answer");
-            assert_eq!(pair.asked(), None);
-            assert_eq!(pair.answered(), None);
+            assert_eq!(pair.recv_request().expect("it arrived"), "question");
+            assert_eq!(pair.recv_response().expect("it arrived"), "answer");
+            assert_eq!(pair.recv_request(), None);
+            assert_eq!(pair.recv_response(), None);
         }
     }
 }
@@ -243,22 +243,22 @@ fn a_new_socket_resumes_whatever_was_lost() {
 #[test]
 fn a_lost_resume_is_repeated() {
     let mut pair = ours();
-    pair.answer("for you").expect("it is open");
+    pair.send_response("for you").expect("it is open");
     let _ = pair.drain_executor();
     pair.orchestrator.socket_lost(pair.now);
     pair.orchestrator.socket_opened(pair.now, registration("reg-1"));
     let first = pair.drain_orchestrator();
-    let (again, _) = pair.pass_in_silence(RTO_INITIAL);
+    let (again, _) = pair.pass_without_network(RTO_INITIAL);
     assert_eq!(kinds(&first), ["resume 1"]);
     assert_eq!(kinds(&again), ["resume 1"]);
-    pair.feed_executor(again);
+    pair.deliver_to_executor(again);
     pair.exchange();
-    assert_eq!(pair.answered().expect("it arrived"), "for you");
-    pair.feed_executor(first.clone());
+    assert_eq!(pair.recv_response().expect("it arrived"), "for you");
+    pair.deliver_to_executor(first.clone());
     pair.exchange();
-    assert_eq!(pair.answered(), None, "late, and nothing was missing");
+    assert_eq!(pair.recv_response(), None, "late, and nothing was missing");
     assert_eq!(pair.executor.stats().refused_control, 0);
-    pair.feed_executor(first);
+    pair.deliver_to_executor(first);
     assert_eq!(pair.executor.stats().refused_control, 1, "taken once");
 }
 
@@ -267,7 +267,7 @@ fn a_stream_outlives_its_socket_for_its_grace() {
     let mut pair = ours();
     pair.executor.socket_lost(pair.now);
     pair.orchestrator.socket_lost(pair.now);
-    pair.ask("queued").expect("it is queued");
+    pair.send_request("queued").expect("it is queued");
     pair.pass(STREAM_GRACE - Duration::from_millis(1));
     assert_eq!(closed(pair.orchestrator_events()), None);
     pair.pass(Duration::from_millis(1));
@@ -281,20 +281,20 @@ fn a_stream_outlives_its_socket_for_its_grace() {
 #[test]
 fn an_end_that_was_overtaken_by_an_acknowledgement_still_ends() {
     let mut pair = open(Profile::RendezHybridIkV1);
-    pair.answer("x").expect("it is open");
+    pair.send_response("x").expect("it is open");
     let record = pair.drain_executor();
     let key = pair.at_orchestrator.expect("it is open");
     pair.orchestrator.close(pair.now, key);
     let mut wires = pair.drain_orchestrator();
-    pair.feed_orchestrator(record);
+    pair.deliver_to_orchestrator(record);
     pair.now += ACK_DELAY;
     pair.orchestrator.handle_timeout(pair.now);
     wires.splice(0..0, pair.drain_orchestrator());
     assert_eq!(kinds(&wires), ["ack", "reset finished"]);
     // each is taken once, in whatever order
-    pair.feed_executor([wires[0].clone(), wires[0].clone()]);
+    pair.deliver_to_executor([wires[0].clone(), wires[0].clone()]);
     assert_eq!(pair.executor.stats().refused_control, 1);
-    pair.feed_executor(wires);
+    pair.deliver_to_executor(wires);
     assert_eq!(pair.executor.stats().refused_control, 2);
     assert_eq!(closed(pair.executor_events()), Some(Closed::Finished));
 }
@@ -312,8 +312,8 @@ fn an_end_that_heard_an_old_resume_learns_that_its_peer_is_gone() {
     pair.now += STREAM_GRACE;
     pair.executor.handle_timeout(pair.now);
     assert_eq!(closed(pair.executor_events()), Some(Closed::Lost));
-    pair.feed_orchestrator([reset(ResetReason::ExecutorGone)]);
-    pair.feed_orchestrator(old);
+    pair.deliver_to_orchestrator([reset(ResetReason::ExecutorGone)]);
+    pair.deliver_to_orchestrator(old);
     pair.exchange();
     let why = closed(pair.orchestrator_events());
     assert_eq!(why, Some(Closed::Reset(ResetReason::UnknownStream)));
@@ -324,32 +324,32 @@ fn sockets_that_come_and_go_do_not_extend_the_grace() {
     let mut pair = ours();
     for _ in 0..9 {
         pair.orchestrator.socket_lost(pair.now);
-        pair.pass_in_silence(STREAM_GRACE / 20);
+        pair.pass_without_network(STREAM_GRACE / 20);
         pair.orchestrator.socket_opened(pair.now, registration("reg-1"));
-        pair.pass_in_silence(STREAM_GRACE / 20);
+        pair.pass_without_network(STREAM_GRACE / 20);
     }
     assert_eq!(closed(pair.orchestrator_events()), None);
-    pair.pass_in_silence(STREAM_GRACE / 10);
+    pair.pass_without_network(STREAM_GRACE / 10);
     assert_eq!(closed(pair.orchestrator_events()), Some(Closed::Lost));
 }
 
 #[test]
 fn a_peer_that_falls_silent_is_probed_and_given_up() {
     let mut pair = ours();
-    pair.ask("hello?").expect("it is open");
-    let (up, _) = pair.pass_in_silence(Duration::from_secs(60));
+    pair.send_request("hello?").expect("it is open");
+    let (up, _) = pair.pass_without_network(Duration::from_secs(60));
     let kinds = kinds(&up);
     let records = kinds.iter().filter(|kind| *kind == "data 1").count();
     assert_eq!(records, 4, "{kinds:?}");
     assert_eq!(kinds.last().map(String::as_str), Some("resume 1"));
-    pair.pass_in_silence(STREAM_GRACE);
+    pair.pass_without_network(STREAM_GRACE);
     assert_eq!(closed(pair.orchestrator_events()), Some(Closed::Lost));
 }
 
 #[test]
 fn an_executor_that_forgot_the_stream_ends_it() {
     let mut pair = ours();
-    pair.ask("do you know me?").expect("it is open");
+    pair.send_request("do you know me?").expect("it is open");
     let mut fresh = crate::pair::pair();
     std::mem::swap(&mut pair.executor, &mut fresh.executor);
     pair.exchange();
@@ -361,15 +361,15 @@ fn closing_delivers_everything_first() {
     for profile in OURS {
         let mut pair = open(profile);
         let key = pair.at_orchestrator.expect("there is a stream");
-        pair.ask("last words").expect("it is open");
+        pair.send_request("last words").expect("it is open");
         pair.orchestrator.close(pair.now, key);
-        assert_eq!(pair.ask("more"), Err(SendError::Closed(Closed::Finished)));
+        assert_eq!(pair.send_request("more"), Err(SendError::Closed(Closed::Finished)));
         let lost = pair.drain_orchestrator();
         assert_eq!(kinds(&lost), ["data 1"]);
         assert_eq!(closed(pair.orchestrator_events()), None);
         pair.pass(RTO_INITIAL + ACK_DELAY);
         assert_eq!(closed(pair.orchestrator_events()), Some(Closed::Finished));
-        assert_eq!(pair.asked().expect("it arrived"), "last words");
+        assert_eq!(pair.recv_request().expect("it arrived"), "last words");
         assert_eq!(closed(pair.executor_events()), Some(Closed::Finished));
         assert_eq!(pair.orchestrator.poll_timeout(), None, "nothing lingers");
     }
@@ -384,11 +384,11 @@ fn an_announced_end_is_repeated_while_nobody_answers() {
     assert_eq!(kinds(&first), ["reset finished"]);
     assert!(frame(&first[0]).proof.is_some());
     assert_eq!(closed(pair.executor_events()), Some(Closed::Finished));
-    let (_, again) = pair.pass_in_silence(Duration::from_secs(30));
+    let (_, again) = pair.pass_without_network(Duration::from_secs(30));
     assert_eq!(kinds(&again), ["reset finished"; 2]);
     assert_eq!(pair.executor.poll_timeout(), None);
     assert_eq!(pair.executor_events(), [], "said once");
-    pair.feed_orchestrator([again[1].clone()]);
+    pair.deliver_to_orchestrator([again[1].clone()]);
     assert_eq!(closed(pair.orchestrator_events()), Some(Closed::Finished));
 }
 
@@ -404,7 +404,7 @@ fn an_announced_end_does_not_outlive_its_socket() {
 #[test]
 fn whoever_closed_has_no_unread_messages() {
     let mut pair = ours();
-    pair.answer("nobody reads this").expect("it is open");
+    pair.send_response("nobody reads this").expect("it is open");
     pair.exchange();
     let key = pair.at_orchestrator.expect("there is a stream");
     pair.orchestrator.close(pair.now, key);
@@ -434,10 +434,10 @@ fn a_reader_that_stops_stops_the_writer_and_lets_it_go_on() {
     assert!((RECEIVE_BUFFER / 2..=most).contains(&unread), "{unread}");
     assert!(pair.executor.wants_read(), "one stream does not stop the others");
     // the frame that reopens the credit is lost, and asked for again
-    while pair.asked().is_some() {}
+    while pair.recv_request().is_some() {}
     let _ = pair.drain_executor();
     pair.pass(RTO_MAX * 2);
-    while pair.asked().is_some() {}
+    while pair.recv_request().is_some() {}
     pair.pass(RTO_MAX);
     assert!(pair.executor.stats().bytes_in as usize > sent * message.len());
     assert!(pair.orchestrator_events().contains(&Event::Writable { key }));
@@ -450,7 +450,7 @@ fn a_message_larger_than_every_buffer_arrives() {
     let message = Bytes::from(vec![3; 3 * RECEIVE_BUFFER]);
     pair.orchestrator.send(key, &message).expect("an empty queue takes it");
     pair.exchange();
-    assert_eq!(pair.asked(), Some(message));
+    assert_eq!(pair.recv_request(), Some(message));
 }
 
 #[test]
@@ -459,7 +459,7 @@ fn records_take_turns() {
     let first = pair.at_orchestrator.expect("there is a stream");
     let second = pair.connect("other", Profile::RendezHybridIkV1);
     pair.exchange();
-    pair.let_in();
+    pair.authorize_all();
     pair.exchange();
     let message = Bytes::from(vec![1; 300_000]);
     for key in [first, second] {
@@ -484,30 +484,30 @@ fn a_proof_covers_the_whole_frame() {
     let end = frame(&pair.drain_executor()[0]);
 
     let next_seq = Body::Resume { next_seq: 7 };
-    pair.feed_executor([Frame { body: next_seq, ..resume.clone() }.encode()]);
+    pair.deliver_to_executor([Frame { body: next_seq, ..resume.clone() }.encode()]);
     assert_eq!(pair.executor.stats().refused_control, 1);
-    pair.feed_executor([resume.encode()]);
+    pair.deliver_to_executor([resume.encode()]);
     assert_eq!(pair.executor.stats().refused_control, 1);
 
     let reason = Body::Reset { reason: "overloaded".to_owned() };
-    pair.feed_orchestrator([Frame { body: reason, ..end.clone() }.encode()]);
+    pair.deliver_to_orchestrator([Frame { body: reason, ..end.clone() }.encode()]);
     assert_eq!(pair.orchestrator.stats().refused_control, 1);
     assert_eq!(closed(pair.orchestrator_events()), None);
-    pair.feed_orchestrator([end.encode()]);
+    pair.deliver_to_orchestrator([end.encode()]);
     assert_eq!(closed(pair.orchestrator_events()), Some(Closed::Finished));
 }
 
 #[test]
 fn a_peer_that_does_not_answer_casts_doubt_on_the_socket_once() {
     let mut pair = ours();
-    assert!(pair.orchestrator.can_resume() && !pair.orchestrator.take_doubt());
-    pair.ask("lost").expect("it is open");
-    pair.pass_in_silence(RTO_INITIAL);
-    assert!(!pair.orchestrator.take_doubt(), "one timeout is no reason");
-    pair.pass_in_silence(RTO_MAX * 2);
-    assert!(pair.orchestrator.take_doubt());
-    assert!(!pair.orchestrator.take_doubt());
-    pair.pass_in_silence(RTO_MAX * 2);
-    assert!(!pair.orchestrator.take_doubt(), "it was said");
+    assert!(pair.orchestrator.can_resume() && !pair.orchestrator.poll_ping());
+    pair.send_request("lost").expect("it is open");
+    pair.pass_without_network(RTO_INITIAL);
+    assert!(!pair.orchestrator.poll_ping(), "one timeout is no reason");
+    pair.pass_without_network(RTO_MAX * 2);
+    assert!(pair.orchestrator.poll_ping());
+    assert!(!pair.orchestrator.poll_ping());
+    pair.pass_without_network(RTO_MAX * 2);
+    assert!(!pair.orchestrator.poll_ping(), "it was said");
     assert!(!open(Profile::NoiseHybridIkV1).orchestrator.can_resume());
 }

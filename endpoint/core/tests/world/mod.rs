@@ -1,7 +1,7 @@
 //! Endpoints around a dumb relay, on virtual time, out of one seed.
 //!
 //! The relay loses, repeats, reorders, forges and splices frames, cuts sockets
-//! and lies about who is gone, as far as [`Weather`] allows. The applications
+//! and lies about who is gone, as far as [`NetworkFaults`] allows. The applications
 //! on top write numbered messages and check each one that arrives against
 //! what the other side wrote: exact, in order, once.
 
@@ -20,7 +20,7 @@ use rendez_proto::profile::Profile;
 
 /// What the relay does to frames; chances in percent.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Weather {
+pub(crate) struct NetworkFaults {
     pub(crate) loss: u64,
     pub(crate) repeat: u64,
     pub(crate) forge: u64,
@@ -30,7 +30,7 @@ pub(crate) struct Weather {
     /// How many times a random socket is cut.
     pub(crate) cuts: u64,
     /// Whether the relay invents resets.
-    pub(crate) lies: bool,
+    pub(crate) false_resets: bool,
     /// Whether an executor registers anew with each socket.
     pub(crate) new_registrations: bool,
 }
@@ -39,7 +39,7 @@ type End = usize; // 0 is the executor
 const EXECUTOR: End = 0;
 const ORCHESTRATORS: std::ops::RangeInclusive<End> = 1..=2;
 
-enum Happening {
+enum ScheduledEvent {
     Deliver { to: End, socket: u64, wire: Bytes },
     Cut,
     Reconnect { end: End },
@@ -50,9 +50,9 @@ pub(crate) struct World {
     start: Instant,
     now: Instant,
     rng: ChaCha20Rng,
-    weather: Weather,
+    faults: NetworkFaults,
     profile: Profile,
-    agenda: BTreeMap<(Instant, u64), Happening>,
+    agenda: BTreeMap<(Instant, u64), ScheduledEvent>,
     serial: u64,
     ends: Vec<Node>,
     registrations: u64,
@@ -71,13 +71,13 @@ struct Node {
     /// Counts sockets; frames of an older one are gone. `None`: no socket.
     socket: Option<u64>,
     sockets: u64,
-    talks: BTreeMap<Key, Talk>,
+    conversations: BTreeMap<Key, Conversation>,
     /// Conversations that this orchestrator still has to complete.
     wanted: u64,
 }
 
 /// One end of a conversation.
-struct Talk {
+struct Conversation {
     stream: StreamId,
     open: bool,
     to_send: Vec<Bytes>,
@@ -94,7 +94,12 @@ pub(crate) fn identity(byte: u8) -> Identity {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, profile: Profile, weather: Weather, talks: u64) -> Self {
+    pub(crate) fn new(
+        seed: u64,
+        profile: Profile,
+        faults: NetworkFaults,
+        conversations: u64,
+    ) -> Self {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_be_bytes());
         let mut rng = ChaCha20Rng::from_seed(bytes);
@@ -117,8 +122,8 @@ impl World {
                 mux: Mux::new(config, seed),
                 socket: None,
                 sockets: 0,
-                talks: BTreeMap::new(),
-                wanted: if end == EXECUTOR { 0 } else { talks },
+                conversations: BTreeMap::new(),
+                wanted: if end == EXECUTOR { 0 } else { conversations },
             }
         })
         .collect();
@@ -128,7 +133,7 @@ impl World {
             start,
             now: start,
             rng,
-            weather,
+            faults,
             profile,
             agenda: BTreeMap::new(),
             serial: 0,
@@ -142,12 +147,12 @@ impl World {
             quiet: false,
         };
         for end in 0..world.ends.len() {
-            world.plan(0, Happening::Reconnect { end });
+            world.plan(0, ScheduledEvent::Reconnect { end });
         }
-        world.plan(1, Happening::Work);
-        for _ in 0..weather.cuts {
+        world.plan(1, ScheduledEvent::Work);
+        for _ in 0..faults.cuts {
             let at = world.below(4_000);
-            world.plan(at, Happening::Cut);
+            world.plan(at, ScheduledEvent::Cut);
         }
         world
     }
@@ -163,8 +168,8 @@ impl World {
         }
         // every stream ends on both sides, the zombies included
         self.quiet = true;
-        while self.ends.iter().any(|node| !node.talks.is_empty()) {
-            if ORCHESTRATORS.clone().all(|end| self.ends[end].talks.is_empty()) {
+        while self.ends.iter().any(|node| !node.conversations.is_empty()) {
+            if ORCHESTRATORS.clone().all(|end| self.ends[end].conversations.is_empty()) {
                 for end in ORCHESTRATORS {
                     self.cut(end);
                 }
@@ -192,7 +197,11 @@ impl World {
 
     fn is_complete(&self) -> bool {
         self.ends.iter().all(|node| {
-            node.wanted == 0 && node.talks.values().all(|talk| talk.got == talk.expected.len())
+            node.wanted == 0
+                && node
+                    .conversations
+                    .values()
+                    .all(|conversation| conversation.got == conversation.expected.len())
         })
     }
 
@@ -204,10 +213,10 @@ impl World {
         self.below(100) < percent
     }
 
-    fn plan(&mut self, after_ms: u64, happening: Happening) {
+    fn plan(&mut self, after_ms: u64, event: ScheduledEvent) {
         self.serial += 1;
         let at = self.now + Duration::from_millis(after_ms);
-        self.agenda.insert((at, self.serial), happening);
+        self.agenda.insert((at, self.serial), event);
     }
 
     fn step(&mut self) {
@@ -224,29 +233,29 @@ impl World {
             && entry.key().0 <= self.now
         {
             match entry.remove() {
-                Happening::Deliver { to, socket, wire } => {
+                ScheduledEvent::Deliver { to, socket, wire } => {
                     if self.ends[to].socket == Some(socket) {
                         self.ends[to].mux.handle_message(self.now, wire);
                     }
                 }
-                Happening::Cut => {
+                ScheduledEvent::Cut => {
                     let end = self.below(self.ends.len() as u64) as usize;
                     self.cut(end);
                 }
-                Happening::Reconnect { end } => self.reconnect(end),
-                Happening::Work => {
+                ScheduledEvent::Reconnect { end } => self.reconnect(end),
+                ScheduledEvent::Work => {
                     let after = 1 + self.below(20);
-                    self.plan(after, Happening::Work);
+                    self.plan(after, ScheduledEvent::Work);
                 }
             }
         }
         for end in 0..self.ends.len() {
-            self.hear(end);
+            self.handle_events(end);
             self.work(end);
             while let Some(wire) = self.ends[end].mux.poll_transmit(self.now) {
                 self.forward(end, wire);
             }
-            self.hear(end);
+            self.handle_events(end);
         }
     }
 
@@ -265,11 +274,11 @@ impl World {
             }
         }
         let after = 10 + self.below(3_000);
-        self.plan(after, Happening::Reconnect { end });
+        self.plan(after, ScheduledEvent::Reconnect { end });
     }
 
     fn reconnect(&mut self, end: End) {
-        if end == EXECUTOR && (self.weather.new_registrations || self.registrations == 0) {
+        if end == EXECUTOR && (self.faults.new_registrations || self.registrations == 0) {
             self.registrations += 1;
         }
         let registration = self.registration();
@@ -313,17 +322,17 @@ impl World {
         // Damaged handshakes count as failures and cool an executor down; that
         // is tested elsewhere.
         if !matches!(frame.body, Body::Handshake { .. }) && !self.quiet {
-            if self.chance(self.weather.forge) {
+            if self.chance(self.faults.forge) {
                 let forged = self.forge(&wire);
                 self.deliver(to, forged);
             }
-            if self.chance(self.weather.splice)
+            if self.chance(self.faults.splice)
                 && let Some(spliced) = self.splice(&frame)
             {
                 self.deliver(to, spliced);
             }
-            if self.weather.lies && self.chance(1) {
-                let lies = [
+            if self.faults.false_resets && self.chance(1) {
+                let false_resets = [
                     ResetReason::Overloaded,
                     ResetReason::StreamInUse,
                     ResetReason::Finished,
@@ -331,25 +340,28 @@ impl World {
                     ResetReason::ExecutorGone,
                     ResetReason::Other,
                 ];
-                let lie = lies[self.below(lies.len() as u64) as usize];
-                self.lie(to, &frame.stream, lie);
+                let lie = false_resets[self.below(false_resets.len() as u64) as usize];
+                self.false_reset(to, &frame.stream, lie);
             }
             if matches!(frame.body, Body::Data { .. }) {
                 self.last_record = Some(frame);
             }
         }
-        if self.chance(self.weather.repeat) {
+        if self.chance(self.faults.repeat) {
             self.deliver(to, wire.clone());
         }
-        if !self.chance(self.weather.loss) {
+        if !self.chance(self.faults.loss) {
             self.deliver(to, wire);
         }
     }
 
     /// A lie ends a stream that is not open yet; that is no news.
-    fn lie(&mut self, to: End, stream: &StreamId, lie: ResetReason) {
-        let open =
-            |node: &Node| node.talks.values().any(|talk| talk.stream == *stream && talk.open);
+    fn false_reset(&mut self, to: End, stream: &StreamId, lie: ResetReason) {
+        let open = |node: &Node| {
+            node.conversations
+                .values()
+                .any(|conversation| conversation.stream == *stream && conversation.open)
+        };
         if self.ends.iter().filter(|node| open(node)).count() == 2 {
             self.hint(to, stream, lie);
         }
@@ -395,29 +407,29 @@ impl World {
         // or whose unproven end overtakes its records
         let delay = match frame.map(|frame| frame.body) {
             Ok(Body::Handshake { .. }) if !self.profile.is_reliable() => 1,
-            Ok(Body::Reset { .. }) if !self.profile.is_reliable() => 1 + self.weather.delay,
-            _ => 1 + self.below(self.weather.delay),
+            Ok(Body::Reset { .. }) if !self.profile.is_reliable() => 1 + self.faults.delay,
+            _ => 1 + self.below(self.faults.delay),
         };
-        self.plan(delay, Happening::Deliver { to, socket, wire });
+        self.plan(delay, ScheduledEvent::Deliver { to, socket, wire });
     }
 
     // ---- the applications ----------------------------------------------------
 
-    fn hear(&mut self, end: End) {
+    fn handle_events(&mut self, end: End) {
         while let Some(event) = self.ends[end].mux.poll_event() {
             self.note(end, &format!("{event:?}"));
             match event {
                 Event::AuthorizationNeeded { key, stream, pending, .. } => {
-                    let talk = self.talk(stream, EXECUTOR);
+                    let conversation = self.conversation(stream, EXECUTOR);
                     let node = &mut self.ends[end];
-                    node.talks.insert(key, talk);
+                    node.conversations.insert(key, conversation);
                     node.mux.authorize(self.now, key, pending.authorize());
                 }
                 Event::Opened { key } => {
-                    let talk = self.ends[end].talks.get_mut(&key).expect("known");
-                    talk.open = true;
+                    let conversation = self.ends[end].conversations.get_mut(&key).expect("known");
+                    conversation.open = true;
                     if end != EXECUTOR {
-                        self.opened.insert(talk.stream.clone());
+                        self.opened.insert(conversation.stream.clone());
                     }
                 }
                 // work() polls
@@ -428,22 +440,23 @@ impl World {
     }
 
     fn closed(&mut self, end: End, key: Key, why: Closed) {
-        let Some(talk) = self.ends[end].talks.remove(&key) else { return };
-        let complete = talk.got == talk.expected.len() && talk.sent == talk.to_send.len();
-        if !talk.open {
+        let Some(conversation) = self.ends[end].conversations.remove(&key) else { return };
+        let complete = conversation.got == conversation.expected.len()
+            && conversation.sent == conversation.to_send.len();
+        if !conversation.open {
             if end != EXECUTOR {
                 self.ends[end].wanted += 1; // try again with another stream
             }
             return;
         }
-        if !self.opened.contains(&talk.stream) {
+        if !self.opened.contains(&conversation.stream) {
             return; // message 2 never made it; the executor's half ends some time
         }
         // after both sides have everything, how they hear of the end may differ
-        assert!(complete, "{} ended with {why:?} too early\n{}", talk.stream, self.tail());
+        assert!(complete, "{} ended with {why:?} too early\n{}", conversation.stream, self.tail());
         let fine = matches!(why, Closed::Finished | Closed::Lost)
             || matches!(why, Closed::Reset(ResetReason::UnknownStream));
-        assert!(fine, "{} ended with {why:?}", talk.stream);
+        assert!(fine, "{} ended with {why:?}", conversation.stream);
     }
 
     fn work(&mut self, end: End) {
@@ -459,47 +472,52 @@ impl World {
                 peer: self.executor_key.public().clone(),
                 authorization: Bytes::from_static(b"auth"),
             };
-            let talk = self.talk(stream, end);
+            let conversation = self.conversation(stream, end);
             let node = &mut self.ends[end];
             let key = node.mux.connect(self.now, connect).expect("the connect is valid");
-            node.talks.insert(key, talk);
+            node.conversations.insert(key, conversation);
         }
-        let keys: Vec<Key> = self.ends[end].talks.keys().copied().collect();
+        let keys: Vec<Key> = self.ends[end].conversations.keys().copied().collect();
         for key in keys {
             let (reads, writes) = (self.below(12), self.below(12));
             let node = &mut self.ends[end];
-            let Some(talk) = node.talks.get_mut(&key).filter(|talk| talk.open) else { continue };
+            let Some(conversation) =
+                node.conversations.get_mut(&key).filter(|conversation| conversation.open)
+            else {
+                continue;
+            };
             for _ in 0..reads {
                 let Some(message) = node.mux.recv(key) else { break };
                 assert_eq!(
                     Some(&message),
-                    talk.expected.get(talk.got),
+                    conversation.expected.get(conversation.got),
                     "message {} of {} at {end}",
-                    talk.got,
-                    talk.stream
+                    conversation.got,
+                    conversation.stream
                 );
-                talk.got += 1;
+                conversation.got += 1;
             }
             for _ in 0..writes {
-                let Some(message) = talk.to_send.get(talk.sent) else { break };
+                let Some(message) = conversation.to_send.get(conversation.sent) else { break };
                 match node.mux.send(key, message) {
-                    Ok(()) => talk.sent += 1,
+                    Ok(()) => conversation.sent += 1,
                     Err(SendError::Blocked) => break,
                     Err(SendError::Closed(_)) => break,
                     Err(SendError::TooLarge) => panic!("no message is too large"),
                 }
             }
-            let complete = talk.got == talk.expected.len() && talk.sent == talk.to_send.len();
-            if end != EXECUTOR && complete && !talk.closing {
+            let complete = conversation.got == conversation.expected.len()
+                && conversation.sent == conversation.to_send.len();
+            if end != EXECUTOR && complete && !conversation.closing {
                 // the orchestrator has all; whether the executor has is seen there
-                talk.closing = true;
+                conversation.closing = true;
                 node.mux.close(self.now, key);
             }
         }
     }
 
     /// Both directions of a stream follow from its name.
-    fn talk(&self, stream: StreamId, end: End) -> Talk {
+    fn conversation(&self, stream: StreamId, end: End) -> Conversation {
         let script = |direction: u8| {
             let mut seed = [direction; 32];
             for (to, byte) in seed.iter_mut().zip(stream.as_str().bytes()) {
@@ -522,7 +540,7 @@ impl World {
         };
         let (down, up) = (script(0), script(1));
         let (to_send, expected) = if end == EXECUTOR { (down, up) } else { (up, down) };
-        Talk { stream, open: false, to_send, sent: 0, expected, got: 0, closing: false }
+        Conversation { stream, open: false, to_send, sent: 0, expected, got: 0, closing: false }
     }
 
     fn note(&mut self, end: End, what: &str) {

@@ -170,7 +170,7 @@ impl World {
             Op::Close { end } => self.ends.close(&mut self.muxes, self.now, end),
             Op::Emit { from, frames } => drop(self.emit(from, frames.into())),
             Op::Deliver { to, frames } => self.deliver(to, frames.into()),
-            Op::Quiet => self.quiet(),
+            Op::Quiet => self.run_until_idle(),
             Op::Settle { seconds } => self.settle(Duration::from_secs(seconds.into())),
             Op::Pass { ms } => self.pass(Duration::from_millis(u64::from(ms) * 2)),
             Op::SocketLost { side } => self.socket_lost(side),
@@ -228,7 +228,7 @@ impl World {
     }
 
     /// An honest network that takes no time, until nothing is sent.
-    fn quiet(&mut self) {
+    fn run_until_idle(&mut self) {
         for _ in 0..ROUNDS {
             let mut moved = false;
             for side in BOTH {
@@ -247,10 +247,10 @@ impl World {
     fn settle(&mut self, time: Duration) {
         let until = self.now + time;
         for _ in 0..ROUNDS {
-            self.ends.let_in(&mut self.muxes[1], self.now);
-            self.quiet();
+            self.ends.authorize_all(&mut self.muxes[1], self.now);
+            self.run_until_idle();
             self.ends.recv_all(&mut self.muxes);
-            self.quiet();
+            self.run_until_idle();
             let next = self.muxes.iter().filter_map(Mux::poll_timeout).min();
             match next.filter(|next| *next <= until) {
                 Some(next) => self.pass(next.saturating_duration_since(self.now)),
@@ -298,7 +298,7 @@ impl World {
     fn restart(&mut self) {
         self.starts = self.starts.wrapping_add(1) % 100;
         self.muxes[1] = start_executor(self.starts);
-        self.ends.executor_died();
+        self.ends.executor_restarted();
         self.sockets[1] = false;
         self.socket_opened(Side::Executor, 0);
     }
@@ -311,7 +311,7 @@ impl World {
             Op::Repeat { to, at } => {
                 if let Some(wire) = self.look(to, at) {
                     self.arrive(to, wire.clone());
-                    self.arrives_again(to, wire);
+                    self.replayed(to, wire);
                 }
             }
             Op::Swap { to, a, b } => {
@@ -360,7 +360,7 @@ impl World {
     }
 
     /// What an open reliable stream has taken, it refuses, and counts that.
-    fn arrives_again(&mut self, to: Side, wire: Bytes) {
+    fn replayed(&mut self, to: Side, wire: Bytes) {
         let frame = Frame::decode(wire.clone()).expect("an end sends frames");
         let reliable =
             self.sockets[to as usize] && self.ends.is_open_and_reliable(to, frame.stream.as_str());

@@ -132,7 +132,7 @@ impl Ends {
     }
 
     /// Lets everybody in who asks.
-    pub(super) fn let_in(&mut self, mux: &mut Mux, now: Instant) {
+    pub(super) fn authorize_all(&mut self, mux: &mut Mux, now: Instant) {
         while self.0.iter().any(|end| end.asking.is_some()) {
             self.verdict(mux, now, 0, 15);
         }
@@ -222,7 +222,7 @@ impl Ends {
         }
     }
 
-    pub(super) fn executor_died(&mut self) {
+    pub(super) fn executor_restarted(&mut self) {
         for end in self.0.iter_mut().filter(|end| end.side == Side::Executor) {
             end.gone = true;
             end.asking = None;
@@ -299,7 +299,7 @@ impl Ends {
                 end.app_closed || self.peers(index).iter().any(|peer| self.0[*peer].app_closed)
             }
             Closed::Lost => now >= opened + STREAM_GRACE,
-            Closed::Reset(ResetReason::UnknownStream) => wire.was_disowned(end.side, end.id),
+            Closed::Reset(ResetReason::UnknownStream) => wire.got_unknown_stream(end.side, end.id),
             _ => false,
         };
         assert!(allowed, "an open reliable stream ended: {why}");

@@ -24,7 +24,7 @@ pub(super) struct Wire {
     proofs: BTreeMap<(At, u64), usize>,
     resumed: BTreeSet<At>,
     /// Was told, after it had asked, that its stream is unknown.
-    disowned: BTreeSet<At>,
+    unknown_answers: BTreeSet<At>,
 }
 
 impl Wire {
@@ -66,12 +66,12 @@ impl Wire {
             )
             && self.resumed.contains(&at)
         {
-            self.disowned.insert(at);
+            self.unknown_answers.insert(at);
         }
     }
 
     /// Whether somebody answered a resume of this end with "unknown stream".
-    pub(super) fn was_disowned(&self, side: Side, id: u8) -> bool {
-        self.disowned.contains(&(side, stream(id).as_str().to_owned()))
+    pub(super) fn got_unknown_stream(&self, side: Side, id: u8) -> bool {
+        self.unknown_answers.contains(&(side, stream(id).as_str().to_owned()))
     }
 }

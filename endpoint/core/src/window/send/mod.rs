@@ -25,15 +25,15 @@ pub struct AckOfUnsent;
 /// The sending side of one direction.
 #[derive(Debug)]
 pub struct SendWindow {
-    /// The number of `slots[0]`, which is never acknowledged itself. Wider
+    /// The number of `in_flight[0]`, which is never acknowledged itself. Wider
     /// than a sequence number, so that it can lie past the last one.
     base: u64,
-    slots: VecDeque<InFlight>,
+    in_flight: VecDeque<InFlight>,
     bytes: usize,
     budget: Budget,
     /// Bytes that were taken from the budget: what is in flight beyond
     /// [`WINDOW_MIN_BYTES`].
-    paid: usize,
+    charged: usize,
     /// The highest number that the peer accepts.
     credit: u32,
     congestion: Congestion,
@@ -51,7 +51,7 @@ pub struct SendWindow {
 struct InFlight {
     /// The frame with the sealed record; empty once acknowledged.
     wire: Bytes,
-    state: SlotState,
+    state: RecordState,
     sent: Sent,
 }
 
@@ -64,21 +64,21 @@ enum Sent {
     /// sooner than any round trip takes.
     Again { first: Instant, last: Instant },
     /// Over a path that is gone, and perhaps over this one.
-    Elsewhere,
+    OldPath,
 }
 
 /// What an acknowledgement tells besides that a record has arrived.
-enum Told {
-    Nothing,
+enum AckSample {
+    None,
     /// How long a record and its acknowledgement took.
     RoundTrip(Duration),
     /// The same, of one that had been given up, and arrived as it was sent
     /// first.
-    WasOnlySlow(Duration),
+    Spurious(Duration),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum SlotState {
+enum RecordState {
     /// Sent, and not acknowledged.
     Waiting,
     /// Waits to be handed out again.
@@ -92,10 +92,10 @@ impl SendWindow {
     pub fn new(first: Seq, budget: Budget) -> Self {
         Self {
             base: first.0.into(),
-            slots: VecDeque::new(),
+            in_flight: VecDeque::new(),
             bytes: 0,
             budget,
-            paid: 0,
+            charged: 0,
             credit: first.0.saturating_add(WINDOW_MIN_RECORDS - 1),
             congestion: Congestion::new(),
             waiting: 0,
@@ -115,7 +115,7 @@ impl SendWindow {
     pub fn has_room(&self, len: usize) -> bool {
         self.due == 0
             && self.waiting < self.congestion.window()
-            && self.slots.len() < WINDOW_MAX_RECORDS as usize
+            && self.in_flight.len() < WINDOW_MAX_RECORDS as usize
             && self.has_memory(len)
             && self.has_credit()
     }
@@ -127,21 +127,21 @@ impl SendWindow {
 
     fn has_memory(&self, len: usize) -> bool {
         let bytes = self.bytes + len;
-        extra(bytes).saturating_sub(self.paid) <= self.budget.free()
+        extra(bytes).saturating_sub(self.charged) <= self.budget.free()
     }
 
     /// Keeps the frame that carries record [`next`](Self::next).
     pub fn push(&mut self, wire: Bytes, now: Instant) {
         self.account(self.bytes + wire.len());
-        let (state, sent) = (SlotState::Waiting, Sent::Once(now));
-        self.slots.push_back(InFlight { wire, state, sent });
+        let (state, sent) = (RecordState::Waiting, Sent::Once(now));
+        self.in_flight.push_back(InFlight { wire, state, sent });
         self.waiting += 1;
         self.timer.get_or_insert(now);
     }
 
     /// Whether everything is acknowledged.
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+        self.in_flight.is_empty()
     }
 
     /// Takes an authenticated acknowledgement. Old ones do no harm.
@@ -161,39 +161,39 @@ impl SendWindow {
         let under_way = self.waiting;
         // the last that was waited for, and the last that was given up
         let (mut sample, mut late) = (None, None);
-        let mut settle = |window: &mut Self, index| match window.settle(index, now) {
-            Told::WasOnlySlow(round_trip) => late = Some(round_trip),
-            Told::RoundTrip(round_trip) => sample = Some(round_trip),
-            Told::Nothing => {}
+        let mut mark_acked = |window: &mut Self, index| match window.mark_acked(index, now) {
+            AckSample::Spurious(round_trip) => late = Some(round_trip),
+            AckSample::RoundTrip(round_trip) => sample = Some(round_trip),
+            AckSample::None => {}
         };
         let cumulative = (u64::from(ack.up_to) + 1).saturating_sub(self.base) as usize;
-        for index in 0..cumulative.min(self.slots.len()) {
-            settle(self, index);
+        for index in 0..cumulative.min(self.in_flight.len()) {
+            mark_acked(self, index);
         }
         for bit in (0..u32::BITS).filter(|bit| ack.bits >> bit & 1 == 1) {
             let seq = u64::from(ack.up_to) + 2 + u64::from(bit);
             if let Some(index) = seq.checked_sub(self.base) {
-                settle(self, index as usize);
+                mark_acked(self, index as usize);
             }
         }
         if let Some(rtt) = sample {
             self.rto.sample(rtt);
         }
-        self.congestion.arrived(under_way - self.waiting, under_way);
+        self.congestion.on_ack(under_way - self.waiting, under_way);
         if let Some(rtt) = late
-            && self.congestion.was_only_slow()
+            && self.congestion.undo_timeout()
         {
             self.rto.sample(rtt);
-            self.trust_all(now);
+            self.unmark_all_due(now);
         }
 
         let mut progress = false;
-        while self.slots.front().is_some_and(|slot| slot.state == SlotState::Acked) {
-            self.slots.pop_front();
+        while self.in_flight.front().is_some_and(|record| record.state == RecordState::Acked) {
+            self.in_flight.pop_front();
             self.base += 1;
             progress = true;
         }
-        self.congestion.arrived_through(self.base);
+        self.congestion.acked_through(self.base);
         if ack.bits != 0 {
             self.resend_gaps();
         }
@@ -212,12 +212,12 @@ impl SendWindow {
         if !self.wants_retransmit() {
             return None;
         }
-        let index = self.slots.iter().position(|slot| slot.state == SlotState::Due)?;
-        let slot = self.slots.get_mut(index)?;
-        slot.state = SlotState::Waiting;
-        slot.sent = match slot.sent {
+        let index = self.in_flight.iter().position(|record| record.state == RecordState::Due)?;
+        let record = self.in_flight.get_mut(index)?;
+        record.state = RecordState::Waiting;
+        record.sent = match record.sent {
             Sent::Once(first) | Sent::Again { first, .. } => Sent::Again { first, last: now },
-            Sent::Elsewhere => Sent::Elsewhere,
+            Sent::OldPath => Sent::OldPath,
         };
         self.due -= 1;
         self.waiting += 1;
@@ -225,7 +225,7 @@ impl SendWindow {
         if index == 0 || self.timer.is_none() {
             self.timer = Some(now);
         }
-        Some(slot.wire.clone())
+        Some(record.wire.clone())
     }
 
     /// Whether [`poll_retransmit`](Self::poll_retransmit) has something.
@@ -243,8 +243,8 @@ impl SendWindow {
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.poll_timeout().is_some_and(|at| at <= now) {
             self.rto.back_off();
-            self.congestion.silent(self.end());
-            self.suspect_all();
+            self.congestion.on_timeout(self.end());
+            self.mark_all_due();
         }
     }
 
@@ -253,9 +253,9 @@ impl SendWindow {
     pub fn path_replaced(&mut self) {
         self.rto.path_replaced();
         self.congestion = Congestion::new();
-        self.suspect_all();
-        for slot in &mut self.slots {
-            slot.sent = Sent::Elsewhere;
+        self.mark_all_due();
+        for record in &mut self.in_flight {
+            record.sent = Sent::OldPath;
         }
     }
 
@@ -266,21 +266,21 @@ impl SendWindow {
 
     /// One past the newest number that was sent.
     fn end(&self) -> u64 {
-        self.base + self.slots.len() as u64
+        self.base + self.in_flight.len() as u64
     }
 
-    fn suspect_all(&mut self) {
-        for index in 0..self.slots.len() {
-            self.mark(index);
+    fn mark_all_due(&mut self) {
+        for index in 0..self.in_flight.len() {
+            self.mark_due(index);
         }
         self.timer = None;
     }
 
     /// What was to be sent again is under way still.
-    fn trust_all(&mut self, now: Instant) {
-        for slot in &mut self.slots {
-            if slot.state == SlotState::Due && matches!(slot.sent, Sent::Once(_)) {
-                slot.state = SlotState::Waiting;
+    fn unmark_all_due(&mut self, now: Instant) {
+        for record in &mut self.in_flight {
+            if record.state == RecordState::Due && matches!(record.sent, Sent::Once(_)) {
+                record.state = RecordState::Waiting;
                 self.due -= 1;
                 self.waiting += 1;
             }
@@ -290,45 +290,45 @@ impl SendWindow {
         }
     }
 
-    fn mark(&mut self, index: usize) {
-        if let Some(slot) = self.slots.get_mut(index)
-            && slot.state == SlotState::Waiting
+    fn mark_due(&mut self, index: usize) {
+        if let Some(record) = self.in_flight.get_mut(index)
+            && record.state == RecordState::Waiting
         {
-            slot.state = SlotState::Due;
+            record.state = RecordState::Due;
             self.waiting -= 1;
             self.due += 1;
         }
     }
 
     /// Notes that a slot arrived.
-    fn settle(&mut self, index: usize, now: Instant) -> Told {
-        let Some(slot) = self.slots.get_mut(index) else { return Told::Nothing };
-        let given_up = match slot.state {
-            SlotState::Acked => return Told::Nothing,
-            SlotState::Due => {
+    fn mark_acked(&mut self, index: usize, now: Instant) -> AckSample {
+        let Some(record) = self.in_flight.get_mut(index) else { return AckSample::None };
+        let given_up = match record.state {
+            RecordState::Acked => return AckSample::None,
+            RecordState::Due => {
                 self.due -= 1;
                 true
             }
-            SlotState::Waiting => {
+            RecordState::Waiting => {
                 self.waiting -= 1;
                 false
             }
         };
-        slot.state = SlotState::Acked;
-        let sent = slot.sent;
-        let len = std::mem::take(&mut slot.wire).len();
+        record.state = RecordState::Acked;
+        let sent = record.sent;
+        let len = std::mem::take(&mut record.wire).len();
         self.account(self.bytes - len);
         let since = |sent| now.saturating_duration_since(sent);
         match sent {
-            Sent::Once(at) if given_up => Told::WasOnlySlow(since(at)),
-            Sent::Once(at) => Told::RoundTrip(since(at)),
+            Sent::Once(at) if given_up => AckSample::Spurious(since(at)),
+            Sent::Once(at) => AckSample::RoundTrip(since(at)),
             // RFC 8985, section 6.2, step 2
             Sent::Again { first, last }
                 if self.rto.shortest().is_some_and(|shortest| since(last) < shortest) =>
             {
-                Told::WasOnlySlow(since(first))
+                AckSample::Spurious(since(first))
             }
-            Sent::Again { .. } | Sent::Elsewhere => Told::Nothing,
+            Sent::Again { .. } | Sent::OldPath => AckSample::None,
         }
     }
 
@@ -337,17 +337,17 @@ impl SendWindow {
     fn resend_gaps(&mut self) {
         let end = self.end();
         let mut later = 0;
-        for index in (0..self.slots.len()).rev() {
-            let slot = &self.slots[index];
-            match slot.state {
-                SlotState::Acked => later += 1,
-                SlotState::Waiting
-                    if later >= FAST_RESEND_RECORDS && matches!(slot.sent, Sent::Once(_)) =>
+        for index in (0..self.in_flight.len()).rev() {
+            let record = &self.in_flight[index];
+            match record.state {
+                RecordState::Acked => later += 1,
+                RecordState::Waiting
+                    if later >= FAST_RESEND_RECORDS && matches!(record.sent, Sent::Once(_)) =>
                 {
-                    self.mark(index);
-                    self.congestion.lost(self.base + index as u64, end);
+                    self.mark_due(index);
+                    self.congestion.on_loss(self.base + index as u64, end);
                 }
-                SlotState::Waiting | SlotState::Due => {}
+                RecordState::Waiting | RecordState::Due => {}
             }
         }
     }
@@ -356,11 +356,11 @@ impl SendWindow {
     fn account(&mut self, bytes: usize) {
         self.bytes = bytes;
         let due = extra(bytes);
-        if due < self.paid {
-            self.budget.give(self.paid - due);
-            self.paid = due;
-        } else if self.budget.take(due - self.paid) {
-            self.paid = due;
+        if due < self.charged {
+            self.budget.release(self.charged - due);
+            self.charged = due;
+        } else if self.budget.try_acquire(due - self.charged) {
+            self.charged = due;
         }
     }
 }

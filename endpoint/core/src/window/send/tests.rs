@@ -73,14 +73,14 @@ fn a_sender_that_uses_its_window_gets_a_larger_one() {
     let mut now = crate::test_origin();
     let mut window = SendWindow::new(Seq(1), memory());
     let mut rounds = 0;
-    while window.slots.len() < WINDOW_MAX_RECORDS as usize {
+    while window.in_flight.len() < WINDOW_MAX_RECORDS as usize {
         window.on_ack(ack(window.end() as u32 - 1, &[]), u32::MAX, now).unwrap();
         while window.has_room(4) {
             window.push(wire(0), now);
         }
         now += Duration::from_millis(200);
         rounds += 1;
-        assert!(rounds < 10, "{}", window.slots.len());
+        assert!(rounds < 10, "{}", window.in_flight.len());
     }
     assert!(!window.has_room(4));
 }
@@ -399,8 +399,8 @@ proptest! {
             prop_assert!(must_resend.iter().all(|number| numbers.contains(number)));
             prop_assert_eq!(window.is_empty(), flying.is_empty());
             prop_assert_eq!(window.bytes, flying.values().map(Bytes::len).sum::<usize>());
-            prop_assert_eq!(window.budget.free() + window.paid, MEMORY);
-            prop_assert_eq!(window.paid, window.bytes.saturating_sub(WINDOW_MIN_BYTES));
+            prop_assert_eq!(window.budget.free() + window.charged, MEMORY);
+            prop_assert_eq!(window.charged, window.bytes.saturating_sub(WINDOW_MIN_BYTES));
             prop_assert_eq!(window.poll_timeout().is_some(), !flying.is_empty());
         }
     }

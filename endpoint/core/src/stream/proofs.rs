@@ -14,7 +14,7 @@
 use rendez_proto::frame::{Ack, Body, Frame, Proof};
 use rendez_proto::ids::Seq;
 
-use crate::noise::{Opener, Refused, Sealer};
+use crate::noise::{Opener, SealError, Sealer};
 
 /// How many proofs with a higher counter may come before one: a relay lets
 /// acknowledgements overtake the resumes and resets of their stream.
@@ -92,8 +92,8 @@ impl Seen {
 
 impl Proofs {
     /// Adds a proof to `frame`.
-    pub(super) fn prove(&mut self, sealer: &Sealer, frame: &mut Frame) -> Result<(), Refused> {
-        let ad = proof_ad(frame).ok_or(Refused)?;
+    pub(super) fn prove(&mut self, sealer: &Sealer, frame: &mut Frame) -> Result<(), SealError> {
+        let ad = proof_ad(frame).ok_or(SealError)?;
         let counter = self.sent + 1;
         let tag = sealer.prove(PROOF | counter, &ad)?;
         self.sent = counter;

@@ -19,69 +19,69 @@ use crate::window::Rto;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) enum Link {
+pub(super) enum PathState {
     Up,
     Down { until: Instant },
     Probing { until: Instant, probe: Probe },
 }
 
-impl Link {
+impl PathState {
     pub(super) fn is_up(&self) -> bool {
-        matches!(self, Link::Up)
+        matches!(self, PathState::Up)
     }
 
     pub(super) fn socket_lost(&mut self, now: Instant, grace: Duration) {
-        *self = Link::Down { until: self.until(now, grace) };
+        *self = PathState::Down { until: self.until(now, grace) };
     }
 
     pub(super) fn socket_opened(&mut self, now: Instant, grace: Duration) {
-        *self = Link::Probing { until: self.until(now, grace), probe: Probe::due() };
+        *self = PathState::Probing { until: self.until(now, grace), probe: Probe::due() };
     }
 
     /// The relay says that the peer is away.
     pub(super) fn peer_gone(&mut self, now: Instant, grace: Duration, rto: &Rto) {
         if self.is_up() {
             let probe = Probe::after(now, rto);
-            *self = Link::Probing { until: now + grace, probe };
+            *self = PathState::Probing { until: now + grace, probe };
         }
     }
 
     /// Something is wrong: ask the peer at once.
-    pub(super) fn doubt(&mut self, now: Instant, grace: Duration) {
+    pub(super) fn probe_now(&mut self, now: Instant, grace: Duration) {
         if self.is_up() {
-            *self = Link::Probing { until: now + grace, probe: Probe::due() };
+            *self = PathState::Probing { until: now + grace, probe: Probe::due() };
         }
     }
 
     /// Whether the peer was asked and has not answered yet.
-    pub(super) fn is_asking(&self) -> bool {
-        matches!(self, Link::Probing { probe, .. } if probe.attempts > 0)
+    pub(super) fn is_probing(&self) -> bool {
+        matches!(self, PathState::Probing { probe, .. } if probe.attempts > 0)
     }
 
     /// The peer was heard. Returns whether it was out of reach before.
-    pub(super) fn heard(&mut self) -> bool {
-        !matches!(std::mem::replace(self, Link::Up), Link::Up)
+    pub(super) fn on_authenticated(&mut self) -> bool {
+        !matches!(std::mem::replace(self, PathState::Up), PathState::Up)
     }
 
     pub(super) fn is_over(&self, now: Instant) -> bool {
         match self {
-            Link::Up => false,
-            Link::Down { until } | Link::Probing { until, .. } => *until <= now,
+            PathState::Up => false,
+            PathState::Down { until } | PathState::Probing { until, .. } => *until <= now,
         }
     }
 
     pub(super) fn probe(&mut self) -> Option<&mut Probe> {
         match self {
-            Link::Probing { probe, .. } => Some(probe),
-            Link::Up | Link::Down { .. } => None,
+            PathState::Probing { probe, .. } => Some(probe),
+            PathState::Up | PathState::Down { .. } => None,
         }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         match self {
-            Link::Up => None,
-            Link::Down { until } => Some(*until),
-            Link::Probing { until, probe } => {
+            PathState::Up => None,
+            PathState::Down { until } => Some(*until),
+            PathState::Probing { until, probe } => {
                 Some(probe.poll_timeout().map_or(*until, |at| at.min(*until)))
             }
         }
@@ -89,8 +89,8 @@ impl Link {
 
     fn until(&self, now: Instant, grace: Duration) -> Instant {
         match self {
-            Link::Up => now + grace,
-            Link::Down { until } | Link::Probing { until, .. } => *until,
+            PathState::Up => now + grace,
+            PathState::Down { until } | PathState::Probing { until, .. } => *until,
         }
     }
 }

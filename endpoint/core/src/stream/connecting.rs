@@ -8,8 +8,8 @@ use rendez_proto::ids::StreamId;
 use rendez_proto::limits::{HANDSHAKE_FAILURES, HANDSHAKE_TIMEOUT};
 use rendez_proto::profile::Profile;
 
-use super::link::Probe;
-use super::{Ending, Tell, wire_name};
+use super::path::Probe;
+use super::stream_end::{StreamEnd, wire_name};
 use crate::error::Closed;
 use crate::noise::{AUTHENTICATION_REJECTED, AwaitingResponse, Established};
 use crate::stats::Stats;
@@ -17,20 +17,20 @@ use crate::window::Rto;
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Dialing {
+pub(crate) struct Connecting {
     /// `None` only while a message is being read.
     handshake: Option<AwaitingResponse>,
     /// Goes out first, once. Stock harnesses announce a stream with it.
     resume: Option<Bytes>,
     message_1: Bytes,
-    again: Probe,
+    retry: Probe,
     /// Whether message 1 is repeated until it is answered.
     repeats: bool,
     until: Instant,
     failures: u32,
 }
 
-impl Dialing {
+impl Connecting {
     pub(crate) fn new(
         id: &StreamId,
         profile: Profile,
@@ -45,7 +45,7 @@ impl Dialing {
             handshake: Some(handshake),
             resume: (!reliable).then(|| resume.encode()),
             message_1: Frame::bare(id.clone(), message_1).encode(),
-            again: Probe::due(),
+            retry: Probe::due(),
             repeats: reliable,
             until: now + HANDSHAKE_TIMEOUT,
             failures: 0,
@@ -53,9 +53,9 @@ impl Dialing {
     }
 
     /// There is a new socket.
-    pub(crate) fn again(&mut self) {
+    pub(crate) fn socket_opened(&mut self) {
         if self.repeats {
-            self.again = Probe::due();
+            self.retry = Probe::due();
         }
     }
 
@@ -64,8 +64,8 @@ impl Dialing {
         &mut self,
         message: &[u8],
         stats: &mut Stats,
-    ) -> Result<Option<Established>, Ending> {
-        let rejected = |why| Ending { why, tell: Tell::Nobody };
+    ) -> Result<Option<Established>, StreamEnd> {
+        let rejected = |why| StreamEnd { why, reset: None };
         let Some(handshake) = self.handshake.take() else {
             return Err(rejected(Closed::HandshakeRejected));
         };
@@ -88,35 +88,35 @@ impl Dialing {
     }
 
     pub(crate) fn wants_transmit(&self) -> bool {
-        self.resume.is_some() || self.again.is_due()
+        self.resume.is_some() || self.retry.is_due()
     }
 
     pub(crate) fn poll_transmit(&mut self, now: Instant) -> Option<Bytes> {
         if let Some(resume) = self.resume.take() {
             return Some(resume);
         }
-        if !self.again.is_due() {
+        if !self.retry.is_due() {
             return None;
         }
-        self.again.sent(now, &Rto::new());
+        self.retry.sent(now, &Rto::new());
         Some(self.message_1.clone())
     }
 
-    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Result<(), Ending> {
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Result<(), StreamEnd> {
         if self.until <= now {
-            return Err(Ending {
+            return Err(StreamEnd {
                 why: Closed::HandshakeTimeout,
-                tell: Tell::Peer(ResetReason::Finished),
+                reset: Some(ResetReason::Finished),
             });
         }
         if self.repeats {
-            self.again.handle_timeout(now);
+            self.retry.handle_timeout(now);
         }
         Ok(())
     }
 
     pub(crate) fn poll_timeout(&self) -> Instant {
-        match self.again.poll_timeout() {
+        match self.retry.poll_timeout() {
             Some(at) if self.repeats => at.min(self.until),
             _ => self.until,
         }

@@ -9,7 +9,7 @@ use super::Mux;
 use crate::config::{Event, Key};
 use crate::error::{Closed, Misbehaviour};
 use crate::stats::Stats;
-use crate::stream::{Ending, Stream, Terms};
+use crate::stream::{ReliableConfig, Stream, StreamEnd};
 
 /// Frames of streams that do not exist (resets, mostly) that wait for the
 /// socket. More are dropped: their peers ask again or time out.
@@ -24,7 +24,7 @@ pub(super) struct StreamEntry {
     /// Never later than the stream's own deadline. An early timer only makes
     /// the stream look once more, and saves moving it with every record.
     pub(super) timer: Option<Instant>,
-    congested: bool,
+    backpressured: bool,
     probing: bool,
     /// The application heard the last of it; the stream lingers to repeat its
     /// end to the peer.
@@ -66,8 +66,8 @@ impl Mux {
 
     /// Queues a frame of a stream that is gone or never was.
     pub(super) fn queue(&mut self, wire: Bytes) {
-        if self.gone.len() < CONTROL_QUEUE_FRAMES {
-            self.gone.push_back(wire);
+        if self.stateless_frames.len() < CONTROL_QUEUE_FRAMES {
+            self.stateless_frames.push_back(wire);
         } else {
             self.stats.control_dropped += 1;
         }
@@ -78,38 +78,38 @@ impl Mux {
         &mut self,
         now: Instant,
         slot: usize,
-        change: impl FnOnce(&mut Stream, &mut Stats, Instant) -> Result<(), Ending>,
+        change: impl FnOnce(&mut Stream, &mut Stats, Instant) -> Result<(), StreamEnd>,
     ) {
-        self.with_terms(now, slot, |stream, _, stats, now| change(stream, stats, now));
+        self.with_config(now, slot, |stream, _, stats, now| change(stream, stats, now));
     }
 
     /// The same, with what the stream may have.
-    pub(super) fn with_terms(
+    pub(super) fn with_config(
         &mut self,
         now: Instant,
         slot: usize,
-        change: impl FnOnce(&mut Stream, &Terms, &mut Stats, Instant) -> Result<(), Ending>,
+        change: impl FnOnce(&mut Stream, &ReliableConfig, &mut Stats, Instant) -> Result<(), StreamEnd>,
     ) {
         let Some(entry) = self.streams.get_mut(slot) else { return };
-        if let Err(ending) = change(&mut entry.stream, &self.terms, &mut self.stats, now) {
-            self.end(now, slot, ending);
+        if let Err(end) = change(&mut entry.stream, &self.reliable_config, &mut self.stats, now) {
+            self.end(now, slot, end);
         } else if entry.stream.is_finished() && !entry.reported {
             entry.reported = true;
             self.report(slot, Closed::Finished);
         }
         self.refresh(slot);
-        self.release_if_read_out(slot);
+        self.release_if_drained(slot);
     }
 
-    pub(super) fn end(&mut self, now: Instant, slot: usize, ending: Ending) {
+    pub(super) fn end(&mut self, now: Instant, slot: usize, end: StreamEnd) {
         let key = self.key(slot);
         let stream = &mut self.streams[slot].stream;
-        if stream.is_asking() && ending.why == Closed::PeerMisbehaved(Misbehaviour::Impatient) {
+        if stream.is_authorizing() && end.why == Closed::PeerMisbehaved(Misbehaviour::EarlyData) {
             self.stats.handshake_failures += 1;
-            self.admission.failed(now);
+            self.handshake_limiter.record_failure(now);
         }
-        let (wire, writer_waits) = stream.end(ending);
-        let reads_on = stream.read_out().is_none();
+        let (wire, writer_waits) = stream.end(end);
+        let reads_on = stream.drained().is_none();
         let (id, reported) = (stream.id.clone(), self.streams[slot].reported);
         if self.index.get(&id) == Some(&slot) {
             self.index.remove(&id);
@@ -161,21 +161,21 @@ impl Mux {
         }
         let probing = entry.stream.is_probing();
         if probing && !std::mem::replace(&mut entry.probing, probing) {
-            self.doubt = true;
+            self.ping_wanted = true;
         }
         entry.probing = probing;
-        let congested = entry.stream.is_congested();
-        if congested != std::mem::replace(&mut entry.congested, congested) {
-            if congested {
-                self.congested += 1;
+        let backpressured = entry.stream.needs_backpressure();
+        if backpressured != std::mem::replace(&mut entry.backpressured, backpressured) {
+            if backpressured {
+                self.backpressured += 1;
             } else {
-                self.congested -= 1;
+                self.backpressured -= 1;
             }
         }
     }
 
-    pub(super) fn release_if_read_out(&mut self, slot: usize) {
-        if let Some(why) = self.streams.get(slot).and_then(|entry| entry.stream.read_out()) {
+    pub(super) fn release_if_drained(&mut self, slot: usize) {
+        if let Some(why) = self.streams.get(slot).and_then(|entry| entry.stream.drained()) {
             if !self.streams[slot].reported {
                 self.report(slot, why);
             }
@@ -198,7 +198,7 @@ impl Mux {
             in_control: false,
             in_records: false,
             timer: None,
-            congested: false,
+            backpressured: false,
             probing: false,
             reported: false,
         });
@@ -221,10 +221,10 @@ impl Mux {
         if let Some(timer) = entry.timer {
             self.timers.remove(&(timer, slot));
         }
-        debug_assert!(!entry.congested, "a stream that ended holds nothing back");
+        debug_assert!(!entry.backpressured, "a stream that ended holds nothing back");
     }
 
-    pub(super) fn slots(&self) -> Vec<usize> {
+    pub(super) fn indices(&self) -> Vec<usize> {
         self.streams.iter().map(|(slot, _)| slot).collect()
     }
 

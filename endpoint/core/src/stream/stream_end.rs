@@ -9,25 +9,18 @@ use crate::error::{Closed, Misbehaviour};
 
 /// Why a stream ends, and who hears of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ending {
+pub(crate) struct StreamEnd {
     pub(crate) why: Closed,
-    pub(crate) tell: Tell,
+    pub(crate) reset: Option<ResetReason>,
 }
 
-/// Who hears of an ending.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Tell {
-    Nobody,
-    Peer(ResetReason),
-}
-
-impl Ending {
+impl StreamEnd {
     pub(crate) fn misbehaved(how: Misbehaviour) -> Self {
-        Self { why: Closed::PeerMisbehaved(how), tell: Tell::Peer(ResetReason::ProtocolError) }
+        Self { why: Closed::PeerMisbehaved(how), reset: Some(ResetReason::ProtocolError) }
     }
 
     pub(super) fn out_of_sequence() -> Self {
-        Self { why: Closed::OutOfSequence, tell: Tell::Peer(ResetReason::ProtocolError) }
+        Self { why: Closed::OutOfSequence, reset: Some(ResetReason::ProtocolError) }
     }
 
     pub(super) fn reset_by_peer(reason: &str) -> Self {
@@ -35,7 +28,7 @@ impl Ending {
             ResetReason::Finished => Closed::Finished,
             reason => Closed::Reset(reason),
         };
-        Self { why, tell: Tell::Nobody }
+        Self { why, reset: None }
     }
 }
 

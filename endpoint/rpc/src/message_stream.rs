@@ -7,15 +7,15 @@ use bytes::Bytes;
 /// One stream's application messages.
 ///
 /// Implemented by [`Channel`](crate::channel::Channel) over a real stream and
-/// by [`memory::pair`](crate::memory::pair) for tests.
-pub trait Messages: Send + Sync + 'static {
+/// by [`duplex`](crate::duplex::duplex) for tests.
+pub trait MessageStream: Send + Sync + 'static {
     /// The next message of the peer; `None` once the stream is over and
     /// everything that arrived has been taken. One task reads at a time.
     fn recv(&self) -> impl Future<Output = Option<Bytes>> + Send;
 
     /// Waits until the stream is over: nothing more arrives, and nothing that is
     /// sent does. What had arrived may still be waiting to be taken.
-    fn over(&self) -> impl Future<Output = ()> + Send;
+    fn ended(&self) -> impl Future<Output = ()> + Send;
 
     /// Hands a message to the stream, and waits while it has no room: a peer
     /// that stops reading stops its senders here. Cancelling the future before

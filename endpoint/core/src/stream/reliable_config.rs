@@ -1,0 +1,22 @@
+//! What the reliable streams of one endpoint share.
+
+use std::time::Duration;
+
+use crate::window::{Budget, RECEIVE_MEMORY_BYTES, SEND_MEMORY_BYTES};
+
+/// What a reliable stream may have.
+#[derive(Debug)]
+pub(crate) struct ReliableConfig {
+    /// How long it outlives its socket.
+    pub(crate) grace: Duration,
+    /// For windows that grow, of all streams together.
+    pub(crate) send_memory: Budget,
+    pub(crate) receive_memory: Budget,
+}
+
+impl ReliableConfig {
+    pub(crate) fn new(grace: Duration) -> Self {
+        let (send, receive) = (SEND_MEMORY_BYTES, RECEIVE_MEMORY_BYTES);
+        Self { grace, send_memory: Budget::new(send), receive_memory: Budget::new(receive) }
+    }
+}
