@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_grace_is_a_duration_within_reason() {
+    fn grace_must_be_between_1s_and_1h() {
         for (text, seconds) in [("90s", 90), ("1s", 1), ("5m", 300), ("1h", 3600), ("1m 30s", 90)] {
             let grace: Grace = text.parse().unwrap();
             assert_eq!(grace.get(), Duration::from_secs(seconds));

@@ -191,7 +191,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn messages_survive_any_cutting(
+        fn messages_survive_any_record_boundaries(
             messages in proptest::collection::vec(
                 proptest::collection::vec(any::<u8>(), 1..300), 0..20),
             cuts in proptest::collection::vec(0usize..200, 1..50),
@@ -227,7 +227,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_end_in_an_error_or_a_state_never_a_panic(
+        fn arbitrary_bytes_never_panic(
             records in proptest::collection::vec(
                 proptest::collection::vec(any::<u8>(), 0..50), 0..20),
         ) {
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_outside_of_the_protocol_are_refused() {
+    fn lengths_out_of_range_are_refused() {
         let mut send_queue = SendQueue::default();
         assert_eq!(send_queue.push(Bytes::new()), Err(InvalidLength(0)));
         let huge = Bytes::from(vec![0; APPLICATION_MESSAGE_MAX_BYTES + 1]);
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_of_any_size_is_taken_by_an_empty_outbox() {
+    fn empty_send_queue_accepts_any_message_size() {
         let mut send_queue = SendQueue::default();
         assert!(send_queue.has_room());
         send_queue.push(Bytes::from(vec![0; 2 * SEND_QUEUE_BYTES])).unwrap();
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn small_messages_are_not_free() {
+    fn small_messages_are_charged_for_their_handles() {
         let mut receive_queue = ReceiveQueue::default();
         receive_queue.push(Bytes::from([0, 0, 0, 1, 7].repeat(1000))).unwrap();
         assert_eq!(receive_queue.unread_bytes(), 1000 * (1 + HANDLE_BYTES));
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_within_a_record_is_not_copied() {
+    fn message_within_a_record_is_not_copied() {
         let mut send_queue = SendQueue::default();
         send_queue.push(Bytes::from_static(b"abc")).unwrap();
         let mut plaintext = BytesMut::new();

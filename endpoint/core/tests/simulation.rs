@@ -55,7 +55,7 @@ fn each_seed(make: fn(u64) -> World, seeds: std::ops::Range<u64>, mut check: imp
 }
 
 #[test]
-fn reliable_streams_deliver_everything_exactly_once_and_in_order() {
+fn reliable_streams_deliver_exactly_once_in_order() {
     let (mut retransmits, mut refused, mut hints, mut hours) = (0, 0, 0, 0.0);
     each_seed(reliable, 0..200, |world| {
         retransmits += world.total(|stats| stats.retransmits);
@@ -70,7 +70,7 @@ fn reliable_streams_deliver_everything_exactly_once_and_in_order() {
 }
 
 #[test]
-fn codex_streams_survive_repetition_reordering_and_forged_records() {
+fn codex_streams_survive_reordering_and_forgery() {
     let (mut duplicates, mut refused) = (0, 0);
     each_seed(codex, 0..60, |world| {
         assert_eq!(world.total(|stats| stats.retransmits), 0);
@@ -83,7 +83,7 @@ fn codex_streams_survive_repetition_reordering_and_forged_records() {
 }
 
 #[test]
-fn one_seed_always_tells_the_same_story() {
+fn same_seed_gives_same_run() {
     for seed in [5, 23, 28] {
         let story = || {
             let mut world = reliable(seed);

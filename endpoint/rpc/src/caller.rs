@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answers_find_their_calls_in_any_order() {
+    async fn responses_match_calls_in_any_order() {
         let (caller, executor, _) = start();
         let (one, two) = (json!(1), json!(2));
         let calls = async { tokio::join!(caller.call::<Echo>(&one), caller.call::<Echo>(&two)) };
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lost_stream_leaves_the_outcome_unknown() {
+    async fn lost_stream_leaves_outcome_unknown() {
         let (caller, executor, mut notified) = start();
         let params = json!(1);
         let serve = async {
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refusals_notifications_and_requests_of_the_other_end() {
+    async fn errors_notifications_and_requests_are_dispatched() {
         let (caller, executor, mut notified) = start();
         let params = json!(1);
         let serve = async {

@@ -125,7 +125,7 @@ async fn every_profile_carries_large_messages_both_ways() {
 }
 
 #[tokio::test]
-async fn a_refused_stream_says_so() {
+async fn refused_stream_reports_the_refusal() {
     let pair = Pair::new();
     let _sockets = pair.join().await;
     let refuse = async {
@@ -144,7 +144,7 @@ async fn a_refused_stream_says_so() {
 
 /// However many come and go, what is kept of them is bounded.
 #[tokio::test]
-async fn a_handshake_that_is_over_asks_no_more_whether_it_was_taken_or_not() {
+async fn ended_handshakes_withdraw_their_requests() {
     for profile in Profile::ALL {
         let pair = Pair::new();
         let _sockets = pair.join().await;
@@ -199,7 +199,7 @@ async fn a_handshake_that_is_over_asks_no_more_whether_it_was_taken_or_not() {
 }
 
 #[tokio::test]
-async fn a_reliable_stream_outlives_its_socket_and_a_codex_stream_does_not() {
+async fn only_reliable_streams_outlive_their_socket() {
     let pair = Pair::new();
     let [mine, other] = pair.join().await;
     let (ours, theirs) = pair.open(Profile::RendezHybridIkV1).await;
@@ -226,7 +226,7 @@ async fn a_reliable_stream_outlives_its_socket_and_a_codex_stream_does_not() {
 
 /// Who is busy with something else learns of the end without reading on.
 #[tokio::test]
-async fn an_end_is_known_before_what_arrived_is_read() {
+async fn end_is_visible_before_unread_messages() {
     for profile in Profile::ALL {
         let pair = Pair::new();
         let _sockets = pair.join().await;
@@ -248,7 +248,7 @@ async fn an_end_is_known_before_what_arrived_is_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_socket_the_grace_still_ends() {
+async fn grace_expires_without_a_socket() {
     let pair = Pair::new();
     let [mine, other] = pair.join().await;
     let (ours, _theirs) = pair.open(Profile::RendezHybridIkV1).await;
@@ -264,7 +264,7 @@ async fn without_a_socket_the_grace_still_ends() {
 }
 
 #[tokio::test]
-async fn a_reader_that_stops_stops_the_writer() {
+async fn stalled_reader_blocks_writer() {
     for profile in Profile::ALL {
         let pair = Pair::new();
         let _sockets = pair.join().await;
@@ -294,7 +294,7 @@ async fn a_reader_that_stops_stops_the_writer() {
 }
 
 #[tokio::test]
-async fn a_shut_down_endpoint_closes_its_socket() {
+async fn shut_down_endpoint_closes_its_socket() {
     let pair = Pair::new();
     let [mine, other] = pair.join().await;
     pair.orchestrator.shut_down(CloseFrame::NORMAL);

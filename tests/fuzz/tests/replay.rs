@@ -52,7 +52,7 @@ macro_rules! replay {
         )*
 
         #[test]
-        fn every_target_is_replayed_and_has_a_harness() {
+        fn every_target_has_replay_and_harness() {
             let replayed = BTreeSet::from([$(stringify!($name)),*]);
             assert_eq!(replayed, TARGETS.iter().map(|(name, _)| *name).collect());
             for (name, _) in TARGETS {
@@ -67,7 +67,7 @@ macro_rules! replay {
 replay! { frame peek framing handshake mux_ops mux_peer hub_ops ticket rpc registry }
 
 #[test]
-fn no_folder_is_left_over_and_the_corpus_stays_small() {
+fn corpus_has_no_leftovers_and_stays_small() {
     let mut bytes = 0;
     for kind in ["corpus", "findings"] {
         for entry in fs::read_dir(folder(kind)).expect("the tree can be read") {

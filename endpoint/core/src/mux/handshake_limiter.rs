@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limits_turn_away() {
+    fn stream_and_pending_limits_refuse_handshakes() {
         let (mut limiter, limits) = (HandshakeLimiter::default(), Limits::default());
         let now = crate::test_origin();
         assert_eq!(limiter.admit(now, &limits, 127, 31), Ok(()));

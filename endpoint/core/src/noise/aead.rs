@@ -126,7 +126,7 @@ mod tests {
     /// Test case 14 of the GCM specification (McGrew and Viega, 2005): zero
     /// key, zero nonce, sixteen zero bytes.
     #[test]
-    fn known_answer() {
+    fn gcm_test_case_14_matches() {
         let aead = Aead::new(&[0; 32]).unwrap();
         let mut block = [0; 16];
         let tag = aead.seal(0, &[], &mut block).unwrap();
@@ -136,12 +136,12 @@ mod tests {
     }
 
     #[test]
-    fn the_counter_is_big_endian_after_four_zero_bytes() {
+    fn nonce_is_four_zero_bytes_and_counter() {
         assert_eq!(full_nonce(0x0102), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2]);
     }
 
     #[test]
-    fn too_short_is_a_failure_not_a_panic() {
+    fn too_short_ciphertext_fails_without_panic() {
         let aead = Aead::new(&[0; 32]).unwrap();
         assert_eq!(aead.open(0, &[], &mut [0; 15]), Err(AeadFailure));
     }

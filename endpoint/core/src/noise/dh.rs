@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_sides_agree_and_small_order_points_are_refused() {
+    fn sides_agree_and_small_order_points_fail() {
         let (a, b) = ([1; 32], [2; 32]);
         assert_eq!(shared(&a, &public(&b)), shared(&b, &public(&a)));
         assert!(shared(&a, &public(&b)).is_some());

@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn both_suites_agree_on_keys_in_both_directions() {
+    fn suites_agree_on_keys_in_both_directions() {
         for profile in Profile::ALL {
             let Pair { waiting, asking, .. } = pair(profile, b"auth-1");
             let proof = authorized(&asking);
@@ -356,7 +356,7 @@ mod tests {
 
     /// WIRE.md, section 4.
     #[test]
-    fn message_lengths() {
+    fn handshake_message_lengths_match_the_contract() {
         for authorization in [&b""[..], &[b'a'; 100], &[b'a'; 4096]] {
             let Pair { asking, message_1, .. } = pair(Profile::NoiseHybridIkV1, authorization);
             assert_eq!(message_1.len(), 3568 + authorization.len());
@@ -373,7 +373,7 @@ mod tests {
     /// made the hybrid ones shook hands with clatter's own components, in both
     /// roles.
     #[test]
-    fn golden_transcripts() {
+    fn transcripts_match_frozen_bytes() {
         let digest = |bytes: &[u8]| -> String {
             Sha256::digest(bytes)[..8].iter().map(|b| format!("{b:02x}")).collect()
         };
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_answer_is_refused_and_the_true_one_still_counts() {
+    fn genuine_message_2_counts_after_damaged_ones() {
         for profile in Profile::ALL {
             let Pair { mut waiting, asking, .. } = pair(profile, b"");
             let proof = authorized(&asking);
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_than_what_both_agreed_on_breaks_the_handshake() {
+    fn any_difference_in_inputs_breaks_the_handshake() {
         for profile in Profile::ALL {
             let suite = profile.suite();
             let (executor, message_1) = (identity(2), pair(profile, b"").message_1);
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn consent_to_one_key_lets_no_other_in() {
+    fn authorization_of_another_key_is_refused() {
         let profile = Profile::RendezHybridIkV1;
         let asking = pair(profile, b"").asking;
         let other = pair_of(profile, identity(7), b"").asking;
@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn rejected_credentials_arrive_as_a_payload() {
+    fn rejected_credentials_arrive_as_payload() {
         for profile in Profile::ALL {
             let Pair { waiting, asking, .. } = pair(profile, b"");
             let answer = waiting.finish(&asking.reject().unwrap()).unwrap();
@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_does_not_fit_is_an_error() {
+    fn unsuitable_peer_key_is_an_error() {
         let (me, profile) = (identity(1), Profile::RendezHybridIkV1);
         let ik_key = identity(2).public_for(Suite::Ik).clone();
         let bad = PublicKey::hybrid(*ik_key.x25519(), Box::new([0xff; 1184]));

@@ -396,7 +396,7 @@ mod tests {
     use crate::noise::identity::IdentitySeed;
 
     #[test]
-    fn the_hashed_name_is_the_one_that_stock_binaries_hash() {
+    fn protocol_name_matches_stock_binaries() {
         let name =
             HybridHandshakeCore::<X25519, MlKem, MlKem, AesGcm, Sha256, StagedRng>::build_name(
                 &noise_hybrid_ik(),
@@ -405,13 +405,13 @@ mod tests {
     }
 
     #[test]
-    fn a_generator_without_a_seed_fails() {
+    fn rng_without_a_seed_fails() {
         assert!(draw::<32>(&mut StagedRng::default()).is_none());
     }
 
     /// What only a peer that holds its keys and lies about one can send.
     #[test]
-    fn an_initiators_invalid_kem_keys_are_refused() {
+    fn invalid_kem_keys_of_initiator_are_refused() {
         let [me, peer] =
             [1, 2].map(|byte| Identity::from_seed(&IdentitySeed::from_bytes([byte; 96])));
         let prologue = Prologue::new(
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_serves_one_handshake_only() {
+    fn seed_serves_one_handshake_only() {
         let me = Identity::from_seed(&IdentitySeed::from_bytes([1; 96]));
         let prologue = Prologue::new(
             rendez_proto::profile::Profile::NoiseHybridIkV1,

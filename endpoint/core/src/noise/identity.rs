@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_always_gives_the_same_keys_and_hides_itself() {
+    fn same_seed_gives_same_hidden_keys() {
         let seed = IdentitySeed::from_bytes([7; 96]);
         let (a, b) = (Identity::from_seed(&seed), Identity::from_seed(&seed.clone()));
         assert_eq!(a.public(), b.public());
@@ -125,7 +125,7 @@ mod tests {
 
     /// Whoever stored a seed must find the same identity after an upgrade.
     #[test]
-    fn golden_public_key() {
+    fn public_key_matches_frozen_bytes() {
         let bytes = std::array::from_fn(|i| i as u8);
         let identity = Identity::from_seed(&IdentitySeed::from_bytes(bytes));
         let hex: String =

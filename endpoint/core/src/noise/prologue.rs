@@ -79,7 +79,7 @@ mod tests {
 
     /// WIRE.md, section 4.
     #[test]
-    fn codex_golden_bytes() {
+    fn codex_prologue_matches_frozen_bytes() {
         let prologue = prologue(Profile::NoiseHybridIkV1);
         assert_eq!(prologue.as_bytes().len(), 112);
         assert_eq!(
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn our_golden_bytes() {
+    fn rendez_prologue_matches_frozen_bytes() {
         let hybrid = prologue(Profile::RendezHybridIkV1);
         assert_eq!(
             sha256(&hybrid),

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sealed_opens_and_nothing_else_does() {
+    fn only_genuine_records_open() {
         let (sealer, opener) = pair();
         let record = sealer.seal(5, b"ad", b"hello").unwrap();
         assert_eq!(record.len(), 5 + TAG_BYTES);
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sole_owner_opens_without_a_copy() {
+    fn sole_owner_opens_record_in_place() {
         let (sealer, opener) = pair();
         let record = sealer.seal(0, b"", &[1; 1000]).unwrap();
         let at = record.as_ptr();

@@ -127,7 +127,7 @@ mod tests {
     proptest! {
         /// Against a plain set of the counters that were taken.
         #[test]
-        fn each_counter_is_taken_once(
+        fn each_proof_counter_is_accepted_once(
             steps in proptest::collection::vec((any::<bool>(), 0u64..100), 1..200),
         ) {
             let (mut seen, mut taken) = (Seen::default(), BTreeSet::new());
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leap_forgets_what_is_far_behind() {
+    fn large_counter_jump_refuses_old_counters() {
         let mut seen = Seen::default();
         seen.take(1);
         seen.take(PROOF - 1);

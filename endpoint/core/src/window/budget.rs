@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gives_all_it_has_and_no_more() {
+    fn acquires_up_to_its_capacity() {
         let budget = Budget::new(10);
         let other = budget.clone();
         assert!(budget.try_acquire(7) && !other.try_acquire(4) && other.try_acquire(3));

@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn doubles_to_the_largest_window_in_a_few_round_trips() {
+    fn slow_start_doubles_to_the_maximum() {
         let mut congestion = Congestion::new();
         let mut windows = vec![congestion.window()];
         while congestion.window() < WINDOW_MAX_RECORDS {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn halves_once_for_all_losses_of_a_round_trip_then_grows_by_one() {
+    fn window_halves_once_per_round_trip() {
         let mut congestion = Congestion::new();
         (0..2).for_each(|_| round(&mut congestion));
         assert_eq!(congestion.window(), 128);
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn after_silence_it_begins_with_one() {
+    fn window_restarts_at_one_after_timeout() {
         let mut congestion = Congestion::new();
         (0..3).for_each(|_| round(&mut congestion));
         congestion.on_timeout(50);
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silence_that_was_none_is_taken_back_once() {
+    fn spurious_timeout_is_undone_once() {
         let mut congestion = Congestion::new();
         (0..2).for_each(|_| round(&mut congestion));
         congestion.on_timeout(200);
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn who_sends_little_proves_nothing() {
+    fn idle_sender_does_not_grow_the_window() {
         let mut congestion = Congestion::new();
         for _ in 0..1000 {
             congestion.on_ack(1, WINDOW_MIN_RECORDS / 2);

@@ -248,7 +248,7 @@ mod tests {
     proptest! {
         /// Against a plain set of numbers.
         #[test]
-        fn like_a_set_of_numbers(
+        fn matches_a_naive_model(
             first in 0u32..2,
             arrivals in proptest::collection::vec(0u32..200, 1..300),
         ) {
@@ -287,7 +287,7 @@ mod tests {
         /// The same with credit and a window that moves on: numbers near the
         /// next one, plaintexts of all sizes, an application that reads some.
         #[test]
-        fn like_a_set_of_numbers_with_credit(
+        fn matches_a_naive_model_with_credit(
             first in prop_oneof![Just(1), Just(u32::MAX - 20)],
             steps in proptest::collection::vec(
                 (-5i64..70, 0usize..=RECORD_PLAINTEXT_MAX_BYTES, 0u8..8), 1..400),
@@ -336,7 +336,7 @@ mod tests {
         }
 
         #[test]
-        fn credit_never_shrinks_and_bounds_what_is_unread(
+        fn credit_never_shrinks_and_bounds_unread_data(
             unread in proptest::collection::vec(0usize..2 * WINDOW_MIN, 1..50),
         ) {
             let mut window = with_credit(1);
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_number_is_taken_once() {
+    fn last_sequence_number_is_accepted_once() {
         let mut window = RecvWindow::unbounded(Seq(u32::MAX));
         assert_eq!(window.classify(Seq(u32::MAX)), Arrival::Fresh);
         window.insert(Seq(u32::MAX), Bytes::from_static(b"last"));
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_buffer_stops_credit_and_reading_opens_it() {
+    fn full_buffer_stops_credit_until_read() {
         let mut window = with_credit(1);
         for seq in 1..=WINDOW_MIN_RECORDS {
             window.insert(Seq(seq), Bytes::new());
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn the_window_grows_to_a_long_fast_path() {
+    fn window_grows_on_a_long_fast_path() {
         // 1 Gbit/s is 2,035 full records a second
         let mut path = Path::new(with_credit(1), 200, 2035);
         for _ in 0..20 {
@@ -444,7 +444,7 @@ mod tests {
 
     /// 20 Gbit/s in a burst, of which the application reads 4.
     #[test]
-    fn a_burst_is_no_sign_of_an_application_that_does_not_keep_up() {
+    fn burst_does_not_hinder_window_growth() {
         let mut path = Path::new(with_credit(1), 200, 40_000);
         path.reads_per_second = 8_000;
         for _ in 0..20 {
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn the_window_stays_small_where_it_is_not_what_holds_the_peer_back() {
+    fn window_stays_small_when_not_the_bottleneck() {
         let mut slow = Path::new(with_credit(1), 20, 20);
         let mut near = Path::new(with_credit(1), 1, 2035);
         let mut unread = Path::new(with_credit(1), 200, 2035);
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn growth_is_paid_for_and_given_back() {
+    fn window_growth_is_charged_and_released() {
         let all = bytes(WINDOW_MAX_RECORDS - WINDOW_MIN_RECORDS);
         let budget = Budget::new(all);
         let mut path = Path::new(RecvWindow::new(Seq(1), budget.clone()), 200, 2035);
@@ -492,7 +492,7 @@ mod tests {
         /// What may still come and what is unread is never more than what is
         /// paid for, whatever the window did.
         #[test]
-        fn what_was_promised_is_paid_for(
+        fn promised_credit_is_always_charged(
             steps in proptest::collection::vec((0u32..40, 0u64..30_000, 0usize..40), 1..200),
         ) {
             let budget = Budget::new(bytes(600));

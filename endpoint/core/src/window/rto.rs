@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn follows_the_round_trip_within_its_bounds() {
+    fn rto_follows_round_trip_within_bounds() {
         let mut rto = Rto::new();
         assert_eq!(rto.current(), RTO_INITIAL);
         rto.sample(Duration::from_millis(1));
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn doubles_until_progress() {
+    fn rto_doubles_until_progress() {
         let mut rto = Rto::new();
         rto.back_off();
         assert_eq!(rto.current(), RTO_INITIAL * 2);

@@ -44,7 +44,7 @@ fn first_bytes(pair: &mut Pair) -> Vec<u8> {
 }
 
 #[test]
-fn sequences_start_at_zero_and_no_frame_carries_more_than_stock_ones() {
+fn codex_sequences_start_at_zero_without_extras() {
     let mut pair = open(CODEX);
     pair.send_request("one").expect("it is open");
     let wires = pair.drain_orchestrator();
@@ -62,7 +62,7 @@ fn sequences_start_at_zero_and_no_frame_carries_more_than_stock_ones() {
 }
 
 #[test]
-fn records_are_joined_and_cut_at_60_kib() {
+fn messages_are_packed_into_60_kib_records() {
     let mut pair = open(CODEX);
     let key = pair.at_orchestrator.expect("there is a stream");
     for len in [10, 20, 150_000] {
@@ -77,7 +77,7 @@ fn records_are_joined_and_cut_at_60_kib() {
 }
 
 #[test]
-fn repeated_and_swapped_records_are_put_right() {
+fn duplicate_and_reordered_records_are_fixed() {
     let mut pair = open(CODEX);
     let wires = records(&mut pair, 4, 10);
     for at in [0, 0, 2, 3, 2, 1, 1, 0] {
@@ -88,7 +88,7 @@ fn repeated_and_swapped_records_are_put_right() {
 }
 
 #[test]
-fn sixty_four_ahead_is_held_and_sixty_five_ends_the_stream() {
+fn sixty_fifth_early_record_ends_the_stream() {
     let mut pair = open(CODEX);
     let wires = records(&mut pair, 66, 10);
     pair.deliver_to_executor(wires[1..65].iter().cloned());
@@ -104,7 +104,7 @@ fn sixty_four_ahead_is_held_and_sixty_five_ends_the_stream() {
 }
 
 #[test]
-fn a_mebibyte_ahead_is_held_and_more_ends_the_stream() {
+fn early_records_beyond_one_mebibyte_end_stream() {
     let mut pair = open(CODEX);
     let wires = records(&mut pair, 19, RECORD_PLAINTEXT_MAX_BYTES - 4);
     pair.deliver_to_executor(wires[1..18].iter().cloned());
@@ -116,7 +116,7 @@ fn a_mebibyte_ahead_is_held_and_more_ends_the_stream() {
 /// Where stock ends give up, the record is refused and the true one still
 /// counts.
 #[test]
-fn a_forged_record_is_refused_and_costs_nothing() {
+fn forged_record_is_refused_without_effect() {
     let mut pair = open(CODEX);
     let wires = records(&mut pair, 2, 10);
     for forged_seq in [0, 1, 64, 65, 1_000_000] {
@@ -131,7 +131,7 @@ fn a_forged_record_is_refused_and_costs_nothing() {
 }
 
 #[test]
-fn frames_that_stock_ends_ignore_are_ignored() {
+fn frames_ignored_by_stock_are_ignored() {
     let mut pair = open(CODEX);
     let wires = records(&mut pair, 1, 10);
     let mut odd = Frame::decode(wires[0].clone()).expect("a frame");
@@ -147,7 +147,7 @@ fn frames_that_stock_ends_ignore_are_ignored() {
 }
 
 #[test]
-fn any_reset_ends_the_stream_and_what_arrived_is_still_read_first() {
+fn received_messages_stay_readable_after_reset() {
     let mut pair = open(CODEX);
     let wires = records(&mut pair, 2, 10);
     pair.deliver_to_executor(wires);
@@ -172,7 +172,7 @@ fn any_reset_ends_the_stream_and_what_arrived_is_still_read_first() {
 }
 
 #[test]
-fn a_lost_socket_ends_the_stream() {
+fn lost_socket_ends_codex_stream() {
     let mut pair = open(CODEX);
     pair.executor.socket_lost(pair.now);
     assert_eq!(closed(pair.executor_events()), Some(Closed::Lost));
@@ -185,7 +185,7 @@ fn a_lost_socket_ends_the_stream() {
 }
 
 #[test]
-fn closing_delivers_first_and_resets_then() {
+fn close_delivers_before_reset() {
     let mut pair = open(CODEX);
     pair.send_response("last words").expect("it is open");
     pair.executor.close(pair.now, pair.at_executor.expect("there is a stream"));
@@ -198,7 +198,7 @@ fn closing_delivers_first_and_resets_then() {
 }
 
 #[test]
-fn a_message_has_one_byte_to_64_mib() {
+fn message_length_is_1_byte_to_64_mib() {
     let mut pair = open(CODEX);
     let key = pair.at_orchestrator.expect("there is a stream");
     let huge = Bytes::from(vec![0; APPLICATION_MESSAGE_MAX_BYTES + 1]);
@@ -209,7 +209,7 @@ fn a_message_has_one_byte_to_64_mib() {
 
 /// A peer that holds the keys and breaks the rules: played by hand.
 #[test]
-fn an_authenticated_peer_that_misbehaves_ends_its_stream() {
+fn authenticated_misbehaviour_ends_the_stream() {
     for (plaintext, expected) in [
         (vec![0; 4], Some(Misbehaviour::MessageLength)),
         (0x0400_0001u32.to_be_bytes().to_vec(), Some(Misbehaviour::MessageLength)),
@@ -249,7 +249,7 @@ fn an_authenticated_peer_that_misbehaves_ends_its_stream() {
 }
 
 #[test]
-fn a_writer_is_blocked_at_a_mebibyte_and_told_when_there_is_room() {
+fn writer_blocks_at_one_mebibyte_until_drained() {
     let mut pair = open(CODEX);
     let key = pair.at_orchestrator.expect("there is a stream");
     let big = Bytes::from(vec![1; 2 * SEND_QUEUE_BYTES]);
@@ -272,7 +272,7 @@ fn a_quarter() -> Bytes {
 }
 
 #[test]
-fn an_unread_stream_stops_the_socket() {
+fn unread_codex_stream_stops_socket_reads() {
     let mut pair = open(CODEX);
     let key = pair.at_orchestrator.expect("there is a stream");
     let message = a_quarter();
@@ -289,7 +289,7 @@ fn an_unread_stream_stops_the_socket() {
 }
 
 #[test]
-fn at_an_executor_a_stream_that_stays_unread_ends_and_holds_up_nobody() {
+fn executor_resets_stream_left_unread() {
     let mut pair = open(CODEX);
     let key = pair.at_orchestrator.expect("there is a stream");
     let send = |pair: &mut Pair| {
@@ -323,7 +323,7 @@ fn at_an_executor_a_stream_that_stays_unread_ends_and_holds_up_nobody() {
 
 /// It has the socket for itself.
 #[test]
-fn at_an_orchestrator_it_may_stay_unread() {
+fn orchestrator_may_leave_stream_unread() {
     let mut pair = open(CODEX);
     let key = pair.at_executor.expect("there is a stream");
     for _ in 0..5 {

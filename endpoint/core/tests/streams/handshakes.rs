@@ -36,7 +36,7 @@ fn handshake(id: &str, profile: &str, message: &'static [u8]) -> Bytes {
 }
 
 #[test]
-fn the_executor_asks_before_anything_is_answered() {
+fn executor_answers_only_after_authorization() {
     for profile in Profile::ALL {
         let mut pair = pair();
         pair.connect(STREAM, profile);
@@ -67,7 +67,7 @@ fn the_executor_asks_before_anything_is_answered() {
 
 /// WIRE.md, sections 3 and 4.
 #[test]
-fn the_codex_opening_bytes() {
+fn codex_opening_frames_match_stock() {
     let mut pair = pair();
     pair.connect_with(STREAM, Profile::NoiseHybridIkV1, Bytes::from_static(b"auth-1"));
     let wires = pair.drain_orchestrator();
@@ -78,14 +78,14 @@ fn the_codex_opening_bytes() {
 }
 
 #[test]
-fn our_opening_names_the_profile() {
+fn rendez_opening_names_its_profile() {
     let mut pair = pair();
     pair.connect(STREAM, Profile::RendezIkV1);
     assert_eq!(kinds(&pair.drain_orchestrator()), ["handshake \"rendez_ik_v1\" 100"]);
 }
 
 #[test]
-fn a_refused_peer_is_told_and_nobody_else() {
+fn refused_peer_is_reset_without_an_event() {
     for profile in Profile::ALL {
         let mut pair = pair();
         pair.connect(STREAM, profile);
@@ -108,7 +108,7 @@ fn a_refused_peer_is_told_and_nobody_else() {
 
 /// WIRE.md, section 1.3.
 #[test]
-fn rejected_credentials_are_told_inside_noise() {
+fn rejected_credentials_are_reported_inside_noise() {
     for profile in Profile::ALL {
         let mut pair = pair();
         pair.connect(STREAM, profile);
@@ -125,7 +125,7 @@ fn rejected_credentials_are_told_inside_noise() {
 }
 
 #[test]
-fn consent_to_another_key_refuses() {
+fn authorization_of_another_key_refuses_peer() {
     let mut pair = pair();
     pair.connect(STREAM, Profile::RendezHybridIkV1);
     let wires = pair.drain_orchestrator();
@@ -138,7 +138,7 @@ fn consent_to_another_key_refuses() {
 }
 
 #[test]
-fn an_authorization_has_4096_bytes_of_utf_8() {
+fn authorization_is_at_most_4096_utf8_bytes() {
     let refused = |authorization: Bytes| {
         let mut pair = pair();
         pair.connect_with(STREAM, Profile::NoiseHybridIkV1, authorization);
@@ -162,7 +162,7 @@ fn an_authorization_has_4096_bytes_of_utf_8() {
 }
 
 #[test]
-fn a_silent_executor_is_given_up_in_time() {
+fn handshake_with_silent_executor_times_out() {
     for profile in Profile::ALL {
         let mut pair = pair();
         pair.connect(STREAM, profile);
@@ -175,7 +175,7 @@ fn a_silent_executor_is_given_up_in_time() {
 }
 
 #[test]
-fn a_silent_registry_is_given_up_too() {
+fn handshake_with_silent_registry_times_out() {
     let mut pair = pair();
     pair.connect(STREAM, Profile::NoiseHybridIkV1);
     let wires = pair.drain_orchestrator();
@@ -188,7 +188,7 @@ fn a_silent_registry_is_given_up_too() {
 
 /// WIRE.md, section 4: both cancel the pending handshake.
 #[test]
-fn an_impatient_codex_peer_loses_its_handshake() {
+fn early_codex_data_cancels_the_handshake() {
     for early_data in [false, true] {
         let mut pair = pair();
         pair.connect(STREAM, Profile::NoiseHybridIkV1);
@@ -211,7 +211,7 @@ fn an_impatient_codex_peer_loses_its_handshake() {
 
 /// A relay may repeat or damage what it carries.
 #[test]
-fn a_repeated_handshake_does_not_hurt_our_profiles() {
+fn repeated_handshake_is_harmless_in_rendez_profiles() {
     let mut pair = pair();
     pair.connect(STREAM, Profile::RendezHybridIkV1);
     let wires = pair.drain_orchestrator();
@@ -236,7 +236,7 @@ fn a_repeated_handshake_does_not_hurt_our_profiles() {
 
 /// WIRE.md, section 3.
 #[test]
-fn a_second_codex_handshake_is_refused_but_the_stream_lives() {
+fn second_codex_handshake_leaves_stream_open() {
     let mut pair = open(Profile::NoiseHybridIkV1);
     pair.deliver_to_executor([handshake(STREAM, "", b"another")]);
     assert_eq!(kinds(&pair.drain_executor()), [CODEX_RESET]);
@@ -246,7 +246,7 @@ fn a_second_codex_handshake_is_refused_but_the_stream_lives() {
 }
 
 #[test]
-fn lost_handshakes_are_repeated_in_our_profiles_only() {
+fn only_rendez_profiles_resend_lost_handshakes() {
     let sent = |profile| {
         let mut pair = pair();
         pair.connect(STREAM, profile);
@@ -263,7 +263,7 @@ fn lost_handshakes_are_repeated_in_our_profiles_only() {
 }
 
 #[test]
-fn a_new_socket_repeats_the_handshake_at_once() {
+fn new_socket_resends_handshake_immediately() {
     let mut pair = pair();
     pair.connect(STREAM, Profile::RendezHybridIkV1);
     let lost = pair.drain_orchestrator();
@@ -273,7 +273,7 @@ fn a_new_socket_repeats_the_handshake_at_once() {
 }
 
 #[test]
-fn message_2_is_repeated_until_it_is_confirmed() {
+fn message_2_is_resent_until_confirmed() {
     let mut pair = pair();
     pair.connect(STREAM, Profile::RendezHybridIkV1);
     let wires = pair.drain_orchestrator();
@@ -289,7 +289,7 @@ fn message_2_is_repeated_until_it_is_confirmed() {
 
 /// Driven like WIRE.md, section 4: with messages that don't decrypt.
 #[test]
-fn eight_failures_turn_everybody_away_for_ten_seconds() {
+fn eight_failures_start_a_ten_second_cooldown() {
     let mut old = open(Profile::NoiseHybridIkV1);
     for n in 0..8 {
         old.deliver_to_executor([handshake(&format!("bad-{n}"), "", b"garbage")]);
@@ -321,7 +321,7 @@ fn eight_failures_turn_everybody_away_for_ten_seconds() {
 }
 
 #[test]
-fn pending_handshakes_and_streams_have_limits() {
+fn executor_limits_pending_handshakes_and_streams() {
     let mut pair = pair();
     let mut asking = Vec::new();
     for n in 0..=STREAMS_PER_EXECUTOR {
@@ -356,7 +356,7 @@ fn pending_handshakes_and_streams_have_limits() {
 }
 
 #[test]
-fn an_orchestrator_has_limits_too() {
+fn orchestrator_limits_its_streams() {
     let mut pair = pair();
     let connect = |id: &str| Connect {
         stream: stream(id),
@@ -376,7 +376,7 @@ fn an_orchestrator_has_limits_too() {
 }
 
 #[test]
-fn a_profile_that_is_not_offered_is_refused() {
+fn profile_not_offered_is_refused() {
     let mut pair = pair();
     for name in ["rendez_ik_v2", "noise_hybrid_ik_v1"] {
         pair.deliver_to_executor([handshake(STREAM, name, b"whatever")]);
@@ -386,7 +386,7 @@ fn a_profile_that_is_not_offered_is_refused() {
 }
 
 #[test]
-fn a_damaged_answer_is_waited_out_but_not_for_ever() {
+fn damaged_answers_are_tolerated_up_to_limit() {
     let mut pair = pair();
     pair.connect(STREAM, Profile::RendezHybridIkV1);
     let wires = pair.drain_orchestrator();
@@ -407,7 +407,7 @@ fn a_damaged_answer_is_waited_out_but_not_for_ever() {
 }
 
 #[test]
-fn before_a_stream_is_open_any_reset_ends_it() {
+fn any_reset_ends_an_opening_stream() {
     for profile in Profile::ALL {
         let mut pair = pair();
         pair.connect(STREAM, profile);
@@ -418,7 +418,7 @@ fn before_a_stream_is_open_any_reset_ends_it() {
 }
 
 #[test]
-fn a_new_registration_does_not_touch_a_handshake_in_flight() {
+fn new_registration_keeps_pending_handshakes() {
     let mut pair = pair();
     pair.connect(STREAM, Profile::RendezHybridIkV1);
     let wires = pair.drain_orchestrator();
@@ -432,7 +432,7 @@ fn a_new_registration_does_not_touch_a_handshake_in_flight() {
 }
 
 #[test]
-fn data_for_an_unknown_stream_is_answered_and_a_resume_only_if_it_is_proven() {
+fn unknown_streams_are_reset_for_data_or_proof() {
     let mut pair = open(Profile::RendezHybridIkV1);
     pair.send_request("x").expect("it is open");
     let record = pair.drain_orchestrator();

@@ -35,7 +35,7 @@ fn frame(wire: &Bytes) -> Frame {
 }
 
 #[test]
-fn sequences_start_at_one_and_acks_ride_on_records() {
+fn reliable_sequences_start_at_one_with_acks() {
     for profile in OURS {
         let mut pair = open(profile);
         pair.send_request("question").expect("it is open");
@@ -56,7 +56,7 @@ fn sequences_start_at_one_and_acks_ride_on_records() {
 }
 
 #[test]
-fn a_bare_ack_goes_out_in_time_and_only_once() {
+fn delayed_ack_is_sent_once() {
     let mut pair = ours();
     pair.send_request("question").expect("it is open");
     let wires = pair.drain_orchestrator();
@@ -71,7 +71,7 @@ fn a_bare_ack_goes_out_in_time_and_only_once() {
 }
 
 #[test]
-fn many_records_are_acknowledged_at_once() {
+fn every_sixteenth_record_is_acked_immediately() {
     let mut pair = ours();
     for n in 1..=ACK_EVERY_RECORDS {
         pair.send_request("x").expect("it is open");
@@ -83,7 +83,7 @@ fn many_records_are_acknowledged_at_once() {
 }
 
 #[test]
-fn a_lost_record_is_sent_again_with_the_same_bytes() {
+fn lost_record_is_resent_byte_for_byte() {
     for profile in OURS {
         let mut pair = open(profile);
         pair.send_request("lost").expect("it is open");
@@ -99,7 +99,7 @@ fn a_lost_record_is_sent_again_with_the_same_bytes() {
 }
 
 #[test]
-fn a_record_that_comes_again_is_acknowledged_again() {
+fn duplicate_record_is_acknowledged_again() {
     let mut pair = ours();
     pair.send_request("x").expect("it is open");
     let record = pair.drain_orchestrator();
@@ -115,7 +115,7 @@ fn a_record_that_comes_again_is_acknowledged_again() {
 }
 
 #[test]
-fn the_window_stops_and_acks_open_it() {
+fn full_window_stops_until_acked() {
     let mut pair = ours();
     let mut wires = Vec::new();
     for _ in 0..WINDOW_MIN_RECORDS + 10 {
@@ -131,7 +131,7 @@ fn the_window_stops_and_acks_open_it() {
 
 /// What a relay can do to any frame.
 #[test]
-fn nothing_that_a_relay_changes_is_believed() {
+fn frames_altered_by_a_relay_are_refused() {
     for profile in OURS {
         let mut pair = open(profile);
         pair.send_request("true").expect("it is open");
@@ -174,7 +174,7 @@ fn nothing_that_a_relay_changes_is_believed() {
 }
 
 #[test]
-fn a_record_of_another_stream_is_refused() {
+fn record_of_another_stream_is_refused() {
     let mut pair = ours();
     let first = (pair.at_orchestrator, pair.at_executor);
     pair.connect("other", Profile::RendezHybridIkV1);
@@ -191,7 +191,7 @@ fn a_record_of_another_stream_is_refused() {
 }
 
 #[test]
-fn no_unproven_reset_ends_an_open_stream() {
+fn unproven_reset_does_not_end_stream() {
     let mut pair = ours();
     for reason in ResetReason::ALL {
         pair.deliver_to_orchestrator([reset(reason)]);
@@ -207,7 +207,7 @@ fn no_unproven_reset_ends_an_open_stream() {
 }
 
 #[test]
-fn a_hint_stops_records_until_the_peer_is_heard() {
+fn relay_hint_pauses_records_until_peer_answers() {
     let mut pair = ours();
     pair.deliver_to_orchestrator([reset(ResetReason::ExecutorGone)]);
     pair.send_request("into the void?").expect("it is queued");
@@ -220,7 +220,7 @@ fn a_hint_stops_records_until_the_peer_is_heard() {
 }
 
 #[test]
-fn a_new_socket_resumes_whatever_was_lost() {
+fn new_socket_resumes_lost_records() {
     for profile in OURS {
         for lost_at_executor in [true, false] {
             let mut pair = open(profile);
@@ -241,7 +241,7 @@ fn a_new_socket_resumes_whatever_was_lost() {
 }
 
 #[test]
-fn a_lost_resume_is_repeated() {
+fn lost_resume_is_resent() {
     let mut pair = ours();
     pair.send_response("for you").expect("it is open");
     let _ = pair.drain_executor();
@@ -263,7 +263,7 @@ fn a_lost_resume_is_repeated() {
 }
 
 #[test]
-fn a_stream_outlives_its_socket_for_its_grace() {
+fn stream_outlives_socket_for_its_grace() {
     let mut pair = ours();
     pair.executor.socket_lost(pair.now);
     pair.orchestrator.socket_lost(pair.now);
@@ -279,7 +279,7 @@ fn a_stream_outlives_its_socket_for_its_grace() {
 /// The simulator's seed 8608: a relay lets acknowledgements overtake, and the
 /// end of a stream that was overtaken looked like a replay.
 #[test]
-fn an_end_that_was_overtaken_by_an_acknowledgement_still_ends() {
+fn finish_overtaken_by_ack_is_accepted() {
     let mut pair = open(Profile::RendezHybridIkV1);
     pair.send_response("x").expect("it is open");
     let record = pair.drain_executor();
@@ -303,7 +303,7 @@ fn an_end_that_was_overtaken_by_an_acknowledgement_still_ends() {
 /// up meanwhile. What waited in its socket when it woke was an old resume; it
 /// answered that, and waited for ever.
 #[test]
-fn an_end_that_heard_an_old_resume_learns_that_its_peer_is_gone() {
+fn old_resume_still_reveals_unknown_stream() {
     let mut pair = open(Profile::RendezHybridIkV1);
     pair.executor.socket_lost(pair.now);
     pair.executor.socket_opened(pair.now, registration("reg-1"));
@@ -320,7 +320,7 @@ fn an_end_that_heard_an_old_resume_learns_that_its_peer_is_gone() {
 }
 
 #[test]
-fn sockets_that_come_and_go_do_not_extend_the_grace() {
+fn flapping_sockets_do_not_extend_grace() {
     let mut pair = ours();
     for _ in 0..9 {
         pair.orchestrator.socket_lost(pair.now);
@@ -334,7 +334,7 @@ fn sockets_that_come_and_go_do_not_extend_the_grace() {
 }
 
 #[test]
-fn a_peer_that_falls_silent_is_probed_and_given_up() {
+fn silent_peer_is_probed_until_grace_ends() {
     let mut pair = ours();
     pair.send_request("hello?").expect("it is open");
     let (up, _) = pair.pass_without_network(Duration::from_secs(60));
@@ -347,7 +347,7 @@ fn a_peer_that_falls_silent_is_probed_and_given_up() {
 }
 
 #[test]
-fn an_executor_that_forgot_the_stream_ends_it() {
+fn restarted_executor_ends_the_stream() {
     let mut pair = ours();
     pair.send_request("do you know me?").expect("it is open");
     let mut fresh = crate::pair::pair();
@@ -357,7 +357,7 @@ fn an_executor_that_forgot_the_stream_ends_it() {
 }
 
 #[test]
-fn closing_delivers_everything_first() {
+fn close_delivers_everything_first() {
     for profile in OURS {
         let mut pair = open(profile);
         let key = pair.at_orchestrator.expect("there is a stream");
@@ -376,7 +376,7 @@ fn closing_delivers_everything_first() {
 }
 
 #[test]
-fn an_announced_end_is_repeated_while_nobody_answers() {
+fn unanswered_finish_is_resent() {
     let mut pair = ours();
     let key = pair.at_executor.expect("there is a stream");
     pair.executor.close(pair.now, key);
@@ -393,7 +393,7 @@ fn an_announced_end_is_repeated_while_nobody_answers() {
 }
 
 #[test]
-fn an_announced_end_does_not_outlive_its_socket() {
+fn announced_finish_ends_with_the_socket() {
     let mut pair = ours();
     pair.executor.close(pair.now, pair.at_executor.expect("there is a stream"));
     assert_eq!(kinds(&pair.drain_executor()), ["reset finished"]);
@@ -402,7 +402,7 @@ fn an_announced_end_does_not_outlive_its_socket() {
 }
 
 #[test]
-fn whoever_closed_has_no_unread_messages() {
+fn closed_stream_drops_unread_messages() {
     let mut pair = ours();
     pair.send_response("nobody reads this").expect("it is open");
     pair.exchange();
@@ -418,7 +418,7 @@ fn whoever_closed_has_no_unread_messages() {
 }
 
 #[test]
-fn a_reader_that_stops_stops_the_writer_and_lets_it_go_on() {
+fn stalled_reader_blocks_writer_until_it_reads() {
     let mut pair = ours();
     let key = pair.at_orchestrator.expect("there is a stream");
     let message = Bytes::from(vec![9; 100_000]);
@@ -444,7 +444,7 @@ fn a_reader_that_stops_stops_the_writer_and_lets_it_go_on() {
 }
 
 #[test]
-fn a_message_larger_than_every_buffer_arrives() {
+fn message_larger_than_all_buffers_arrives() {
     let mut pair = ours();
     let key = pair.at_orchestrator.expect("there is a stream");
     let message = Bytes::from(vec![3; 3 * RECEIVE_BUFFER]);
@@ -454,7 +454,7 @@ fn a_message_larger_than_every_buffer_arrives() {
 }
 
 #[test]
-fn records_take_turns() {
+fn streams_send_records_in_turn() {
     let mut pair = ours();
     let first = pair.at_orchestrator.expect("there is a stream");
     let second = pair.connect("other", Profile::RendezHybridIkV1);
@@ -475,7 +475,7 @@ fn records_take_turns() {
 }
 
 #[test]
-fn a_proof_covers_the_whole_frame() {
+fn proof_covers_the_whole_frame() {
     let mut pair = ours();
     pair.orchestrator.socket_lost(pair.now);
     pair.orchestrator.socket_opened(pair.now, registration("reg-1"));
@@ -498,7 +498,7 @@ fn a_proof_covers_the_whole_frame() {
 }
 
 #[test]
-fn a_peer_that_does_not_answer_casts_doubt_on_the_socket_once() {
+fn unanswered_probe_requests_one_ping() {
     let mut pair = ours();
     assert!(pair.orchestrator.can_resume() && !pair.orchestrator.poll_ping());
     pair.send_request("lost").expect("it is open");

@@ -40,7 +40,7 @@ fn ack(up_to: u32, also: &[u32]) -> Ack {
 }
 
 #[test]
-fn room_ends_with_records_bytes_or_credit() {
+fn records_bytes_and_credit_bound_room() {
     let now = crate::test_origin();
     let mut window = filled(WINDOW_MIN_RECORDS, now);
     assert!(!window.has_room(0), "congestion");
@@ -53,7 +53,7 @@ fn room_ends_with_records_bytes_or_credit() {
 }
 
 #[test]
-fn what_is_beyond_the_smallest_window_is_paid_for_and_given_back() {
+fn bytes_beyond_smallest_window_are_charged() {
     let now = crate::test_origin();
     let memory = memory();
     let mut window = SendWindow::new(Seq(1), memory.clone());
@@ -69,7 +69,7 @@ fn what_is_beyond_the_smallest_window_is_paid_for_and_given_back() {
 }
 
 #[test]
-fn a_sender_that_uses_its_window_gets_a_larger_one() {
+fn busy_sender_gets_a_larger_window() {
     let mut now = crate::test_origin();
     let mut window = SendWindow::new(Seq(1), memory());
     let mut rounds = 0;
@@ -86,7 +86,7 @@ fn a_sender_that_uses_its_window_gets_a_larger_one() {
 }
 
 #[test]
-fn acks_of_what_was_never_sent_are_an_error() {
+fn acks_of_unsent_records_are_errors() {
     let now = crate::test_origin();
     assert_eq!(filled(3, now).on_ack(ack(3, &[]), 0, now), Ok(()));
     assert_eq!(filled(3, now).on_ack(ack(4, &[]), 0, now), Err(AckOfUnsent));
@@ -97,7 +97,7 @@ fn acks_of_what_was_never_sent_are_an_error() {
 }
 
 #[test]
-fn the_timeout_resends_the_oldest_gap_and_doubles() {
+fn timeout_resends_oldest_gap_and_doubles() {
     let start = crate::test_origin();
     let mut window = filled(5, start);
     let first = window.poll_timeout().unwrap();
@@ -111,7 +111,7 @@ fn the_timeout_resends_the_oldest_gap_and_doubles() {
 }
 
 #[test]
-fn a_lost_burst_comes_back_in_doubling_bursts() {
+fn lost_burst_is_resent_in_doubling_bursts() {
     let start = crate::test_origin();
     let mut window = filled(20, start);
     let mut now = window.poll_timeout().unwrap();
@@ -131,7 +131,7 @@ fn a_lost_burst_comes_back_in_doubling_bursts() {
 }
 
 #[test]
-fn three_later_acks_resend_a_gap_once() {
+fn three_later_acks_resend_gap_once() {
     let now = crate::test_origin();
     let mut window = filled(6, now);
     window.on_ack(ack(0, &[2, 3]), 0, now).unwrap();
@@ -143,7 +143,7 @@ fn three_later_acks_resend_a_gap_once() {
 }
 
 #[test]
-fn a_new_path_resends_everything_unacknowledged() {
+fn new_path_resends_everything_unacknowledged() {
     let now = crate::test_origin();
     let mut window = filled(5, now);
     window.on_ack(ack(1, &[4]), 0, now).unwrap();
@@ -152,7 +152,7 @@ fn a_new_path_resends_everything_unacknowledged() {
 }
 
 #[test]
-fn a_new_path_is_not_flooded() {
+fn new_path_starts_with_smallest_window() {
     let now = crate::test_origin();
     let mut window = SendWindow::new(Seq(1), memory());
     window.credit = u32::MAX;
@@ -170,7 +170,7 @@ fn a_new_path_is_not_flooded() {
 
 /// A socket that has to warm up delivers later than the timeout expects.
 #[test]
-fn a_timeout_that_struck_too_early_is_taken_back() {
+fn spurious_timeout_is_undone() {
     let start = crate::test_origin();
     let mut window = filled(WINDOW_MIN_RECORDS, start);
     window.rto.sample(Duration::from_millis(200));
@@ -193,7 +193,7 @@ fn a_timeout_that_struck_too_early_is_taken_back() {
 /// when answers come one by one: an answer that is sooner than any round trip
 /// is one to the first sending.
 #[test]
-fn an_answer_that_comes_too_soon_is_one_to_the_first_sending() {
+fn early_ack_belongs_to_first_transmission() {
     let start = crate::test_origin();
     let ms = Duration::from_millis;
     for (after, taken_back) in [(ms(199), true), (ms(200), false)] {
@@ -212,7 +212,7 @@ fn an_answer_that_comes_too_soon_is_one_to_the_first_sending() {
 
 /// What was sent over a path before may have arrived there.
 #[test]
-fn a_former_path_says_nothing_of_this_one() {
+fn old_path_does_not_measure_new_path() {
     let start = crate::test_origin();
     let ms = Duration::from_millis;
     let mut window = filled(WINDOW_MIN_RECORDS, start);
@@ -232,7 +232,7 @@ fn a_former_path_says_nothing_of_this_one() {
 
 /// One that only the repetition answers was right.
 #[test]
-fn a_timeout_after_a_loss_stays() {
+fn timeout_after_loss_is_not_undone() {
     let start = crate::test_origin();
     let mut window = filled(WINDOW_MIN_RECORDS, start);
     let late = window.poll_timeout().unwrap();
@@ -243,7 +243,7 @@ fn a_timeout_after_a_loss_stays() {
 }
 
 #[test]
-fn what_was_given_up_measures_no_round_trip() {
+fn lost_records_measure_no_round_trip() {
     let start = crate::test_origin();
     let mut window = filled(1, start);
     window.path_replaced();
@@ -253,7 +253,7 @@ fn what_was_given_up_measures_no_round_trip() {
 }
 
 #[test]
-fn what_was_sent_twice_measures_no_round_trip() {
+fn resent_records_measure_no_round_trip() {
     let start = crate::test_origin();
     let mut window = filled(1, start);
     window.path_replaced();
@@ -266,7 +266,7 @@ fn what_was_sent_twice_measures_no_round_trip() {
 }
 
 #[test]
-fn numbers_end_and_never_wrap() {
+fn sequence_numbers_never_wrap() {
     let now = crate::test_origin();
     let mut window = SendWindow::new(Seq(u32::MAX), memory());
     assert_eq!(window.next(), Some(Seq(u32::MAX)));
@@ -318,7 +318,7 @@ fn any_step() -> impl Strategy<Value = Step> {
 proptest! {
     /// Against a plain map of the numbers in flight to their bytes.
     #[test]
-    fn like_a_set_of_numbers(
+    fn matches_a_naive_model(
         first in prop_oneof![Just(1), Just(u32::MAX - 30)],
         steps in proptest::collection::vec(any_step(), 1..300),
     ) {
