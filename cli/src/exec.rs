@@ -257,9 +257,9 @@ async fn tell_about_the_link(mut link: tokio::sync::watch::Receiver<ConnectionSt
     while link.changed().await.is_ok() {
         let state = *link.borrow_and_update();
         match state {
-            ConnectionState::Resuming => say("rendez: connection lost, resuming").await,
-            ConnectionState::Up => say("rendez: resumed").await,
-            ConnectionState::Down => return,
+            ConnectionState::Reconnecting => say("rendez: connection lost, resuming").await,
+            ConnectionState::Connected => say("rendez: resumed").await,
+            ConnectionState::Closed => return,
         }
     }
 }

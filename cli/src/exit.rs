@@ -183,7 +183,7 @@ impl From<RegistryError> for Exit {
             RegistryError::Malformed(_)
             | RegistryError::NotFound(_)
             | RegistryError::Refused(_) => 76,
-            RegistryError::NoToken
+            RegistryError::InvalidToken
             | RegistryError::TokenRefused(_)
             | RegistryError::Forbidden(_)
             | RegistryError::RegistrationRefused(_)

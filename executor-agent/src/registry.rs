@@ -59,7 +59,7 @@ mod tests {
         "security_profile":"noise_hybrid_ik_v1","executor_registration_id":"reg-1","later":1}"#;
 
     #[tokio::test]
-    async fn registering_sends_the_stock_body_and_our_list() {
+    async fn registration_has_stock_fields_and_profile_list() {
         let fake = FakeRegistry::start().await;
         fake.answer("register", 201, GOOD);
         let profiles = [Profile::RendezHybridIkV1, Profile::NoiseHybridIkV1];
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_stock_profile_the_first_one_stands_for_all() {
+    fn first_profile_replaces_missing_stock_profile() {
         let only = registration(&identity(), &[Profile::RendezIkV1]);
         assert_eq!(only.security_profile, Profile::RendezIkV1);
         assert_eq!(only.executor_public_key.suite(), Suite::Ik);
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_joined_agent_proves_its_key_and_shows_the_join_token_until_then() {
+    async fn join_token_is_sent_until_key_is_enrolled() {
         let fake = FakeRegistry::start().await;
         fake.answer("register", 503, "");
         let state = tempfile::tempdir().unwrap();

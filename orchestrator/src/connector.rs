@@ -93,17 +93,17 @@ impl Connector {
         tracing::debug!(environment = %self.environment, %profile, "stream open");
 
         if !profile.is_reliable() {
-            events.keep();
+            events.set_resumable();
         }
-        let caller = Caller::new(channel, events.of_stream(epoch));
-        let hello = Initialize {
+        let caller = Caller::new(channel, events.for_stream(epoch));
+        let initialize = Initialize {
             client_name: "rendez".into(),
             resume_session_id: resume,
             rendez: Some(ClientExtensions {
                 max_chunk: limits::PROCESS_CHUNK_LARGE_MAX_BYTES as u64,
             }),
         };
-        let session = timeout(SESSION_TIMEOUT, caller.call::<Initialize>(&hello))
+        let session = timeout(SESSION_TIMEOUT, caller.call::<Initialize>(&initialize))
             .await
             .map_err(|_| ConnectError::Timeout)?
             .map_err(ConnectError::Session)?;

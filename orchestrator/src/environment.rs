@@ -102,9 +102,9 @@ impl Environment {
     /// Closes the connection and waits until the executor knows. Processes
     /// that still run are ended by the executor when its grace is over.
     pub async fn close(self) {
-        if let Some(live) = self.session.release() {
-            let _ = timeout(CLOSE_TIMEOUT, live.caller.messages().finish()).await;
-            live.socket.close().await;
+        if let Some(stream) = self.session.stop_resuming() {
+            let _ = timeout(CLOSE_TIMEOUT, stream.caller.messages().finish()).await;
+            stream.socket.close().await;
         }
     }
 

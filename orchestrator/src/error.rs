@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_that_loses_its_executor_is_no_other_failure() {
+    fn executor_gone_reset_means_executor_left() {
         let reset = |why| ConnectError::from(OpenError::Closed(Closed::Reset(why)));
         assert!(matches!(reset(ResetReason::ExecutorGone), ConnectError::ExecutorLeft));
         assert!(matches!(reset(ResetReason::Overloaded), ConnectError::Stream(_)));

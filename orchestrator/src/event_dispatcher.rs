@@ -14,12 +14,12 @@ use rendez_proto::rpc::{Json, Notification};
 use rendez_rpc::NotificationHandler;
 use tokio::sync::{mpsc, watch};
 
-use crate::event_sequencer::{Event, EventSequencer, Mode, nothing_after};
+use crate::event_sequencer::{Delivery, Event, EventSequencer, empty_read};
 
 /// EventDispatcher of one process that wait for its reader. Chunks have at most
 /// [`rendez_proto::limits::PROCESS_CHUNK_LARGE_MAX_BYTES`], so 4 MiB; then the stream waits,
 /// and in the end the process.
-const EVENTS_WAITING: usize = 64;
+const READER_QUEUE_EVENTS: usize = 64;
 
 /// All processes of one connection.
 #[derive(Clone)]
@@ -45,7 +45,7 @@ struct State {
     processes: HashMap<ProcessId, EventSequencer>,
     closed: bool,
     /// The end of a stream is not the end of the session.
-    kept: bool,
+    resumable: bool,
 }
 
 /// What the executor is asked for about a process.
@@ -59,83 +59,84 @@ pub(crate) struct Position {
 
 impl EventDispatcher {
     /// No processes; `kept` if the end of a stream is not that of the session.
-    pub(crate) fn new(kept: bool) -> Self {
-        let state = Mutex::new(State { kept, ..State::default() });
+    pub(crate) fn new(resumable: bool) -> Self {
+        let state = Mutex::new(State { resumable, ..State::default() });
         Self(Arc::new(Shared { state, ended: watch::Sender::new(0) }))
     }
 
     /// From here on the end of a stream is not that of the session.
-    pub(crate) fn keep(&self) {
-        self.0.state.lock().kept = true;
+    pub(crate) fn set_resumable(&self) {
+        self.0.state.lock().resumable = true;
     }
 
     /// For the notifications of the stream with this number, which is higher
     /// than that of any before.
-    pub(crate) fn of_stream(&self, epoch: u64) -> StreamEvents {
+    pub(crate) fn for_stream(&self, epoch: u64) -> StreamEvents {
         StreamEvents { events: self.clone(), epoch }
     }
 
     /// Waits for the end of this stream.
-    pub(crate) async fn broken(&self, epoch: u64) {
+    pub(crate) async fn stream_ended(&self, epoch: u64) {
         // The sender lives as long as `self`.
         let _ = self.0.ended.subscribe().wait_for(|ended| *ended > epoch).await;
     }
 
     /// Holds what arrives from the next stream until it was caught up with.
-    pub(crate) fn hold(&self) {
+    pub(crate) fn mark_behind(&self) {
         for sequencer in self.0.state.lock().processes.values_mut() {
             // An answer that is under way is one of the stream that ended.
-            sequencer.mode = Mode::Asking { again: sequencer.caught_up_with };
+            sequencer.delivery = Delivery::AwaitingRead { repeat: sequencer.catch_up_running };
             sequencer.room.notify_waiters();
         }
     }
 
     /// The processes that nobody catches up with yet: whoever asks does from here
     /// on, until [`position`](Self::position) says that nothing is missing.
-    pub(crate) fn behind(&self) -> Vec<ProcessId> {
+    pub(crate) fn claim_behind(&self) -> Vec<ProcessId> {
         let mut state = self.0.state.lock();
         let behind = state.processes.iter_mut().filter(|(_, sequencer)| {
-            matches!(sequencer.mode, Mode::Asking { .. }) && !sequencer.caught_up_with
+            matches!(sequencer.delivery, Delivery::AwaitingRead { .. })
+                && !sequencer.catch_up_running
         });
         behind
             .map(|(id, sequencer)| {
-                sequencer.caught_up_with = true;
+                sequencer.catch_up_running = true;
                 id.clone()
             })
             .collect()
     }
 
     /// What to ask the executor for; `None` once nothing is missing.
-    pub(crate) fn position(&self, id: &ProcessId) -> Option<Position> {
+    pub(crate) fn read_position(&self, id: &ProcessId) -> Option<Position> {
         let mut state = self.0.state.lock();
         let sequencer = state.processes.get_mut(id)?;
-        sequencer.caught_up_with = matches!(sequencer.mode, Mode::Asking { .. });
-        if !sequencer.caught_up_with {
+        sequencer.catch_up_running = matches!(sequencer.delivery, Delivery::AwaitingRead { .. });
+        if !sequencer.catch_up_running {
             return None;
         }
-        sequencer.mode = Mode::Asking { again: false };
-        Some(Position { after: sequencer.next - 1, started: sequencer.started.is_some() })
+        sequencer.delivery = Delivery::AwaitingRead { repeat: false };
+        Some(Position { after: sequencer.next_seq - 1, started: sequencer.started_on.is_some() })
     }
 
     /// Passes on what was read from the process's position on, then what arrived
     /// meanwhile.
-    pub(crate) async fn caught_up(&self, id: &ProcessId, reply: ReadReply) {
+    pub(crate) async fn deliver_read(&self, id: &ProcessId, reply: ReadReply) {
         match self.0.state.lock().processes.get_mut(id) {
-            Some(sequencer) => sequencer.fill(reply),
+            Some(sequencer) => sequencer.merge(reply),
             None => return,
         }
         loop {
-            let (events, due) = {
+            let (reader, due) = {
                 let mut state = self.0.state.lock();
                 let Some(sequencer) = state.processes.get_mut(id) else { return };
-                let due = sequencer.in_order();
+                let due = sequencer.pop_ready();
                 sequencer.room.notify_waiters();
                 if due.is_empty() {
-                    return sequencer.passed_on();
+                    return sequencer.finish_replay();
                 }
-                (sequencer.events.clone(), due)
+                (sequencer.reader.clone(), due)
             };
-            self.pass_on(id, &events, due).await;
+            self.send(id, &reader, due).await;
         }
     }
 
@@ -143,7 +144,7 @@ impl EventDispatcher {
     pub(crate) fn started(&self, id: &ProcessId, epoch: u64) {
         let mut state = self.0.state.lock();
         let Some(sequencer) = state.processes.get_mut(id) else { return };
-        sequencer.started = Some(epoch);
+        sequencer.started_on = Some(epoch);
         if sequencer.is_forgotten() {
             state.processes.remove(id);
         }
@@ -156,18 +157,18 @@ impl EventDispatcher {
         let nothing = {
             let mut state = self.0.state.lock();
             let Some(sequencer) = state.processes.get_mut(id) else { return };
-            sequencer.unknown = Some(epoch);
+            sequencer.unknown_on = Some(epoch);
             if asked.started || sequencer.is_forgotten() {
                 state.processes.remove(id);
                 return;
             }
-            nothing_after(sequencer.next)
+            empty_read(sequencer.next_seq)
         };
-        self.caught_up(id, nothing).await;
+        self.deliver_read(id, nothing).await;
     }
 
     /// The session is over: nothing follows.
-    pub(crate) fn over(&self) {
+    pub(crate) fn close(&self) {
         let mut state = self.0.state.lock();
         state.closed = true;
         // Dropping the senders tells every reader that nothing follows.
@@ -176,7 +177,7 @@ impl EventDispatcher {
 
     /// Starts to collect the events of a process, before it is started.
     pub(crate) fn subscribe(&self, id: ProcessId) -> mpsc::Receiver<Event> {
-        let (events, receiver) = mpsc::channel(EVENTS_WAITING);
+        let (events, receiver) = mpsc::channel(READER_QUEUE_EVENTS);
         let mut state = self.0.state.lock();
         if !state.closed {
             state.processes.insert(id, EventSequencer::new(events));
@@ -188,18 +189,18 @@ impl EventDispatcher {
         self.0.state.lock().processes.remove(id);
     }
 
-    async fn deliver(&self, id: &ProcessId, seq: u64, mut event: Event) {
+    async fn accept(&self, id: &ProcessId, seq: u64, mut event: Event) {
         loop {
             let arranged = {
                 let mut state = self.0.state.lock();
                 let Some(sequencer) = state.processes.get_mut(id) else { return };
-                match sequencer.arrange(seq, event) {
-                    Ok(due) => Ok((sequencer.events.clone(), due)),
+                match sequencer.push(seq, event) {
+                    Ok(due) => Ok((sequencer.reader.clone(), due)),
                     Err(back) => Err((back, sequencer.room.clone().notified_owned())),
                 }
             };
             match arranged {
-                Ok((events, due)) => return self.pass_on(id, &events, due).await,
+                Ok((reader, due)) => return self.send(id, &reader, due).await,
                 Err((back, room)) => {
                     event = back;
                     room.await;
@@ -208,11 +209,11 @@ impl EventDispatcher {
         }
     }
 
-    async fn pass_on(&self, id: &ProcessId, events: &mpsc::Sender<Event>, due: Vec<Event>) {
+    async fn send(&self, id: &ProcessId, reader: &mpsc::Sender<Event>, due: Vec<Event>) {
         for event in due {
             let last = event == Event::Closed;
             // A reader that is gone does not want it.
-            let _ = events.send(event).await;
+            let _ = reader.send(event).await;
             if last {
                 self.unsubscribe(id);
             }
@@ -226,18 +227,18 @@ impl NotificationHandler for StreamEvents {
             Output::NAME => {
                 if let Some(output) = parse::<Output>(params) {
                     let event = Event::Output(output.stream, output.chunk);
-                    self.events.deliver(&output.process_id, output.seq, event).await;
+                    self.events.accept(&output.process_id, output.seq, event).await;
                 }
             }
             Exited::NAME => {
                 if let Some(exited) = parse::<Exited>(params) {
                     let event = Event::Exited(exited.exit_code);
-                    self.events.deliver(&exited.process_id, exited.seq, event).await;
+                    self.events.accept(&exited.process_id, exited.seq, event).await;
                 }
             }
             ClosedNotification::NAME => {
                 if let Some(closed) = parse::<ClosedNotification>(params) {
-                    self.events.deliver(&closed.process_id, closed.seq, Event::Closed).await;
+                    self.events.accept(&closed.process_id, closed.seq, Event::Closed).await;
                 }
             }
             // Notifications of the future.
@@ -246,8 +247,8 @@ impl NotificationHandler for StreamEvents {
     }
 
     fn closed(&self) {
-        if !self.events.0.state.lock().kept {
-            return self.events.over();
+        if !self.events.0.state.lock().resumable {
+            return self.events.close();
         }
         self.events.0.ended.send_if_modified(|ended| {
             let later = self.epoch >= *ended;
@@ -265,7 +266,7 @@ fn parse<N: Notification>(params: Json) -> Option<N> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event_sequencer::{EVENTS_HELD, EVENTS_HELD_MEANWHILE};
+    use crate::event_sequencer::{CATCH_UP_EVENTS_MAX, REORDER_EVENTS_MAX};
     use std::ops::RangeInclusive;
     use std::pin::pin;
     use std::time::Duration;
@@ -281,71 +282,74 @@ mod tests {
 
     async fn output(events: &EventDispatcher, seq: u64) {
         let params = json!({"processId": "p", "seq": seq, "stream": "stdout", "chunk": "YQ=="});
-        events.of_stream(0).notification(Output::NAME.into(), Json::of(&params)).await;
+        events.for_stream(0).notification(Output::NAME.into(), Json::of(&params)).await;
     }
 
-    fn got(received: &mut mpsc::Receiver<Event>) -> Vec<Event> {
+    fn drain(received: &mut mpsc::Receiver<Event>) -> Vec<Event> {
         std::iter::from_fn(|| received.try_recv().ok()).collect()
     }
 
     #[tokio::test]
-    async fn events_come_in_order_and_once() {
+    async fn events_are_ordered_and_deduplicated() {
         let events = EventDispatcher::new(false);
         let mut received = events.subscribe(id());
         let closed = json!({"processId": "p", "seq": 4});
-        events.of_stream(0).notification(ClosedNotification::NAME.into(), Json::of(&closed)).await;
+        events.for_stream(0).notification(ClosedNotification::NAME.into(), Json::of(&closed)).await;
         let exited = json!({"processId": "p", "seq": 3, "exitCode": 7});
-        events.of_stream(0).notification(Exited::NAME.into(), Json::of(&exited)).await;
-        assert_eq!(got(&mut received), []);
+        events.for_stream(0).notification(Exited::NAME.into(), Json::of(&exited)).await;
+        assert_eq!(drain(&mut received), []);
         for seq in [2, 1, 1, 2] {
             output(&events, seq).await;
         }
         let chunk = Event::Output(Stream::Stdout, Bytes::from_static(b"a"));
-        assert_eq!(got(&mut received), [chunk.clone(), chunk, Event::Exited(7), Event::Closed]);
-        events.of_stream(0).notification(Exited::NAME.into(), Json::of(&exited)).await;
+        assert_eq!(drain(&mut received), [chunk.clone(), chunk, Event::Exited(7), Event::Closed]);
+        events.for_stream(0).notification(Exited::NAME.into(), Json::of(&exited)).await;
         assert_eq!(received.recv().await, None, "nothing follows");
     }
 
     #[tokio::test]
-    async fn an_event_that_never_comes_is_told() {
+    async fn lost_event_is_reported_as_gap() {
         let events = EventDispatcher::new(false);
         let mut received = events.subscribe(id());
-        for seq in 0..EVENTS_HELD as u64 {
+        for seq in 0..REORDER_EVENTS_MAX as u64 {
             output(&events, seq + 2).await;
         }
-        assert_eq!(got(&mut received), []);
+        assert_eq!(drain(&mut received), []);
         // more than may wait for a reader, so it reads meanwhile
         let read = async {
             let mut all = Vec::new();
-            while all.len() < EVENTS_HELD + 2 {
+            while all.len() < REORDER_EVENTS_MAX + 2 {
                 all.extend(received.recv().await);
             }
             all
         };
-        let ((), all) = tokio::join!(output(&events, EVENTS_HELD as u64 + 2), read);
+        let ((), all) = tokio::join!(output(&events, REORDER_EVENTS_MAX as u64 + 2), read);
         assert_eq!(all[0], Event::Gap);
-        assert_eq!(got(&mut received), []);
+        assert_eq!(drain(&mut received), []);
     }
 
     #[tokio::test]
-    async fn a_closed_stream_ends_every_feed() {
+    async fn closed_stream_ends_every_reader() {
         let events = EventDispatcher::new(false);
         let mut before = events.subscribe(id());
         output(&events, 1).await;
-        events.of_stream(0).closed();
+        events.for_stream(0).closed();
         assert!(before.recv().await.is_some(), "what arrived is still delivered");
         assert_eq!(before.recv().await, None);
         assert_eq!(events.subscribe(id()).recv().await, None);
     }
 
     #[tokio::test]
-    async fn strangers_and_nonsense_are_ignored() {
+    async fn unknown_and_malformed_notifications_are_ignored() {
         let events = EventDispatcher::new(false);
         let mut received = events.subscribe(id());
-        events.of_stream(0).notification("later/feature".into(), Json::empty()).await;
-        events.of_stream(0).notification(Output::NAME.into(), Json::of(&json!({"seq": "x"}))).await;
+        events.for_stream(0).notification("later/feature".into(), Json::empty()).await;
+        events
+            .for_stream(0)
+            .notification(Output::NAME.into(), Json::of(&json!({"seq": "x"})))
+            .await;
         let other = json!({"processId": "q", "seq": 1});
-        events.of_stream(0).notification(ClosedNotification::NAME.into(), Json::of(&other)).await;
+        events.for_stream(0).notification(ClosedNotification::NAME.into(), Json::of(&other)).await;
         assert!(received.try_recv().is_err());
     }
 
@@ -361,7 +365,7 @@ mod tests {
             exited: exit_code.is_some(),
             exit_code,
             closed,
-            ..nothing_after(next_seq)
+            ..empty_read(next_seq)
         }
     }
 
@@ -376,33 +380,33 @@ mod tests {
     }
 
     /// A stream ends, and the next one is asked for what was missed.
-    fn ask(events: &EventDispatcher) -> Position {
-        events.hold();
-        assert_eq!(events.behind(), [id()]);
-        events.position(&id()).unwrap()
+    fn lose_stream(events: &EventDispatcher) -> Position {
+        events.mark_behind();
+        assert_eq!(events.claim_behind(), [id()]);
+        events.read_position(&id()).unwrap()
     }
 
-    /// A process of which 1 and 2 arrived, then the stream ended; what is told
+    /// A process of which 1 and 2 arrived, then the stream ended; what is received_count
     /// after `reply` was read.
-    async fn told(reply: ReadReply) -> Vec<String> {
+    async fn events_after_read(reply: ReadReply) -> Vec<String> {
         let events = EventDispatcher::new(true);
         let mut received = events.subscribe(id());
         for seq in [1, 2] {
             output(&events, seq).await;
         }
-        events.of_stream(0).closed();
-        events.broken(0).await;
-        events.hold();
-        assert_eq!(events.behind(), [id()]);
-        assert_eq!(events.position(&id()), Some(Position { after: 2, started: false }));
-        got(&mut received);
-        events.caught_up(&id(), reply).await;
-        assert_eq!(events.position(&id()), None);
-        got(&mut received).iter().map(text).collect()
+        events.for_stream(0).closed();
+        events.stream_ended(0).await;
+        events.mark_behind();
+        assert_eq!(events.claim_behind(), [id()]);
+        assert_eq!(events.read_position(&id()), Some(Position { after: 2, started: false }));
+        drain(&mut received);
+        events.deliver_read(&id(), reply).await;
+        assert_eq!(events.read_position(&id()), None);
+        drain(&mut received).iter().map(text).collect()
     }
 
     #[tokio::test]
-    async fn what_was_missed_is_read_and_told_in_order() {
+    async fn missed_output_is_read_in_order() {
         for (reply, expected) in [
             (reply(&[], 3, None, false), vec![]),
             (reply(&[3, 4], 5, None, false), vec!["3", "4"]),
@@ -416,31 +420,31 @@ mod tests {
             (reply(&[9, 10], 12, Some(7), true), vec!["missed 5", "exit 7", "9", "10", "closed"]),
         ] {
             let about = format!("{reply:?}");
-            assert_eq!(told(reply).await, expected, "{about}");
+            assert_eq!(events_after_read(reply).await, expected, "{about}");
         }
     }
 
     #[tokio::test]
-    async fn what_arrives_meanwhile_waits_for_what_was_missed() {
+    async fn new_events_wait_for_missed_output() {
         let events = EventDispatcher::new(true);
         let mut received = events.subscribe(id());
         output(&events, 1).await;
-        ask(&events);
+        lose_stream(&events);
         for seq in [4, 5] {
             output(&events, seq).await;
         }
-        assert_eq!(got(&mut received).len(), 1);
-        events.caught_up(&id(), reply(&[2, 3, 4], 5, None, false)).await;
-        let texts: Vec<_> = got(&mut received).iter().map(text).collect();
-        assert_eq!(texts, ["2", "3", "a", "a"], "what came by itself is not told twice");
+        assert_eq!(drain(&mut received).len(), 1);
+        events.deliver_read(&id(), reply(&[2, 3, 4], 5, None, false)).await;
+        let texts: Vec<_> = drain(&mut received).iter().map(text).collect();
+        assert_eq!(texts, ["2", "3", "a", "a"], "what came by itself is not received_count twice");
         output(&events, 6).await;
-        assert_eq!(got(&mut received).len(), 1);
-        events.over();
+        assert_eq!(drain(&mut received).len(), 1);
+        events.close();
         assert_eq!(received.recv().await, None);
     }
 
     #[tokio::test]
-    async fn a_process_that_is_not_started_yet_need_not_be_known() {
+    async fn unconfirmed_process_may_be_unknown() {
         // the stream on which its start is answered, and whether that was
         // before the executor was asked for it on stream 2
         for (started, before, lost) in
@@ -451,17 +455,17 @@ mod tests {
             if before {
                 events.started(&id(), started);
             }
-            let asked = ask(&events);
+            let asked = lose_stream(&events);
             output(&events, 1).await;
             events.unknown(&id(), asked, 2).await;
             if !before {
                 events.started(&id(), started);
             }
             output(&events, 2).await;
-            let told = got(&mut received).len();
+            let received_count = drain(&mut received).len();
             let over = received.try_recv() == Err(mpsc::error::TryRecvError::Disconnected);
             assert_eq!(over, lost, "{started} {before}");
-            assert!(lost || told == 2, "{told} of 2");
+            assert!(lost || received_count == 2, "{received_count} of 2");
         }
     }
 
@@ -475,87 +479,87 @@ mod tests {
     /// Takes this many chunks. For tests with a clock that stands still while
     /// there is something to do.
     async fn chunks(received: &mut mpsc::Receiver<Event>, count: u64) -> u64 {
-        for told in 0..count {
+        for received_count in 0..count {
             match timeout(Duration::from_secs(1), received.recv()).await {
                 Ok(Some(Event::Output(..))) => {}
-                other => panic!("{other:?} after {told} chunks"),
+                other => panic!("{other:?} after {received_count} chunks"),
             }
         }
         count
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nothing_is_lost_while_a_slow_reader_catches_up() {
+    async fn slow_reader_catches_up_without_loss() {
         let events = EventDispatcher::new(true);
         let mut received = events.subscribe(id());
-        ask(&events);
+        lose_stream(&events);
         // more than fits into the reader's queue; then far more than is held
-        let missed = 2 * EVENTS_WAITING as u64;
-        let all = missed + 2 * EVENTS_HELD_MEANWHILE as u64;
+        let missed = 2 * READER_QUEUE_EVENTS as u64;
+        let all = missed + 2 * CATCH_UP_EVENTS_MAX as u64;
         let seqs: Vec<_> = (1..=missed).collect();
         let id = id();
-        let ((), (), told) = tokio::join!(
-            events.caught_up(&id, reply(&seqs, missed + 1, None, false)),
+        let ((), (), received_count) = tokio::join!(
+            events.deliver_read(&id, reply(&seqs, missed + 1, None, false)),
             arrive(&events, missed + 1..=all),
             // comes last, and so lets the others go as far as they can
             chunks(&mut received, all),
         );
-        assert_eq!((events.position(&id), told), (None, all));
+        assert_eq!((events.read_position(&id), received_count), (None, all));
         arrive(&events, all + 1..=all + 1).await;
         assert_eq!(chunks(&mut received, 1).await, 1, "it goes on as before");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_too_much_while_nobody_had_answered_is_asked_for_again() {
+    async fn dropped_events_are_read_again() {
         let events = EventDispatcher::new(true);
         let mut received = events.subscribe(id());
-        ask(&events);
-        let held = EVENTS_HELD_MEANWHILE as u64;
+        lose_stream(&events);
+        let held = CATCH_UP_EVENTS_MAX as u64;
         arrive(&events, 2..=held + 3).await;
         let id = id();
-        let ((), told) = tokio::join!(
-            events.caught_up(&id, reply(&[1], 2, None, false)),
+        let ((), received_count) = tokio::join!(
+            events.deliver_read(&id, reply(&[1], 2, None, false)),
             chunks(&mut received, held + 1),
         );
-        let again = events.position(&id).map(|position| position.after);
-        assert_eq!((again, told), (Some(held + 1), held + 1), "two were dropped");
+        let again = events.read_position(&id).map(|position| position.after);
+        assert_eq!((again, received_count), (Some(held + 1), held + 1), "two were dropped");
         arrive(&events, held + 4..=held + 4).await;
         let (two, end) = ([held + 2, held + 3], held + 4);
-        events.caught_up(&id, reply(&two, end, None, false)).await;
-        assert_eq!(events.position(&id), None);
+        events.deliver_read(&id, reply(&two, end, None, false)).await;
+        assert_eq!(events.read_position(&id), None);
         assert_eq!(chunks(&mut received, 3).await, 3);
     }
 
     #[tokio::test]
-    async fn an_answer_of_a_stream_that_ended_meanwhile_is_not_all() {
+    async fn reply_of_ended_stream_is_incomplete() {
         let events = EventDispatcher::new(true);
         let mut received = events.subscribe(id());
-        ask(&events);
-        events.hold();
-        assert_eq!(events.behind(), [], "somebody is about it");
-        events.caught_up(&id(), reply(&[1, 2], 3, None, false)).await;
+        lose_stream(&events);
+        events.mark_behind();
+        assert_eq!(events.claim_behind(), [], "somebody is about it");
+        events.deliver_read(&id(), reply(&[1, 2], 3, None, false)).await;
         output(&events, 4).await;
-        assert_eq!(got(&mut received).len(), 2);
-        assert_eq!(events.position(&id()).unwrap().after, 2);
-        events.caught_up(&id(), reply(&[3, 4], 5, None, false)).await;
-        assert_eq!(got(&mut received).len(), 2);
-        assert_eq!(events.position(&id()), None);
-        ask(&events);
+        assert_eq!(drain(&mut received).len(), 2);
+        assert_eq!(events.read_position(&id()).unwrap().after, 2);
+        events.deliver_read(&id(), reply(&[3, 4], 5, None, false)).await;
+        assert_eq!(drain(&mut received).len(), 2);
+        assert_eq!(events.read_position(&id()), None);
+        lose_stream(&events);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_for_room_goes_on_when_the_process_is_given_up() {
+    async fn unsubscribing_wakes_waiting_events() {
         let events = EventDispatcher::new(true);
         let mut received = events.subscribe(id());
-        ask(&events);
-        let waiting = EVENTS_WAITING as u64;
+        lose_stream(&events);
+        let waiting = READER_QUEUE_EVENTS as u64;
         let seqs: Vec<_> = (1..=2 * waiting).collect();
         let reply = reply(&seqs, 2 * waiting + 1, None, false);
-        let most = 2 * waiting + EVENTS_HELD_MEANWHILE as u64;
+        let most = 2 * waiting + CATCH_UP_EVENTS_MAX as u64;
         let id = id();
         let all = async {
             tokio::join!(
-                events.caught_up(&id, reply),
+                events.deliver_read(&id, reply),
                 arrive(&events, 2 * waiting + 1..=most + 1),
                 async {
                     events.unsubscribe(&id);
@@ -567,19 +571,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_late_end_of_one_stream_is_not_that_of_the_next() {
+    async fn late_end_of_old_stream_is_ignored() {
         let events = EventDispatcher::new(true);
-        let [first, second] = [events.of_stream(1), events.of_stream(2)];
+        let [first, second] = [events.for_stream(1), events.for_stream(2)];
         first.closed();
-        events.broken(1).await;
-        let mut broken = pin!(events.broken(2));
+        events.stream_ended(1).await;
+        let mut ended = pin!(events.stream_ended(2));
         assert!(
-            std::future::poll_fn(|cx| std::task::Poll::Ready(broken.as_mut().poll(cx)))
+            std::future::poll_fn(|cx| std::task::Poll::Ready(ended.as_mut().poll(cx)))
                 .await
                 .is_pending()
         );
         second.closed();
         first.closed();
-        broken.await;
+        ended.await;
     }
 }

@@ -19,7 +19,7 @@ use crate::session::Session;
 use crate::stdin::Stdin;
 
 /// Bytes of output that are gathered into one event, if they are there.
-const GATHER_BYTES: usize = 256 * 1024;
+const COALESCE_BYTES: usize = 256 * 1024;
 
 /// A process on an executor.
 ///
@@ -40,10 +40,10 @@ pub struct Process {
     /// nothing else.
     pub stdin: Option<Stdin>,
     /// An event that was met while gathering output.
-    ahead: Option<Event>,
+    peeked: Option<Event>,
     exit_code: Option<i32>,
     /// Everything was told.
-    ended: bool,
+    finished: bool,
 }
 
 /// What a process did.
@@ -77,7 +77,7 @@ impl Process {
         let id = start.process_id.clone();
         // Where a session outlives its stream, what is under way is kept to be
         // sent again, and is better small.
-        if session.extensions.stdin_window && !session.is_kept() && start.pipe_stdin {
+        if session.extensions.stdin_window && !session.is_resumable() && start.pipe_stdin {
             start.stdin_window = Some(limits::STDIN_WINDOW_MAX_BYTES as u64);
         }
         // Before the call: events may overtake its answer.
@@ -85,16 +85,16 @@ impl Process {
         let piped = start.pipe_stdin || start.tty;
         let stdin = piped.then(|| Stdin::new(session.clone(), id.clone()));
         let mut process =
-            Self { session, id, events, stdin, ahead: None, exit_code: None, ended: false };
+            Self { session, id, events, stdin, peeked: None, exit_code: None, finished: false };
         let sent = process.session.request::<Start>(&start).await;
-        let (live, answer) = sent?;
+        let (stream, answer) = sent?;
         let reply = match answer.wait().await {
             Ok(reply) => reply,
-            Err(error) => return Err(not_started(&process.session, &start, error).await),
+            Err(error) => return Err(start_error(&process.session, &start, error).await),
         };
-        process.session.events.started(&process.id, live.epoch);
+        process.session.events.started(&process.id, stream.epoch);
         if let (Some(stdin), Some(window)) = (&mut process.stdin, reply.stdin_window) {
-            stdin.grant(window);
+            stdin.set_window(window);
         }
         Ok(process)
     }
@@ -106,24 +106,24 @@ impl Process {
     /// [`ProcessError::Lost`] if the connection was lost first.
     /// [`ProcessError::Missed`] where output is missing; more follows.
     pub async fn next(&mut self) -> Result<Option<ProcessEvent>, ProcessError> {
-        if self.ended {
+        if self.finished {
             return Ok(None);
         }
-        let event = match self.ahead.take() {
+        let event = match self.peeked.take() {
             Some(event) => Some(event),
             None => self.events.recv().await,
         };
         match event {
             Some(Event::Output(stream, chunk)) => Ok(Some(match stream {
-                Stream::Stdout | Stream::Pty => ProcessEvent::Stdout(self.gather(stream, chunk)),
-                Stream::Stderr => ProcessEvent::Stderr(self.gather(stream, chunk)),
+                Stream::Stdout | Stream::Pty => ProcessEvent::Stdout(self.coalesce(stream, chunk)),
+                Stream::Stderr => ProcessEvent::Stderr(self.coalesce(stream, chunk)),
             })),
             Some(Event::Exited(code)) => {
                 self.exit_code = Some(code);
                 Ok(Some(ProcessEvent::Exited(code)))
             }
             Some(Event::Closed) => {
-                self.ended = true;
+                self.finished = true;
                 Ok(None)
             }
             Some(Event::Gap) => {
@@ -136,13 +136,13 @@ impl Process {
 
     /// Appends what has arrived of the same stream already: one write instead
     /// of many for whoever passes it on.
-    fn gather(&mut self, stream: Stream, chunk: Bytes) -> Vec<u8> {
+    fn coalesce(&mut self, stream: Stream, chunk: Bytes) -> Vec<u8> {
         let mut chunk = Vec::from(chunk); // no copy: nobody else has it
-        while chunk.len() < GATHER_BYTES {
+        while chunk.len() < COALESCE_BYTES {
             match self.events.try_recv() {
                 Ok(Event::Output(same, more)) if same == stream => chunk.extend_from_slice(&more),
                 Ok(other) => {
-                    self.ahead = Some(other);
+                    self.peeked = Some(other);
                     break;
                 }
                 Err(_) => break,
@@ -159,7 +159,7 @@ impl Process {
     /// # Errors
     /// See [`next`](Self::next).
     pub async fn wait(self) -> Result<i32, ProcessError> {
-        self.rest(drop).await
+        self.drain(drop).await
     }
 
     /// Waits for the end, collecting all output in memory. Closes
@@ -174,26 +174,26 @@ impl Process {
             ProcessEvent::Stderr(chunk) => stderr.extend(chunk),
             ProcessEvent::Exited(_) => {}
         };
-        let exit_code = self.rest(collect).await?;
+        let exit_code = self.drain(collect).await?;
         Ok(Output { exit_code, stdout, stderr })
     }
 
     /// Tells what happens until the process has ended, and gives its code.
-    async fn rest(mut self, tell: impl FnMut(ProcessEvent)) -> Result<i32, ProcessError> {
+    async fn drain(mut self, on_event: impl FnMut(ProcessEvent)) -> Result<i32, ProcessError> {
         let stdin = self.stdin.take();
         // Both at once: a process that is not read from stops reading.
         tokio::select! {
-            code = self.until_ended(tell) => code,
-            never = end_of_input(stdin) => match never {},
+            code = self.read_to_end(on_event) => code,
+            never = close_stdin(stdin) => match never {},
         }
     }
 
-    async fn until_ended(
+    async fn read_to_end(
         &mut self,
-        mut tell: impl FnMut(ProcessEvent),
+        mut on_event: impl FnMut(ProcessEvent),
     ) -> Result<i32, ProcessError> {
         while let Some(event) = self.next().await? {
-            tell(event);
+            on_event(event);
         }
         self.exit_code.ok_or(ProcessError::Lost)
     }
@@ -206,7 +206,7 @@ impl Process {
 
 /// Closes the input of a process of which only the end is of interest, which does
 /// not come from here.
-async fn end_of_input(stdin: Option<Stdin>) -> Infallible {
+async fn close_stdin(stdin: Option<Stdin>) -> Infallible {
     if let Some(stdin) = stdin {
         // One that has closed it, or that cannot be told, may still end.
         let _ = stdin.close().await;
@@ -255,7 +255,7 @@ impl Control {
 /// those words are part of the protocol (WIRE.md, section 6.2), stock executors use
 /// no others, and we know what we asked for. The directory is looked at after the
 /// failure only, which neither slows down what works nor races with it.
-async fn not_started(session: &Session, start: &Start, error: CallError) -> ProcessError {
+async fn start_error(session: &Session, start: &Start, error: CallError) -> ProcessError {
     let (code, message) = match error {
         CallError::Refused(RpcError {
             code: code @ (code::INTERNAL | code::INVALID_PARAMS),
@@ -264,7 +264,7 @@ async fn not_started(session: &Session, start: &Start, error: CallError) -> Proc
         other => return other.into(),
     };
     if code == code::INTERNAL
-        && let Some(why) = no_directory(session, start.cwd.path()).await
+        && let Some(why) = directory_error(session, start.cwd.path()).await
     {
         return ProcessError::Directory { path: start.cwd.path().to_owned(), why };
     }
@@ -280,7 +280,7 @@ async fn not_started(session: &Session, start: &Start, error: CallError) -> Proc
 }
 
 /// Why nothing can run in this directory, if that is so and the executor says it.
-async fn no_directory(session: &Session, path: &str) -> Option<String> {
+async fn directory_error(session: &Session, path: &str) -> Option<String> {
     match Files::new(session).metadata(path).await {
         Ok(metadata) if metadata.is_directory => None,
         Ok(_) => Some("not a directory".to_owned()),

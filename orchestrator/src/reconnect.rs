@@ -34,11 +34,11 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionState {
     /// It does.
-    Up,
+    Connected,
     /// It was lost and is being resumed; nothing is lost yet.
-    Resuming,
+    Reconnecting,
     /// It is over.
-    Down,
+    Closed,
 }
 
 /// The task that owns the websocket.
@@ -55,7 +55,7 @@ impl ReconnectingSocket {
         reply: &ConnectReply,
         socket: DialledSocket,
     ) -> Self {
-        let (announce, state) = watch::channel(ConnectionState::Up);
+        let (announce, state) = watch::channel(ConnectionState::Connected);
         let reconnecting = ReconnectLoop {
             relay,
             endpoint: endpoint.clone(),
@@ -117,15 +117,15 @@ impl ReconnectLoop {
             if let Ended::SentAway(within) = ended {
                 backoff.sent_away(within);
             }
-            self.announce.send_replace(ConnectionState::Resuming);
+            self.announce.send_replace(ConnectionState::Reconnecting);
             match self.reconnect(&mut backoff).await {
                 Some(reconnected) => (socket, registration) = reconnected,
                 None => break,
             }
-            self.announce.send_replace(ConnectionState::Up);
+            self.announce.send_replace(ConnectionState::Connected);
         }
         self.endpoint.abandon();
-        self.announce.send_replace(ConnectionState::Down);
+        self.announce.send_replace(ConnectionState::Closed);
     }
 
     /// Tries until it works; `None` if there is no use.

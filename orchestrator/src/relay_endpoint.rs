@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worse_profile_than_both_ends_know_is_a_downgrade() {
+    fn preferred_profile_detects_downgrade() {
         use Profile::{NoiseHybridIkV1 as Codex, RendezHybridIkV1 as Ours, RendezIkV1 as Ik};
         let accepted = [Ours, Codex];
         assert_eq!(best(&accepted, &[Codex, Ours], Ours), Some(Ours));

@@ -38,18 +38,18 @@ use crate::reconnect::ConnectionState;
 
 /// How long an executor is asked for its session: it keeps one for 80 s
 /// (WIRE.md, section 6.2).
-const SESSION_WINDOW: Duration = Duration::from_secs(75);
+const RESUME_WINDOW: Duration = Duration::from_secs(75);
 
 #[derive(Clone)]
-enum Stage {
-    Up(Arc<SessionStream>),
+enum StreamState {
+    Open(Arc<SessionStream>),
     Resuming,
-    Over,
+    Closed,
 }
 
 /// See the module.
 pub(crate) struct Session {
-    stage: watch::Receiver<Stage>,
+    stream_state: watch::Receiver<StreamState>,
     state: watch::Receiver<ConnectionState>,
     resume_task: Option<AbortHandle>,
     pub(crate) events: EventDispatcher,
@@ -64,20 +64,20 @@ impl Session {
     /// The session that was opened on a stream; another one takes it up where
     /// that stream cannot resume by itself.
     pub(crate) fn new(connected: Connected, connector: Connector, events: EventDispatcher) -> Self {
-        let Connected { stream: live, session, profile, executor, timings: _ } = connected;
-        let socket_state = live.socket.state();
-        let epoch = live.epoch;
-        let (stages, stage) = watch::channel(Stage::Up(Arc::new(live)));
+        let Connected { stream, session, profile, executor, timings: _ } = connected;
+        let socket_state = stream.socket.state();
+        let epoch = stream.epoch;
+        let (streams, stream_state) = watch::channel(StreamState::Open(Arc::new(stream)));
         let (state, resume_task) = if profile.is_reliable() {
             (socket_state, None)
         } else {
-            let (announce, state) = watch::channel(ConnectionState::Up);
+            let (announce, state) = watch::channel(ConnectionState::Connected);
             let (id, events) = (session.session_id, events.clone());
-            let task = ResumeTask { connector, id, executor, events, stages, announce };
+            let task = ResumeTask { connector, id, executor, events, streams, announce };
             (state, Some(tokio::spawn(task.run(epoch)).abort_handle()))
         };
         Self {
-            stage,
+            stream_state,
             state,
             resume_task,
             events,
@@ -88,7 +88,7 @@ impl Session {
     }
 
     /// Whether writes that were not answered may be sent again.
-    pub(crate) fn is_kept(&self) -> bool {
+    pub(crate) fn is_resumable(&self) -> bool {
         self.resume_task.is_some()
     }
 
@@ -109,23 +109,23 @@ impl Session {
     ///
     /// # Errors
     /// [`CallError::NotSent`] if there never will be.
-    pub(crate) async fn live(&self) -> Result<Arc<SessionStream>, CallError> {
-        self.other_than(None).await
+    pub(crate) async fn stream(&self) -> Result<Arc<SessionStream>, CallError> {
+        self.stream_other_than(None).await
     }
 
     /// The stream that has the session once this one is over.
     ///
     /// # Errors
-    /// See [`live`](Self::live).
-    pub(crate) async fn after(
+    /// See [`stream`](Self::stream).
+    pub(crate) async fn stream_after(
         &self,
-        gone: &Arc<SessionStream>,
+        ended: &Arc<SessionStream>,
     ) -> Result<Arc<SessionStream>, CallError> {
-        self.other_than(Some(gone.epoch)).await
+        self.stream_other_than(Some(ended.epoch)).await
     }
 
-    async fn other_than(&self, gone: Option<u64>) -> Result<Arc<SessionStream>, CallError> {
-        settled(&mut self.stage.clone(), gone).await.ok_or(CallError::NotSent)
+    async fn stream_other_than(&self, ended: Option<u64>) -> Result<Arc<SessionStream>, CallError> {
+        wait_for_stream(&mut self.stream_state.clone(), ended).await.ok_or(CallError::NotSent)
     }
 
     /// Sends a call, on the next stream if this one is over before it was sent.
@@ -136,14 +136,14 @@ impl Session {
         &self,
         params: &T::Params,
     ) -> Result<(Arc<SessionStream>, PendingResponse<T>), CallError> {
-        let mut live = self.live().await?;
+        let mut stream = self.stream().await?;
         loop {
-            match live.caller.request::<T>(params).await {
-                Err(CallError::NotSent) if self.is_kept() => {
-                    live = self.after(&live).await?;
+            match stream.caller.request::<T>(params).await {
+                Err(CallError::NotSent) if self.is_resumable() => {
+                    stream = self.stream_after(&stream).await?;
                 }
                 Err(error) => return Err(error),
-                Ok(answer) => return Ok((live, answer)),
+                Ok(answer) => return Ok((stream, answer)),
             }
         }
     }
@@ -158,22 +158,22 @@ impl Session {
     }
 
     /// No further stream takes the session up; the present one, if there is one.
-    pub(crate) fn release(&self) -> Option<Arc<SessionStream>> {
+    pub(crate) fn stop_resuming(&self) -> Option<Arc<SessionStream>> {
         // Before the task goes: it leaves none behind.
-        let live = match &*self.stage.borrow() {
-            Stage::Up(live) => Some(live.clone()),
-            Stage::Resuming | Stage::Over => None,
+        let stream = match &*self.stream_state.borrow() {
+            StreamState::Open(stream) => Some(stream.clone()),
+            StreamState::Resuming | StreamState::Closed => None,
         };
         if let Some(task) = &self.resume_task {
             task.abort();
         }
-        live
+        stream
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.release();
+        self.stop_resuming();
     }
 }
 
@@ -182,7 +182,7 @@ struct ResumeTask {
     id: SessionId,
     executor: PublicKey,
     events: EventDispatcher,
-    stages: watch::Sender<Stage>,
+    streams: watch::Sender<StreamState>,
     announce: watch::Sender<ConnectionState>,
 }
 
@@ -192,17 +192,17 @@ impl ResumeTask {
         // At most one per process that runs.
         let mut catching_up = JoinSet::new();
         loop {
-            self.events.broken(epoch).await;
-            self.events.hold();
-            self.announce.send_replace(ConnectionState::Resuming);
+            self.events.stream_ended(epoch).await;
+            self.events.mark_behind();
+            self.announce.send_replace(ConnectionState::Reconnecting);
             // The socket may stand still, as when only the executor left.
-            self.stages.send_replace(Stage::Resuming);
-            let Some(live) = self.resume(&mut epoch).await else { break };
-            self.stages.send_replace(Stage::Up(Arc::new(live)));
-            self.announce.send_replace(ConnectionState::Up);
+            self.streams.send_replace(StreamState::Resuming);
+            let Some(stream) = self.resume(&mut epoch).await else { break };
+            self.streams.send_replace(StreamState::Open(Arc::new(stream)));
+            self.announce.send_replace(ConnectionState::Connected);
             while catching_up.try_join_next().is_some() {}
-            for id in self.events.behind() {
-                catching_up.spawn(catch_up(self.stages.subscribe(), self.events.clone(), id));
+            for id in self.events.claim_behind() {
+                catching_up.spawn(catch_up(self.streams.subscribe(), self.events.clone(), id));
             }
         }
         // They may have events in their hands, and go when those are told.
@@ -212,7 +212,7 @@ impl ResumeTask {
     /// Tries until it works, each time under the next number; `None` if there
     /// is no use.
     async fn resume(&self, epoch: &mut u64) -> Option<SessionStream> {
-        let until = Instant::now() + SESSION_WINDOW;
+        let until = Instant::now() + RESUME_WINDOW;
         let mut backoff = Backoff::default();
         while Instant::now() < until {
             sleep(backoff.next_delay(RESUME_CAP, jitter())).await;
@@ -225,7 +225,7 @@ impl ResumeTask {
                     return None;
                 }
                 Ok(connected) => return Some(connected.stream),
-                Err(error) if is_hopeless(&error) => {
+                Err(error) if is_session_lost(&error) => {
                     tracing::debug!(%error, "the session cannot be taken up");
                     return None;
                 }
@@ -239,62 +239,66 @@ impl ResumeTask {
 impl Drop for ResumeTask {
     /// Nobody takes the session up any more: there is no way back, or it was closed.
     fn drop(&mut self) {
-        self.events.over();
-        self.stages.send_replace(Stage::Over);
-        self.announce.send_replace(ConnectionState::Down);
+        self.events.close();
+        self.streams.send_replace(StreamState::Closed);
+        self.announce.send_replace(ConnectionState::Closed);
     }
 }
 
 /// Reads what a process did while it had no stream, until nothing is missing any
 /// more: again after more has arrived before the answer than can be held, and
 /// over the next stream if this one ends.
-async fn catch_up(mut stage: watch::Receiver<Stage>, events: EventDispatcher, id: ProcessId) {
-    let mut gone = None;
-    while let Some(live) = settled(&mut stage, gone).await {
-        let Some(position) = events.position(&id) else { return };
+async fn catch_up(
+    mut stream_state: watch::Receiver<StreamState>,
+    events: EventDispatcher,
+    id: ProcessId,
+) {
+    let mut ended = None;
+    while let Some(stream) = wait_for_stream(&mut stream_state, ended).await {
+        let Some(position) = events.read_position(&id) else { return };
         let read = Read {
             process_id: id.clone(),
             after_seq: Some(position.after),
             max_bytes: None,
             wait_ms: None,
         };
-        let answer = live.caller.call::<Read>(&read).await;
-        let epoch = live.epoch;
+        let answer = stream.caller.call::<Read>(&read).await;
+        let epoch = stream.epoch;
         // What follows waits for a reader, and must not hold a stream that ends.
-        drop(live);
+        drop(stream);
         match answer {
-            Ok(reply) => events.caught_up(&id, reply).await,
+            Ok(reply) => events.deliver_read(&id, reply).await,
             // The executor does not know it, not yet or not any more, or says
             // what nobody understands.
             Err(CallError::Refused(_) | CallError::Malformed { .. }) => {
                 events.unknown(&id, position, epoch).await;
             }
-            Err(CallError::Interrupted | CallError::NotSent) => gone = Some(epoch),
+            Err(CallError::Interrupted | CallError::NotSent) => ended = Some(epoch),
         }
     }
 }
 
 /// The stream that has the session, but not the one of this number; `None` if
 /// there never will be one.
-async fn settled(
-    stage: &mut watch::Receiver<Stage>,
-    gone: Option<u64>,
+async fn wait_for_stream(
+    stream_state: &mut watch::Receiver<StreamState>,
+    ended: Option<u64>,
 ) -> Option<Arc<SessionStream>> {
-    let settled = stage.wait_for(|stage| match stage {
-        Stage::Up(live) => gone != Some(live.epoch),
-        Stage::Resuming => false,
-        Stage::Over => true,
+    let settled = stream_state.wait_for(|stream_state| match stream_state {
+        StreamState::Open(stream) => ended != Some(stream.epoch),
+        StreamState::Resuming => false,
+        StreamState::Closed => true,
     });
     match settled.await.as_deref() {
-        Ok(Stage::Up(live)) => Some(live.clone()),
+        Ok(StreamState::Open(stream)) => Some(stream.clone()),
         _ => None,
     }
 }
 
-/// Whether the session is gone for good.
-fn is_hopeless(error: &ConnectError) -> bool {
+/// Whether the session is ended for good.
+fn is_session_lost(error: &ConnectError) -> bool {
     match error {
-        // Until the executor notices that the old stream is gone.
+        // Until the executor notices that the old stream is ended.
         ConnectError::Session(CallError::Refused(RpcError {
             code: code::SESSION_ATTACHED,
             ..

@@ -49,7 +49,7 @@ pub struct Stdin {
     next_write: u64,
     /// To be sent, first ones first. At most [`WRITES_IN_FLIGHT`] that another
     /// stream took down with it, and one behind them.
-    waiting: VecDeque<Write>,
+    pending: VecDeque<Write>,
     in_flight: VecDeque<InFlight>,
     /// The stream that has those.
     epoch: u64,
@@ -60,7 +60,7 @@ struct InFlight {
     /// To be sent again, where a session outlives its stream.
     write: Option<Write>,
     /// Awaited where it is; what it says comes once, and then it goes.
-    answer: Pin<Box<dyn Future<Output = Result<WriteReply, CallError>> + Send + Sync>>,
+    reply: Pin<Box<dyn Future<Output = Result<WriteReply, CallError>> + Send + Sync>>,
 }
 
 impl Stdin {
@@ -70,14 +70,14 @@ impl Stdin {
             id,
             write_bytes: write_bytes(limits::STDIN_QUEUED_BYTES),
             next_write: 0,
-            waiting: VecDeque::new(),
+            pending: VecDeque::new(),
             in_flight: VecDeque::new(),
             epoch: 0,
         }
     }
 
     /// The executor takes so many bytes for a process that does not read.
-    pub(crate) fn grant(&mut self, window: u64) {
+    pub(crate) fn set_window(&mut self, window: u64) {
         let window = usize::try_from(window).unwrap_or(usize::MAX);
         self.write_bytes = write_bytes(window.min(limits::STDIN_WINDOW_MAX_BYTES));
     }
@@ -92,14 +92,14 @@ impl Stdin {
     /// [`ProcessError::StdinClosed`] if the process takes no more.
     pub async fn write_all(&mut self, bytes: &[u8]) -> Result<(), ProcessError> {
         for chunk in bytes.chunks(self.write_bytes) {
-            self.send_waiting().await?;
+            self.send_pending().await?;
             while self.in_flight.len() >= WRITES_IN_FLIGHT {
-                self.settle_one().await?;
+                self.await_one_reply().await?;
             }
             let write_id = Some(self.next_write_id());
             let chunk = chunk.to_vec();
-            self.waiting.push_back(Write { process_id: self.id.clone(), chunk, write_id });
-            self.send_waiting().await?;
+            self.pending.push_back(Write { process_id: self.id.clone(), chunk, write_id });
+            self.send_pending().await?;
         }
         Ok(())
     }
@@ -110,9 +110,9 @@ impl Stdin {
     /// # Errors
     /// See [`write_all`](Self::write_all).
     pub async fn flush(&mut self) -> Result<(), ProcessError> {
-        self.send_waiting().await?;
+        self.send_pending().await?;
         while !self.in_flight.is_empty() {
-            self.settle_one().await?;
+            self.await_one_reply().await?;
         }
         Ok(())
     }
@@ -132,53 +132,53 @@ impl Stdin {
         loop {
             match self.session.call::<CloseStdin>(&close).await {
                 // What is closed twice is closed.
-                Err(CallError::Interrupted) if self.session.is_kept() => {}
-                answer => return accepted(answer?),
+                Err(CallError::Interrupted) if self.session.is_resumable() => {}
+                answer => return check_status(answer?),
             }
         }
     }
 
     /// Sends what waits, behind what another stream took down with it.
-    async fn send_waiting(&mut self) -> Result<(), ProcessError> {
-        while !self.waiting.is_empty() {
-            let live = self.session.live().await?;
-            if live.epoch != self.epoch {
-                self.epoch = live.epoch;
-                self.take_back();
+    async fn send_pending(&mut self) -> Result<(), ProcessError> {
+        while !self.pending.is_empty() {
+            let stream = self.session.stream().await?;
+            if stream.epoch != self.epoch {
+                self.epoch = stream.epoch;
+                self.requeue_unanswered();
             }
-            let Some(write) = self.waiting.front() else { break };
-            let kept = self.session.is_kept();
-            match live.caller.request::<Write>(write).await {
-                Err(CallError::NotSent) if kept => {
-                    self.session.after(&live).await?;
+            let Some(write) = self.pending.front() else { break };
+            let resumable = self.session.is_resumable();
+            match stream.caller.request::<Write>(write).await {
+                Err(CallError::NotSent) if resumable => {
+                    self.session.stream_after(&stream).await?;
                 }
                 Err(error) => return Err(error.into()),
                 Ok(answer) => {
-                    let write = self.waiting.pop_front().filter(|_| kept);
+                    let write = self.pending.pop_front().filter(|_| resumable);
                     let answer = Box::pin(answer.wait());
-                    self.in_flight.push_back(InFlight { write, answer });
+                    self.in_flight.push_back(InFlight { write, reply: answer });
                 }
             }
         }
         Ok(())
     }
 
-    async fn settle_one(&mut self) -> Result<(), ProcessError> {
+    async fn await_one_reply(&mut self) -> Result<(), ProcessError> {
         let Some(first) = self.in_flight.front_mut() else { return Ok(()) };
-        let answer = first.answer.as_mut().await;
+        let answer = first.reply.as_mut().await;
         if matches!(answer, Err(CallError::Interrupted)) && first.write.is_some() {
-            self.take_back();
-            return self.send_waiting().await;
+            self.requeue_unanswered();
+            return self.send_pending().await;
         }
         self.in_flight.pop_front();
-        accepted(answer?)
+        check_status(answer?)
     }
 
     /// What is in flight on a stream that ended waits for the next one.
-    fn take_back(&mut self) {
+    fn requeue_unanswered(&mut self) {
         while let Some(last) = self.in_flight.pop_back() {
             if let Some(write) = last.write {
-                self.waiting.push_front(write);
+                self.pending.push_front(write);
             }
         }
     }
@@ -190,7 +190,7 @@ impl Stdin {
     }
 }
 
-fn accepted(reply: WriteReply) -> Result<(), ProcessError> {
+fn check_status(reply: WriteReply) -> Result<(), ProcessError> {
     match reply.status {
         WriteStatus::Accepted => Ok(()),
         WriteStatus::StdinClosed | WriteStatus::UnknownProcess => Err(ProcessError::StdinClosed),

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rendez_endpoint::{Config, Identity, IdentitySeed, Mux};
 use rendez_orchestrator::{
-    Client, Command, ConnectionState, FileError, ProcessError, ProcessEvent,
+    Client, Command, ConnectionState, Environment, FileError, ProcessError, ProcessEvent,
 };
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::limits;
@@ -34,17 +34,17 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 /// A session outlives its streams.
-const KEPT: Profile = Profile::NoiseHybridIkV1;
+const RESUMABLE: Profile = Profile::NoiseHybridIkV1;
 const REGISTRATION: &str = "reg-1";
 /// Longer than anything here takes.
-const WITHIN: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What is done about a request.
-enum Act {
+enum Action {
     Answer(Value),
-    /// It is kept, as one that has to wait.
-    Keep,
-    /// It is kept, and the answer to a write is yes.
+    /// It is held, as one that has to wait.
+    Hold,
+    /// It is held, and the answer to a write is yes.
     Accept,
     /// The executor says no.
     Refuse,
@@ -58,21 +58,21 @@ enum Act {
 }
 
 /// By the number of the stream, from 0, and the name of the method.
-type Script = fn(usize, &str) -> Act;
+type Script = fn(usize, &str) -> Action;
 
 /// Requests of which a test looks at the parameters.
-type Kept = Arc<Mutex<Vec<Json>>>;
+type HeldParams = Arc<Mutex<Vec<Json>>>;
 
 /// The methods of all requests.
-type Asked = Arc<Mutex<Vec<String>>>;
+type CalledMethods = Arc<Mutex<Vec<String>>>;
 
 /// Registry and executor in one; each websocket has one stream.
-struct Site {
+struct FakeRelay {
     address: SocketAddr,
     profile: Profile,
     streams: Arc<AtomicUsize>,
-    kept: Kept,
-    asked: Asked,
+    held: HeldParams,
+    asked: CalledMethods,
     stalled: Arc<Stalled>,
     task: JoinHandle<()>,
 }
@@ -84,38 +84,39 @@ struct Stalled {
     cut: Notify,
 }
 
-impl Site {
+impl FakeRelay {
     async fn start(profile: Profile, script: Script) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let streams = Arc::new(AtomicUsize::new(0));
-        let (kept, asked, stalled) = (Kept::default(), Asked::default(), Arc::<Stalled>::default());
+        let (held, asked, stalled) =
+            (HeldParams::default(), CalledMethods::default(), Arc::<Stalled>::default());
         let (count, keep, ask, stall) =
-            (streams.clone(), kept.clone(), asked.clone(), stalled.clone());
+            (streams.clone(), held.clone(), asked.clone(), stalled.clone());
         let task = tokio::spawn(async move {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
                 let mut first = [0];
                 tcp.peek(&mut first).await.unwrap();
                 if first == *b"P" {
-                    tokio::spawn(grant(tcp, address, profile));
+                    tokio::spawn(answer_connect(tcp, address, profile));
                 } else {
                     let number = count.fetch_add(1, Ordering::Relaxed);
-                    let (kept, asked, stalled) = (keep.clone(), ask.clone(), stall.clone());
-                    let executor = Executor { number, script, kept, asked, stalled };
+                    let (held, asked, stalled) = (keep.clone(), ask.clone(), stall.clone());
+                    let executor = FakeExecutor { number, script, held, asked, stalled };
                     tokio::spawn(executor.serve(tcp, profile));
                 }
             }
         });
-        Self { address, profile, streams, kept, asked, stalled, task }
+        Self { address, profile, streams, held, asked, stalled, task }
     }
 
     /// How often a method was called.
-    fn asked(&self, method: &str) -> usize {
+    fn calls_of(&self, method: &str) -> usize {
         self.asked.lock().unwrap().iter().filter(|asked| *asked == method).count()
     }
 
-    async fn connect(&self) -> rendez_orchestrator::Environment {
+    async fn connect(&self) -> Environment {
         let url = format!("http://{}", self.address);
         let client =
             Client::with_profiles(&url, "t0k".to_owned().into(), vec![self.profile]).unwrap();
@@ -123,7 +124,7 @@ impl Site {
     }
 }
 
-impl Drop for Site {
+impl Drop for FakeRelay {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -138,7 +139,7 @@ fn identity() -> Identity {
 }
 
 /// Answers `POST …/connect`.
-async fn grant(mut tcp: TcpStream, address: SocketAddr, profile: Profile) {
+async fn answer_connect(mut tcp: TcpStream, address: SocketAddr, profile: Profile) {
     let mut request = Vec::new();
     while !request.ends_with(b"}") {
         assert_ne!(tcp.read_buf(&mut request).await.unwrap(), 0, "half a request");
@@ -157,15 +158,15 @@ async fn grant(mut tcp: TcpStream, address: SocketAddr, profile: Profile) {
 }
 
 /// One websocket with one stream.
-struct Executor {
+struct FakeExecutor {
     number: usize,
     script: Script,
-    kept: Kept,
-    asked: Asked,
+    held: HeldParams,
+    asked: CalledMethods,
     stalled: Arc<Stalled>,
 }
 
-impl Executor {
+impl FakeExecutor {
     async fn serve(self, tcp: TcpStream, profile: Profile) {
         let config = Config::executor(identity(), environment(), vec![profile]);
         let endpoint = Endpoint::new(Mux::new(config, [4; 32]));
@@ -198,20 +199,20 @@ impl Executor {
             if let Message::Request { id, method, params } = Message::parse(&bytes).unwrap() {
                 self.asked.lock().unwrap().push(method.clone());
                 match (self.script)(self.number, &method) {
-                    Act::Answer(reply) => send(&channel, rpc::response(&id, Ok(&reply))).await,
-                    Act::Keep => self.kept.lock().unwrap().push(params),
-                    Act::Accept => {
-                        self.kept.lock().unwrap().push(params);
+                    Action::Answer(reply) => send(&channel, rpc::response(&id, Ok(&reply))).await,
+                    Action::Hold => self.held.lock().unwrap().push(params),
+                    Action::Accept => {
+                        self.held.lock().unwrap().push(params);
                         send(&channel, rpc::response(&id, Ok(&json!({"status": "accepted"}))))
                             .await;
                     }
-                    Act::Refuse => {
+                    Action::Refuse => {
                         send(&channel, rpc::refusal(&id, &RpcError::invalid_request("no"))).await;
                         refused = true;
                     }
-                    Act::Run => starting = Some((id, params.parse::<Start>().unwrap())),
-                    Act::Stall => self.stalled.is.store(true, Ordering::Relaxed),
-                    Act::End => return,
+                    Action::Run => starting = Some((id, params.parse::<Start>().unwrap())),
+                    Action::Stall => self.stalled.is.store(true, Ordering::Relaxed),
+                    Action::End => return,
                 }
                 if refused && let Some((id, start)) = starting.take() {
                     run(&channel, &id, start.process_id).await;
@@ -242,8 +243,8 @@ async fn run(channel: &Channel, start: &RequestId, process_id: ProcessId) {
     }
 }
 
-fn willing(method: &str) -> Act {
-    Act::Answer(match method {
+fn default_action(method: &str) -> Action {
+    Action::Answer(match method {
         Initialize::NAME => json!({"sessionId": "s"}),
         Start::NAME => json!({"processId": "p", "sandboxType": "none"}),
         EnvironmentStatus::NAME => json!({"status": "ready"}),
@@ -253,7 +254,7 @@ fn willing(method: &str) -> Act {
 }
 
 /// Every state that the link takes from here on.
-fn history(executor: &rendez_orchestrator::Environment) -> Arc<Mutex<Vec<ConnectionState>>> {
+fn record_states(executor: &Environment) -> Arc<Mutex<Vec<ConnectionState>>> {
     let states = Arc::new(Mutex::new(Vec::new()));
     let (seen, mut link) = (states.clone(), executor.connection_state());
     tokio::spawn(async move {
@@ -265,35 +266,38 @@ fn history(executor: &rendez_orchestrator::Environment) -> Arc<Mutex<Vec<Connect
 }
 
 #[tokio::test]
-async fn a_stream_that_ends_in_a_try_does_not_break_the_session_that_the_next_one_took_up() {
-    let site = Site::start(KEPT, |stream, method| match (stream, method) {
-        (0, EnvironmentStatus::NAME) | (1, Initialize::NAME) => Act::End,
-        (_, method) => willing(method),
+async fn failed_resume_does_not_break_the_next() {
+    let relay = FakeRelay::start(RESUMABLE, |stream, method| match (stream, method) {
+        (0, EnvironmentStatus::NAME) | (1, Initialize::NAME) => Action::End,
+        (_, method) => default_action(method),
     })
     .await;
-    let executor = site.connect().await;
-    let states = history(&executor);
+    let executor = relay.connect().await;
+    let states = record_states(&executor);
     assert!(matches!(executor.ping().await, Err(CallError::Interrupted)));
-    timeout(WITHIN, executor.ping()).await.unwrap().unwrap();
-    while states.lock().unwrap().last() != Some(&ConnectionState::Up) {
+    timeout(TEST_TIMEOUT, executor.ping()).await.unwrap().unwrap();
+    while states.lock().unwrap().last() != Some(&ConnectionState::Connected) {
         tokio::task::yield_now().await;
     }
-    assert_eq!(*states.lock().unwrap(), [ConnectionState::Resuming, ConnectionState::Up]);
-    assert_eq!(site.streams.load(Ordering::Relaxed), 3);
+    assert_eq!(
+        *states.lock().unwrap(),
+        [ConnectionState::Reconnecting, ConnectionState::Connected]
+    );
+    assert_eq!(relay.streams.load(Ordering::Relaxed), 3);
 }
 
 #[tokio::test]
-async fn a_process_is_lost_if_what_it_did_meanwhile_cannot_be_understood() {
-    let site = Site::start(KEPT, |stream, method| match (stream, method) {
-        (0, EnvironmentStatus::NAME) => Act::End,
-        (_, Read::NAME) => Act::Answer(json!("what?")),
-        (_, method) => willing(method),
+async fn malformed_read_reply_loses_the_process() {
+    let relay = FakeRelay::start(RESUMABLE, |stream, method| match (stream, method) {
+        (0, EnvironmentStatus::NAME) => Action::End,
+        (_, Read::NAME) => Action::Answer(json!("what?")),
+        (_, method) => default_action(method),
     })
     .await;
-    let executor = site.connect().await;
+    let executor = relay.connect().await;
     let mut process = executor.spawn(Command::new("true").current_dir("/")).await.unwrap();
     assert!(executor.ping().await.is_err());
-    let next = timeout(WITHIN, process.next()).await.unwrap();
+    let next = timeout(TEST_TIMEOUT, process.next()).await.unwrap();
     assert!(matches!(next, Err(ProcessError::Lost)), "{next:?}");
     executor.ping().await.unwrap();
 }
@@ -301,71 +305,71 @@ async fn a_process_is_lost_if_what_it_did_meanwhile_cannot_be_understood() {
 /// The start waits for room in a stream that ends; then it is sent again on the
 /// next one, where the executor is asked at once what the process has done.
 #[tokio::test]
-async fn a_process_that_was_not_started_when_its_stream_ended_is_not_lost() {
-    let site = Site::start(KEPT, |stream, method| match (stream, method) {
-        (0, EnvironmentStatus::NAME) => Act::Stall,
-        (1, Read::NAME) => Act::Refuse,
-        (1, Start::NAME) => Act::Run,
-        (_, method) => willing(method),
+async fn unsent_start_is_sent_on_next_stream() {
+    let relay = FakeRelay::start(RESUMABLE, |stream, method| match (stream, method) {
+        (0, EnvironmentStatus::NAME) => Action::Stall,
+        (1, Read::NAME) => Action::Refuse,
+        (1, Start::NAME) => Action::Run,
+        (_, method) => default_action(method),
     })
     .await;
-    let executor = site.connect().await;
+    let executor = relay.connect().await;
     let mut ping = pin!(executor.ping());
-    while !site.stalled.is.load(Ordering::Relaxed) {
-        assert!(now(ping.as_mut()).await.is_none());
+    while !relay.stalled.is.load(Ordering::Relaxed) {
+        assert!(poll_once(ping.as_mut()).await.is_none());
         tokio::task::yield_now().await;
     }
     let files = executor.files();
     let much = vec![0; limits::READ_FILE_MAX_BYTES];
     let mut fill = pin!(files.write("/more-than-a-socket-holds", &much));
-    assert!(now(fill.as_mut()).await.is_none());
+    assert!(poll_once(fill.as_mut()).await.is_none());
     let mut spawn = pin!(executor.spawn(Command::new("true").current_dir("/")));
-    assert!(now(spawn.as_mut()).await.is_none());
-    site.stalled.cut.notify_one();
-    let mut process = timeout(WITHIN, spawn).await.unwrap().unwrap();
-    let told = async {
-        let mut told = Vec::new();
+    assert!(poll_once(spawn.as_mut()).await.is_none());
+    relay.stalled.cut.notify_one();
+    let mut process = timeout(TEST_TIMEOUT, spawn).await.unwrap().unwrap();
+    let events = async {
+        let mut events = Vec::new();
         while let Some(event) = process.next().await.unwrap() {
-            told.push(event);
+            events.push(event);
         }
-        told
+        events
     };
-    let told = timeout(WITHIN, told).await.unwrap();
-    assert_eq!(told, [ProcessEvent::Stdout(b"a".to_vec()), ProcessEvent::Exited(0)]);
+    let events = timeout(TEST_TIMEOUT, events).await.unwrap();
+    assert_eq!(events, [ProcessEvent::Stdout(b"a".to_vec()), ProcessEvent::Exited(0)]);
     assert!(matches!(ping.await, Err(CallError::Interrupted)));
 }
 
 #[tokio::test]
-async fn input_is_closed_over_the_next_stream_if_nobody_said_that_it_is() {
-    fn script(stream: usize, method: &str) -> Act {
+async fn stdin_close_is_repeated_on_next_stream() {
+    fn script(stream: usize, method: &str) -> Action {
         match (stream, method) {
-            (_, Initialize::NAME) => {
-                Act::Answer(json!({"sessionId": "s", "rendez": {"version": 1, "closeStdin": true}}))
-            }
-            (0, CloseStdin::NAME) => Act::End,
-            (_, CloseStdin::NAME) => Act::Accept,
-            (_, method) => willing(method),
+            (_, Initialize::NAME) => Action::Answer(
+                json!({"sessionId": "s", "rendez": {"version": 1, "closeStdin": true}}),
+            ),
+            (0, CloseStdin::NAME) => Action::End,
+            (_, CloseStdin::NAME) => Action::Accept,
+            (_, method) => default_action(method),
         }
     }
-    let site = Site::start(KEPT, script).await;
-    let executor = site.connect().await;
+    let relay = FakeRelay::start(RESUMABLE, script).await;
+    let executor = relay.connect().await;
     let command = Command::new("cat").current_dir("/").stdin(true);
     let mut process = executor.spawn(command).await.unwrap();
     let stdin = process.stdin.take().unwrap();
-    timeout(WITHIN, stdin.close()).await.unwrap().unwrap();
-    assert_eq!(site.asked(CloseStdin::NAME), 2);
+    timeout(TEST_TIMEOUT, stdin.close()).await.unwrap().unwrap();
+    assert_eq!(relay.calls_of(CloseStdin::NAME), 2);
 }
 
 #[tokio::test]
-async fn input_has_no_hole_when_its_writer_gives_up_waiting() {
-    let site = Site::start(KEPT, |stream, method| match (stream, method) {
-        (0, EnvironmentStatus::NAME) => Act::End,
-        (0, Write::NAME) => Act::Keep,
-        (_, Write::NAME) => Act::Accept,
-        (_, method) => willing(method),
+async fn cancelled_write_leaves_no_gap_in_stdin() {
+    let relay = FakeRelay::start(RESUMABLE, |stream, method| match (stream, method) {
+        (0, EnvironmentStatus::NAME) => Action::End,
+        (0, Write::NAME) => Action::Hold,
+        (_, Write::NAME) => Action::Accept,
+        (_, method) => default_action(method),
     })
     .await;
-    let executor = site.connect().await;
+    let executor = relay.connect().await;
     let command = Command::new("cat").current_dir("/").stdin(true);
     let mut process = executor.spawn(command).await.unwrap();
     let mut stdin = process.stdin.take().unwrap();
@@ -373,19 +377,19 @@ async fn input_has_no_hole_when_its_writer_gives_up_waiting() {
     for number in 0..most {
         stdin.write_all(format!("{number} ").as_bytes()).await.unwrap();
     }
-    assert!(now(pin!(stdin.write_all(b"too much"))).await.is_none());
-    assert!(now(pin!(stdin.flush())).await.is_none());
+    assert!(poll_once(pin!(stdin.write_all(b"too much"))).await.is_none());
+    assert!(poll_once(pin!(stdin.flush())).await.is_none());
     assert!(executor.ping().await.is_err());
     // there is no stream
-    assert!(now(pin!(stdin.flush())).await.is_none());
-    assert!(now(pin!(stdin.write_all(b"too early"))).await.is_none());
-    site.kept.lock().unwrap().clear();
-    timeout(WITHIN, stdin.flush()).await.unwrap().unwrap();
+    assert!(poll_once(pin!(stdin.flush())).await.is_none());
+    assert!(poll_once(pin!(stdin.write_all(b"too early"))).await.is_none());
+    relay.held.lock().unwrap().clear();
+    timeout(TEST_TIMEOUT, stdin.flush()).await.unwrap().unwrap();
     stdin.write_all(b"last").await.unwrap();
-    timeout(WITHIN, stdin.flush()).await.unwrap().unwrap();
-    let kept = site.kept.lock().unwrap();
+    timeout(TEST_TIMEOUT, stdin.flush()).await.unwrap().unwrap();
+    let held = relay.held.lock().unwrap();
     let text: Vec<u8> =
-        kept.iter().flat_map(|params| params.parse::<Write>().unwrap().chunk).collect();
+        held.iter().flat_map(|params| params.parse::<Write>().unwrap().chunk).collect();
     let all: String = (0..most).map(|number| format!("{number} ")).collect();
     assert_eq!(String::from_utf8(text).unwrap(), all + "last");
 }
@@ -396,19 +400,19 @@ const MISSED: u64 = 200;
 /// The task that reads a process waits for something else first, over two
 /// streams that end.
 #[tokio::test]
-async fn a_stream_that_ends_while_missed_output_waits_for_its_reader_is_noticed() {
-    let site = Site::start(KEPT, |stream, method| match (stream, method) {
-        (0, EnvironmentStatus::NAME) | (1, WriteFile::NAME) => Act::End,
-        (1, Read::NAME) => Act::Answer(missed(1..=MISSED, false)),
-        (_, Read::NAME) => Act::Answer(missed(MISSED + 1..=MISSED + 1, true)),
-        (_, method) => willing(method),
+async fn stream_end_is_noticed_during_catch_up() {
+    let relay = FakeRelay::start(RESUMABLE, |stream, method| match (stream, method) {
+        (0, EnvironmentStatus::NAME) | (1, WriteFile::NAME) => Action::End,
+        (1, Read::NAME) => Action::Answer(missed(1..=MISSED, false)),
+        (_, Read::NAME) => Action::Answer(missed(MISSED + 1..=MISSED + 1, true)),
+        (_, method) => default_action(method),
     })
     .await;
-    let executor = site.connect().await;
+    let executor = relay.connect().await;
     let mut process = executor.spawn(Command::new("true").current_dir("/")).await.unwrap();
     assert!(executor.ping().await.is_err());
     let in_time = async {
-        while site.asked(Read::NAME) == 0 {
+        while relay.calls_of(Read::NAME) == 0 {
             executor.ping().await.unwrap();
         }
         // comes behind the answer
@@ -416,21 +420,21 @@ async fn a_stream_that_ends_while_missed_output_waits_for_its_reader_is_noticed(
         let written = executor.files().write("/x", b"x").await;
         assert!(matches!(written, Err(FileError::Lost)), "{written:?}");
         executor.ping().await.unwrap();
-        let mut told = Vec::new();
+        let mut events = Vec::new();
         while let Some(event) = process.next().await.unwrap() {
             match event {
-                ProcessEvent::Stdout(chunk) => told.extend(chunk),
+                ProcessEvent::Stdout(chunk) => events.extend(chunk),
                 other => assert_eq!(other, ProcessEvent::Exited(0)),
             }
         }
-        told
+        events
     };
-    let told = timeout(WITHIN, in_time).await.unwrap();
+    let events = timeout(TEST_TIMEOUT, in_time).await.unwrap();
     let all: String = (1..=MISSED + 1).map(|seq| format!("{seq} ")).collect();
-    assert_eq!(String::from_utf8(told).unwrap(), all);
+    assert_eq!(String::from_utf8(events).unwrap(), all);
 }
 
-/// What the executor has kept; `ended` if the process has, after that.
+/// What the executor has held; `ended` if the process has, after that.
 fn missed(seqs: RangeInclusive<u64>, ended: bool) -> Value {
     let next_seq = seqs.end() + 1 + if ended { 2 } else { 0 };
     let chunk =
@@ -448,19 +452,19 @@ fn missed(seqs: RangeInclusive<u64>, ended: bool) -> Value {
 }
 
 #[tokio::test]
-async fn a_process_of_a_connection_that_was_closed_is_lost() {
-    for profile in [KEPT, Profile::RendezHybridIkV1] {
-        let site = Site::start(profile, |_, method| willing(method)).await;
-        let executor = site.connect().await;
+async fn process_of_closed_connection_is_lost() {
+    for profile in [RESUMABLE, Profile::RendezHybridIkV1] {
+        let relay = FakeRelay::start(profile, |_, method| default_action(method)).await;
+        let executor = relay.connect().await;
         let mut process = executor.spawn(Command::new("true").current_dir("/")).await.unwrap();
         executor.close().await;
-        let next = timeout(WITHIN, process.next()).await.unwrap();
+        let next = timeout(TEST_TIMEOUT, process.next()).await.unwrap();
         assert!(matches!(next, Err(ProcessError::Lost)), "{next:?}");
     }
 }
 
 /// What a future has to say without waiting.
-async fn now<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
+async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Some(output)),
         Poll::Pending => Poll::Ready(None),
@@ -471,8 +475,8 @@ async fn now<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
 /// How many bytes each write has that is under way to a process that does not
 /// read, at an executor that grants this.
 async fn writes(profile: Profile, script: Script) -> Vec<usize> {
-    let site = Site::start(profile, script).await;
-    let executor = site.connect().await;
+    let relay = FakeRelay::start(profile, script).await;
+    let executor = relay.connect().await;
     let command = Command::new("cat").current_dir("/").stdin(true);
     let mut process = executor.spawn(command).await.unwrap();
     let mut stdin = process.stdin.take().unwrap();
@@ -481,34 +485,34 @@ async fn writes(profile: Profile, script: Script) -> Vec<usize> {
             async move { stdin.write_all(&vec![0; 2 * limits::STDIN_WINDOW_MAX_BYTES]).await },
         );
     // what it sends before this comes before it
-    let arrived = || site.kept.lock().unwrap().len();
+    let arrived = || relay.held.lock().unwrap().len();
     let in_time = async {
         while arrived() < limits::WRITES_UNANSWERED_PER_PROCESS - 2 {
             executor.ping().await.unwrap();
         }
         executor.ping().await.unwrap();
     };
-    timeout(WITHIN, in_time).await.unwrap();
+    timeout(TEST_TIMEOUT, in_time).await.unwrap();
     writer.abort();
-    let kept = site.kept.lock().unwrap();
-    kept.iter().map(|params| params.parse::<Write>().unwrap().chunk.len()).collect()
+    let held = relay.held.lock().unwrap();
+    held.iter().map(|params| params.parse::<Write>().unwrap().chunk.len()).collect()
 }
 
 #[tokio::test]
-async fn as_much_input_is_under_way_as_the_executor_grants() {
+async fn stdin_in_flight_fills_granted_window() {
     const BASE: usize = limits::STDIN_QUEUED_BYTES;
     const MOST: usize = limits::STDIN_WINDOW_MAX_BYTES;
-    fn old(method: &str) -> Act {
+    fn old(method: &str) -> Action {
         match method {
-            Write::NAME => Act::Keep,
-            method => willing(method),
+            Write::NAME => Action::Hold,
+            method => default_action(method),
         }
     }
-    fn new(method: &str) -> Act {
+    fn new(method: &str) -> Action {
         let rendez = json!({"version": 1, "stdinWindow": true});
         match method {
-            Initialize::NAME => Act::Answer(json!({"sessionId": "s", "rendez": rendez})),
-            Start::NAME => Act::Answer(json!({"processId": "p", "stdinWindow": MOST})),
+            Initialize::NAME => Action::Answer(json!({"sessionId": "s", "rendez": rendez})),
+            Start::NAME => Action::Answer(json!({"processId": "p", "stdinWindow": MOST})),
             method => old(method),
         }
     }
@@ -516,7 +520,7 @@ async fn as_much_input_is_under_way_as_the_executor_grants() {
     for (profile, script, window) in [
         (ours, (|_, method| old(method)) as Script, BASE),
         (ours, |_, method| new(method), MOST),
-        (KEPT, |_, method| old(method), BASE),
+        (RESUMABLE, |_, method| old(method), BASE),
     ] {
         let writes = writes(profile, script).await;
         assert_eq!(writes.len(), limits::WRITES_UNANSWERED_PER_PROCESS - 2);

@@ -170,7 +170,8 @@ async fn what_the_stock_executor_did_not_keep_is_counted() -> Result<()> {
     ours.set_dark(true);
     ours.cut();
     let link = connected.connection_state();
-    timeout(WITHIN, link.clone().wait_for(|state| *state == ConnectionState::Resuming)).await??;
+    timeout(WITHIN, link.clone().wait_for(|state| *state == ConnectionState::Reconnecting))
+        .await??;
     std::fs::write(file("go"), "")?;
     exists(&file("done")).await?;
     ours.set_dark(false);

@@ -27,7 +27,7 @@ pub enum RegistryError {
     #[error(
         "this is no token: it is empty, or has spaces, line breaks or other characters that no token has"
     )]
-    NoToken,
+    InvalidToken,
     /// The token or key is unknown, expired or revoked.
     #[error("the relay refused the token: {0}")]
     TokenRefused(String),
@@ -69,7 +69,7 @@ impl RegistryError {
         match self {
             Self::Url(_)
             | Self::TrustStore(_)
-            | Self::NoToken
+            | Self::InvalidToken
             | Self::TokenRefused(_)
             | Self::Forbidden(_)
             | Self::RegistrationRefused(_)
@@ -88,7 +88,7 @@ impl RegistryError {
 
     /// The error that a response with this status and body stands for, by its
     /// error code.
-    pub(crate) fn of_response(status: StatusCode, body: &[u8]) -> Self {
+    pub(crate) fn from_response(status: StatusCode, body: &[u8]) -> Self {
         let Ok(ErrorBody { error, rendez }) = serde_json::from_slice::<ErrorBody>(body) else {
             let what = format!("HTTP {status} without an error body; is this a Rendez relay?");
             return Self::Malformed(what);
@@ -116,9 +116,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_say_who_is_at_fault() {
+    fn error_codes_map_to_errors() {
         let refused = |status, body: &str| {
-            RegistryError::of_response(StatusCode::from_u16(status).unwrap(), body.as_bytes())
+            RegistryError::from_response(StatusCode::from_u16(status).unwrap(), body.as_bytes())
         };
         let error = |code: &str| format!(r#"{{"error":{{"code":"{code}","message":"m"}}}}"#);
         assert!(matches!(refused(401, &error("unauthorized")), RegistryError::TokenRefused(_)));

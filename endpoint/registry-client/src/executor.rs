@@ -218,7 +218,7 @@ mod tests {
         "security_profile":"noise_hybrid_ik_v1","executor_registration_id":"reg-1","later":1}"#;
 
     #[tokio::test]
-    async fn failures_tell_whose_fault_they_are() {
+    async fn registration_failures_are_classified() {
         let error = |code: &str| format!(r#"{{"error":{{"code":"{code}","message":"m"}}}}"#);
         let other = GOOD.replace("\"dev\"", "\"prod\"");
         let profile = GOOD.replace("noise_hybrid_ik_v1", "rendez_ik_v1");
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_there_is_unreachable() {
+    async fn closed_port_is_unreachable() {
         let fake = FakeRegistry::start().await;
         let client = client(&fake);
         fake.stop().await;
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_a_clear_yes_is_valid() {
+    async fn only_explicit_approval_is_valid() {
         let request = ValidateRequest {
             executor_registration_id: "reg-1".parse::<RegistrationId>().unwrap(),
             harness_public_key: public_key(),

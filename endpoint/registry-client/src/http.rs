@@ -75,7 +75,7 @@ impl HttpClient {
         let at = format!("{}:{port}", self.base.host_str().unwrap_or_default());
         let why = match error.is_timeout() {
             true => "no answer in time".to_owned(),
-            false => in_words(cause::innermost(error).to_string()),
+            false => explain(cause::innermost(error).to_string()),
         };
         RegistryError::Unreachable { at, why }
     }
@@ -87,7 +87,7 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, RegistryError
 }
 
 /// Names what is behind the one failure of TLS that says nothing to most people.
-fn in_words(why: String) -> String {
+fn explain(why: String) -> String {
     match why.contains("InvalidContentType") {
         true => format!("it does not speak TLS there; perhaps http:// is meant ({why})"),
         false => why,
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_url_may_have_a_path() {
+    fn base_url_may_have_a_path() {
         for (base, url) in
             [("http://h:1", "http://h:1/cloud/x"), ("http://h:1/a/b/", "http://h:1/a/b/cloud/x")]
         {
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_relay_without_tls_is_said_to_be_one() {
+    async fn plain_http_relay_is_named_in_error() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
         let serve = tokio::spawn(async move {
@@ -144,7 +144,7 @@ mod tests {
     }
 
     /// What a registry whose answers have this many bytes is to us.
-    async fn asked(bytes: usize) -> Result<Vec<u8>, RegistryError> {
+    async fn get_body_of(bytes: usize) -> Result<Vec<u8>, RegistryError> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let serve = tokio::spawn(async move {
@@ -163,9 +163,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_is_read_up_to_its_bound() {
-        assert_eq!(asked(BODY_MAX_BYTES).await.unwrap().len(), BODY_MAX_BYTES);
-        let long = asked(BODY_MAX_BYTES + 1).await;
+    async fn response_body_is_bounded() {
+        assert_eq!(get_body_of(BODY_MAX_BYTES).await.unwrap().len(), BODY_MAX_BYTES);
+        let long = get_body_of(BODY_MAX_BYTES + 1).await;
         assert_eq!(long, Err(RegistryError::Malformed("it is too long".into())));
     }
 }

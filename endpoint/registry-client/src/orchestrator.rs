@@ -14,7 +14,7 @@ impl OrchestratorClient {
     /// A client for the relay at `base`, such as `https://relay.example.com`.
     ///
     /// # Errors
-    /// [`RegistryError::Url`], [`RegistryError::NoToken`],
+    /// [`RegistryError::Url`], [`RegistryError::InvalidToken`],
     /// [`RegistryError::TrustStore`] or [`RegistryError::Local`].
     pub fn new(base: &str, token: SecretString) -> Result<Self, RegistryError> {
         TokenClient::new(base, token).map(Self)

@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_proof_is_new_and_of_this_key() {
+    fn each_proof_has_a_new_nonce() {
         let key = SigningKey::from_bytes(&[7; 32]);
         let environment = "dev".parse().unwrap();
         let new = || prove(&key, &environment, Call::Register, b"{}").unwrap();

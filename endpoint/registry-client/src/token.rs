@@ -30,7 +30,7 @@ pub(crate) struct TokenClient {
 
 impl TokenClient {
     /// # Errors
-    /// [`RegistryError::Url`], [`RegistryError::NoToken`],
+    /// [`RegistryError::Url`], [`RegistryError::InvalidToken`],
     /// [`RegistryError::TrustStore`] or [`RegistryError::Local`].
     pub(crate) fn new(base: &str, token: SecretString) -> Result<Self, RegistryError> {
         let url = |why: &dyn std::fmt::Display| RegistryError::Url(why.to_string());
@@ -40,7 +40,7 @@ impl TokenClient {
         }
         let text = token.expose_secret();
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(RegistryError::NoToken);
+            return Err(RegistryError::InvalidToken);
         }
         let tls = tls::for_url(base.as_str())
             .map_err(|error| RegistryError::TrustStore(error.to_string()))?;
@@ -91,7 +91,7 @@ impl TokenClient {
         let body = self.http.read(response).await?;
         match status.is_success() {
             true => Ok(body),
-            false => Err(RegistryError::of_response(status, &body)),
+            false => Err(RegistryError::from_response(status, &body)),
         }
     }
 }
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_http_urls_with_a_host_are_taken() {
+    fn only_http_urls_with_host_are_accepted() {
         for bad in ["relay", "ws://relay", "http://"] {
             let made = TokenClient::new(bad, "t".to_owned().into());
             assert!(matches!(made, Err(RegistryError::Url(_))), "{bad} was accepted");
@@ -109,11 +109,11 @@ mod tests {
     }
 
     #[test]
-    fn what_no_token_can_be_is_named_and_not_shown() {
+    fn invalid_token_is_refused_but_not_shown() {
         for bad in ["", "rdz_o_a\nb", "two words", "rdz_o_\u{e9}"] {
             let made = TokenClient::new("http://relay", bad.to_owned().into());
             let error = made.err().expect("it was taken");
-            assert!(matches!(error, RegistryError::NoToken));
+            assert!(matches!(error, RegistryError::InvalidToken));
             assert!(!error.to_string().contains("rdz_o"), "{error}");
         }
     }
