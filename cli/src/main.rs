@@ -38,6 +38,7 @@ struct Cli {
 enum Command {
     /// Run relay, registry and an executor on this machine, to try things out
     Dev(dev::DevArgs),
+    /// Run a relay: the registry and the rendezvous, on SQLite
     Relay(RelayArgs),
     Agent(AgentArgs),
     /// Run a command on an executor

@@ -17,7 +17,6 @@
 //! the hubs' timers. The relay forwards frames that it cannot read: nothing
 //! here depends on the endpoint crate or on Noise.
 
-pub mod args;
 pub mod config;
 pub mod connections;
 mod descriptors;
@@ -35,8 +34,7 @@ mod tenure;
 mod tls;
 mod traces;
 
-pub use args::RelayArgs;
-pub use config::Config;
+pub use config::{Config, RelayArgs};
 pub use connections::Quotas;
 pub use descriptors::raise_descriptors;
 pub use server::{Relay, StartError};

@@ -4,19 +4,19 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rendez_program::logging::LogHandle;
+use rendez_program::settings::{Change, Difference, Loaded, Settings as _};
 use rendez_registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::layers::Difference;
-use crate::config::{Change, Config, Loaded};
+use crate::config::Config;
 use crate::connections::ConnectionTable;
 use crate::tls::Tls;
 
 /// What can change while the relay runs.
 pub(crate) struct Reload {
     /// As they are in force; what needs a restart is what it was at the start.
-    settings: Mutex<Loaded>,
+    settings: Mutex<Loaded<Config>>,
     log: LogHandle,
     tls: Option<Arc<Tls>>,
     connections: Arc<ConnectionTable>,
@@ -25,7 +25,7 @@ pub(crate) struct Reload {
 
 impl Reload {
     pub(crate) fn new(
-        settings: Loaded,
+        settings: Loaded<Config>,
         log: LogHandle,
         tls: Option<Arc<Tls>>,
         connections: Arc<ConnectionTable>,
@@ -59,7 +59,7 @@ impl Reload {
         let tls_is_new = self.apply(&settings.config);
         // When it is said, it is so.
         for difference in differences {
-            if !tls_is_new && difference.is_of_tls() {
+            if !tls_is_new && waits_for_tls(difference) {
                 let setting = difference.key;
                 tracing::warn!(setting, "this setting of TLS is not in force yet");
             } else {
@@ -93,6 +93,11 @@ impl Reload {
             let _ = tokio::task::spawn_blocking(move || this.reload()).await;
         }
     }
+}
+
+/// Whether the setting is one that TLS takes over at a reload, if it can.
+fn waits_for_tls(difference: Difference) -> bool {
+    difference.key.starts_with("tls.") && difference.change == Change::AtReload
 }
 
 /// What changed, or waits; of a setting with a value per id, each of them.
@@ -138,7 +143,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::config::Layers;
+    use rendez_program::settings::Layers;
 
     /// Longest wait for a sign of life.
     const WITHIN: Duration = Duration::from_secs(30);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rendez_program::logging::LogHandle;
+use rendez_program::settings::Loaded;
 use rendez_program::signals::Stop;
 use rendez_registry::seam::{FetchKeys, NoFetching};
 use rendez_registry::store::StoreError;
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{Config, Loaded, MaybeListen};
+use crate::config::{Config, MaybeListen};
 use crate::connections::{ConnectionTable, QuotaAccounts, RevocationWatcher};
 use crate::drain::{Pace, send_away};
 use crate::issuers::{self, IssuersError, OverHttps};
@@ -63,7 +64,7 @@ pub enum StartError {
 
 /// A relay that listens and does not serve yet.
 pub struct Relay {
-    settings: Loaded,
+    settings: Loaded<Config>,
     public: Listener,
     admin: Option<Listener>,
     rendezvous: Rendezvous,
@@ -80,14 +81,14 @@ impl Relay {
     ///
     /// # Errors
     /// See [`StartError`].
-    pub async fn bind(settings: impl Into<Loaded>) -> Result<Self, StartError> {
+    pub async fn bind(settings: impl Into<Loaded<Config>>) -> Result<Self, StartError> {
         let settings = settings.into();
         let config = &settings.config;
         metrics::started();
         let accounts = QuotaAccounts::new(config.quotas());
         let connections = Arc::new(ConnectionTable::new(accounts));
         let tls = Tls::open(config)?;
-        let public_url = match &config.public_url {
+        let public_url = match &config.public_url.0 {
             PublicUrl::FromHost if tls.is_some() => PublicUrl::FromHostByTls,
             configured => configured.clone(),
         };
@@ -105,7 +106,7 @@ impl Relay {
             connect_wait: config.connect_wait,
             audit_keep: config.audit_keep(),
             history_keep: config.history_keep(),
-            trusted_proxies: config.auth_trusted_proxies.networks().to_vec(),
+            trusted_proxies: config.auth_trusted_proxies.0.networks().to_vec(),
             issuers,
             fetch_keys,
             presence: connections.clone(),

@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use rendez_program::settings::{Layers, reference};
 use rendez_program::signals::Stop;
 use rendez_proto::close::CloseFrame;
 use rendez_proto::frame::ResetReason;
 use rendez_proto::registry::environments::EndReason;
 use rendez_registry::stats::StoreCall;
 use rendez_relay::Relay;
-use rendez_relay::config::{self, Config, MaybeListen};
+use rendez_relay::config::{Config, MaybeListen};
 use rendez_relay::connections::End;
 use rendez_relay_core::Dropped;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -52,14 +53,14 @@ fn check(name: &str, wanted: &str) {
 
 #[test]
 fn settings_are_documented() {
-    check("settings", &config::table());
+    check("settings", &reference::<Config>());
 }
 
 #[test]
 fn the_example_can_be_used() {
     let file = path().with_file_name("../deploy/relay.toml");
-    let layers = config::Layers { file: Some(file), given: Vec::new() };
-    let config = layers.load().unwrap().config;
+    let layers = Layers { file: Some(file), given: Vec::new() };
+    let config = layers.load::<Config>().unwrap().config;
     assert!(!config.admin_on_public && config.admin_listen != MaybeListen::Off);
     assert_ne!(config.auth_trusted_proxies, Default::default(), "it stands behind a proxy");
 }

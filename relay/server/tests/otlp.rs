@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use rendez_program::logging::{LogFormat, LogLevel, start_as};
+use rendez_program::settings::Settings as _;
 use rendez_program::signals::Stop;
 use rendez_relay::{Config, Relay, Traces};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -5,11 +5,10 @@
 
 use std::net::IpAddr;
 
+use rendez_program::settings::Value;
 use rendez_proto::limits;
 use reqwest::Url;
 use rustls::pki_types::DnsName;
-
-use super::values::Value;
 
 /// Names of a certificate: lower case, without a dot at the end, each once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -3,10 +3,9 @@
 //! What is named replaces that bound of the level's default; `none` takes it
 //! away; the rest stays. So nobody loses a bound by setting another.
 
+use rendez_program::settings::value::Size;
+use rendez_program::settings::{Value, suggestion};
 use rendez_relay_core::Quota;
-
-use super::suggest::suggestion;
-use super::values::{Size, Value};
 
 /// A bound's name, whether it is a size, and where it is kept.
 type Bound = (&'static str, bool, fn(&mut Quota) -> &mut u64);

@@ -1,156 +1,43 @@
-//! The relay's settings: one struct, and where its values come from.
+//! The relay's settings.
 //!
-//! Precedence: defaults, then the file, then the environment, then flags. The
-//! list below is the only place that names a setting: the struct, the flags,
-//! the variables, the file's keys, `--print-config` and the table in
-//! `docs/operating.md` all follow from it.
-//!
-//! A setting `a.b_c` is the flag `--a-b-c`, the variable `RENDEZ_A_B_C` and the
-//! key `b_c` in the section `[a]` of the file. One with a value per id is a
-//! section of its own, `[a.b_c]`.
+//! The list below is the only place that names a setting: the struct, the
+//! flags, the variables, the file's keys, `--print-config` and the table in
+//! `docs/operating.md` all follow from it (see [`rendez_program::settings`]).
 
 mod acme;
 mod bounds;
 mod by_id;
-pub(crate) mod layers;
-pub(crate) mod print;
 mod ranges;
-mod suggest;
 pub mod values;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use rendez_program::logging::{LogFormat, LogLevel};
+use rendez_program::settings;
+use rendez_program::settings::value::Size;
+use rendez_program::settings::{Loaded, SettingsArgs};
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::limits;
-use rendez_registry::PublicUrl;
 use rendez_registry::audit::AuditKeep;
 use rendez_registry::history::HistoryKeep;
-use rendez_registry::model::{SourceCidrs, Subject};
+use rendez_registry::model::Subject;
 
 use crate::connections::Quotas;
 pub use acme::{Contacts, Directory, Domains};
 pub use bounds::Bounds;
 pub use by_id::ById;
-pub use layers::{ConfigError, Layers, Loaded, Source};
-pub use print::{document, table};
-use values::Value;
-pub use values::{ClientAuth, Collector, MaybeListen, Size, TlsVersion};
+pub use values::{ClientAuth, Collector, MaybeListen, PublicUrl, TlsVersion, TrustedProxies};
 
-/// When a changed setting counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
-    /// At SIGHUP.
-    AtReload,
-    /// At the next start.
-    AtStart,
-}
-
-/// What is to be known about a setting.
-#[derive(Debug, Clone, Copy)]
-pub struct Key {
-    /// Its name, with a dot after the section.
-    pub name: &'static str,
-    /// Unit or form of its value.
-    pub unit: &'static str,
-    /// What it does.
-    pub doc: &'static str,
-    /// When a change counts.
-    pub change: Change,
-    /// Whether TOML writes its value without quotes.
-    bare: bool,
-    /// Whether it is a section of the file.
-    table: bool,
-}
-
-/// Settings whose flag and variable are shorter than their name says: they were
-/// there first, and agents share them.
-const SHORT: [(&str, &str); 1] = [("log.level", "log")];
-
-impl Key {
-    /// Of this name.
-    pub fn find(name: &str) -> Option<&'static Key> {
-        Config::KEYS.iter().find(|key| key.name == name)
-    }
-
-    /// Without the dashes in front.
-    pub fn flag(&self) -> String {
-        let short = SHORT.iter().find(|(name, _)| *name == self.name).map(|(_, flag)| *flag);
-        short.unwrap_or(self.name).replace(['.', '_'], "-")
-    }
-
-    /// The environment variable.
-    pub fn variable(&self) -> String {
-        format!("RENDEZ_{}", self.flag().replace('-', "_").to_uppercase())
-    }
-}
-
-macro_rules! settings {
-    ($(
-        $(#[doc = $doc:literal])+
-        $field:ident : $type:ty = $default:expr, $name:literal, $unit:literal, $change:ident;
-    )+) => {
-        /// What a relay needs to know.
-        #[allow(rustdoc::bare_urls, reason = "the comments are help texts, too")]
-        #[derive(Debug, Clone)]
-        pub struct Config {
-            $( $(#[doc = $doc])+ pub $field: $type, )+
-        }
-
-        impl Default for Config {
-            fn default() -> Self {
-                Self { $( $field: $default, )+ }
-            }
-        }
-
-        impl Config {
-            /// All settings, in the order of their documentation.
-            pub const KEYS: &'static [Key] = &[$(
-                Key {
-                    name: $name,
-                    unit: $unit,
-                    doc: concat!($($doc),+),
-                    change: Change::$change,
-                    bare: <$type as Value>::BARE,
-                    table: <$type as Value>::TABLE,
-                },
-            )+];
-
-            /// The value of a setting as text; empty if there is no such one.
-            pub fn get(&self, name: &str) -> String {
-                match name {
-                    $( $name => self.$field.text(), )+
-                    _ => String::new(),
-                }
-            }
-
-            /// The values of a setting that has one per id.
-            pub fn entries(&self, name: &str) -> BTreeMap<String, String> {
-                match name {
-                    $( $name => self.$field.entries(), )+
-                    _ => BTreeMap::new(),
-                }
-            }
-
-            /// Sets one setting.
-            ///
-            /// # Errors
-            /// What is wrong with the value; then nobody should use the rest.
-            pub fn set(&mut self, name: &str, text: &str) -> Result<(), String> {
-                match name {
-                    $( $name => self.$field = Value::parse(text)?, )+
-                    _ => return Err(format!("there is no setting {name:?}")),
-                }
-                ranges::check(self, name)
-            }
-        }
-    };
-}
+/// The relay's command line, shared by `rendez relay` and `rendez-relay`.
+pub type RelayArgs = SettingsArgs<Config>;
 
 settings! {
+    /// What a relay needs to know.
+    #[allow(rustdoc::bare_urls, reason = "the comments are help texts, too")]
+    pub struct Config, ranges::check, ranges::together;
+
     /// Address and port that clients reach; port 0 takes any free one.
     listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7700)), "listen", "IP:PORT", AtStart;
 
@@ -160,7 +47,7 @@ settings! {
 
     /// How clients reach this relay, such as https://relay.example.com. Empty:
     /// wherever their request went to.
-    public_url: PublicUrl = PublicUrl::FromHost, "public_url", "URL", AtStart;
+    public_url: PublicUrl = PublicUrl::default(), "public_url", "URL", AtStart;
 
     /// Most TCP connections at once; further ones wait in the kernel.
     connections_max: usize = 20_000, "connections_max", "connections", AtStart;
@@ -189,7 +76,7 @@ settings! {
 
     /// Proxies whose X-Forwarded-For is believed, as networks with spaces
     /// between them. Empty: none.
-    auth_trusted_proxies: SourceCidrs = SourceCidrs::default(), "auth.trusted_proxies", "networks", AtStart;
+    auth_trusted_proxies: TrustedProxies = TrustedProxies::default(), "auth.trusted_proxies", "networks", AtStart;
 
     /// Certificate chain in PEM, the relay's own first. With it and tls.key the
     /// public listener speaks TLS; a change of the files is noticed.
@@ -305,6 +192,11 @@ settings! {
     telemetry_otlp: Collector = Collector::default(), "telemetry.otlp", "URL", AtStart;
 }
 
+/// The settings in force as a commented file, which reads back as the same.
+pub fn document(loaded: &Loaded<Config>) -> String {
+    settings::document("The relay's settings in force.", loaded)
+}
+
 impl Config {
     /// How much of the audit log is kept.
     pub fn audit_keep(&self) -> AuditKeep {
@@ -333,32 +225,4 @@ impl Config {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_setting_is_documented_and_its_default_is_read_back() {
-        let mut config = Config::default();
-        for key in Config::KEYS {
-            assert!(key.doc.trim().ends_with('.'), "{}: {}", key.name, key.doc);
-            assert!(!key.unit.is_empty(), "{}", key.name);
-            let text = config.get(key.name);
-            config.set(key.name, &text).unwrap();
-            assert_eq!(config.get(key.name), text, "{}", key.name);
-        }
-        assert!(config.set("no.such", "").is_err());
-    }
-
-    #[test]
-    fn names_follow_from_the_key() {
-        let key = Key::find("connections_max").unwrap();
-        assert_eq!(key.flag(), "connections-max");
-        assert_eq!(key.variable(), "RENDEZ_CONNECTIONS_MAX");
-        assert_eq!(Key::find("admin.on_public").unwrap().variable(), "RENDEZ_ADMIN_ON_PUBLIC");
-        assert_eq!(Key::find("log.level").unwrap().variable(), "RENDEZ_LOG");
-        let mut variables: Vec<_> = Config::KEYS.iter().map(Key::variable).collect();
-        variables.sort();
-        variables.dedup();
-        assert_eq!(variables.len(), Config::KEYS.len());
-    }
-}
+mod tests;

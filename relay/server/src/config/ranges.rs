@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use rendez_program::settings::Value as _;
 use rendez_proto::limits;
 
-use super::values::Value as _;
 use super::{Bounds, Config};
 
 /// Checks the setting that was set last.
@@ -103,6 +103,8 @@ fn swept(keep: Duration) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use rendez_program::settings::Settings as _;
+
     use super::*;
 
     #[test]

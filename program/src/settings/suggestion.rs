@@ -4,7 +4,7 @@
 const SIMILAR: f64 = 0.75;
 
 /// `; did you mean ...`, or nothing.
-pub(super) fn suggestion(name: &str, known: impl Iterator<Item = &'static str>) -> String {
+pub fn suggestion(name: &str, known: impl Iterator<Item = &'static str>) -> String {
     let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
     let similar = |known: &str| {
         // The right name in the wrong section counts as well.

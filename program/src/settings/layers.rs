@@ -1,0 +1,280 @@
+//! Defaults, file, environment and flags, one over the other.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::{Change, Key, Settings, suggestion, table};
+
+/// Where settings are looked for, kept for reading them again.
+#[derive(Debug, Clone, Default)]
+pub struct Layers {
+    /// The file, if there is one.
+    pub file: Option<PathBuf>,
+    /// Settings by environment or flag, the stronger one per name.
+    pub given: Vec<(&'static Key, String, Source)>,
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// Nobody said anything.
+    Default,
+    /// The file, at this line.
+    File(PathBuf, usize),
+    /// This environment variable.
+    Environment(String),
+    /// This flag, without dashes.
+    Flag(String),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Default => f.write_str("default"),
+            Source::File(path, line) => write!(f, "{}:{line}", path.display()),
+            Source::Environment(variable) => f.write_str(variable),
+            Source::Flag(flag) => write!(f, "--{flag}"),
+        }
+    }
+}
+
+/// Settings and where each came from.
+#[derive(Debug, Clone)]
+pub struct Loaded<S> {
+    /// The settings.
+    pub config: S,
+    layers: Layers,
+    sources: BTreeMap<&'static str, Source>,
+}
+
+/// A setting that two readings do not agree about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Difference {
+    /// The setting's name.
+    pub key: &'static str,
+    /// When a change takes effect.
+    pub change: Change,
+}
+
+/// Why there are no settings. The operator has to act.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{}:{line}: {why}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// The parser's words.
+        why: String,
+    },
+    /// A name that no setting has.
+    #[error("{}:{line}: there is no setting `{name}`{hint}", path.display())]
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What stands there.
+        name: String,
+        /// What may have been meant.
+        hint: String,
+    },
+    /// A value that cannot be used.
+    #[error("{at}: `{name}`: {why}")]
+    Value {
+        /// Where it stands.
+        at: Source,
+        /// The setting.
+        name: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl Layers {
+    /// Reads everything, the file too.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load<S: Settings>(self) -> Result<Loaded<S>, ConfigError> {
+        let text = self.file.as_ref().map(|path| {
+            let read = std::fs::read_to_string(path);
+            read.map_err(|source| ConfigError::Read { path: path.clone(), source })
+        });
+        let text = text.transpose()?;
+        self.put_together(text.as_deref())
+    }
+
+    fn put_together<S: Settings>(self, file: Option<&str>) -> Result<Loaded<S>, ConfigError> {
+        let mut config = S::default();
+        let mut sources = BTreeMap::new();
+        let mut apply = |key: &'static Key, text: &str, at: Source| {
+            let set = config.set(key.name, text);
+            set.map_err(|why| ConfigError::Value { at: at.clone(), name: key.name, why })?;
+            sources.insert(key.name, at);
+            Ok(())
+        };
+        if let (Some(path), Some(text)) = (&self.file, file) {
+            read_file::<S>(path, text, &mut apply)?;
+        }
+        for (key, text, at) in &self.given {
+            apply(key, text, at.clone())?;
+        }
+        config.check_all().map_err(|(name, why)| {
+            let at = sources.get(name).cloned().unwrap_or(Source::Default);
+            ConfigError::Value { at, name, why }
+        })?;
+        Ok(Loaded { config, sources, layers: self })
+    }
+}
+
+impl<S: Settings> Loaded<S> {
+    /// Where the value of a setting came from.
+    pub fn source(&self, name: &str) -> &Source {
+        self.sources.get(name).unwrap_or(&Source::Default)
+    }
+
+    /// Reads the file again; environment and flags are what they were.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn again(&self) -> Result<Self, ConfigError> {
+        self.layers.clone().load()
+    }
+
+    /// Settings whose values differ.
+    pub fn differences(&self, newer: &S) -> Vec<Difference> {
+        let differs = |key: &&Key| self.config.get(key.name) != newer.get(key.name);
+        let difference = |key: &Key| Difference { key: key.name, change: key.change };
+        S::KEYS.iter().filter(differs).map(difference).collect()
+    }
+}
+
+impl<S: Settings> From<S> for Loaded<S> {
+    /// Settings that a program made.
+    fn from(config: S) -> Self {
+        Self { config, layers: Layers::default(), sources: BTreeMap::new() }
+    }
+}
+
+/// The parser's words for a name that stands there twice; its span is the name.
+const DUPLICATE: &str = "duplicate key";
+
+type Apply<'a> = dyn FnMut(&'static Key, &str, Source) -> Result<(), ConfigError> + 'a;
+
+fn read_file<S: Settings>(
+    path: &Path,
+    text: &str,
+    apply: &mut Apply<'_>,
+) -> Result<(), ConfigError> {
+    let table = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
+        path: path.to_owned(),
+        line: line_of(text, error.span()),
+        why: match error.span().and_then(|span| text.get(span)) {
+            // The line alone says little of a long one.
+            Some(key) if error.message() == DUPLICATE => format!("{DUPLICATE} `{key}`"),
+            _ => error.message().to_owned(),
+        },
+    })?;
+    walk::<S>(table.get_ref(), "", &mut |name, at, value| {
+        let line = line_of(text, Some(at));
+        let unknown = |hint| ConfigError::Unknown {
+            path: path.to_owned(),
+            line,
+            name: name.to_owned(),
+            hint,
+        };
+        let key = S::find(name)
+            .ok_or_else(|| unknown(suggestion(name, S::KEYS.iter().map(|key| key.name))))?;
+        let at = Source::File(path.to_owned(), line);
+        let text = match value {
+            DeValue::Table(table) if key.table => {
+                let at = |span| Source::File(path.to_owned(), line_of(text, Some(span)));
+                entries::<S>(key, table, &at)?
+            }
+            value => single(key, value, &at)?,
+        };
+        apply(key, &text, at)
+    })
+}
+
+/// From 1.
+fn line_of(text: &str, span: Option<Range<usize>>) -> usize {
+    let before = span.map_or(0, |span| span.start).min(text.len());
+    1 + text.as_bytes()[..before].iter().filter(|byte| **byte == b'\n').count()
+}
+
+fn single(key: &Key, value: &DeValue<'_>, at: &Source) -> Result<String, ConfigError> {
+    scalar(value).ok_or_else(|| ConfigError::Value {
+        at: at.clone(),
+        name: key.name,
+        why: format!("a single value is wanted ({})", key.unit),
+    })
+}
+
+/// A section as one text; each line is checked alone, so that errors name it.
+fn entries<S: Settings>(
+    key: &Key,
+    section: &DeTable<'_>,
+    at: &dyn Fn(Range<usize>) -> Source,
+) -> Result<String, ConfigError> {
+    let mut texts = Vec::new();
+    for (id, value) in section {
+        let at = at(Spanned::span(id));
+        let bounds = single(key, value.get_ref(), &at)?;
+        let entry = table::entry(id.get_ref(), &bounds).and_then(|entry| {
+            S::default().set(key.name, &entry)?;
+            Ok(entry)
+        });
+        texts.push(entry.map_err(|why| ConfigError::Value { at, name: key.name, why })?);
+    }
+    Ok(table::join(&texts))
+}
+
+type Found<'a> = dyn FnMut(&str, Range<usize>, &DeValue<'_>) -> Result<(), ConfigError> + 'a;
+
+/// Sections become the first part of a name.
+fn walk<S: Settings>(
+    table: &DeTable<'_>,
+    section: &str,
+    found: &mut Found<'_>,
+) -> Result<(), ConfigError> {
+    for (key, value) in table {
+        let name = match section {
+            "" => key.get_ref().to_string(),
+            section => format!("{section}.{}", key.get_ref()),
+        };
+        match value.get_ref() {
+            // The name of a setting is no section, and there are no others below.
+            DeValue::Table(table) if S::find(&name).is_none() && section.is_empty() => {
+                walk::<S>(table, &name, found)?;
+            }
+            value => found(&name, Spanned::span(key), value)?,
+        }
+    }
+    Ok(())
+}
+
+fn scalar(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(text.to_string()),
+        DeValue::Integer(number) => Some(number.to_string()),
+        DeValue::Boolean(yes) => Some(yes.to_string()),
+        _ => None,
+    }
+}

@@ -1,0 +1,234 @@
+//! The relay's settings from files, flags and variables.
+
+use clap::{Args as _, Command, FromArgMatches as _};
+use rendez_program::settings::{
+    Change, ConfigError, Difference, Key, Layers, Settings as _, Source,
+};
+use tempfile::TempDir;
+
+use super::*;
+
+#[test]
+fn every_setting_is_documented_and_its_default_is_read_back() {
+    let mut config = Config::default();
+    for key in Config::KEYS {
+        assert!(key.doc.trim().ends_with('.'), "{}: {}", key.name, key.doc);
+        assert!(!key.unit.is_empty(), "{}", key.name);
+        let text = config.get(key.name);
+        config.set(key.name, &text).unwrap();
+        assert_eq!(config.get(key.name), text, "{}", key.name);
+    }
+    assert!(config.set("no.such", "").is_err());
+}
+
+#[test]
+fn no_two_settings_share_a_variable() {
+    let mut variables: Vec<_> = Config::KEYS.iter().map(Key::variable).collect();
+    variables.sort();
+    variables.dedup();
+    assert_eq!(variables.len(), Config::KEYS.len());
+}
+
+/// A file `relay.toml` with this text, and settings given beside it.
+struct Written {
+    directory: TempDir,
+    given: Vec<(&'static Key, String, Source)>,
+}
+
+impl Written {
+    fn new(text: &str) -> Self {
+        let written = Self { directory: tempfile::tempdir().unwrap(), given: Vec::new() };
+        std::fs::write(written.path(), text).unwrap();
+        written
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("relay.toml")
+    }
+
+    fn at(&self, line: usize) -> Source {
+        Source::File(self.path(), line)
+    }
+
+    fn load(&self) -> Result<Loaded<Config>, ConfigError> {
+        Layers { file: Some(self.path()), given: self.given.clone() }.load()
+    }
+}
+
+/// The error for this text; the file is named without its directory.
+fn refused(text: &str) -> String {
+    let written = Written::new(text);
+    let said = written.load().unwrap_err().to_string();
+    said.replace(&format!("{}/", written.directory.path().display()), "")
+}
+
+#[test]
+fn flags_win_over_the_environment_and_that_over_the_file() {
+    let key = |name| Config::find(name).unwrap();
+    let variable = Source::Environment("RENDEZ_LISTEN".into());
+    let flag = Source::Flag("connections-max".into());
+    let text = "listen = \"127.0.0.1:1\"\nconnections_max = 1\n[admin]\non_public = false\n";
+    let mut written = Written::new(text);
+    written.given = vec![
+        (key("listen"), "127.0.0.1:2".into(), variable.clone()),
+        (key("connections_max"), "3".into(), flag.clone()),
+    ];
+    let loaded = written.load().unwrap();
+    assert_eq!(loaded.config.listen.port(), 2);
+    assert_eq!(loaded.config.connections_max, 3);
+    assert!(!loaded.config.admin_on_public);
+    assert_eq!(loaded.source("listen"), &variable);
+    assert_eq!(loaded.source("connections_max"), &flag);
+    assert_eq!(loaded.source("admin.on_public"), &written.at(4));
+    assert_eq!(loaded.source("state"), &Source::Default);
+}
+
+#[test]
+fn unknown_names_are_refused_with_a_suggestion() {
+    let cases = [
+        ("lsten = 1", "relay.toml:1: there is no setting `lsten`; did you mean `listen`?"),
+        ("\n[admin]\nlisten_on = 1", "relay.toml:3: there is no setting `admin.listen_on`"),
+        ("on_public = true", "did you mean `admin.on_public`?"),
+        ("[log]\nlevle = \"info\"", "did you mean `log.level`?"),
+        ("[a.b]\nc = 1", "there is no setting `a.b`"),
+        ("[quota.tokenz]\na = 1", "there is no setting `quota.tokenz`; did you mean `quota.token"),
+        ("zzz = 1", "there is no setting `zzz`"),
+    ];
+    for (text, expected) in cases {
+        let said = refused(text);
+        assert!(said.contains(expected), "{text:?}: {said}");
+    }
+    assert!(!refused("zzz = 1").contains("did you mean"));
+}
+
+#[test]
+fn wrong_values_and_syntax_name_their_place() {
+    let cases = [
+        ("\nlisten = 5", "relay.toml:2: `listen`: \"5\""),
+        ("listen = [1]", "relay.toml:1: `listen`: a single value is wanted (IP:PORT)"),
+        ("listen = { a = 1 }", "`listen`: a single value"),
+        ("[listen]\na = 1", "`listen`: a single value"),
+        ("connections_max = -1", "`connections_max`"),
+        ("\n\nlisten", "relay.toml:3: "),
+        ("state = 'a'\nstate = 'b'", "relay.toml:2: duplicate key `state`"),
+        (
+            "[drain]\nannounce = '20s'",
+            "relay.toml:2: `drain.announce`: 20s is not less than `drain.deadline`, which is 20s",
+        ),
+        (
+            "[drain]\ndeadline = '1s'\nannounce = '1m'",
+            "relay.toml:3: `drain.announce`: 1m is not less than `drain.deadline`, which is 1s",
+        ),
+    ];
+    for (text, expected) in cases {
+        let said = refused(text);
+        assert!(said.contains(expected), "{text:?}: {said}");
+    }
+}
+
+#[test]
+fn a_section_of_ids_is_one_setting() {
+    let text = "[quota]\ntoken = \"streams=9 connections=4\"\n[quota.tokens]\n\
+                0011223344556677 = \"streams=5\"\n0011223344556688 = \"\"\n";
+    let written = Written::new(text);
+    let loaded = written.load().unwrap();
+    let quotas = loaded.config.quotas();
+    assert_eq!(quotas.tokens.len(), 2);
+    let (one, other) = (quotas.tokens["0011223344556677"], quotas.tokens["0011223344556688"]);
+    assert_eq!((one.streams, one.connections), (5, 4));
+    assert_eq!(other, quotas.token);
+    assert_eq!(loaded.source("quota.tokens"), &written.at(3));
+
+    let section = "[quota.environments]\na = \"streams=1\"\n";
+    let cases = [
+        ("b = \"stream=1\"", "relay.toml:3: `quota.environments`: b: there is no bound"),
+        ("b = [1]", "relay.toml:3: `quota.environments`: a single value"),
+        ("[quota.environments.b]\nstreams = 1", "a single value is wanted (bounds per id)"),
+        ("\"b;c\" = \"\"", "relay.toml:3: `quota.environments`: \"b;c\""),
+        ("\"b/c\" = \"\"", "relay.toml:3: `quota.environments`: \"b/c\""),
+    ];
+    for (line, expected) in cases {
+        let said = refused(&format!("{section}{line}"));
+        assert!(said.contains(expected), "{line:?}: {said}");
+    }
+    // by flag and variable it is one text, over all that the file says
+    let mut written = Written::new(section);
+    written.given = vec![(
+        Config::find("quota.environments").unwrap(),
+        "b streams=2; c streams=3".into(),
+        Source::Flag("quota-environments".into()),
+    )];
+    let loaded = written.load().unwrap();
+    let ids: Vec<_> = loaded.config.quotas().environments.into_keys().collect();
+    assert_eq!(ids, ["b", "c"]);
+}
+
+#[test]
+fn two_readings_are_compared_by_value() {
+    let one = Written::new("[log]\nlevel = \"warn\"").load().unwrap();
+    let two = Written::new("listen = \"127.0.0.1:9\"\n[log]\nlevel = \"debug\"").load().unwrap();
+    let both = [
+        Difference { key: "listen", change: Change::AtStart },
+        Difference { key: "log.level", change: Change::AtReload },
+    ];
+    assert_eq!(one.differences(&two.config), both);
+    assert!(one.differences(&one.config).is_empty());
+}
+
+#[test]
+fn a_file_that_is_missing_is_named() {
+    let layers = Layers { file: Some("/no/such/relay.toml".into()), given: Vec::new() };
+    assert!(layers.load::<Config>().unwrap_err().to_string().contains("/no/such/relay.toml"));
+}
+
+#[test]
+fn what_is_printed_is_read_back_and_says_where_it_came_from() {
+    let text = "state = 'a \"b\"'\nconnections_max = 7\n[quota.tokens]\n\
+                0011223344556677 = 'streams=5'\n[quota.environments]\nbox = 'memory=none'\n";
+    let written = Written::new(text);
+    let first = written.load().unwrap();
+    let printed = document(&first);
+    assert!(printed.contains("\nconnections_max = 7\n"), "{printed}");
+    assert!(printed.contains("relay.toml:2"), "{printed}");
+    assert!(printed.contains("[quota.tokens]\n0011223344556677 = \"streams=5\"\n"));
+    assert!(printed.contains("[quota.environments]\nbox = \"memory=none\"\n"));
+    for key in Config::KEYS {
+        assert!(printed.contains(key.doc.trim()), "{}", key.name);
+    }
+    let again = Written::new(&printed).load().unwrap();
+    assert!(first.differences(&again.config).is_empty(), "{printed}");
+}
+
+fn parse(args: &[&str]) -> Result<RelayArgs, clap::Error> {
+    let command = RelayArgs::augment_args(Command::new("relay")).no_binary_name(true);
+    RelayArgs::from_arg_matches(&command.try_get_matches_from(args)?)
+}
+
+#[test]
+fn flags_set_and_name_themselves() {
+    let args = parse(&["--listen", "127.0.0.1:9", "--admin-listen", "off"]).unwrap();
+    let loaded = args.load().unwrap();
+    assert_eq!(loaded.config.listen.port(), 9);
+    assert_eq!(loaded.source("listen"), &Source::Flag("listen".into()));
+    assert_eq!(loaded.source("connections_max"), &Source::Default);
+}
+
+/// But for the full stop.
+#[test]
+fn nothing_of_a_text_is_lost_in_the_help() {
+    let command = RelayArgs::augment_args(Command::new("relay"));
+    for key in Config::KEYS {
+        let argument = command.get_arguments().find(|argument| argument.get_id() == key.name);
+        let help = argument.unwrap().get_help().unwrap().to_string();
+        assert_eq!(format!("{help}."), key.doc.trim(), "{}", key.name);
+        assert!(!help.ends_with('.'), "{}: an ellipsis is cut: {help}", key.name);
+    }
+}
+
+#[test]
+fn wrong_flags_are_refused_by_name() {
+    let said = parse(&["--listen", "nowhere"]).unwrap_err().to_string();
+    assert!(said.contains("--listen"), "{said}");
+    let said = parse(&["--lisen", "127.0.0.1:9"]).unwrap_err().to_string();
+    assert!(said.contains("--listen"), "{said}");
+}
