@@ -64,9 +64,6 @@ pub const STREAM_GRACE: Duration = Duration::from_secs(90);
 
 // ---- relay ---------------------------------------------------------------
 
-/// Environments with quotas of their own, and as many tokens: a file that people
-/// keep. Each costs a line, not an account.
-pub const QUOTAS_BY_ID_MAX: usize = 10_000;
 /// Handshakes that an executor let fail before the bearers of a token must
 /// wait. Executors refuse everybody after [`HANDSHAKE_FAILURES`], so one token
 /// gets less than half of those.
@@ -84,16 +81,6 @@ pub const STALL_MAX: Duration = Duration::from_secs(2);
 pub const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Silence after which a websocket is given up. Codex, section 2.
 pub const PONG_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long our own endpoints wait for the answer to a ping: they can resume,
-/// so a path that is merely slow costs them a pause.
-pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes behind which a ping may wait so long that its missing answer proves
-/// nothing: 400 kbit/s for [`ANSWER_TIMEOUT`].
-pub const ANSWER_BEHIND_BYTES: usize = 256 * 1024;
-/// How often our own endpoints look whether the machine slept.
-pub const SLEEP_CHECK: Duration = Duration::from_secs(5);
-/// How far the wall clock must have gone beyond ours to call that sleep.
-pub const SLEEP_MIN: Duration = Duration::from_secs(3);
 
 // ---- registry ------------------------------------------------------------
 
@@ -112,8 +99,6 @@ pub const TOKEN_LABEL_MAX_BYTES: usize = 128;
 /// newest, unless configured: enough to see a pattern, and for all environments
 /// of a full registry a few GiB.
 pub const CONNECTIONS_PER_ENVIRONMENT: u32 = 50;
-/// The most that it may be configured to: one answer holds them all.
-pub const CONNECTIONS_PER_ENVIRONMENT_MAX: u32 = LIST_PAGE_MAX;
 /// How long connections are kept, unless configured; the last one of each
 /// environment stays.
 pub const CONNECTIONS_KEEP_AGE: Duration = Duration::from_secs(365 * 86_400);
@@ -147,14 +132,6 @@ pub const JWKS_FETCH_TIMEOUT: Duration = Duration::from_secs(4);
 /// Withdrawals that are read at once.
 pub const WITHDRAWALS_PAGE: u32 = 1000;
 
-// ---- certificates by ACME --------------------------------------------------
-
-/// Names of one certificate, and so proofs that are pending at once. Public
-/// authorities take no more (Let's Encrypt: 100).
-pub const ACME_DOMAINS_MAX: usize = 100;
-/// Addresses of an account's contacts.
-pub const ACME_CONTACTS_MAX: usize = 10;
-
 // ---- processes and files ---------------------------------------------------
 
 /// Largest chunk of process output in bytes. Codex, section 6.2.
@@ -187,7 +164,6 @@ const _: () = {
     assert!(STDIN_WINDOW_MAX_BYTES >= 200 * 125_000);
     assert!(PENDING_HANDSHAKES <= STREAMS_PER_EXECUTOR);
     assert!(CONNECT_WAIT.as_secs() < 6);
-    assert!(CONNECTIONS_PER_ENVIRONMENT <= CONNECTIONS_PER_ENVIRONMENT_MAX);
     assert!(AUDIT_KEEP_AGE.as_secs() >= KEEP_MIN.as_secs());
     assert!(CONNECTIONS_KEEP_AGE.as_secs() >= KEEP_MIN.as_secs());
     assert!(CONNECT_WAIT_MAX.as_secs() < 15);

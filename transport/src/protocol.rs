@@ -55,7 +55,7 @@ pub trait Protocol: Send {
     }
 
     /// Whether one ping that is not answered within
-    /// [`ANSWER_TIMEOUT`](rendez_proto::limits::ANSWER_TIMEOUT) is enough to give
+    /// [`ANSWER_TIMEOUT`](crate::pump::ANSWER_TIMEOUT) is enough to give
     /// the socket up, because the core can go on over another one.
     fn is_impatient(&self) -> bool {
         false

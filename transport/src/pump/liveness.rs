@@ -3,19 +3,30 @@
 //! * A ping goes out every [`limits::PING_INTERVAL`], and when the core wishes,
 //!   and after the machine slept.
 //! * A wish sends none while the newest ping may still be answered
-//!   ([`limits::ANSWER_TIMEOUT`]): that answer serves both. So no number of wishes
+//!   ([`ANSWER_TIMEOUT`]): that answer serves both. So no number of wishes
 //!   puts off what a ping is to find out.
 //! * A round trip is proved by the pong of the newest ping or of the oldest one
 //!   that is unanswered, or a path slower than the pings would prove none.
 //! * A peer that was silent for [`limits::PONG_TIMEOUT`] is gone. Time during
 //!   which we chose not to read does not count.
 //! * A core may be less patient: then a ping that nothing answers for
-//!   [`limits::ANSWER_TIMEOUT`] is enough, unless so much was written since the
+//!   [`ANSWER_TIMEOUT`] is enough, unless so much was written since the
 //!   peer was heard that the ping may still wait behind it.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use rendez_proto::limits;
+
+/// How long our own endpoints wait for the answer to a ping: they can resume,
+/// so a path that is merely slow costs them a pause.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes behind which a ping may wait so long that its missing answer proves
+/// nothing: 400 kbit/s for [`ANSWER_TIMEOUT`].
+const ANSWER_BEHIND_BYTES: usize = 256 * 1024;
+/// How often our own endpoints look whether the machine slept.
+const SLEEP_CHECK: Duration = Duration::from_secs(5);
+/// How far the wall clock must have gone beyond ours to call that sleep.
+const SLEEP_MIN: Duration = Duration::from_secs(3);
 
 /// See the module.
 pub(super) struct Liveness {
@@ -68,7 +79,7 @@ impl Liveness {
         let (then, wall_then) = std::mem::replace(&mut self.clocks, (now, wall));
         let ran = now.saturating_duration_since(then);
         let passed = wall.duration_since(wall_then).unwrap_or_default();
-        if self.impatient && passed > ran + limits::SLEEP_MIN {
+        if self.impatient && passed > ran + SLEEP_MIN {
             self.next_ping = now;
         }
     }
@@ -76,7 +87,7 @@ impl Liveness {
     /// Whether a ping is due, or `wished` for and none is on its way.
     pub(super) fn wants_ping(&self, now: Instant, wished: bool) -> bool {
         let under_way =
-            self.unanswered.is_some_and(|(_, newest)| now < newest.sent + limits::ANSWER_TIMEOUT);
+            self.unanswered.is_some_and(|(_, newest)| now < newest.sent + ANSWER_TIMEOUT);
         self.next_ping <= now || (wished && !under_way)
     }
 
@@ -107,8 +118,8 @@ impl Liveness {
             [oldest.sent, newest.sent].into_iter().find(|sent| *sent >= self.last_heard)
         });
         match asked {
-            Some(asked) if self.impatient && self.written <= limits::ANSWER_BEHIND_BYTES => {
-                patient.min(asked + limits::ANSWER_TIMEOUT)
+            Some(asked) if self.impatient && self.written <= ANSWER_BEHIND_BYTES => {
+                patient.min(asked + ANSWER_TIMEOUT)
             }
             _ => patient,
         }
@@ -119,7 +130,7 @@ impl Liveness {
     pub(super) fn next_look(&self, can_ping: bool) -> Option<Instant> {
         let ping = can_ping.then_some(self.next_ping);
         // Our clock stood still while the machine slept, and so did timers.
-        let awake = self.impatient.then(|| self.clocks.0 + limits::SLEEP_CHECK);
+        let awake = self.impatient.then(|| self.clocks.0 + SLEEP_CHECK);
         [ping, awake].into_iter().flatten().min()
     }
 }
@@ -140,7 +151,7 @@ mod tests {
         let (mut liveness, now, _) = start();
         assert_eq!(liveness.deadline(), now + limits::PONG_TIMEOUT);
         liveness.ping(now + SECOND);
-        assert_eq!(liveness.deadline(), now + SECOND + limits::ANSWER_TIMEOUT);
+        assert_eq!(liveness.deadline(), now + SECOND + ANSWER_TIMEOUT);
         liveness.heard(now + 2 * SECOND);
         assert_eq!(liveness.deadline(), now + 2 * SECOND + limits::PONG_TIMEOUT);
         liveness.impatient = false;
@@ -151,20 +162,20 @@ mod tests {
     #[test]
     fn an_answer_may_wait_behind_what_was_written() {
         let (mut liveness, now, _) = start();
-        liveness.wrote(limits::ANSWER_BEHIND_BYTES + 1);
+        liveness.wrote(ANSWER_BEHIND_BYTES + 1);
         liveness.ping(now);
         assert_eq!(liveness.deadline(), now + limits::PONG_TIMEOUT);
         liveness.heard(now);
         liveness.wrote(100);
         liveness.ping(now);
-        assert_eq!(liveness.deadline(), now + limits::ANSWER_TIMEOUT);
+        assert_eq!(liveness.deadline(), now + ANSWER_TIMEOUT);
     }
 
     #[test]
     fn after_sleep_it_asks_at_once() {
         let (mut liveness, now, wall) = start();
-        let later = now + limits::SLEEP_CHECK;
-        liveness.compare_clocks(later, wall + limits::SLEEP_CHECK + SECOND);
+        let later = now + SLEEP_CHECK;
+        liveness.compare_clocks(later, wall + SLEEP_CHECK + SECOND);
         assert!(!liveness.wants_ping(later, false), "clocks differ a little");
         liveness.compare_clocks(later + SECOND, wall + Duration::from_secs(3600));
         assert!(liveness.wants_ping(later + SECOND, false));
@@ -208,14 +219,14 @@ mod tests {
         let (mut liveness, now, _) = start();
         assert!(liveness.wants_ping(now, true) && !liveness.wants_ping(now, false));
         liveness.ping(now);
-        let late = now + limits::ANSWER_TIMEOUT;
+        let late = now + ANSWER_TIMEOUT;
         assert!(!liveness.wants_ping(late - SECOND, true), "its answer serves both");
         assert!(liveness.wants_ping(late, true));
         liveness.ping(late);
         assert_eq!(liveness.deadline(), late, "the first one is not answered");
         // heard of, but not the answer
         liveness.heard(now + SECOND);
-        assert_eq!(liveness.deadline(), late + limits::ANSWER_TIMEOUT);
+        assert_eq!(liveness.deadline(), late + ANSWER_TIMEOUT);
         liveness.pong(late, Some(2));
         assert!(liveness.wants_ping(late, true));
     }
@@ -223,7 +234,7 @@ mod tests {
     #[test]
     fn a_socket_that_takes_no_ping_needs_no_look() {
         let (mut liveness, now, _) = start();
-        assert_eq!(liveness.next_look(false), Some(now + limits::SLEEP_CHECK));
+        assert_eq!(liveness.next_look(false), Some(now + SLEEP_CHECK));
         liveness.impatient = false;
         assert_eq!(liveness.next_look(false), None);
         assert_eq!(liveness.next_look(true), Some(now + limits::PING_INTERVAL));

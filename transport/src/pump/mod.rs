@@ -23,6 +23,7 @@ use crate::socket::{Incoming, Outgoing, Socket, SocketError};
 
 mod liveness;
 
+pub use liveness::ANSWER_TIMEOUT;
 use liveness::Liveness;
 
 /// Messages read, and messages written, before the task yields.

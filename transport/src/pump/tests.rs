@@ -294,7 +294,7 @@ async fn a_wished_ping_goes_out_at_once_and_only_its_own_pong_proves_a_round_tri
     assert_eq!(core.0.lock().unwrap().round_trips, []);
 
     // reading it has answered the ping by now, or does with the next flush
-    tokio::time::advance(limits::ANSWER_TIMEOUT).await;
+    tokio::time::advance(ANSWER_TIMEOUT).await;
     core.change(|core| core.wants_ping = true);
     assert!(theirs.next().await.unwrap().unwrap().is_ping());
     theirs.send(Message::Pong(Bytes::copy_from_slice(&2u64.to_be_bytes()))).await.unwrap();
@@ -309,7 +309,7 @@ async fn an_impatient_core_gives_up_after_one_unanswered_ping() {
     let before = tokio::time::Instant::now();
     core.change(|core| (core.impatient, core.wants_ping) = (true, true));
     assert!(matches!(task.await.unwrap(), Ended::Silent));
-    assert_eq!(before.elapsed(), limits::ANSWER_TIMEOUT);
+    assert_eq!(before.elapsed(), ANSWER_TIMEOUT);
 }
 
 #[tokio::test(start_paused = true)]
@@ -356,7 +356,7 @@ async fn many_wishes_are_one_ping_until_it_should_have_been_answered() {
     let mut pings = 0;
     for n in 0..10 {
         if n == 9 {
-            tokio::time::advance(limits::ANSWER_TIMEOUT).await;
+            tokio::time::advance(ANSWER_TIMEOUT).await;
             assert_eq!(pings, 1);
         }
         core.change(|core| {

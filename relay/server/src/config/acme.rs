@@ -6,9 +6,14 @@
 use std::net::IpAddr;
 
 use rendez_program::settings::Value;
-use rendez_proto::limits;
 use reqwest::Url;
 use rustls::pki_types::DnsName;
+
+/// Names of one certificate, and so proofs that are pending at once. Public
+/// authorities take no more (Let's Encrypt: 100).
+const ACME_DOMAINS_MAX: usize = 100;
+/// Addresses of an account's contacts.
+const ACME_CONTACTS_MAX: usize = 10;
 
 /// Names of a certificate: lower case, without a dot at the end, each once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,8 +66,8 @@ impl Value for Domains {
             }
             names.push(name);
         }
-        if names.len() > limits::ACME_DOMAINS_MAX {
-            return Err(format!("a certificate has at most {} names", limits::ACME_DOMAINS_MAX));
+        if names.len() > ACME_DOMAINS_MAX {
+            return Err(format!("a certificate has at most {} names", ACME_DOMAINS_MAX));
         }
         Ok(Self(names))
     }
@@ -93,8 +98,8 @@ impl Value for Contacts {
     fn parse(text: &str) -> Result<Self, String> {
         let addresses: Vec<_> =
             text.split_whitespace().map(address).collect::<Result<_, String>>()?;
-        if addresses.len() > limits::ACME_CONTACTS_MAX {
-            return Err(format!("at most {} addresses are told", limits::ACME_CONTACTS_MAX));
+        if addresses.len() > ACME_CONTACTS_MAX {
+            return Err(format!("at most {} addresses are told", ACME_CONTACTS_MAX));
         }
         Ok(Self(addresses))
     }
@@ -164,8 +169,8 @@ mod tests {
             assert!(said.contains(expected), "{text}: {said}");
         }
         let names = |n: usize| (0..n).map(|i| format!("a{i}.example ")).collect::<String>();
-        assert!(Domains::parse(&names(limits::ACME_DOMAINS_MAX)).is_ok());
-        assert!(Domains::parse(&names(limits::ACME_DOMAINS_MAX + 1)).is_err());
+        assert!(Domains::parse(&names(ACME_DOMAINS_MAX)).is_ok());
+        assert!(Domains::parse(&names(ACME_DOMAINS_MAX + 1)).is_err());
     }
 
     #[test]

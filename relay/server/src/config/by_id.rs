@@ -8,10 +8,13 @@ use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
 use rendez_program::settings::{Value, table};
-use rendez_proto::limits;
 use rendez_relay_core::Quota;
 
 use super::bounds::Bounds;
+
+/// Environments with quotas of their own, and as many tokens: a file that people
+/// keep. Each costs a line, not an account.
+const QUOTAS_BY_ID_MAX: usize = 10_000;
 
 /// Some bounds per id; what they do not name is the kind's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +49,7 @@ where
             }
             all.insert(id, bounds);
         }
-        let max = limits::QUOTAS_BY_ID_MAX;
+        let max = QUOTAS_BY_ID_MAX;
         if all.len() > max {
             return Err(format!("{} ids are named, at most {max} may be", all.len()));
         }
@@ -104,8 +107,8 @@ mod tests {
     #[test]
     fn there_may_be_so_many() {
         let text = |n: usize| (0..n).map(|n| format!("e{n} streams=1;")).collect::<String>();
-        assert!(Environments::parse(&text(limits::QUOTAS_BY_ID_MAX)).is_ok());
-        let said = Environments::parse(&text(limits::QUOTAS_BY_ID_MAX + 1)).unwrap_err();
+        assert!(Environments::parse(&text(QUOTAS_BY_ID_MAX)).is_ok());
+        let said = Environments::parse(&text(QUOTAS_BY_ID_MAX + 1)).unwrap_err();
         assert!(said.contains("at most"), "{said}");
     }
 }

@@ -7,6 +7,11 @@ use rendez_proto::limits;
 
 use super::{Bounds, Config};
 
+/// The most that it may be configured to: one answer holds them all.
+const CONNECTIONS_PER_ENVIRONMENT_MAX: u32 = limits::LIST_PAGE_MAX;
+
+const _: () = assert!(limits::CONNECTIONS_PER_ENVIRONMENT <= CONNECTIONS_PER_ENVIRONMENT_MAX);
+
 /// Checks the setting that was set last.
 ///
 /// # Errors
@@ -45,7 +50,7 @@ pub(super) fn check(config: &Config, name: &str) -> Result<(), String> {
         "history.keep" => swept(config.history_keep),
         "history.connections" => {
             let (max, wanted) =
-                (limits::CONNECTIONS_PER_ENVIRONMENT_MAX, config.history_connections);
+                (CONNECTIONS_PER_ENVIRONMENT_MAX, config.history_connections);
             match wanted {
                 0 => Err("at least 1 is kept: it says why an executor is away".to_owned()),
                 wanted if wanted > max => Err(format!("at most {max} are kept")),
