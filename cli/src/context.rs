@@ -7,17 +7,18 @@
 use std::fs;
 use std::io::Write as _;
 use std::net::TcpStream;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rendez_executor_agent::config::TlsArgs;
 use rendez_orchestrator::{Client, SecretString};
+use rendez_program::tls_args::TlsArgs;
+use rendez_program::token::TokenArgs;
 use rendez_registry_client::AdminClient;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Exit;
 use crate::out::tell;
+use crate::sys;
 
 /// How long a relay on this machine may take to be there.
 const ALIVE_WITHIN: Duration = Duration::from_secs(1);
@@ -29,10 +30,8 @@ pub(crate) struct RelayOptions {
     #[arg(long, env = "RENDEZ_RELAY", value_name = "URL")]
     relay: Option<String>,
 
-    /// File that holds the token. The token may also be in RENDEZ_TOKEN; it is
-    /// never given as an argument, where other users could see it
-    #[arg(long, env = "RENDEZ_TOKEN_FILE", value_name = "FILE")]
-    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    token: TokenArgs,
 
     #[command(flatten)]
     tls: TlsArgs,
@@ -105,7 +104,7 @@ impl RelayOptions {
     }
 
     fn resolve(&self, purpose: Purpose) -> Result<(String, SecretString), Exit> {
-        let given = self.given_token()?;
+        let given = self.token.read(|name| std::env::var(name).ok()).map_err(Exit::no_token)?;
         match (&self.relay, given) {
             (Some(relay), Some(token)) => Ok((relay.clone(), token)),
             (Some(_), None) => Err(Exit::no_token(
@@ -123,50 +122,25 @@ impl RelayOptions {
             }
         }
     }
-
-    fn given_token(&self) -> Result<Option<SecretString>, Exit> {
-        if let Some(file) = &self.token_file {
-            let text = fs::read_to_string(file)
-                .map_err(|error| Exit::no_token(format!("{}: {error}", file.display())))?;
-            return Ok(Some(text.trim().to_owned().into()));
-        }
-        let token = std::env::var("RENDEZ_TOKEN").unwrap_or_default();
-        Ok(Some(token.trim().to_owned()).filter(|token| !token.is_empty()).map(Into::into))
-    }
-}
-
-fn warn_of_exposure(relay: &str) {
-    tell(format_args!("rendez: warning: the token goes to {relay} without TLS"));
 }
 
 fn which_relay() -> Exit {
     Exit::usage("which relay? Set RENDEZ_RELAY and RENDEZ_TOKEN, or start `rendez dev`")
 }
 
-impl DevContext {
-    /// Where a running `rendez dev` leaves its context.
-    fn directory() -> PathBuf {
-        match std::env::var_os("XDG_RUNTIME_DIR") {
-            Some(runtime) => Path::new(&runtime).join("rendez"),
-            None => std::env::temp_dir().join(format!("rendez-{}", uid())),
-        }
-    }
+fn warn_of_exposure(relay: &str) {
+    tell(format_args!("rendez: warning: the token goes to {relay} without TLS"));
+}
 
+impl DevContext {
     fn path() -> PathBuf {
-        Self::directory().join("dev.json")
+        sys::runtime_directory().join("dev.json")
     }
 
     /// Writes the context; the guard removes it.
     pub(crate) fn publish(&self) -> std::io::Result<Published> {
-        let directory = Self::directory();
-        match fs::DirBuilder::new().mode(0o700).create(&directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
-            _ if !is_private(&directory) => {
-                let message = format!("{} is not yours alone", directory.display());
-                return Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, message));
-            }
-            _ => {}
-        }
+        let directory = sys::runtime_directory();
+        sys::make_private_directory(&directory)?;
         let earlier = Self::load();
         self.write(&directory)?;
         Ok(Published { directory, relay: self.relay.clone(), earlier })
@@ -174,12 +148,7 @@ impl DevContext {
 
     fn write(&self, directory: &Path) -> std::io::Result<()> {
         let draft = directory.join(format!("dev.json.{}", std::process::id()));
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&draft)?;
+        let mut file = sys::create_private_file(&draft)?;
         file.write_all(&serde_json::to_vec(self)?)?;
         fs::rename(&draft, Self::path())
     }
@@ -192,7 +161,7 @@ impl DevContext {
 
     fn load() -> Option<Self> {
         // Somebody else's file could send our commands to their relay.
-        if !is_private(&Self::directory()) {
+        if !sys::is_private_directory(&sys::runtime_directory()) {
             return None;
         }
         serde_json::from_slice(&fs::read(Self::path()).ok()?).ok()
@@ -217,13 +186,4 @@ impl Drop for Published {
             }
         }
     }
-}
-
-fn is_private(directory: &Path) -> bool {
-    fs::symlink_metadata(directory)
-        .is_ok_and(|meta| meta.is_dir() && meta.uid() == uid() && meta.mode() & 0o077 == 0)
-}
-
-fn uid() -> u32 {
-    rustix::process::getuid().as_raw()
 }

@@ -23,6 +23,7 @@ use tokio::time::{sleep, timeout};
 use crate::context::RelayOptions;
 use crate::exit::Exit;
 use crate::out::{tell, unwritten};
+use crate::sys;
 
 /// Bytes of standard input that are read at once. A pipe is asked to hold as
 /// much: so many writes are under way on a long path, and no more.
@@ -222,8 +223,7 @@ async fn not_fed(stdin: Option<Stdin>, control: Control, verdict: &Cell<Option<E
 
 /// Until the input has ended, or the process takes no more.
 async fn forward_stdin(mut stdin: Stdin) -> std::io::Result<()> {
-    // No pipe, or no permission: then reads are smaller.
-    let _ = rustix::pipe::fcntl_setpipe_size(std::io::stdin(), STDIN_BYTES);
+    sys::enlarge_stdin_pipe(STDIN_BYTES);
     let mut input = tokio::io::stdin();
     let mut buffer = vec![0; STDIN_BYTES];
     loop {

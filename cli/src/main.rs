@@ -14,6 +14,7 @@ mod human;
 mod out;
 mod probe;
 mod registry;
+mod sys;
 mod token;
 
 use std::process::ExitCode;

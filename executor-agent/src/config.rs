@@ -1,28 +1,22 @@
 //! What an agent needs to know, and how it is told on a command line.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rendez_endpoint::Grace;
 use rendez_program::logging::LogLevel;
+use rendez_program::tls_args::TlsArgs;
+use rendez_program::token::{TokenArgs, TokenFileError};
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::profile::Profile;
 use rendez_proto::registry::admin::JOIN_TOKEN_PREFIX;
 use rendez_transport::relay_url::RelayUrl;
-use rendez_transport::tls::{self, TlsFiles, TlsSetupError};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::credential;
 
-/// The environment variable with the token; never inherited by children.
-pub const TOKEN_VARIABLE: &str = "RENDEZ_TOKEN";
-
 /// The profiles that an agent offers unless it is told otherwise: the one
 /// between our own endpoints, and the one of stock orchestrators.
 pub const DEFAULT_PROFILES: [Profile; 2] = [Profile::RendezHybridIkV1, Profile::NoiseHybridIkV1];
-
-/// Longest token in bytes, as it is read from a file: a wrong file is noticed
-/// before it is sent anywhere.
-const TOKEN_MAX_BYTES: u64 = 16 * 1024;
 
 /// All settings of an agent.
 #[derive(Debug, Clone)]
@@ -80,10 +74,9 @@ pub struct AgentArgs {
     #[arg(long, env = "RENDEZ_ENVIRONMENT", value_name = "ID")]
     pub environment: EnvironmentId,
 
-    /// File with the token on its first line; RENDEZ_TOKEN if absent. An
-    /// executor's token, or a join token; none is needed once joined
-    #[arg(long, env = "RENDEZ_TOKEN_FILE", value_name = "FILE")]
-    pub token_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "a comment would be help text")]
+    pub token: TokenArgs,
 
     /// Directory of this agent's keys; made if missing. Default:
     /// rendez/agent/ID in $XDG_STATE_HOME, or in ~/.local/state
@@ -114,34 +107,6 @@ pub struct AgentArgs {
     pub log: LogLevel,
 }
 
-/// How a program talks TLS to a relay.
-#[derive(Debug, Clone, Default, clap::Args)]
-pub struct TlsArgs {
-    /// File with authorities in PEM that are trusted instead of the system's,
-    /// for a relay with a private one
-    #[arg(long = "ca", env = "RENDEZ_CA", value_name = "FILE")]
-    pub authorities: Option<PathBuf>,
-
-    /// Certificate in PEM to show to the relay, if it asks for one
-    #[arg(long, env = "RENDEZ_CLIENT_CERT", value_name = "FILE", requires = "client_key")]
-    pub client_cert: Option<PathBuf>,
-
-    /// The private key of that certificate, in PEM
-    #[arg(long, env = "RENDEZ_CLIENT_KEY", value_name = "FILE", requires = "client_cert")]
-    pub client_key: Option<PathBuf>,
-}
-
-impl TlsArgs {
-    /// Sets up TLS for this process, before its first connection.
-    ///
-    /// # Errors
-    /// A file cannot be used.
-    pub fn configure(&self) -> Result<(), TlsSetupError> {
-        let identity = self.client_cert.clone().zip(self.client_key.clone());
-        tls::configure(&TlsFiles { authorities: self.authorities.clone(), identity })
-    }
-}
-
 /// Why the settings are not complete.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -153,13 +118,8 @@ pub enum ConfigError {
     )]
     NoToken(PathBuf),
     /// The token's file cannot be used.
-    #[error("cannot read a token from {}: {why}", path.display())]
-    TokenFile {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        why: String,
-    },
+    #[error(transparent)]
+    TokenFile(#[from] TokenFileError),
     /// Nobody said where to keep the key, and there is no home directory.
     #[error("no place for the agent's key: name one with --state")]
     NoState,
@@ -183,12 +143,7 @@ impl AgentArgs {
     }
 
     fn complete(self, var: impl Fn(&str) -> Option<String>) -> Result<AgentConfig, ConfigError> {
-        let token = match &self.token_file {
-            Some(path) => read_token(path)?,
-            None => {
-                var(TOKEN_VARIABLE).map(|token| token.trim().to_owned()).unwrap_or_default().into()
-            }
-        };
+        let token = self.token.read(&var)?;
         let state = match self.state {
             Some(state) => state,
             None => var("XDG_STATE_HOME")
@@ -199,10 +154,10 @@ impl AgentArgs {
                 .join(self.environment.as_str()),
         };
         let credential = credential::path(&state);
-        let auth = match token.expose_secret().is_empty() {
-            false => Auth::of_token(token),
-            true if credential.exists() => Auth::Enrolled,
-            true => return Err(ConfigError::NoToken(credential)),
+        let auth = match token {
+            Some(token) => Auth::of_token(token),
+            None if credential.exists() => Auth::Enrolled,
+            None => return Err(ConfigError::NoToken(credential)),
         };
         let cwd = self.cwd.unwrap_or_else(|| PathBuf::from("."));
         let cwd = cwd.canonicalize().map_err(|why| ConfigError::Cwd { path: cwd, why })?;
@@ -219,26 +174,14 @@ impl AgentArgs {
     }
 }
 
-fn read_token(path: &Path) -> Result<SecretString, ConfigError> {
-    use std::io::Read as _;
-    let failed = |why: String| ConfigError::TokenFile { path: path.to_owned(), why };
-    let mut text = zeroize::Zeroizing::new(String::new());
-    std::fs::File::open(path)
-        .and_then(|file| file.take(TOKEN_MAX_BYTES + 1).read_to_string(&mut text))
-        .map_err(|error| failed(error.to_string()))?;
-    if text.len() as u64 > TOKEN_MAX_BYTES {
-        return Err(failed("it is too long for a token".into()));
-    }
-    match text.lines().next().map(str::trim).filter(|token| !token.is_empty()) {
-        Some(token) => Ok(token.to_owned().into()),
-        None => Err(failed("its first line is empty".into())),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::Path;
+
     use clap::Parser as _;
+    use rendez_program::token::TOKEN_VARIABLE;
+
+    use super::*;
 
     fn bearer(config: &AgentConfig) -> &str {
         match &config.auth {

@@ -4,6 +4,8 @@
 //! settings   one list of settings: file, environment, flags, documentation
 //! logging    how much is logged, and in which form
 //! signals    signals that ask a program to end
+//! tls_args   flags and variables for TLS to a relay
+//! token      a token from a file or from RENDEZ_TOKEN
 //! sys        code that only Unix has
 //! ```
 //!
@@ -14,3 +16,5 @@ pub mod logging;
 pub mod settings;
 pub mod signals;
 mod sys;
+pub mod tls_args;
+pub mod token;

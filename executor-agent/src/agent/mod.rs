@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use futures_util::future::join;
 use rendez_endpoint::{Config, Identity, Mux, Refusal};
+use rendez_program::token::TOKEN_VARIABLE;
 use rendez_proto::close::CloseFrame;
 use rendez_proto::ids::RegistrationId;
 use rendez_proto::keys::PublicKey;
@@ -28,7 +29,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use self::lifecycle::Lifecycle;
-use crate::config::{AgentArgs, AgentConfig, ConfigError, TOKEN_VARIABLE};
+use crate::config::{AgentArgs, AgentConfig, ConfigError};
 use crate::credential::CredentialError;
 use crate::identity::{self, IdentityError};
 use crate::session::{Executor, Served, serve};

@@ -49,8 +49,7 @@ pub(super) fn check(config: &Config, name: &str) -> Result<(), String> {
         "audit.keep" => swept(config.audit_keep),
         "history.keep" => swept(config.history_keep),
         "history.connections" => {
-            let (max, wanted) =
-                (CONNECTIONS_PER_ENVIRONMENT_MAX, config.history_connections);
+            let (max, wanted) = (CONNECTIONS_PER_ENVIRONMENT_MAX, config.history_connections);
             match wanted {
                 0 => Err("at least 1 is kept: it says why an executor is away".to_owned()),
                 wanted if wanted > max => Err(format!("at most {max} are kept")),
