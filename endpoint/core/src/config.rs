@@ -1,4 +1,4 @@
-//! What goes into a [`Mux`](crate::Mux) and what comes out of it.
+//! The configuration of a [`Mux`](crate::Mux), its inputs and its events.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,7 +13,7 @@ use rendez_proto::profile::Profile;
 use crate::error::Closed;
 use crate::noise::{Identity, PendingHandshake};
 
-/// Which end of the streams this is.
+/// The end of the streams that a [`Mux`](crate::Mux) is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// The Noise responder, which asks the registry about each peer.
@@ -22,16 +22,17 @@ pub enum Role {
     Orchestrator,
 }
 
-/// How a [`Mux`](crate::Mux) behaves.
+/// The configuration of a [`Mux`](crate::Mux).
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Which end this is.
+    /// The end that this is.
     pub role: Role,
     /// This endpoint's keys.
     pub identity: Identity,
-    /// The environment that the executor serves: bound into every handshake.
+    /// The environment that the executor serves; bound into every handshake.
     pub environment: EnvironmentId,
-    /// The profiles that an executor accepts, or an orchestrator may connect with.
+    /// The profiles that an executor accepts, or that an orchestrator may
+    /// connect with.
     pub profiles: Vec<Profile>,
     /// Bounds on streams.
     pub limits: Limits,
@@ -49,7 +50,7 @@ impl Config {
     }
 
     /// An orchestrator that may connect with the hybrid profiles, with default
-    /// limits. [`Profile::RendezIkV1`] is for those who name it.
+    /// limits. [`Profile::RendezIkV1`] must be added explicitly.
     pub fn orchestrator(identity: Identity, environment: EnvironmentId) -> Self {
         let profiles = vec![Profile::RendezHybridIkV1, Profile::NoiseHybridIkV1];
         let limits = Limits::default();
@@ -60,16 +61,17 @@ impl Config {
 /// Bounds on a [`Mux`](crate::Mux).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Streams at once, those included that wait for a verdict or to be read
-    /// out. Each may buffer [`WINDOW_MIN_BYTES`](crate::window::WINDOW_MIN_BYTES)
-    /// plus one message in each direction; all together
+    /// Streams at once, including those that wait for a verdict or have unread
+    /// messages after their end. Each may buffer
+    /// [`WINDOW_MIN_BYTES`](crate::window::WINDOW_MIN_BYTES) plus one message
+    /// in each direction; all together may buffer
     /// [`SEND_MEMORY_BYTES`](crate::window::SEND_MEMORY_BYTES) and
     /// [`RECEIVE_MEMORY_BYTES`](crate::window::RECEIVE_MEMORY_BYTES) more.
     pub streams: usize,
     /// Handshakes that wait for the registry's verdict.
     pub pending_handshakes: usize,
-    /// How long a stream of a reliable profile outlives its socket, before it
-    /// is [`Closed::Lost`]. The shorter one of both ends counts.
+    /// How long a stream of a reliable profile outlives its socket before it is
+    /// [`Closed::Lost`]. The shorter grace of both ends applies.
     pub grace: Duration,
 }
 
@@ -83,20 +85,20 @@ impl Default for Limits {
     }
 }
 
-/// How long a stream outlives its socket, as people write it: `90s`, `5m`.
+/// How long a stream outlives its socket, in the notation of configuration
+/// files: `90s`, `5m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grace(Duration);
 
 const _: () = assert!(limits::STREAM_GRACE.as_secs() <= Grace::MAX.as_secs());
 
-/// The text is not a grace.
+/// The text is not a valid grace.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a grace is a duration from 1s to 1h, such as 90s or 5m")]
+#[error("invalid grace: must be a duration from 1s to 1h, such as 90s or 5m")]
 pub struct InvalidGrace;
 
 impl Grace {
-    /// Longest such time that an end may be told: a stream that waits keeps its
-    /// place and its memory.
+    /// The longest grace: a stream that waits keeps its slot and its memory.
     pub const MAX: Duration = Duration::from_secs(3600);
 
     /// The duration, 1 s to [`Grace::MAX`].
@@ -127,49 +129,49 @@ impl fmt::Display for Grace {
     }
 }
 
-/// A stream to start.
+/// The parameters of a stream to start.
 #[derive(Debug, Clone)]
 pub struct Connect {
-    /// Its name; random.
+    /// The stream id; random.
     pub stream: StreamId,
-    /// Its profile: one that the executor offers.
+    /// The profile; one that the executor offers.
     pub profile: Profile,
     /// The executor's current registration, from the registry.
     pub registration: RegistrationId,
     /// The executor's key, from the registry.
     pub peer: PublicKey,
-    /// What the registry gave for the executor to check; at most
+    /// The authorization from the registry, for the executor to check; at most
     /// [`AUTHORIZATION_MAX_BYTES`](limits::AUTHORIZATION_MAX_BYTES) of UTF-8.
     pub authorization: Bytes,
 }
 
-/// Names a stream of one [`Mux`](crate::Mux). A key whose stream is gone
-/// never names another: it simply misses.
+/// Identifies a stream of one [`Mux`](crate::Mux). The key of a removed stream
+/// never refers to another one; calls with it have no effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
     pub(crate) slot: usize,
     pub(crate) generation: u32,
 }
 
-/// What the application should hear.
+/// An event for the application.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A peer proved `peer` and asks to be let in. Ask the registry, then call
-    /// [`Mux::authorize`](crate::Mux::authorize) with what
-    /// [`PendingHandshake::authorize`] returns, or
+    /// A peer proved that it holds `peer` and requests a stream. Ask the
+    /// registry, then call [`Mux::authorize`](crate::Mux::authorize) with the
+    /// value that [`PendingHandshake::authorize`] returns, or
     /// [`Mux::refuse`](crate::Mux::refuse).
     AuthorizationNeeded {
         /// The stream.
         key: Key,
-        /// Its name on the relay.
+        /// The stream id on the relay.
         stream: StreamId,
         /// The registration that the peer addressed.
         registration: RegistrationId,
-        /// The key that the peer proved to hold.
+        /// The peer's static key, proven by the handshake.
         peer: PublicKey,
-        /// The registry's word that the peer brought; UTF-8.
+        /// The registry's authorization that the peer presented; UTF-8.
         authorization: Bytes,
-        /// What the registry's consent is recorded with.
+        /// The handshake; consumed to record the registry's consent.
         pending: PendingHandshake,
     },
     /// The stream is open in both directions.
@@ -177,29 +179,30 @@ pub enum Event {
         /// The stream.
         key: Key,
     },
-    /// Messages wait. Take them until there are none; only then comes the next
-    /// event of this kind.
+    /// Messages can be received. The event is repeated only after
+    /// [`Mux::recv`](crate::Mux::recv) has returned `None`.
     Readable {
         /// The stream.
         key: Key,
     },
-    /// A message that was turned away may be sent again.
+    /// A message that was refused as [`Blocked`](crate::SendError::Blocked) may
+    /// be sent again.
     Writable {
         /// The stream.
         key: Key,
     },
-    /// The stream is over, but not everything that arrived was taken: once it
-    /// is, [`Event::Closed`] follows.
+    /// The stream has ended, but received messages are unread.
+    /// [`Event::Closed`] follows when they have been read.
     Ended {
         /// The stream.
         key: Key,
     },
-    /// The stream is over and everything that arrived was taken. The last
-    /// event of its key.
+    /// The stream has ended and every received message was read. The last event
+    /// of its key.
     Closed {
         /// The stream.
         key: Key,
-        /// Why.
+        /// The reason.
         why: Closed,
     },
 }

@@ -1,8 +1,9 @@
-//! Whole messages to record plaintexts and back (WIRE.md, section 5).
+//! Converts whole messages to record plaintexts and back
+//! (docs/codex-wire.md#messages-and-sequence-numbers).
 //!
 //! ```text
 //! messages  = (length: u32 big-endian, 1 to 64 MiB) (bytes) ...
-//! plaintext = up to 60 KiB of that stream, cut and joined anywhere
+//! plaintext = up to 60 KiB of that byte stream, split and joined anywhere
 //! ```
 //!
 //! Neither side trusts a length: a reader allocates as bytes arrive, and a
@@ -13,52 +14,52 @@ use std::collections::VecDeque;
 use bytes::{Buf as _, Bytes, BytesMut};
 use rendez_proto::limits::APPLICATION_MESSAGE_MAX_BYTES;
 
-/// Unsent bytes of one stream before its writer is told to wait: enough to
-/// fill a window while the writer wakes up. One message is always taken.
+/// Unsent bytes of one stream before its writer is blocked: enough to fill a
+/// window while the writer wakes up. One message is always accepted.
 pub const SEND_QUEUE_BYTES: usize = 1024 * 1024;
 
 const HEADER_BYTES: usize = 4;
-/// What it costs to keep one more message, beside its bytes.
+/// The memory cost of a queued message beside its bytes.
 const HANDLE_BYTES: usize = size_of::<Bytes>();
 
-/// Messages that wait to be cut into records.
+/// Messages that wait to be split into records.
 #[derive(Debug, Default)]
 pub struct SendQueue {
     queue: VecDeque<Bytes>,
-    /// How much of the front message, its header included, was taken.
+    /// Bytes of the front message, its header included, that were taken.
     taken: usize,
     bytes: usize,
 }
 
-/// A message that no peer would accept.
+/// The length of a message is out of range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a message has 1 to {APPLICATION_MESSAGE_MAX_BYTES} bytes, not {0}")]
+#[error("invalid message length {0}: must be 1 to {APPLICATION_MESSAGE_MAX_BYTES} bytes")]
 pub struct InvalidLength(pub u64);
 
 impl SendQueue {
-    /// Whether another message may be queued: always when nothing waits, and
-    /// otherwise while less than [`SEND_QUEUE_BYTES`] wait. So at most that
+    /// Whether another message may be queued: always when the queue is empty,
+    /// otherwise while it holds less than [`SEND_QUEUE_BYTES`]. So at most that
     /// and one message are queued.
     pub fn has_room(&self) -> bool {
         self.bytes < SEND_QUEUE_BYTES
     }
 
-    /// Whether a writer that was turned away should try again.
+    /// Whether a blocked writer should try again.
     pub fn is_drained(&self) -> bool {
         self.bytes < SEND_QUEUE_BYTES / 2
     }
 
-    /// Whether nothing waits.
+    /// Whether the queue is empty.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
-    /// Bytes that wait, headers included.
+    /// Queued bytes, headers included.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Queues a message. Ask [`has_room`](Self::has_room) first.
+    /// Queues a message. Check [`has_room`](Self::has_room) first.
     ///
     /// # Errors
     /// [`InvalidLength`] for an empty message or one above 64 MiB.
@@ -71,14 +72,14 @@ impl SendQueue {
         Ok(())
     }
 
-    /// Appends up to `max` of the waiting bytes to `plaintext`.
+    /// Appends up to `max` of the queued bytes to `plaintext`.
     pub fn take(&mut self, max: usize, plaintext: &mut BytesMut) {
         let mut room = max;
         while room > 0
             && let Some(message) = self.queue.front()
         {
             let before = room;
-            let header = (message.len() as u32).to_be_bytes(); // push checked the length
+            let header = (message.len() as u32).to_be_bytes(); // checked by push
             let head = &header[self.taken.min(HEADER_BYTES)..];
             let head = &head[..head.len().min(room)];
             plaintext.extend_from_slice(head);
@@ -98,7 +99,7 @@ impl SendQueue {
     }
 }
 
-/// Messages that are put together again.
+/// Reassembles messages from record plaintexts.
 #[derive(Debug, Default)]
 pub struct ReceiveQueue {
     partial: Partial,
@@ -119,11 +120,12 @@ impl Default for Partial {
 }
 
 impl ReceiveQueue {
-    /// Takes the next plaintext in order. A message that lies within it is a
-    /// slice, not a copy.
+    /// Takes the next plaintext in order. A message that lies within it becomes
+    /// a slice without a copy.
     ///
     /// # Errors
-    /// [`InvalidLength`]: the peer broke the protocol; nothing more can be read.
+    /// [`InvalidLength`]: the peer broke the protocol; nothing more can be
+    /// read.
     pub fn push(&mut self, mut plaintext: Bytes) -> Result<(), InvalidLength> {
         while !plaintext.is_empty() {
             match &mut self.partial {
@@ -160,20 +162,20 @@ impl ReceiveQueue {
         Ok(())
     }
 
-    /// The next whole message.
+    /// Returns the next whole message.
     pub fn pop(&mut self) -> Option<Bytes> {
         let message = self.whole.pop_front()?;
         self.bytes -= message.len() + HANDLE_BYTES;
         Some(message)
     }
 
-    /// Whether no whole message waits.
+    /// Whether no whole message is queued.
     pub fn is_empty(&self) -> bool {
         self.whole.is_empty()
     }
 
-    /// What the whole messages that wait cost: their bytes, and a handle for
-    /// each, which is more than the bytes of a small one.
+    /// The memory cost of the queued whole messages: their bytes, and a handle
+    /// for each, which costs more than a small message.
     pub fn unread_bytes(&self) -> usize {
         self.bytes
     }

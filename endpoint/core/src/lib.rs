@@ -1,37 +1,38 @@
 //! The endpoint of Rendez as a pure state machine: Noise handshakes, sealed
 //! records, windows, message framing and the streams that share one socket.
 //!
-//! No clock, no sockets, no threads, no randomness of the operating system:
-//! time comes in as an argument, randomness as a seed, and the same inputs
-//! give the same outputs.
+//! The crate uses no clock, sockets, threads or OS randomness. Time comes in as
+//! an argument and randomness as a seed, and the same inputs give the same
+//! outputs.
 //!
 //! # Calling a [`Mux`]
 //!
-//! Four verbs, in this order, by whoever owns the socket:
+//! The owner of the socket calls four verbs, in this order:
 //!
 //! 1. [`handle_timeout`](Mux::handle_timeout) when [`poll_timeout`](Mux::poll_timeout)
 //!    has passed;
-//! 2. [`poll_transmit`](Mux::poll_transmit) while the socket has room: nothing
-//!    is produced ahead of it;
-//! 3. [`handle_message`](Mux::handle_message) for what arrived, while
+//! 2. [`poll_transmit`](Mux::poll_transmit) while the socket has room: frames are
+//!    made only when they can be written;
+//! 3. [`handle_message`](Mux::handle_message) for each message received, while
 //!    [`wants_read`](Mux::wants_read);
-//! 4. [`poll_event`](Mux::poll_event) until there is none.
+//! 4. [`poll_event`](Mux::poll_event) until it returns `None`.
 //!
 //! [`socket_opened`](Mux::socket_opened) and [`socket_lost`](Mux::socket_lost)
-//! are inputs like any other: a reconnect is not a special case. The
-//! application calls [`send`](Mux::send), [`recv`](Mux::recv) and the others
-//! at any time, and then lets 2 and 4 run again.
+//! are ordinary inputs: a reconnect is not a special case. The application
+//! calls [`send`](Mux::send), [`recv`](Mux::recv) and the other methods at any
+//! time, and then repeats steps 2 and 4.
 //!
 //! # Invariants
 //!
-//! * Bytes from the socket never end the endpoint, and never panic. Bytes that
-//!   the peer did not authenticate take no place in a stream's buffers, and do
-//!   not end an open stream of a reliable profile, with one exception: whoever
-//!   answers a resume with "unknown stream" ends it, for an executor that was
-//!   restarted has no keys to prove that with. A relay that lies so could as
-//!   well have dropped the resume.
-//! * A record is sealed once. What is sent again is the same bytes.
-//! * Every buffer has a bound in [`rendez_proto::limits`].
+//! * Bytes from the socket never end the endpoint and never cause a panic.
+//!   Bytes that the peer did not authenticate are not buffered and do not end
+//!   an open stream of a reliable profile. There is one exception: the answer
+//!   "unknown stream" to a resume ends the stream, because an executor that
+//!   restarted has no keys to prove it. A relay that forges this answer could
+//!   as well have dropped the resume.
+//! * A record is sealed once. A retransmission is the same bytes.
+//! * Every buffer has a bound: in [`rendez_proto::limits`] if it concerns other
+//!   crates, otherwise beside the code that enforces it.
 
 pub mod framing;
 pub mod noise;

@@ -1,7 +1,7 @@
 //! Whole conversations under a hostile relay; see [`world`].
 //!
 //! `SEED=17 cargo test -p rendez-endpoint --test simulation` replays one seed
-//! and prints what happened.
+//! and prints its events.
 
 mod world;
 
@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use rendez_proto::profile::Profile;
 use world::{NetworkFaults, World};
 
-/// Weather of every kind, by seed: from calm to 29 % loss.
+/// Faults of every kind, by seed: from none to 29 % loss.
 fn reliable(seed: u64) -> World {
     let profile = if seed % 4 == 3 { Profile::RendezIkV1 } else { Profile::RendezHybridIkV1 };
     let faults = NetworkFaults {
@@ -26,7 +26,7 @@ fn reliable(seed: u64) -> World {
     World::new(seed, profile, faults, 1 + seed % 3)
 }
 
-/// What a Codex stream survives: repetition, reordering, forged records.
+/// Faults that a Codex stream survives: repetition, reordering, forged records.
 fn codex(seed: u64) -> World {
     let faults = NetworkFaults {
         repeat: seed % 50,
@@ -65,7 +65,7 @@ fn reliable_streams_deliver_exactly_once_in_order() {
     });
     println!("{hours:.1} h, {retransmits} retransmits, {refused} refused, {hints} hints");
     if std::env::var_os("SEED").is_none() {
-        assert!(retransmits > 1_000 && refused > 1_000 && hints > 100, "the faults was too good");
+        assert!(retransmits > 1_000 && refused > 1_000 && hints > 100, "too few faults");
     }
 }
 
@@ -78,18 +78,18 @@ fn codex_streams_survive_reordering_and_forgery() {
         refused += world.total(|stats| stats.refused_records);
     });
     if std::env::var_os("SEED").is_none() {
-        assert!(duplicates > 100 && refused > 100, "the faults was too good");
+        assert!(duplicates > 100 && refused > 100, "too few faults");
     }
 }
 
 #[test]
 fn same_seed_gives_same_run() {
     for seed in [5, 23, 28] {
-        let story = || {
+        let run = || {
             let mut world = reliable(seed);
             world.run();
             std::mem::take(&mut world.log)
         };
-        assert!(story() == story(), "seed {seed} told two stories");
+        assert!(run() == run(), "seed {seed} gave two different runs");
     }
 }

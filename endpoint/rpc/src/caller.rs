@@ -1,9 +1,9 @@
 //! Typed calls over a stream.
 //!
-//! A caller numbers its requests, and one task reads the answers. Notifications
-//! go to a handler in the order in which they came; the handler may wait, and
-//! then everything behind it in the stream waits too, so that a slow consumer
-//! holds its producer back instead of growing a queue here.
+//! A caller numbers its requests, and one task reads the responses.
+//! Notifications go to a handler in the order of their arrival. The handler may
+//! wait, and then everything behind it in the stream waits too: a slow consumer
+//! applies backpressure to its producer instead of growing a queue here.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -17,11 +17,11 @@ use tokio::task::AbortHandle;
 
 use crate::message_stream::{MessageStream, StreamClosed};
 
-/// Takes the notifications of the other end.
+/// Handles the notifications of the other end.
 pub trait NotificationHandler: Send + Sync + 'static {
-    /// One notification; waiting holds the stream back.
+    /// Handles one notification; waiting holds back the stream.
     fn notification(&self, method: String, params: Json) -> impl Future<Output = ()> + Send;
-    /// The stream is over; nothing follows.
+    /// The stream has ended; nothing follows.
     fn closed(&self);
 }
 
@@ -32,29 +32,30 @@ pub struct Caller<M: MessageStream> {
     reader: AbortHandle,
 }
 
-/// Why a call has no result.
+/// The reason why a call has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// The other end says no.
+    /// The other end answered with an error.
     #[error(transparent)]
     Refused(#[from] RpcError),
-    /// The stream ended first. Whether the call took effect is unknown.
-    #[error("the stream closed before the answer came; whether the call took effect is unknown")]
+    /// The stream ended before the response. Whether the call took effect is
+    /// unknown.
+    #[error("the stream closed before the response; whether the call took effect is unknown")]
     Interrupted,
-    /// The stream was over before the call was sent: it had no effect.
+    /// The stream had ended before the call was sent: the call had no effect.
     #[error("the stream is closed")]
     NotSent,
-    /// The answer does not parse.
-    #[error("the other end answered {method} with something else: {why}")]
+    /// The response does not parse.
+    #[error("invalid response to {method}: {why}")]
     Malformed {
         /// The method called.
         method: &'static str,
-        /// What did not parse.
+        /// The parse error.
         why: String,
     },
 }
 
-/// Requests without an answer yet. Bounded by the tasks that wait for one.
+/// Requests without a response. Bounded by the tasks that wait for one.
 #[derive(Default)]
 struct PendingCalls(Mutex<CallTable>);
 
@@ -66,7 +67,7 @@ struct CallTable {
 }
 
 impl<M: MessageStream> Caller<M> {
-    /// Starts reading. Must be called within a tokio runtime.
+    /// Starts the task that reads. Must be called within a tokio runtime.
     pub fn new(messages: M, handler: impl NotificationHandler) -> Self {
         let messages = Arc::new(messages);
         let pending = Arc::new(PendingCalls::default());
@@ -74,16 +75,16 @@ impl<M: MessageStream> Caller<M> {
         Self { messages, pending, reader: reader.abort_handle() }
     }
 
-    /// Calls `T` and waits for its answer.
+    /// Calls `T` and waits for its response.
     ///
     /// # Errors
-    /// [`CallError`] tells whether the call may have taken effect.
+    /// [`CallError`] states whether the call may have taken effect.
     pub async fn call<T: Method>(&self, params: &T::Params) -> Result<T::Reply, CallError> {
         self.request::<T>(params).await?.wait().await
     }
 
-    /// Sends a call and leaves its answer for later, so that several may be
-    /// under way. Requests reach the other end in the order of these calls.
+    /// Sends a call without waiting for its response, so that several may be in
+    /// flight. Requests reach the other end in the order of these calls.
     ///
     /// # Errors
     /// [`CallError::NotSent`]
@@ -106,7 +107,7 @@ impl<M: MessageStream> Caller<M> {
         self.messages.send(message.into()).await.map_err(|StreamClosed| CallError::NotSent)
     }
 
-    /// The stream below.
+    /// The underlying stream.
     pub fn messages(&self) -> &M {
         &self.messages
     }
@@ -118,7 +119,7 @@ impl<M: MessageStream> Drop for Caller<M> {
     }
 }
 
-/// The answer to a request that was sent; dropping it forgets the answer.
+/// The response to a request that was sent; dropping it discards the response.
 pub struct PendingResponse<T> {
     id: i64,
     pending: Arc<PendingCalls>,
@@ -127,10 +128,10 @@ pub struct PendingResponse<T> {
 }
 
 impl<T: Method> PendingResponse<T> {
-    /// Waits for the answer.
+    /// Waits for the response.
     ///
     /// # Errors
-    /// [`CallError`] tells whether the call may have taken effect.
+    /// [`CallError`] states whether the call may have taken effect.
     pub async fn wait(mut self) -> Result<T::Reply, CallError> {
         let outcome = (&mut self.answer).await.map_err(|_| CallError::Interrupted)?;
         outcome?
@@ -159,7 +160,7 @@ impl PendingCalls {
     }
 
     fn answered(&self, id: &RequestId, outcome: Result<Json, RpcError>) {
-        // An answer that nobody asked for is ignored, as stock harnesses do.
+        // A response without a request is ignored, as in stock harnesses.
         if let RequestId::Number(id) = id
             && let Some(sender) = self.0.lock().answers.remove(id)
         {
@@ -191,9 +192,13 @@ async fn read<M: MessageStream>(
                     break;
                 }
             }
-            // The parser's words may quote what the peer sent: not for a log.
+            // The parser's message may quote the peer's data, so it is not
+            // logged.
             Err(_) => {
-                tracing::warn!(bytes = bytes.len(), "the executor sent no JSON-RPC");
+                tracing::warn!(
+                    bytes = bytes.len(),
+                    "received an invalid JSON-RPC message; the stream ends"
+                );
                 break;
             }
         }

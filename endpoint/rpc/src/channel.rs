@@ -1,4 +1,4 @@
-//! An open stream as tasks see it.
+//! A handle to one open stream.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use rendez_endpoint::{Closed, Key, SendError};
 use crate::message_stream::{MessageStream, StreamClosed};
 use crate::shared_mux::{SharedMux, StreamPhase, StreamReadiness, now};
 
-/// One stream. Dropping it closes the stream in good order: what was sent is
+/// One stream. Dropping it closes the stream gracefully: sent messages are
 /// still delivered.
 pub struct Channel {
     mux: SharedMux,
@@ -21,7 +21,7 @@ impl Channel {
         Self { mux, key, readiness }
     }
 
-    /// Waits until the handshake is done.
+    /// Waits until the handshake is complete.
     pub(crate) async fn opened(&self) -> Result<(), Closed> {
         let mut phase = self.readiness.phase.subscribe();
         match phase.wait_for(|phase| *phase != StreamPhase::Opening).await.as_deref() {
@@ -32,7 +32,7 @@ impl Channel {
         }
     }
 
-    /// Waits until the stream is over, and says why.
+    /// Waits until the stream has ended, and returns the reason.
     pub async fn closed(&self) -> Closed {
         let mut phase = self.readiness.phase.subscribe();
         match phase.wait_for(|phase| matches!(phase, StreamPhase::Closed(_))).await.as_deref() {
@@ -41,14 +41,15 @@ impl Channel {
         }
     }
 
-    /// Ends the stream at once, because the other end sends what makes no sense,
-    /// and tells it so. What waits is neither sent nor received.
+    /// Ends the stream at once because the other end sent invalid messages, and
+    /// notifies it. Queued and unread messages are dropped.
     pub fn reset(&self) {
         self.mux.change(|mux| mux.reset(now(), self.key));
     }
 
-    /// Closes the stream in good order and waits until the other end knows.
-    /// What it sends meanwhile must still be read, or this waits for ever.
+    /// Closes the stream gracefully and waits until the other end has
+    /// confirmed. Messages that it sends meanwhile must still be received, or
+    /// this waits forever.
     pub async fn finish(&self) -> Closed {
         self.mux.change(|mux| mux.close(now(), self.key));
         self.closed().await
@@ -59,8 +60,8 @@ impl MessageStream for Channel {
     async fn recv(&self) -> Option<Bytes> {
         loop {
             let readable = self.readiness.readable.notified();
-            // Asked in this order, so that what arrived before the end is
-            // delivered before the end.
+            // Checked in this order, so that messages received before the end
+            // are delivered before the end.
             let closed = self.readiness.is_closed();
             if let Some(message) = self.mux.change(|mux| mux.recv(self.key)) {
                 return Some(message);
@@ -82,7 +83,8 @@ impl MessageStream for Channel {
 
     async fn send(&self, message: Bytes) -> Result<(), StreamClosed> {
         loop {
-            // Created before the attempt: notify_waiters reaches it from then on.
+            // Created before the attempt: notify_waiters reaches it from then
+            // on.
             let writable = self.readiness.writable.notified();
             if self.readiness.is_closed() {
                 return Err(StreamClosed);

@@ -1,4 +1,4 @@
-//! The shared core as the protocol of one websocket.
+//! Drives the shared [`Mux`] over one websocket.
 
 use std::task::Waker;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use rendez_transport::{Protocol, Violation};
 
 use crate::shared_mux::{SharedMux, now};
 
-/// The core attached to one socket; dropping it detaches.
+/// The shared [`Mux`] attached to one socket; dropping it detaches.
 pub struct Driver {
     mux: SharedMux,
 }
@@ -28,9 +28,9 @@ impl Protocol for Driver {
     }
 
     fn handle_text(&mut self) -> Result<(), Violation> {
-        // As stock executors do. It is no frame, and what is no frame ends no
-        // socket here: a relay that sends either must not end the streams of
-        // the Codex profile, which live as long as the socket.
+        // As stock executors do: a message that is not a frame does not end the
+        // socket. A relay that sends one must not end the streams of the Codex
+        // profile, which last as long as the socket.
         self.mux.drive(Mux::handle_text);
         Ok(())
     }

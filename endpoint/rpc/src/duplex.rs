@@ -1,4 +1,4 @@
-//! Two [`MessageStream`] ends joined in memory, for tests of services and callers.
+//! An in-memory pair of [`MessageStream`]s, for tests of services and callers.
 
 use bytes::Bytes;
 use tokio::sync::{Mutex, mpsc};
@@ -11,8 +11,8 @@ pub struct DuplexEnd {
     outgoing: mpsc::Sender<Bytes>,
 }
 
-/// Two joined ends; each direction holds at most `capacity` messages, then
-/// its sender waits.
+/// Creates two connected ends. Each direction holds at most `capacity`
+/// messages; then its sender waits.
 pub fn duplex(capacity: usize) -> (DuplexEnd, DuplexEnd) {
     let (to_right, from_left) = mpsc::channel(capacity);
     let (to_left, from_right) = mpsc::channel(capacity);
@@ -23,7 +23,7 @@ pub fn duplex(capacity: usize) -> (DuplexEnd, DuplexEnd) {
 }
 
 impl DuplexEnd {
-    /// How many messages wait here to be taken; 0 while somebody waits for one.
+    /// Messages that wait to be received; 0 while a task waits for one.
     pub fn unread(&self) -> usize {
         self.incoming.try_lock().map_or(0, |incoming| incoming.len())
     }

@@ -1,7 +1,7 @@
 //! One endpoint: the streams it opens and accepts.
 //!
-//! Streams and what they hold outlive the websocket: a [`Driver`] attaches the
-//! core to one socket, and dropping it detaches.
+//! Streams and their buffers outlive the websocket: a [`Driver`] attaches the
+//! [`Mux`] to one socket, and dropping it detaches.
 
 use std::time::Duration;
 
@@ -22,20 +22,20 @@ pub struct Endpoint {
     mux: SharedMux,
 }
 
-/// What an executor's endpoint receives.
+/// An event of an executor's endpoint.
 pub enum Incoming {
-    /// An orchestrator wants a stream; the registry must say whether it may.
+    /// An orchestrator requests a stream; the registry must decide.
     Authorization(AuthorizationRequest),
     /// An authorized stream is open.
     Opened(Channel),
 }
 
 /// A handshake that waits for the registry's verdict. Dropping it unanswered
-/// refuses it.
+/// refuses the peer.
 pub struct AuthorizationRequest {
     /// The stream's id on the relay.
     pub stream: StreamId,
-    /// The registration under which the handshake came.
+    /// The registration that the handshake addressed.
     pub registration: RegistrationId,
     /// The orchestrator's static key, proven by the handshake.
     pub peer: PublicKey,
@@ -47,15 +47,15 @@ pub struct AuthorizationRequest {
 }
 
 impl AuthorizationRequest {
-    /// Waits until the handshake is over without a verdict: its peer reset it,
-    /// or the websocket or the time for it is gone. Nobody cares for the verdict
-    /// any more.
+    /// Waits until the handshake ends without a verdict: its peer reset it, it
+    /// timed out, or the websocket was lost. The verdict is no longer needed.
     pub async fn cancelled(&self) {
-        // its sender goes with the handshake, and says nothing before
+        // its sender is dropped with the handshake, and sends no value
         let _ = self.gone.clone().changed().await;
     }
 
-    /// Lets the stream open: the registry has said yes for [`Self::peer`].
+    /// Opens the stream. Call this only after the registry has authorized
+    /// [`Self::peer`].
     pub fn authorize(mut self) {
         self.answer(|mux, key, pending| mux.authorize(now(), key, pending.authorize()));
     }
@@ -82,12 +82,12 @@ impl Drop for AuthorizationRequest {
 }
 
 impl Endpoint {
-    /// Shares a core.
+    /// Creates an endpoint around a [`Mux`].
     pub fn new(mux: Mux) -> Self {
         Self { mux: SharedMux::new(mux) }
     }
 
-    /// Attaches the core to a socket; give the driver to the pump.
+    /// Attaches the [`Mux`] to a socket; pass the driver to the pump.
     pub fn attach(&self, registration: RegistrationId) -> Driver {
         self.mux.change(|mux| mux.socket_opened(now(), registration));
         Driver::new(self.mux.clone())
@@ -96,7 +96,8 @@ impl Endpoint {
     /// Opens a stream and waits for its handshake.
     ///
     /// # Errors
-    /// [`OpenError`] tells a misuse from what the other end decided.
+    /// [`OpenError`] distinguishes an invalid request from a decision of the
+    /// other end.
     pub async fn connect(&self, connect: Connect) -> Result<Channel, OpenError> {
         // Owns the stream from here on: cancelling this future closes it.
         let channel = {
@@ -110,7 +111,8 @@ impl Endpoint {
         Ok(channel)
     }
 
-    /// The next event of an executor's endpoint. One task asks at a time.
+    /// Returns the next event of an executor's endpoint. One task calls it at a
+    /// time.
     pub async fn incoming(&self) -> Incoming {
         let mux = self.mux.clone();
         match self.mux.incoming().await {
@@ -137,7 +139,7 @@ impl Endpoint {
         }
     }
 
-    /// Closes the socket in good order once everything is sent. Final: a
+    /// Closes the socket gracefully once everything is sent. This is final: a
     /// socket that is attached later closes at once.
     pub fn shut_down(&self, frame: CloseFrame) {
         let mut state = self.mux.lock();
@@ -155,8 +157,9 @@ impl Endpoint {
         self.mux.lock().streams.values().any(|readiness| !readiness.is_closed())
     }
 
-    /// Lets `duration` pass while no socket is attached. The core's timers,
-    /// which a pump runs otherwise, go on: a stream whose grace is over ends.
+    /// Waits for `duration` while no socket is attached. Meanwhile it runs the
+    /// timers of the [`Mux`], as a pump does otherwise, so a stream whose grace
+    /// expires ends.
     pub async fn wait_detached(&self, duration: Duration) {
         let until = now() + duration;
         loop {
@@ -170,23 +173,24 @@ impl Endpoint {
         }
     }
 
-    /// Ends every stream here as lost: there is no way back to the other end.
+    /// Ends every stream as lost, because the other end cannot be reached any
+    /// more.
     pub fn abandon(&self) {
         for readiness in self.mux.lock().streams.values() {
             readiness.close(Closed::Lost);
         }
     }
 
-    /// The core's counters.
+    /// The counters of the [`Mux`].
     pub fn stats(&self) -> Stats {
         self.mux.lock().mux.stats()
     }
 }
 
-/// Why a stream did not open.
+/// The reason why a stream did not open.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The request itself cannot be served.
+    /// The request itself is invalid.
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// The stream ended before it was open.

@@ -1,4 +1,5 @@
-//! What services speak over: whole application messages, both ways.
+//! The stream that services and callers use: whole application messages, both
+//! ways.
 
 use std::future::Future;
 
@@ -9,24 +10,24 @@ use bytes::Bytes;
 /// Implemented by [`Channel`](crate::channel::Channel) over a real stream and
 /// by [`duplex`](crate::duplex::duplex) for tests.
 pub trait MessageStream: Send + Sync + 'static {
-    /// The next message of the peer; `None` once the stream is over and
-    /// everything that arrived has been taken. One task reads at a time.
+    /// Returns the next message of the peer; `None` once the stream has ended
+    /// and everything received was returned. One task reads at a time.
     fn recv(&self) -> impl Future<Output = Option<Bytes>> + Send;
 
-    /// Waits until the stream is over: nothing more arrives, and nothing that is
-    /// sent does. What had arrived may still be waiting to be taken.
+    /// Waits until the stream has ended: nothing more is received or sent.
+    /// Messages received before may still be unread.
     fn ended(&self) -> impl Future<Output = ()> + Send;
 
-    /// Hands a message to the stream, and waits while it has no room: a peer
-    /// that stops reading stops its senders here. Cancelling the future before
-    /// it is ready sends nothing.
+    /// Sends a message, and waits while the stream has no room: a peer that
+    /// stops reading blocks its senders here. Cancelling the future before it
+    /// is ready sends nothing.
     ///
     /// # Errors
-    /// [`StreamClosed`] if the stream is over; the message was not sent.
+    /// [`StreamClosed`] if the stream has ended; the message was not sent.
     fn send(&self, message: Bytes) -> impl Future<Output = Result<(), StreamClosed>> + Send;
 }
 
-/// The stream is over.
+/// The stream has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the stream is closed")]
 pub struct StreamClosed;

@@ -1,9 +1,9 @@
 //! The [`Mux`] of one endpoint behind a mutex, shared by the pump that drives
 //! it and by the tasks that use its streams.
 //!
-//! Each of them locks the core for a moment, changes it, and wakes the tasks
-//! that the core's events concern; there is no queue of commands. The lock is
-//! never held across an `.await`.
+//! Each of them locks the [`Mux`] briefly, changes it, and wakes the tasks that
+//! its events concern; there is no command queue. The lock is never held across
+//! an `.await`.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use rendez_proto::ids::{RegistrationId, StreamId};
 use rendez_proto::keys::PublicKey;
 use tokio::sync::{Notify, watch};
 
-/// A handle to the shared core; clones are handles to the same one.
+/// A handle to the shared [`Mux`]; clones are handles to the same one.
 #[derive(Clone)]
 pub(crate) struct SharedMux(Arc<Inner>);
 
@@ -28,17 +28,17 @@ struct Inner {
     incoming: Notify,
 }
 
-/// The core, and who waits for what in it.
+/// The [`Mux`], and the tasks that wait for it.
 pub(crate) struct MuxState {
     pub(crate) mux: Mux,
     pub(crate) pump: Option<Waker>,
     pub(crate) streams: HashMap<Key, Arc<StreamReadiness>>,
-    /// The handshakes that wait for a verdict, whether their requests were taken
-    /// or not: as many as the core has pending.
+    /// The handshakes that wait for a verdict, whether their requests were
+    /// taken or not: as many as the [`Mux`] has pending.
     pub(crate) pending: HashMap<Key, watch::Sender<()>>,
-    /// Events that no task has taken yet. A request leaves when its handshake is
-    /// over, so there are no more of them than in `pending`; a stream opens only
-    /// after its request was taken from here.
+    /// Events that no task has taken yet. A request is removed when its
+    /// handshake ends, so there are no more of them than in `pending`; a stream
+    /// opens only after its request was taken.
     pub(crate) incoming: VecDeque<IncomingEvent>,
     pub(crate) closing: Option<CloseFrame>,
 }
@@ -53,26 +53,26 @@ pub(crate) enum IncomingEvent {
         peer: PublicKey,
         authorization: Bytes,
         pending: PendingHandshake,
-        /// Closes when the handshake is over.
+        /// Closes when the handshake ends.
         gone: watch::Receiver<()>,
     },
     /// A stream is open.
     Opened { key: Key, readiness: Arc<StreamReadiness> },
 }
 
-/// What the tasks of one stream wait for.
+/// The wait points of the tasks of one stream.
 pub(crate) struct StreamReadiness {
     pub(crate) readable: Notify,
     pub(crate) writable: Notify,
     pub(crate) phase: watch::Sender<StreamPhase>,
 }
 
-/// Where a stream is in its life.
+/// The phase of a stream.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum StreamPhase {
     Opening,
     Open,
-    /// Over, but not everything that arrived was taken.
+    /// Ended, with received messages still unread.
     Ended,
     Closed(Closed),
 }
@@ -110,8 +110,8 @@ impl SharedMux {
         self.0.state.lock()
     }
 
-    /// Changes the core, then wakes the tasks that its events concern, and the
-    /// pump.
+    /// Changes the [`Mux`], then wakes the pump and the tasks that its events
+    /// concern.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Mux) -> T) -> T {
         let mut state = self.lock();
         let result = change(&mut state.mux);
@@ -119,7 +119,7 @@ impl SharedMux {
         result
     }
 
-    /// Changes the core from within the pump, which needs no waking.
+    /// Changes the [`Mux`] from within the pump, which needs no waking.
     pub(crate) fn drive<T>(&self, change: impl FnOnce(&mut Mux) -> T) -> T {
         let mut state = self.lock();
         let result = change(&mut state.mux);
@@ -127,13 +127,14 @@ impl SharedMux {
         result
     }
 
-    /// Draws the consequences of a change that was made under the lock.
+    /// Handles the events of a change that was made under the lock, and wakes
+    /// the pump.
     pub(crate) fn settle(&self, state: &mut MuxState) {
         self.dispatch(state);
         state.wake_pump();
     }
 
-    /// The next event of an executor's endpoint.
+    /// Waits for the next event of an executor's endpoint.
     pub(crate) async fn incoming(&self) -> IncomingEvent {
         loop {
             let notified = self.0.incoming.notified();
@@ -224,7 +225,8 @@ impl MuxState {
         }
     }
 
-    /// Removes a request that no task has taken, because its handshake is over.
+    /// Removes the request of a handshake that has ended, if no task has taken
+    /// it.
     fn drop_request(&mut self, over: Key) {
         self.incoming.retain(|incoming| {
             !matches!(incoming, IncomingEvent::Authorization { key, .. } if *key == over)

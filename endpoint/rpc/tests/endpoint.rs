@@ -1,4 +1,4 @@
-//! Two endpoints over a real websocket library, without a relay between.
+//! Two endpoints over a real websocket library, without a relay.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::pin::pin;
@@ -45,7 +45,7 @@ impl Pair {
         }
     }
 
-    /// Joins the two by a new socket; aborting either task cuts it.
+    /// Connects the two by a new socket; aborting either task cuts it.
     async fn join(&self) -> [JoinHandle<Ended>; 2] {
         async fn drive(endpoint: Endpoint, io: DuplexStream, role: Role) -> Ended {
             let socket = WebSocketStream::from_raw_socket(io, role, Some(socket::config())).await;
@@ -115,7 +115,7 @@ async fn every_profile_carries_large_messages_both_ways() {
             }
         };
         tokio::join!(there, back);
-        // what was sent before the end arrives before the end
+        // messages sent before the end arrive before the end
         ours.send(big(10)).await.unwrap();
         drop(ours);
         assert_eq!(theirs.recv().await.unwrap(), big(10));
@@ -142,7 +142,7 @@ async fn refused_stream_reports_the_refusal() {
     ));
 }
 
-/// However many come and go, what is kept of them is bounded.
+/// Otherwise handshakes that come and go would accumulate without bound.
 #[tokio::test]
 async fn ended_handshakes_withdraw_their_requests() {
     for profile in Profile::ALL {
@@ -163,7 +163,7 @@ async fn ended_handshakes_withdraw_their_requests() {
             }
         };
         taken.cancelled().await;
-        // one that nobody takes: when the next one is seen it is gone
+        // a request that no task takes: it is gone when the next one is taken
         let seen = || pair.executor.stats().frames_in;
         // stock ends announce a stream before its handshake
         let asked = seen() + if profile.is_reliable() { 1 } else { 2 };
@@ -174,7 +174,7 @@ async fn ended_handshakes_withdraw_their_requests() {
                 tokio::task::yield_now().await;
             }
         }
-        // its reset is on its way
+        // its reset is in transit
         while seen() == asked {
             tokio::task::yield_now().await;
         }
@@ -224,7 +224,7 @@ async fn only_reliable_streams_outlive_their_socket() {
     assert_eq!(theirs.recv().await, None);
 }
 
-/// Who is busy with something else learns of the end without reading on.
+/// A task that is busy with something else learns of the end without reading.
 #[tokio::test]
 async fn end_is_visible_before_unread_messages() {
     for profile in Profile::ALL {
@@ -276,7 +276,7 @@ async fn stalled_reader_blocks_writer() {
                 sent += 1;
             }
         };
-        // long enough for anything that is ready to happen
+        // long enough for everything that is ready
         let mut flood = Box::pin(flood);
         for _ in 0..2000 {
             tokio::select! {

@@ -1,5 +1,5 @@
-//! [`Frame`]: what decodes encodes to the same frame, and every frame that an
-//! endpoint can make comes back as it was.
+//! [`Frame`]: a decoded frame encodes to the same bytes, and every frame that
+//! an endpoint can make decodes to itself.
 
 use arbitrary::Unstructured;
 use bytes::Bytes;

@@ -1,4 +1,4 @@
-//! Frames and damage to them, out of the fuzzer's bytes.
+//! Frames, and damage to them, from the fuzzer's bytes.
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use bytes::Bytes;
@@ -26,7 +26,7 @@ pub(crate) fn patched(bytes: &[u8], patches: &[Patch]) -> Vec<u8> {
     bytes
 }
 
-/// The kind that a relay must see.
+/// The kind that a relay must report.
 pub(crate) fn kind(body: &Body) -> Kind {
     match body {
         Body::Data { .. } => Kind::Data,
@@ -38,7 +38,7 @@ pub(crate) fn kind(body: &Body) -> Kind {
     }
 }
 
-/// Any frame that an endpoint could encode, of a stream of this id.
+/// Any frame of this stream that an endpoint could encode.
 pub(crate) fn frame(u: &mut Unstructured<'_>, stream: StreamId) -> Result<Frame> {
     let not_empty = |u: &mut Unstructured<'_>| -> Result<Bytes> {
         let mut bytes: Vec<u8> = u.arbitrary()?;
@@ -74,7 +74,7 @@ pub(crate) fn frame(u: &mut Unstructured<'_>, stream: StreamId) -> Result<Frame>
     Ok(Frame { stream, ack, credit: number(u)?, body, proof })
 }
 
-/// A number of the protocol: mostly a small one, where the windows are.
+/// A protocol number: mostly a small one, in the range of the windows.
 fn number(u: &mut Unstructured<'_>) -> Result<u32> {
     Ok(match u.arbitrary::<u8>()? {
         small @ 0..=239 => u32::from(small),

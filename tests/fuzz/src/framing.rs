@@ -1,11 +1,13 @@
-//! [`ReceiveQueue`] and [`SendQueue`] against a naive reading of the whole byte stream.
+//! [`ReceiveQueue`] and [`SendQueue`] against a naive reading of the whole byte
+//! stream.
 
 use arbitrary::{Arbitrary as _, Result, Unstructured};
 use bytes::{Bytes, BytesMut};
 use rendez_endpoint::framing::{ReceiveQueue, SendQueue};
 use rendez_proto::limits::APPLICATION_MESSAGE_MAX_BYTES;
 
-/// Messages through both sides, or hostile bytes into the inbox.
+/// Passes messages through both queues, or hostile bytes into the receive
+/// queue.
 pub fn run(data: &[u8]) {
     let mut u = Unstructured::new(data);
     let _ = match bool::arbitrary(&mut u) {
@@ -14,7 +16,7 @@ pub fn run(data: &[u8]) {
     };
 }
 
-/// Messages are queued, cut, put together and read in any interleaving.
+/// Queues, splits, reassembles and reads messages in any interleaving.
 fn messages(u: &mut Unstructured<'_>) -> Result<()> {
     let (mut send_queue, mut receive_queue) = (SendQueue::default(), ReceiveQueue::default());
     let (mut sent, mut got, mut wire) = (Vec::<Bytes>::new(), Vec::new(), Vec::new());
@@ -66,7 +68,7 @@ fn messages(u: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Any bytes, cut anywhere.
+/// Any bytes, split anywhere.
 fn hostile(u: &mut Unstructured<'_>) -> Result<()> {
     let cuts: Vec<u8> = u.arbitrary()?;
     let wire = u.bytes(u.len())?;
@@ -91,7 +93,7 @@ fn hostile(u: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The whole messages in `wire`, and whether an impossible length follows.
+/// The whole messages in `wire`, and whether an invalid length follows.
 fn naive(mut wire: &[u8]) -> (Vec<Bytes>, bool) {
     let mut messages = Vec::new();
     while let Some((header, rest)) = wire.split_first_chunk::<4>() {

@@ -1,6 +1,6 @@
-//! Handshake bytes into both roles of both suites: whatever was not made by
-//! the peer for this very stream is refused, and the true message still counts
-//! after any number of forged ones.
+//! Handshake bytes into both roles of both suites. A message that the peer did
+//! not make for this very stream is refused, and the genuine message is still
+//! accepted after any number of forged ones.
 
 use std::sync::OnceLock;
 
@@ -24,7 +24,7 @@ enum Recipe<'a> {
     FirstDamaged { patches: Vec<Patch>, cut: u16, tail: &'a [u8] },
     /// A genuine message 1 for another stream.
     FirstSpliced,
-    /// Forged messages 2, then the true one.
+    /// Forged messages 2, then the genuine one.
     Second(Vec<Forged<'a>>),
     /// A message 1 with this authorization.
     Whole { authorization: &'a [u8], reject: bool },
@@ -42,7 +42,7 @@ struct Genuine {
     message_2: Bytes,
 }
 
-/// One recipe per input. Most use the IK suite, which costs a tenth.
+/// Follows one recipe per input. Most use the IK suite, which costs a tenth.
 pub fn run(data: &[u8]) {
     let Some((&which, rest)) = data.split_first() else { return };
     let profile = match which % 8 {
@@ -57,7 +57,9 @@ pub fn run(data: &[u8]) {
 
 fn follow(profile: Profile, recipe: Recipe<'_>) {
     match recipe {
-        Recipe::First(bytes) => assert!(!accepts(profile, 0, bytes), "a message 1 from nobody"),
+        Recipe::First(bytes) => {
+            assert!(!accepts(profile, 0, bytes), "accepted arbitrary bytes as message 1")
+        }
         Recipe::FirstDamaged { patches, cut, tail } => {
             let genuine = &genuine(profile).message_1;
             let mut damaged = patched(genuine, &patches);
@@ -96,7 +98,7 @@ fn start(profile: Profile, authorization: &[u8]) -> Option<(AwaitingResponse, By
     started.ok()
 }
 
-/// WIRE.md, section 4.
+/// The overhead in docs/codex-wire.md#noise-channel.
 fn message_1_overhead(profile: Profile) -> usize {
     match profile.suite() {
         Suite::HybridIk => 3568,

@@ -1,10 +1,11 @@
-//! Any sequence of operations on a [`Hub`], driven the way a shell does it.
+//! Any sequence of operations on a [`Hub`], driven as a shell drives it.
 //!
-//! Held: what waits stays within the memory that it is charged to, but for one
-//! message of each stream; the same bytes go out, to the right port, in order; lanes and express
-//! queues stay bounded; a stream id belongs to the key that used it first; whoever has
-//! something to send, may read again or is superseded is woken; nobody is held
-//! back by empty lanes, and an empty hub is empty.
+//! Checked: queued bytes stay within the memory that they are charged to,
+//! except for one message of each stream; the same bytes leave through the
+//! right port, in order; lanes and express queues stay bounded; a stream id
+//! belongs to the key that used it first; a port is woken when it has something
+//! to send, may be read again or is superseded; empty lanes hold back no port;
+//! and an empty hub is empty.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -55,9 +56,9 @@ struct Port {
     left: bool,
     /// Woken and not drained since.
     awake: bool,
-    /// Told not to read, and not woken since.
+    /// May not be read, and not woken since.
     blocked: bool,
-    /// The last number of each stream that came out here.
+    /// The last number of each stream that left here.
     last: BTreeMap<u8, u32>,
 }
 
@@ -70,9 +71,9 @@ struct Bench {
     generation: u64,
     /// Numbers data frames, over all ports.
     next: u32,
-    /// By number: who sent it (`None`: an executor), on which stream.
+    /// By number: the sender (`None`: an executor) and the stream.
     sent: Vec<(Option<u8>, u8, Bytes)>,
-    /// Which port has a stream, if that is known.
+    /// The port of each stream, if known.
     holders: BTreeMap<String, usize>,
 }
 
@@ -81,7 +82,8 @@ pub fn run(data: &[u8]) {
     // little memory, so that it runs out
     let quota = Quota { memory_bytes: MEMORY_BYTES as u64, ..Quota::UNLIMITED };
     let environment = Account::new(quota);
-    // one token is guarded, one has few handshakes, two may do what they like
+    // one token has a handshake guard, one has few handshakes, two are
+    // unlimited
     let quotas = [
         Quota { handshake_failures: 3, ..Quota::UNLIMITED },
         Quota { handshakes_per_minute: 6, ..Quota::UNLIMITED },
@@ -171,7 +173,7 @@ impl Bench {
             Op::Sweep => {
                 self.hub.handle_timeout(self.now);
                 let next = self.hub.poll_timeout();
-                assert!(next.is_none_or(|at| at > self.now), "a sweep leaves what is due");
+                assert!(next.is_none_or(|at| at > self.now), "a sweep left an expired deadline");
             }
         }
         Ok(())
@@ -232,7 +234,8 @@ impl Bench {
         self.send(port, &wire);
     }
 
-    /// What the shell does with one message: it reads only who may be read.
+    /// Delivers one message as the shell does, which reads only ports that may
+    /// be read.
     fn send(&mut self, port: u8, wire: &Bytes) {
         let Some(index) = self.index(port) else { return };
         let key = self.ports[index].key;
@@ -257,7 +260,8 @@ impl Bench {
         }
     }
 
-    /// A stream is with the port that used it last, unless that was refused.
+    /// A stream is with the port that used it last, unless that use was
+    /// refused.
     fn note_holder(&mut self, index: usize, wire: &Bytes, before: &Stats) {
         let (Ok(seen), Some(_)) = (peek(wire), self.ports[index].fingerprint) else { return };
         let grew = |why| self.hub.stats().dropped(why) > before.dropped(why);
@@ -298,8 +302,8 @@ impl Bench {
                 self.ports[index].awake = false;
                 break;
             };
-            assert!(!self.ports[index].left, "something for a port that is gone");
-            let seen = peek(&wire).expect("what goes out can be routed");
+            assert!(!self.ports[index].left, "a frame for a port that has left");
+            let seen = peek(&wire).expect("outgoing frames can be routed");
             if seen.kind.may_overtake() && wire.len() <= limits::FRAME_OVERHEAD_MAX_BYTES {
                 express += 1;
             }
@@ -341,7 +345,7 @@ impl Bench {
         assert!(self.hub.streams() <= CLAIMS_PER_EXECUTOR);
         let usage = self.environment.usage();
         assert_eq!(usage.streams as usize, self.hub.streams());
-        // both lanes of a stream move on without free memory, and small frames
+        // both lanes of a stream advance without free memory, and small frames
         // go ahead of them
         let lanes = 2 * self.hub.streams() * (LANE_MIN_BYTES + limits::MESSAGE_MAX_BYTES);
         let express = limits::FRAME_OVERHEAD_MAX_BYTES + FRAME_COST_BYTES;
@@ -355,10 +359,10 @@ impl Bench {
             holders += usize::from(!port.left && port.fingerprint.is_some());
             if !port.awake {
                 let out = self.hub.poll_transmit(port.key);
-                assert_eq!(out, None, "something waits for a port that nobody woke");
+                assert_eq!(out, None, "a frame waits for a port that was not woken");
             }
             if port.blocked {
-                assert!(!self.hub.wants_read(port.key), "may read again, and nobody woke it");
+                assert!(!self.hub.wants_read(port.key), "may be read again, but was not woken");
             }
         }
         assert_eq!(self.hub.orchestrators(), holders);

@@ -1,14 +1,14 @@
-//! What is fuzzed, as plain functions of bytes: [`TARGETS`].
+//! The fuzz targets, as plain functions of bytes: [`TARGETS`].
 //!
 //! ```text
-//! corpus/<target>/*    inputs that reach different code, minimised   ┐ cargo test -p rendez-fuzz
-//! findings/<target>/*  inputs that once broke something              ┘ replays both, on stable
+//! corpus/<target>/*    minimised inputs that reach different code     ┐ cargo test -p rendez-fuzz
+//! findings/<target>/*  inputs that once revealed a defect             ┘ replays both, on stable
 //! libfuzzer/           a package of its own, on nightly: grows the corpus (README.md)
 //! ```
 //!
 //! Invariants: a target is a function of its input alone (no clock, no
 //! randomness, no order of a hash map), it returns for every input, and it
-//! panics if and only if the code under test broke a promise.
+//! panics if and only if the code under test violates an invariant.
 
 pub mod frame;
 pub mod framing;
@@ -25,10 +25,10 @@ mod frames;
 mod noise;
 mod time;
 
-/// A target: panics if the code under test broke a promise.
+/// A target; panics if the code under test violates an invariant.
 pub type Target = fn(&[u8]);
 
-/// All targets by name. The name is also that of the corpus' folder.
+/// All targets by name, which is also the name of the corpus folder.
 pub const TARGETS: &[(&str, Target)] = &[
     ("frame", frame::run),
     ("peek", peek::run),

@@ -1,9 +1,10 @@
 //! A [`Mux`] against a peer that holds the keys and breaks every rule: records
-//! with any number, content, acknowledgement and credit, proofs of anything.
+//! with any number, content, acknowledgement and credit, and proofs of
+//! anything.
 //!
-//! Held, on top of "no panic": only the attacker's own stream suffers (a
-//! bystander on the same socket still gets its messages), what waits for the
-//! application stays bounded, and no deadline stays due.
+//! Checked, besides the absence of panics: only the attacker's own stream
+//! suffers (a bystander on the same socket still gets its messages), unread
+//! data stays bounded, and no deadline stays due.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ use crate::time::origin;
 const STEPS: usize = 300;
 const ATTACKER: u8 = 0;
 const BYSTANDER: u8 = 1;
-/// What a waiting message costs beside its bytes: its handle.
+/// The memory cost of a queued message beside its bytes.
 const HANDLE_BYTES: usize = size_of::<Bytes>();
 
 #[derive(Debug, Arbitrary)]
@@ -66,7 +67,7 @@ enum Op<'a> {
     Handshake {
         bytes: &'a [u8],
     },
-    /// The victim's side.
+    /// An operation of the victim's application or socket.
     Send {
         times: u8,
         len: u16,
@@ -98,9 +99,9 @@ struct World {
     profile: Profile,
     keys: [Key; 2],
     peers: [Peer; 2],
-    /// Which streams are over.
+    /// Whether each stream has ended.
     over: [bool; 2],
-    /// Messages to the bystander that were sent.
+    /// Messages sent to the bystander.
     sent: u32,
 }
 
@@ -154,7 +155,8 @@ impl World {
                 self.record(ATTACKER, plaintext, ack, u32::from(credit) * 8);
             }
             Op::Any { seq, plaintext, ack, credit } => {
-                // its real next number stays free: no nonce is used twice
+                // its real next number stays free, so that no nonce is used
+                // twice
                 let next = self.peers[0].seq;
                 self.peers[0].seq = next.wrapping_add(seq.into());
                 self.record(ATTACKER, plaintext, Ack { up_to: ack % 100, bits: 0 }, credit);
@@ -164,7 +166,7 @@ impl World {
                 let len = usize::from(len) + 1;
                 let message = [&(len as u32).to_be_bytes(), vec![7; len].as_slice()].concat();
                 let record = message.repeat(RECORD_PLAINTEXT_MAX_BYTES / message.len());
-                // mostly a few: they are slow
+                // mostly a few, because they are slow
                 let times = if times >= 240 { 100 } else { times % 8 };
                 for _ in 0..=times {
                     self.record(ATTACKER, &record, Ack::default(), 0);
@@ -271,7 +273,8 @@ impl World {
         self.mux.handle_message(self.now, frame.encode());
     }
 
-    /// An honest message on the other stream. Its application reads at once.
+    /// Sends an honest message on the other stream. Its application reads at
+    /// once.
     fn bystander(&mut self) {
         self.events();
         if self.over[1] {
@@ -292,7 +295,7 @@ impl World {
         for _ in 0..frames {
             let Some(wire) = self.mux.poll_transmit(self.now) else { return };
             let frame = Frame::decode(wire).expect("an end sends frames");
-            // the attacker reads along, as it may
+            // the attacker may read along
             if let Body::Data { seq, record } = frame.body
                 && self.profile.is_reliable()
             {
@@ -319,7 +322,8 @@ impl World {
                 Event::Closed { key, .. } if key == self.keys[0] => {
                     assert!(!std::mem::replace(&mut self.over[0], true), "closed twice");
                 }
-                // silent for too long while the sockets changed, or never heard
+                // silent for too long while the sockets changed, or never
+                // answered
                 Event::Closed { key, why } if key == self.keys[1] => {
                     let lost = why == Closed::Lost && self.now >= origin() + STREAM_GRACE;
                     assert!(lost, "another stream's peer ended this one: {why}");
@@ -330,7 +334,7 @@ impl World {
         }
     }
 
-    /// What waits is bounded, and the bystander is well.
+    /// Checks that unread data is bounded and that the bystander is unharmed.
     fn finish(mut self) {
         self.drain(10_000);
         let mut waiting = 0;
@@ -339,8 +343,8 @@ impl World {
             waiting += message.len() + HANDLE_BYTES;
             largest = largest.max(message.len() + HANDLE_BYTES);
         }
-        // What was credited may turn out to be messages of one byte, each of
-        // which costs a handle; then there is no more credit.
+        // The credit may be used for messages of one byte, each of which costs
+        // a handle; then there is no more credit.
         let window = WINDOW_MAX_RECORDS as usize * RECORD_PLAINTEXT_MAX_BYTES;
         let bound = window / 5 * (1 + HANDLE_BYTES) + largest;
         assert!(waiting <= bound, "{waiting} bytes wait");
@@ -369,7 +373,7 @@ fn next_message(mux: &mut Mux, now: Instant) -> Bytes {
         .expect("it shakes hands")
 }
 
-/// The victim is an executor.
+/// Opens a stream to a victim that is an executor.
 fn open_to_executor(
     mux: &mut Mux,
     now: Instant,
@@ -392,7 +396,7 @@ fn open_to_executor(
     (key, waiting.finish(&message).expect("a genuine message 2"))
 }
 
-/// The victim is an orchestrator.
+/// Opens a stream from a victim that is an orchestrator.
 fn open_from_orchestrator(
     mux: &mut Mux,
     now: Instant,

@@ -1,5 +1,5 @@
-//! Identities and genuine handshakes, made once per process: deriving them is
-//! what costs most.
+//! Identities and genuine handshakes, made once per process because deriving
+//! them is expensive.
 
 use std::sync::OnceLock;
 

@@ -1,5 +1,5 @@
-//! [`peek`] accepts whatever the decoder accepts and sees the same stream and
-//! kind; fields of the future change nothing.
+//! [`peek`] accepts every frame that the decoder accepts, and reports the same
+//! stream and kind; unknown fields change nothing.
 
 use arbitrary::Unstructured;
 use bytes::Bytes;

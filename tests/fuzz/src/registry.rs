@@ -1,5 +1,6 @@
-//! The bodies of registry requests and replies: any bytes end in an answer,
-//! and what is agreed on is what both sides named and can do.
+//! The bodies of registry requests and replies: any bytes are accepted or
+//! refused without a panic, and the agreed profile is one that both sides named
+//! and support.
 
 use rendez_proto::keys::PublicKey;
 use rendez_proto::profile::Profile;
@@ -21,7 +22,7 @@ pub fn run(data: &[u8]) {
     if let Ok(request) = ConnectRequest::parse(data) {
         for profile in Profile::ALL {
             if let Some(chosen) = request.choose(&[profile]) {
-                assert_eq!(chosen, profile, "what the executor does not offer");
+                assert_eq!(chosen, profile, "a profile that the executor does not offer");
                 able(&request.harness_public_key, chosen);
             }
         }

@@ -1,5 +1,5 @@
-//! [`Message::parse`], the typed parameters and answers of every call, and
-//! paths: what is read and written again is the same.
+//! [`Message::parse`], the typed parameters and replies of every call, and
+//! paths: parsing and encoding again gives the same value.
 
 use bytes::Bytes;
 use rendez_proto::rpc::path::PathUri;
@@ -30,7 +30,7 @@ fn about(message: &Message) -> Option<&Json> {
     }
 }
 
-/// A message is JSON, and means what a reader of all of it would say.
+/// A message is JSON, and means the same as to a reader of the whole.
 fn message_again(message: &Message) {
     let value = |json: &Json| json.parse::<Value>();
     let bytes = match message {
@@ -48,7 +48,7 @@ fn message_again(message: &Message) {
         }
         Message::Response { id, outcome: Err(error) } => refusal(id, error),
     };
-    let again = Message::parse(&bytes.into()).expect("what was read can be written and read");
+    let again = Message::parse(&bytes.into()).expect("an encoded message parses again");
     match (message, &again) {
         (
             Message::Request { id, method, .. },
@@ -71,8 +71,8 @@ fn message_again(message: &Message) {
     }
 }
 
-/// JSON numbers with a fraction are read to within one bit; nothing of ours
-/// has one.
+/// JSON numbers with a fraction are parsed to within one bit; our messages have
+/// none.
 fn has_fraction(value: &Value) -> bool {
     match value {
         Value::Number(number) => number.is_f64(),
@@ -82,7 +82,8 @@ fn has_fraction(value: &Value) -> bool {
     }
 }
 
-/// Every type that may be in a message, since an attacker chooses the method.
+/// Every type that may occur in a message, since an attacker chooses the
+/// method.
 fn typed(json: &Json) {
     fn calls<M: Method>(json: &Json) {
         again::<M::Params>(json);
@@ -112,7 +113,7 @@ fn typed(json: &Json) {
     calls::<fs::Remove>(json);
 }
 
-/// What was read, written: reading and writing that changes nothing.
+/// Encoding a parsed value, and parsing it again, changes nothing.
 fn again<T: Serialize + DeserializeOwned>(json: &Json) {
     let Ok(read) = json.parse::<T>() else { return };
     let once = written(&read);
@@ -122,7 +123,7 @@ fn again<T: Serialize + DeserializeOwned>(json: &Json) {
     assert_eq!(once, written(&read), "{}", std::any::type_name::<T>());
 }
 
-/// As a message carries it: that is how binary fields are written well.
+/// The value in the encoding of messages, in which binary fields are valid.
 fn written<T: Serialize>(value: &T) -> Bytes {
     response(&RequestId::Number(1), Ok(value)).into()
 }

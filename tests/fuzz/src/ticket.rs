@@ -1,5 +1,5 @@
-//! [`Ticket::verify`]: only what the registry signed for this purpose passes,
-//! and equal claims have one text.
+//! [`Ticket::verify`]: only a ticket that the registry signed for this purpose
+//! passes, and equal claims have one text.
 
 use std::sync::OnceLock;
 
@@ -14,7 +14,7 @@ use rendez_proto::ticket::{Claims, Purpose, Ticket, TicketError};
 
 use crate::frames::{Patch, patched};
 
-/// A purpose with the domain that its signature covers: part of the format.
+/// A purpose with the domain that its signature covers; part of the format.
 const PURPOSES: [(Purpose, &[u8]); 3] = [
     (Purpose::Executor, b"rendez/ticket/v1/executor\0"),
     (Purpose::Orchestrator, b"rendez/ticket/v1/orchestrator\0"),
@@ -34,9 +34,9 @@ enum Recipe<'a> {
     Signed { purpose: u8, body: &'a [u8] },
     /// A genuine ticket.
     Issued(Parts<'a>),
-    /// A genuine ticket of which bytes of the text were changed.
+    /// A genuine ticket with changed characters in its text.
     Respelt { parts: Parts<'a>, patches: Vec<Patch> },
-    /// A genuine ticket whose bytes were changed below the base64.
+    /// A genuine ticket with changed bytes below the base64.
     Body { parts: Parts<'a>, patches: Vec<Patch> },
 }
 
@@ -53,7 +53,7 @@ struct Parts<'a> {
     binding: [u8; 32],
 }
 
-/// One recipe per input.
+/// Follows one recipe per input.
 pub fn run(data: &[u8]) {
     let _ = follow(&mut Unstructured::new(data));
 }

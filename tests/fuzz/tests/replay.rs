@@ -1,5 +1,6 @@
-//! Every committed input through its target, on stable and without a fuzzer.
-//! A failing input's name is the last line that the test prints.
+//! Runs every committed input through its target, on stable and without a
+//! fuzzer. The test prints the name of each input, so the last line names the
+//! one that failed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,14 +8,15 @@ use std::path::{Path, PathBuf};
 
 use rendez_fuzz::{TARGETS, Target};
 
-/// Committed inputs are there to be read by a clone of the repository.
+/// The limit of the committed inputs, which every clone of the repository
+/// downloads.
 const CORPUS_MAX_BYTES: u64 = 2 * 1024 * 1024;
 
 fn folder(kind: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(kind)
 }
 
-/// The files below `kind/name`, in order; none if there is no such folder.
+/// The files below `kind/name`, sorted; none if the folder does not exist.
 fn inputs(kind: &str, name: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder(kind).join(name)) else { return Vec::new() };
     let mut files: Vec<PathBuf> =

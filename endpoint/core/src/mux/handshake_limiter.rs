@@ -1,9 +1,10 @@
-//! Which handshakes an executor reads at all (WIRE.md, section 4): decided
-//! before any cryptography, so that a flood costs little.
+//! Limits the handshakes that an executor processes
+//! (docs/codex-wire.md#handshake-limits). The limiter decides before any
+//! cryptography, so a flood costs little.
 //!
-//! After [`HANDSHAKE_FAILURES`] failures every handshake is turned away for
-//! [`HANDSHAKE_COOLDOWN`]; then the count starts again. Successes and the
-//! passing of time do not lower it.
+//! After [`HANDSHAKE_FAILURES`] failures it refuses every handshake for
+//! [`HANDSHAKE_COOLDOWN`]; then the count restarts. Neither successes nor time
+//! lower the count.
 
 use std::time::Instant;
 
@@ -11,20 +12,20 @@ use rendez_proto::limits::{HANDSHAKE_COOLDOWN, HANDSHAKE_FAILURES};
 
 use crate::config::Limits;
 
-/// Counts failures.
+/// Counts failed handshakes and holds the cooldown.
 #[derive(Debug, Default)]
 pub(super) struct HandshakeLimiter {
     failures: u32,
     cooldown_until: Option<Instant>,
 }
 
-/// The handshake is turned away.
+/// The handshake is refused because of a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Throttled;
 
 impl HandshakeLimiter {
-    /// Whether a new handshake is read, given how many streams there are and
-    /// how many of them wait for a verdict.
+    /// Decides whether to process a new handshake, given the number of streams
+    /// and how many of them wait for a verdict.
     pub(super) fn admit(
         &mut self,
         now: Instant,
@@ -42,7 +43,7 @@ impl HandshakeLimiter {
         Ok(())
     }
 
-    /// Notes a failed handshake.
+    /// Counts a failed handshake.
     pub(super) fn record_failure(&mut self, now: Instant) {
         self.failures += 1;
         if self.failures >= HANDSHAKE_FAILURES {

@@ -1,4 +1,4 @@
-//! Handshakes: who asks, who is let in, and who is told what.
+//! Handshakes at both ends: connecting, authorizing and refusing.
 
 use std::time::Instant;
 
@@ -56,9 +56,10 @@ impl Mux {
         Ok(self.insert(Stream::connecting(stream, profile, connecting)))
     }
 
-    /// Lets a peer in. `proof` must be for the key that
-    /// [`Event::AuthorizationNeeded`] named; with any other the peer is
-    /// refused. Does nothing if the stream no longer asks.
+    /// Accepts a peer. `proof` must come from the handshake that
+    /// [`Event::AuthorizationNeeded`] reported; with the proof of another key
+    /// the peer is refused. Does nothing if the stream no longer waits for a
+    /// verdict.
     pub fn authorize(&mut self, now: Instant, key: Key, proof: Authorized) {
         let Some(slot) = self.find(key) else { return };
         let (socket, entry) = (self.socket, &mut self.streams[slot]);
@@ -81,8 +82,8 @@ impl Mux {
         }
     }
 
-    /// Turns a peer away. No event follows. Does nothing if the stream no
-    /// longer asks.
+    /// Refuses a peer. No event follows. Does nothing if the stream no longer
+    /// waits for a verdict.
     pub fn refuse(&mut self, now: Instant, key: Key, why: Refusal) {
         let Some(slot) = self.find(key) else { return };
         let stream = &mut self.streams[slot].stream;
@@ -107,18 +108,19 @@ impl Mux {
     pub(super) fn handle_unknown(&mut self, now: Instant, frame: Frame) {
         self.stats.unknown_stream += 1;
         if self.config.role != Role::Executor {
-            return; // WIRE.md, section 3: a harness ignores other streams
+            return; // a harness ignores other streams (docs/codex-wire.md#frame)
         }
         match frame.body {
             Body::Handshake { message, profile } => {
                 self.handle_new_handshake(now, frame.stream, &profile, &message);
             }
-            // Which profile it had, nobody knows; this text all understand.
+            // The stream's profile is unknown; peers of every profile
+            // understand this reason.
             Body::Data { .. } => {
                 self.queue(reset(&frame.stream, ResetReason::ProtocolError));
             }
-            // Only our own profiles prove these. An acknowledgement may be all
-            // that a peer ever sends: one that heard an old resume, and waits.
+            // Only our own profiles prove these frames. A peer that received an
+            // old resume may send nothing but acknowledgements while it waits.
             Body::Resume { .. } | Body::Ack | Body::Heartbeat if frame.proof.is_some() => {
                 self.queue(reset(&frame.stream, ResetReason::UnknownStream));
             }
@@ -209,9 +211,9 @@ impl Mux {
         self.handshake_limiter.record_failure(now);
     }
 
-    /// A handshake's randomness. The generator is replaced by its own output
-    /// each time: whoever steals it later cannot run it backwards to the keys
-    /// of earlier streams.
+    /// Returns the randomness of one handshake. The generator is replaced by
+    /// its own output each time, so a generator stolen later does not reveal
+    /// the keys of earlier streams.
     fn seed(&mut self) -> Zeroizing<[u8; 32]> {
         let (mut seed, mut next) = (Zeroizing::new([0; 32]), Zeroizing::new([0; 32]));
         self.rng.fill_bytes(seed.as_mut_slice());
@@ -221,12 +223,14 @@ impl Mux {
     }
 }
 
-/// What a refused handshake is told: stock executors have one word for all.
+/// The reset reason for a refused handshake; stock executors use one for all
+/// cases.
 fn refusal(profile: Profile) -> ResetReason {
     if profile.is_reliable() { ResetReason::HandshakeRefused } else { ResetReason::ProtocolError }
 }
 
-/// WIRE.md, section 4.
+/// Whether the authorization is within the limits
+/// (docs/codex-wire.md#handshake-limits).
 fn acceptable(authorization: &[u8]) -> bool {
     authorization.len() <= AUTHORIZATION_MAX_BYTES && std::str::from_utf8(authorization).is_ok()
 }

@@ -1,8 +1,8 @@
-//! All streams of one endpoint over one socket after another.
+//! All streams of one endpoint, over one socket at a time.
 //!
-//! Transmission order: frames of streams that are gone, then handshakes,
-//! resumes and acknowledgements, then one record of each ready stream in turn.
-//! A record is at most 60 KiB, so plain turns are fair to within one record.
+//! Transmission order: frames without a live stream, then handshakes, resumes
+//! and acknowledgements, then one record of each ready stream in turn. A record
+//! is at most 60 KiB, so round robin is fair to within one record.
 
 mod handshake_limiter;
 mod handshakes;
@@ -25,17 +25,23 @@ use crate::stream::{ReliableConfig, StreamEnd};
 use handshake_limiter::HandshakeLimiter;
 use stream_table::StreamEntry;
 
-/// The endpoint. See the [crate] for the order in which to call it.
+/// The endpoint as a state machine.
+///
+/// The owner of the socket calls, in this order:
+/// [`handle_timeout`](Self::handle_timeout),
+/// [`poll_transmit`](Self::poll_transmit),
+/// [`handle_message`](Self::handle_message), [`poll_event`](Self::poll_event).
+/// The [crate] documentation states when.
 #[derive(Debug)]
 pub struct Mux {
     config: Config,
     rng: ChaCha20Rng,
-    /// Whether there is a socket, and under which registration new streams of
-    /// an executor are prologued.
+    /// Whether a socket is attached. New streams of an executor are bound to
+    /// `registration` in their prologue.
     socket: bool,
     registration: Option<RegistrationId>,
     streams: Slab<StreamEntry>,
-    /// The live streams; those that ended and wait to be read out are not in it.
+    /// The live streams, without those that ended and have unread messages.
     index: HashMap<StreamId, usize>,
     generation: u32,
     handshake_limiter: HandshakeLimiter,
@@ -46,7 +52,7 @@ pub struct Mux {
     records: VecDeque<usize>,
     timers: BTreeSet<(Instant, usize)>,
     backpressured: usize,
-    /// A stream has begun to ask for its peer since somebody looked.
+    /// Set when a stream begins to probe its peer; cleared by `poll_ping`.
     ping_wanted: bool,
     events: VecDeque<Event>,
     stats: Stats,
@@ -54,7 +60,7 @@ pub struct Mux {
 }
 
 impl Mux {
-    /// An endpoint without a socket. All its randomness follows from
+    /// Creates an endpoint without a socket. All its randomness follows from
     /// `rng_seed`: 32 uniformly random secret bytes, used once.
     pub fn new(config: Config, rng_seed: [u8; 32]) -> Self {
         let reliable_config = ReliableConfig::new(config.limits.grace);
@@ -82,8 +88,8 @@ impl Mux {
 
     // ---- the socket --------------------------------------------------------
 
-    /// A socket is up. An executor's new streams are bound to `registration`;
-    /// streams that exist keep theirs, and reliable ones look for their peers.
+    /// Attaches a socket. New streams of an executor are bound to
+    /// `registration`; existing streams keep theirs, and reliable ones resume.
     pub fn socket_opened(&mut self, now: Instant, registration: RegistrationId) {
         self.socket = true;
         self.registration = Some(registration);
@@ -95,7 +101,7 @@ impl Mux {
         }
     }
 
-    /// The socket is gone. Streams of the Codex profile end; reliable ones
+    /// Detaches the socket. Streams of the Codex profile end; reliable ones
     /// wait for the next socket.
     pub fn socket_lost(&mut self, now: Instant) {
         self.socket = false;
@@ -105,11 +111,11 @@ impl Mux {
         }
     }
 
-    /// Takes one message from the socket. What is wrong with it is counted in
-    /// [`stats`](Self::stats), or ends one stream.
+    /// Handles one message from the socket. An invalid one is counted in
+    /// [`stats`](Self::stats) or ends one stream.
     pub fn handle_message(&mut self, now: Instant, wire: Bytes) {
         if !self.socket {
-            return; // a straggler of a socket that is gone
+            return; // delivered late by a socket that was lost
         }
         self.stats.frames_in += 1;
         let Ok(frame) = Frame::decode(wire) else {
@@ -135,33 +141,34 @@ impl Mux {
         }
     }
 
-    /// A text message arrived from the socket: no frame, whatever it says. It is
-    /// counted as such and changes nothing.
+    /// Counts a text message from the socket as malformed; it has no other
+    /// effect.
     pub fn handle_text(&mut self) {
         self.stats.frames_in += 1;
         self.stats.malformed += 1;
     }
 
-    /// Whether the socket should be read. It should not while a stream that
-    /// has no credit of its own (Codex profile) holds too much unread; at an
-    /// executor such a stream soon ends.
+    /// Whether the socket should be read. It should not while a stream without
+    /// credit of its own (Codex profile) holds too much unread; at an executor
+    /// such a stream soon ends.
     pub fn wants_read(&self) -> bool {
         self.backpressured == 0
     }
 
-    /// Whether the socket itself is in doubt: a stream has begun to miss its
-    /// peer. Asking takes the doubt back.
+    /// Whether the shell should ping the peer, because a stream has begun to
+    /// probe its own. Returns `true` once per request.
     pub fn poll_ping(&mut self) -> bool {
         std::mem::take(&mut self.ping_wanted)
     }
 
-    /// Whether another socket may take the place of this one without a loss:
-    /// no stream is of the Codex profile.
+    /// Whether another socket can replace this one without loss: no stream has
+    /// the Codex profile.
     pub fn can_resume(&self) -> bool {
         self.streams.iter().all(|(_, entry)| entry.stream.profile.is_reliable())
     }
 
-    /// The next message for the socket. Call it while the socket has room.
+    /// Returns the next message for the socket. Call it while the socket has
+    /// room.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Bytes> {
         if !self.socket {
             return None;
@@ -171,17 +178,17 @@ impl Mux {
             .pop_front()
             .or_else(|| self.poll_control(now))
             .or_else(|| self.poll_record(now))
-            .or_else(|| self.stateless_frames.pop_front())?; // a farewell that the polls left
+            .or_else(|| self.stateless_frames.pop_front())?; // a reset that the polls queued
         self.stats.frames_out += 1;
         Some(wire)
     }
 
-    /// When to call [`handle_timeout`](Self::handle_timeout).
+    /// The time at which to call [`handle_timeout`](Self::handle_timeout).
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.timers.first().map(|(at, _)| *at)
     }
 
-    /// Does what is due.
+    /// Handles the timers that have expired.
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(&(at, slot)) = self.timers.first()
             && at <= now
@@ -209,7 +216,7 @@ impl Mux {
         sent
     }
 
-    /// The next whole message. `None`: wait for [`Event::Readable`].
+    /// Returns the next whole message. `None`: wait for [`Event::Readable`].
     pub fn recv(&mut self, key: Key) -> Option<Bytes> {
         let slot = self.find(key)?;
         let message = self.streams[slot].stream.recv();
@@ -218,18 +225,18 @@ impl Mux {
         message
     }
 
-    /// Ends a stream: what was sent is delivered first, then the peer is told,
-    /// then [`Event::Closed`] follows. Until then messages may still be read;
-    /// what is unread at the end is dropped.
+    /// Closes a stream gracefully: queued messages are delivered first, then
+    /// the peer is notified, then [`Event::Closed`] follows. Until then
+    /// messages may still be received; unread ones are dropped at the end.
     pub fn close(&mut self, now: Instant, key: Key) {
         if let Some(slot) = self.find(key) {
             self.with(now, slot, |stream, _, _| stream.close());
         }
     }
 
-    /// Ends a stream at once, because its peer sends what makes no sense. The
-    /// peer is told; what waits for it is not sent, and what is unread dropped.
-    /// [`Event::Closed`] follows.
+    /// Ends a stream at once because its peer sent invalid messages. The peer
+    /// is notified; queued and unread messages are dropped. [`Event::Closed`]
+    /// follows.
     pub fn reset(&mut self, now: Instant, key: Key) {
         if let Some(slot) = self.find(key) {
             self.with(now, slot, |stream, _, _| {
@@ -239,18 +246,18 @@ impl Mux {
         }
     }
 
-    /// The next event.
+    /// Returns the next event.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    /// Streams that take a slot: those that are dialled, wait for a verdict, are
-    /// open, or ended and were not read out.
+    /// Streams that take a slot: those that are connecting, wait for a verdict,
+    /// are open, or ended with unread messages.
     pub fn streams(&self) -> usize {
         self.streams.len()
     }
 
-    /// Counters.
+    /// Returns the counters.
     pub fn stats(&self) -> Stats {
         self.stats
     }

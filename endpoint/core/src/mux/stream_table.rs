@@ -1,5 +1,5 @@
-//! The streams by slot: every change to one is made in [`Mux::with`], which
-//! draws all consequences: events, rings, timers, and the slot itself.
+//! The table of streams. [`Mux::with`] makes every change to a stream and
+//! applies its consequences: events, round-robin queues, timers, and removal.
 
 use std::time::Instant;
 
@@ -11,8 +11,8 @@ use crate::error::{Closed, Misbehaviour};
 use crate::stats::Stats;
 use crate::stream::{ReliableConfig, Stream, StreamEnd};
 
-/// Frames of streams that do not exist (resets, mostly) that wait for the
-/// socket. More are dropped: their peers ask again or time out.
+/// Frames without a live stream (mostly resets) that wait for the socket. More
+/// are dropped: their peers ask again or time out.
 const CONTROL_QUEUE_FRAMES: usize = 256;
 
 #[derive(Debug)]
@@ -21,13 +21,13 @@ pub(super) struct StreamEntry {
     pub(super) stream: Stream,
     in_control: bool,
     in_records: bool,
-    /// Never later than the stream's own deadline. An early timer only makes
-    /// the stream look once more, and saves moving it with every record.
+    /// Never later than the stream's own deadline. An early timer costs one
+    /// more check, and saves moving the timer with every record.
     pub(super) timer: Option<Instant>,
     backpressured: bool,
     probing: bool,
-    /// The application heard the last of it; the stream lingers to repeat its
-    /// end to the peer.
+    /// The application has seen the last event; the stream remains to repeat
+    /// its end to the peer.
     reported: bool,
 }
 
@@ -64,7 +64,7 @@ impl Mux {
         None
     }
 
-    /// Queues a frame of a stream that is gone or never was.
+    /// Queues a frame that belongs to no live stream.
     pub(super) fn queue(&mut self, wire: Bytes) {
         if self.stateless_frames.len() < CONTROL_QUEUE_FRAMES {
             self.stateless_frames.push_back(wire);
@@ -73,7 +73,7 @@ impl Mux {
         }
     }
 
-    /// Changes one stream and draws every consequence.
+    /// Changes one stream and applies every consequence.
     pub(super) fn with(
         &mut self,
         now: Instant,
@@ -83,7 +83,8 @@ impl Mux {
         self.with_config(now, slot, |stream, _, stats, now| change(stream, stats, now));
     }
 
-    /// The same, with what the stream may have.
+    /// Like [`with`](Self::with), with the shared configuration of reliable
+    /// streams.
     pub(super) fn with_config(
         &mut self,
         now: Instant,
@@ -127,7 +128,7 @@ impl Mux {
         }
     }
 
-    /// Tells the application and the rings what a stream wants.
+    /// Emits the events that a stream has, and updates its timer and queues.
     pub(super) fn refresh(&mut self, slot: usize) {
         let key = self.key(slot);
         let entry = &mut self.streams[slot];
@@ -148,7 +149,8 @@ impl Mux {
         self.schedule(slot);
     }
 
-    /// Puts a stream into the rings that it belongs in.
+    /// Adds a stream to the queues it has frames for, and updates the ping
+    /// request and the backpressure count.
     pub(super) fn schedule(&mut self, slot: usize) {
         let entry = &mut self.streams[slot];
         if !entry.in_control && entry.stream.wants_control() {

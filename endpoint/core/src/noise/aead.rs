@@ -1,8 +1,8 @@
-//! AES-256-GCM with a kept key schedule, as Noise uses it: the nonce is four
+//! AES-256-GCM with a cached key schedule, as Noise uses it: the nonce is four
 //! zero bytes and a 64-bit big-endian counter (Noise, section 12.4).
 //!
-//! aws-lc-rs everywhere but on wasm32, where it does not build and RustCrypto
-//! takes its place. This is the only file that knows.
+//! The implementation is aws-lc-rs, except on wasm32, where aws-lc-rs does not
+//! build and RustCrypto replaces it. Only this file depends on the choice.
 
 use rendez_proto::limits::TAG_BYTES;
 
@@ -10,7 +10,7 @@ use rendez_proto::limits::TAG_BYTES;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct AeadFailure;
 
-/// One direction's key.
+/// The key of one direction.
 pub(super) struct Aead(backend::Key);
 
 impl Aead {
@@ -18,7 +18,7 @@ impl Aead {
         backend::new(key).map(Self)
     }
 
-    /// Encrypts `in_out` where it lies and returns the tag.
+    /// Encrypts `in_out` in place and returns the tag.
     pub(super) fn seal(
         &self,
         nonce: u64,
@@ -28,9 +28,9 @@ impl Aead {
         backend::seal(&self.0, full_nonce(nonce), ad, in_out)
     }
 
-    /// Decrypts `in_out`, ciphertext and tag, where it lies; the plaintext is
-    /// all but its last [`TAG_BYTES`]. What is in there after a failure is
-    /// nobody's business.
+    /// Decrypts `in_out`, ciphertext and tag, in place; the plaintext is all
+    /// but its last [`TAG_BYTES`]. After a failure the content of the buffer is
+    /// unspecified.
     pub(super) fn open(
         &self,
         nonce: u64,

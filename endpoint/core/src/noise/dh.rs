@@ -1,5 +1,5 @@
-//! X25519 over plain bytes: the Noise libraries and we carry different
-//! versions of the curve crate, so only bytes cross.
+//! X25519 over plain bytes: the Noise libraries use another version of the
+//! curve crate than this one, so only bytes are exchanged with them.
 
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;

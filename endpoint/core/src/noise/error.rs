@@ -1,10 +1,10 @@
-//! Why a handshake fails.
+//! Errors of handshakes.
 
-/// Why a handshake failed.
+/// The reason why a handshake failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HandshakeError {
-    /// The peer's message is not for this identity, prologue and moment, or
-    /// was damaged on the way.
+    /// The peer's message is not for this identity and prologue, is out of
+    /// order, or was damaged in transit.
     #[error("the handshake message is not for this identity and stream")]
     NotForUs,
     /// A message above 65,535 bytes, the peer's or ours.
@@ -13,13 +13,14 @@ pub enum HandshakeError {
     /// The peer's ML-KEM key is not a valid encapsulation key.
     #[error("the peer's public key is not valid")]
     InvalidPeerKey,
-    /// The caller gave a key that lacks what the suite needs.
+    /// The caller's key lacks a part that the suite needs.
     #[error("the peer's public key does not fit the suite")]
     WrongSuite,
-    /// The authorization was given for another key.
+    /// The authorization belongs to another key.
     #[error("the authorization is for another peer")]
     WrongPeer,
-    /// A primitive failed; none of ours does on inputs of the right length.
+    /// A primitive failed, which does not happen with inputs of the right
+    /// length.
     #[error("a cryptographic primitive failed")]
     Crypto,
 }

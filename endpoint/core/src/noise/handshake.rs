@@ -1,8 +1,8 @@
-//! The handshake's states as types: each holds what its moment knows, and a
-//! transition consumes it.
+//! The states of a handshake as types. A transition consumes its state, and
+//! each state holds only what is known by then.
 //!
 //! A handshake cannot be completed twice, nor without an [`Authorized`]. This
-//! is how it is done, and compiles:
+//! is the correct use:
 //!
 //! ```
 //! # use rendez_endpoint::noise::*;
@@ -15,7 +15,7 @@
 //! let first = waiting.finish(message);
 //! # }
 //! ```
-//! and these do not:
+//! These do not compile:
 //!
 //! ```compile_fail,E0382
 //! # use rendez_endpoint::noise::*;
@@ -42,7 +42,7 @@
 //! # use rendez_endpoint::noise::*;
 //! fn stale(waiting: AwaitingResponse, message: &[u8]) {
 //!     let first = waiting.finish(message);
-//!     let second = waiting.finish(message); // only what `FinishError` gives back may try again
+//!     let second = waiting.finish(message); // consumed; `FinishError` returns the state
 //! }
 //! ```
 
@@ -60,8 +60,8 @@ use super::ik::IkHandshake;
 use super::prologue::Prologue;
 use super::seal::{Opener, Sealer};
 
-/// The payload of message 2 that says: the registry did not accept the
-/// executor's credentials (WIRE.md, section 1.3).
+/// The payload of message 2 when the registry did not accept the executor's
+/// credentials (docs/codex-wire.md#validate).
 pub const AUTHENTICATION_REJECTED: &[u8] = b"codex-registry-authentication-rejected/v1";
 
 /// The registry's consent to one peer key, which
@@ -87,7 +87,7 @@ impl PendingHandshake {
     }
 }
 
-/// What a completed handshake leaves behind.
+/// The result of a completed handshake.
 #[derive(Debug)]
 pub struct Established {
     /// Seals what we send.
@@ -98,10 +98,10 @@ pub struct Established {
     pub payload: Bytes,
 }
 
-/// Starts a handshake: the state to keep and message 1 to send.
+/// Starts a handshake. Returns the next state and message 1.
 ///
-/// `authorization` travels encrypted to the responder's static key. `seed` is
-/// 32 uniformly random bytes that serve no other handshake.
+/// `authorization` is encrypted to the responder's static key. `seed` is 32
+/// uniformly random bytes that are used for no other handshake.
 ///
 /// # Errors
 /// [`HandshakeError::WrongSuite`] or [`HandshakeError::InvalidPeerKey`] for the
@@ -124,12 +124,10 @@ pub fn initiate(
     Ok((AwaitingResponse { noise }, message))
 }
 
-/// Reads message 1.
-///
-/// `seed` as in [`initiate`].
+/// Reads message 1. `seed` is as in [`initiate`].
 ///
 /// # Errors
-/// [`HandshakeError`] if the message does not fit; nothing is left behind.
+/// [`HandshakeError`] if the message is not valid here; no state is kept.
 pub fn respond(
     suite: Suite,
     me: &Identity,
@@ -156,13 +154,13 @@ pub struct AwaitingResponse {
     noise: SuiteHandshake,
 }
 
-/// Message 2 was refused. A relay can always damage one, so the handshake may
-/// wait for another.
+/// Message 2 was not accepted. A relay can damage any message, so the handshake
+/// may wait for another one.
 #[derive(Debug)]
 pub struct FinishError {
-    /// The state before the message; `None` if the handshake cannot go on.
+    /// The state before the message; `None` if the handshake cannot continue.
     pub state: Option<AwaitingResponse>,
-    /// What was wrong with it.
+    /// The reason.
     pub error: HandshakeError,
 }
 
@@ -170,12 +168,12 @@ impl AwaitingResponse {
     /// Reads message 2.
     ///
     /// # Errors
-    /// [`FinishError`] gives the state back.
+    /// [`FinishError`] returns the state.
     pub fn finish(self, message: &[u8]) -> Result<Established, Box<FinishError>> {
         let mut noise = self.noise;
         let before = match &noise {
             SuiteHandshake::HybridIk(noise) => Some(noise.clone()),
-            SuiteHandshake::Ik(_) => None, // snow restores itself
+            SuiteHandshake::Ik(_) => None, // snow restores its state
         };
         match noise.read(message) {
             Ok(payload) => noise
@@ -189,8 +187,8 @@ impl AwaitingResponse {
     }
 }
 
-/// A responder that knows who asks, and has told nobody yet. Dropping it is
-/// refusing.
+/// A responder that has read message 1 and has not answered. Dropping it
+/// refuses the peer.
 pub struct AwaitingAuthorization {
     noise: SuiteHandshake,
     peer: PublicKey,
@@ -198,25 +196,27 @@ pub struct AwaitingAuthorization {
 }
 
 impl AwaitingAuthorization {
-    /// The initiator's static key: it holds the secret half.
+    /// The initiator's static key, whose secret half the initiator proved to
+    /// hold.
     pub fn peer(&self) -> &PublicKey {
         &self.peer
     }
 
-    /// The payload of message 1. Its content is the registry's business.
+    /// The payload of message 1, which only the registry interprets.
     pub fn authorization(&self) -> &Bytes {
         &self.authorization
     }
 
-    /// What waits for the registry's verdict on [`peer`](Self::peer).
+    /// Returns the handshake as the registry's verdict on [`peer`](Self::peer)
+    /// needs it.
     pub fn pending(&self) -> PendingHandshake {
         PendingHandshake { fingerprint: self.peer.fingerprint() }
     }
 
-    /// Completes the handshake: the keys, and message 2 to send.
+    /// Completes the handshake. Returns the keys, and message 2 to send.
     ///
     /// # Errors
-    /// [`HandshakeError::WrongPeer`] if `proof` was made for another key.
+    /// [`HandshakeError::WrongPeer`] if `proof` belongs to another key.
     pub fn authorize(mut self, proof: Authorized) -> Result<(Established, Bytes), HandshakeError> {
         if proof.fingerprint != self.peer.fingerprint() {
             return Err(HandshakeError::WrongPeer);
@@ -225,7 +225,8 @@ impl AwaitingAuthorization {
         Ok((self.noise.establish(false, Bytes::new())?, message))
     }
 
-    /// Message 2 that says [`AUTHENTICATION_REJECTED`]; no keys are kept.
+    /// Returns a message 2 with the payload [`AUTHENTICATION_REJECTED`]; no
+    /// keys are kept.
     ///
     /// # Errors
     /// [`HandshakeError::Crypto`] if a primitive failed.
@@ -354,7 +355,7 @@ mod tests {
         }
     }
 
-    /// WIRE.md, section 4.
+    /// The lengths in docs/codex-wire.md#noise-channel.
     #[test]
     fn handshake_message_lengths_match_the_contract() {
         for authorization in [&b""[..], &[b'a'; 100], &[b'a'; 4096]] {
@@ -369,9 +370,9 @@ mod tests {
         assert_eq!(asking.authorize(proof).unwrap().1.len(), 48);
     }
 
-    /// One seed, one transcript: the bytes of every suite, frozen. The code that
-    /// made the hybrid ones shook hands with clatter's own components, in both
-    /// roles.
+    /// The same seed gives the same transcript: the bytes of every suite are
+    /// frozen. The code that made the hybrid ones was tested against clatter's
+    /// own components, in both roles.
     #[test]
     fn transcripts_match_frozen_bytes() {
         let digest = |bytes: &[u8]| -> String {

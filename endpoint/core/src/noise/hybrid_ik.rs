@@ -1,5 +1,6 @@
-//! `Noise_hybridIK_25519+MLKEM768_AESGCM_SHA256` by clatter, over primitives
-//! of our choice: x25519-dalek, libcrux ML-KEM, SHA-256, and [`Aead`].
+//! `Noise_hybridIK_25519+MLKEM768_AESGCM_SHA256` by clatter, over our own
+//! choice of primitives: x25519-dalek, libcrux ML-KEM, SHA-256, and [`Aead`]
+//! (docs/codex-wire.md#noise-channel).
 //!
 //! ```text
 //! <- s
@@ -7,10 +8,10 @@
 //! <- ekem, skem, e, ee, se         3424 bytes + payload
 //! ```
 //!
-//! (WIRE.md, section 4.) Two warts of clatter end here: it panics on messages
-//! above 65,535 bytes, so every length is checked first; and it makes its
-//! random generator by type (`Default`), so ours picks up a seed that the
-//! constructor staged on the thread a moment before.
+//! This module works around two properties of clatter. It panics on messages
+//! above 65,535 bytes, so every length is checked first. It creates its random
+//! generator by type (`Default`), so our generator takes a seed that the
+//! constructor placed in a thread-local just before.
 
 use std::cell::Cell;
 
@@ -37,13 +38,13 @@ use super::prologue::Prologue;
 use super::transport_keys::TransportKeys;
 
 const CIPHERTEXT_BYTES: usize = 1088;
-/// Message 1 without its payload.
+/// Length of message 1 without its payload.
 pub(super) const MESSAGE_1_BYTES: usize = CIPHERTEXT_BYTES
     + (32 + MLKEM768_BYTES)
     + (32 + TAG_BYTES)
     + (MLKEM768_BYTES + TAG_BYTES)
     + TAG_BYTES;
-/// Message 2 without its payload.
+/// Length of message 2 without its payload.
 pub(super) const MESSAGE_2_BYTES: usize =
     CIPHERTEXT_BYTES + (CIPHERTEXT_BYTES + TAG_BYTES) + (32 + MLKEM768_BYTES) + TAG_BYTES;
 
@@ -126,8 +127,8 @@ impl HybridIkHandshake {
         Ok(payload.into())
     }
 
-    /// The initiator's proven static key, once the responder read message 1.
-    /// Its KEM keys are checked here, since message 2 encapsulates to them.
+    /// The initiator's proven static key, after message 1 was read. Its KEM
+    /// keys are validated here, since message 2 encapsulates to them.
     pub(super) fn peer(&self) -> Result<PublicKey, HandshakeError> {
         let fixed = self.0.get_remote_static().ok_or(HandshakeError::Crypto)?;
         let ephemeral = self.0.get_remote_ephemeral().ok_or(HandshakeError::Crypto)?;
@@ -170,8 +171,7 @@ thread_local! {
     static STAGED_SEED: Cell<Option<Zeroizing<[u8; 32]>>> = const { Cell::new(None) };
 }
 
-/// The generator that clatter makes for itself. Without a staged seed it
-/// fails instead of guessing.
+/// The generator that clatter creates. It fails if no seed is staged.
 #[derive(Clone)]
 struct StagedRng(Option<ChaCha20Rng>);
 
@@ -190,8 +190,8 @@ impl rand_core_06::RngCore for StagedRng {
         rand_core_06::impls::next_u64_via_fill(self)
     }
 
-    /// Nobody calls this: our components draw with `try_fill_bytes`, because
-    /// this signature cannot fail.
+    /// Unused: our components draw with `try_fill_bytes`, because this
+    /// signature cannot fail.
     fn fill_bytes(&mut self, bytes: &mut [u8]) {
         if self.try_fill_bytes(bytes).is_err() {
             bytes.zeroize();
@@ -409,7 +409,7 @@ mod tests {
         assert!(draw::<32>(&mut StagedRng::default()).is_none());
     }
 
-    /// What only a peer that holds its keys and lies about one can send.
+    /// Only a peer that holds its keys and misstates one can send this.
     #[test]
     fn invalid_kem_keys_of_initiator_are_refused() {
         let [me, peer] =

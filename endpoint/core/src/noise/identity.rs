@@ -14,8 +14,8 @@ use super::dh;
 /// Bytes of an ML-KEM-768 decapsulation key (FIPS 203).
 pub(super) const MLKEM768_SECRET_BYTES: usize = 2400;
 
-/// The secret that an [`Identity`] is made of: 32 bytes for X25519, then 64
-/// for ML-KEM-768 (`d || z` of FIPS 203). Zeroed when dropped; `Debug` shows
+/// The secret from which an [`Identity`] is derived: 32 bytes for X25519, then
+/// 64 for ML-KEM-768 (`d || z` of FIPS 203). Zeroed when dropped; `Debug` shows
 /// nothing.
 #[derive(Clone)]
 pub struct IdentitySeed(Zeroizing<[u8; Self::BYTES]>);
@@ -24,12 +24,12 @@ impl IdentitySeed {
     /// Length of a seed in bytes.
     pub const BYTES: usize = 96;
 
-    /// A seed out of secret, uniformly random bytes.
+    /// Creates a seed from secret, uniformly random bytes.
     pub fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
-    /// The secret bytes, for storing them where only their owner reads.
+    /// The secret bytes, to be stored readable only by their owner.
     pub fn expose(&self) -> &[u8; Self::BYTES] {
         &self.0
     }
@@ -74,7 +74,7 @@ impl Identity {
         &self.0.hybrid
     }
 
-    /// The public key as `suite` names it.
+    /// The public key in the form that `suite` uses.
     pub fn public_for(&self, suite: Suite) -> &PublicKey {
         match suite {
             Suite::HybridIk => &self.0.hybrid,
@@ -123,7 +123,7 @@ mod tests {
         assert_ne!(a.public(), other.public());
     }
 
-    /// Whoever stored a seed must find the same identity after an upgrade.
+    /// A stored seed must give the same identity after an upgrade.
     #[test]
     fn public_key_matches_frozen_bytes() {
         let bytes = std::array::from_fn(|i| i as u8);

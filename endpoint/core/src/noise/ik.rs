@@ -72,7 +72,7 @@ impl IkHandshake {
         Ok(message.into())
     }
 
-    /// A message that fails leaves the state as it was.
+    /// Reads a message. A failure leaves the state unchanged.
     pub(super) fn read(&mut self, message: &[u8]) -> Result<Bytes, HandshakeError> {
         if message.len() > NOISE_MESSAGE_MAX_BYTES {
             return Err(HandshakeError::TooLong);
@@ -84,7 +84,8 @@ impl IkHandshake {
         Ok(payload.into())
     }
 
-    /// The initiator's proven static key, once the responder read message 1.
+    /// The initiator's proven static key, after the responder has read message
+    /// 1.
     pub(super) fn peer(&self) -> Result<PublicKey, HandshakeError> {
         self.0
             .get_remote_static()
@@ -111,7 +112,7 @@ fn builder<'a>(seed: Zeroizing<[u8; 32]>) -> Result<Builder<'a>, HandshakeError>
     Ok(Builder::with_resolver(params, Box::new(Resolver(seed))))
 }
 
-/// Hands snow our primitives and a generator with the handshake's seed.
+/// Gives snow our primitives and a generator with the handshake's seed.
 struct Resolver(Zeroizing<[u8; 32]>);
 
 impl CryptoResolver for Resolver {
@@ -227,7 +228,7 @@ impl Cipher for AesGcm {
         self.0 = Aead::new(key).ok();
     }
 
-    /// The signature cannot fail; should the AEAD ever do, zeros go out, which
+    /// The signature cannot fail. If the AEAD fails, the output is zeros, which
     /// no peer accepts.
     fn encrypt(&self, nonce: u64, ad: &[u8], plaintext: &[u8], out: &mut [u8]) -> usize {
         let len = plaintext.len() + TAG_BYTES;

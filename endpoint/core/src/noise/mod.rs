@@ -1,4 +1,4 @@
-//! Noise: identities, handshakes as typestates, and the keys they leave behind.
+//! Noise: identities, handshakes as typestates, and the keys of open streams.
 //!
 //! ```text
 //! initiate ──message 1──► respond
@@ -12,14 +12,15 @@
 //!
 //! Invariants:
 //!
-//! * A responder has no keys before somebody handed it an [`Authorized`] made
-//!   for the very key that the initiator proved to hold.
+//! * A responder has no keys before it receives an [`Authorized`] for the very
+//!   key that the initiator proved to hold.
 //! * Randomness comes in as a 32-byte seed per handshake; the same seed gives
 //!   the same bytes.
 //! * No message above [`limits::NOISE_MESSAGE_MAX_BYTES`] reaches a Noise
 //!   library.
 //!
-//! [`limits::NOISE_MESSAGE_MAX_BYTES`]: rendez_proto::limits::NOISE_MESSAGE_MAX_BYTES
+//! [`limits::NOISE_MESSAGE_MAX_BYTES`]:
+//! rendez_proto::limits::NOISE_MESSAGE_MAX_BYTES
 
 mod aead;
 mod dh;

@@ -1,19 +1,21 @@
-//! What both ends must agree on before they exchange a key: hashed first, so
-//! that any difference breaks the handshake.
+//! The prologue: the facts that both ends must agree on. It is hashed before
+//! any key is exchanged, so any difference breaks the handshake.
 //!
 //! ```text
 //! prologue = (length as u64 big-endian, UTF-8 bytes) of each of
-//!   Codex:  domain  environment  registration  stream            (WIRE.md, section 4)
+//!   Codex:  domain  environment  registration  stream
 //!   ours:   domain  profile  environment  registration  stream  features
 //! ```
+//!
+//! The Codex form is described in docs/codex-wire.md#noise-channel.
 
 use rendez_proto::ids::{EnvironmentId, RegistrationId, StreamId};
 use rendez_proto::profile::Profile;
 
 const CODEX_DOMAIN: &str = "codex-exec-server-relay-noise/v1";
 const OUR_DOMAIN: &str = "rendez-relay-noise/v1";
-/// What the `rendez_` profiles do beyond the Codex profile. Whoever strips a
-/// feature on the way changes this text on one side only.
+/// The features of the `rendez_` profiles beyond the Codex profile. An attacker
+/// who strips a feature in transit changes this text on one side only.
 const OUR_FEATURES: &str = "acks,control,credit,resume";
 
 /// The bytes that a handshake hashes before its first message.
@@ -77,7 +79,7 @@ mod tests {
         Sha256::digest(prologue.as_bytes()).iter().map(|b| format!("{b:02x}")).collect()
     }
 
-    /// WIRE.md, section 4.
+    /// The example in docs/codex-wire.md#noise-channel.
     #[test]
     fn codex_prologue_matches_frozen_bytes() {
         let prologue = prologue(Profile::NoiseHybridIkV1);

@@ -1,8 +1,8 @@
 //! The keys of an open stream, one per direction.
 //!
-//! The nonce is an argument: the stream derives it from the record's sequence
-//! (`nonce = seq - first`), or, for a proof, from its counter with the top bit
-//! set. The caller never seals two plaintexts under one nonce.
+//! The nonce is an argument. The stream derives it from the record's sequence
+//! number (`nonce = seq - first`) or, for a proof, from its counter with the
+//! top bit set. The caller never seals two plaintexts under one nonce.
 
 use std::fmt;
 
@@ -12,15 +12,16 @@ use rendez_proto::limits::TAG_BYTES;
 use super::aead::{Aead, AeadFailure};
 use super::error::HandshakeError;
 
-/// Seals what we send. Keeps the key schedule.
+/// Seals outgoing records. Caches the key schedule.
 pub struct Sealer(Aead);
 
-/// Opens what the peer sent. Keeps the key schedule.
+/// Opens incoming records. Caches the key schedule.
 pub struct Opener(Aead);
 
-/// The bytes are not what the peer sealed under this nonce and associated data.
+/// The bytes differ from what the peer sealed under this nonce and associated
+/// data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not sealed by the peer")]
+#[error("the record was not sealed by the peer")]
 pub struct SealError;
 
 impl Sealer {
@@ -28,7 +29,7 @@ impl Sealer {
         Aead::new(key).map(Self).map_err(|AeadFailure| HandshakeError::Crypto)
     }
 
-    /// Seals `buffer` where it lies and appends the tag.
+    /// Seals `buffer` in place and appends the tag.
     ///
     /// # Errors
     /// [`SealError`] if the length is beyond what AES-GCM allows (tens of GiB).
@@ -43,7 +44,7 @@ impl Sealer {
         Ok(())
     }
 
-    /// Seals a copy of `plaintext`: ciphertext and tag.
+    /// Seals a copy of `plaintext`. Returns ciphertext and tag.
     ///
     /// # Errors
     /// As [`Sealer::seal_in_place`].
@@ -54,7 +55,7 @@ impl Sealer {
         Ok(buffer.freeze())
     }
 
-    /// The tag over `ad` and nothing else.
+    /// Returns the tag over `ad` alone.
     ///
     /// # Errors
     /// As [`Sealer::seal_in_place`].
@@ -68,8 +69,8 @@ impl Opener {
         Aead::new(key).map(Self).map_err(|AeadFailure| HandshakeError::Crypto)
     }
 
-    /// Opens ciphertext and tag. Works where the bytes lie if nobody else
-    /// holds them, and on a copy otherwise.
+    /// Opens ciphertext and tag. Works in place if `record` is the only handle
+    /// to its bytes, and on a copy otherwise.
     ///
     /// # Errors
     /// [`SealError`] if anything differs from what was sealed.
@@ -80,7 +81,7 @@ impl Opener {
         Ok(buffer.freeze())
     }
 
-    /// Whether `tag` is the peer's tag over `ad` and nothing else.
+    /// Whether `tag` is the peer's tag over `ad` alone.
     pub fn verify(&self, nonce: u64, ad: &[u8], tag: &[u8; TAG_BYTES]) -> bool {
         self.0.open(nonce, ad, &mut tag.clone()).is_ok()
     }

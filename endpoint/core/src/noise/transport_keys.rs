@@ -1,4 +1,4 @@
-//! The keys that a Noise handshake ends in.
+//! The keys that a Noise handshake produces.
 
 use zeroize::Zeroizing;
 

@@ -1,4 +1,4 @@
-//! An initiator that waits for message 2.
+//! The state of an initiator that waits for message 2.
 
 use std::time::Instant;
 
@@ -15,16 +15,16 @@ use crate::noise::{AUTHENTICATION_REJECTED, AwaitingResponse, Established};
 use crate::stats::Stats;
 use crate::window::Rto;
 
-/// See the module.
+/// An initiator that has sent message 1 and waits for message 2.
 #[derive(Debug)]
 pub(crate) struct Connecting {
     /// `None` only while a message is being read.
     handshake: Option<AwaitingResponse>,
-    /// Goes out first, once. Stock harnesses announce a stream with it.
+    /// Sent first, once, as stock harnesses do.
     resume: Option<Bytes>,
     message_1: Bytes,
     retry: Probe,
-    /// Whether message 1 is repeated until it is answered.
+    /// Whether message 1 is retransmitted until it is answered.
     repeats: bool,
     until: Instant,
     failures: u32,
@@ -52,14 +52,15 @@ impl Connecting {
         }
     }
 
-    /// There is a new socket.
+    /// Sends message 1 again, over the new socket.
     pub(crate) fn socket_opened(&mut self) {
         if self.repeats {
             self.retry = Probe::due();
         }
     }
 
-    /// Reads message 2. `None`: it was damaged or forged; wait for another.
+    /// Reads message 2. Returns `None` if it was damaged or forged: wait for
+    /// another.
     pub(crate) fn finish(
         &mut self,
         message: &[u8],

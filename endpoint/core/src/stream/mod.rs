@@ -1,17 +1,17 @@
 //! One stream, from its handshake to its end.
 //!
 //! ```text
-//! connect ─► Dialing ──message 2──────────────┐
+//! connect ─► Connecting ──message 2───────────┐
 //!                                             ▼
-//! message 1 ─► Asking ──authorize──────────► Open ──finished──► Ended ──read out──► gone
+//! message 1 ─► Authorizing ──authorize─────► Open ──finished──► Ended ──all read──► removed
 //!                 │                           │                   ▲
-//!                 └── refused, impatient,     └── reset, lost, ───┘
-//!                     reset, timeout ► Ended      misbehaved
+//!                 └── refused, early data,    └── reset, lost, ───┘
+//!                     reset, timeout ► Ended      misbehaviour
 //! ```
 //!
-//! A reliable stream that is open also knows whether its peer can be reached
-//! ([`path`]). What ends a stream is an [`StreamEnd`]: why, and who is told. The
-//! [`Mux`](crate::Mux) turns it into an event and a frame.
+//! An open reliable stream also tracks whether its peer can be reached
+//! ([`path`]). A [`StreamEnd`] holds why a stream ends and how the peer learns
+//! it; the [`Mux`](crate::Mux) turns it into an event and a frame.
 
 mod connecting;
 mod open;
@@ -42,14 +42,20 @@ pub use reliable::{ACK_DELAY, ACK_EVERY_RECORDS};
 pub(crate) use reliable_config::ReliableConfig;
 pub(crate) use stream_end::{StreamEnd, reset, wire_name};
 
-/// See the module.
+/// One stream of a [`Mux`](crate::Mux).
+///
+/// The order of calls is that of the [`Mux`](crate::Mux): `handle_timeout` when
+/// `poll_timeout` has passed, `poll_control` and then `poll_record` while the
+/// socket has room, `handle_frame` (or `handle_message_1`, `handle_message_2`)
+/// for a frame received. After each of them the `Mux` asks `take_readable`,
+/// `take_writable` and `drained` for events.
 #[derive(Debug)]
 pub(crate) struct Stream {
     pub(crate) id: StreamId,
     pub(crate) profile: Profile,
     state: StreamState,
-    /// The application was told that there is something to read, and has not
-    /// read until there was nothing.
+    /// [`Event::Readable`](crate::Event::Readable) was emitted, and `recv` has
+    /// not returned `None` since.
     readable: bool,
 }
 
@@ -69,8 +75,7 @@ struct Authorizing {
     until: Instant,
 }
 
-/// The digest of the message 1 that was accepted, to know it when it comes
-/// again.
+/// The digest of the accepted message 1, to recognize a repetition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Message1Digest([u8; 32]);
 
@@ -80,12 +85,12 @@ impl Message1Digest {
     }
 }
 
-/// What to do about a handshake frame for a stream that exists.
+/// The reply to a handshake frame for an existing stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HandshakeReply {
-    /// Nothing more.
+    /// No reply.
     None,
-    /// Tell the peer, but keep the stream.
+    /// Reset the handshake, but keep the stream.
     Refuse,
 }
 
@@ -120,7 +125,7 @@ impl Stream {
 
     // ---- the executor's verdict --------------------------------------------
 
-    /// Opens the stream. A stream that does not ask is left alone.
+    /// Opens the stream, if it waits for a verdict.
     pub(crate) fn authorize(
         &mut self,
         now: Instant,
@@ -134,7 +139,7 @@ impl Stream {
         let (open, once) = if self.profile.is_reliable() {
             let open =
                 Open::reliable_responder(config, keys.sealer, keys.opener, now, socket, message_2);
-            (open, None) // it repeats message 2 until that is confirmed
+            (open, None) // sends message 2 until it is confirmed
         } else {
             (Open::codex_responder(keys.sealer, keys.opener), Some(message_2))
         };
@@ -142,7 +147,7 @@ impl Stream {
         Ok(once)
     }
 
-    /// Message 2 that tells the peer about rejected credentials.
+    /// Returns a message 2 that reports rejected credentials.
     pub(crate) fn reject(&mut self) -> Option<Bytes> {
         let message = self.take_authorizing()?.handshake.reject().ok()?;
         Some(self.message_2(message))
@@ -187,7 +192,7 @@ impl Stream {
         message
     }
 
-    /// Graceful for an open stream; any other is over at once.
+    /// Closes an open stream gracefully; ends any other at once.
     pub(crate) fn close(&mut self) -> Result<(), StreamEnd> {
         match &mut self.state {
             StreamState::Open(open, _) => {
@@ -204,8 +209,8 @@ impl Stream {
         }
     }
 
-    /// Whether the application must be told that there is something to read.
-    /// Asking counts as telling.
+    /// Whether to emit [`Event::Readable`](crate::Event::Readable). Returns
+    /// `true` once until `recv` has returned `None`.
     pub(crate) fn take_readable(&mut self) -> bool {
         let waits = match &self.state {
             StreamState::Open(open, _) => !open.receive_queue.is_empty(),
@@ -226,18 +231,18 @@ impl Stream {
         matches!(&self.state, StreamState::Open(open, _) if open.needs_backpressure())
     }
 
-    /// Whether its peer was asked for a sign of life and gave none yet.
+    /// Whether the peer was probed and has not answered yet.
     pub(crate) fn is_probing(&self) -> bool {
         matches!(&self.state, StreamState::Open(open, _) if open.is_probing())
     }
 
-    /// Whether the application is done with the stream, though it lingers to
-    /// repeat its end.
+    /// Whether the application is done with the stream, though the stream
+    /// remains to repeat its end.
     pub(crate) fn is_finished(&self) -> bool {
         matches!(&self.state, StreamState::Open(open, _) if open.is_announced())
     }
 
-    /// The reason, once the stream is over and everything was read.
+    /// The reason, once the stream has ended and every message was read.
     pub(crate) fn drained(&self) -> Option<Closed> {
         match &self.state {
             StreamState::Ended { why, unread } if unread.is_empty() => Some(*why),
@@ -245,13 +250,13 @@ impl Stream {
         }
     }
 
-    /// Ends the stream; what arrived stays readable. Returns the frame that
-    /// tells the peer, and whether a writer waits to hear of it.
+    /// Ends the stream; received messages stay readable. Returns the frame that
+    /// notifies the peer, and whether a blocked writer must be woken.
     pub(crate) fn end(&mut self, end: StreamEnd) -> (Option<Bytes>, bool) {
         let unauthenticated = |reason: ResetReason| {
             let reason = match (self.profile.is_reliable(), reason) {
                 (true, reason) | (false, reason @ ResetReason::Finished) => reason,
-                (false, _) => ResetReason::ProtocolError, // all that stock executors say
+                (false, _) => ResetReason::ProtocolError, // the only reason of stock executors
             };
             reset(&self.id, reason)
         };
@@ -300,7 +305,7 @@ impl Stream {
         }
     }
 
-    /// Any frame but a handshake.
+    /// Handles any frame but a handshake.
     pub(crate) fn handle_frame(
         &mut self,
         now: Instant,
@@ -312,7 +317,8 @@ impl Stream {
             (StreamState::Connecting(_) | StreamState::Authorizing(_), Body::Reset { reason }) => {
                 Err(StreamEnd::reset_by_peer(reason))
             }
-            // WIRE.md, section 4: early data cancels the handshake.
+            // Early data cancels the handshake
+            // (docs/codex-wire.md#handshake-limits).
             (StreamState::Authorizing(_), Body::Data { .. }) if !self.profile.is_reliable() => {
                 Err(StreamEnd::misbehaved(Misbehaviour::EarlyData))
             }
@@ -323,7 +329,7 @@ impl Stream {
         }
     }
 
-    /// A handshake frame, at an executor.
+    /// Handles a handshake frame, at an executor.
     pub(crate) fn handle_message_1(&mut self, message: &[u8]) -> Result<HandshakeReply, StreamEnd> {
         let known = match &self.state {
             StreamState::Authorizing(authorizing) => Some(authorizing.accepted),
@@ -336,18 +342,19 @@ impl Stream {
                 open.on_repeated_message_1();
                 Ok(HandshakeReply::None)
             }
-            // WIRE.md, section 3: refused, but the stream lives.
+            // Refused, but the stream stays open (docs/codex-wire.md#frame).
             StreamState::Open(..) if !self.profile.is_reliable() => Ok(HandshakeReply::Refuse),
             StreamState::Authorizing(_) if !self.profile.is_reliable() => {
                 Err(StreamEnd::misbehaved(Misbehaviour::EarlyData))
             }
-            // A relay may repeat or damage a handshake; that must not hurt.
+            // A relay may repeat or damage a handshake; that must have no
+            // effect.
             _ => Ok(HandshakeReply::None),
         }
     }
 
-    /// A handshake frame, at an orchestrator. Returns whether it opened the
-    /// stream.
+    /// Handles a handshake frame, at an orchestrator. Returns whether it opened
+    /// the stream.
     pub(crate) fn handle_message_2(
         &mut self,
         message: &[u8],

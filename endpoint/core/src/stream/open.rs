@@ -1,4 +1,4 @@
-//! An open stream: keys, windows and framing, under either kind of profile.
+//! An open stream: keys, windows and framing, in either kind of profile.
 
 use std::time::{Duration, Instant};
 
@@ -19,23 +19,26 @@ use crate::noise::{Opener, Sealer};
 use crate::stats::Stats;
 use crate::window::{Arrival, RecvWindow};
 
-/// How many bytes of early records a Codex-profile receiver holds (section 5).
+/// Bytes of early records that a receiver of the Codex profile holds
+/// (docs/codex-wire.md#messages-and-sequence-numbers).
 const CODEX_REORDER_MAX_BYTES: usize = 1024 * 1024;
-/// Received plaintext of a Codex-profile stream that waits for the application
-/// before the whole socket is read no more: that profile has no credit.
+/// Unread plaintext of a Codex-profile stream at which the whole socket is no
+/// longer read: that profile has no credit.
 pub const CODEX_UNREAD_MAX_BYTES: usize = 4 * 1024 * 1024;
-/// How long an executor's socket is not read for the sake of such a stream. Then
-/// that stream is reset, since all others wait: the stock executor does it at
-/// the 129th message (Codex, section 5). As long as a relay's patience.
+/// How long an executor's socket stays unread because of such a stream. Then
+/// that stream is reset, since all others wait; the stock executor resets at
+/// the 129th message (docs/codex-wire.md#messages-and-sequence-numbers). The
+/// same time as `STALL_MAX` of a relay.
 pub const CODEX_UNREAD_TIMEOUT: Duration = Duration::from_secs(2);
 
-// an executor that waits is not taken for one that is gone
+// A waiting executor must not be mistaken for a lost one.
 const _: () = assert!(CODEX_UNREAD_TIMEOUT.as_secs() * 2 < PING_INTERVAL.as_secs());
 
-/// The first sequence of the Codex profile (WIRE.md, section 5).
+/// The first sequence number of the Codex profile
+/// (docs/codex-wire.md#messages-and-sequence-numbers).
 const CODEX_FIRST: Seq = Seq(0);
 
-/// See the module.
+/// The keys, windows and queues of an open stream.
 #[derive(Debug)]
 pub(crate) struct Open {
     sealer: Sealer,
@@ -44,9 +47,10 @@ pub(crate) struct Open {
     pub(super) receive_queue: ReceiveQueue,
     recv: RecvWindow,
     layer: Layer,
-    /// The application is done; what it sent is still delivered.
+    /// The application has closed the stream; queued messages are still
+    /// delivered.
     closing: bool,
-    /// A message was turned away: tell when there is room.
+    /// A message was refused: emit `Writable` when there is room.
     pub(super) writer_blocked: bool,
 }
 
@@ -54,22 +58,24 @@ pub(crate) struct Open {
 enum Layer {
     Codex {
         next: Option<Seq>,
-        /// Whether others wait while this stream holds up the socket.
+        /// Whether other streams share the socket that this one can block.
         shared: bool,
-        /// When a stream that does so ends.
+        /// When a stream that blocks the socket is reset.
         give_up: Option<Instant>,
     },
     Reliable(Box<Reliable>),
 }
 
 impl Open {
-    /// An executor's socket carries everybody's streams: one that is not read
-    /// for [`CODEX_UNREAD_TIMEOUT`] must not hold up the others.
+    /// The responder's side. Its socket carries the streams of all
+    /// orchestrators, so a stream that is not read for [`CODEX_UNREAD_TIMEOUT`]
+    /// must not block the others.
     pub(super) fn codex_responder(sealer: Sealer, opener: Opener) -> Self {
         Self::codex(sealer, opener, true)
     }
 
-    /// An orchestrator may take its time: it holds up none but itself.
+    /// The initiator's side. It may leave messages unread, since it blocks only
+    /// itself.
     pub(super) fn codex_initiator(sealer: Sealer, opener: Opener) -> Self {
         Self::codex(sealer, opener, false)
     }
@@ -140,13 +146,13 @@ impl Open {
         message
     }
 
-    /// What arrived and was not read. A stream that its application closed
-    /// has no reader.
+    /// Takes the unread messages. A stream that its application closed has no
+    /// reader.
     pub(super) fn take_unread(&mut self) -> ReceiveQueue {
         if self.closing { ReceiveQueue::default() } else { std::mem::take(&mut self.receive_queue) }
     }
 
-    /// Whether everything was delivered and the peer was told of the end.
+    /// Whether everything was delivered and the peer was notified of the end.
     pub(super) fn is_announced(&self) -> bool {
         matches!(&self.layer, Layer::Reliable(layer) if layer.is_announced())
     }
@@ -156,20 +162,20 @@ impl Open {
         self.finish_when_delivered();
     }
 
-    /// Whether the peer was asked for a sign of life and gave none yet.
+    /// Whether the peer was probed and has not answered yet.
     pub(super) fn is_probing(&self) -> bool {
         matches!(&self.layer, Layer::Reliable(layer) if layer.path.is_probing())
     }
 
-    /// Whether a blocked writer should try again. Asking clears it.
+    /// Whether a blocked writer should try again. Returns `true` once.
     pub(super) fn take_writable(&mut self) -> bool {
         self.writer_blocked
             && self.send_queue.is_drained()
             && std::mem::take(&mut self.writer_blocked)
     }
 
-    /// Whether this stream cannot slow its peer down by itself and holds too
-    /// much: only the socket can.
+    /// Whether this stream holds too much unread data and cannot slow its peer
+    /// down by credit, so that socket reads must pause.
     pub(super) fn needs_backpressure(&self) -> bool {
         matches!(self.layer, Layer::Codex { .. })
             && self.receive_queue.unread_bytes() > CODEX_UNREAD_MAX_BYTES
@@ -196,14 +202,14 @@ impl Open {
         }
     }
 
-    /// The same handshake message came again: the peer lacks our answer.
+    /// Handles a repeated message 1: the peer lacks our answer.
     pub(super) fn on_repeated_message_1(&mut self) {
         if let Layer::Reliable(layer) = &mut self.layer {
             layer.resend_message_2();
         }
     }
 
-    /// Message 2 came again: the responder lacks a sign that we have it.
+    /// Handles a repeated message 2: the responder lacks our confirmation.
     pub(super) fn on_repeated_message_2(&mut self) {
         if let Layer::Reliable(layer) = &mut self.layer {
             layer.ack_now();
@@ -222,7 +228,7 @@ impl Open {
         let Layer::Reliable(layer) = &mut self.layer else {
             return match frame.body {
                 Body::Reset { reason } => Err(StreamEnd::reset_by_peer(&reason)),
-                _ => Ok(()), // WIRE.md, section 3: ignored by both ends
+                _ => Ok(()), // both ends ignore it (docs/codex-wire.md#frame)
             };
         };
         if frame.proof.is_none()
@@ -243,7 +249,7 @@ impl Open {
             Body::Reset { reason } => {
                 let mut end = StreamEnd::reset_by_peer(&reason);
                 if !layer.is_announced() {
-                    end.reset = Some(ResetReason::Finished); // so that it stops repeating
+                    end.reset = Some(ResetReason::Finished); // so that the peer stops repeating
                 }
                 return Err(end);
             }
@@ -321,7 +327,8 @@ impl Open {
         Ok(())
     }
 
-    /// Moves what is in order to the inbox. Returns whether nothing is held.
+    /// Moves plaintexts that are in order to the receive queue. Returns whether
+    /// no early record is held.
     fn deliver(&mut self) -> Result<bool, StreamEnd> {
         while let Some(plaintext) = self.recv.pop() {
             self.receive_queue
@@ -341,7 +348,7 @@ impl Open {
         }
     }
 
-    /// Whether [`poll_control`](Self::poll_control) has something.
+    /// Whether [`poll_control`](Self::poll_control) has a frame.
     pub(super) fn wants_control(&self) -> bool {
         match &self.layer {
             Layer::Codex { .. } => self.closing && self.send_queue.is_empty(),
@@ -349,7 +356,7 @@ impl Open {
         }
     }
 
-    /// The next frame without a record.
+    /// Returns the next frame without a record.
     pub(super) fn poll_control(
         &mut self,
         now: Instant,
@@ -372,7 +379,7 @@ impl Open {
         }
     }
 
-    /// Whether [`poll_record`](Self::poll_record) has something.
+    /// Whether [`poll_record`](Self::poll_record) has a frame.
     pub(super) fn wants_record(&self) -> bool {
         match &self.layer {
             Layer::Codex { .. } => !self.send_queue.is_empty(),
@@ -392,8 +399,8 @@ impl Open {
             + FRAME_OVERHEAD_MAX_BYTES
     }
 
-    /// The next frame with a record: a resend before a new one. `scratch` is
-    /// reused from call to call.
+    /// Returns the next frame with a record; retransmissions come first.
+    /// `scratch` is reused between calls.
     pub(super) fn poll_record(
         &mut self,
         now: Instant,
@@ -460,8 +467,8 @@ impl Open {
         }
     }
 
-    /// The frame that tells the peer about the end, authenticated where the
-    /// profile can.
+    /// Returns the frame that notifies the peer of the end, authenticated where
+    /// the profile supports it.
     pub(super) fn reset_frame(&mut self, id: &StreamId, reason: ResetReason) -> Option<Bytes> {
         match &mut self.layer {
             Layer::Codex { .. } => None,

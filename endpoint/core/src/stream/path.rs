@@ -1,23 +1,23 @@
-//! Whether the peer of a reliable stream can be reached.
+//! Tracks whether the peer of a reliable stream can be reached.
 //!
 //! ```text
 //!          socket lost                     socket opened
 //!   Up ───────────────────► Down ───────────────────────────► Probing
 //!   ▲ │                       │ ▲         socket lost            │ │
-//!   │ └── a hint: gone; silence ┼───────────────────────────────►│ │
+//!   │ └── relay hint; silence ──┼───────────────────────────────►│ │
 //!   │                         │ └────────────────────────────────┘ │
 //!   │                         └──── grace over: the stream is lost─┤
-//!   └────────────── anything that the peer authenticated ──────────┘
+//!   └─────────── any frame that the peer authenticated ────────────┘
 //! ```
 //!
-//! While probing, only resumes go out, ever less often; records wait until the
-//! peer was heard, so nothing is sent into the void.
+//! While probing, only resumes are sent, with exponential back-off. Records
+//! wait until the peer has answered, so none are sent in vain.
 
 use std::time::{Duration, Instant};
 
 use crate::window::Rto;
 
-/// See the module.
+/// Whether the peer can be reached, and until when it may be away.
 #[derive(Debug)]
 pub(super) enum PathState {
     Up,
@@ -38,7 +38,7 @@ impl PathState {
         *self = PathState::Probing { until: self.until(now, grace), probe: Probe::due() };
     }
 
-    /// The relay says that the peer is away.
+    /// Starts probing because the relay reports that the peer is away.
     pub(super) fn peer_gone(&mut self, now: Instant, grace: Duration, rto: &Rto) {
         if self.is_up() {
             let probe = Probe::after(now, rto);
@@ -46,19 +46,20 @@ impl PathState {
         }
     }
 
-    /// Something is wrong: ask the peer at once.
+    /// Probes the peer at once.
     pub(super) fn probe_now(&mut self, now: Instant, grace: Duration) {
         if self.is_up() {
             *self = PathState::Probing { until: now + grace, probe: Probe::due() };
         }
     }
 
-    /// Whether the peer was asked and has not answered yet.
+    /// Whether the peer was probed and has not answered yet.
     pub(super) fn is_probing(&self) -> bool {
         matches!(self, PathState::Probing { probe, .. } if probe.attempts > 0)
     }
 
-    /// The peer was heard. Returns whether it was out of reach before.
+    /// Notes that the peer answered. Returns whether it was out of reach
+    /// before.
     pub(super) fn on_authenticated(&mut self) -> bool {
         !matches!(std::mem::replace(self, PathState::Up), PathState::Up)
     }
@@ -95,10 +96,11 @@ impl PathState {
     }
 }
 
-/// Something that is repeated, ever less often, until it is answered.
+/// A transmission that is repeated, with exponential back-off, until it is
+/// answered.
 #[derive(Debug)]
 pub(super) struct Probe {
-    next: Option<Instant>, // None: due
+    next: Option<Instant>, // `None`: due now
     pub(super) attempts: u32,
 }
 
@@ -111,7 +113,7 @@ impl Probe {
         Self { next: Some(now + rto.current()), attempts: 0 }
     }
 
-    /// Makes it due, out of turn.
+    /// Makes the next transmission due immediately.
     pub(super) fn at_once(&mut self) {
         self.next = None;
     }
@@ -120,7 +122,7 @@ impl Probe {
         self.next.is_none()
     }
 
-    /// It was sent: the next time is twice as far as the last one.
+    /// Notes a transmission; each interval is twice the one before.
     pub(super) fn sent(&mut self, now: Instant, rto: &Rto) {
         let mut wait = rto.clone();
         for _ in 0..self.attempts.min(16) {

@@ -1,4 +1,5 @@
-//! What the seals of a reliable stream cover beside the record.
+//! Proofs on control frames, and the associated data of records, of a reliable
+//! stream.
 //!
 //! ```text
 //! record:  nonce = seq - 1                 ad = ack(4) bits(4) credit(4) seq(4)
@@ -6,21 +7,21 @@
 //!          rest  = next_seq(4) of a resume, the reason of a reset, nothing else
 //! ```
 //! All numbers are big-endian; `kind` is the body's field number in the frame.
-//! Record nonces stay below 2^32, so the two never meet. A counter is used
-//! once, and taken once: a relay lets acknowledgements overtake, so one that is
-//! a little older than the highest may be new, and one that is much older, or
-//! was taken before, is a replay.
+//! Record nonces stay below 2^32, so the two ranges never meet. A counter is
+//! used once and accepted once. A relay lets acknowledgements overtake, so a
+//! counter slightly below the highest may be new; one far below, or accepted
+//! before, is a replay.
 
 use rendez_proto::frame::{Ack, Body, Frame, Proof};
 use rendez_proto::ids::Seq;
 
 use crate::noise::{Opener, SealError, Sealer};
 
-/// How many proofs with a higher counter may come before one: a relay lets
+/// How many proofs with a higher counter may arrive before one: a relay lets
 /// acknowledgements overtake the resumes and resets of their stream.
 const PROOF_REORDER: u64 = u64::BITS as u64;
 
-/// Marks nonces of proofs.
+/// The bit that marks nonces of proofs.
 const PROOF: u64 = 1 << 63;
 
 /// The associated data of a record.
@@ -33,7 +34,7 @@ pub(super) fn record_ad(ack: Ack, credit: u32, seq: Seq) -> [u8; 16] {
 }
 
 /// The associated data of a frame without a record; `None` for a body that
-/// never carries a proof.
+/// never has a proof.
 fn proof_ad(frame: &Frame) -> Option<Vec<u8>> {
     let next_seq;
     let (kind, rest): (u8, &[u8]) = match &frame.body {
@@ -61,12 +62,12 @@ pub(super) struct Proofs {
     seen: Seen,
 }
 
-/// Which counters were taken.
+/// A replay window over the accepted counters.
 #[derive(Debug, Default)]
 struct Seen {
-    /// The highest; 0, which nobody uses: none yet.
+    /// The highest accepted counter; 0, which is never used, if there is none.
     highest: u64,
-    /// Bit `n`: `highest - n` was taken.
+    /// Bit `n`: `highest - n` was accepted.
     recent: u64,
 }
 
@@ -78,7 +79,7 @@ impl Seen {
         }
     }
 
-    /// Takes a counter that is new.
+    /// Accepts a new counter.
     fn take(&mut self, counter: u64) {
         if let Some(ahead) = counter.checked_sub(self.highest) {
             let shifted =
@@ -101,7 +102,7 @@ impl Proofs {
         Ok(())
     }
 
-    /// Whether the peer made `frame`, and it was not taken before.
+    /// Whether the peer made `frame`, and its counter was not accepted before.
     pub(super) fn verify(&mut self, opener: &Opener, frame: &Frame) -> bool {
         let Some(proof) = &frame.proof else { return false };
         if proof.counter >= PROOF || !self.seen.is_new(proof.counter) {
@@ -125,7 +126,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Against a plain set of the counters that were taken.
+        /// Compares with a plain set of the accepted counters.
         #[test]
         fn each_proof_counter_is_accepted_once(
             steps in proptest::collection::vec((any::<bool>(), 0u64..100), 1..200),

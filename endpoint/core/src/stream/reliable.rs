@@ -1,5 +1,6 @@
-//! What the `rendez_` profiles add to an open stream: acknowledgements,
-//! retransmission, credit, resume, and proofs on control frames.
+//! The reliable layer that the `rendez_` profiles add to an open stream:
+//! acknowledgements, retransmission, credit, resume, and proofs on control
+//! frames.
 
 use std::time::{Duration, Instant};
 
@@ -16,22 +17,22 @@ use crate::noise::Sealer;
 use crate::stats::Stats;
 use crate::window::{RTO_MIN, RecvWindow, SendWindow, WINDOW_MIN_RECORDS};
 
-/// How long an acknowledgement waits for a record to ride on.
+/// How long an acknowledgement waits for a record that can carry it.
 pub const ACK_DELAY: Duration = Duration::from_millis(5);
-/// Received records that are acknowledged at once: half of the smallest
-/// window, so that a sender never runs dry waiting for a delayed
-/// acknowledgement.
+/// Received records that are acknowledged immediately: half of the smallest
+/// window, so that a sender never stalls on a delayed acknowledgement.
 pub const ACK_EVERY_RECORDS: u32 = WINDOW_MIN_RECORDS / 2;
-/// Retransmission timeouts in a row after which a stream sends no more records
-/// until its peer has answered a resume.
+/// Consecutive retransmission timeouts after which a stream sends no more
+/// records until its peer has answered a resume.
 const SILENT_TIMEOUTS: u32 = 4;
-/// How often the end of a reliable stream is announced before the announcer
-/// stops repeating it. A lost announcement costs the peer its grace, no more.
+/// How often the end of a reliable stream is announced. If all announcements
+/// are lost, the peer waits for its grace, no more.
 const FINISH_ATTEMPTS: u32 = 3;
 
 const _: () = assert!(ACK_DELAY.as_millis() * 4 < RTO_MIN.as_millis());
 
-/// The first sequence of our profiles: an acknowledgement of 0 means none.
+/// The first sequence number of our profiles; an acknowledgement of 0 means
+/// none.
 pub(super) const FIRST: Seq = Seq(1);
 
 /// The reliable layer of one open stream.
@@ -39,17 +40,17 @@ pub(super) const FIRST: Seq = Seq(1);
 pub(super) struct Reliable {
     pub(super) send: SendWindow,
     pub(super) path: PathState,
-    /// How long the link may be down.
+    /// How long the path may be down.
     grace: Duration,
     pub(super) proofs: Proofs,
-    /// The highest sequence that the peer was told it may send.
+    /// The highest sequence number that the peer knows it may send.
     advertised_credit: u32,
     ack: AckTimer,
-    /// Runs while there is nothing in flight and no credit: asks for some.
+    /// Requests credit while there is none and nothing is in flight.
     credit_probe: Option<Probe>,
-    /// Runs once everything was delivered and the stream is to end.
+    /// Announces the end, once everything was delivered.
     finish: Option<Probe>,
-    /// A responder's message 2, until the initiator shows that it has it.
+    /// A responder's message 2, until the initiator confirms it.
     unconfirmed: Option<Unconfirmed>,
 }
 
@@ -68,14 +69,15 @@ struct AckTimer {
 }
 
 impl Reliable {
-    /// An initiator's layer: its first acknowledgement confirms message 2.
+    /// Creates an initiator's layer; its first acknowledgement confirms message
+    /// 2.
     pub(super) fn initiator(config: &ReliableConfig, recv: &mut RecvWindow) -> Self {
         let mut layer = Self::new(config, recv, PathState::Up);
         layer.ack.now = true;
         layer
     }
 
-    /// A responder's layer; `message_2` is the encoded frame.
+    /// Creates a responder's layer; `message_2` is the encoded frame.
     pub(super) fn responder(
         config: &ReliableConfig,
         recv: &mut RecvWindow,
@@ -104,7 +106,7 @@ impl Reliable {
         }
     }
 
-    /// The peer authenticated something, with this ack and credit.
+    /// Handles the ack and credit of an authenticated frame.
     pub(super) fn on_authenticated(
         &mut self,
         now: Instant,
@@ -112,7 +114,8 @@ impl Reliable {
         credit: u32,
     ) -> Result<(), StreamEnd> {
         self.unconfirmed = None;
-        // First: what crossed a path that is gone measures no round trip.
+        // First, because frames that crossed a former path measure no round
+        // trip.
         if self.path.on_authenticated() {
             self.peer_path_replaced();
         }
@@ -127,7 +130,7 @@ impl Reliable {
         Ok(())
     }
 
-    /// The peer has a new path: what was under way is lost.
+    /// Notes that the peer has a new path: the frames in flight are lost.
     pub(super) fn peer_path_replaced(&mut self) {
         self.send.path_replaced();
         self.ack.now = true;
@@ -141,7 +144,8 @@ impl Reliable {
         self.path.socket_opened(now, self.grace);
     }
 
-    /// A record arrived; `in_order` if nothing before it is missing.
+    /// Schedules the acknowledgement of a record; `in_order` if no earlier one
+    /// is missing.
     pub(super) fn record_arrived(&mut self, now: Instant, in_order: bool) {
         self.ack.records += 1;
         if !in_order || self.ack.records >= ACK_EVERY_RECORDS {
@@ -151,12 +155,12 @@ impl Reliable {
         }
     }
 
-    /// The peer asked, or sent something twice: it lacks an acknowledgement.
+    /// Acknowledges immediately: the peer asked, or repeated a frame.
     pub(super) fn ack_now(&mut self) {
         self.ack.now = true;
     }
 
-    /// The application read: maybe there is credit worth telling.
+    /// Advertises credit if enough was freed by reading.
     pub(super) fn unread_changed(&mut self, recv: &mut RecvWindow, unread: usize) {
         let credit = recv.grant(unread);
         let closed = self.advertised_credit < recv.next();
@@ -166,25 +170,25 @@ impl Reliable {
         }
     }
 
-    /// The ack and credit of a frame that goes out now.
+    /// Returns the ack and credit of a frame that is sent now.
     pub(super) fn report(&mut self, recv: &mut RecvWindow, unread: usize) -> (Ack, u32) {
         self.ack = AckTimer::default();
         self.advertised_credit = recv.grant(unread);
         (recv.ack(), self.advertised_credit)
     }
 
-    /// Everything was delivered and the stream is to end.
+    /// Announces the end from now on.
     pub(super) fn finish(&mut self) {
         self.finish.get_or_insert_with(Probe::due);
     }
 
-    /// Whether the peer was told that the stream is over. From then on this
-    /// side only repeats it, in case it was lost.
+    /// Whether the end was announced to the peer. From then on this side only
+    /// repeats it, in case it was lost.
     pub(super) fn is_announced(&self) -> bool {
         self.finish.as_ref().is_some_and(|finish| finish.attempts > 0)
     }
 
-    /// Whether [`poll_control`](Self::poll_control) has something.
+    /// Whether [`poll_control`](Self::poll_control) has a frame.
     pub(super) fn wants_control(&self, record_ready: bool) -> bool {
         match &self.path {
             PathState::Down { .. } => false,
@@ -202,14 +206,14 @@ impl Reliable {
         self.unconfirmed.as_ref().is_some_and(|unconfirmed| unconfirmed.retry.is_due())
     }
 
-    /// Message 2 is asked for again, because message 1 came again.
+    /// Sends message 2 again, because message 1 was repeated.
     pub(super) fn resend_message_2(&mut self) {
         if let Some(unconfirmed) = &mut self.unconfirmed {
             unconfirmed.retry.at_once();
         }
     }
 
-    /// The next frame without a record: message 2, a resume, the end, a
+    /// Returns the next frame without a record: message 2, a resume, the end, a
     /// request for credit, or an acknowledgement.
     pub(super) fn poll_control(
         &mut self,
@@ -250,7 +254,7 @@ impl Reliable {
         self.frame(id, sealer, recv, unread, body)
     }
 
-    /// An authenticated frame that ends the stream.
+    /// Returns an authenticated frame that ends the stream.
     pub(super) fn reset_frame(
         &mut self,
         id: &StreamId,
@@ -277,7 +281,7 @@ impl Reliable {
         Some(frame.encode())
     }
 
-    /// A reset that nobody authenticated: at best a hint of the relay.
+    /// Handles a reset without a proof: at best a hint of the relay.
     pub(super) fn on_unproven_reset(
         &mut self,
         now: Instant,
@@ -293,9 +297,9 @@ impl Reliable {
                 self.path.peer_gone(now, self.grace, self.send.rto());
                 Ok(())
             }
-            // The peer may have forgotten the stream: ask it. Whoever answers
-            // a resume like this has. To forge that gains a relay nothing over
-            // dropping the resume.
+            // The peer may have lost the stream: probe it. This answer to a
+            // resume confirms the loss. A relay gains nothing by forging it
+            // that it could not gain by dropping the resume.
             ResetReason::UnknownStream | ResetReason::ProtocolError => {
                 stats.hints += 1;
                 if matches!(&self.path, PathState::Probing { probe, .. } if probe.attempts > 0) {

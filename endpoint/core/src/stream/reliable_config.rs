@@ -1,15 +1,15 @@
-//! What the reliable streams of one endpoint share.
+//! The configuration that all reliable streams of one endpoint share.
 
 use std::time::Duration;
 
 use crate::window::{Budget, RECEIVE_MEMORY_BYTES, SEND_MEMORY_BYTES};
 
-/// What a reliable stream may have.
+/// The grace and the memory of reliable streams.
 #[derive(Debug)]
 pub(crate) struct ReliableConfig {
-    /// How long it outlives its socket.
+    /// How long a stream outlives its socket.
     pub(crate) grace: Duration,
-    /// For windows that grow, of all streams together.
+    /// Memory for grown windows of all streams together.
     pub(crate) send_memory: Budget,
     pub(crate) receive_memory: Budget,
 }

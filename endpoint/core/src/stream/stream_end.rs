@@ -1,4 +1,4 @@
-//! How a stream ends, and the few frames that need no stream.
+//! How a stream ends, and frames that can be made without a stream.
 
 use bytes::Bytes;
 use rendez_proto::frame::{Body, Frame, ResetReason};
@@ -7,7 +7,7 @@ use rendez_proto::profile::Profile;
 
 use crate::error::{Closed, Misbehaviour};
 
-/// Why a stream ends, and who hears of it.
+/// Why a stream ends, and the reset that notifies the peer, if any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct StreamEnd {
     pub(crate) why: Closed,
@@ -32,12 +32,12 @@ impl StreamEnd {
     }
 }
 
-/// An unauthenticated reset.
+/// Encodes an unauthenticated reset.
 pub(crate) fn reset(id: &StreamId, reason: ResetReason) -> Bytes {
     Frame::bare(id.clone(), Body::Reset { reason: reason.as_str().to_owned() }).encode()
 }
 
-/// The profile's name in a handshake frame: stock peers send and expect none.
+/// The profile's name in a handshake frame; stock peers send and expect none.
 pub(crate) fn wire_name(profile: Profile) -> String {
     if profile.is_reliable() { profile.name().to_owned() } else { String::new() }
 }

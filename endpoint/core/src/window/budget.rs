@@ -3,33 +3,33 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// A number of bytes that many windows draw from. Clones draw from the same.
+/// A number of bytes that many windows share. Clones share the same budget.
 ///
-/// An atomic only because a [`Mux`](crate::Mux) moves between threads: whoever
-/// uses it holds the whole endpoint.
+/// It is an atomic only because a [`Mux`](crate::Mux) moves between threads;
+/// the caller always holds the whole endpoint.
 #[derive(Debug, Clone)]
 pub struct Budget {
     free: Arc<AtomicUsize>,
 }
 
 impl Budget {
-    /// With `bytes` to give.
+    /// A budget of `bytes`.
     pub fn new(bytes: usize) -> Self {
         Self { free: Arc::new(AtomicUsize::new(bytes)) }
     }
 
-    /// What is left, in bytes.
+    /// The bytes that are left.
     pub fn free(&self) -> usize {
         self.free.load(Relaxed)
     }
 
-    /// Takes `bytes`, or nothing if there are not as many.
+    /// Takes `bytes`, or nothing if fewer are left.
     #[must_use]
     pub fn try_acquire(&self, bytes: usize) -> bool {
         self.free.fetch_update(Relaxed, Relaxed, |free| free.checked_sub(bytes)).is_ok()
     }
 
-    /// Gives back what was taken.
+    /// Returns bytes that were taken.
     pub fn release(&self, bytes: usize) {
         self.free.fetch_add(bytes, Relaxed);
     }

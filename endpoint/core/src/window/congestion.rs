@@ -1,31 +1,29 @@
-//! How many records a sender has under way at once, besides what credit
-//! allows: slow start and halving (RFC 5681), in records.
+//! Congestion control: slow start and halving (RFC 5681), counted in records.
 //!
-//! TCP below adapts to the network. What is left to adapt to is a relay: it
-//! takes a smallest window of every stream, and sheds what is beyond it when
-//! its memory runs short.
+//! TCP below adapts to the network. This window adapts to the relay, which
+//! takes a smallest window of every stream, and sheds the rest when its memory
+//! runs short.
 
 use rendez_proto::limits::WINDOW_MAX_RECORDS;
 
 use super::WINDOW_MIN_RECORDS;
 
-/// See the module.
+/// The congestion window of one direction.
 #[derive(Debug, Clone)]
 pub struct Congestion {
     window: u32,
-    /// Below it the window doubles in a round trip, above it grows by one.
+    /// Below it the window doubles per round trip, above it grows by one.
     threshold: u32,
-    /// Acknowledged since the window grew by one.
+    /// Records acknowledged since the window last grew by one.
     acknowledged: u32,
-    /// Losses of numbers below it belong to a loss that was answered.
+    /// Losses of numbers below it belong to a loss that was already answered.
     recovery_end: u64,
-    /// The window and the threshold before a silence, which may prove to have
-    /// been none.
+    /// The window and the threshold before a timeout that may prove spurious.
     before_timeout: Option<(u32, u32)>,
 }
 
 impl Congestion {
-    /// A path of which nothing is known.
+    /// The window of an unknown path.
     pub fn new() -> Self {
         Self {
             window: WINDOW_MIN_RECORDS,
@@ -36,14 +34,16 @@ impl Congestion {
         }
     }
 
-    /// Records that may be under way, 1 to [`WINDOW_MAX_RECORDS`].
+    /// Records that may be in flight, 1 to [`WINDOW_MAX_RECORDS`].
     pub fn window(&self) -> u32 {
         self.window
     }
 
-    /// `records` arrived, while `under_way` were, these included.
+    /// Notes that `records` were acknowledged while `under_way`, including
+    /// these, were in flight.
     pub fn on_ack(&mut self, records: u32, under_way: u32) {
-        // An application that sends less than it may proves nothing (RFC 7661).
+        // An application-limited sender does not validate its window (RFC
+        // 7661).
         if under_way <= self.window / 2 {
             return;
         }
@@ -58,8 +58,9 @@ impl Congestion {
         }
     }
 
-    /// Record `lost` did not arrive though later ones did; `next` is the next
-    /// number to be sent. One answer for all losses of one round trip.
+    /// Notes that record `lost` did not arrive although later ones did; `next`
+    /// is the next number to be sent. All losses of one round trip cause one
+    /// reduction.
     pub fn on_loss(&mut self, lost: u64, next: u64) {
         if lost >= self.recovery_end {
             self.recovery_end = next;
@@ -70,7 +71,8 @@ impl Congestion {
         }
     }
 
-    /// Nothing was heard for so long that all may be lost: begins with one.
+    /// Notes a retransmission timeout: everything may be lost, so the window
+    /// restarts at one.
     pub fn on_timeout(&mut self, next: u64) {
         self.before_timeout.get_or_insert((self.window, self.threshold));
         self.recovery_end = next;
@@ -81,9 +83,9 @@ impl Congestion {
 }
 
 impl Congestion {
-    /// What was sent before a silence, and not again, has arrived: the path was
-    /// slow and nothing was lost (RFC 5682). Takes the answer to the silence
-    /// back; `false` if there was none.
+    /// Restores the window after a spurious timeout: a record sent before it,
+    /// and not retransmitted, has arrived, so the path was slow and nothing was
+    /// lost (RFC 5682). Returns `false` if there was no timeout.
     pub fn undo_timeout(&mut self) -> bool {
         let Some((window, threshold)) = self.before_timeout.take() else { return false };
         self.window = self.window.max(window);
@@ -91,7 +93,7 @@ impl Congestion {
         true
     }
 
-    /// All numbers below `base` have arrived.
+    /// Notes that all numbers below `base` were acknowledged.
     pub fn acked_through(&mut self, base: u64) {
         if base >= self.recovery_end {
             self.before_timeout = None;
@@ -109,11 +111,11 @@ impl Default for Congestion {
 mod tests {
     use super::*;
 
-    /// One round trip of a sender that always uses its window.
+    /// Simulates one round trip of a sender that always fills its window.
     fn round(congestion: &mut Congestion) {
         let under_way = congestion.window();
         for left in (1..=under_way).rev() {
-            // the sender fills up again as acknowledgements come
+            // the sender fills its window again with each acknowledgement
             congestion.on_ack(1, left.max(under_way));
         }
     }
@@ -172,7 +174,7 @@ mod tests {
         round(&mut congestion);
         assert_eq!(congestion.window(), 256, "in slow start, as before");
         assert!(!congestion.undo_timeout());
-        // nor is one that is over, or that a loss followed
+        // a timeout is not undone when it is over, or when a loss followed
         congestion.on_timeout(400);
         congestion.acked_through(400);
         assert!(!congestion.undo_timeout());

@@ -1,21 +1,22 @@
 //! Sequence numbers, acknowledgements and credit of one direction.
 //!
-//! Below is TCP, so loss means that a relay shed a lane or that a websocket
-//! changed. The rules are therefore few: one timeout with doubling, after which
-//! everything unacknowledged is suspect and goes out again as acknowledgements
-//! return; an early resend when later records are acknowledged; and the same
-//! again after a resume.
+//! Below is TCP, so loss means that a relay shed a lane or that a websocket was
+//! replaced. Three rules suffice. After a timeout, which doubles each time,
+//! everything unacknowledged is presumed lost and retransmitted as
+//! acknowledgements return. When later records are acknowledged, a gap is
+//! retransmitted early. After a resume everything unacknowledged is
+//! retransmitted.
 //!
-//! Three things bound what is under way, and each has its own reason: credit
+//! Three bounds limit the records in flight, each for its own reason: credit
 //! (the receiver's memory, [`RecvWindow`]), congestion (a relay's memory,
 //! [`Congestion`]) and a [`Budget`] over all streams (the sender's memory).
 //! Credit and congestion begin with [`WINDOW_MIN_RECORDS`] and grow with the
 //! bandwidth-delay product, to [`WINDOW_MAX_RECORDS`] at most.
 //!
-//! * [`SendWindow`] keeps the exact bytes that were sealed; a resend never
-//!   seals again.
-//! * [`RecvWindow`] answers whether a record is worth opening before any
-//!   cryptography, and only ever holds what was opened.
+//! * [`SendWindow`] keeps the exact sealed bytes; a retransmission never seals
+//!   again.
+//! * [`RecvWindow`] decides whether a record is worth opening before any
+//!   cryptography, and holds opened records only.
 //!
 //! [`WINDOW_MAX_RECORDS`]: rendez_proto::limits::WINDOW_MAX_RECORDS
 

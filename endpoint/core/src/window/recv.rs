@@ -1,4 +1,4 @@
-//! What has arrived, what is still missing, and how much more may come.
+//! The receive window: records that have arrived, gaps, and credit.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,23 +10,24 @@ use rendez_proto::limits::{RECORD_PLAINTEXT_MAX_BYTES, WINDOW_MAX_RECORDS};
 
 use super::{Budget, WINDOW_MIN_RECORDS};
 
-/// How many records ahead of the next one a Codex-profile receiver holds
-/// (section 5): 65 ahead is a reset.
+/// How many records ahead of the next one a receiver of the Codex profile
+/// holds; the 65th ends the stream
+/// (docs/codex-wire.md#messages-and-sequence-numbers).
 pub const CODEX_REORDER_MAX_RECORDS: u32 = 64;
-/// How long nothing arrives before a grown receive window falls back to the
-/// smallest one, so that others may have the memory.
+/// How long nothing may arrive before a grown receive window shrinks to the
+/// smallest one, so that other streams can use the memory.
 const WINDOW_IDLE: Duration = Duration::from_secs(10);
-/// Credit that is worth a frame of its own: this part of the window.
+/// The part of the window that is worth a frame of its own as new credit.
 const CREDIT_STEP_FRACTION: u32 = 4;
 
-/// What a record's number says about it, before any cryptography.
+/// The classification of a record by its number, before any cryptography.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrival {
-    /// Not seen yet, and within reach: open it.
+    /// New, and within the window: open it.
     Fresh,
     /// Opened before.
     Duplicate,
-    /// Beyond what may be held or was credited.
+    /// Beyond the window or the credit.
     TooFar,
 }
 
@@ -40,40 +41,40 @@ pub struct RecvWindow {
     credit: Option<Credit>,
 }
 
-/// What a peer that follows credit may send.
+/// The credit of a peer that follows it.
 #[derive(Debug)]
 struct Credit {
-    /// The highest number that it may send.
+    /// The highest number that the peer may send.
     highest: u32,
-    /// How many records it may be ahead of the application.
+    /// How many records the peer may be ahead of the application.
     window: u32,
     budget: Budget,
-    /// Records that are paid for: the window, or what was promised when it was
-    /// larger. A smallest window is free, the rest is taken from the budget.
+    /// Records charged: the window, or the promised credit if that is larger. A
+    /// smallest window is free; the rest is charged to the budget.
     charged: u32,
-    /// How fast the window is used.
+    /// Measures how fast the window is used.
     used: Option<Epoch>,
 }
 
 #[derive(Debug)]
 struct Epoch {
     began: Instant,
-    /// The first number that the application had not read when it began.
+    /// The first number that the application had not read at the beginning.
     consumed: u64,
     /// The first number that has not arrived.
     arrived: u64,
-    /// When the last one arrived.
+    /// When the last record arrived.
     last: Instant,
 }
 
 impl RecvWindow {
-    /// A window that starts at `first`, for a peer that knows no credit.
+    /// A window that starts at `first`, for a peer without credit.
     pub fn unbounded(first: Seq) -> Self {
         Self { next: first.0.into(), held: BTreeMap::new(), held_bytes: 0, credit: None }
     }
 
     /// A window that starts at `first`. The peer may send
-    /// [`WINDOW_MIN_RECORDS`] records before it hears from us.
+    /// [`WINDOW_MIN_RECORDS`] records before it receives any credit.
     pub fn new(first: Seq, budget: Budget) -> Self {
         let highest = first.0.saturating_add(WINDOW_MIN_RECORDS - 1);
         let window = WINDOW_MIN_RECORDS;
@@ -81,7 +82,7 @@ impl RecvWindow {
         Self { credit: Some(credit), ..Self::unbounded(first) }
     }
 
-    /// Whether a record is worth opening. Never beyond the credit; without
+    /// Whether a record is worth opening: never beyond the credit; without
     /// credit, at most [`CODEX_REORDER_MAX_RECORDS`] ahead of the next one.
     pub fn classify(&self, seq: Seq) -> Arrival {
         let number = u64::from(seq.0);
@@ -98,8 +99,8 @@ impl RecvWindow {
         }
     }
 
-    /// Takes the plaintext of a record that [`classify`](Self::classify) calls
-    /// fresh; any other is dropped.
+    /// Takes the plaintext of a record that [`classify`](Self::classify)
+    /// considers fresh; any other is dropped.
     pub fn insert(&mut self, seq: Seq, plaintext: Bytes) {
         if self.classify(seq) == Arrival::Fresh {
             self.held_bytes += plaintext.len();
@@ -107,7 +108,7 @@ impl RecvWindow {
         }
     }
 
-    /// The next plaintext in order.
+    /// Returns the next plaintext in order.
     pub fn pop(&mut self) -> Option<Bytes> {
         let entry = self.held.first_entry()?;
         if u64::from(*entry.key()) != self.next {
@@ -124,12 +125,12 @@ impl RecvWindow {
         self.held_bytes
     }
 
-    /// The next number in order; the last one, once the numbers have run out.
+    /// The next number in order; the last one, once the numbers are exhausted.
     pub fn next(&self) -> u32 {
         u32::try_from(self.next).unwrap_or(u32::MAX)
     }
 
-    /// What to tell the peer.
+    /// The acknowledgement to send.
     pub fn ack(&self) -> Ack {
         let bits = self
             .held
@@ -141,10 +142,10 @@ impl RecvWindow {
         Ack { up_to, bits }
     }
 
-    /// The highest number that the peer may send, while `unread` bytes of whole
-    /// messages wait for the application. Never shrinks: what was granted
-    /// stays granted, so at most a window of full records is ever unread beyond
-    /// the message that is being put together.
+    /// Returns the highest number that the peer may send, while `unread` bytes
+    /// of whole messages wait for the application. It never decreases: credit
+    /// is not revoked, so at most a window of full records is ever unread
+    /// beyond the message that is being reassembled.
     pub fn grant(&mut self, unread: usize) -> u32 {
         let Some(credit) = &mut self.credit else { return 0 };
         let window = credit.window as usize * RECORD_PLAINTEXT_MAX_BYTES;
@@ -155,21 +156,21 @@ impl RecvWindow {
         credit.highest
     }
 
-    /// New credit that is worth a frame of its own, in records.
+    /// The amount of new credit that is worth a frame of its own, in records.
     pub fn credit_step(&self) -> u32 {
         self.credit.as_ref().map_or(1, |credit| credit.window / CREDIT_STEP_FRACTION)
     }
 
-    /// Fits the window to its use, of which `unread` bytes wait for the
-    /// application; to be asked when records were delivered and before credit
-    /// is told. Doubles the window if the application consumed half of it in
-    /// less than a round trip of an empty path: then the window is what holds
-    /// the peer back, and neither the path nor the application. So it settles
-    /// at two to four times the product of bandwidth and delay, and a path that
-    /// is slow because its queues are full does not make them longer.
+    /// Adapts the window to its use, while `unread` bytes wait for the
+    /// application. Call it when records were delivered, and before credit is
+    /// sent. The window doubles if the application consumed half of it in less
+    /// than a round trip of an empty path: then the window limits the peer, and
+    /// neither the path nor the application does. So the window settles at two
+    /// to four times the bandwidth-delay product, and a path that is slow
+    /// because of full queues does not get longer ones.
     ///
-    /// What is consumed counts and not what arrives, since a burst arrives
-    /// faster than anybody reads.
+    /// It measures consumption instead of arrival, because a burst arrives
+    /// faster than any application reads.
     pub fn autotune(&mut self, now: Instant, round_trip: Option<Duration>, unread: usize) {
         let next = self.next;
         let Some(credit) = &mut self.credit else { return };
@@ -214,7 +215,7 @@ impl Credit {
         }
     }
 
-    /// Gives back what is beyond the window and was not promised.
+    /// Releases the charge beyond the window and the promised credit.
     fn release_unused(&mut self, promised: u32) {
         let charged = promised.clamp(self.window, self.charged);
         self.budget.release(bytes(self.charged - charged));
@@ -246,7 +247,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a plain set of numbers.
+        /// Compares with a plain set of numbers.
         #[test]
         fn matches_a_naive_model(
             first in 0u32..2,
@@ -284,8 +285,8 @@ mod tests {
             }
         }
 
-        /// The same with credit and a window that moves on: numbers near the
-        /// next one, plaintexts of all sizes, an application that reads some.
+        /// The same with credit and a moving window: numbers near the next one,
+        /// plaintexts of all sizes, an application that reads some.
         #[test]
         fn matches_a_naive_model_with_credit(
             first in prop_oneof![Just(1), Just(u32::MAX - 20)],
@@ -327,7 +328,8 @@ mod tests {
                 let room = (room as i64).min(WINDOW_MIN_RECORDS.into());
                 credit = credit.max(next - 1 + room).min(u32::MAX.into());
                 prop_assert_eq!(i64::from(window.grant(unread)), credit);
-                // what is credited fits beside what is unread, however it is read
+                // the credit fits beside the unread bytes, however they are
+                // read
                 let outstanding = (credit - (next - 1)) as usize;
                 prop_assert!(
                     unread + outstanding * RECORD_PLAINTEXT_MAX_BYTES <= WINDOW_MIN
@@ -399,7 +401,8 @@ mod tests {
             }
         }
 
-        /// A round trip: what was credited arrives, then the peer waits.
+        /// Simulates a round trip: the credited records arrive, then the peer
+        /// waits.
         fn round(&mut self) {
             let credit = self.window.grant(bytes(self.unread));
             let end = self.now + self.round_trip;
@@ -442,7 +445,7 @@ mod tests {
         assert_eq!(credit, path.window.next() + WINDOW_MAX_RECORDS - 1);
     }
 
-    /// 20 Gbit/s in a burst, of which the application reads 4.
+    /// A burst of 20 Gbit/s, of which the application reads 4.
     #[test]
     fn burst_does_not_hinder_window_growth() {
         let mut path = Path::new(with_credit(1), 200, 40_000);
@@ -478,7 +481,7 @@ mod tests {
         (0..20).for_each(|_| other.round());
         assert_eq!(other.records(), WINDOW_MIN_RECORDS, "there is nothing left");
 
-        // after a pause it is given back, as what was promised is used up
+        // after a pause it is released, as the promised credit is used up
         path.now += WINDOW_IDLE;
         path.pause = path.round_trip;
         (0..40).for_each(|_| path.round());
@@ -489,8 +492,8 @@ mod tests {
     }
 
     proptest! {
-        /// What may still come and what is unread is never more than what is
-        /// paid for, whatever the window did.
+        /// Outstanding credit and unread data never exceed the charge, whatever
+        /// the window does.
         #[test]
         fn promised_credit_is_always_charged(
             steps in proptest::collection::vec((0u32..40, 0u64..30_000, 0usize..40), 1..200),

@@ -1,14 +1,14 @@
-//! The retransmission timeout (RFC 6298, in a few lines).
+//! The retransmission timeout (after RFC 6298).
 //!
-//! Never less than two round trips: what the network loses, TCP below sends
-//! again one round trip later, and a timeout that does not wait for that is
-//! always wrong.
+//! It is never less than two round trips: TCP below repairs network losses one
+//! round trip later, and a timeout that does not wait for that is always
+//! spurious.
 
 use std::time::Duration;
 
 use rendez_proto::limits::RTO_INITIAL;
 
-/// Shortest retransmission timeout: below us is TCP, which repairs faster.
+/// Shortest retransmission timeout; TCP below repairs losses faster.
 pub const RTO_MIN: Duration = Duration::from_millis(250);
 /// Longest retransmission timeout, and the longest gap between probes.
 pub const RTO_MAX: Duration = Duration::from_secs(10);
@@ -18,7 +18,7 @@ const _: () = {
     assert!(RTO_MAX.as_millis() >= RTO_INITIAL.as_millis());
 };
 
-/// Round-trip estimate and the timeout that follows from it.
+/// The round-trip estimate and the timeout derived from it.
 #[derive(Debug, Clone)]
 pub struct Rto {
     smoothed: Option<(Duration, Duration)>, // (mean, deviation)
@@ -27,12 +27,12 @@ pub struct Rto {
 }
 
 impl Rto {
-    /// No measurement yet: [`RTO_INITIAL`].
+    /// An estimate without measurements: the timeout is [`RTO_INITIAL`].
     pub fn new() -> Self {
         Self { smoothed: None, shortest: None, doublings: 0 }
     }
 
-    /// The present timeout, within [`RTO_MIN`] and [`RTO_MAX`].
+    /// The current timeout, between [`RTO_MIN`] and [`RTO_MAX`].
     pub fn current(&self) -> Duration {
         let base = match self.smoothed {
             None => RTO_INITIAL,
@@ -42,7 +42,7 @@ impl Rto {
         base.max(RTO_MIN).saturating_mul(factor).min(RTO_MAX)
     }
 
-    /// A round trip of something that was sent once only.
+    /// Adds the round trip of a record that was sent only once.
     pub fn sample(&mut self, rtt: Duration) {
         self.smoothed = Some(match self.smoothed {
             None => (rtt, rtt / 2),
@@ -54,29 +54,28 @@ impl Rto {
         self.doublings = 0;
     }
 
-    /// The shortest round trip on this path: that of empty queues, more or
-    /// less.
+    /// The shortest round trip on this path: roughly that of empty queues.
     pub fn shortest(&self) -> Option<Duration> {
         self.shortest
     }
 
-    /// The path was replaced: the next round trips may be others.
+    /// Forgets what depends on the path, since it was replaced.
     pub fn path_replaced(&mut self) {
         self.shortest = None;
         self.doublings = 0;
     }
 
-    /// How often the timeout struck since the peer made progress.
+    /// The number of timeouts since the peer last made progress.
     pub fn timeouts(&self) -> u32 {
         self.doublings
     }
 
-    /// The timeout struck.
+    /// Doubles the timeout after it expired.
     pub fn back_off(&mut self) {
         self.doublings = (self.doublings + 1).min(16);
     }
 
-    /// The peer made progress.
+    /// Resets the back-off because the peer made progress.
     pub fn progress(&mut self) {
         self.doublings = 0;
     }

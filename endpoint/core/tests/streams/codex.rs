@@ -1,4 +1,5 @@
-//! The Codex profile: WIRE.md, sections 3 and 5.
+//! The Codex profile (docs/codex-wire.md#frame,
+//! docs/codex-wire.md#messages-and-sequence-numbers).
 
 use std::time::Duration;
 
@@ -113,8 +114,8 @@ fn early_records_beyond_one_mebibyte_end_stream() {
     assert_eq!(closed(pair.executor_events()), Some(Closed::OutOfSequence), "18");
 }
 
-/// Where stock ends give up, the record is refused and the true one still
-/// counts.
+/// Where stock ends give up the stream, the record is refused and the genuine
+/// one is still accepted.
 #[test]
 fn forged_record_is_refused_without_effect() {
     let mut pair = open(CODEX);
@@ -207,7 +208,7 @@ fn message_length_is_1_byte_to_64_mib() {
     assert_eq!(pair.orchestrator.send(key, &huge.slice(1..)), Ok(()));
 }
 
-/// A peer that holds the keys and breaks the rules: played by hand.
+/// A peer that holds the keys and breaks the rules, simulated by hand.
 #[test]
 fn authenticated_misbehaviour_ends_the_stream() {
     for (plaintext, expected) in [
@@ -266,7 +267,7 @@ fn writer_blocks_at_one_mebibyte_until_drained() {
     assert_eq!(pair.recv_request(), Some(small));
 }
 
-/// Four of these may be unread, with what it costs to keep each.
+/// Four of these fit into the unread limit, with the cost of their handles.
 fn a_quarter() -> Bytes {
     Bytes::from(vec![1; CODEX_UNREAD_MAX_BYTES / 4 - 64])
 }
@@ -299,7 +300,8 @@ fn executor_resets_stream_left_unread() {
     for _ in 0..5 {
         send(&mut pair);
     }
-    // the time counts from when it began to hold up the socket, and while it does
+    // the timeout starts when the stream begins to block the socket, and runs
+    // only while it does
     let almost = CODEX_UNREAD_TIMEOUT - Duration::from_millis(1);
     pair.pass(almost);
     assert!(pair.recv_request().is_some());
@@ -316,12 +318,12 @@ fn executor_resets_stream_left_unread() {
     assert!(matches!(events[..], [Event::Ended { .. }]), "{events:?}");
     let why = Closed::Reset(ResetReason::ProtocolError);
     assert_eq!(closed(pair.orchestrator_events()), Some(why));
-    // what arrived is still read
+    // received messages are still read
     assert_eq!(std::iter::from_fn(|| pair.recv_request()).count(), 5);
     assert_eq!(closed(pair.executor_events()), Some(Closed::ReaderStalled));
 }
 
-/// It has the socket for itself.
+/// An orchestrator's stream has the socket for itself.
 #[test]
 fn orchestrator_may_leave_stream_unread() {
     let mut pair = open(CODEX);

@@ -1,4 +1,4 @@
-//! Who is let in, and what others are told.
+//! Handshakes: accepted, refused, repeated, damaged and limited.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ fn closed(events: &[Event]) -> Option<Closed> {
     })
 }
 
-/// A handshake frame as anybody could send it.
+/// An unauthenticated handshake frame.
 fn handshake(id: &str, profile: &str, message: &'static [u8]) -> Bytes {
     let body =
         Body::Handshake { message: Bytes::from_static(message), profile: profile.to_owned() };
@@ -65,7 +65,7 @@ fn executor_answers_only_after_authorization() {
     }
 }
 
-/// WIRE.md, sections 3 and 4.
+/// The bytes in docs/codex-wire.md#frame and docs/codex-wire.md#noise-channel.
 #[test]
 fn codex_opening_frames_match_stock() {
     let mut pair = pair();
@@ -100,13 +100,13 @@ fn refused_peer_is_reset_without_an_event() {
         let why = closed(&pair.orchestrator_events());
         assert!(matches!(why, Some(Closed::Reset(_))), "{why:?}");
         assert_eq!(pair.executor.stats().handshake_failures, 1);
-        // a late verdict misses
+        // a late verdict has no effect
         pair.executor.authorize(pair.now, key, pending.authorize());
         assert_eq!(pair.executor_events(), []);
     }
 }
 
-/// WIRE.md, section 1.3.
+/// The payload in docs/codex-wire.md#validate.
 #[test]
 fn rejected_credentials_are_reported_inside_noise() {
     for profile in Profile::ALL {
@@ -186,7 +186,7 @@ fn handshake_with_silent_registry_times_out() {
     assert_eq!(closed(&pair.executor_events()), Some(Closed::HandshakeTimeout));
 }
 
-/// WIRE.md, section 4: both cancel the pending handshake.
+/// Both cancel the pending handshake (docs/codex-wire.md#handshake-limits).
 #[test]
 fn early_codex_data_cancels_the_handshake() {
     for early_data in [false, true] {
@@ -209,7 +209,7 @@ fn early_codex_data_cancels_the_handshake() {
     }
 }
 
-/// A relay may repeat or damage what it carries.
+/// A relay may repeat or damage any frame.
 #[test]
 fn repeated_handshake_is_harmless_in_rendez_profiles() {
     let mut pair = pair();
@@ -221,7 +221,7 @@ fn repeated_handshake_is_harmless_in_rendez_profiles() {
     pair.authorize_all();
     let answer = pair.drain_executor();
     assert_eq!(kinds(&answer), ["handshake \"rendez_hybrid_ik_v1\" 3424"]);
-    // the answer is lost; the same question gets the same answer
+    // the answer is lost; the same message 1 gets the same answer
     pair.deliver_to_executor(wires.clone());
     assert_eq!(pair.drain_executor(), answer);
     pair.deliver_to_orchestrator(answer);
@@ -229,12 +229,12 @@ fn repeated_handshake_is_harmless_in_rendez_profiles() {
     pair.send_request("hello").expect("it is open");
     pair.exchange();
     assert_eq!(pair.recv_request().expect("it arrived"), "hello");
-    // and none once it is clear that the answer has arrived
+    // and none once the answer is known to have arrived
     pair.deliver_to_executor(wires);
     assert!(pair.drain_executor().is_empty());
 }
 
-/// WIRE.md, section 3.
+/// The refusal in docs/codex-wire.md#frame.
 #[test]
 fn second_codex_handshake_leaves_stream_open() {
     let mut pair = open(Profile::NoiseHybridIkV1);
@@ -287,7 +287,7 @@ fn message_2_is_resent_until_confirmed() {
     assert_eq!(kinds(&down), [""; 0]);
 }
 
-/// Driven like WIRE.md, section 4: with messages that don't decrypt.
+/// Messages that do not decrypt (docs/codex-wire.md#handshake-limits).
 #[test]
 fn eight_failures_start_a_ten_second_cooldown() {
     let mut old = open(Profile::NoiseHybridIkV1);
@@ -312,7 +312,7 @@ fn eight_failures_start_a_ten_second_cooldown() {
     assert_eq!(old.executor.stats().handshakes_throttled, 1);
     old.now += HANDSHAKE_COOLDOWN;
     assert!(good(&mut old, "b"));
-    // the stream that was open is unaffected
+    // the open stream is unaffected
     old.at_orchestrator = at_orchestrator;
     old.send_request("hello").expect("it is open");
     let wires = old.drain_orchestrator();
@@ -344,7 +344,7 @@ fn executor_limits_pending_handshakes_and_streams() {
             }
         }
     }
-    // the 33rd pending one was turned away; that left room for one at the end
+    // the 33rd pending one was refused, which left room for one at the end
     assert_eq!(pair.executor.stats().handshakes_throttled, 1);
     pair.executor_events();
     pair.orchestrator.close(pair.now, pair.at_orchestrator.expect("connected"));

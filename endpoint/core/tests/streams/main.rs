@@ -1,5 +1,5 @@
-//! Two endpoints face to face: one test per rule of the wire contract and of
-//! our own profiles.
+//! Two directly connected endpoints: one test per rule of the wire contract and
+//! of our own profiles.
 
 mod codex;
 mod handshakes;

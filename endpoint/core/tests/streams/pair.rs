@@ -1,4 +1,4 @@
-//! One executor and one orchestrator with nothing between them but the test.
+//! One executor and one orchestrator, directly connected.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ pub(crate) fn registration(id: &str) -> RegistrationId {
     id.parse().expect("a valid id")
 }
 
-/// The registry's consent to the key of `who`, who shook hands elsewhere.
+/// The registry's consent to the key of `who`, from another handshake.
 pub(crate) fn authorized_elsewhere(who: &Identity) -> Authorized {
     let (profile, executor) = (Profile::RendezHybridIkV1, identity(1));
     let suite = profile.suite();
@@ -50,12 +50,12 @@ pub(crate) struct Pair {
     pub(crate) now: Instant,
     pub(crate) executor: Mux,
     pub(crate) orchestrator: Mux,
-    /// The stream at either end, once there is one.
+    /// The stream at each end, once there is one.
     pub(crate) at_executor: Option<Key>,
     pub(crate) at_orchestrator: Option<Key>,
 }
 
-/// Both ends' sockets are up; no stream yet.
+/// A pair with attached sockets and no stream.
 pub(crate) fn pair() -> Pair {
     #[expect(clippy::disallowed_methods, reason = "the origin of virtual time")]
     let now = Instant::now();
@@ -107,7 +107,7 @@ impl Pair {
         key
     }
 
-    /// Authorizes whoever asks. Returns all other events.
+    /// Authorizes every pending handshake. Returns all other events.
     pub(crate) fn authorize_all(&mut self) -> Vec<Event> {
         let mut others = Vec::new();
         while let Some(event) = self.executor.poll_event() {
@@ -121,7 +121,7 @@ impl Pair {
         others
     }
 
-    /// The key of whoever asks to be let in.
+    /// The first handshake that waits for a verdict.
     pub(crate) fn pending(&mut self) -> (Key, PendingHandshake) {
         self.executor_events()
             .into_iter()
@@ -129,7 +129,7 @@ impl Pair {
                 Event::AuthorizationNeeded { key, pending, .. } => Some((key, pending)),
                 _ => None,
             })
-            .expect("somebody asks")
+            .expect("a handshake waits for a verdict")
     }
 
     pub(crate) fn drain_executor(&mut self) -> Vec<Bytes> {
@@ -148,7 +148,7 @@ impl Pair {
         wires.into_iter().for_each(|wire| self.orchestrator.handle_message(self.now, wire));
     }
 
-    /// Carries everything over until nobody has anything to send.
+    /// Delivers all frames until neither end has any to send.
     pub(crate) fn exchange(&mut self) {
         loop {
             let (up, down) = (self.drain_orchestrator(), self.drain_executor());
@@ -160,7 +160,7 @@ impl Pair {
         }
     }
 
-    /// Lets time pass, carrying everything over at each deadline.
+    /// Lets time pass, delivering all frames at each deadline.
     pub(crate) fn pass(&mut self, time: Duration) {
         let until = self.now + time;
         while let Some(at) = self.next_deadline().filter(|at| *at <= until) {
@@ -172,7 +172,7 @@ impl Pair {
         self.now = until;
     }
 
-    /// Lets time pass with everything that is sent lost.
+    /// Lets time pass while all frames are lost.
     pub(crate) fn pass_without_network(&mut self, time: Duration) -> (Vec<Bytes>, Vec<Bytes>) {
         let until = self.now + time;
         let (mut up, mut down) = (self.drain_orchestrator(), self.drain_executor());
@@ -219,7 +219,7 @@ impl Pair {
     }
 }
 
-/// The bodies of encoded frames, in words.
+/// The bodies of encoded frames, as text.
 pub(crate) fn kinds(wires: &[Bytes]) -> Vec<String> {
     wires
         .iter()

@@ -14,7 +14,7 @@ use rendez_proto::profile::Profile;
 
 use crate::pair::{Pair, STREAM, kinds, open, registration, reset, stream};
 
-/// What a stream takes in without being read, before its window grows.
+/// Unread plaintext that a stream accepts before its window grows.
 const RECEIVE_BUFFER: usize = WINDOW_MIN_RECORDS as usize * RECORD_PLAINTEXT_MAX_BYTES;
 
 const OURS: [Profile; 2] = [Profile::RendezHybridIkV1, Profile::RendezIkV1];
@@ -129,7 +129,7 @@ fn full_window_stops_until_acked() {
     assert_eq!(messages, WINDOW_MIN_RECORDS as usize + 10);
 }
 
-/// What a relay can do to any frame.
+/// Everything that a relay can do to a frame.
 #[test]
 fn frames_altered_by_a_relay_are_refused() {
     for profile in OURS {
@@ -277,7 +277,7 @@ fn stream_outlives_socket_for_its_grace() {
 }
 
 /// The simulator's seed 8608: a relay lets acknowledgements overtake, and the
-/// end of a stream that was overtaken looked like a replay.
+/// overtaken end of a stream looked like a replay.
 #[test]
 fn finish_overtaken_by_ack_is_accepted() {
     let mut pair = open(Profile::RendezHybridIkV1);
@@ -291,7 +291,7 @@ fn finish_overtaken_by_ack_is_accepted() {
     pair.orchestrator.handle_timeout(pair.now);
     wires.splice(0..0, pair.drain_orchestrator());
     assert_eq!(kinds(&wires), ["ack", "reset finished"]);
-    // each is taken once, in whatever order
+    // each is accepted once, in any order
     pair.deliver_to_executor([wires[0].clone(), wires[0].clone()]);
     assert_eq!(pair.executor.stats().refused_control, 1);
     pair.deliver_to_executor(wires);
@@ -299,9 +299,9 @@ fn finish_overtaken_by_ack_is_accepted() {
     assert_eq!(closed(pair.executor_events()), Some(Closed::Finished));
 }
 
-/// The simulator's seed 1028788: an orchestrator slept, and its executor gave
-/// up meanwhile. What waited in its socket when it woke was an old resume; it
-/// answered that, and waited for ever.
+/// The simulator's seed 1028788: an orchestrator slept while its executor gave
+/// up. The first frame it read after waking was an old resume; it answered that
+/// and then waited forever.
 #[test]
 fn old_resume_still_reveals_unknown_stream() {
     let mut pair = open(Profile::RendezHybridIkV1);
@@ -387,7 +387,7 @@ fn unanswered_finish_is_resent() {
     let (_, again) = pair.pass_without_network(Duration::from_secs(30));
     assert_eq!(kinds(&again), ["reset finished"; 2]);
     assert_eq!(pair.executor.poll_timeout(), None);
-    assert_eq!(pair.executor_events(), [], "said once");
+    assert_eq!(pair.executor_events(), [], "reported once");
     pair.deliver_to_orchestrator([again[1].clone()]);
     assert_eq!(closed(pair.orchestrator_events()), Some(Closed::Finished));
 }
@@ -404,7 +404,7 @@ fn announced_finish_ends_with_the_socket() {
 #[test]
 fn closed_stream_drops_unread_messages() {
     let mut pair = ours();
-    pair.send_response("nobody reads this").expect("it is open");
+    pair.send_response("unread").expect("it is open");
     pair.exchange();
     let key = pair.at_orchestrator.expect("there is a stream");
     pair.orchestrator.close(pair.now, key);
@@ -433,7 +433,7 @@ fn stalled_reader_blocks_writer_until_it_reads() {
     let most = RECEIVE_BUFFER + message.len() + 4;
     assert!((RECEIVE_BUFFER / 2..=most).contains(&unread), "{unread}");
     assert!(pair.executor.wants_read(), "one stream does not stop the others");
-    // the frame that reopens the credit is lost, and asked for again
+    // the frame that restores the credit is lost, and requested again
     while pair.recv_request().is_some() {}
     let _ = pair.drain_executor();
     pair.pass(RTO_MAX * 2);
@@ -503,11 +503,11 @@ fn unanswered_probe_requests_one_ping() {
     assert!(pair.orchestrator.can_resume() && !pair.orchestrator.poll_ping());
     pair.send_request("lost").expect("it is open");
     pair.pass_without_network(RTO_INITIAL);
-    assert!(!pair.orchestrator.poll_ping(), "one timeout is no reason");
+    assert!(!pair.orchestrator.poll_ping(), "one timeout is no reason to ping");
     pair.pass_without_network(RTO_MAX * 2);
     assert!(pair.orchestrator.poll_ping());
     assert!(!pair.orchestrator.poll_ping());
     pair.pass_without_network(RTO_MAX * 2);
-    assert!(!pair.orchestrator.poll_ping(), "it was said");
+    assert!(!pair.orchestrator.poll_ping(), "already requested");
     assert!(!open(Profile::NoiseHybridIkV1).orchestrator.can_resume());
 }

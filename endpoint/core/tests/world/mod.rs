@@ -1,9 +1,9 @@
-//! Endpoints around a dumb relay, on virtual time, out of one seed.
+//! Endpoints around a simple relay, on virtual time, from one seed.
 //!
 //! The relay loses, repeats, reorders, forges and splices frames, cuts sockets
-//! and lies about who is gone, as far as [`NetworkFaults`] allows. The applications
-//! on top write numbered messages and check each one that arrives against
-//! what the other side wrote: exact, in order, once.
+//! and reports ends as gone that are not, as far as [`NetworkFaults`] allows.
+//! The applications on top write numbered messages and check that each one that
+//! arrives is exact, in order, and delivered once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -18,14 +18,14 @@ use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::{EnvironmentId, RegistrationId, StreamId};
 use rendez_proto::profile::Profile;
 
-/// What the relay does to frames; chances in percent.
+/// The faults of the relay; chances in percent.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct NetworkFaults {
     pub(crate) loss: u64,
     pub(crate) repeat: u64,
     pub(crate) forge: u64,
     pub(crate) splice: u64,
-    /// Longest delay of a frame, in ms; a random one is what reorders.
+    /// Longest delay of a frame, in ms; its random choice causes reordering.
     pub(crate) delay: u64,
     /// How many times a random socket is cut.
     pub(crate) cuts: u64,
@@ -56,7 +56,7 @@ pub(crate) struct World {
     serial: u64,
     ends: Vec<Node>,
     registrations: u64,
-    /// Which orchestrator claimed a stream.
+    /// The orchestrator that claimed each stream.
     claims: BTreeMap<StreamId, End>,
     /// The streams that an orchestrator saw open.
     opened: BTreeSet<StreamId>,
@@ -68,7 +68,8 @@ pub(crate) struct World {
 
 struct Node {
     mux: Mux,
-    /// Counts sockets; frames of an older one are gone. `None`: no socket.
+    /// The number of the socket; frames of an older one are dropped. `None`: no
+    /// socket.
     socket: Option<u64>,
     sockets: u64,
     conversations: BTreeMap<Key, Conversation>,
@@ -157,16 +158,16 @@ impl World {
         world
     }
 
-    /// Lets everything happen until all conversations are complete.
+    /// Runs until all conversations are complete.
     ///
     /// # Panics
-    /// If a message is wrong, or the conversations don't complete in an hour.
+    /// If a message is wrong, or the conversations do not complete in an hour.
     pub(crate) fn run(&mut self) {
         while !self.is_complete() {
             self.step();
             assert!(self.elapsed() < 3_600_000, "stuck:\n{}", self.tail());
         }
-        // every stream ends on both sides, the zombies included
+        // every stream ends on both sides, including leftover ones
         self.quiet = true;
         while self.ends.iter().any(|node| !node.conversations.is_empty()) {
             if ORCHESTRATORS.clone().all(|end| self.ends[end].conversations.is_empty()) {
@@ -319,8 +320,8 @@ impl World {
             self.hint(from, &frame.stream, gone);
             return;
         }
-        // Damaged handshakes count as failures and cool an executor down; that
-        // is tested elsewhere.
+        // Damaged handshakes count as failures and start an executor's
+        // cooldown; other tests cover that.
         if !matches!(frame.body, Body::Handshake { .. }) && !self.quiet {
             if self.chance(self.faults.forge) {
                 let forged = self.forge(&wire);
@@ -355,7 +356,7 @@ impl World {
         }
     }
 
-    /// A lie ends a stream that is not open yet; that is no news.
+    /// A forged reset may end a stream that is not open yet; that is expected.
     fn false_reset(&mut self, to: End, stream: &StreamId, lie: ResetReason) {
         let open = |node: &Node| {
             node.conversations
@@ -367,14 +368,14 @@ impl World {
         }
     }
 
-    /// The frame with one to three bytes changed.
+    /// Returns the frame with one to three bytes changed.
     fn forge(&mut self, wire: &Bytes) -> Bytes {
         let mut bytes = wire.to_vec();
         for _ in 0..1 + self.below(3) {
             let at = self.below(bytes.len() as u64) as usize;
             bytes[at] ^= 1 << self.below(8);
         }
-        // an unproven reset would be a lie, and those have their own rules
+        // an unproven reset would be a false report, which has its own rules
         match Frame::decode(bytes.clone().into()) {
             Ok(Frame { body: Body::Reset { .. }, proof: None, .. }) => wire.clone(),
             Ok(Frame { body: Body::Handshake { .. }, .. }) => wire.clone(),
@@ -382,7 +383,7 @@ impl World {
         }
     }
 
-    /// Another record under this frame's stream, number, ack or credit.
+    /// Returns another record under this frame's stream, number, ack or credit.
     fn splice(&mut self, frame: &Frame) -> Option<Bytes> {
         let mut spliced = self.last_record.clone()?;
         match self.below(4) {
@@ -403,8 +404,8 @@ impl World {
     fn deliver(&mut self, to: End, wire: Bytes) {
         let Some(socket) = self.ends[to].socket else { return };
         let frame = Frame::decode(wire.clone());
-        // nothing repairs a Codex stream whose records overtake its handshake,
-        // or whose unproven end overtakes its records
+        // a Codex stream cannot repair records that overtake its handshake, or
+        // an unproven end that overtakes its records
         let delay = match frame.map(|frame| frame.body) {
             Ok(Body::Handshake { .. }) if !self.profile.is_reliable() => 1,
             Ok(Body::Reset { .. }) if !self.profile.is_reliable() => 1 + self.faults.delay,
@@ -452,7 +453,7 @@ impl World {
         if !self.opened.contains(&conversation.stream) {
             return; // message 2 never made it; the executor's half ends some time
         }
-        // after both sides have everything, how they hear of the end may differ
+        // after both sides have everything, the reported end may differ
         assert!(complete, "{} ended with {why:?} too early\n{}", conversation.stream, self.tail());
         let fine = matches!(why, Closed::Finished | Closed::Lost)
             || matches!(why, Closed::Reset(ResetReason::UnknownStream));
@@ -509,14 +510,15 @@ impl World {
             let complete = conversation.got == conversation.expected.len()
                 && conversation.sent == conversation.to_send.len();
             if end != EXECUTOR && complete && !conversation.closing {
-                // the orchestrator has all; whether the executor has is seen there
+                // the orchestrator has everything; the executor's side is
+                // checked there
                 conversation.closing = true;
                 node.mux.close(self.now, key);
             }
         }
     }
 
-    /// Both directions of a stream follow from its name.
+    /// Derives both directions of a stream from its name.
     fn conversation(&self, stream: StreamId, end: End) -> Conversation {
         let script = |direction: u8| {
             let mut seed = [direction; 32];

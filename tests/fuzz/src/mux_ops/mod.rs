@@ -1,16 +1,16 @@
-//! An orchestrator's and an executor's [`Mux`] with a
-//! hostile network between them: any sequence of operations, hostile bytes and
-//! virtual time, then an honest network until nothing moves.
+//! An orchestrator's and an executor's [`Mux`] with a hostile network between
+//! them: any sequence of operations, hostile bytes and virtual time, then an
+//! honest network until it is idle.
 //!
-//! Held, on top of "no panic":
+//! Checked, besides the absence of panics:
 //!
-//! * what arrives is what was sent, in order, each once (`model`);
-//! * no key ever seals two things under one nonce (`wire`);
+//! * messages arrive as sent, in order, each once (`model`);
+//! * no key ever seals two plaintexts under one nonce (`wire`);
 //! * an open stream of a reliable profile ends only because an application
-//!   closed it, its grace is over, or a resume was answered with "unknown
-//!   stream" (the one exception that the endpoint's documentation makes);
+//!   closed it, its grace expired, or a resume was answered with "unknown
+//!   stream" (the one exception in the endpoint's documentation);
 //! * no deadline stays due, and neither end sends without end;
-//! * once the network is honest, all that was sent arrives.
+//! * once the network is honest, every message that was sent arrives.
 
 mod model;
 mod wire;
@@ -30,23 +30,23 @@ use crate::time::origin;
 use model::Ends;
 use wire::Wire;
 
-/// Stream ids in play: few, so that they meet.
+/// Stream ids in use: few, so that they collide.
 const STREAMS: u8 = 3;
-/// Operations of one input; more only make it slow.
+/// Operations of one input; more are slow without finding more.
 const STEPS: usize = 200;
-/// Streams that one input may start: a handshake costs most.
+/// Streams that one input may start: handshakes cost the most.
 const CONNECTS: usize = 10;
-/// Messages in flight, one way.
+/// Messages in flight in one direction.
 const IN_FLIGHT: usize = 600;
 /// Messages that may be replayed.
 const REPLAYABLE: usize = 64;
-/// Frames that an end may send without hearing or waiting: the windows of all
+/// Frames that an end may send without receiving or waiting: the windows of all
 /// streams, and their control frames.
 const AT_ONCE: usize = 4_000;
-/// Rounds until an honest network is quiet.
+/// Rounds until an honest network is idle.
 const ROUNDS: usize = 20_000;
 
-/// Which end: also the index in arrays of two.
+/// An end; also the index in arrays of two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Arbitrary)]
 enum Side {
     Orchestrator,
@@ -72,7 +72,7 @@ enum Op {
     Send { end: u8, size: u8, times: u8 },
     Recv { end: u8, times: u8 },
     Close { end: u8 },
-    // the network, as it should be
+    // the network, honest
     Emit { from: Side, frames: u8 },
     Deliver { to: Side, frames: u8 },
     Quiet,
@@ -81,7 +81,7 @@ enum Op {
     SocketLost { side: Side },
     SocketOpened { side: Side, registration: u8 },
     Restart,
-    // and as it should not
+    // the network, hostile
     Drop { to: Side, at: u8 },
     Repeat { to: Side, at: u8 },
     Swap { to: Side, a: u8, b: u8 },
@@ -100,14 +100,14 @@ struct World {
     /// How often an executor was started.
     starts: u8,
     sockets: [bool; 2],
-    /// Under way, by destination.
+    /// In flight, by destination.
     net: [VecDeque<Bytes>; 2],
     past: VecDeque<(Side, Bytes)>,
     ends: Ends,
     wire: Wire,
 }
 
-/// Follows the operations in `data`, then lets the network be honest.
+/// Follows the operations in `data`, then makes the network honest.
 pub fn run(data: &[u8]) {
     let mut world = World::new();
     let mut u = Unstructured::new(data);
@@ -183,7 +183,7 @@ impl World {
 
     // ---- the network -----------------------------------------------------------
 
-    /// Lets an end send. Returns whether it had anything.
+    /// Lets an end send. Returns whether it had a frame.
     fn emit(&mut self, from: Side, frames: usize) -> bool {
         let mut sent = 0;
         while sent < frames {
@@ -192,7 +192,7 @@ impl World {
             sent += 1;
             assert!(self.sockets[from as usize], "sends without a socket");
             assert!(sent < AT_ONCE, "sends without end");
-            self.events(); // so that the model knows what is open
+            self.events(); // so that the model knows the open streams
             self.wire.left(from, &wire, &self.ends);
             self.past.push_back((from.other(), wire.clone()));
             if self.past.len() > REPLAYABLE {
@@ -227,7 +227,7 @@ impl World {
         self.events();
     }
 
-    /// An honest network that takes no time, until nothing is sent.
+    /// Runs an honest network without delay until nothing is sent.
     fn run_until_idle(&mut self) {
         for _ in 0..ROUNDS {
             let mut moved = false;
@@ -243,7 +243,7 @@ impl World {
         panic!("the two ends talk without end");
     }
 
-    /// An honest network and applications that read, for some time.
+    /// Runs an honest network, and applications that read, for some time.
     fn settle(&mut self, time: Duration) {
         let until = self.now + time;
         for _ in 0..ROUNDS {
@@ -257,7 +257,7 @@ impl World {
                 None => return self.pass(until.saturating_duration_since(self.now)),
             }
         }
-        panic!("the two ends never come to rest");
+        panic!("the two ends never become idle");
     }
 
     fn pass(&mut self, time: Duration) {
@@ -294,7 +294,7 @@ impl World {
         self.mux(side).socket_opened(now, registration(number));
     }
 
-    /// The executor's process is replaced.
+    /// Replaces the executor's process.
     fn restart(&mut self) {
         self.starts = self.starts.wrapping_add(1) % 100;
         self.muxes[1] = start_executor(self.starts);
@@ -359,7 +359,7 @@ impl World {
         Ok(())
     }
 
-    /// What an open reliable stream has taken, it refuses, and counts that.
+    /// Checks that an open reliable stream refuses and counts a replay.
     fn replayed(&mut self, to: Side, wire: Bytes) {
         let frame = Frame::decode(wire.clone()).expect("an end sends frames");
         let reliable =
@@ -369,7 +369,8 @@ impl World {
         let after = self.mux(to).stats();
         assert_eq!(before.records_in, after.records_in, "one record was taken twice");
         if reliable && matches!(frame.body, Body::Data { .. }) {
-            // If it ended the stream, there is none any more, or another of its name.
+            // If the replay ended the stream, there is none any more, or
+            // another one with its name.
             let refused = |stats: Stats| {
                 let over = stats.unknown_stream + stats.unexpected;
                 stats.duplicates + stats.refused_records + stats.out_of_window + over
@@ -394,7 +395,7 @@ impl World {
 
     // ---- the end ---------------------------------------------------------------
 
-    /// The attacker leaves; what it holds back is lost.
+    /// Ends the attack; frames that were held back are lost.
     fn finish(&mut self) {
         self.net = Default::default();
         for side in BOTH {

@@ -1,4 +1,5 @@
-//! What the applications at both ends know, and what they may expect.
+//! The model of the applications at both ends: the messages that they sent, and
+//! the events that they may expect.
 
 use std::time::Instant;
 
@@ -22,19 +23,19 @@ pub(super) struct End {
     key: Key,
     id: u8,
     profile: Profile,
-    /// At the executor: which orchestrator's end asked, by index.
+    /// At the executor: the index of the orchestrator's end that asked.
     asked_by: Option<usize>,
     /// Waits for the registry's verdict.
     asking: Option<PendingHandshake>,
     opened: Option<Instant>,
-    /// Its application closed it.
+    /// The application closed it.
     app_closed: bool,
     closed: Option<Closed>,
-    /// Its process died, or it was turned away.
+    /// The process died, or the peer was refused.
     gone: bool,
     sent: Vec<Bytes>,
     received: usize,
-    /// Whose messages arrive here, by index, once the first one did.
+    /// The index of the end whose messages arrive here, after the first one.
     bound: Option<usize>,
 }
 
@@ -44,7 +45,7 @@ impl End {
     }
 }
 
-/// All streams that there ever were, at both ends.
+/// All streams that ever existed, at both ends.
 #[derive(Debug, Default)]
 pub(super) struct Ends(Vec<End>);
 
@@ -53,14 +54,14 @@ impl Ends {
         self.0.iter().filter(|end| end.side == Side::Orchestrator).count()
     }
 
-    /// How many streams of this id were ever open at this end: as many keys
-    /// have sealed frames with that id.
+    /// The number of streams of this id that were ever open at this end: the
+    /// number of keys that have sealed frames with that id.
     pub(super) fn opened(&self, side: Side, id: &str) -> usize {
         let same = |end: &&End| end.side == side && stream(end.id).as_str() == id;
         self.0.iter().filter(same).filter(|end| end.opened.is_some()).count()
     }
 
-    /// Whether this end has an open stream of this id that resends.
+    /// Whether this end has an open stream of this id that retransmits.
     pub(super) fn is_open_and_reliable(&self, side: Side, id: &str) -> bool {
         self.0.iter().any(|end| {
             end.side == side
@@ -113,7 +114,7 @@ impl Ends {
         }
     }
 
-    /// The registry's answer to one who asks.
+    /// Gives the registry's verdict on one pending handshake.
     pub(super) fn verdict(&mut self, mux: &mut Mux, now: Instant, ask: u8, say: u8) {
         let asking: Vec<usize> =
             (0..self.0.len()).filter(|i| self.0[*i].asking.is_some()).collect();
@@ -131,7 +132,7 @@ impl Ends {
         end.gone = true;
     }
 
-    /// Lets everybody in who asks.
+    /// Authorizes every pending handshake.
     pub(super) fn authorize_all(&mut self, mux: &mut Mux, now: Instant) {
         while self.0.iter().any(|end| end.asking.is_some()) {
             self.verdict(mux, now, 0, 15);
@@ -143,11 +144,11 @@ impl Ends {
         let end = &mut self.0[index];
         let len = match size {
             0..=223 => 8 + usize::from(size),
-            224..=247 => 61_436, // with its header a full record
+            224..=247 => 61_436, // a full record with its header
             248..=253 => 200_000,
             _ => 1_200_000,
         };
-        // no two messages are alike
+        // no two messages are equal
         let mut message = vec![size; len];
         message[..4].copy_from_slice(&(index as u32).to_be_bytes());
         message[4..8].copy_from_slice(&(end.sent.len() as u32).to_be_bytes());
@@ -181,7 +182,8 @@ impl Ends {
         }
     }
 
-    /// Takes one message and checks that the peer sent it, and next.
+    /// Receives one message and checks that it is the next one that the peer
+    /// sent.
     fn take(&mut self, muxes: &mut [Mux; 2], index: usize) -> bool {
         let end = &self.0[index];
         if end.gone {
@@ -201,7 +203,7 @@ impl Ends {
         true
     }
 
-    /// The far ends that this end may have shaken hands with.
+    /// The far ends with which this end may share a handshake.
     fn peers(&self, index: usize) -> Vec<usize> {
         match self.0[index].side {
             Side::Executor => self.0[index].asked_by.into_iter().collect(),
@@ -233,7 +235,7 @@ impl Ends {
 
     fn find(&self, side: Side, key: Key) -> usize {
         let found = self.0.iter().position(|end| end.side == side && end.key == key && !end.gone);
-        found.expect("an event of a stream that never was, or was turned away")
+        found.expect("an event of a stream that never existed, or was refused")
     }
 
     pub(super) fn event(&mut self, side: Side, now: Instant, event: Event, wire: &Wire) {
@@ -242,7 +244,7 @@ impl Ends {
         } = event
         {
             let text = std::str::from_utf8(&authorization).expect("it was checked");
-            let from: usize = text.parse().expect("nobody else can prove this key");
+            let from: usize = text.parse().expect("no other peer can prove this key");
             let (number, profile) = (self.0[from].id, self.0[from].profile);
             assert_eq!(id, stream(number), "a handshake for another stream");
             assert_eq!(&peer, orchestrator().public_for(profile.suite()));
@@ -274,11 +276,11 @@ impl Ends {
 
     fn opened_at(&mut self, index: usize, now: Instant) {
         assert_eq!(self.0[index].opened, None, "opened twice");
-        assert!(!self.peers(index).is_empty(), "open, and nobody let it in");
+        assert!(!self.peers(index).is_empty(), "open, but never authorized");
         self.0[index].opened = Some(now);
     }
 
-    /// Whether this end may end for this reason.
+    /// Checks that this end may end for this reason.
     fn may_close(&self, index: usize, now: Instant, why: Closed, wire: &Wire) {
         let end = &self.0[index];
         let guiltless = !matches!(
@@ -307,11 +309,12 @@ impl Ends {
 
     // ---- the end -------------------------------------------------------------------
 
-    /// On an honest network everything arrives: at streams that are open at
-    /// both ends, and at those whose far end closed them in good order.
+    /// Checks that everything has arrived, on an honest network: at streams
+    /// that are open at both ends, and at those whose far end closed them
+    /// gracefully.
     pub(super) fn all_arrived(&self) {
         for (index, end) in self.0.iter().enumerate() {
-            assert!(end.asking.is_none(), "nobody answered");
+            assert!(end.asking.is_none(), "no verdict was given");
             if end.opened.is_none() || end.gone || !end.profile.is_reliable() {
                 continue;
             }
@@ -323,7 +326,7 @@ impl Ends {
             let both = end.is_live() && peer.is_live() && peer.opened.is_some();
             let finished =
                 end.closed == Some(Closed::Finished) && peer.app_closed && !end.app_closed;
-            assert!(!both || !(end.app_closed || peer.app_closed), "closed, and never over");
+            assert!(!both || !(end.app_closed || peer.app_closed), "closed, but never ended");
             if both || finished {
                 assert_eq!(end.received, peer.sent.len(), "messages are missing");
             }

@@ -1,5 +1,5 @@
-//! What an observer of both sockets knows: that nothing is sealed twice under
-//! one nonce, and who was told that a stream is unknown.
+//! An observer of both sockets: it checks that no nonce is used twice, and
+//! notes which ends received "unknown stream".
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,12 +23,12 @@ pub(super) struct Wire {
     /// How often each proof counter was used.
     proofs: BTreeMap<(At, u64), usize>,
     resumed: BTreeSet<At>,
-    /// Was told, after it had asked, that its stream is unknown.
+    /// The ends that received "unknown stream" after a resume.
     unknown_answers: BTreeSet<At>,
 }
 
 impl Wire {
-    /// A frame leaves an end.
+    /// Notes a frame that an end sends.
     pub(super) fn left(&mut self, from: Side, wire: &Bytes, ends: &Ends) {
         assert!(wire.len() <= NOISE_MESSAGE_MAX_BYTES + FRAME_OVERHEAD_MAX_BYTES, "a huge frame");
         let frame = Frame::decode(wire.clone()).expect("an end sends frames");
@@ -55,7 +55,7 @@ impl Wire {
         }
     }
 
-    /// A message arrives at an end.
+    /// Notes a message that an end receives.
     pub(super) fn arrives(&mut self, to: Side, wire: &Bytes) {
         let Ok(frame) = Frame::decode(wire.clone()) else { return };
         let at = (to, frame.stream.as_str().to_owned());
@@ -70,7 +70,7 @@ impl Wire {
         }
     }
 
-    /// Whether somebody answered a resume of this end with "unknown stream".
+    /// Whether a resume of this end was answered with "unknown stream".
     pub(super) fn got_unknown_stream(&self, side: Side, id: u8) -> bool {
         self.unknown_answers.contains(&(side, stream(id).as_str().to_owned()))
     }

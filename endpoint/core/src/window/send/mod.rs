@@ -1,4 +1,4 @@
-//! What is in flight: sealed once, kept until acknowledged.
+//! The send window: records in flight, sealed once and kept until acknowledged.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -10,16 +10,17 @@ use rendez_proto::limits::WINDOW_MAX_RECORDS;
 
 use super::{Budget, Congestion, Rto, WINDOW_MIN_BYTES, WINDOW_MIN_RECORDS};
 
-/// Later records that must be acknowledged before a gap is resent early. A
-/// relay reorders little: it sheds.
+/// Later records that must be acknowledged before a gap is retransmitted early.
+/// A relay reorders little; it sheds.
 const FAST_RESEND_RECORDS: u32 = 3;
 
-// a selective acknowledgement can name the records that fast resending looks for
+// A selective acknowledgement can name the records that fast retransmission
+// looks for.
 const _: () = assert!(FAST_RESEND_RECORDS < u32::BITS);
 
-/// An authenticated acknowledgement of something that was never sent.
+/// An authenticated acknowledgement of a record that was never sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("acknowledged what was never sent")]
+#[error("acknowledgement of a record that was never sent")]
 pub struct AckOfUnsent;
 
 /// The sending side of one direction.
@@ -31,17 +32,17 @@ pub struct SendWindow {
     in_flight: VecDeque<InFlight>,
     bytes: usize,
     budget: Budget,
-    /// Bytes that were taken from the budget: what is in flight beyond
+    /// Bytes charged to the budget: those in flight beyond
     /// [`WINDOW_MIN_BYTES`].
     charged: usize,
     /// The highest number that the peer accepts.
     credit: u32,
     congestion: Congestion,
-    /// How many slots wait for their acknowledgement.
+    /// The number of records that wait for their acknowledgement.
     waiting: u32,
-    /// How many slots wait to be sent again.
+    /// The number of records that wait for their retransmission.
     due: usize,
-    /// Since when the peer made no progress, while slots wait (RFC 6298,
+    /// Since when the peer has made no progress, while records wait (RFC 6298,
     /// section 5).
     timer: Option<Instant>,
     rto: Rto,
@@ -55,25 +56,25 @@ struct InFlight {
     sent: Sent,
 }
 
-/// How a record was sent, which decides what its acknowledgement tells.
+/// How a record was sent, which determines what its acknowledgement measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sent {
-    /// Once, then.
+    /// Once, at this time.
     Once(Instant),
-    /// More than once; which one was acknowledged is unknown, unless that came
-    /// sooner than any round trip takes.
+    /// More than once. Which transmission was acknowledged is unknown, unless
+    /// the acknowledgement came sooner than any round trip takes.
     Again { first: Instant, last: Instant },
-    /// Over a path that is gone, and perhaps over this one.
+    /// Over a former path, and perhaps also over this one.
     OldPath,
 }
 
-/// What an acknowledgement tells besides that a record has arrived.
+/// The measurement that an acknowledgement gives.
 enum AckSample {
     None,
-    /// How long a record and its acknowledgement took.
+    /// The round trip of a record.
     RoundTrip(Duration),
-    /// The same, of one that had been given up, and arrived as it was sent
-    /// first.
+    /// The round trip of a record that was presumed lost, although its first
+    /// transmission arrived.
     Spurious(Duration),
 }
 
@@ -81,7 +82,7 @@ enum AckSample {
 enum RecordState {
     /// Sent, and not acknowledged.
     Waiting,
-    /// Waits to be handed out again.
+    /// To be retransmitted.
     Due,
     Acked,
 }
@@ -105,13 +106,13 @@ impl SendWindow {
         }
     }
 
-    /// The number of the next record; `None` when the numbers have run out.
+    /// The number of the next record; `None` when the numbers are exhausted.
     pub fn next(&self) -> Option<Seq> {
         u32::try_from(self.end()).ok().map(Seq)
     }
 
-    /// Whether a frame of `len` bytes may be sent. Ask before sealing: a
-    /// number that was sealed must go out.
+    /// Whether a frame of `len` bytes may be sent. Check before sealing: a
+    /// sealed number must be sent.
     pub fn has_room(&self, len: usize) -> bool {
         self.due == 0
             && self.waiting < self.congestion.window()
@@ -144,7 +145,7 @@ impl SendWindow {
         self.in_flight.is_empty()
     }
 
-    /// Takes an authenticated acknowledgement. Old ones do no harm.
+    /// Handles an authenticated acknowledgement. An old one has no effect.
     ///
     /// # Errors
     /// [`AckOfUnsent`]: the peer broke the protocol.
@@ -159,7 +160,7 @@ impl SendWindow {
         self.credit = self.credit.max(credit);
 
         let under_way = self.waiting;
-        // the last that was waited for, and the last that was given up
+        // the last sample of a waiting record, and of one presumed lost
         let (mut sample, mut late) = (None, None);
         let mut mark_acked = |window: &mut Self, index| match window.mark_acked(index, now) {
             AckSample::Spurious(round_trip) => late = Some(round_trip),
@@ -207,7 +208,7 @@ impl SendWindow {
         Ok(())
     }
 
-    /// The next frame to send again, exactly as it was sent.
+    /// Returns the next frame to retransmit, unchanged.
     pub fn poll_retransmit(&mut self, now: Instant) -> Option<Bytes> {
         if !self.wants_retransmit() {
             return None;
@@ -221,25 +222,25 @@ impl SendWindow {
         };
         self.due -= 1;
         self.waiting += 1;
-        // The oldest gap has a whole timeout to be filled.
+        // The oldest gap gets a whole timeout.
         if index == 0 || self.timer.is_none() {
             self.timer = Some(now);
         }
         Some(record.wire.clone())
     }
 
-    /// Whether [`poll_retransmit`](Self::poll_retransmit) has something.
+    /// Whether [`poll_retransmit`](Self::poll_retransmit) has a frame.
     pub fn wants_retransmit(&self) -> bool {
         self.due > 0 && self.waiting < self.congestion.window()
     }
 
-    /// When to call [`handle_timeout`](Self::handle_timeout).
+    /// The time at which to call [`handle_timeout`](Self::handle_timeout).
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.timer.map(|since| since + self.rto.current())
     }
 
-    /// If the peer made no progress for too long: everything is suspect, and
-    /// goes out again in bursts that double as acknowledgements return.
+    /// If the timeout has expired, presumes everything in flight lost. It is
+    /// retransmitted in bursts that double as acknowledgements return.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.poll_timeout().is_some_and(|at| at <= now) {
             self.rto.back_off();
@@ -248,8 +249,8 @@ impl SendWindow {
         }
     }
 
-    /// The path was replaced: everything in flight is lost, and nothing is
-    /// known of the new path.
+    /// Presumes everything in flight lost because the path was replaced, and
+    /// forgets what was measured on the former one.
     pub fn path_replaced(&mut self) {
         self.rto.path_replaced();
         self.congestion = Congestion::new();
@@ -259,7 +260,7 @@ impl SendWindow {
         }
     }
 
-    /// The present retransmission timeout, for whoever probes this peer.
+    /// The round-trip estimate, for probes of this peer.
     pub fn rto(&self) -> &Rto {
         &self.rto
     }
@@ -276,7 +277,8 @@ impl SendWindow {
         self.timer = None;
     }
 
-    /// What was to be sent again is under way still.
+    /// Considers records that wait for their first retransmission to be in
+    /// flight again.
     fn unmark_all_due(&mut self, now: Instant) {
         for record in &mut self.in_flight {
             if record.state == RecordState::Due && matches!(record.sent, Sent::Once(_)) {
@@ -300,7 +302,7 @@ impl SendWindow {
         }
     }
 
-    /// Notes that a slot arrived.
+    /// Marks a record as acknowledged.
     fn mark_acked(&mut self, index: usize, now: Instant) -> AckSample {
         let Some(record) = self.in_flight.get_mut(index) else { return AckSample::None };
         let given_up = match record.state {
@@ -332,8 +334,8 @@ impl SendWindow {
         }
     }
 
-    /// Marks records that were overtaken by enough later ones. Once each: what
-    /// is lost twice waits for the timeout.
+    /// Marks records for retransmission that enough later ones have overtaken.
+    /// Once each: a second loss waits for the timeout.
     fn resend_gaps(&mut self) {
         let end = self.end();
         let mut later = 0;
@@ -352,7 +354,7 @@ impl SendWindow {
         }
     }
 
-    /// Notes how many bytes are in flight, and pays for them.
+    /// Updates the bytes in flight and their charge.
     fn account(&mut self, bytes: usize) {
         self.bytes = bytes;
         let due = extra(bytes);
@@ -371,7 +373,7 @@ impl Drop for SendWindow {
     }
 }
 
-/// What is paid from the budget.
+/// The bytes that are charged to the budget.
 fn extra(bytes: usize) -> usize {
     bytes.saturating_sub(WINDOW_MIN_BYTES)
 }

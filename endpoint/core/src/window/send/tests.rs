@@ -1,4 +1,4 @@
-//! What is sent, resent, given up and taken back, on virtual time.
+//! Sending, retransmission, loss and spurious timeouts, on virtual time.
 
 use super::*;
 use proptest::prelude::*;
@@ -168,7 +168,7 @@ fn new_path_starts_with_smallest_window() {
     assert_eq!(resent(&mut window, now), [97, 98, 99, 100]);
 }
 
-/// A socket that has to warm up delivers later than the timeout expects.
+/// A connection that has to warm up delivers later than the timeout expects.
 #[test]
 fn spurious_timeout_is_undone() {
     let start = crate::test_origin();
@@ -177,21 +177,21 @@ fn spurious_timeout_is_undone() {
     let late = window.poll_timeout().unwrap();
     window.handle_timeout(late);
     assert_eq!(resent(&mut window, late), [1], "as if all were lost");
-    // records 1 and 2 come after all, and 2 was not sent again
+    // records 1 and 2 arrive after all, and 2 was not retransmitted
     let now = start + Duration::from_millis(900);
     window.on_ack(ack(2, &[]), 100, now).unwrap();
     assert_eq!(resent(&mut window, now), [] as [u32; 0], "the rest is under way still");
     assert!(window.has_room(4));
     assert!(window.rto().current() > Duration::from_millis(900), "and it learns from it");
     assert!(window.poll_timeout().unwrap() > now);
-    // if nothing comes any more, it strikes again
+    // if nothing else arrives, the timeout expires again
     window.handle_timeout(window.poll_timeout().unwrap());
     assert_eq!(resent(&mut window, now + Duration::from_secs(9)), [3]);
 }
 
-/// Where every record was sent again before the first answer came, as happens
-/// when answers come one by one: an answer that is sooner than any round trip
-/// is one to the first sending.
+/// Every record was retransmitted before the first acknowledgement, as happens
+/// when acknowledgements come one by one: one that comes sooner than any round
+/// trip belongs to the first transmission.
 #[test]
 fn early_ack_belongs_to_first_transmission() {
     let start = crate::test_origin();
@@ -210,7 +210,7 @@ fn early_ack_belongs_to_first_transmission() {
     }
 }
 
-/// What was sent over a path before may have arrived there.
+/// A record sent over a former path may have arrived there.
 #[test]
 fn old_path_does_not_measure_new_path() {
     let start = crate::test_origin();
@@ -224,13 +224,13 @@ fn old_path_does_not_measure_new_path() {
     let late = window.poll_timeout().unwrap();
     window.handle_timeout(late);
     assert_eq!(resent(&mut window, late), [1]);
-    // these arrived before, and so did one that was not sent again yet
+    // these arrived before, and so did one that was not retransmitted yet
     window.on_ack(ack(1, &[3, 4, 33]), 100, late + ms(1)).unwrap();
     assert_eq!(resent(&mut window, late + ms(1)).first(), Some(&2), "was not taken back");
     assert!(window.rto().current() < Duration::from_secs(10), "an outage is no round trip");
 }
 
-/// One that only the repetition answers was right.
+/// A timeout was right if only the retransmission is acknowledged.
 #[test]
 fn timeout_after_loss_is_not_undone() {
     let start = crate::test_origin();
@@ -278,14 +278,14 @@ fn sequence_numbers_never_wrap() {
     assert_eq!(window.next(), None);
 }
 
-/// What the property below does to a window.
+/// An operation of the property test below.
 #[derive(Debug, Clone)]
 enum Step {
     Send {
         len: usize,
     },
     /// Acknowledges up to `behind` the newest, and the bits. `honest`: of
-    /// those, only what was sent.
+    /// those, only records that were sent.
     Ack {
         behind: u32,
         bits: u32,
@@ -316,7 +316,7 @@ fn any_step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Against a plain map of the numbers in flight to their bytes.
+    /// Compares with a plain map from the numbers in flight to their bytes.
     #[test]
     fn matches_a_naive_model(
         first in prop_oneof![Just(1), Just(u32::MAX - 30)],
@@ -325,7 +325,7 @@ proptest! {
         let pattern = Bytes::from(vec![0; 400_000]);
         let mut now = crate::test_origin();
         let mut window = SendWindow::new(Seq(first), memory());
-        // numbers are wider here, and there is no clever base
+        // numbers are wider here, and start at zero
         let mut flying = BTreeMap::<u64, Bytes>::new();
         let mut next = u64::from(first);
         let mut credit = u64::from(first.saturating_add(WINDOW_MIN_RECORDS - 1));
@@ -344,7 +344,7 @@ proptest! {
                     prop_assert_eq!(window.next().map(|seq| u64::from(seq.0)),
                         Some(next).filter(|next| *next <= u32::MAX.into()));
                     if room {
-                        // the place within the pattern tells records apart
+                        // the offset in the pattern distinguishes the records
                         let at = (next % 64) as usize * 1000;
                         let wire = pattern.slice(at..at + len);
                         window.push(wire.clone(), now);
@@ -392,7 +392,7 @@ proptest! {
                 let same = |kept: &&Bytes|
                     kept.as_ptr() == wire.as_ptr() && kept.len() == wire.len();
                 let number = flying.iter().find(|(_, kept)| same(kept));
-                prop_assert!(number.is_some(), "resent what had arrived, or other bytes");
+                prop_assert!(number.is_some(), "resent an acknowledged record, or other bytes");
                 numbers.extend(number.map(|(number, _)| *number));
             }
             prop_assert!(numbers.is_sorted(), "the oldest first, each once");
