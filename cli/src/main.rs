@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use rendez_executor_agent::AgentArgs;
 use rendez_program::{logging, signals};
-use rendez_relay::{Relay, RelayArgs, Traces, config, raise_descriptors};
+use rendez_relay::{Relay, RelayArgs, Traces, config, raise_descriptor_limit};
 
 use crate::exit::Exit;
 
@@ -106,7 +106,7 @@ async fn run(command: Command) -> Result<ExitCode, Exit> {
             let (level, format) = (settings.config.log_level, settings.config.log_format);
             let traces = Traces::start(&settings.config).map_err(Exit::config)?;
             let log = logging::start_as(level, format, traces.listener());
-            raise_descriptors(&settings.config);
+            raise_descriptor_limit(settings.config.connections_max);
             let relay = Relay::bind(settings).await.map_err(Exit::config)?;
             relay.logging(log).serve(signals::stop_at_signals()).await;
             traces.finish().await;

@@ -203,6 +203,6 @@ async fn a_relay_without_websockets_drops_none() -> Result<()> {
     assert!(relay.stop(Signal::TERM).await?.success());
     relay.log().closed().await;
     let log = relay.log().text();
-    assert!(log.contains("leaving") && !log.contains("are dropped"), "{log}");
+    assert!(log.contains("closing all websockets") && !log.contains("are dropped"), "{log}");
     Ok(())
 }

@@ -1,18 +1,17 @@
-//! Leaving without losing work.
+//! Shutdown without losing work.
 //!
 //! ```text
-//! SIGTERM ─► announced: /readyz says no, everything else goes on
-//!    drain.announce ─► closed: no new connections, nobody waits for an executor
-//!                      that is away, websockets sent away in batches, requests
-//!                      in progress answered
-//!    all gone, drain.deadline, or a second SIGTERM ─► the end
+//! SIGTERM ─► announced: /readyz fails, everything else goes on
+//!    drain.announce ─► closed: no new connections, no waits for an absent executor,
+//!                      websockets closed in batches, requests in progress answered
+//!    all closed, drain.deadline, or a second SIGTERM ─► exit
 //! ```
 //!
-//! An environment goes as a whole: an executor without its orchestrators is of
-//! no use to anybody. Our own ends are told in the close frame within which
-//! span to come back, and resume every stream; stock ones come back by
-//! themselves, on the same ticket (WIRE.md, section 2), because nothing here
-//! answers them with 4xx.
+//! The websockets of an environment close together: an executor is of no use
+//! without its orchestrators. The close frame gives our own endpoints a reconnect
+//! window, and they resume every stream. Stock ones reconnect by themselves with the
+//! same ticket (docs/codex-wire.md#executor-reconnects), because a draining relay
+//! never answers them with 4xx.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,22 +24,22 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::connections::{ConnectionTable, SharedHub};
 
-/// Mean pause between two batches of environments that are sent away.
+/// Mean pause between two batches of environments.
 const BATCH_PAUSE: Duration = Duration::from_millis(100);
-/// How often the log says what is still waited for.
+/// How often the log reports the connections that are still open.
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
-/// What of the deadline batches may use: the rest is for closing.
+/// Batches may use the deadline divided by this; the rest is for closing.
 const BATCHES_SHARE: u32 = 2;
 
-/// When and how fast.
+/// The settings of a shutdown.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Pace {
-    pub(crate) announce: Duration,
+pub(crate) struct DrainSchedule {
+    announce: Duration,
     pub(crate) deadline: Duration,
     reconnects_per_second: usize,
 }
 
-impl Pace {
+impl DrainSchedule {
     pub(crate) fn of(config: &Config) -> Self {
         Self {
             announce: config.drain_announce.min(config.drain_deadline),
@@ -49,26 +48,42 @@ impl Pace {
         }
     }
 
-    /// Over which time so many websockets come back.
-    fn span(&self, websockets: usize) -> Duration {
+    /// The window in which this many websockets reconnect.
+    fn reconnect_window(&self, websockets: usize) -> Duration {
         let millis = websockets.saturating_mul(1000) / self.reconnects_per_second;
-        let span = Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX));
-        // A few need no spreading.
-        if span < BATCH_PAUSE { Duration::ZERO } else { span }
+        let window = Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX));
+        // A few need no window.
+        if window < BATCH_PAUSE { Duration::ZERO } else { window }
     }
 
-    /// How many batches `hubs` are sent away in.
+    /// The number of batches that `hubs` are closed in.
     fn batches(&self, websockets: usize, hubs: usize) -> usize {
-        let over = self.span(websockets).min(self.deadline / BATCHES_SHARE);
+        let over = self.reconnect_window(websockets).min(self.deadline / BATCHES_SHARE);
         let batches = over.as_millis() / BATCH_PAUSE.as_millis();
         usize::try_from(batches).unwrap_or(usize::MAX).clamp(1, hubs.max(1))
     }
 }
 
-/// Sends everybody away and waits until they are gone, until `deadline`, or
-/// until `at_once`.
-pub(crate) async fn send_away(
-    pace: Pace,
+/// Lets balancers notice that the relay is about to stop.
+pub(crate) async fn announce(
+    schedule: DrainSchedule,
+    connections: &ConnectionTable,
+    at_once: &CancellationToken,
+) {
+    connections.start_draining();
+    if !schedule.announce.is_zero() {
+        tracing::info!(
+            seconds = schedule.announce.as_secs_f64(),
+            "asked to stop: /readyz fails now, clients are served until drain.announce has passed"
+        );
+    }
+    let _ = at_once.run_until_cancelled(tokio::time::sleep(schedule.announce)).await;
+}
+
+/// Closes all websockets and waits until they are gone, until `deadline`, or until
+/// `at_once`.
+pub(crate) async fn close_websockets(
+    schedule: DrainSchedule,
     deadline: Instant,
     connections: &ConnectionTable,
     requests: &TaskTracker,
@@ -76,53 +91,53 @@ pub(crate) async fn send_away(
 ) {
     let counts = connections.counts();
     let open = counts.executors + counts.orchestrators;
-    let frame = CloseFrame::restarting_within(pace.span(open));
+    let frame = CloseFrame::restarting_within(schedule.reconnect_window(open));
     tracing::info!(
         executors = counts.executors,
         orchestrators = counts.orchestrators,
         streams = counts.streams,
         seconds = deadline.saturating_duration_since(Instant::now()).as_secs(),
-        told = frame.reason,
-        "leaving; another SIGTERM leaves at once"
+        reason = frame.reason,
+        "closing all websockets; another SIGTERM stops at once"
     );
     requests.close();
-    let leaving = async {
+    let closing = async {
         let hubs = connections.hubs();
-        let size = hubs.len().div_ceil(pace.batches(open, hubs.len())).max(1);
+        let size = hubs.len().div_ceil(schedule.batches(open, hubs.len())).max(1);
         for (n, batch) in hubs.chunks(size).enumerate() {
             if n > 0 {
                 tokio::time::sleep(jittered(BATCH_PAUSE)).await;
             }
-            leave(batch, &frame);
+            close_hubs(batch, &frame);
         }
-        let gone = async {
+        let closed = async {
             connections.all_ended().await;
             requests.wait().await;
         };
-        let mut gone = std::pin::pin!(gone);
-        while tokio::time::timeout(REPORT_INTERVAL, gone.as_mut()).await.is_err() {
-            // Who was about to join when the hubs were counted is told now.
-            leave(&connections.hubs(), &frame);
-            let (websockets, requests) = (connections.guards(), requests.len());
-            tracing::info!(websockets, connections = requests, "waiting for these to close");
+        let mut closed = std::pin::pin!(closed);
+        while tokio::time::timeout(REPORT_INTERVAL, closed.as_mut()).await.is_err() {
+            // Closes a websocket that joined after the hubs were listed.
+            close_hubs(&connections.hubs(), &frame);
+            let (websockets, connections) = (connections.guards(), requests.len());
+            tracing::info!(websockets, connections, "waiting for connections to close");
         }
     };
-    let in_time = at_once.run_until_cancelled(tokio::time::timeout_at(deadline, leaving)).await;
+    let in_time = at_once.run_until_cancelled(tokio::time::timeout_at(deadline, closing)).await;
     let open = connections.guards();
     if open > 0 && !matches!(in_time, Some(Ok(()))) {
-        let urgent = at_once.is_cancelled();
-        tracing::warn!(open, urgent, "websockets did not close in time and are dropped");
+        let at_once = at_once.is_cancelled();
+        tracing::warn!(open, at_once, "websockets did not close in time and are dropped");
     }
 }
 
-fn leave(hubs: &[Arc<SharedHub>], frame: &CloseFrame) {
+fn close_hubs(hubs: &[Arc<SharedHub>], frame: &CloseFrame) {
     for hub in hubs {
         hub.close(frame.clone());
     }
 }
 
-/// Between half and one and a half of `mean`, so that relays that were told to
-/// leave at one moment do not send their endpoints away in step.
+/// A random duration between half and one and a half of `mean`, so that relays that
+/// stop at the same moment do not close their websockets in step.
 fn jittered(mean: Duration) -> Duration {
     let mut random = [0x80; 1];
     // Without random numbers the pause is the mean.
@@ -134,15 +149,15 @@ fn jittered(mean: Duration) -> Duration {
 mod tests {
     use super::*;
 
-    const PACE: Pace = Pace {
+    const SCHEDULE: DrainSchedule = DrainSchedule {
         announce: Duration::ZERO,
         deadline: Duration::from_secs(20),
         reconnects_per_second: 1000,
     };
 
     #[test]
-    fn a_few_leave_together_and_many_over_time() {
-        for (open, hubs, span_ms, batches) in [
+    fn many_websockets_close_in_batches() {
+        for (open, hubs, window_ms, batches) in [
             (0, 0, 0, 1),
             (2, 1, 0, 1),
             (99, 50, 0, 1),
@@ -151,13 +166,13 @@ mod tests {
             (20_000, 20_000, 20_000, 100),
             (1_000_000, 500_000, 1_000_000, 100),
         ] {
-            assert_eq!(PACE.span(open), Duration::from_millis(span_ms), "{open}");
-            assert_eq!(PACE.batches(open, hubs), batches, "{open} in {hubs}");
+            assert_eq!(SCHEDULE.reconnect_window(open), Duration::from_millis(window_ms), "{open}");
+            assert_eq!(SCHEDULE.batches(open, hubs), batches, "{open} in {hubs}");
         }
     }
 
     #[test]
-    fn pauses_differ_around_their_mean() {
+    fn pauses_vary_around_their_mean() {
         for _ in 0..100 {
             let pause = jittered(BATCH_PAUSE);
             assert!(pause >= BATCH_PAUSE / 2 && pause <= BATCH_PAUSE * 3 / 2, "{pause:?}");

@@ -3,8 +3,7 @@
 //! ```text
 //! config      defaults < file < environment < flags
 //! server      composes: state, listeners, signals
-//!   ├── listen                TCP -> (tls) -> HTTP connections, bounded
-//!   ├── routes                what the public and the admin listener answer
+//!   ├── http                  TCP -> (tls) -> HTTP connections, bounded; routes
 //!   │     ├── registry's      /cloud/environment/..., /v1/...
 //!   │     ├── metrics         /metrics: counters of all parts, at scrape time
 //!   │     └── rendezvous      GET /v1/rendezvous: ticket -> upgrade -> pump
@@ -19,23 +18,20 @@
 
 pub mod config;
 pub mod connections;
-mod descriptors;
 mod drain;
-mod gulp;
+mod http;
 mod issuers;
-mod listen;
 mod metrics;
-mod outflow;
 mod reload;
 mod rendezvous;
-mod routes;
 pub mod server;
-mod tenure;
+mod state_lock;
+mod sys;
 mod tls;
 mod traces;
 
 pub use config::{Config, RelayArgs};
 pub use connections::Quotas;
-pub use descriptors::raise_descriptors;
 pub use server::{Relay, StartError};
+pub use sys::raise_descriptor_limit;
 pub use traces::{Traces, TracesError};

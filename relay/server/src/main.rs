@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Write as _, stdout};
 
 use clap::Parser as _;
 use rendez_program::{logging, signals};
-use rendez_relay::{Relay, RelayArgs, Traces, config, raise_descriptors};
+use rendez_relay::{Relay, RelayArgs, Traces, config, raise_descriptor_limit};
 
 #[derive(clap::Parser)]
 #[command(version, about = "The Rendez relay: registry and rendezvous, on SQLite")]
@@ -20,7 +20,7 @@ async fn main() -> anyhow::Result<()> {
     let settings = args.load()?;
     if print {
         let written = stdout().write_all(config::document(&settings).as_bytes());
-        // whoever read it may have had enough
+        // A reader may close the pipe early.
         return Ok(written.or_else(|error| match error.kind() {
             ErrorKind::BrokenPipe => Ok(()),
             _ => Err(error),
@@ -29,7 +29,7 @@ async fn main() -> anyhow::Result<()> {
     let traces = Traces::start(&settings.config)?;
     let (level, format) = (settings.config.log_level, settings.config.log_format);
     let log = logging::start_as(level, format, traces.listener());
-    raise_descriptors(&settings.config);
+    raise_descriptor_limit(settings.config.connections_max);
     Relay::bind(settings).await?.logging(log).serve(signals::stop_at_signals()).await;
     traces.finish().await;
     Ok(())

@@ -1,16 +1,17 @@
 //! SIGHUP: settings are read again, and what can change while running does.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rendez_program::logging::LogHandle;
 use rendez_program::settings::{Change, Difference, Loaded, Settings as _};
 use rendez_registry::Registry;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::connections::ConnectionTable;
+use crate::sys::Hangups;
 use crate::tls::Tls;
 
 /// What can change while the relay runs.
@@ -37,7 +38,7 @@ impl Reload {
     /// Reads the settings again and says what changed. Settings that cannot be
     /// used leave everything as it is.
     pub(crate) fn reload(&self) {
-        let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut settings = self.settings.lock();
         let newer = match settings.again() {
             Ok(newer) => newer.config,
             Err(error) => {
@@ -85,7 +86,7 @@ impl Reload {
     }
 
     /// Reloads at each SIGHUP until cancelled.
-    pub(crate) async fn at(self, mut hangups: Signal, cancel: CancellationToken) {
+    pub(crate) async fn at(self, mut hangups: Hangups, cancel: CancellationToken) {
         let this = Arc::new(self);
         while let Some(Some(())) = cancel.run_until_cancelled(hangups.recv()).await {
             let this = this.clone();
@@ -122,17 +123,6 @@ fn say(older: &Config, newer: &Config, difference: Difference) {
     }
 }
 
-/// SIGHUPs from here on: one that nobody waits for ends the process.
-pub(crate) fn hangups() -> Option<Signal> {
-    match signal(SignalKind::hangup()) {
-        Ok(hangups) => Some(hangups),
-        Err(error) => {
-            tracing::warn!(%error, "SIGHUP cannot be caught; settings stay as they are");
-            None
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::{self, File};
@@ -160,7 +150,7 @@ mod tests {
         let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
         assert!(made.success());
 
-        let (hangups, cancel) = (hangups().unwrap(), CancellationToken::new());
+        let (hangups, cancel) = (Hangups::catch().unwrap(), CancellationToken::new());
         let state = directory.path().join("state");
         let registry = Registry::open(&state, Options::default()).await.unwrap();
         let reload = Reload::new(settings, LogHandle::default(), None, Arc::default(), registry);

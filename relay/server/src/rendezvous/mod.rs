@@ -38,7 +38,7 @@ use crate::tls::ClientCertificate;
 
 /// Bytes of a websocket's buffer for messages that it has not read whole: most
 /// of the memory of an idle one. It grows for a larger message. It is filled from
-/// larger reads ([`SharedReadBuffer`](crate::gulp::Gulp)).
+/// larger reads, from the buffer that a thread's connections share.
 const MESSAGE_BUFFER_BYTES: usize = 2 * 1024;
 
 /// The state of the rendezvous route.

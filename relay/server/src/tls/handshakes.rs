@@ -13,9 +13,11 @@
 use std::io;
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use rustls::ServerConfig;
 use rustls::server::{Acceptor, ClientHello};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 use tokio_rustls::LazyConfigAcceptor;
@@ -25,6 +27,13 @@ use tokio_rustls::server::TlsStream;
 pub(crate) trait Wire: AsyncRead + AsyncWrite + Unpin {
     /// Whether the other end is known to have left.
     fn has_hung_up(&self) -> bool;
+}
+
+impl Wire for TcpStream {
+    fn has_hung_up(&self) -> bool {
+        // Unread bytes hide the end of the stream; then it is unknown.
+        matches!(self.peek(&mut [0]).now_or_never(), Some(Ok(0) | Err(_)))
+    }
 }
 
 /// The places of a listener.
@@ -67,10 +76,9 @@ mod tests {
 
     use rustls::{ClientConfig, ClientConnection, RootCertStore};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::net::TcpListener;
 
     use super::*;
-    use crate::gulp::Gulp;
 
     /// A server without a certificate: its handshakes end with an error.
     fn config() -> Arc<ServerConfig> {
@@ -96,11 +104,11 @@ mod tests {
         hello
     }
 
-    async fn pair() -> (TcpStream, Gulp<TcpStream>) {
+    async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let dialled = TcpStream::connect(listener.local_addr().unwrap());
         let (near, far) = tokio::join!(dialled, listener.accept());
-        (near.unwrap(), Gulp::new(far.unwrap().0, 1024))
+        (near.unwrap(), far.unwrap().0)
     }
 
     /// What the system had to say before has been noticed when this returns.

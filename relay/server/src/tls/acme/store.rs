@@ -9,9 +9,8 @@
 //! A file is written beside its place and renamed, so nobody ever reads half of
 //! one, and a certificate never stands beside the key of another.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use instant_acme::AccountCredentials;
@@ -21,6 +20,7 @@ use zeroize::Zeroizing;
 
 use super::failure::Failure;
 use super::leaf::Leaf;
+use crate::sys::{create_owner_only_dir, owner_only};
 use crate::tls::files;
 
 const FOLDER: &str = "acme";
@@ -90,14 +90,16 @@ impl Store {
     }
 
     fn write(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
+        create_owner_only_dir(&self.folder)?;
         let draft = path.with_extension(format!("draft-{}", std::process::id()));
         // Of an earlier try, by a process that had this number.
         match fs::remove_file(&draft) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        let mut file = owner_only(&mut options).open(&draft)?;
         let written = file.write_all(content).and_then(|()| file.sync_all());
         let placed = written.and_then(|()| fs::rename(&draft, path));
         if placed.is_err() {

@@ -1,64 +1,60 @@
-//! A connection that tells for how long its peer has left what it was sent.
+//! Measures for how long a peer has not read the bytes it was sent.
 //!
-//! HTTP has a time limit for every request that comes in; this is what an answer
-//! that nobody takes is noticed by. It begins when the connection takes no more
-//! and ends when all that was written is out, so a peer that takes a little now
-//! and then is not spared.
+//! The HTTP server has a timeout for requests but none for responses. A stall
+//! begins when the connection accepts no more bytes and ends when all of them are
+//! flushed, so a peer that reads a little now and then stays stalled.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-/// See the module.
-pub(crate) struct Outflow<T> {
+/// A connection that measures its write stalls.
+pub(crate) struct StallMonitor<T> {
     inner: T,
-    stuck: bool,
-    since: Stuck,
+    stalled: bool,
+    since: WriteStall,
 }
 
-/// Since when an [`Outflow`] is stuck.
+/// The current write stall of a [`StallMonitor`].
 #[derive(Clone, Default)]
-pub(crate) struct Stuck(Arc<Mutex<Option<Instant>>>);
+pub(crate) struct WriteStall(Arc<Mutex<Option<Instant>>>);
 
-impl Stuck {
-    /// For how long; zero if it is not.
-    pub(crate) fn for_how_long(&self) -> Duration {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .map_or(Duration::ZERO, |i| i.elapsed())
+impl WriteStall {
+    /// How long it has lasted; zero if there is none.
+    pub(crate) fn duration(&self) -> Duration {
+        self.0.lock().map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     fn set(&self, since: Option<Instant>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
+        *self.0.lock() = since;
     }
 }
 
-impl<T> Outflow<T> {
+impl<T> StallMonitor<T> {
     pub(crate) fn new(inner: T) -> Self {
-        Self { inner, stuck: false, since: Stuck::default() }
+        Self { inner, stalled: false, since: WriteStall::default() }
     }
 
-    pub(crate) fn stuck(&self) -> Stuck {
+    pub(crate) fn stall(&self) -> WriteStall {
         self.since.clone()
     }
 
-    /// The lock is taken only when something changes, which on a connection
-    /// that flows is never.
-    fn note(&mut self, stuck: bool) {
-        if self.stuck != stuck {
-            self.stuck = stuck;
-            self.since.set(stuck.then(Instant::now));
+    /// Takes the lock only on a change, so never on a connection without stalls.
+    fn note(&mut self, stalled: bool) {
+        if self.stalled != stalled {
+            self.stalled = stalled;
+            self.since.set(stalled.then(Instant::now));
         }
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Outflow<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for StallMonitor<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -68,7 +64,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Outflow<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Outflow<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for StallMonitor<T> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

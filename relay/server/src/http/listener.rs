@@ -1,6 +1,6 @@
-//! Listeners: TCP connections become HTTP connections, through TLS where it is
-//! on, bounded in number and in the time that their heads and the taking of their
-//! answers may take.
+//! Listeners: TCP connections become HTTP connections, with TLS where it is on.
+//! Their number is bounded, and so is the time in which a client must send a
+//! request's head and read its response.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,27 +19,27 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
+use super::read_buffer::SharedReadBuffer;
+use super::write_stall::{StallMonitor, WriteStall};
 use crate::connections::{ConnectionLimit, ConnectionTable};
-use crate::gulp::Gulp;
-use crate::outflow::{Outflow, Stuck};
 use crate::rendezvous::Peer;
 use crate::tls::Tls;
 
-/// How long a client may take to send a request's head: a slow sender holds a
-/// connection no longer than this.
+/// How long a client may take to send a request's head, so that a slow sender
+/// cannot hold a connection for longer.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a client may take to read an answer: a slow reader holds a
-/// connection no longer than this. The largest answers have some 100 KiB.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// The same while the relay stops, which must not wait for such a client.
-const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often is looked for such clients.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a client may take to read a response, so that a slow reader cannot
+/// hold a connection for longer. The largest responses have some 100 KiB.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same during a shutdown, which must not wait for such a client.
+const LAST_RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often a connection is checked for such a client.
+const STALL_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Largest head of a request in bytes; a ticket has under 2 KiB.
 const HEAD_MAX_BYTES: usize = 16 * 1024;
 /// Bytes that one read takes from the kernel, unless a setting says otherwise.
 const READ_BYTES: usize = 32 * 1024;
-/// How long accepting pauses when the system has no descriptor or memory.
+/// How long accepting pauses when the system has no descriptor or memory left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A bound listener and the limit of its connections.
@@ -59,12 +59,12 @@ impl Listener {
         Ok(Self { tcp, local, limit, tls: None, read_bytes: READ_BYTES })
     }
 
-    /// With TLS on every connection.
+    /// Uses TLS on every connection.
     pub(crate) fn with_tls(self, tls: Option<Arc<Tls>>) -> Self {
         Self { tls, ..self }
     }
 
-    /// With reads of at most so many bytes.
+    /// Limits the bytes that one read takes from the kernel.
     pub(crate) fn reading(self, read_bytes: usize) -> Self {
         Self { read_bytes, ..self }
     }
@@ -77,9 +77,8 @@ impl Listener {
         self.limit.clone()
     }
 
-    /// Serves `app` until cancelled. Then the listener is closed and `requests`
-    /// has the connections that are still there; they end after the request
-    /// that they are at.
+    /// Serves `app` until cancelled, then closes the listener. Connections that are
+    /// still open end after their current request; `requests` tracks them.
     pub(crate) async fn serve(
         self,
         app: Router,
@@ -89,9 +88,9 @@ impl Listener {
     ) {
         while let Some((tcp, peer)) = cancel.run_until_cancelled(self.accept()).await {
             let (app, tls, table) = (app.clone(), self.tls.clone(), connections.clone());
-            // Without it the handshake takes 45 ms instead of 2 (WIRE.md, section 2).
+            // With Nagle's algorithm the Noise handshake takes 45 ms instead of 2.
             let _ = tcp.set_nodelay(true);
-            let io = Gulp::new(tcp, self.read_bytes);
+            let io = SharedReadBuffer::new(tcp, self.read_bytes);
             requests.spawn(serve_connection(io, peer, tls, app, table, cancel.child_token()));
         }
     }
@@ -114,7 +113,7 @@ impl Listener {
 }
 
 async fn serve_connection(
-    io: Gulp<TcpStream>,
+    io: SharedReadBuffer<TcpStream>,
     mut peer: Peer,
     tls: Option<Arc<Tls>>,
     app: Router,
@@ -141,8 +140,8 @@ async fn serve_http(
         request
     });
     let service = TowerToHyperService::new(service);
-    let io = Outflow::new(io);
-    let stuck = io.stuck();
+    let io = StallMonitor::new(io);
+    let stall = io.stall();
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -150,17 +149,17 @@ async fn serve_http(
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
-    let served = unless_stuck(&stuck, ANSWER_TIMEOUT, connection.as_mut());
+    let served = unless_stalled(&stall, RESPONSE_TIMEOUT, connection.as_mut());
     let result = match cancel.run_until_cancelled(served).await {
         Some(result) => result,
         None => {
             connection.as_mut().graceful_shutdown();
-            unless_stuck(&stuck, LAST_ANSWER_TIMEOUT, connection).await
+            unless_stalled(&stall, LAST_RESPONSE_TIMEOUT, connection).await
         }
     };
     let Some(result) = result else {
         connections.connection_stats().count_answer_timeout();
-        return tracing::debug!("a client does not read its answer");
+        return tracing::debug!("a client does not read its response");
     };
     if let Err(error) = result {
         if error.is_timeout() {
@@ -172,17 +171,17 @@ async fn serve_http(
     }
 }
 
-/// What comes of `work`, unless the connection under it is stuck for too long.
-async fn unless_stuck<T>(
-    stuck: &Stuck,
-    patience: Duration,
+/// Runs `work` to its end; `None` if writes to its connection stall for `limit`.
+async fn unless_stalled<T>(
+    stall: &WriteStall,
+    limit: Duration,
     work: impl Future<Output = T>,
 ) -> Option<T> {
     let mut work = std::pin::pin!(work);
     loop {
-        match timeout(LOOK_EVERY, work.as_mut()).await {
+        match timeout(STALL_CHECK_INTERVAL, work.as_mut()).await {
             Ok(done) => return Some(done),
-            Err(_) if stuck.for_how_long() >= patience => return None,
+            Err(_) if stall.duration() >= limit => return None,
             Err(_) => {}
         }
     }
@@ -198,7 +197,7 @@ mod tests {
     use super::*;
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
-    const ANSWER_BYTES: usize = 100_000;
+    const RESPONSE_BYTES: usize = 100_000;
 
     struct Served {
         client: DuplexStream,
@@ -207,10 +206,10 @@ mod tests {
         ended: JoinHandle<Instant>,
     }
 
-    /// A client that has asked so often, of a connection that takes little.
+    /// A client that has sent this many requests, over a small buffer.
     async fn served(requests: usize) -> Served {
         let (mut client, io) = duplex(4096);
-        let app = Router::new().route("/", get(async || "x".repeat(ANSWER_BYTES)));
+        let app = Router::new().route("/", get(async || "x".repeat(RESPONSE_BYTES)));
         let permit = ConnectionLimit::new(1).acquire().await.unwrap();
         let address = PeerAddr([127, 0, 0, 1].into());
         let peer = Peer { permit, address, certificate: None };
@@ -227,21 +226,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_does_not_read_the_answers_is_left() {
+    async fn client_that_reads_nothing_is_closed() {
         let began = Instant::now();
         let served = served(3).await;
         let took = served.ended.await.unwrap() - began;
-        assert!(took >= ANSWER_TIMEOUT && took <= ANSWER_TIMEOUT + 2 * LOOK_EVERY, "{took:?}");
+        assert!(
+            took >= RESPONSE_TIMEOUT && took <= RESPONSE_TIMEOUT + 2 * STALL_CHECK_INTERVAL,
+            "{took:?}"
+        );
         assert_eq!(served.connections.connection_stats().answer_timeouts(), 1);
         drop(served.client);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nor_is_who_reads_a_little_now_and_then_spared() {
+    async fn client_that_reads_slowly_is_closed() {
         let mut served = served(3).await;
         let mut bytes = [0; 16];
         for _ in 0..10 {
-            advance(ANSWER_TIMEOUT / 8).await;
+            advance(RESPONSE_TIMEOUT / 8).await;
             let _ = served.client.read(&mut bytes).await.unwrap();
         }
         assert!(served.ended.is_finished());
@@ -249,34 +251,34 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_relay_that_stops_has_less_patience() {
+    async fn shutdown_shortens_the_response_timeout() {
         let mut served = served(1).await;
-        // it is at its answer
+        // The response has begun.
         served.client.read_u8().await.unwrap();
         advance(Duration::from_secs(5)).await;
         let began = Instant::now();
         served.cancel.cancel();
         let took = served.ended.await.unwrap() - began;
-        assert!(took <= 2 * LOOK_EVERY, "{took:?}");
+        assert!(took <= 2 * STALL_CHECK_INTERVAL, "{took:?}");
         drop(served.client);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_answer_has_its_own_time() {
+    async fn each_response_has_its_own_timeout() {
         let began = Instant::now();
         let mut served = served(0).await;
         let mut bytes = [0; 1000];
         for _ in 0..2 {
             served.client.write_all(REQUEST).await.unwrap();
             let mut read = 0;
-            while read < ANSWER_BYTES {
-                advance(ANSWER_TIMEOUT / 150).await;
+            while read < RESPONSE_BYTES {
+                advance(RESPONSE_TIMEOUT / 150).await;
                 let length = served.client.read(&mut bytes).await.unwrap();
                 assert!(length > 0, "cut after {read} bytes");
                 read += length;
             }
         }
-        assert!(began.elapsed() > ANSWER_TIMEOUT);
+        assert!(began.elapsed() > RESPONSE_TIMEOUT);
         assert_eq!(served.connections.connection_stats().answer_timeouts(), 0);
     }
 }

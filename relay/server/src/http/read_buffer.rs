@@ -1,45 +1,43 @@
 //! Large reads without a large buffer per connection.
 //!
-//! A connection that is idle holds no buffer here, and one that is busy empties
-//! the kernel's in few calls: what is read goes into a buffer that all
-//! connections of a thread share. Only while a reader has not taken all of what
-//! was read does the buffer belong to its connection, so one that is held back
-//! costs at most one of them.
+//! All connections of a thread read into one shared buffer, so a busy connection
+//! empties the kernel's buffer in few calls and an idle one holds no memory here.
+//! A connection keeps the buffer only while its reader has not taken all bytes; the
+//! thread then allocates another. So a connection under backpressure costs at most
+//! one buffer.
 
 use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use futures_util::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::tls::Wire;
 
 thread_local! {
-    /// The thread's buffer, unless a connection has it.
+    /// The thread's buffer, unless a connection keeps it.
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// A connection that is read in gulps.
-pub(crate) struct Gulp<T> {
+/// A connection that reads into the thread's shared buffer.
+pub(crate) struct SharedReadBuffer<T> {
     inner: T,
     /// Bytes that one read takes from the kernel.
     size: usize,
-    /// What was read and not taken yet is `held[taken..end]`; empty otherwise.
+    /// `held[taken..end]` was read and not taken yet; empty otherwise.
     held: Vec<u8>,
     taken: usize,
     end: usize,
 }
 
-impl<T> Gulp<T> {
+impl<T> SharedReadBuffer<T> {
     /// Reads at most `size` bytes at once, at least one.
     pub(crate) fn new(inner: T, size: usize) -> Self {
         Self { inner, size: size.max(1), held: Vec::new(), taken: 0, end: 0 }
     }
 
-    /// What is below.
+    /// The connection below.
     #[cfg(test)]
     fn get_ref(&self) -> &T {
         &self.inner
@@ -55,15 +53,13 @@ impl<T> Gulp<T> {
     }
 }
 
-impl Wire for Gulp<TcpStream> {
+impl<T: Wire> Wire for SharedReadBuffer<T> {
     fn has_hung_up(&self) -> bool {
-        // Bytes that wait for their turn are in the way of the end: then it is
-        // not known.
-        matches!(self.inner.peek(&mut [0]).now_or_never(), Some(Ok(0) | Err(_)))
+        self.inner.has_hung_up()
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Gulp<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for SharedReadBuffer<T> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -74,24 +70,24 @@ impl<T: AsyncRead + Unpin> AsyncRead for Gulp<T> {
             if buf.remaining() >= this.size {
                 return Pin::new(&mut this.inner).poll_read(cx, buf);
             }
-            let mut gulp = SPARE.take();
-            gulp.resize(this.size, 0);
-            let mut read = ReadBuf::new(&mut gulp);
+            let mut buffer = SPARE.take();
+            buffer.resize(this.size, 0);
+            let mut read = ReadBuf::new(&mut buffer);
             let result = Pin::new(&mut this.inner).poll_read(cx, &mut read);
             let length = read.filled().len();
             if length == 0 {
-                SPARE.set(gulp);
+                SPARE.set(buffer);
                 return result;
             }
             ready!(result)?;
-            (this.held, this.taken, this.end) = (gulp, 0, length);
+            (this.held, this.taken, this.end) = (buffer, 0, length);
         }
         this.take(buf);
         Poll::Ready(Ok(()))
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Gulp<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for SharedReadBuffer<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -127,7 +123,7 @@ mod tests {
     use std::task::Waker;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-    /// Counts reads that found something.
+    /// Counts reads that returned bytes.
     struct Counting(tokio::io::DuplexStream, usize);
 
     impl AsyncRead for Counting {
@@ -143,42 +139,45 @@ mod tests {
         }
     }
 
-    async fn pair(size: usize, text: &[u8]) -> (tokio::io::DuplexStream, Gulp<Counting>) {
+    async fn pair(
+        size: usize,
+        text: &[u8],
+    ) -> (tokio::io::DuplexStream, SharedReadBuffer<Counting>) {
         let (mut near, far) = tokio::io::duplex(1024);
         near.write_all(text).await.unwrap();
-        (near, Gulp::new(Counting(far, 0), size))
+        (near, SharedReadBuffer::new(Counting(far, 0), size))
     }
 
     #[tokio::test]
-    async fn small_reads_share_one_large_one_and_no_byte_is_lost() {
+    async fn small_reads_share_one_large_read() {
         let text: Vec<u8> = (0..100).collect();
-        let (mut near, mut gulp) = pair(64, &text).await;
+        let (mut near, mut buffer) = pair(64, &text).await;
         let mut got = Vec::new();
         for length in [1, 7, 30, 3] {
             let mut piece = vec![0; length];
-            gulp.read_exact(&mut piece).await.unwrap();
+            buffer.read_exact(&mut piece).await.unwrap();
             got.append(&mut piece);
         }
-        assert_eq!(gulp.get_ref().1, 1);
+        assert_eq!(buffer.get_ref().1, 1);
         let mut rest = vec![0; 59];
-        gulp.read_exact(&mut rest).await.unwrap();
+        buffer.read_exact(&mut rest).await.unwrap();
         got.append(&mut rest);
-        assert_eq!((got, gulp.get_ref().1), (text, 2));
-        // and the end is the end
+        assert_eq!((got, buffer.get_ref().1), (text, 2));
+        // The end of the stream is passed on.
         near.shutdown().await.unwrap();
-        assert_eq!(gulp.read(&mut [0; 8]).await.unwrap(), 0);
+        assert_eq!(buffer.read(&mut [0; 8]).await.unwrap(), 0);
     }
 
     #[tokio::test]
-    async fn a_reader_with_room_needs_no_buffer_of_ours() {
-        let (_near, mut gulp) = pair(16, &[5; 40]).await;
+    async fn large_read_bypasses_the_buffer() {
+        let (_near, mut buffer) = pair(16, &[5; 40]).await;
         let mut large = [0; 64];
-        assert_eq!(gulp.read(&mut large).await.unwrap(), 40);
-        assert_eq!((gulp.get_ref().1, gulp.held.capacity()), (1, 0));
+        assert_eq!(buffer.read(&mut large).await.unwrap(), 40);
+        assert_eq!((buffer.get_ref().1, buffer.held.capacity()), (1, 0));
     }
 
     #[tokio::test]
-    async fn only_what_is_not_taken_keeps_a_buffer() {
+    async fn only_untaken_bytes_keep_a_buffer() {
         let (mut near, mut idle) = pair(64, b"").await;
         let mut cx = Context::from_waker(Waker::noop());
         let nothing = Pin::new(&mut idle).poll_read(&mut cx, &mut ReadBuf::new(&mut [0; 8]));
@@ -187,7 +186,7 @@ mod tests {
         near.write_all(b"twelve bytes").await.unwrap();
         idle.read_exact(&mut [0; 8]).await.unwrap();
         assert!(idle.held.capacity() >= 64, "half taken");
-        // the thread has another one for the next
+        // The thread allocates another buffer.
         let (_near, mut other) = pair(64, b"other").await;
         let mut word = [0; 5];
         other.read_exact(&mut word).await.unwrap();
