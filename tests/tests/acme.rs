@@ -282,7 +282,7 @@ async fn a_name_that_leads_elsewhere_is_told_and_tried_again() -> Result<()> {
     server.names_lead_to(elsewhere.local_addr()?);
     server.let_look(1);
     drop(elsewhere.accept().await?);
-    relay.said("did not find this relay at port 443 of relay.test").await?;
+    relay.said("did not reach this relay at port 443 of relay.test").await?;
     relay.metric("rendez_acme_orders_total{result=\"unproven\"} 1").await?;
     server.names_lead_to(relay.public);
     server.let_look(1);
@@ -323,7 +323,7 @@ async fn settings_that_cannot_work_stop_a_start() -> Result<()> {
     refused(&["--acme-domains", "*.relay.test"], "by DNS only").await?;
     refused(&["--acme-domains", "192.0.2.1"], "is an address").await?;
     let files = [&agreed[..], &["--tls-cert", "/x", "--tls-key", "/x"]].concat();
-    refused(&files, "set the one or the other").await?;
+    refused(&files, "use either ACME or a certificate file").await?;
     let root = [&agreed[..], &["--acme-root", "/no/such/root.pem"]].concat();
     refused(&root, "/no/such/root.pem").await?;
     let client_ca = [&agreed[..], &["--tls-client-auth", "required"]].concat();

@@ -228,7 +228,7 @@ async fn files_that_change_are_taken_over_and_open_connections_stay() -> Result<
     // a pair that does not fit: the old one serves on
     authority.issue("next", "second")?;
     fs::copy(authority.path("next.pem"), authority.path("relay.pem"))?;
-    let warned = |line: &str| line.contains("the old ones serve on").then_some(());
+    let warned = |line: &str| line.contains("keeping the old ones").then_some(());
     relay.ours.log().line(WITHIN, warned).await?;
     assert_eq!(shown().await?, first);
     relay.metric("rendez_tls_reloads_total{result=\"ok\"} 0").await?;
@@ -256,7 +256,7 @@ async fn settings_whose_files_come_later_are_taken_over_then() -> Result<()> {
     let wanted = format!("[tls]\nclient_auth = \"required\"\nclient_ca = {later:?}\n");
     fs::write(&config, wanted)?;
     relay.ours.process().signal(Signal::HUP)?;
-    for said in ["the old ones serve on", "is not in force yet"] {
+    for said in ["keeping the old ones", "is not in force yet"] {
         relay.ours.log().line(WITHIN, |line| line.contains(said).then_some(())).await?;
     }
     livez(&mut relay.dial(stranger.clone()).await?).await?;

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::tls::Wire;
+use crate::tls::PeerClosed;
 
 thread_local! {
     /// The thread's buffer, unless a connection keeps it.
@@ -53,9 +53,9 @@ impl<T> SharedReadBuffer<T> {
     }
 }
 
-impl<T: Wire> Wire for SharedReadBuffer<T> {
-    fn has_hung_up(&self) -> bool {
-        self.inner.has_hung_up()
+impl<T: PeerClosed> PeerClosed for SharedReadBuffer<T> {
+    fn peer_closed(&self) -> bool {
+        self.inner.peer_closed()
     }
 }
 

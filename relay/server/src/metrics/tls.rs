@@ -3,13 +3,14 @@
 use std::fmt;
 
 use super::Out;
-use crate::tls::{Group, Handshake, OrderStats, Ordered, TlsStats};
+use crate::tls::{HandshakeOutcome, KeyExchangeGroup, OrderOutcome, OrderStats, TlsStats};
 
 pub(super) fn encode(out: &mut Out<'_>, stats: &TlsStats) -> fmt::Result {
     let handshakes =
-        Handshake::ALL.map(|ended| ([("result", ended.as_str())], stats.handshakes(ended)));
+        HandshakeOutcome::ALL.map(|ended| ([("result", ended.as_str())], stats.handshakes(ended)));
     out.counters("rendez_tls_handshakes", "TLS handshakes, by how they ended.", handshakes)?;
-    let groups = Group::ALL.map(|group| ([("group", group.as_str())], stats.groups(group)));
+    let groups =
+        KeyExchangeGroup::ALL.map(|group| ([("group", group.as_str())], stats.groups(group)));
     out.counters(
         "rendez_tls_key_exchanges",
         "TLS connections, by what their keys were agreed on with.",
@@ -29,12 +30,12 @@ pub(super) fn encode(out: &mut Out<'_>, stats: &TlsStats) -> fmt::Result {
 
 /// Certificates by ACME; zeros without it.
 pub(super) fn orders(out: &mut Out<'_>, stats: &OrderStats) -> fmt::Result {
-    let ended = Ordered::ALL.map(|how| ([("result", how.as_str())], stats.ended(how)));
+    let ended = OrderOutcome::ALL.map(|how| ([("result", how.as_str())], stats.ended(how)));
     out.counters("rendez_acme_orders", "Orders of a certificate, by how they ended.", ended)?;
     out.gauge(
         "rendez_acme_orders_failed_in_a_row",
         "Orders that failed since the last good one.",
-        i64::try_from(stats.failed_in_a_row()).unwrap_or(i64::MAX),
+        i64::try_from(stats.consecutive_failures()).unwrap_or(i64::MAX),
     )?;
     out.gauge(
         "rendez_acme_next_order_seconds",

@@ -1,4 +1,4 @@
-//! What a certificate says about its holder, for logs.
+//! A summary of a certificate, for logs.
 
 use std::fmt;
 
@@ -6,10 +6,10 @@ use rustls::pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-/// Longest subject that is kept, in bytes: it stands in a log line.
+/// Longest subject in a log line, in bytes.
 const SUBJECT_MAX_BYTES: usize = 256;
 
-/// A certificate that was verified, in short.
+/// The summary of a verified certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ClientCertificate {
     subject: String,
@@ -19,13 +19,13 @@ pub(crate) struct ClientCertificate {
 }
 
 impl ClientCertificate {
-    pub(super) fn of(der: &CertificateDer<'_>) -> Self {
+    pub(super) fn new(der: &CertificateDer<'_>) -> Self {
         let fingerprint = Sha256::digest(der.as_ref()).into();
         match X509Certificate::from_der(der.as_ref()) {
             Ok((_, certificate)) => {
                 let mut subject = certificate.subject().to_string();
                 if subject.is_empty() {
-                    // Newer ones name their holder only here.
+                    // Newer certificates name their holder only here.
                     let names = certificate.subject_alternative_name().ok().flatten();
                     let names = names.map(|names| &names.value.general_names);
                     let name = names.and_then(|names| names.first());
@@ -48,19 +48,19 @@ impl ClientCertificate {
         }
     }
 
-    /// Seconds since 1970.
+    /// When it expires, in seconds since 1970.
     pub(super) fn not_after(&self) -> i64 {
         self.not_after
     }
 
-    /// The same for people.
+    /// When it expires, as text.
     pub(super) fn until(&self) -> &str {
         &self.until
     }
 }
 
 impl fmt::Display for ClientCertificate {
-    /// The subject, quoted because others chose it, and the first half of the
+    /// The subject, quoted because its holder chose it, and the first half of the
     /// certificate's SHA-256.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} sha256:", self.subject)?;

@@ -6,39 +6,38 @@ use std::path::PathBuf;
 /// Why TLS cannot be served. The operator has to act.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// Half of a pair.
-    #[error("tls.cert and tls.key belong together; one of them is not set")]
+    /// Only one of two files is configured.
+    #[error("tls.cert and tls.key must both be set; one of them is missing")]
     HalfAPair,
-    /// Clients are to show certificates, and nobody says whose.
+    /// Client certificates are required without an authority.
     #[error("tls.client_auth needs tls.client_ca, the authority of the clients' certificates")]
     NoClientCa,
-    /// Two ways to one certificate.
+    /// Both ACME and a certificate file are configured.
     #[error(
-        "acme.domains has the relay get its certificate, and tls.cert or tls.key names one: set \
-         the one or the other"
+        "acme.domains and tls.cert or tls.key are both set: use either ACME or a certificate file"
     )]
     AcmeAndFiles,
-    /// Nobody has agreed to the authority's terms.
+    /// The terms of service of the authority are not agreed to.
     #[error(
-        "acme.domains is set: read the terms of service of {directory} and agree to them with \
-         acme.terms_agreed = true"
+        "acme.domains needs acme.terms_agreed = true: read the terms of service of {directory} \
+         and agree to them"
     )]
     AcmeTerms {
         /// The ACME server's directory.
         directory: String,
     },
-    /// The code for it was left out.
+    /// The program was built without ACME.
     #[error(
         "acme.domains is set, but this program was built without ACME: build it with `--features \
-         acme`, or get a certificate otherwise and name it in tls.cert and tls.key"
+         acme`, or set tls.cert and tls.key"
     )]
     AcmeNotBuilt,
     /// HTTPS or TLS cannot be set up on this machine.
     #[error("cannot set up {what}: {why}")]
     Setup {
-        /// What for.
+        /// What could not be set up.
         what: &'static str,
-        /// The library's words.
+        /// The library's error.
         why: String,
     },
     /// A file cannot be read.
@@ -46,10 +45,10 @@ pub enum TlsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// The system's words.
+        /// The system's error.
         source: io::Error,
     },
-    /// A file does not hold what it should.
+    /// A file has the wrong content.
     #[error("{}: {why}", path.display())]
     Content {
         /// The file.

@@ -20,12 +20,12 @@ use crate::config::{ClientAuth, Config, TlsVersion};
 /// Largest file that is read: a chain of certificates has under 16 KiB, a
 /// bundle of authorities under 1 MiB.
 const FILE_MAX_BYTES: u64 = 4 * 1024 * 1024;
-/// Stands for files that could not be read.
+/// The digest of files that could not be read.
 pub(super) const UNREADABLE: [u8; 32] = [0; 32];
 
-/// Which files, and how strict.
+/// The configured files and the requirements on clients.
 #[derive(Debug, Clone)]
-pub(crate) struct Settings {
+pub(crate) struct TlsFiles {
     certificate: PathBuf,
     key: PathBuf,
     client_ca: Option<PathBuf>,
@@ -33,18 +33,18 @@ pub(crate) struct Settings {
     min_version: TlsVersion,
 }
 
-/// What the files made.
+/// The configuration that the files result in.
 pub(crate) struct Loaded {
     pub(super) config: Arc<ServerConfig>,
     pub(super) digest: [u8; 32],
-    /// When the certificate ends, in seconds since 1970.
+    /// When the certificate expires, in seconds since 1970.
     pub(super) not_after: i64,
 }
 
-impl Settings {
-    /// `None` if no certificate is named. `own` is the file of one that the
-    /// relay gets by itself, with its key.
-    pub(super) fn of(config: &Config, own: Option<&Path>) -> Result<Option<Self>, TlsError> {
+impl TlsFiles {
+    /// Returns `None` if no certificate is configured. `own` is the file of an ACME
+    /// certificate with its key.
+    pub(super) fn new(config: &Config, own: Option<&Path>) -> Result<Option<Self>, TlsError> {
         let (certificate, key) = match (own, &config.tls_cert, &config.tls_key) {
             (None, None, None) => return Ok(None),
             (None, Some(certificate), Some(key)) => (certificate.clone(), key.clone()),
@@ -64,7 +64,7 @@ impl Settings {
         }))
     }
 
-    /// Of what the files hold.
+    /// The digest of the contents of all files.
     pub(super) fn digest(&self) -> Result<[u8; 32], TlsError> {
         let mut digest = Sha256::new();
         for path in [Some(&self.certificate), Some(&self.key), self.client_ca.as_ref()] {
@@ -77,7 +77,7 @@ impl Settings {
     }
 
     pub(super) fn load(&self) -> Result<Loaded, TlsError> {
-        // First: if a file changes in between, the next look sees it.
+        // First, so that the next check notices a file that changes meanwhile.
         let digest = self.digest()?;
         let provider = Arc::new(aws_lc_rs::default_provider());
         let versions: &[&SupportedProtocolVersion] = match self.min_version {
@@ -91,7 +91,7 @@ impl Settings {
         };
         let key = PrivateKeyDer::from_pem_slice(&read(&self.key)?)
             .map_err(|error| wrong(&self.key, &error))?;
-        let leaf = chain.first().map(ClientCertificate::of);
+        let leaf = chain.first().map(ClientCertificate::new);
         let leaf = leaf.ok_or_else(|| wrong(&self.certificate, &"no certificate in it"))?;
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)
@@ -108,8 +108,7 @@ impl Settings {
         Ok(Loaded { config: Arc::new(config), digest, not_after: leaf.not_after() })
     }
 
-    /// Whom clients' certificates are verified by; `None` if nobody asks for
-    /// them.
+    /// The verifier of client certificates; `None` if they are not requested.
     pub(super) fn verifier(
         &self,
         provider: Arc<CryptoProvider>,

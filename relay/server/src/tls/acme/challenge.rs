@@ -1,14 +1,15 @@
-//! Proofs by TLS-ALPN-01 (RFC 8737): a handshake for `acme-tls/1` and the name
-//! that is proved shows a certificate with a digest that only the account's
-//! holder can compute.
+//! TLS-ALPN-01 challenges (RFC 8737): a handshake for `acme-tls/1` and a pending
+//! name presents a certificate with a digest that only the holder of the account
+//! can compute.
 //!
-//! * A proof is shown while it is pending, to who asks for nothing else, and
-//!   for its own name. Its configuration is its own: no client certificate is
-//!   asked for, and no HTTP can follow.
+//! A proof is served only while its challenge is pending, for its own name, and to a
+//! client that offers no other protocol. It has its own TLS configuration, which
+//! requests no client certificate and after which no HTTP follows.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::PrivatePkcs8KeyDer;
@@ -20,60 +21,58 @@ use rustls::{ConfigBuilder, ServerConfig};
 use super::failure::Failure;
 use crate::tls::error::TlsError;
 
-/// The protocol that only these handshakes name.
+/// The ALPN protocol of these handshakes.
 const ALPN: &[u8] = b"acme-tls/1";
 
-/// What is proved at the moment, by name; no more than an order has names.
+/// Pending challenges by name; no more than an order has names.
 pub(super) struct Challenges {
     pending: Arc<Mutex<BTreeMap<String, Arc<ServerConfig>>>>,
-    nothing: Arc<ServerConfig>,
+    no_certificate: Arc<ServerConfig>,
 }
 
-/// A proof that is shown until this is dropped.
+/// A proof that is served until this is dropped.
 pub(super) struct Pending {
     domain: String,
     pending: Arc<Mutex<BTreeMap<String, Arc<ServerConfig>>>>,
 }
 
-/// RFC 8737, section 3: the one protocol, and no other beside it.
-pub(super) fn is_asked<'a>(alpn: Option<impl Iterator<Item = &'a [u8]>>) -> bool {
+/// Whether a client offers this protocol and no other (RFC 8737, section 3).
+pub(super) fn is_challenge<'a>(alpn: Option<impl Iterator<Item = &'a [u8]>>) -> bool {
     alpn.is_some_and(|protocols| protocols.eq([ALPN]))
 }
 
 impl Challenges {
     pub(super) fn new() -> Result<Self, TlsError> {
-        let builder = builder()
-            .map_err(|error| TlsError::Setup { what: "TLS for proofs", why: error.to_string() })?;
-        let nothing = Arc::new(builder.with_cert_resolver(Arc::new(Shown(None))));
-        Ok(Self { pending: Arc::default(), nothing })
+        let builder = builder().map_err(|error| TlsError::Setup {
+            what: "TLS for ACME challenges",
+            why: error.to_string(),
+        })?;
+        let no_certificate = builder.with_cert_resolver(Arc::new(FixedCertificate(None)));
+        Ok(Self { pending: Arc::default(), no_certificate: Arc::new(no_certificate) })
     }
 
-    /// Shows `digest` of a key authorization for `domain`.
-    pub(super) fn show(&self, domain: &str, digest: &[u8; 32]) -> Result<Pending, Failure> {
+    /// Serves the `digest` of a key authorization for `domain`.
+    pub(super) fn serve(&self, domain: &str, digest: &[u8; 32]) -> Result<Pending, Failure> {
         let config = Arc::new(proof(domain, digest)?);
-        lock(&self.pending).insert(domain.to_owned(), config);
+        self.pending.lock().insert(domain.to_owned(), config);
         Ok(Pending { domain: domain.to_owned(), pending: self.pending.clone() })
     }
 
-    /// What a client sees that asks for this name's proof.
+    /// The configuration with this name's proof.
     pub(super) fn proof(&self, server_name: &str) -> Option<Arc<ServerConfig>> {
-        lock(&self.pending).get(&server_name.to_ascii_lowercase()).cloned()
+        self.pending.lock().get(&server_name.to_ascii_lowercase()).cloned()
     }
 
-    /// Shows nothing, and says so to the client by an alert.
-    pub(super) fn nothing(&self) -> Arc<ServerConfig> {
-        self.nothing.clone()
+    /// The configuration that presents no certificate: the client gets an alert.
+    pub(super) fn no_certificate(&self) -> Arc<ServerConfig> {
+        self.no_certificate.clone()
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        lock(&self.pending).remove(&self.domain);
+        self.pending.lock().remove(&self.domain);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn proof(domain: &str, digest: &[u8; 32]) -> Result<ServerConfig, Failure> {
@@ -83,27 +82,28 @@ fn proof(domain: &str, digest: &[u8; 32]) -> Result<ServerConfig, Failure> {
     let key = KeyPair::generate()?;
     let certificate = params.self_signed(&key)?;
     let key = PrivatePkcs8KeyDer::from(key.serialize_der());
-    // Key and certificate are not compared as others are: the library refuses to
-    // look into a certificate with a critical extension that it does not know.
+    // Key and certificate are not compared: the library refuses to parse a certificate
+    // with a critical extension that it does not know.
     let key = aws_lc_rs::sign::any_supported_type(&key.into())?;
-    let shown = CertifiedKey::new(vec![certificate.der().clone()], key);
-    let mut config = builder()?.with_cert_resolver(Arc::new(Shown(Some(Arc::new(shown)))));
+    let certified = CertifiedKey::new(vec![certificate.der().clone()], key);
+    let mut config =
+        builder()?.with_cert_resolver(Arc::new(FixedCertificate(Some(Arc::new(certified)))));
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(config)
 }
 
-/// RFC 8737, section 4: TLS 1.2 or later.
+/// Allows TLS 1.2 and later (RFC 8737, section 4).
 fn builder() -> Result<ConfigBuilder<ServerConfig, WantsServerCert>, rustls::Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider);
     Ok(builder.with_protocol_versions(&[&TLS13, &TLS12])?.with_no_client_auth())
 }
 
-/// The same for everybody, or nothing.
+/// Presents the same certificate to every client, or none.
 #[derive(Debug)]
-struct Shown(Option<Arc<CertifiedKey>>);
+struct FixedCertificate(Option<Arc<CertifiedKey>>);
 
-impl ResolvesServerCert for Shown {
+impl ResolvesServerCert for FixedCertificate {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         self.0.clone()
     }
@@ -113,24 +113,24 @@ impl ResolvesServerCert for Shown {
 mod tests {
     use super::*;
 
-    fn asked(protocols: &[&[u8]]) -> bool {
-        is_asked(Some(protocols.iter().copied()))
+    fn offered(protocols: &[&[u8]]) -> bool {
+        is_challenge(Some(protocols.iter().copied()))
     }
 
     #[test]
-    fn only_who_wants_nothing_else_asks_for_a_proof() {
-        assert!(asked(&[b"acme-tls/1"]));
-        assert!(!asked(&[]) && !asked(&[b"http/1.1"]) && !asked(&[b"acme-tls/2"]));
-        assert!(!asked(&[b"acme-tls/1", b"http/1.1"]) && !asked(&[b"h2", b"acme-tls/1"]));
-        assert!(!asked(&[b"acme-tls/1", b"acme-tls/1"]));
-        assert!(!is_asked(None::<std::iter::Empty<&[u8]>>));
+    fn challenge_offers_a_single_protocol() {
+        assert!(offered(&[b"acme-tls/1"]));
+        assert!(!offered(&[]) && !offered(&[b"http/1.1"]) && !offered(&[b"acme-tls/2"]));
+        assert!(!offered(&[b"acme-tls/1", b"http/1.1"]) && !offered(&[b"h2", b"acme-tls/1"]));
+        assert!(!offered(&[b"acme-tls/1", b"acme-tls/1"]));
+        assert!(!is_challenge(None::<std::iter::Empty<&[u8]>>));
     }
 
     #[test]
-    fn a_proof_is_there_for_its_name_while_it_is_pending() {
+    fn proof_is_served_for_its_name_while_pending() {
         let challenges = Challenges::new().unwrap();
-        let one = challenges.show("a.example", &[1; 32]).unwrap();
-        let two = challenges.show("b.example", &[2; 32]).unwrap();
+        let one = challenges.serve("a.example", &[1; 32]).unwrap();
+        let two = challenges.serve("b.example", &[2; 32]).unwrap();
         let config = challenges.proof("A.example").unwrap();
         assert_eq!(config.alpn_protocols, [b"acme-tls/1".to_vec()]);
         assert!(challenges.proof("c.example").is_none());

@@ -1,82 +1,83 @@
-//! Why an order did not become a certificate, and whose fault that is.
+//! Why an order of a certificate failed.
 
 use std::io;
 use std::path::PathBuf;
 
 use instant_acme::{Error, Problem};
 
-use crate::tls::orders::Ordered;
+use crate::tls::order_stats::OrderOutcome;
 
-/// Bytes of an ACME server's words that are logged.
-const WORDS_MAX_BYTES: usize = 1024;
+/// Bytes of an ACME server's text that are logged.
+const LOG_TEXT_MAX_BYTES: usize = 1024;
 
-/// The server that issues too much (RFC 8555, section 6.6).
+/// The problem type of a rate limit (RFC 8555, section 6.6).
 const RATE_LIMITED: &str = "urn:ietf:params:acme:error:rateLimited";
-/// The server that has lost the account (RFC 8555, section 6.7).
+/// The problem type of an unknown account (RFC 8555, section 6.7).
 const NO_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
 
-/// Why an order did not become a certificate.
+/// Why an order of a certificate failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// The server says no; the operator asks for what it does not give.
-    #[error("the ACME server refuses: {}", words(.0))]
+    /// The server refused the order; the operator has to change the settings.
+    #[error("the ACME server refused the order: {}", log_text(.0))]
     Refused(Problem),
-    /// The server has no proof that a relay can give.
+    /// The server offers no challenge that a relay can answer.
     #[error(
-        "the ACME server does not prove {domain} by tls-alpn-01, which is all that a relay can"
+        "the ACME server offers no tls-alpn-01 challenge for {domain}, the only kind that a \
+         relay can answer"
     )]
-    NoWayToProve {
+    NoSupportedChallenge {
         /// The name.
         domain: String,
     },
-    /// A name does not lead here, or port 443 does not.
+    /// A name, or its port 443, does not lead to this relay.
     #[error(
-        "the ACME server did not find this relay at port 443 of {domain}; does the name lead \
-         here, and is the port open? It says: {why}"
+        "the ACME server did not reach this relay at port 443 of {domain}: {why}; check that the \
+         name leads here and that the port is open"
     )]
     Unproven {
         /// The name.
         domain: String,
-        /// The server's words.
+        /// The server's error.
         why: String,
     },
-    /// The server does not answer, or not as RFC 8555 has it.
-    #[error("the ACME server cannot be reached or understood: {}", words(.0))]
+    /// The server does not answer, or not according to RFC 8555.
+    #[error("cannot reach the ACME server, or its reply is invalid: {}", log_text(.0))]
     Unreachable(Error),
-    /// The same within its time.
+    /// The server did not finish in time.
     #[error("the ACME server took too long")]
-    Late,
-    /// What came back is no certificate for this relay.
-    #[error("what the ACME server issued cannot be used: {0}")]
+    Timeout,
+    /// The issued certificate does not fit this relay.
+    #[error("cannot use the certificate from the ACME server: {0}")]
     Unusable(String),
-    /// This machine's cryptography fails.
-    #[error("cannot make a key or a certificate: {0}")]
+    /// The cryptographic library failed.
+    #[error("cannot create a key or a certificate: {0}")]
     Crypto(String),
-    /// The state directory takes nothing.
-    #[error("cannot keep what ACME needs: {}: {source}", path.display())]
-    NotKept {
+    /// The state directory cannot be written.
+    #[error("cannot store ACME data: {}: {source}", path.display())]
+    NotStored {
         /// The file.
         path: PathBuf,
-        /// The system's words.
+        /// The system's error.
         source: io::Error,
     },
 }
 
 impl Failure {
-    /// How it is counted.
-    pub(super) fn outcome(&self) -> Ordered {
+    /// The outcome that it is counted as.
+    pub(super) fn outcome(&self) -> OrderOutcome {
         match self {
-            Failure::Refused(problem) if is(problem, RATE_LIMITED) => Ordered::RateLimited,
-            Failure::Refused(_) | Failure::NoWayToProve { .. } => Ordered::Refused,
-            Failure::Unproven { .. } => Ordered::Unproven,
-            Failure::Unreachable(_) | Failure::Late => Ordered::Unreachable,
-            Failure::Unusable(_) | Failure::Crypto(_) => Ordered::Unusable,
-            Failure::NotKept { .. } => Ordered::NotKept,
+            Failure::Refused(problem) if is(problem, RATE_LIMITED) => OrderOutcome::RateLimited,
+            Failure::Refused(_) | Failure::NoSupportedChallenge { .. } => OrderOutcome::Refused,
+            Failure::Unproven { .. } => OrderOutcome::Unproven,
+            Failure::Unreachable(_) | Failure::Timeout => OrderOutcome::Unreachable,
+            Failure::Unusable(_) | Failure::Crypto(_) => OrderOutcome::Unusable,
+            Failure::NotStored { .. } => OrderOutcome::NotStored,
         }
     }
 
-    /// Whether the server does not know who is asking.
-    pub(super) fn account_is_gone(&self) -> bool {
+    /// Whether the server does not know the account.
+    pub(super) fn is_unknown_account(&self) -> bool {
         matches!(self, Failure::Refused(problem) if is(problem, NO_ACCOUNT))
     }
 }
@@ -85,7 +86,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::Api(problem) => Failure::Refused(problem),
-            Error::Timeout(_) => Failure::Late,
+            Error::Timeout(_) => Failure::Timeout,
             Error::Crypto | Error::KeyRejected => Failure::Crypto(error.to_string()),
             other => Failure::Unreachable(other),
         }
@@ -108,11 +109,11 @@ fn is(problem: &Problem, kind: &str) -> bool {
     problem.r#type.as_deref() == Some(kind)
 }
 
-/// Another machine's words for a log line: one line, of bounded length.
-pub(super) fn words(said: &impl std::fmt::Display) -> String {
-    let mut words = said.to_string().replace(char::is_control, " ");
-    words.truncate(words.floor_char_boundary(WORDS_MAX_BYTES));
-    words
+/// Another machine's text for a log line: one line, of bounded length.
+pub(super) fn log_text(text: &impl std::fmt::Display) -> String {
+    let mut text = text.to_string().replace(char::is_control, " ");
+    text.truncate(text.floor_char_boundary(LOG_TEXT_MAX_BYTES));
+    text
 }
 
 #[cfg(test)]
@@ -129,21 +130,23 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_told_apart() {
+    fn problem_type_decides_the_outcome() {
         let failure = |kind: &str| Failure::from(Error::Api(problem(kind, "")));
-        assert_eq!(failure(RATE_LIMITED).outcome(), Ordered::RateLimited);
-        assert_eq!(failure(NO_ACCOUNT).outcome(), Ordered::Refused);
-        assert!(failure(NO_ACCOUNT).account_is_gone() && !failure(RATE_LIMITED).account_is_gone());
-        assert_eq!(Failure::from(Error::Timeout(None)).outcome(), Ordered::Unreachable);
-        assert_eq!(Failure::from(Error::Str("x")).outcome(), Ordered::Unreachable);
+        assert_eq!(failure(RATE_LIMITED).outcome(), OrderOutcome::RateLimited);
+        assert_eq!(failure(NO_ACCOUNT).outcome(), OrderOutcome::Refused);
+        assert!(
+            failure(NO_ACCOUNT).is_unknown_account() && !failure(RATE_LIMITED).is_unknown_account()
+        );
+        assert_eq!(Failure::from(Error::Timeout(None)).outcome(), OrderOutcome::Unreachable);
+        assert_eq!(Failure::from(Error::Str("x")).outcome(), OrderOutcome::Unreachable);
     }
 
     #[test]
-    fn a_servers_words_are_one_bounded_line() {
-        let long = "ü".repeat(WORDS_MAX_BYTES);
-        let said = words(&problem("k", &format!("a\nb\u{1b}[31m{long}")));
-        assert!(said.contains("a b [31m") && said.len() <= WORDS_MAX_BYTES, "{said}");
+    fn log_text_is_one_bounded_line() {
+        let long = "ü".repeat(LOG_TEXT_MAX_BYTES);
+        let text = log_text(&problem("k", &format!("a\nb\u{1b}[31m{long}")));
+        assert!(text.contains("a b [31m") && text.len() <= LOG_TEXT_MAX_BYTES, "{text}");
         let refused = Failure::Refused(problem("k", "not you")).to_string();
-        assert_eq!(refused, "the ACME server refuses: API error: not you (k)");
+        assert_eq!(refused, "the ACME server refused the order: API error: not you (k)");
     }
 }

@@ -1,18 +1,18 @@
-//! The HTTP client that the relay has already, for the ACME library.
+//! The relay's HTTP client, for the ACME library.
 //!
-//! Redirects are not followed and answers are bounded. An error that is no
-//! problem document (RFC 7807) is told by its status: that a proxy's page is no
-//! JSON says nothing to anybody.
+//! It follows no redirects and bounds replies. An error without a problem document
+//! (RFC 7807), such as a proxy's page, is reported by its HTTP status.
 
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use ::http::{HeaderMap, Method, Request, Response};
 use bytes::{Bytes, BytesMut};
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
+use parking_lot::Mutex;
 use rendez_transport::tls;
 use rustls::crypto::aws_lc_rs;
 use rustls::{ClientConfig, RootCertStore};
@@ -20,28 +20,28 @@ use rustls::{ClientConfig, RootCertStore};
 use crate::tls::error::TlsError;
 use crate::tls::files;
 
-/// Largest answer of an ACME server in bytes: a chain of certificates has under
+/// Largest reply of an ACME server in bytes: a chain of certificates has under
 /// 16 KiB.
-const ANSWER_MAX_BYTES: usize = 256 * 1024;
-/// How long an ACME server may take for one answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+const REPLY_MAX_BYTES: usize = 256 * 1024;
+/// How long an ACME server may take for one reply.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What errors are told in (RFC 8555, section 6.7).
+/// The content type of errors (RFC 8555, section 6.7).
 const PROBLEM: &str = "application/problem+json";
 
-/// Asks an ACME server over HTTPS.
+/// HTTPS to an ACME server.
 #[derive(Clone)]
 pub(super) struct Http {
     client: reqwest::Client,
     /// `Retry-After` of the last refusal.
-    told: Arc<Mutex<Option<Duration>>>,
+    retry_after: Arc<Mutex<Option<Duration>>>,
 }
 
 impl Http {
-    /// Trusts the authorities in `root`, or whom the system trusts.
+    /// A client that trusts the authorities in `root`, or those of the system.
     ///
     /// # Errors
-    /// The file cannot be used, or TLS cannot be set up on this machine.
+    /// [`TlsError`]: the file is unusable, or TLS cannot be set up.
     pub(super) fn new(root: Option<&Path>) -> Result<Self, TlsError> {
         let failed = |why: String| TlsError::Setup { what: "HTTPS to acme.directory", why };
         let config = match root {
@@ -55,37 +55,37 @@ impl Http {
             .tls_backend_preconfigured(config)
             .https_only(true)
             .redirect(reqwest::redirect::Policy::none())
-            .timeout(ANSWER_TIMEOUT)
+            .timeout(REPLY_TIMEOUT)
             .build()
             .map_err(|error| failed(error.to_string()))?;
-        Ok(Self { client, told: Arc::default() })
+        Ok(Self { client, retry_after: Arc::default() })
     }
 
-    /// How long the server last asked to be left alone for, once.
-    pub(super) fn told(&self) -> Option<Duration> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// Takes the `Retry-After` of the last refusal.
+    pub(super) fn take_retry_after(&self) -> Option<Duration> {
+        self.retry_after.lock().take()
     }
 
-    async fn ask(self, request: Request<BodyWrapper<Bytes>>) -> Result<BytesResponse, Error> {
+    async fn send(self, request: Request<BodyWrapper<Bytes>>) -> Result<BytesResponse, Error> {
         let (head, body) = request.into_parts();
-        let asked = self.client.request(head.method.clone(), head.uri.to_string());
-        let mut asked = asked.headers(head.headers);
+        let outgoing = self.client.request(head.method.clone(), head.uri.to_string());
+        let mut outgoing = outgoing.headers(head.headers);
         if head.method == Method::POST {
-            asked = asked.body(reqwest::Body::wrap(body));
+            outgoing = outgoing.body(reqwest::Body::wrap(body));
         }
-        let mut answer = asked.send().await.map_err(other)?;
+        let mut reply = outgoing.send().await.map_err(other)?;
         let (mut parts, ()) = Response::new(()).into_parts();
-        (parts.status, parts.headers) = (answer.status(), answer.headers().clone());
+        (parts.status, parts.headers) = (reply.status(), reply.headers().clone());
         let mut body = BytesMut::new();
-        while let Some(chunk) = answer.chunk().await.map_err(other)? {
+        while let Some(chunk) = reply.chunk().await.map_err(other)? {
             body.extend_from_slice(&chunk);
-            if body.len() > ANSWER_MAX_BYTES {
-                let most = ANSWER_MAX_BYTES;
-                return Err(Error::Other(format!("an answer has over {most} bytes").into()));
+            if body.len() > REPLY_MAX_BYTES {
+                let max = REPLY_MAX_BYTES;
+                return Err(Error::Other(format!("a reply has over {max} bytes").into()));
             }
         }
         if parts.status.is_client_error() || parts.status.is_server_error() {
-            *self.told.lock().unwrap_or_else(PoisonError::into_inner) = retry_after(&parts.headers);
+            *self.retry_after.lock() = retry_after(&parts.headers);
             if !is_problem(&parts.headers) {
                 let path = head.uri.path();
                 return Err(Error::Other(format!("HTTP {} for {path}", parts.status).into()));
@@ -100,7 +100,7 @@ impl HttpClient for Http {
         &self,
         request: Request<BodyWrapper<Bytes>>,
     ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, Error>> + Send>> {
-        Box::pin(self.clone().ask(request))
+        Box::pin(self.clone().send(request))
     }
 }
 
@@ -117,15 +117,15 @@ fn trusting(path: &Path) -> Result<ClientConfig, TlsError> {
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// With what it comes from: reqwest's own words are the URL only.
+/// With the causes of the error: reqwest's own text is only the URL.
 fn other(error: reqwest::Error) -> Error {
-    let mut words = error.to_string();
+    let mut text = error.to_string();
     let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {
-        words = format!("{words}: {cause}");
+        text = format!("{text}: {cause}");
         source = cause.source();
     }
-    Error::Other(words.into())
+    Error::Other(text.into())
 }
 
 fn is_problem(headers: &HeaderMap) -> bool {
@@ -133,7 +133,7 @@ fn is_problem(headers: &HeaderMap) -> bool {
     kind.is_some_and(|kind| kind.starts_with(PROBLEM))
 }
 
-/// In seconds, as ACME servers write it; a date is left to our own pauses.
+/// `Retry-After` in seconds, as ACME servers write it; a date is ignored.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
@@ -144,20 +144,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_servers_wish_is_read_in_seconds() {
-        let wish = |text: &str| {
+    fn retry_after_is_parsed_in_seconds() {
+        let parse = |text: &str| {
             let headers = HeaderMap::from_iter([(RETRY_AFTER, text.parse().unwrap())]);
             retry_after(&headers)
         };
-        assert_eq!(wish(" 120 "), Some(Duration::from_secs(120)));
+        assert_eq!(parse(" 120 "), Some(Duration::from_secs(120)));
         for text in ["", "-1", "soon", "Fri, 31 Dec 1999 23:59:59 GMT"] {
-            assert_eq!(wish(text), None, "{text}");
+            assert_eq!(parse(text), None, "{text}");
         }
         assert_eq!(retry_after(&HeaderMap::new()), None);
     }
 
     #[test]
-    fn an_authority_that_is_none_is_named() {
+    fn error_names_the_unusable_root_file() {
         for path in ["/no/such/root.pem", "/dev/null"] {
             let error = Http::new(Some(Path::new(path))).err().unwrap().to_string();
             assert!(error.contains(path), "{error}");

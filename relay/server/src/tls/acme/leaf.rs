@@ -1,9 +1,9 @@
-//! What a certificate is for, and for how long.
+//! Names and validity of a certificate.
 
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-/// The relay's own certificate, without those of authorities.
+/// The relay's own certificate, without the authorities of its chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Leaf {
     /// Seconds since 1970.
@@ -14,8 +14,8 @@ pub(super) struct Leaf {
 }
 
 impl Leaf {
-    /// `None` if this is no certificate.
-    pub(super) fn of(der: &CertificateDer<'_>) -> Option<Self> {
+    /// Returns `None` if this is not a certificate.
+    pub(super) fn parse(der: &CertificateDer<'_>) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der.as_ref()).ok()?;
         let names = certificate.subject_alternative_name().ok()?;
         let names = names.map(|names| names.value.general_names.as_slice()).unwrap_or_default();
@@ -31,8 +31,8 @@ impl Leaf {
         })
     }
 
-    /// Whether it is for all of these names.
-    pub(super) fn is_for(&self, domains: &[String]) -> bool {
+    /// Whether it is valid for all of these names.
+    pub(super) fn covers(&self, domains: &[String]) -> bool {
         domains.iter().all(|domain| self.names.contains(domain))
     }
 }
@@ -42,19 +42,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_times_are_read() {
+    fn names_and_validity_are_parsed() {
         let names = ["A.example".to_owned(), "b.example".to_owned()];
         let mut params = rcgen::CertificateParams::new(names).unwrap();
         params.not_before = rcgen::date_time_ymd(2026, 1, 1);
         params.not_after = rcgen::date_time_ymd(2026, 4, 1);
         let key = rcgen::KeyPair::generate().unwrap();
-        let leaf = Leaf::of(params.self_signed(&key).unwrap().der()).unwrap();
+        let leaf = Leaf::parse(params.self_signed(&key).unwrap().der()).unwrap();
         assert_eq!((leaf.not_before, leaf.not_after), (1_767_225_600, 1_775_001_600));
-        let is_for = |names: &[&str]| {
-            leaf.is_for(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+        let covers = |names: &[&str]| {
+            leaf.covers(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
         };
-        assert!(is_for(&["a.example"]) && is_for(&["b.example", "a.example"]));
-        assert!(!is_for(&["c.example"]) && !is_for(&["a.example", "c.example"]));
-        assert_eq!(Leaf::of(&CertificateDer::from(vec![0x30, 0])), None);
+        assert!(covers(&["a.example"]) && covers(&["b.example", "a.example"]));
+        assert!(!covers(&["c.example"]) && !covers(&["a.example", "c.example"]));
+        assert_eq!(Leaf::parse(&CertificateDer::from(vec![0x30, 0])), None);
     }
 }

@@ -1,20 +1,20 @@
-//! Certificates by ACME (RFC 8555), proved by TLS-ALPN-01 (RFC 8737): a relay
-//! has one port, and that is where it proves its names.
+//! Certificates by ACME (RFC 8555) with TLS-ALPN-01 challenges (RFC 8737), which
+//! need no port besides the relay's own.
 //!
 //! ```text
-//! mod        one certificate after the other, for as long as the relay runs
-//!   ├── schedule   when the next order is made: numbers in, numbers out
-//!   ├── order      one order: names proved, a key made, a certificate checked
-//!   │     └── challenge   what is shown for a proof, while it is pending
+//! mod        orders and renews the certificate, as long as the relay runs
+//!   ├── schedule   computes when the next order is due
+//!   ├── order      one order: prove names, create a key, check the certificate
+//!   │     └── challenge   the proofs of pending challenges
 //!   ├── store      account, certificate and key in the state directory
-//!   │     └── leaf        what a certificate is for, and for how long
+//!   │     └── leaf        names and validity of a certificate
 //!   ├── http       the relay's HTTP client for the ACME library
-//!   └── failure    who is at fault
+//!   └── failure    why an order failed
 //! ```
 //!
-//! * A failed order never touches what is served, and the relay stays up.
-//! * A certificate is kept only after it was found good for its key and names.
-//! * Nothing here knows the listener: who asks is told that there is a new file.
+//! * A failed order never changes the certificate in use, and the relay keeps running.
+//! * A certificate is stored only after a check that it fits its key and names.
+//! * This module does not know the listener; its caller learns of a new file.
 
 mod challenge;
 mod failure;
@@ -38,16 +38,16 @@ use self::http::Http;
 use self::schedule::Failures;
 use self::store::Store;
 use super::error::TlsError;
-use super::orders::{OrderStats, Ordered};
+use super::order_stats::{OrderOutcome, OrderStats};
 use crate::config::Config;
 
-/// How long an order may take with all that belongs to it.
+/// The timeout of a whole order, from the account to the certificate.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(900);
-/// How often a wait for a date looks at the clock, which may be set meanwhile,
-/// and does not stand still while a machine sleeps.
+/// How often a wait for a date reads the clock, which may be set meanwhile and
+/// advances while the machine sleeps.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// How this relay gets certificates.
+/// The ACME client of a relay.
 pub(super) struct Acme {
     domains: Vec<String>,
     contact: Vec<String>,
@@ -58,17 +58,17 @@ pub(super) struct Acme {
     challenges: Challenges,
 }
 
-/// What the last orders leave behind for the next one.
+/// The state that an order leaves for the next one.
 #[derive(Default)]
-pub(super) struct Renewal {
+pub(super) struct RenewalState {
     failures: Failures,
-    /// How long the server wants to be left alone.
-    told: Option<Duration>,
+    /// The server's `Retry-After`.
+    retry_after: Option<Duration>,
 }
 
 impl Acme {
-    /// `None` if the settings name no domains.
-    pub(super) fn of(config: &Config) -> Result<Option<Self>, TlsError> {
+    /// Returns `None` if no domains are configured.
+    pub(super) fn new(config: &Config) -> Result<Option<Self>, TlsError> {
         let domains = config.acme_domains.names().to_vec();
         if domains.is_empty() {
             return Ok(None);
@@ -78,7 +78,7 @@ impl Acme {
             return Err(TlsError::AcmeTerms { directory });
         }
         Ok(Some(Self {
-            store: Store::of(&config.state, &directory),
+            store: Store::new(&config.state, &directory),
             http: Http::new(config.acme_root.as_deref())?,
             challenges: Challenges::new()?,
             contact: config.acme_contact.urls(),
@@ -88,107 +88,107 @@ impl Acme {
         }))
     }
 
-    /// Where certificate and key are kept, in one file, so that they are
-    /// replaced at one moment.
+    /// The file of certificate and key. It is one file, so that both are replaced
+    /// atomically.
     pub(super) fn certificate(&self) -> &Path {
         self.store.certificate()
     }
 
-    /// Whether this client wants to see a proof instead of a relay.
-    pub(super) fn is_asked(&self, hello: &ClientHello<'_>) -> bool {
-        challenge::is_asked(hello.alpn())
+    /// Whether this client asks for the proof of a challenge.
+    pub(super) fn is_challenge(&self, hello: &ClientHello<'_>) -> bool {
+        challenge::is_challenge(hello.alpn())
     }
 
-    /// What it is shown, if that is pending.
+    /// The configuration with the proof for its name, if a challenge is pending.
     pub(super) fn proof(&self, hello: &ClientHello<'_>) -> Option<Arc<ServerConfig>> {
         self.challenges.proof(hello.server_name()?)
     }
 
-    /// Shows nothing to anybody.
-    pub(super) fn nothing(&self) -> Arc<ServerConfig> {
-        self.challenges.nothing()
+    /// The configuration that presents no certificate.
+    pub(super) fn no_certificate(&self) -> Arc<ServerConfig> {
+        self.challenges.no_certificate()
     }
 
-    /// Returns when a new certificate is in its file, which may take months.
-    pub(super) async fn renewed(&self, renewal: &mut Renewal, stats: &OrderStats) {
+    /// Completes when a new certificate is in its file, which may take months.
+    pub(super) async fn renewed(&self, state: &mut RenewalState, stats: &OrderStats) {
         loop {
             let (now, due) = (SystemTime::now(), self.due());
-            let pause = self.pause(renewal);
-            stats.next_is_at(seconds(due.max(now + pause)));
+            let pause = self.pause(state);
+            stats.set_next(seconds(due.max(now + pause)));
             tokio::time::sleep(pause).await;
             until(due).await;
             match self.attempt().await {
                 Ok(()) => {
-                    stats.count(Ordered::Ok);
+                    stats.count(OrderOutcome::Ok);
                     let late = self.due() <= SystemTime::now();
                     if late {
-                        renewal.failures.refused();
+                        state.failures.refused();
                         tracing::warn!(
-                            "the new certificate is due for its renewal already; is the clock of \
-                             this machine right?"
+                            "the new certificate is already due for renewal: check the clock of \
+                             this machine"
                         );
                     } else {
-                        renewal.failures = Failures::default();
+                        state.failures = Failures::default();
                     }
                     return;
                 }
                 Err(failure) => {
                     stats.count(failure.outcome());
                     match failure {
-                        Failure::Unreachable(_) => renewal.failures.unreached(),
-                        _ => renewal.failures.refused(),
+                        Failure::Unreachable(_) => state.failures.unreached(),
+                        _ => state.failures.refused(),
                     }
-                    renewal.told = self.http.told();
-                    let failures = renewal.failures.count();
-                    tracing::warn!(%failure, failures, "no certificate by ACME; it is tried again");
+                    state.retry_after = self.http.take_retry_after();
+                    let failures = state.failures.count();
+                    tracing::warn!(%failure, failures, "cannot get a certificate by ACME; will retry");
                 }
             }
         }
     }
 
-    /// When the next order is due: at once if what is kept is not for all names.
+    /// When the next order is due: at once if the stored certificate lacks a name.
     fn due(&self) -> SystemTime {
-        let kept = self.store.leaf().filter(|leaf| leaf.is_for(&self.domains));
-        let due = kept.map_or(0, |leaf| schedule::renewal(leaf.not_before, leaf.not_after));
+        let stored = self.store.leaf().filter(|leaf| leaf.covers(&self.domains));
+        let due = stored.map_or(0, |leaf| schedule::renewal(leaf.not_before, leaf.not_after));
         UNIX_EPOCH + Duration::from_secs(u64::try_from(due).unwrap_or_default())
     }
 
-    fn pause(&self, renewal: &mut Renewal) -> Duration {
-        // Without random numbers all wait for the longest.
+    fn pause(&self, state: &mut RenewalState) -> Duration {
+        // Without random numbers the wait is the longest.
         let share = getrandom::u32().map_or(1.0, |random| f64::from(random) / f64::from(u32::MAX));
-        let pause = schedule::pause(renewal.failures, self.retry, renewal.told.take(), share);
+        let pause = schedule::pause(state.failures, self.retry, state.retry_after.take(), share);
         if !pause.is_zero() {
-            tracing::info!(seconds = pause.as_secs_f64(), "the next order waits");
+            tracing::info!(seconds = pause.as_secs_f64(), "waiting before the next ACME order");
         }
         pause
     }
 
-    /// One order, until its certificate is kept.
+    /// Makes one order and stores its certificate.
     async fn attempt(&self) -> Result<(), Failure> {
         let domains = self.domains.join(" ");
-        tracing::info!(domains, directory = self.directory, "a certificate is ordered by ACME");
+        tracing::info!(domains, directory = self.directory, "ordering a certificate by ACME");
         let whole = async {
             let account = self.account().await?;
             order::certificate(&account, &self.domains, &self.challenges).await
         };
         let ordered = tokio::time::timeout(ORDER_TIMEOUT, whole).await;
-        match ordered.unwrap_or(Err(Failure::Late)) {
+        match ordered.unwrap_or(Err(Failure::Timeout)) {
             Ok(pem) => {
-                self.store.keep_certificate(&pem)?;
-                tracing::info!(domains, "a certificate was issued by ACME");
+                self.store.store_certificate(&pem)?;
+                tracing::info!(domains, "got a certificate by ACME");
                 Ok(())
             }
             Err(failure) => {
-                if failure.account_is_gone() {
-                    tracing::warn!("the ACME server does not know the account; a new one is made");
-                    self.store.forget_account()?;
+                if failure.is_unknown_account() {
+                    tracing::warn!("the ACME server does not know the account; creating a new one");
+                    self.store.remove_account()?;
                 }
                 Err(failure)
             }
         }
     }
 
-    /// The kept account, or a new one.
+    /// The stored account, or a new one.
     async fn account(&self) -> Result<Account, Failure> {
         let builder = Account::builder_with_http(Box::new(self.http.clone()));
         if let Some(credentials) = self.store.account()? {
@@ -197,18 +197,18 @@ impl Acme {
         let contact: Vec<&str> = self.contact.iter().map(String::as_str).collect();
         let new = NewAccount {
             contact: &contact,
-            // without that there is no `Acme`
+            // `Acme::new` has checked it.
             terms_of_service_agreed: true,
             only_return_existing: false,
         };
         let (account, credentials) = builder.create(&new, self.directory.clone(), None).await?;
-        self.store.keep_account(&credentials)?;
-        tracing::info!(account = account.id(), "an ACME account was made");
+        self.store.store_account(&credentials)?;
+        tracing::info!(account = account.id(), "created an ACME account");
         Ok(account)
     }
 }
 
-/// Waits for a moment by the wall clock.
+/// Waits for a time of the wall clock.
 async fn until(moment: SystemTime) {
     while let Ok(left) = moment.duration_since(SystemTime::now()) {
         if left.is_zero() {

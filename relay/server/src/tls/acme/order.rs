@@ -1,4 +1,4 @@
-//! One order, from the names to a certificate that is good for them.
+//! One order, from the names to a certificate that is valid for them.
 
 use std::time::Duration;
 
@@ -14,17 +14,17 @@ use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
 use super::challenge::{Challenges, Pending};
-use super::failure::{Failure, words};
+use super::failure::{Failure, log_text};
 use super::leaf::Leaf;
 
-/// How long an ACME server may take to prove all names, and then to issue.
+/// How long an ACME server may take to verify all names, and then to issue.
 const POLL_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How a server is asked whether it is done: after a quarter of a second, then
-/// after twice as long each time, unless it says when.
+/// The polling of an order: after a quarter of a second, then with doubling pauses,
+/// unless the server sets the pause.
 const POLL: RetryPolicy = RetryPolicy::new().timeout(POLL_TIMEOUT);
 
-/// Private key and chain of a new certificate, in PEM.
+/// Returns private key and chain of a new certificate, in PEM.
 pub(super) async fn certificate(
     account: &Account,
     domains: &[String],
@@ -32,15 +32,15 @@ pub(super) async fn certificate(
 ) -> Result<Zeroizing<String>, Failure> {
     let identifiers: Vec<_> = domains.iter().cloned().map(Identifier::Dns).collect();
     let mut order = account.new_order(&NewOrder::new(&identifiers)).await?;
-    // What was proved lately may stay proved for a while.
+    // A recent proof may still be valid.
     if order.state().status != OrderStatus::Ready {
-        let _shown = prove(&mut order, domains, challenges).await?;
+        let _pending = prove(&mut order, domains, challenges).await?;
         match order.poll_ready(&POLL).await {
             Ok(OrderStatus::Ready) => {}
             ended => return Err(unproven(&mut order, ended.err().map(Failure::from)).await),
         }
     }
-    // A new key for each certificate.
+    // Each certificate has a new key.
     let mut params = CertificateParams::new(domains.to_vec())?;
     params.distinguished_name = DistinguishedName::new();
     let key = KeyPair::generate()?;
@@ -51,13 +51,13 @@ pub(super) async fn certificate(
     Ok(Zeroizing::new(format!("{}{chain}", *key)))
 }
 
-/// Shows what proves each name and asks the server to look.
+/// Serves the proof of each name and asks the server to verify it.
 async fn prove(
     order: &mut Order,
     domains: &[String],
     challenges: &Challenges,
 ) -> Result<Vec<Pending>, Failure> {
-    let mut shown = Vec::new();
+    let mut pending = Vec::new();
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let mut authorization = authorization?;
@@ -66,21 +66,21 @@ async fn prove(
         }
         let domain = authorization.identifier().to_string();
         if !domains.contains(&domain) {
-            return Err(Failure::Unusable(format!("a proof of {}", words(&domain))));
+            return Err(Failure::Unusable(format!("a challenge for {}", log_text(&domain))));
         }
         let challenge = authorization.challenge(ChallengeType::TlsAlpn01);
-        let no_way = || Failure::NoWayToProve { domain: domain.clone() };
-        let mut challenge = challenge.ok_or_else(no_way)?;
+        let unsupported = || Failure::NoSupportedChallenge { domain: domain.clone() };
+        let mut challenge = challenge.ok_or_else(unsupported)?;
         let digest = challenge.key_authorization().digest();
-        let digest = digest.as_ref().try_into().map_err(|_| no_way())?;
-        shown.push(challenges.show(&domain, digest)?);
+        let digest = digest.as_ref().try_into().map_err(|_| unsupported())?;
+        pending.push(challenges.serve(&domain, digest)?);
         challenge.set_ready().await?;
     }
-    Ok(shown)
+    Ok(pending)
 }
 
-/// The name that was not proved, by what the server says about each. If it says
-/// nothing, what ended the wait.
+/// The name that was not verified, by the server's state of each. If no state is
+/// invalid, the error that ended the wait.
 async fn unproven(order: &mut Order, otherwise: Option<Failure>) -> Failure {
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
@@ -91,19 +91,19 @@ async fn unproven(order: &mut Order, otherwise: Option<Failure>) -> Failure {
             continue;
         }
         let error = state.challenges.iter().find_map(|challenge| challenge.error.as_ref());
-        let why = error.map_or_else(|| "nothing".to_owned(), words);
+        let why = error.map_or_else(|| "no reason".to_owned(), log_text);
         return Failure::Unproven { domain, why };
     }
-    otherwise.unwrap_or(Failure::Late)
+    otherwise.unwrap_or(Failure::Timeout)
 }
 
-/// Whether a chain begins with a certificate for this key and all names.
+/// Checks that a chain begins with a certificate for this key and all names.
 fn check(chain: &str, key: &str, domains: &[String]) -> Result<(), String> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain.as_bytes()).collect();
     let chain = chain.map_err(|error| error.to_string())?;
-    let leaf = chain.first().and_then(Leaf::of).ok_or("it is no certificate")?;
-    if !leaf.is_for(domains) {
-        return Err("it is not for all names that were asked for".to_owned());
+    let leaf = chain.first().and_then(Leaf::parse).ok_or("it is not a certificate")?;
+    if !leaf.covers(domains) {
+        return Err("it lacks a name that was requested".to_owned());
     }
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|error| error.to_string())?;
     let fits = CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider());
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_certificate_for_the_key_and_all_names_is_good() {
+    fn certificate_must_fit_key_and_all_names() {
         let names = |names: &[&str]| -> Vec<String> {
             names.iter().map(|name| (*name).to_owned()).collect()
         };
@@ -126,8 +126,8 @@ mod tests {
             check(chain, &key.serialize_pem(), &names(asked)).err().unwrap_or_default()
         };
         assert_eq!(check(&chain, &key, &["a.example", "b.example"]), "");
-        assert!(check(&chain, &key, &["c.example"]).contains("not for all names"));
+        assert!(check(&chain, &key, &["c.example"]).contains("lacks a name"));
         assert!(!check(&chain, &KeyPair::generate().unwrap(), &["a.example"]).is_empty());
-        assert!(check("", &key, &["a.example"]).contains("no certificate"));
+        assert!(check("", &key, &["a.example"]).contains("not a certificate"));
     }
 }

@@ -1,4 +1,4 @@
-//! Account, certificate and key below the state directory, for the relay alone.
+//! Account, certificate and key in the state directory, readable by the relay only.
 //!
 //! ```text
 //! acme/HOST-DIGEST/     one per ACME server, by the directory's URL (0700)
@@ -6,8 +6,8 @@
 //!   certificate.pem     private key, certificate and its authorities (0600)
 //! ```
 //!
-//! A file is written beside its place and renamed, so nobody ever reads half of
-//! one, and a certificate never stands beside the key of another.
+//! A file is written under another name and renamed, so it is never read half
+//! written, and a certificate is never stored with the key of another.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -27,15 +27,15 @@ const FOLDER: &str = "acme";
 const ACCOUNT: &str = "account.json";
 const CERTIFICATE: &str = "certificate.pem";
 
-/// What is kept about one ACME server.
+/// The stored data of one ACME server.
 pub(super) struct Store {
     folder: PathBuf,
     certificate: PathBuf,
 }
 
 impl Store {
-    /// For the server with this directory; nothing is made yet.
-    pub(super) fn of(state: &Path, directory: &str) -> Self {
+    /// The data of the server with this directory URL. Creates nothing yet.
+    pub(super) fn new(state: &Path, directory: &str) -> Self {
         let host = Url::parse(directory).ok().and_then(|url| Some(url.host_str()?.to_owned()));
         let digest = Sha256::digest(directory.as_bytes());
         let digest: String = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -49,50 +49,50 @@ impl Store {
         &self.certificate
     }
 
-    /// What the kept certificate is for, if there is one that can be read.
+    /// Names and validity of the stored certificate, if it is readable.
     pub(super) fn leaf(&self) -> Option<Leaf> {
-        Leaf::of(files::certificates(&self.certificate).ok()?.first()?)
+        Leaf::parse(files::certificates(&self.certificate).ok()?.first()?)
     }
 
-    /// The kept account.
+    /// The stored account.
     pub(super) fn account(&self) -> Result<Option<AccountCredentials>, Failure> {
         let path = self.folder.join(ACCOUNT);
         let text = match fs::read(&path) {
             Ok(text) => Zeroizing::new(text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(Failure::NotKept { path, source }),
+            Err(source) => return Err(Failure::NotStored { path, source }),
         };
-        // The parser's words could quote the key.
+        // The parser's error could quote the key, so it is not logged.
         let account = serde_json::from_slice(&text).ok();
         if account.is_none() {
-            tracing::warn!(path = %path.display(), "this is no ACME account; a new one is made");
+            tracing::warn!(path = %path.display(), "not a valid ACME account; creating a new one");
         }
         Ok(account)
     }
 
-    pub(super) fn keep_account(&self, account: &AccountCredentials) -> Result<(), Failure> {
+    pub(super) fn store_account(&self, account: &AccountCredentials) -> Result<(), Failure> {
         let path = self.folder.join(ACCOUNT);
-        let failed = |source| Failure::NotKept { path: path.clone(), source };
+        let failed = |source| Failure::NotStored { path: path.clone(), source };
         let text = serde_json::to_vec(account).map_err(|error| failed(error.into()))?;
         self.write(&path, &Zeroizing::new(text)).map_err(failed)
     }
 
-    /// So that the next order makes a new one.
-    pub(super) fn forget_account(&self) -> Result<(), Failure> {
+    /// Removes the account, so that the next order creates a new one.
+    pub(super) fn remove_account(&self) -> Result<(), Failure> {
         let path = self.folder.join(ACCOUNT);
-        fs::remove_file(&path).map_err(|source| Failure::NotKept { path, source })
+        fs::remove_file(&path).map_err(|source| Failure::NotStored { path, source })
     }
 
-    /// Replaces certificate and key at one moment.
-    pub(super) fn keep_certificate(&self, pem: &str) -> Result<(), Failure> {
-        let kept = self.write(&self.certificate, pem.as_bytes());
-        kept.map_err(|source| Failure::NotKept { path: self.certificate.clone(), source })
+    /// Replaces certificate and key atomically.
+    pub(super) fn store_certificate(&self, pem: &str) -> Result<(), Failure> {
+        let written = self.write(&self.certificate, pem.as_bytes());
+        written.map_err(|source| Failure::NotStored { path: self.certificate.clone(), source })
     }
 
     fn write(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         create_owner_only_dir(&self.folder)?;
         let draft = path.with_extension(format!("draft-{}", std::process::id()));
-        // Of an earlier try, by a process that had this number.
+        // Left by an earlier process with the same id.
         match fs::remove_file(&draft) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -103,7 +103,7 @@ impl Store {
         let written = file.write_all(content).and_then(|()| file.sync_all());
         let placed = written.and_then(|()| fs::rename(&draft, path));
         if placed.is_err() {
-            // A key that nobody will use.
+            // The draft contains an unused key.
             let _ = fs::remove_file(&draft);
         }
         placed.and_then(|()| File::open(&self.folder)?.sync_all())
@@ -123,9 +123,9 @@ mod tests {
     }
 
     #[test]
-    fn servers_are_kept_apart() {
+    fn each_server_has_its_own_folder() {
         let state = Path::new("state");
-        let path = |url: &str| Store::of(state, url).certificate().to_owned();
+        let path = |url: &str| Store::new(state, url).certificate().to_owned();
         let le = path("https://acme-v02.api.letsencrypt.org/directory");
         assert!(le.starts_with("state/acme") && le.ends_with(CERTIFICATE), "{}", le.display());
         assert!(le.to_string_lossy().contains("/acme-v02.api.letsencrypt.org-"));
@@ -134,16 +134,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_for_the_owner_alone_and_replaced_whole() {
+    fn files_are_owner_only_and_replaced_whole() {
         let state = tempfile::tempdir().unwrap();
-        let store = Store::of(&state.path().join("not/yet"), "https://ca.example/d");
+        let store = Store::new(&state.path().join("not/yet"), "https://ca.example/d");
         assert!(store.account().unwrap().is_none() && store.leaf().is_none());
 
-        store.keep_account(&serde_json::from_str(ACCOUNT_TEXT).unwrap()).unwrap();
+        store.store_account(&serde_json::from_str(ACCOUNT_TEXT).unwrap()).unwrap();
         let account = store.account().unwrap().unwrap();
         assert_eq!(serde_json::to_string(&account).unwrap(), ACCOUNT_TEXT);
-        store.keep_certificate("first, which is longer").unwrap();
-        store.keep_certificate("second").unwrap();
+        store.store_certificate("first, which is longer").unwrap();
+        store.store_certificate("second").unwrap();
         assert_eq!(fs::read_to_string(store.certificate()).unwrap(), "second");
 
         let files: Vec<_> = fs::read_dir(&store.folder).unwrap().map(|f| f.unwrap()).collect();
@@ -151,21 +151,21 @@ mod tests {
         assert!(files.iter().all(|file| mode(&file.path()) == 0o600));
         assert_eq!(mode(&store.folder), 0o700);
 
-        store.forget_account().unwrap();
+        store.remove_account().unwrap();
         assert!(store.account().unwrap().is_none());
     }
 
     #[test]
-    fn what_is_no_account_is_replaced_and_what_cannot_be_kept_is_named() {
+    fn invalid_account_is_replaced_and_errors_name_the_file() {
         let state = tempfile::tempdir().unwrap();
-        let store = Store::of(state.path(), "https://ca.example/d");
-        store.keep_certificate("x").unwrap();
+        let store = Store::new(state.path(), "https://ca.example/d");
+        store.store_certificate("x").unwrap();
         fs::write(store.folder.join(ACCOUNT), "{").unwrap();
         assert!(store.account().unwrap().is_none());
 
         let file = tempfile::NamedTempFile::new().unwrap();
-        let store = Store::of(file.path(), "https://ca.example/d");
-        let error = store.keep_certificate("x").unwrap_err();
+        let store = Store::new(file.path(), "https://ca.example/d");
+        let error = store.store_certificate("x").unwrap_err();
         assert!(error.to_string().contains(CERTIFICATE), "{error}");
         assert!(!error.to_string().contains('\n'));
     }

@@ -1,14 +1,14 @@
-//! When handshakes compute: the most work that a stranger can ask for with few
-//! bytes.
+//! Limits the number of TLS handshakes that compute at once. A handshake is the
+//! most work that an unauthenticated client can cause with few bytes.
 //!
-//! * Places are for computing, and nobody has one while a peer is waited for:
-//!   who says nothing, or stops halfway, keeps nobody else out.
-//! * Who has a place lets all other tasks of the relay go first. So at most as
-//!   many handshakes as there are places stand between a websocket and its turn
-//!   on a processor, however many clients come at once.
-//! * Places are given in the order in which clients came. Who has hung up by
-//!   then costs no handshake: that client comes again, and would be served ever
-//!   later if the relay worked for those who have left.
+//! * A handshake holds a permit only while it computes, not while it waits for its
+//!   peer: a client that sends nothing, or stops halfway, delays no other client.
+//! * A handshake with a permit yields to all other tasks first. So a websocket waits
+//!   for at most as many handshakes as there are permits, however many clients
+//!   connect at once.
+//! * Permits are granted in the order of arrival. A client that has closed its
+//!   connection meanwhile costs no handshake: it will retry, and computing for closed
+//!   connections would delay every retry further.
 
 use std::io;
 use std::sync::Arc;
@@ -23,49 +23,49 @@ use tokio::task::yield_now;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// What TLS runs over.
-pub(crate) trait Wire: AsyncRead + AsyncWrite + Unpin {
-    /// Whether the other end is known to have left.
-    fn has_hung_up(&self) -> bool;
+/// A connection that can notice that its peer has closed it.
+pub(crate) trait PeerClosed: AsyncRead + AsyncWrite + Unpin {
+    /// Whether the peer is known to have closed the connection.
+    fn peer_closed(&self) -> bool;
 }
 
-impl Wire for TcpStream {
-    fn has_hung_up(&self) -> bool {
+impl PeerClosed for TcpStream {
+    fn peer_closed(&self) -> bool {
         // Unread bytes hide the end of the stream; then it is unknown.
         matches!(self.peek(&mut [0]).now_or_never(), Some(Ok(0) | Err(_)))
     }
 }
 
-/// The places of a listener.
-pub(super) struct Handshakes(Semaphore);
+/// The permits of a listener.
+pub(super) struct HandshakeLimit(Semaphore);
 
-impl Handshakes {
-    /// So many places, at least one.
-    pub(super) fn new(places: usize) -> Self {
-        Self(Semaphore::new(places.clamp(1, Semaphore::MAX_PERMITS)))
+impl HandshakeLimit {
+    /// A limit of `max` handshakes, at least one.
+    pub(super) fn new(max: usize) -> Self {
+        Self(Semaphore::new(max.clamp(1, Semaphore::MAX_PERMITS)))
     }
 
-    /// A whole handshake; `config` chooses by what the client says first. How
-    /// long it may take is for the caller to say.
+    /// Accepts a TLS connection; `config` chooses by the ClientHello. The caller
+    /// applies a timeout.
     ///
     /// # Errors
-    /// [`io::ErrorKind::ConnectionAborted`] if the client had left when it was
-    /// its turn; otherwise the peer's or the network's.
-    pub(super) async fn accept<T: Wire>(
+    /// [`io::ErrorKind::ConnectionAborted`] if the client had closed the connection
+    /// before its turn; otherwise an error of the peer or of the network.
+    pub(super) async fn accept<T: PeerClosed>(
         &self,
         io: T,
         config: impl FnOnce(&ClientHello<'_>) -> Arc<ServerConfig>,
     ) -> io::Result<TlsStream<T>> {
         let start = LazyConfigAcceptor::new(Acceptor::default(), io).await?;
-        let place = self.0.acquire().await.map_err(io::Error::other)?;
+        let permit = self.0.acquire().await.map_err(io::Error::other)?;
         yield_now().await;
-        if start.io.has_hung_up() {
+        if start.io.peer_closed() {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         let config = config(&start.client_hello());
-        // Agrees on keys and signs, here and now; what is left is a MAC.
+        // Agrees on keys and signs in this call; the rest only checks a MAC.
         let rest = start.into_stream(config);
-        drop(place);
+        drop(permit);
         rest.await
     }
 }
@@ -111,7 +111,7 @@ mod tests {
         (near.unwrap(), far.unwrap().0)
     }
 
-    /// What the system had to say before has been noticed when this returns.
+    /// When this returns, the runtime has seen all earlier events of the system.
     async fn noticed() {
         let (mut near, mut far) = pair().await;
         near.write_all(&[0]).await.unwrap();
@@ -119,8 +119,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_left_costs_no_handshake() {
-        let handshakes = Arc::new(Handshakes::new(1));
+    async fn closed_connection_costs_no_handshake() {
+        let handshakes = Arc::new(HandshakeLimit::new(1));
         let computed = Arc::new(AtomicUsize::new(0));
         let start = |io| {
             let (handshakes, computed) = (handshakes.clone(), computed.clone());
@@ -132,7 +132,7 @@ mod tests {
                 handshakes.accept(io, config).await.map(drop).unwrap_err()
             })
         };
-        let place = handshakes.0.acquire().await.unwrap();
+        let permit = handshakes.0.acquire().await.unwrap();
         let (mut leaving, io) = pair().await;
         let left = start(io);
         let (mut staying, io) = pair().await;
@@ -142,15 +142,15 @@ mod tests {
         }
         drop(leaving);
         noticed().await;
-        drop(place);
+        drop(permit);
         assert_eq!(left.await.unwrap().kind(), io::ErrorKind::ConnectionAborted);
         assert_eq!(stayed.await.unwrap().kind(), io::ErrorKind::InvalidData);
         assert_eq!(computed.load(Ordering::SeqCst), 1);
     }
 
     #[tokio::test]
-    async fn nobody_has_a_place_while_a_peer_is_waited_for() {
-        let handshakes = Arc::new(Handshakes::new(1));
+    async fn waiting_for_a_peer_holds_no_permit() {
+        let handshakes = Arc::new(HandshakeLimit::new(1));
         let begin = |io| {
             let handshakes = handshakes.clone();
             tokio::spawn(async move { handshakes.accept(io, |_| config()).await.map(drop) })

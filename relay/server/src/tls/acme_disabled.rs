@@ -1,4 +1,4 @@
-//! In place of `acme` where that was left out: nobody has one.
+//! Replaces the module `acme` in a build without ACME.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,18 +7,18 @@ use rustls::ServerConfig;
 use rustls::server::ClientHello;
 
 use super::error::TlsError;
-use super::orders::OrderStats;
+use super::order_stats::OrderStats;
 use crate::config::Config;
 
-/// There are none.
+/// Has no values.
 pub(super) enum Acme {}
 
-/// What no order leaves behind.
+/// Has no fields.
 #[derive(Default)]
-pub(super) struct Renewal {}
+pub(super) struct RenewalState {}
 
 impl Acme {
-    pub(super) fn of(config: &Config) -> Result<Option<Self>, TlsError> {
+    pub(super) fn new(config: &Config) -> Result<Option<Self>, TlsError> {
         if config.acme_domains.names().is_empty() { Ok(None) } else { Err(TlsError::AcmeNotBuilt) }
     }
 
@@ -26,7 +26,7 @@ impl Acme {
         match *self {}
     }
 
-    pub(super) fn is_asked(&self, _hello: &ClientHello<'_>) -> bool {
+    pub(super) fn is_challenge(&self, _hello: &ClientHello<'_>) -> bool {
         match *self {}
     }
 
@@ -34,11 +34,11 @@ impl Acme {
         match *self {}
     }
 
-    pub(super) fn nothing(&self) -> Arc<ServerConfig> {
+    pub(super) fn no_certificate(&self) -> Arc<ServerConfig> {
         match *self {}
     }
 
-    pub(super) async fn renewed(&self, _renewal: &mut Renewal, _stats: &OrderStats) {
+    pub(super) async fn renewed(&self, _state: &mut RenewalState, _stats: &OrderStats) {
         match *self {}
     }
 }
