@@ -17,4 +17,6 @@ pub use connection::{Served, serve};
 pub use executor::Executor;
 
 #[cfg(test)]
+mod test_client;
+#[cfg(test)]
 mod tests;
