@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use rendez_executor_agent::config::{Auth, DEFAULT_PROFILES};
-use rendez_executor_agent::{Agent, AgentConfig, State};
+use rendez_executor_agent::{Agent, AgentConfig, AgentState};
 use rendez_orchestrator::EnvironmentId;
 use rendez_orchestrator::Grace;
 use rendez_program::logging::{self, LogLevel};
@@ -73,8 +73,8 @@ pub(crate) async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
     let published = context.publish().map_err(Exit::config)?;
     let ready = CancellationToken::new();
     let announce = ready.clone();
-    let watch = move |state: State| {
-        if state == State::Connected {
+    let watch = move |state: AgentState| {
+        if state == AgentState::Connected {
             announce.cancel();
         }
     };

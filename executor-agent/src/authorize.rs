@@ -16,9 +16,9 @@ use rendez_registry_client::{ExecutorClient, Verdict};
 use rendez_rpc::AuthorizationRequest;
 
 /// Answers one request; the answer also ends the wait of the handshake.
-pub(crate) async fn decide(registry: &ExecutorClient, request: AuthorizationRequest) {
+pub(crate) async fn authorize_handshake(registry: &ExecutorClient, request: AuthorizationRequest) {
     let stream = request.stream.clone();
-    let Some(verdict) = verdict_in_time(registry, &request).await else {
+    let Some(verdict) = verdict_unless_closed(registry, &request).await else {
         return tracing::debug!(%stream, "orchestrator knocked, and left");
     };
     tracing::debug!(%stream, peer = ?request.peer, ?verdict, "orchestrator knocked");
@@ -30,7 +30,7 @@ pub(crate) async fn decide(registry: &ExecutorClient, request: AuthorizationRequ
 }
 
 /// `None`: the handshake is over.
-async fn verdict_in_time(
+async fn verdict_unless_closed(
     registry: &ExecutorClient,
     request: &AuthorizationRequest,
 ) -> Option<Verdict> {
@@ -44,12 +44,12 @@ async fn verdict(registry: &ExecutorClient, request: &AuthorizationRequest) -> V
     let authorization =
         std::str::from_utf8(&request.authorization).ok().and_then(|text| text.parse().ok());
     match authorization {
-        Some(authorization) => ask(registry, request, authorization).await,
+        Some(authorization) => validate(registry, request, authorization).await,
         None => Verdict::Invalid("the authorization is not a text of the right length".into()),
     }
 }
 
-async fn ask(
+async fn validate(
     registry: &ExecutorClient,
     request: &AuthorizationRequest,
     authorization: TicketText,
@@ -97,7 +97,7 @@ mod tests {
 
     /// Else a peer that comes and goes would have any number of calls run.
     #[tokio::test]
-    async fn a_handshake_that_is_over_is_asked_about_no_more() {
+    async fn closed_handshake_cancels_its_validation() {
         let fake = FakeRegistry::start().await;
         fake.answer("validate", HANG, "");
         let config = config(&fake.url(), std::path::Path::new("/none"));
@@ -115,9 +115,9 @@ mod tests {
         };
         let opening = tokio::spawn(async move { orchestrator.connect(connect).await.err() });
         let Incoming::Authorization(request) = executor.incoming().await else { panic!() };
-        let mut deciding = pin!(decide(&registry, request));
+        let mut authorizing = pin!(authorize_handshake(&registry, request));
         while fake.requests().is_empty() {
-            assert!(futures_util::poll!(&mut deciding).is_pending());
+            assert!(futures_util::poll!(&mut authorizing).is_pending());
             tokio::task::yield_now().await;
         }
         opening.abort();
@@ -125,7 +125,7 @@ mod tests {
         // nothing happens
         tokio::time::pause();
         let before = Instant::now();
-        deciding.await;
+        authorizing.await;
         assert_eq!(before.elapsed(), std::time::Duration::ZERO, "it waited for the answer");
         fake.stop().await;
     }

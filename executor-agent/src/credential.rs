@@ -22,10 +22,12 @@ use rendez_proto::ids::EnvironmentId;
 use rendez_transport::relay_url::RelayUrl;
 use zeroize::Zeroizing;
 
-use crate::owned_file::{Kind, OwnedFileError};
+use crate::secret_file::{SecretFile, SecretFileError};
 
-const KIND: Kind =
-    Kind { name: "credential", remedy: "revoke this executor, remove the file and join again" };
+const FILE: SecretFile = SecretFile {
+    name: "credential",
+    remedy: "revoke this executor, remove the file and join again",
+};
 
 /// A key, and what it is for.
 pub(crate) struct Credential {
@@ -44,7 +46,7 @@ impl fmt::Debug for Credential {
 pub enum CredentialError {
     /// The file cannot be had.
     #[error(transparent)]
-    File(#[from] OwnedFileError),
+    File(#[from] SecretFileError),
     /// The file is something else.
     #[error("{} is not a credential; remove it and join again", path.display())]
     Malformed {
@@ -69,7 +71,7 @@ pub enum CredentialError {
 
 /// Where the credential in `state` is.
 pub(crate) fn path(state: &Path) -> PathBuf {
-    KIND.path(state)
+    FILE.path(state)
 }
 
 impl Credential {
@@ -83,7 +85,7 @@ impl Credential {
         relay: &RelayUrl,
         environment: &EnvironmentId,
     ) -> Result<Self, CredentialError> {
-        let bytes = KIND.read_or_create(state, || {
+        let bytes = FILE.read_or_create(state, || {
             let mut seed = Zeroizing::new([0; 32]);
             getrandom::fill(seed.as_mut())?;
             let seed = Zeroizing::new(STANDARD.encode(seed.as_ref()));

@@ -44,26 +44,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_environment_is_described_honestly() {
+    fn environment_reflects_variables() {
         let vars = |name: &str| match name {
             "SHELL" => Some("/usr/bin/zsh".to_owned()),
             "HOME" => Some("/home/me".to_owned()),
             "TMPDIR" => Some("/var/tmp".to_owned()),
             _ => None,
         };
-        let said = describe_with(Path::new("/work"), vars);
-        assert_eq!((said.shell.name.as_str(), said.shell.path.as_str()), ("zsh", "/usr/bin/zsh"));
-        assert_eq!(said.cwd.unwrap().path(), "/work");
-        assert_eq!(said.user_home_dir.unwrap().path(), "/home/me");
-        assert_eq!(said.temp_dir.unwrap().path(), "/var/tmp");
-        assert_eq!(said.platform_os.as_deref(), Some(env::consts::OS));
-        assert_eq!(said.capabilities, Capabilities::default());
+        let described = describe_with(Path::new("/work"), vars);
+        assert_eq!(
+            (described.shell.name.as_str(), described.shell.path.as_str()),
+            ("zsh", "/usr/bin/zsh")
+        );
+        assert_eq!(described.cwd.unwrap().path(), "/work");
+        assert_eq!(described.user_home_dir.unwrap().path(), "/home/me");
+        assert_eq!(described.temp_dir.unwrap().path(), "/var/tmp");
+        assert_eq!(described.platform_os.as_deref(), Some(env::consts::OS));
+        assert_eq!(described.capabilities, Capabilities::default());
     }
 
     #[test]
-    fn a_bare_environment_still_has_a_shell() {
-        let said = describe_with(Path::new("relative"), |_| None);
-        assert_eq!((said.shell.name.as_str(), said.shell.path.as_str()), ("sh", "/bin/sh"));
-        assert_eq!((said.cwd, said.user_home_dir), (None, None));
+    fn shell_has_a_default() {
+        let described = describe_with(Path::new("relative"), |_| None);
+        assert_eq!(
+            (described.shell.name.as_str(), described.shell.path.as_str()),
+            ("sh", "/bin/sh")
+        );
+        assert_eq!((described.cwd, described.user_home_dir), (None, None));
     }
 }

@@ -9,16 +9,17 @@ use std::path::{Path, PathBuf};
 use rendez_endpoint::IdentitySeed;
 use zeroize::Zeroizing;
 
-use crate::owned_file::{Kind, OwnedFileError};
+use crate::secret_file::{SecretFile, SecretFileError};
 
-const KIND: Kind = Kind { name: "identity", remedy: "remove the file to get a new key" };
+const FILE: SecretFile =
+    SecretFile { name: "identity", remedy: "remove the file to get a new key" };
 
 /// Why there is no identity.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The file cannot be had.
     #[error(transparent)]
-    File(#[from] OwnedFileError),
+    File(#[from] SecretFileError),
     /// The file is not an identity.
     #[error("{} is not an identity: it has {len} bytes, not {expected}", path.display(), expected = IdentitySeed::BYTES)]
     Malformed {
@@ -35,7 +36,7 @@ pub enum IdentityError {
 /// # Errors
 /// [`IdentityError`]; an existing file is never overwritten.
 pub fn load_or_create(state: &Path) -> Result<IdentitySeed, IdentityError> {
-    let bytes = KIND.read_or_create(state, || {
+    let bytes = FILE.read_or_create(state, || {
         let mut seed = Zeroizing::new(vec![0; IdentitySeed::BYTES]);
         getrandom::fill(&mut seed)?;
         Ok(seed)
@@ -43,7 +44,7 @@ pub fn load_or_create(state: &Path) -> Result<IdentitySeed, IdentityError> {
     let seed: &[u8; IdentitySeed::BYTES] = bytes
         .as_slice()
         .try_into()
-        .map_err(|_| IdentityError::Malformed { path: KIND.path(state), len: bytes.len() })?;
+        .map_err(|_| IdentityError::Malformed { path: FILE.path(state), len: bytes.len() })?;
     Ok(IdentitySeed::from_bytes(*seed))
 }
 
@@ -54,7 +55,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
-    fn it_is_made_once_of_random_bytes() {
+    fn identity_is_created_once() {
         let folder = tempfile::tempdir().unwrap();
         let first = load_or_create(&folder.path().join("a")).unwrap();
         let again = load_or_create(&folder.path().join("a")).unwrap();
@@ -65,9 +66,9 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_an_identity_is_kept_and_refused() {
+    fn malformed_identity_is_refused_and_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let path = KIND.path(folder.path());
+        let path = FILE.path(folder.path());
         for bad in [9, IdentitySeed::BYTES - 1, IdentitySeed::BYTES + 1] {
             fs::write(&path, vec![7; bad]).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();

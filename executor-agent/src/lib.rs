@@ -21,15 +21,15 @@ pub mod credential;
 pub mod environment;
 mod fs;
 pub mod identity;
-pub mod owned_file;
 mod process;
 mod registry;
 mod sandbox;
+pub mod secret_file;
 pub mod session;
 mod sys;
 #[cfg(test)]
 mod testing;
 
-pub use agent::{Agent, AgentError, State};
+pub use agent::{Agent, AgentError, AgentState};
 pub use config::{AgentArgs, AgentConfig};
-pub use process::log::PROCESS_OUTPUT_RETAINED_BYTES;
+pub use process::output_log::PROCESS_OUTPUT_RETAINED_BYTES;

@@ -43,7 +43,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn only_rules_that_ask_for_nothing_are_accepted() {
+    fn enforced_sandbox_rules_are_refused() {
         for good in [Value::Null, json!({"permissions": {"type": "disabled"}, "cwd": "file:///"})] {
             assert_eq!(check(Some(&good)), Ok(()));
         }

@@ -11,7 +11,7 @@ use rendez_proto::rpc::process::ProcessId;
 
 use crate::config::{AgentConfig, Auth, DEFAULT_PROFILES};
 use crate::environment;
-use crate::session::Executor;
+use crate::session::SessionManager;
 
 /// Settings for the environment `dev` with the token `t0k`.
 pub(crate) fn config(relay: &str, state: &Path) -> AgentConfig {
@@ -32,8 +32,8 @@ pub(crate) fn identity() -> Identity {
 }
 
 /// An executor without sessions.
-pub(crate) fn executor() -> Arc<Executor> {
-    Executor::new(environment::describe(Path::new("/tmp")), STREAM_GRACE, &[])
+pub(crate) fn executor() -> Arc<SessionManager> {
+    SessionManager::new(environment::describe(Path::new("/tmp")), STREAM_GRACE, &[])
 }
 
 pub(crate) fn process_id(id: &str) -> ProcessId {

@@ -32,7 +32,7 @@ use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use rendez_executor_agent::config::Auth;
-use rendez_executor_agent::{Agent, AgentConfig, State};
+use rendez_executor_agent::{Agent, AgentConfig, AgentState};
 use rendez_orchestrator::{Client, Command, Environment, EnvironmentId, Grace, ProcessEvent};
 use rendez_proto::ids::StreamId;
 use rendez_proto::peek::peek;
@@ -494,7 +494,7 @@ impl RunningAgent {
         });
         let connected = async {
             while let Some(state) = heard.recv().await {
-                if state == State::Connected {
+                if state == AgentState::Connected {
                     return Ok(());
                 }
             }

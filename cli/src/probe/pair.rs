@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rendez_executor_agent::config::{Auth, DEFAULT_PROFILES};
-use rendez_executor_agent::{Agent, AgentConfig, AgentError, State};
+use rendez_executor_agent::{Agent, AgentConfig, AgentError, AgentState};
 use rendez_orchestrator::{Client, EnvironmentId, Grace};
 use rendez_proto::registry::admin::Role;
 use rendez_proto::registry::environments::EnvironmentState;
@@ -57,7 +57,7 @@ impl Pair {
         let client = options.client_with(token())?;
         // Others may hold tokens for this environment; none of them may run
         // anything here.
-        let agent = agent.only(client.public_key().clone());
+        let agent = agent.restrict_to(client.public_key().clone());
         Ok(Self {
             client,
             agent: Some(agent),
@@ -80,11 +80,11 @@ impl Pair {
         let agent = self.agent.take().ok_or_else(|| Exit::software("the executor runs already"))?;
         let cancel = self.cancel.clone();
         let task = tokio::spawn(async move {
-            let watch = move |state: State| {
+            let watch = move |state: AgentState| {
                 let news = match state {
-                    State::Connected => Ok(()),
-                    State::Waiting { error, .. } => Err(error),
-                    State::Registering | State::Registered { .. } => return,
+                    AgentState::Connected => Ok(()),
+                    AgentState::Waiting { error, .. } => Err(error),
+                    AgentState::Registering | AgentState::Registered { .. } => return,
                 };
                 // later news are nobody's business
                 let _ = tell.try_send(news);

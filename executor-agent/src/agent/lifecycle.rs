@@ -6,8 +6,8 @@ use rendez_transport::dial::{DialledSocket, dial};
 use rendez_transport::pump;
 use tokio::time::Instant;
 
-use super::phase::{BackOff, Dial, Phase, Register, Retries, Serve};
-use super::{Agent, AgentError, State};
+use super::phase::{AgentPhase, BackOff, Dial, Register, Retries, Serve};
+use super::{Agent, AgentError, AgentState};
 use crate::registry::registration;
 
 /// A running agent: the work of each phase.
@@ -19,7 +19,7 @@ pub(super) struct Lifecycle<'a, F> {
     retries: Retries,
 }
 
-impl<'a, F: Fn(State)> Lifecycle<'a, F> {
+impl<'a, F: Fn(AgentState)> Lifecycle<'a, F> {
     pub(super) fn new(agent: &'a Agent, connected: &'a AtomicBool, on_state: F) -> Self {
         Self { agent, on_state, connected, retries: Retries::default() }
     }
@@ -29,42 +29,42 @@ impl<'a, F: Fn(State)> Lifecycle<'a, F> {
     /// # Errors
     /// The registry refused the token or the registration.
     pub(super) async fn run(mut self) -> Result<(), AgentError> {
-        let mut phase = Phase::start();
+        let mut phase = AgentPhase::start();
         loop {
             phase = match phase {
-                Phase::Register(register) => self.register(register).await?,
-                Phase::Dial(dial) => self.dial(dial).await,
-                Phase::Serve(serve, socket) => self.serve(serve, socket).await,
-                Phase::BackOff(back_off) => self.back_off(back_off).await,
-                Phase::Stopped => return Ok(()),
+                AgentPhase::Register(register) => self.register(register).await?,
+                AgentPhase::Dial(dial) => self.dial(dial).await,
+                AgentPhase::Serve(serve, socket) => self.serve(serve, socket).await,
+                AgentPhase::BackOff(back_off) => self.back_off(back_off).await,
+                AgentPhase::Stopped => return Ok(()),
             };
         }
     }
 
-    async fn register(&self, register: Register) -> Result<Phase<DialledSocket>, AgentError> {
-        (self.on_state)(State::Registering);
+    async fn register(&self, register: Register) -> Result<AgentPhase<DialledSocket>, AgentError> {
+        (self.on_state)(AgentState::Registering);
         let Agent { registry, identity, config, .. } = self.agent;
         let request = registration(identity, &config.profiles);
         let reply = match registry.register(&request).await {
             Ok(reply) => reply,
-            Err(error) => return Ok(Phase::BackOff(register.failed(error)?)),
+            Err(error) => return Ok(AgentPhase::BackOff(register.failed(error)?)),
         };
         let registration = reply.executor_registration_id.clone();
         tracing::info!(environment = %config.environment, %registration, "registered");
-        (self.on_state)(State::Registered { registration });
-        Ok(Phase::Dial(register.registered(reply)))
+        (self.on_state)(AgentState::Registered { registration });
+        Ok(AgentPhase::Dial(register.registered(reply)))
     }
 
-    async fn dial(&self, state: Dial) -> Phase<DialledSocket> {
+    async fn dial(&self, state: Dial) -> AgentPhase<DialledSocket> {
         match dial(state.url()).await {
-            Ok(socket) => Phase::Serve(state.connected(), socket),
-            Err(error) => Phase::BackOff(state.failed(&error)),
+            Ok(socket) => AgentPhase::Serve(state.connected(), socket),
+            Err(error) => AgentPhase::BackOff(state.failed(&error)),
         }
     }
 
-    async fn serve(&mut self, serve: Serve, socket: DialledSocket) -> Phase<DialledSocket> {
+    async fn serve(&mut self, serve: Serve, socket: DialledSocket) -> AgentPhase<DialledSocket> {
         tracing::info!(registration = %serve.registration(), "connected");
-        (self.on_state)(State::Connected);
+        (self.on_state)(AgentState::Connected);
         self.connected.store(true, Ordering::Relaxed);
         let since = Instant::now();
         let mut driver = self.agent.endpoint.attach(serve.registration().clone());
@@ -72,13 +72,13 @@ impl<'a, F: Fn(State)> Lifecycle<'a, F> {
         drop(driver);
         self.connected.store(false, Ordering::Relaxed);
         if self.agent.endpoint.is_shut_down() {
-            return Phase::Stopped;
+            return AgentPhase::Stopped;
         }
         self.retries.disconnected(&ended, since.elapsed());
-        Phase::BackOff(serve.closed(&ended))
+        AgentPhase::BackOff(serve.closed(&ended))
     }
 
-    async fn back_off(&mut self, back_off: BackOff) -> Phase<DialledSocket> {
+    async fn back_off(&mut self, back_off: BackOff) -> AgentPhase<DialledSocket> {
         let mut random = [0xff; 4];
         // without random numbers the wait is simply the longest
         let _ = getrandom::fill(&mut random);
@@ -91,7 +91,7 @@ impl<'a, F: Fn(State)> Lifecycle<'a, F> {
         } else {
             tracing::info!(%error, retry_ms, "not connected");
         }
-        (self.on_state)(State::Waiting { error, retry_in });
+        (self.on_state)(AgentState::Waiting { error, retry_in });
         endpoint.wait_detached(retry_in).await;
         back_off.elapsed()
     }

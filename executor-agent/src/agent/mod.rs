@@ -32,12 +32,12 @@ use self::lifecycle::Lifecycle;
 use crate::config::{AgentArgs, AgentConfig, ConfigError};
 use crate::credential::CredentialError;
 use crate::identity::{self, IdentityError};
-use crate::session::{Executor, Served, serve};
+use crate::session::{SessionManager, StreamEnd, serve};
 use crate::{authorize, environment, registry};
 
 /// How long a stop waits for the peers to hear of it. A stream may be there whose
 /// peer has left, and who comes meanwhile comes in vain.
-const FAREWELL: Duration = Duration::from_secs(1);
+const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long it waits then for the relay to hear of it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -46,14 +46,14 @@ pub struct Agent {
     config: AgentConfig,
     identity: Identity,
     registry: ExecutorClient,
-    executor: Arc<Executor>,
+    sessions: Arc<SessionManager>,
     endpoint: Endpoint,
-    only: Option<PublicKey>,
+    allowed: Option<PublicKey>,
 }
 
 /// What an agent is doing, for people and tests.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
+pub enum AgentState {
     /// It asks the registry for the environment.
     Registering,
     /// The environment is its own.
@@ -134,19 +134,19 @@ impl Agent {
         let mut core = Config::executor(identity.clone(), config.environment.clone(), profiles);
         core.limits.grace = config.grace.get();
         let endpoint = Endpoint::new(Mux::new(core, seed));
-        let executor = Executor::new(
+        let sessions = SessionManager::new(
             environment::describe(&config.cwd),
             config.grace.get(),
             &[TOKEN_VARIABLE],
         );
-        Ok(Self { config, identity, registry, executor, endpoint, only: None })
+        Ok(Self { config, identity, registry, sessions, endpoint, allowed: None })
     }
 
     /// Lets in nobody but the orchestrator with this key, whatever the registry
     /// says of others.
     #[must_use]
-    pub fn only(self, orchestrator: PublicKey) -> Self {
-        Self { only: Some(orchestrator), ..self }
+    pub fn restrict_to(self, orchestrator: PublicKey) -> Self {
+        Self { allowed: Some(orchestrator), ..self }
     }
 
     /// The static key, with both halves.
@@ -163,33 +163,33 @@ impl Agent {
     pub async fn run(
         self,
         cancel: CancellationToken,
-        on_state: impl Fn(State) + Send,
+        on_state: impl Fn(AgentState) + Send,
     ) -> Result<(), AgentError> {
         if self.config.relay.is_exposed() {
             tracing::warn!(relay = %self.config.relay, "what opens the relay goes there without TLS");
         }
         let agent = Arc::new(self);
-        let accepting = AbortOnDrop(tokio::spawn(accept(agent.clone())));
-        let _sweeping = AbortOnDrop(tokio::spawn({
-            let executor = agent.executor.clone();
-            async move { executor.sweep().await }
+        let accept_task = AbortOnDrop(tokio::spawn(accept_streams(agent.clone())));
+        let _expiry_task = AbortOnDrop(tokio::spawn({
+            let sessions = agent.sessions.clone();
+            async move { sessions.expire_sessions().await }
         }));
         let connected = AtomicBool::new(false);
         let mut life = pin!(Lifecycle::new(&agent, &connected, on_state).run());
         let outcome = cancel.run_until_cancelled(life.as_mut()).await;
-        agent.executor.shutdown();
+        agent.sessions.shutdown();
         if let Some(outcome) = outcome {
             return outcome;
         }
         if connected.load(Ordering::Relaxed) {
-            let farewell = async {
-                if timeout(FAREWELL, accepting.finished()).await.is_err() {
+            let finish = async {
+                if timeout(FINISH_TIMEOUT, accept_task.finished()).await.is_err() {
                     tracing::debug!("stopped before every peer was told");
                 }
                 agent.endpoint.shut_down(CloseFrame::NORMAL);
             };
             // the pump, which is part of the life, says the last words
-            if timeout(FAREWELL + CLOSE_TIMEOUT, join(farewell, life)).await.is_err() {
+            if timeout(FINISH_TIMEOUT + CLOSE_TIMEOUT, join(finish, life)).await.is_err() {
                 tracing::debug!("stopped before the relay was told");
             }
         }
@@ -200,22 +200,24 @@ impl Agent {
 /// Lets orchestrators in and serves their streams, each in a task of its own;
 /// the core bounds how many there are. Ends when the executor is shut down and
 /// its streams are over.
-async fn accept(agent: Arc<Agent>) {
+async fn accept_streams(agent: Arc<Agent>) {
     let mut tasks = JoinSet::new();
-    while let Some(incoming) = agent.executor.until_shutdown(agent.endpoint.incoming()).await {
+    while let Some(incoming) = agent.sessions.until_shutdown(agent.endpoint.incoming()).await {
         match incoming {
             Incoming::Authorization(request)
-                if agent.only.as_ref().is_some_and(|only| *only != request.peer) =>
+                if agent.allowed.as_ref().is_some_and(|allowed| *allowed != request.peer) =>
             {
                 tracing::debug!(peer = ?request.peer, "not the only orchestrator that is let in");
                 request.refuse(Refusal::Denied);
             }
             Incoming::Authorization(request) => {
                 let agent = agent.clone();
-                tasks.spawn(async move { authorize::decide(&agent.registry, request).await });
+                tasks.spawn(async move {
+                    authorize::authorize_handshake(&agent.registry, request).await
+                });
             }
             Incoming::Opened(channel) => {
-                tasks.spawn(attend(agent.executor.clone(), channel));
+                tasks.spawn(serve_stream(agent.sessions.clone(), channel));
             }
         }
         while tasks.try_join_next().is_some() {}
@@ -224,9 +226,9 @@ async fn accept(agent: Arc<Agent>) {
 }
 
 /// Serves a stream and sees to it that its peer hears of the end.
-async fn attend(executor: Arc<Executor>, channel: Channel) {
+async fn serve_stream(sessions: Arc<SessionManager>, channel: Channel) {
     let channel = Arc::new(channel);
-    if serve(executor, channel.clone()).await == Served::Nonsense {
+    if serve(sessions, channel.clone()).await == StreamEnd::InvalidMessage {
         channel.reset();
     }
     // what still arrives is read, else the end would wait behind it

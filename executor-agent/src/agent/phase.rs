@@ -32,7 +32,7 @@ const TOKEN_EXPIRED: u16 = CloseFrame::TOKEN_EXPIRED.code;
 const REGISTRATION_ENDED: u16 = CloseFrame::REGISTRATION_ENDED.code;
 
 /// A phase with the data that it needs; `S` is an open websocket.
-pub(super) enum Phase<S> {
+pub(super) enum AgentPhase<S> {
     Register(Register),
     Dial(Dial),
     Serve(Serve, S),
@@ -70,7 +70,7 @@ pub(super) struct BackOff {
     announced: bool,
 }
 
-impl<S> Phase<S> {
+impl<S> AgentPhase<S> {
     /// The phase of an agent that has just started.
     pub(super) fn start() -> Self {
         Self::Register(Register { known: None })
@@ -139,12 +139,12 @@ impl Serve {
 }
 
 impl BackOff {
-    pub(super) fn elapsed<S>(self) -> Phase<S> {
+    pub(super) fn elapsed<S>(self) -> AgentPhase<S> {
         match self.registration {
             Some(registration) if self.failed_dials < DIALS_PER_REGISTRATION => {
-                Phase::Dial(Dial { registration, failed: self.failed_dials })
+                AgentPhase::Dial(Dial { registration, failed: self.failed_dials })
             }
-            known => Phase::Register(Register { known }),
+            known => AgentPhase::Register(Register { known }),
         }
     }
 }
@@ -225,11 +225,11 @@ mod tests {
     /// The phase after the wait, in words.
     fn next(back_off: BackOff) -> String {
         match back_off.elapsed::<()>() {
-            Phase::Register(Register { known: None }) => "register".to_owned(),
-            Phase::Register(Register { known: Some(known) }) => {
+            AgentPhase::Register(Register { known: None }) => "register".to_owned(),
+            AgentPhase::Register(Register { known: Some(known) }) => {
                 format!("register, knows {}", known.executor_registration_id)
             }
-            Phase::Dial(Dial { registration, failed }) => {
+            AgentPhase::Dial(Dial { registration, failed }) => {
                 format!("dial {} after {failed}", registration.executor_registration_id)
             }
             _ => panic!("no wait leads here"),

@@ -23,7 +23,7 @@ use rendez_registry_client::testing::FakeRegistry;
 struct Running {
     registry: FakeRegistry,
     listener: TcpListener,
-    states: mpsc::UnboundedReceiver<State>,
+    states: mpsc::UnboundedReceiver<AgentState>,
     cancel: CancellationToken,
     task: JoinHandle<Result<(), AgentError>>,
     key: PublicKey,
@@ -34,7 +34,7 @@ impl Running {
     async fn start() -> Self {
         let mut agent = Self::start_without_registration().await;
         agent.grant("reg-1");
-        while !matches!(agent.states.recv().await, Some(State::Registered { .. })) {}
+        while !matches!(agent.states.recv().await, Some(AgentState::Registered { .. })) {}
         agent
     }
 
@@ -46,9 +46,9 @@ impl Running {
         let agent = Agent::new(config(&registry.url(), state.path())).unwrap();
         let key = agent.public_key().clone();
         let cancel = CancellationToken::new();
-        let (said, states) = mpsc::unbounded_channel();
+        let (sender, states) = mpsc::unbounded_channel();
         registry.answer("validate", 200, r#"{"valid":true}"#);
-        let running = agent.run(cancel.clone(), move |state| said.send(state).unwrap());
+        let running = agent.run(cancel.clone(), move |state| sender.send(state).unwrap());
         let task = tokio::spawn(running);
         Self { registry, listener, states, cancel, task, key, _state: state }
     }
@@ -63,14 +63,14 @@ impl Running {
         self.registry.answer("register", 200, &body);
     }
 
-    async fn next(&mut self) -> State {
+    async fn next(&mut self) -> AgentState {
         self.states.recv().await.expect("the agent ended")
     }
 
     async fn registered(&mut self, expected: &str) {
-        assert_eq!(self.next().await, State::Registering);
+        assert_eq!(self.next().await, AgentState::Registering);
         let registration = expected.parse().unwrap();
-        assert_eq!(self.next().await, State::Registered { registration });
+        assert_eq!(self.next().await, AgentState::Registered { registration });
     }
 
     /// Takes the agent's websocket; `peer` is then at the other end.
@@ -78,20 +78,20 @@ impl Running {
         self.accept_after(peer, []).await
     }
 
-    /// The same, after the relay has said this.
+    /// The same, after the relay has messages this.
     async fn accept_after(
         &mut self,
         peer: &Peer,
-        said: impl IntoIterator<Item = ws::Message>,
+        messages: impl IntoIterator<Item = ws::Message>,
     ) -> JoinHandle<Ended> {
         let (tcp, _) = self.listener.accept().await.unwrap();
         let mut socket = tokio_tungstenite::accept_async(tcp).await.unwrap();
-        for message in said {
+        for message in messages {
             socket.send(message).await.unwrap();
         }
         let mut driver = peer.endpoint.attach(peer.registration.parse().unwrap());
         let task = tokio::spawn(async move { pump(socket, &mut driver).await });
-        assert_eq!(self.next().await, State::Connected);
+        assert_eq!(self.next().await, AgentState::Connected);
         task
     }
 
@@ -154,7 +154,7 @@ fn sleeper() -> process::Start {
 }
 
 #[tokio::test]
-async fn it_registers_connects_validates_and_serves_every_profile_it_offers() {
+async fn serves_every_offered_profile() {
     let mut agent = Running::start().await;
     let peer = Peer::of(&agent, "reg-1");
     let _socket = agent.accept(&peer).await;
@@ -169,7 +169,7 @@ async fn it_registers_connects_validates_and_serves_every_profile_it_offers() {
 }
 
 #[tokio::test]
-async fn a_key_that_the_registry_does_not_know_stays_out() {
+async fn invalid_orchestrator_key_is_refused() {
     let mut agent = Running::start().await;
     let peer = Peer::of(&agent, "reg-1");
     let _socket = agent.accept(&peer).await;
@@ -188,7 +188,7 @@ async fn a_key_that_the_registry_does_not_know_stays_out() {
 
 /// As a stock executor does it, in the one word that it has for everything.
 #[tokio::test]
-async fn what_is_no_message_is_answered_by_a_reset() {
+async fn invalid_message_resets_the_stream() {
     let mut agent = Running::start().await;
     let peer = Peer::of(&agent, "reg-1");
     let _socket = agent.accept(&peer).await;
@@ -211,7 +211,7 @@ async fn what_is_no_message_is_answered_by_a_reset() {
 }
 
 #[tokio::test]
-async fn a_stream_and_its_process_outlive_the_websocket() {
+async fn stream_and_process_outlive_the_websocket() {
     let mut agent = Running::start().await;
     let peer = Peer::of(&agent, "reg-1");
     let socket = agent.accept(&peer).await;
@@ -219,7 +219,7 @@ async fn a_stream_and_its_process_outlive_the_websocket() {
     initialize(&channel).await;
     call::<process::Start>(&channel, &sleeper()).await;
     socket.abort();
-    assert!(matches!(agent.next().await, State::Waiting { .. }));
+    assert!(matches!(agent.next().await, AgentState::Waiting { .. }));
     // the same registration serves again
     let _socket = agent.accept(&peer).await;
     let terminate = process::Terminate { process_id: process_id("p") };
@@ -229,7 +229,7 @@ async fn a_stream_and_its_process_outlive_the_websocket() {
 
 /// Whatever a relay says, an agent and its processes outlive it.
 #[tokio::test]
-async fn a_text_message_of_the_relay_ends_nothing() {
+async fn text_message_from_relay_is_ignored() {
     let mut agent = Running::start().await;
     let peer = Peer::of(&agent, "reg-1");
     let socket = agent.accept_after(&peer, ["{\"id\":1}", ""].map(ws::Message::text)).await;
@@ -244,13 +244,13 @@ async fn a_text_message_of_the_relay_ends_nothing() {
 }
 
 #[tokio::test]
-async fn a_refused_ticket_leads_to_a_new_registration() {
+async fn refused_ticket_causes_new_registration() {
     let mut agent = Running::start().await;
     agent.grant("reg-2");
     let (mut tcp, _) = agent.listener.accept().await.unwrap();
     let refusal = b"HTTP/1.1 403 No\r\ncontent-length: 0\r\n\r\n";
     tokio::io::AsyncWriteExt::write_all(&mut tcp, refusal).await.unwrap();
-    let State::Waiting { error, .. } = agent.next().await else { panic!() };
+    let AgentState::Waiting { error, .. } = agent.next().await else { panic!() };
     assert_eq!(error, "the relay refused the ticket (HTTP 403)");
     agent.registered("reg-2").await;
     let peer = Peer::of(&agent, "reg-2");
@@ -260,11 +260,11 @@ async fn a_refused_ticket_leads_to_a_new_registration() {
 }
 
 #[tokio::test]
-async fn after_some_failed_dials_it_asks_where_the_relay_is() {
+async fn repeated_failed_dials_cause_new_registration() {
     let mut agent = Running::start().await;
     for _ in 0..DIALS_PER_REGISTRATION {
         drop(agent.listener.accept().await.unwrap());
-        assert!(matches!(agent.next().await, State::Waiting { .. }));
+        assert!(matches!(agent.next().await, AgentState::Waiting { .. }));
     }
     agent.registered("reg-1").await;
     agent.stop().await.unwrap();
@@ -273,15 +273,15 @@ async fn after_some_failed_dials_it_asks_where_the_relay_is() {
 /// Relay and registry were away together: the registration is as good as
 /// before.
 #[tokio::test]
-async fn a_registry_that_is_away_takes_no_registration_away() {
+async fn unavailable_registry_keeps_the_registration() {
     let mut agent = Running::start().await;
     agent.registry.answer("register", 503, "");
     for _ in 0..DIALS_PER_REGISTRATION {
         drop(agent.listener.accept().await.unwrap());
-        assert!(matches!(agent.next().await, State::Waiting { .. }));
+        assert!(matches!(agent.next().await, AgentState::Waiting { .. }));
     }
-    assert_eq!(agent.next().await, State::Registering);
-    assert!(matches!(agent.next().await, State::Waiting { .. }));
+    assert_eq!(agent.next().await, AgentState::Registering);
+    assert!(matches!(agent.next().await, AgentState::Waiting { .. }));
     let peer = Peer::of(&agent, "reg-1");
     let _socket = agent.accept(&peer).await;
     initialize(&peer.open(Profile::NoiseHybridIkV1).await.unwrap()).await;
@@ -289,11 +289,11 @@ async fn a_registry_that_is_away_takes_no_registration_away() {
 }
 
 #[tokio::test]
-async fn temporary_trouble_is_waited_out_and_a_refused_token_ends_it() {
+async fn only_a_refused_token_ends_the_agent() {
     let mut agent = Running::start_without_registration().await;
     for _ in 0..2 {
-        assert_eq!(agent.next().await, State::Registering);
-        let State::Waiting { error, .. } = agent.next().await else { panic!() };
+        assert_eq!(agent.next().await, AgentState::Registering);
+        let AgentState::Waiting { error, .. } = agent.next().await else { panic!() };
         assert!(error.contains("cannot serve the request now: HTTP 503"), "{error}");
     }
     let body = r#"{"error":{"code":"unauthorized","message":"revoked"}}"#;
@@ -303,14 +303,14 @@ async fn temporary_trouble_is_waited_out_and_a_refused_token_ends_it() {
 }
 
 #[tokio::test]
-async fn it_can_be_stopped_while_it_waits() {
+async fn agent_stops_during_back_off() {
     let mut agent = Running::start_without_registration().await;
-    while !matches!(agent.next().await, State::Waiting { .. }) {}
+    while !matches!(agent.next().await, AgentState::Waiting { .. }) {}
     agent.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn stopping_kills_the_processes_and_tells_the_peers() {
+async fn stopping_kills_processes_and_finishes_streams() {
     let mut agent = Running::start().await;
     let peer = Peer::of(&agent, "reg-1");
     let socket = agent.accept(&peer).await;

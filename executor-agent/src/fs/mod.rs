@@ -35,57 +35,58 @@ const FILE_READS_PER_STREAM: usize = 1;
 const _: () = assert!(FILE_READS_PER_STREAM < FILE_READS_AT_ONCE);
 
 /// The file service of one executor.
-pub(crate) struct Files {
+pub(crate) struct FileService {
     /// For whole files in memory.
-    places: Arc<Semaphore>,
+    read_permits: Arc<Semaphore>,
 }
 
 /// What one stream may read at once.
-pub(crate) struct Reads(Arc<Semaphore>);
+pub(crate) struct StreamFileReads(Arc<Semaphore>);
 
 /// A whole file's place in memory: whoever has the answer drops it when the
 /// answer is gone.
-pub(crate) struct Place {
-    _of_executor: OwnedSemaphorePermit,
-    _of_stream: OwnedSemaphorePermit,
+pub(crate) struct FileReadPermit {
+    _executor: OwnedSemaphorePermit,
+    _stream: OwnedSemaphorePermit,
 }
 
-impl Default for Files {
+impl Default for FileService {
     fn default() -> Self {
-        Self { places: Arc::new(Semaphore::new(FILE_READS_AT_ONCE)) }
+        Self { read_permits: Arc::new(Semaphore::new(FILE_READS_AT_ONCE)) }
     }
 }
 
-impl Default for Reads {
+impl Default for StreamFileReads {
     fn default() -> Self {
         Self(Arc::new(Semaphore::new(FILE_READS_PER_STREAM)))
     }
 }
 
-impl Files {
+impl FileService {
     /// Whole files in memory now.
     #[cfg(test)]
     pub(crate) fn in_memory(&self) -> usize {
-        FILE_READS_AT_ONCE - self.places.available_permits()
+        FILE_READS_AT_ONCE - self.read_permits.available_permits()
     }
 
     /// `fs/readFile`, with the place of the file that it returns.
     pub(crate) fn read_file(
         &self,
-        reads: &Reads,
+        reads: &StreamFileReads,
         call: ReadFile,
-    ) -> impl Future<Output = Result<(ReadFileReply, Place), RpcError>> + Send + use<> {
-        let (of_executor, of_stream) = (self.places.clone(), reads.0.clone());
+    ) -> impl Future<Output = Result<(ReadFileReply, FileReadPermit), RpcError>> + Send + use<>
+    {
+        let (of_executor, of_stream) = (self.read_permits.clone(), reads.0.clone());
         async move {
             // the semaphores are never closed
             let closed = |_| RpcError::internal("no place for a file");
             // in this order, so that a stream waits for the others' places once
             let of_stream = of_stream.acquire_owned().await.map_err(closed)?;
             let of_executor = of_executor.acquire_owned().await.map_err(closed)?;
-            let place = Place { _of_executor: of_executor, _of_stream: of_stream };
+            let permit = FileReadPermit { _executor: of_executor, _stream: of_stream };
             let rules = call.sandbox.clone();
             let reply = blocking(rules, move || ops::read_file(&call)).await?;
-            Ok((reply, place))
+            Ok((reply, permit))
         }
     }
 
@@ -148,31 +149,31 @@ mod tests {
     use std::pin::pin;
 
     #[tokio::test]
-    async fn a_file_has_its_place_until_its_reader_is_done_with_it() {
-        let files = Files::default();
+    async fn read_permit_is_held_until_dropped() {
+        let files = FileService::default();
         let call = |path| ReadFile {
             path: PathUri::from_path(path).unwrap(),
             follow_symlinks: true,
             sandbox: None,
         };
-        let read = |reads: &Reads| files.read_file(reads, call("/proc/self/stat"));
-        let streams: Vec<_> = (0..FILE_READS_AT_ONCE).map(|_| Reads::default()).collect();
+        let read = |reads: &StreamFileReads| files.read_file(reads, call("/proc/self/stat"));
+        let streams: Vec<_> = (0..FILE_READS_AT_ONCE).map(|_| StreamFileReads::default()).collect();
         let mut held = Vec::new();
         for stream in &streams {
             assert!(files.read_file(stream, call("/no/such")).await.is_err());
             held.push(read(stream).await.unwrap());
         }
         let mut same = pin!(read(&streams[0]));
-        let late = Reads::default();
+        let late = StreamFileReads::default();
         let mut other = pin!(read(&late));
         assert!(poll!(&mut same).is_pending() && poll!(&mut other).is_pending());
-        assert_eq!(files.places.available_permits(), 0);
+        assert_eq!(files.read_permits.available_permits(), 0);
         drop(held.pop());
-        let (_reply, place) = other.await.unwrap();
+        let (_reply, permit) = other.await.unwrap();
         // the stream's own turn has come, and waits for a place
         drop(held.swap_remove(0));
         let second = same.await.unwrap();
-        drop((place, second, held));
-        assert_eq!(files.places.available_permits(), FILE_READS_AT_ONCE);
+        drop((permit, second, held));
+        assert_eq!(files.read_permits.available_permits(), FILE_READS_AT_ONCE);
     }
 }

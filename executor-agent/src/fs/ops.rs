@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_written_read_and_overwritten() {
+    fn file_is_written_read_and_overwritten() {
         let folder = Folder::new();
         folder.write("x", b"hello, world").unwrap();
         assert_eq!(folder.read("x", true).unwrap(), b"hello, world");
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn overwriting_is_in_place_through_links() {
+    fn overwriting_follows_links_in_place() {
         let folder = Folder::new();
         folder.write("x", b"1").unwrap();
         fs::set_permissions(folder.path("x"), fs::Permissions::from_mode(0o640)).unwrap();
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_followed_only_if_allowed() {
+    fn symlink_is_followed_only_if_allowed() {
         let folder = Folder::new();
         folder.write("x", b"1").unwrap();
         symlink("x", folder.path("link")).unwrap();
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_too_large_is_refused_with_advice() {
+    fn too_large_file_is_refused_with_advice() {
         let folder = Folder::new();
         let file = File::create(folder.path("big")).unwrap();
         file.set_len(limits::READ_FILE_MAX_BYTES as u64).unwrap();
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_tells_links_and_their_targets() {
+    fn metadata_covers_links_and_targets() {
         let folder = Folder::new();
         folder.write("x", b"12345").unwrap();
         symlink("x", folder.path("link")).unwrap();
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_lists_what_links_lead_to() {
+    fn directory_listing_follows_links() {
         let folder = Folder::new();
         folder.write("file", b"").unwrap();
         fs::create_dir(folder.path("dir")).unwrap();
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_are_made_with_their_parents_unless_told_otherwise() {
+    fn parents_are_created_only_if_recursive() {
         let folder = Folder::new();
         let create = |name: &str, recursive| {
             create_directory(&CreateDirectory { path: folder.uri(name), recursive, sandbox: None })
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn removing_takes_the_link_and_not_its_target() {
+    fn removing_a_link_keeps_its_target() {
         let folder = Folder::new();
         fs::create_dir_all(folder.path("dir/sub")).unwrap();
         folder.write("dir/file", b"").unwrap();
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn the_root_stays() {
+    fn root_directory_cannot_be_removed() {
         let call = Remove {
             path: PathUri::from_path("/").unwrap(),
             recursive: false,

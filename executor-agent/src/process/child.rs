@@ -3,7 +3,7 @@
 //! A child leads a process group of its own, so that signals reach what it
 //! started, too. Its task reads the outputs into the log, waits for the end
 //! and closes the log; a full log of an attached peer stops the reading, and
-//! so the child ([`OutputLog::room`](super::log::OutputLog::room)).
+//! so the child ([`OutputLog::read_size`](super::output_log::OutputLog::read_size)).
 
 use std::io;
 use std::path::PathBuf;
@@ -17,9 +17,9 @@ use rendez_proto::rpc::process::{Start, Stream};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Child;
 
-use super::handle::Process;
-use super::stdin::Feed;
-use super::{env, lookup};
+use super::process_handle::ProcessHandle;
+use super::stdin::StdinFeeder;
+use super::{env, path_search};
 use crate::sys::child::{Launch, Launched, Reader, Writer, exit_code};
 use crate::sys::{pipes, pty};
 
@@ -36,9 +36,9 @@ pub(super) fn launch(start: Start, withheld: &[&str]) -> Result<Launched, RpcErr
     let mut argv = start.argv.into_iter();
     let program = argv.next().ok_or_else(|| RpcError::invalid_params("argv must not be empty"))?;
     let cwd = PathBuf::from(start.cwd.path());
-    let found = lookup::find(&program, env.get("PATH").map(String::as_str), &cwd);
+    let found = path_search::find_program(&program, env.get("PATH").map(String::as_str), &cwd);
     let launch = Launch {
-        program: found.map_err(refused)?,
+        program: found.map_err(launch_error)?,
         arg0: start.arg0.unwrap_or(program),
         args: argv.collect(),
         env,
@@ -48,10 +48,10 @@ pub(super) fn launch(start: Start, withheld: &[&str]) -> Result<Launched, RpcErr
         true => pty::launch(&launch),
         false => pipes::launch(&launch, start.pipe_stdin),
     };
-    launched.map_err(refused)
+    launched.map_err(launch_error)
 }
 
-fn refused(error: io::Error) -> RpcError {
+fn launch_error(error: io::Error) -> RpcError {
     match error.kind() {
         // NUL in an argument or a variable
         io::ErrorKind::InvalidInput => RpcError::invalid_params(error.to_string()),
@@ -60,14 +60,15 @@ fn refused(error: io::Error) -> RpcError {
 }
 
 /// The child's life: ends when it has ended and all its outputs are closed.
-pub(super) async fn live(
+pub(super) async fn run(
     mut child: Child,
     outputs: Vec<(Stream, Reader)>,
-    feed: Option<(Feed, Writer)>,
-    process: Arc<Process>,
+    input: Option<(StdinFeeder, Writer)>,
+    process: Arc<ProcessHandle>,
 ) {
     let terminal = outputs.iter().any(|(stream, _)| *stream == Stream::Pty);
-    let feeder = feed.map(|(feed, writer)| AbortOnDrop(tokio::spawn(feed.run(writer, terminal))));
+    let feeder_task =
+        input.map(|(feeder, writer)| AbortOnDrop(tokio::spawn(feeder.run(writer, terminal))));
     let end = async {
         let code = match child.wait().await {
             Ok(status) => exit_code(status),
@@ -77,27 +78,27 @@ pub(super) async fn live(
             }
         };
         // writes that still wait are answered: nobody will read them
-        drop(feeder);
+        drop(feeder_task);
         process.exited(code);
     };
-    let pumps = outputs.into_iter().map(|(stream, output)| pump(stream, output, &process));
-    tokio::join!(end, join_all(pumps));
+    let readers = outputs.into_iter().map(|(stream, output)| read_output(stream, output, &process));
+    tokio::join!(end, join_all(readers));
     process.closed();
 }
 
-async fn pump(stream: Stream, mut output: Reader, process: &Arc<Process>) {
+async fn read_output(stream: Stream, mut output: Reader, process: &Arc<ProcessHandle>) {
     // most children write little: the buffer grows when one read fills it
     let mut buffer = vec![0; limits::PROCESS_CHUNK_MAX_BYTES];
     loop {
-        let room = process.room().await;
-        let end = buffer.len().min(room);
+        let max = process.read_size().await;
+        let end = buffer.len().min(max);
         match output.read(&mut buffer[..end]).await {
             // a terminal says EIO when its last user is gone
             Ok(0) | Err(_) => return,
             Ok(len) => {
                 process.output(stream, Bytes::copy_from_slice(&buffer[..len]));
-                if len == buffer.len() && len < room {
-                    buffer = vec![0; room];
+                if len == buffer.len() && len < max {
+                    buffer = vec![0; max];
                 }
             }
         }

@@ -119,13 +119,13 @@ mod tests {
     }
 
     #[test]
-    fn without_a_policy_the_child_gets_exactly_env() {
+    fn child_without_policy_gets_exactly_env() {
         let vars = resolve(None, &map(&[("A", "1")]), own().into_iter(), &[]).unwrap();
         assert_eq!(vars, map(&[("A", "1")]));
     }
 
     #[test]
-    fn inherit_decides_where_to_begin() {
+    fn inherit_selects_the_base_variables() {
         let all = EnvPolicy::inherit_all();
         assert_eq!(names(all.clone(), &[]), "API_KEY=k EDITOR=vi HOME=/root PATH=/bin");
         let core = EnvPolicy { inherit: Inherit::Core, ..all.clone() };
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn excludes_then_set_then_include_only_then_env() {
+    fn policy_steps_apply_in_order() {
         let policy = EnvPolicy {
             ignore_default_excludes: false,
             exclude: vec!["ed*".into()],
@@ -150,12 +150,12 @@ mod tests {
     }
 
     #[test]
-    fn the_agents_token_is_never_inherited() {
+    fn withheld_variables_are_never_inherited() {
         assert!(!names(EnvPolicy::inherit_all(), &[]).contains("secret"));
     }
 
     #[test]
-    fn impossible_names_are_refused() {
+    fn invalid_variable_names_are_refused() {
         for bad in ["", "A=B", "A\0"] {
             let error = resolve(None, &map(&[(bad, "x")]), std::iter::empty(), &[]).unwrap_err();
             assert_eq!(error.code, rendez_proto::rpc::code::INVALID_PARAMS);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns() {
+    fn wildcard_patterns() {
         for (pattern, text) in [
             ("*", ""),
             ("*KEY*", "my_key_2"),

@@ -12,27 +12,27 @@
 //!       allowance   how much of them may wait together
 //! ```
 
-mod allowance;
 mod child;
 mod env;
-mod handle;
-pub(crate) mod log;
-mod lookup;
-mod retention;
+mod output_budget;
+pub(crate) mod output_log;
+mod path_search;
+mod process_handle;
 mod stdin;
+mod stdin_budget;
 pub(crate) mod supervisor;
 pub(crate) mod table;
 
 use std::sync::Arc;
 
-use self::allowance::Allowance;
-use self::retention::Retention;
+use self::output_budget::OutputBudget;
+use self::stdin_budget::StdinBudget;
 
 /// What the processes of all sessions of an executor share.
 #[derive(Default)]
 pub(crate) struct ProcessContext {
-    output: Arc<Retention>,
-    stdin: Arc<Allowance>,
+    output: Arc<OutputBudget>,
+    stdin: Arc<StdinBudget>,
     withheld_variables: &'static [&'static str],
 }
 

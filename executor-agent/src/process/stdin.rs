@@ -17,12 +17,12 @@ use rendez_proto::rpc::process::WriteStatus;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{mpsc, oneshot};
 
-use super::allowance::{Grant, Held, Waiting};
+use super::stdin_budget::{StdinQuota, StdinReservation, WindowGrant};
 use crate::sys::child::Writer;
 
 /// Largest write that a process for which nothing waits may always have waiting:
 /// what a pipe holds, so that every process moves on.
-pub(super) const STDIN_ALWAYS_BYTES: usize = 64 * 1024;
+pub(super) const STDIN_MIN_BYTES: usize = 64 * 1024;
 /// Ids of applied writes that a process remembers, oldest out first: a client
 /// repeats at most what was unanswered when its stream broke.
 const WRITE_IDS_PER_PROCESS: usize = 8 * limits::WRITES_UNANSWERED_PER_PROCESS;
@@ -32,76 +32,79 @@ const END_OF_FILE: u8 = 4;
 
 /// The requests' end of a child's input.
 pub(super) struct Stdin {
-    queue: Option<mpsc::Sender<Job>>,
+    queue: Option<mpsc::Sender<StdinJob>>,
     /// The most bytes that may wait.
     window: usize,
     queued_bytes: Arc<AtomicUsize>,
     /// Of the whole session. `None`: there is no input.
-    session: Option<Arc<Waiting>>,
-    done: Mutex<Done>,
+    session_quota: Option<Arc<StdinQuota>>,
+    applied: Mutex<AppliedWrites>,
 }
 
 /// What was applied, kept for repetitions.
 #[derive(Default)]
-struct Done {
+struct AppliedWrites {
     write_ids: VecDeque<String>,
     closed: bool,
 }
 
-struct Job {
-    kind: Kind,
+struct StdinJob {
+    kind: JobKind,
     answer: oneshot::Sender<WriteStatus>,
     /// Gives the bytes back to the queue's account.
-    _charge: Charge,
+    _charge: QueuedBytes,
     /// And to the session's. `None`: so few may always wait.
-    _held: Option<Held>,
+    _reservation: Option<StdinReservation>,
 }
 
-enum Kind {
+enum JobKind {
     Write { chunk: Vec<u8>, write_id: Option<String> },
     Close,
 }
 
-struct Charge(Arc<AtomicUsize>, usize);
+struct QueuedBytes(Arc<AtomicUsize>, usize);
 
-impl Drop for Charge {
+impl Drop for QueuedBytes {
     fn drop(&mut self) {
         self.0.fetch_sub(self.1, Ordering::Relaxed);
     }
 }
 
-/// The child's end of its input; run [`Feed::run`] as a task of its own.
-pub(super) struct Feed {
+/// The child's end of its input; run [`StdinFeeder::run`] as a task of its own.
+pub(super) struct StdinFeeder {
     stdin: Arc<Stdin>,
-    jobs: mpsc::Receiver<Job>,
+    jobs: mpsc::Receiver<StdinJob>,
     /// Until nothing is read any more: then nothing waits, either.
-    grant: Option<Grant>,
+    grant: Option<WindowGrant>,
 }
 
 impl Stdin {
     /// The input of a child without one.
-    pub(super) fn absent() -> Arc<Self> {
+    pub(super) fn none() -> Arc<Self> {
         Arc::new(Self {
             queue: None,
             window: 0,
             queued_bytes: Arc::default(),
-            session: None,
-            done: Mutex::default(),
+            session_quota: None,
+            applied: Mutex::default(),
         })
     }
 
     /// An input with this window, of a process of the session of this account,
     /// and the task that feeds it.
-    pub(super) fn open(grant: Grant, session: Arc<Waiting>) -> (Arc<Self>, Feed) {
+    pub(super) fn open(
+        grant: WindowGrant,
+        session_quota: Arc<StdinQuota>,
+    ) -> (Arc<Self>, StdinFeeder) {
         let (queue, jobs) = mpsc::channel(limits::WRITES_UNANSWERED_PER_PROCESS);
         let stdin = Arc::new(Self {
             queue: Some(queue),
             window: grant.window(),
             queued_bytes: Arc::default(),
-            session: Some(session),
-            done: Mutex::default(),
+            session_quota: Some(session_quota),
+            applied: Mutex::default(),
         });
-        (stdin.clone(), Feed { stdin, jobs, grant: Some(grant) })
+        (stdin.clone(), StdinFeeder { stdin, jobs, grant: Some(grant) })
     }
 
     /// Queues a write, now; the future is its answer.
@@ -110,47 +113,51 @@ impl Stdin {
         chunk: Vec<u8>,
         write_id: Option<String>,
     ) -> impl Future<Output = Result<WriteStatus, RpcError>> + Send + use<> {
-        self.submit(Kind::Write { chunk, write_id })
+        self.submit(JobKind::Write { chunk, write_id })
     }
 
     /// Queues the end of the input, now; the future is its answer.
     pub(super) fn close(
         self: &Arc<Self>,
     ) -> impl Future<Output = Result<WriteStatus, RpcError>> + Send + use<> {
-        self.submit(Kind::Close)
+        self.submit(JobKind::Close)
     }
 
     fn submit(
         self: &Arc<Self>,
-        kind: Kind,
+        kind: JobKind,
     ) -> impl Future<Output = Result<WriteStatus, RpcError>> + Send + use<> {
         let write_id = match &kind {
-            Kind::Write { write_id, .. } => write_id.clone(),
-            Kind::Close => None,
+            JobKind::Write { write_id, .. } => write_id.clone(),
+            JobKind::Close => None,
         };
-        let closing = matches!(kind, Kind::Close);
+        let closing = matches!(kind, JobKind::Close);
         let queued = self.enqueue(kind);
         let stdin = self.clone();
         async move {
             match queued? {
                 Some(answer) => {
                     // a job that is dropped unanswered met the child's end
-                    Ok(answer.await.unwrap_or_else(|_| stdin.settled(closing, write_id.as_deref())))
+                    Ok(answer
+                        .await
+                        .unwrap_or_else(|_| stdin.final_status(closing, write_id.as_deref())))
                 }
-                None => Ok(stdin.settled(closing, write_id.as_deref())),
+                None => Ok(stdin.final_status(closing, write_id.as_deref())),
             }
         }
     }
 
     /// `None`: there is no input, or not any more.
-    fn enqueue(&self, kind: Kind) -> Result<Option<oneshot::Receiver<WriteStatus>>, RpcError> {
-        let (Some(queue), Some(session)) = (&self.queue, &self.session) else { return Ok(None) };
+    fn enqueue(&self, kind: JobKind) -> Result<Option<oneshot::Receiver<WriteStatus>>, RpcError> {
+        let (Some(queue), Some(session_quota)) = (&self.queue, &self.session_quota) else {
+            return Ok(None);
+        };
         let bytes = match &kind {
-            Kind::Write { chunk, .. } => chunk.len(),
-            Kind::Close => 0,
+            JobKind::Write { chunk, .. } => chunk.len(),
+            JobKind::Close => 0,
         };
         let before = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let charge = Charge(self.queued_bytes.clone(), bytes);
+        let charge = QueuedBytes(self.queued_bytes.clone(), bytes);
         let too_much = || {
             RpcError::invalid_request(format!(
                 "the process does not read its stdin: at most {} writes and {} bytes may wait; \
@@ -162,15 +169,16 @@ impl Stdin {
         if before > 0 && before.saturating_add(bytes) > self.window {
             return Err(too_much());
         }
-        let held = session.hold(bytes);
-        if held.is_none() && (before > 0 || bytes > STDIN_ALWAYS_BYTES) {
+        let reservation = session_quota.reserve(bytes);
+        if reservation.is_none() && (before > 0 || bytes > STDIN_MIN_BYTES) {
             return Err(RpcError::invalid_request(
                 "too many processes do not read their stdin: all that may wait for them waits; \
                  write less at once, or end some of them",
             ));
         }
         let (answer, answered) = oneshot::channel();
-        match queue.try_send(Job { kind, answer, _charge: charge, _held: held }) {
+        match queue.try_send(StdinJob { kind, answer, _charge: charge, _reservation: reservation })
+        {
             Ok(()) => Ok(Some(answered)),
             Err(mpsc::error::TrySendError::Closed(_)) => Ok(None),
             Err(mpsc::error::TrySendError::Full(_)) => Err(too_much()),
@@ -178,14 +186,14 @@ impl Stdin {
     }
 
     /// The answer when nothing can be applied any more.
-    fn settled(&self, closing: bool, write_id: Option<&str>) -> WriteStatus {
-        let done = self.done.lock();
-        let applied = if closing { done.closed } else { done.knows(write_id) };
+    fn final_status(&self, closing: bool, write_id: Option<&str>) -> WriteStatus {
+        let applied = self.applied.lock();
+        let applied = if closing { applied.closed } else { applied.knows(write_id) };
         if applied { WriteStatus::Accepted } else { WriteStatus::StdinClosed }
     }
 }
 
-impl Done {
+impl AppliedWrites {
     fn knows(&self, write_id: Option<&str>) -> bool {
         write_id.is_some_and(|id| self.write_ids.iter().any(|known| known == id))
     }
@@ -198,7 +206,7 @@ impl Done {
     }
 }
 
-impl Feed {
+impl StdinFeeder {
     /// Feeds `writer` until it is dropped, which happens when the child has
     /// ended: what waits then is answered at once. It never ends by itself, since
     /// it holds the requesters' end, too. `terminal`: end-of-file is typed,
@@ -208,31 +216,31 @@ impl Feed {
         let mut at_line_start = true;
         while let Some(job) = self.jobs.recv().await {
             let status = match job.kind {
-                Kind::Write { write_id, .. }
-                    if self.stdin.done.lock().knows(write_id.as_deref()) =>
+                JobKind::Write { write_id, .. }
+                    if self.stdin.applied.lock().knows(write_id.as_deref()) =>
                 {
                     WriteStatus::Accepted
                 }
-                Kind::Write { chunk, write_id } => {
-                    if deliver(&mut writer, &chunk).await {
+                JobKind::Write { chunk, write_id } => {
+                    if write_all(&mut writer, &chunk).await {
                         at_line_start = chunk.last().map_or(at_line_start, |byte| *byte == b'\n');
-                        self.stdin.done.lock().remember(write_id);
+                        self.stdin.applied.lock().remember(write_id);
                         WriteStatus::Accepted
                     } else {
                         WriteStatus::StdinClosed
                     }
                 }
-                Kind::Close if self.stdin.done.lock().closed => WriteStatus::Accepted,
-                Kind::Close if writer.is_none() => WriteStatus::StdinClosed,
-                Kind::Close => {
+                JobKind::Close if self.stdin.applied.lock().closed => WriteStatus::Accepted,
+                JobKind::Close if writer.is_none() => WriteStatus::StdinClosed,
+                JobKind::Close => {
                     if terminal {
                         // within a line the first one only hands the line over
                         let keys = [END_OF_FILE; 2];
                         let keys = if at_line_start { &keys[..1] } else { &keys[..] };
-                        deliver(&mut writer, keys).await;
+                        write_all(&mut writer, keys).await;
                     }
                     writer = None;
-                    self.stdin.done.lock().closed = true;
+                    self.stdin.applied.lock().closed = true;
                     WriteStatus::Accepted
                 }
             };
@@ -246,7 +254,7 @@ impl Feed {
 }
 
 /// Whether all of `bytes` went out; a writer that failed is dropped.
-async fn deliver(writer: &mut Option<Writer>, bytes: &[u8]) -> bool {
+async fn write_all(writer: &mut Option<Writer>, bytes: &[u8]) -> bool {
     let Some(open) = writer else { return false };
     let sent = async {
         open.write_all(bytes).await?;
@@ -261,16 +269,20 @@ async fn deliver(writer: &mut Option<Writer>, bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::allowance::{Allowance, SESSION_STDIN_QUEUED_BYTES};
+    use crate::process::stdin_budget::{SESSION_STDIN_QUEUED_BYTES, StdinBudget};
     use WriteStatus::{Accepted, StdinClosed};
     use tokio::io::AsyncReadExt as _;
 
     fn fed(terminal: bool, room: usize) -> (Arc<Stdin>, tokio::io::DuplexStream) {
-        granted(Arc::<Allowance>::default().grant(0), terminal, room)
+        granted(Arc::<StdinBudget>::default().grant(0), terminal, room)
     }
 
-    fn granted(grant: Grant, terminal: bool, room: usize) -> (Arc<Stdin>, tokio::io::DuplexStream) {
-        let (stdin, feed) = Stdin::open(grant, Arc::<Allowance>::default().session());
+    fn granted(
+        grant: WindowGrant,
+        terminal: bool,
+        room: usize,
+    ) -> (Arc<Stdin>, tokio::io::DuplexStream) {
+        let (stdin, feed) = Stdin::open(grant, Arc::<StdinBudget>::default().session_quota());
         let (near, far) = tokio::io::duplex(room);
         tokio::spawn(feed.run(Box::new(near), terminal));
         (stdin, far)
@@ -281,7 +293,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn writes_keep_their_order_and_closing_comes_after_them() {
+    async fn writes_and_close_keep_their_order() {
         let (stdin, mut far) = fed(false, 4);
         let jobs = [stdin.write(b"one ".to_vec(), None), stdin.write(b"two".to_vec(), None)];
         let close = stdin.close();
@@ -297,7 +309,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_id_is_applied_once_and_remembered_after_the_end() {
+    async fn write_id_is_applied_once() {
         let (stdin, mut far) = fed(false, 64);
         assert_eq!(write(&stdin, "a", Some("1")).await, Accepted);
         assert_eq!(write(&stdin, "a", Some("1")).await, Accepted);
@@ -311,25 +323,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_memory_of_ids_is_bounded() {
-        let mut done = Done::default();
-        (0..WRITE_IDS_PER_PROCESS + 1).for_each(|n| done.remember(Some(n.to_string())));
-        assert_eq!(done.write_ids.len(), WRITE_IDS_PER_PROCESS);
-        assert!(!done.knows(Some("0")) && done.knows(Some("1")) && !done.knows(None));
+    async fn remembered_write_ids_are_bounded() {
+        let mut applied = AppliedWrites::default();
+        (0..WRITE_IDS_PER_PROCESS + 1).for_each(|n| applied.remember(Some(n.to_string())));
+        assert_eq!(applied.write_ids.len(), WRITE_IDS_PER_PROCESS);
+        assert!(!applied.knows(Some("0")) && applied.knows(Some("1")) && !applied.knows(None));
     }
 
     #[tokio::test]
-    async fn a_child_that_closed_its_stdin_is_reported() {
+    async fn write_to_closed_stdin_is_reported() {
         let (stdin, far) = fed(false, 4);
         drop(far);
         assert_eq!(write(&stdin, "x", Some("1")).await, StdinClosed);
         assert_eq!(write(&stdin, "x", Some("1")).await, StdinClosed);
         assert_eq!(stdin.close().await.unwrap(), StdinClosed);
-        assert_eq!(write(&Stdin::absent(), "x", None).await, StdinClosed);
+        assert_eq!(write(&Stdin::none(), "x", None).await, StdinClosed);
     }
 
     #[tokio::test]
-    async fn more_than_the_bound_is_refused_and_nothing_is_lost() {
+    async fn writes_beyond_the_queue_are_refused() {
         let (stdin, mut far) = fed(false, 1);
         let mut accepted = Vec::new();
         let refused = loop {
@@ -352,7 +364,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_write_of_any_size_is_taken_then_bytes_count() {
+    async fn first_write_may_have_any_size() {
         let (stdin, _far) = fed(false, 1);
         let mut big = Box::pin(stdin.write(vec![0; limits::STDIN_QUEUED_BYTES * 2], None));
         assert!(futures_util::poll!(&mut big).is_pending());
@@ -360,12 +372,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_session_that_is_full_still_takes_a_little_for_each_process() {
-        const LITTLE: usize = STDIN_ALWAYS_BYTES;
-        let allowance = Arc::<Allowance>::default();
-        let session = allowance.session();
-        let full = session.hold(SESSION_STDIN_QUEUED_BYTES - LITTLE).unwrap();
-        let (stdin, feed) = Stdin::open(allowance.grant(0), session);
+    async fn full_session_accepts_small_writes_per_process() {
+        const LITTLE: usize = STDIN_MIN_BYTES;
+        let budget = Arc::<StdinBudget>::default();
+        let session = budget.session_quota();
+        let full = session.reserve(SESSION_STDIN_QUEUED_BYTES - LITTLE).unwrap();
+        let (stdin, feed) = Stdin::open(budget.grant(0), session);
         let (near, mut far) = tokio::io::duplex(1);
         tokio::spawn(feed.run(Box::new(near), false));
         let refused = |job| match futures_util::FutureExt::now_or_never(job) {
@@ -386,7 +398,7 @@ mod tests {
             assert_eq!(job.await.unwrap(), Accepted);
         }
         // with nothing left at all
-        let rest = stdin.session.as_ref().unwrap().hold(LITTLE).unwrap();
+        let rest = stdin.session_quota.as_ref().unwrap().reserve(LITTLE).unwrap();
         let mut job = Box::pin(stdin.write(vec![0; LITTLE], None));
         assert!(futures_util::poll!(&mut job).is_pending());
         assert!(refused(stdin.write(vec![0; 1], None)), "something waits");
@@ -396,14 +408,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn as_much_waits_as_was_granted_and_the_end_gives_it_back() {
+    async fn queue_holds_the_granted_window() {
         const MOST: usize = limits::STDIN_WINDOW_MAX_BYTES;
-        let allowance = Arc::<Allowance>::default();
-        let all: Vec<_> = (0..4).map(|_| allowance.grant(MOST)).collect();
-        assert_eq!(allowance.grant(MOST).window(), limits::STDIN_QUEUED_BYTES);
+        let budget = Arc::<StdinBudget>::default();
+        let all: Vec<_> = (0..4).map(|_| budget.grant(MOST)).collect();
+        assert_eq!(budget.grant(MOST).window(), limits::STDIN_QUEUED_BYTES);
         drop(all);
-        let others: Vec<_> = (0..3).map(|_| allowance.grant(MOST)).collect();
-        let (stdin, mut far) = granted(allowance.grant(MOST), false, 1024 * 1024);
+        let others: Vec<_> = (0..3).map(|_| budget.grant(MOST)).collect();
+        let (stdin, mut far) = granted(budget.grant(MOST), false, 1024 * 1024);
         let half = || vec![0; MOST / 2];
         let jobs = [stdin.write(half(), None), stdin.write(half(), None)];
         assert!(stdin.write(vec![0], None).await.is_err());
@@ -412,14 +424,14 @@ mod tests {
         for job in jobs {
             assert_eq!(job.await.unwrap(), Accepted);
         }
-        assert_eq!(allowance.grant(MOST).window(), limits::STDIN_QUEUED_BYTES);
+        assert_eq!(budget.grant(MOST).window(), limits::STDIN_QUEUED_BYTES);
         stdin.close().await.unwrap();
-        assert_eq!(allowance.grant(MOST).window(), MOST);
+        assert_eq!(budget.grant(MOST).window(), MOST);
         drop(others);
     }
 
     #[tokio::test]
-    async fn on_a_terminal_end_of_file_is_typed() {
+    async fn closing_a_terminal_types_end_of_file() {
         for (line, typed) in [("line\n", "line\n\u{4}"), ("part", "part\u{4}\u{4}"), ("", "\u{4}")]
         {
             let (stdin, mut far) = fed(true, 64);

@@ -19,10 +19,10 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use super::ProcessContext;
-use super::allowance::Waiting;
 use super::child;
-use super::handle::{Process, PushQueue};
+use super::process_handle::{NotificationQueue, ProcessHandle};
 use super::stdin::Stdin;
+use super::stdin_budget::StdinQuota;
 use super::table::{ProcessEntry, ProcessTable, session_ended};
 use crate::sandbox;
 use crate::sys::child::Launched;
@@ -34,18 +34,18 @@ const PROCESS_LINGER: Duration = Duration::from_secs(80);
 /// One session's processes.
 pub(crate) struct Supervisor {
     table: Mutex<ProcessTable>,
-    push: Arc<PushQueue>,
+    notifications: Arc<NotificationQueue>,
     context: Arc<ProcessContext>,
     /// What waits for the processes to read it.
-    input: Arc<Waiting>,
+    stdin_quota: Arc<StdinQuota>,
 }
 
 impl Supervisor {
     /// No processes, no peer.
     pub(crate) fn new(context: Arc<ProcessContext>) -> Arc<Self> {
-        let input = context.stdin.session();
-        let (table, push) = Default::default();
-        Arc::new(Self { table, push, context, input })
+        let stdin_quota = context.stdin.session_quota();
+        let (table, notifications) = Default::default();
+        Arc::new(Self { table, notifications, context, stdin_quota })
     }
 
     // ---- the peer ----
@@ -63,7 +63,7 @@ impl Supervisor {
 
     /// The attached peer's next notification.
     pub(crate) async fn next_notification(&self) -> Vec<u8> {
-        self.push.next().await
+        self.notifications.next().await
     }
 
     /// Whether anything runs.
@@ -94,7 +94,7 @@ impl Supervisor {
         let outcome = self.reserve(&start).map(|()| {
             let (started, outcome) = oneshot::channel();
             let withheld = self.context.withheld_variables;
-            tokio::spawn(run(Arc::downgrade(self), start, withheld, started));
+            tokio::spawn(run_process(Arc::downgrade(self), start, withheld, started));
             outcome
         });
         async move {
@@ -112,7 +112,7 @@ impl Supervisor {
             Err(RpcError::invalid_params("writeId must not be empty"))
         } else {
             Ok(self
-                .input_of(&write.process_id)
+                .stdin_of(&write.process_id)
                 .map(|stdin| stdin.write(write.chunk, write.write_id)))
         };
         async move {
@@ -129,7 +129,7 @@ impl Supervisor {
         &self,
         close: &CloseStdin,
     ) -> impl Future<Output = Result<WriteReply, RpcError>> + Send + use<> {
-        let queued = self.input_of(&close.process_id).map(|stdin| stdin.close());
+        let queued = self.stdin_of(&close.process_id).map(|stdin| stdin.close());
         async move {
             let status = match queued {
                 Ok(answer) => answer.await?,
@@ -153,13 +153,16 @@ impl Supervisor {
 
     /// The wait of `process/read`: until there is news of the process, or the
     /// time is over. `None`: there is nothing to wait for.
-    pub(crate) fn news(&self, read: &Read) -> Option<impl Future<Output = ()> + Send + use<>> {
+    pub(crate) fn wait_for_event(
+        &self,
+        read: &Read,
+    ) -> Option<impl Future<Output = ()> + Send + use<>> {
         let wait = Duration::from_millis(read.wait_ms.filter(|wait| *wait > 0)?);
         let process = self.table.lock().get(&read.process_id)?.process()?.clone();
         let after = read.after_seq.unwrap_or(0);
         Some(async move {
             // running out of time is an answer, too
-            let _ = tokio::time::timeout(wait, process.news(after)).await;
+            let _ = tokio::time::timeout(wait, process.wait_for_event(after)).await;
         })
     }
 
@@ -202,14 +205,21 @@ impl Supervisor {
         id: &ProcessId,
         stdin: Arc<Stdin>,
         group: ProcessGroup,
-    ) -> Option<Arc<Process>> {
+    ) -> Option<Arc<ProcessHandle>> {
         self.table.lock().started(id, |attached| {
-            let retention = self.context.output.clone();
-            Process::new(id.clone(), stdin, group, self.push.clone(), attached, retention)
+            let budget = self.context.output.clone();
+            ProcessHandle::new(
+                id.clone(),
+                stdin,
+                group,
+                self.notifications.clone(),
+                attached,
+                budget,
+            )
         })
     }
 
-    fn input_of(&self, id: &ProcessId) -> Result<Arc<Stdin>, WriteStatus> {
+    fn stdin_of(&self, id: &ProcessId) -> Result<Arc<Stdin>, WriteStatus> {
         match self.table.lock().get(id).map(ProcessEntry::process) {
             None => Err(WriteStatus::UnknownProcess),
             Some(None) => Err(WriteStatus::Starting),
@@ -226,7 +236,7 @@ impl Drop for Supervisor {
 
 /// A process from its start until it is forgotten. `started` is told what the
 /// window of its input is, if somebody asks.
-async fn run(
+async fn run_process(
     supervisor: Weak<Supervisor>,
     start: Start,
     withheld: &'static [&'static str],
@@ -248,36 +258,36 @@ async fn run(
     };
     let mut window = None;
     let (stdin, feed) = match writer {
-        None => (Stdin::absent(), None),
+        None => (Stdin::none(), None),
         Some(writer) => {
             let grant = here.context.stdin.grant(wanted.unwrap_or(0));
             window = wanted.map(|_| grant.window() as u64);
-            let (stdin, feed) = Stdin::open(grant, here.input.clone());
+            let (stdin, feed) = Stdin::open(grant, here.stdin_quota.clone());
             (stdin, Some((feed, writer)))
         }
     };
     let Some(process) = here.register(&id, stdin, group) else { return };
     tracing::debug!(pid = child.id(), "process started");
-    let life = tokio::spawn(child::live(child, outputs, feed, process.clone()));
-    here.table.lock().set_task(&id, life.abort_handle());
+    let child_task = tokio::spawn(child::run(child, outputs, feed, process.clone()));
+    here.table.lock().set_task(&id, child_task.abort_handle());
     drop(here);
     // who asked may be gone; the process runs on
     let _ = started.send(Ok(window));
     // aborted: the session is over
-    if life.await.is_err() {
+    if child_task.await.is_err() {
         return;
     }
     if let Some(here) = supervisor.upgrade() {
         here.table.lock().closed(&process);
     }
     // who needs the room may forget it earlier
-    let known = Arc::downgrade(&process);
+    let weak = Arc::downgrade(&process);
     drop(process);
     loop {
         tokio::time::sleep(PROCESS_LINGER).await;
-        let (Some(here), Some(process)) = (supervisor.upgrade(), known.upgrade()) else { return };
+        let (Some(here), Some(process)) = (supervisor.upgrade(), weak.upgrade()) else { return };
         // a slow reader, or one behind a cut, would wait for its end for ever
-        if process.is_pushed() {
+        if process.is_fully_pushed() {
             return here.table.lock().forget(&id, Some(&process));
         }
     }
@@ -286,7 +296,7 @@ async fn run(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::log::PROCESS_OUTPUT_RETAINED_BYTES;
+    use crate::process::output_log::PROCESS_OUTPUT_RETAINED_BYTES;
     use crate::process::table::PROCESSES_PER_SESSION;
     use crate::testing::process_id as pid;
     use rendez_proto::limits;
@@ -301,7 +311,7 @@ mod tests {
     async fn read(supervisor: &Supervisor, after_seq: u64, wait_ms: u64) -> ReadReply {
         let (after_seq, wait_ms) = (Some(after_seq), Some(wait_ms));
         let call = Read { process_id: pid("p"), after_seq, max_bytes: Some(1), wait_ms };
-        if let Some(news) = supervisor.news(&call) {
+        if let Some(news) = supervisor.wait_for_event(&call) {
             news.await;
         }
         supervisor.read(&call).unwrap()
@@ -317,7 +327,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_takes_nothing_holds_the_child_and_then_gets_everything() {
+    async fn unread_output_pauses_child_and_loses_nothing() {
         let supervisor = Supervisor::new(Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let total = 2 * PROCESS_OUTPUT_RETAINED_BYTES;
@@ -349,7 +359,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_goes_away_releases_the_child() {
+    async fn detaching_lets_a_paused_child_continue() {
         let supervisor = Supervisor::new(Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let total = 2 * PROCESS_OUTPUT_RETAINED_BYTES;
@@ -363,7 +373,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_comes_while_a_process_starts_is_answered_and_kept() {
+    async fn calls_during_start_are_answered() {
         let supervisor = Supervisor::new(Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let started = supervisor.start(start("p", "exec sleep 1000"));
@@ -379,7 +389,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_session_forgets_the_oldest_closed_process() {
+    async fn full_session_forgets_oldest_closed_process() {
         let supervisor = Supervisor::new(Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         for n in 1..PROCESSES_PER_SESSION {
@@ -399,7 +409,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_closed_process_is_forgotten_after_a_while() {
+    async fn closed_process_is_forgotten_after_linger() {
         let supervisor = Supervisor::new(Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         supervisor.start(start("p", "true")).await.unwrap();
@@ -419,7 +429,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_peer_has_not_taken_is_not_forgotten() {
+    async fn process_with_unread_output_is_not_forgotten() {
         let supervisor = Supervisor::new(Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         supervisor.start(start("p", "echo late; exit 7")).await.unwrap();
@@ -433,14 +443,14 @@ mod tests {
             tokio::time::advance(PROCESS_LINGER + Duration::from_millis(10)).await;
             tokio::task::yield_now().await;
         }
-        let mut told = Vec::new();
-        while told.last().is_none_or(|method| method != "process/closed") {
+        let mut methods = Vec::new();
+        while methods.last().is_none_or(|method| method != "process/closed") {
             let next = tokio::time::timeout(Duration::from_secs(1), next(&supervisor)).await;
-            told.push(next.unwrap().0);
+            methods.push(next.unwrap().0);
         }
         // an exit may be noticed before the last output
-        told.sort_unstable();
-        assert_eq!(told, ["process/closed", "process/exited", "process/output"]);
+        methods.sort_unstable();
+        assert_eq!(methods, ["process/closed", "process/exited", "process/output"]);
         tokio::time::advance(PROCESS_LINGER + Duration::from_millis(10)).await;
         while !supervisor.table.lock().ids().is_empty() {
             tokio::task::yield_now().await;

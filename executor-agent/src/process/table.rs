@@ -16,10 +16,10 @@ use rendez_proto::rpc::RpcError;
 use rendez_proto::rpc::process::{ProcessId, SignalName};
 use tokio::task::AbortHandle;
 
-use super::handle::Process;
+use super::process_handle::ProcessHandle;
 
 /// Processes of one session that run or linger: bounds file descriptors, and
-/// memory at [`PROCESS_OUTPUT_MIN_BYTES`](super::retention::PROCESS_OUTPUT_MIN_BYTES)
+/// memory at [`PROCESS_OUTPUT_MIN_BYTES`](super::output_budget::PROCESS_OUTPUT_MIN_BYTES)
 /// each.
 pub(crate) const PROCESSES_PER_SESSION: usize = 1024;
 
@@ -41,11 +41,11 @@ pub(super) enum ProcessEntry {
         early: Option<SignalName>,
     },
     Running {
-        process: Arc<Process>,
+        process: Arc<ProcessHandle>,
         task: Option<AbortHandle>,
     },
     Closed {
-        process: Arc<Process>,
+        process: Arc<ProcessHandle>,
         /// Orders closed processes by their close.
         order: u64,
     },
@@ -53,7 +53,7 @@ pub(super) enum ProcessEntry {
 
 impl ProcessEntry {
     /// The process, once it is started.
-    pub(super) fn process(&self) -> Option<&Arc<Process>> {
+    pub(super) fn process(&self) -> Option<&Arc<ProcessHandle>> {
         match self {
             Self::Starting { .. } => None,
             Self::Running { process, .. } | Self::Closed { process, .. } => Some(process),
@@ -74,7 +74,7 @@ impl ProcessTable {
         self.processes().for_each(|process| process.detach());
     }
 
-    fn processes(&self) -> impl Iterator<Item = &Arc<Process>> {
+    fn processes(&self) -> impl Iterator<Item = &Arc<ProcessHandle>> {
         self.entries.values().filter_map(ProcessEntry::process)
     }
 
@@ -121,8 +121,8 @@ impl ProcessTable {
     pub(super) fn started(
         &mut self,
         id: &ProcessId,
-        make: impl FnOnce(Option<usize>) -> Arc<Process>,
-    ) -> Option<Arc<Process>> {
+        make: impl FnOnce(Option<usize>) -> Arc<ProcessHandle>,
+    ) -> Option<Arc<ProcessHandle>> {
         let entry = self.entries.get_mut(id)?;
         let process = make(self.attached);
         let running = ProcessEntry::Running { process: process.clone(), task: None };
@@ -142,7 +142,7 @@ impl ProcessTable {
     }
 
     /// Moves a process from `Running` to `Closed`.
-    pub(super) fn closed(&mut self, process: &Arc<Process>) {
+    pub(super) fn closed(&mut self, process: &Arc<ProcessHandle>) {
         self.closings += 1;
         if let Some(entry) = self.entries.get_mut(process.id()) {
             *entry = ProcessEntry::Closed { process: process.clone(), order: self.closings };
@@ -150,7 +150,7 @@ impl ProcessTable {
     }
 
     /// Forgets `process`, or with `None` a process that failed to start.
-    pub(super) fn forget(&mut self, id: &ProcessId, process: Option<&Arc<Process>>) {
+    pub(super) fn forget(&mut self, id: &ProcessId, process: Option<&Arc<ProcessHandle>>) {
         // the name may belong to another process by now
         let same = self.entries.get(id).is_some_and(|entry| match (entry.process(), process) {
             (Some(there), Some(process)) => Arc::ptr_eq(there, process),
@@ -182,7 +182,7 @@ impl ProcessTable {
             .entries
             .iter()
             .filter_map(|(id, entry)| match entry {
-                ProcessEntry::Closed { order, process } if process.is_pushed() => {
+                ProcessEntry::Closed { order, process } if process.is_fully_pushed() => {
                     Some((*order, id))
                 }
                 _ => None,

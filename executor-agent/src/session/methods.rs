@@ -1,9 +1,9 @@
 //! From a method's name to the service that answers it.
 //!
-//! [`call`] decodes the parameters and calls the service at once, so that calls
+//! [`dispatch`] decodes the parameters and calls the service at once, so that calls
 //! take effect in the order of their requests; what takes time is left to the
 //! returned future. Only the wait of `process/read` is not in it: it comes before
-//! ([`Supervisor::news`]).
+//! ([`Supervisor::wait_for_event`]).
 
 use std::future::{Future, ready};
 use std::pin::Pin;
@@ -17,29 +17,29 @@ use rendez_proto::rpc::session::{
 use rendez_proto::rpc::{Json, Method, RequestId, RpcError, fs, process, refusal, response};
 use serde::Serialize;
 
-use super::executor::Executor;
-use crate::fs::{Place, Reads};
+use super::manager::SessionManager;
+use crate::fs::{FileReadPermit, StreamFileReads};
 use crate::process::supervisor::Supervisor;
 
 /// What answers a call; it may take time.
-pub(super) type Answer = Pin<Box<dyn Future<Output = Reply> + Send>>;
+pub(super) type ReplyFuture = Pin<Box<dyn Future<Output = Reply> + Send>>;
 
 /// The message that answers a call.
 pub(super) struct Reply {
     pub(super) message: Bytes,
     /// What the message takes up; to be kept until the stream has it.
-    pub(super) place: Option<Place>,
+    pub(super) permit: Option<FileReadPermit>,
 }
 
 impl From<Bytes> for Reply {
     fn from(message: Bytes) -> Self {
-        Self { message, place: None }
+        Self { message, permit: None }
     }
 }
 
 /// Whether there is such a method, and what the stock executor calls its kind
 /// when it asks for `initialize` first.
-pub(super) fn family(method: &str) -> Option<&'static str> {
+pub(super) fn method_family(method: &str) -> Option<&'static str> {
     const PROCESS: [&str; 6] = [
         process::Start::NAME,
         process::Write::NAME,
@@ -66,70 +66,72 @@ pub(super) fn family(method: &str) -> Option<&'static str> {
 }
 
 /// Calls `method` in a session that is ready, over a stream with these `reads`.
-pub(super) fn call(
-    executor: &Executor,
-    reads: &Reads,
+pub(super) fn dispatch(
+    executor: &SessionManager,
+    reads: &StreamFileReads,
     supervisor: &Arc<Supervisor>,
     id: RequestId,
     method: &str,
     params: &Json,
-) -> Answer {
+) -> ReplyFuture {
     let files = executor.files();
     match method {
         Initialize::NAME => {
             let again =
                 RpcError::invalid_request("initialize may only be sent once per connection");
-            refused(&id, &again)
+            refuse(&id, &again)
         }
-        EnvironmentInfo::NAME => {
-            typed::<EnvironmentInfo, _>(id, params, |_| ready(Ok(executor.environment().clone())))
-        }
-        EnvironmentStatus::NAME => typed::<EnvironmentStatus, _>(id, params, |_| {
+        EnvironmentInfo::NAME => reply_to::<EnvironmentInfo, _>(id, params, |_| {
+            ready(Ok(executor.environment().clone()))
+        }),
+        EnvironmentStatus::NAME => reply_to::<EnvironmentStatus, _>(id, params, |_| {
             ready(Ok(EnvironmentStatusReply { status: EnvironmentStatusReply::READY.to_owned() }))
         }),
         process::Start::NAME => {
-            typed::<process::Start, _>(id, params, |call| supervisor.start(call))
+            reply_to::<process::Start, _>(id, params, |call| supervisor.start(call))
         }
         process::Write::NAME => {
-            typed::<process::Write, _>(id, params, |call| supervisor.write(call))
+            reply_to::<process::Write, _>(id, params, |call| supervisor.write(call))
         }
         process::CloseStdin::NAME => {
-            typed::<process::CloseStdin, _>(id, params, |call| supervisor.close_stdin(&call))
+            reply_to::<process::CloseStdin, _>(id, params, |call| supervisor.close_stdin(&call))
         }
         process::Signal::NAME => {
-            typed::<process::Signal, _>(id, params, |call| ready(Ok(supervisor.signal(&call))))
+            reply_to::<process::Signal, _>(id, params, |call| ready(Ok(supervisor.signal(&call))))
         }
-        process::Terminate::NAME => typed::<process::Terminate, _>(id, params, |call| {
+        process::Terminate::NAME => reply_to::<process::Terminate, _>(id, params, |call| {
             ready(Ok(supervisor.terminate(&call)))
         }),
         process::Read::NAME => {
-            typed::<process::Read, _>(id, params, |call| ready(supervisor.read(&call)))
+            reply_to::<process::Read, _>(id, params, |call| ready(supervisor.read(&call)))
         }
         fs::ReadFile::NAME => match decode::<fs::ReadFile>(params) {
-            Err(error) => refused(&id, &error),
+            Err(error) => refuse(&id, &error),
             Ok(params) => {
                 let read = files.read_file(reads, params);
                 Box::pin(async move {
-                    let (outcome, place) = match read.await {
-                        Ok((file, place)) => (Ok(file), Some(place)),
+                    let (outcome, permit) = match read.await {
+                        Ok((file, permit)) => (Ok(file), Some(permit)),
                         Err(error) => (Err(error), None),
                     };
-                    Reply { message: answer(&id, outcome), place }
+                    Reply { message: answer(&id, outcome), permit }
                 })
             }
         },
-        fs::WriteFile::NAME => typed::<fs::WriteFile, _>(id, params, |call| files.write_file(call)),
+        fs::WriteFile::NAME => {
+            reply_to::<fs::WriteFile, _>(id, params, |call| files.write_file(call))
+        }
         fs::GetMetadata::NAME => {
-            typed::<fs::GetMetadata, _>(id, params, |call| files.get_metadata(call))
+            reply_to::<fs::GetMetadata, _>(id, params, |call| files.get_metadata(call))
         }
         fs::ReadDirectory::NAME => {
-            typed::<fs::ReadDirectory, _>(id, params, |call| files.read_directory(call))
+            reply_to::<fs::ReadDirectory, _>(id, params, |call| files.read_directory(call))
         }
         fs::CreateDirectory::NAME => {
-            typed::<fs::CreateDirectory, _>(id, params, |call| files.create_directory(call))
+            reply_to::<fs::CreateDirectory, _>(id, params, |call| files.create_directory(call))
         }
-        fs::Remove::NAME => typed::<fs::Remove, _>(id, params, |call| files.remove(call)),
-        unknown => refused(&id, &RpcError::unknown_method(&shorten(unknown))),
+        fs::Remove::NAME => reply_to::<fs::Remove, _>(id, params, |call| files.remove(call)),
+        unknown => refuse(&id, &RpcError::unknown_method(&shorten(unknown))),
     }
 }
 
@@ -159,16 +161,20 @@ pub(super) fn shorten(text: &str) -> String {
     text.chars().take(64).collect()
 }
 
-fn refused(id: &RequestId, error: &RpcError) -> Answer {
+fn refuse(id: &RequestId, error: &RpcError) -> ReplyFuture {
     Box::pin(ready(Bytes::from(refusal(id, error)).into()))
 }
 
-fn typed<M: Method, F>(id: RequestId, params: &Json, serve: impl FnOnce(M::Params) -> F) -> Answer
+fn reply_to<M: Method, F>(
+    id: RequestId,
+    params: &Json,
+    serve: impl FnOnce(M::Params) -> F,
+) -> ReplyFuture
 where
     F: Future<Output = Result<M::Reply, RpcError>> + Send + 'static,
 {
     match decode::<M>(params) {
-        Err(error) => refused(&id, &error),
+        Err(error) => refuse(&id, &error),
         Ok(params) => {
             let reply = serve(params);
             Box::pin(async move { answer(&id, reply.await).into() })

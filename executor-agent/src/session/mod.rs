@@ -8,13 +8,13 @@
 //!   table      which session is attached where (pure)
 //! ```
 
-mod connection;
-mod executor;
+mod manager;
 mod methods;
+mod rpc_connection;
 mod table;
 
-pub use connection::{Served, serve};
-pub use executor::Executor;
+pub use manager::SessionManager;
+pub use rpc_connection::{StreamEnd, serve};
 
 #[cfg(test)]
 mod test_client;

@@ -21,15 +21,15 @@ pub(super) struct ConnectionId(pub(super) u64);
 
 /// The sessions; `S` is what a session holds.
 #[derive(Debug)]
-pub(super) struct Table<S> {
-    sessions: BTreeMap<SessionId, Entry<S>>,
+pub(super) struct SessionTable<S> {
+    sessions: BTreeMap<SessionId, SessionEntry<S>>,
     grace: Duration,
     most: usize,
 }
 
 #[derive(Debug)]
-struct Entry<S> {
-    holds: S,
+struct SessionEntry<S> {
+    value: S,
     attachment: Attachment,
 }
 
@@ -63,7 +63,7 @@ impl From<AttachError> for RpcError {
     }
 }
 
-impl<S: Clone> Table<S> {
+impl<S: Clone> SessionTable<S> {
     /// An empty table of at most `most` sessions that forgets them `grace`
     /// after their last connection.
     pub(super) fn new(most: usize, grace: Duration) -> Self {
@@ -77,14 +77,14 @@ impl<S: Clone> Table<S> {
     pub(super) fn open(
         &mut self,
         id: SessionId,
-        holds: S,
+        value: S,
         connection: ConnectionId,
     ) -> Result<(), AttachError> {
         if self.sessions.len() >= self.most {
             return Err(AttachError::Full(self.most));
         }
         let attachment = Attachment::Attached(connection);
-        self.sessions.insert(id, Entry { holds, attachment });
+        self.sessions.insert(id, SessionEntry { value, attachment });
         Ok(())
     }
 
@@ -109,7 +109,7 @@ impl<S: Clone> Table<S> {
             }
             Attachment::Detached { .. } => {
                 entry.attachment = Attachment::Attached(connection);
-                Ok(entry.holds.clone())
+                Ok(entry.value.clone())
             }
         }
     }
@@ -132,7 +132,7 @@ impl<S: Clone> Table<S> {
 
     /// Takes out what was detached for too long.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<S> {
-        let over = |entry: &Entry<S>| match entry.attachment {
+        let over = |entry: &SessionEntry<S>| match entry.attachment {
             Attachment::Attached(_) => false,
             Attachment::Detached { since } => now >= since + self.grace,
         };
@@ -142,10 +142,10 @@ impl<S: Clone> Table<S> {
             .filter(|(_, entry)| over(entry))
             .map(|(id, _)| id.clone())
             .collect();
-        ids.iter().filter_map(|id| self.sessions.remove(id)).map(|entry| entry.holds).collect()
+        ids.iter().filter_map(|id| self.sessions.remove(id)).map(|entry| entry.value).collect()
     }
 
-    /// When [`Table::expire`] has something to take out next.
+    /// When [`SessionTable::expire`] has something to take out next.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.sessions
             .values()
@@ -166,17 +166,17 @@ impl<S: Clone> Table<S> {
             .sessions
             .iter()
             .filter_map(|(id, entry)| match entry.attachment {
-                Attachment::Detached { since } if idle(&entry.holds) => Some((since, id)),
+                Attachment::Detached { since } if idle(&entry.value) => Some((since, id)),
                 _ => None,
             })
             .min()?;
         let id = id.clone();
-        self.sessions.remove(&id).map(|entry| entry.holds)
+        self.sessions.remove(&id).map(|entry| entry.value)
     }
 
     /// Takes out everything.
     pub(super) fn drain(&mut self) -> Vec<S> {
-        std::mem::take(&mut self.sessions).into_values().map(|entry| entry.holds).collect()
+        std::mem::take(&mut self.sessions).into_values().map(|entry| entry.value).collect()
     }
 }
 
@@ -192,14 +192,14 @@ mod tests {
         SessionId(text.into())
     }
 
-    fn table() -> (Table<&'static str>, Instant) {
-        let mut table = Table::new(2, GRACE);
+    fn table() -> (SessionTable<&'static str>, Instant) {
+        let mut table = SessionTable::new(2, GRACE);
         table.open(id("s"), "S", A).unwrap();
         (table, Instant::now())
     }
 
     #[test]
-    fn a_session_has_one_connection_at_a_time() {
+    fn session_has_one_connection() {
         let (mut table, now) = table();
         let error = table.resume(&id("s"), B, now).unwrap_err();
         assert_eq!(
@@ -213,14 +213,14 @@ mod tests {
     }
 
     #[test]
-    fn unknown_sessions_are_named() {
+    fn unknown_session_id_is_named() {
         let (mut table, now) = table();
         let error = table.resume(&id("x"), B, now).unwrap_err();
         assert_eq!(RpcError::from(error), RpcError::new(-32600, "unknown session id x"));
     }
 
     #[test]
-    fn a_detached_session_lives_exactly_for_its_grace() {
+    fn detached_session_lives_for_its_grace() {
         let (mut table, now) = table();
         assert_eq!(table.next_expiry(), None);
         table.detach(&id("s"), A, now);
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_gives_up_the_oldest_idle_detached_session() {
+    fn full_table_drops_oldest_idle_session() {
         let (mut table, now) = table();
         table.open(id("t"), "T", B).unwrap();
         assert_eq!(table.make_room(|_| true), None, "attached ones stay");

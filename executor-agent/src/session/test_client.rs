@@ -16,7 +16,7 @@ use rendez_rpc::duplex::{DuplexEnd, duplex};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
-use super::{Executor, Served, serve};
+use super::{SessionManager, StreamEnd, serve};
 use crate::testing::process_id as pid;
 
 /// A client of one stream that keeps what it has not asked for yet.
@@ -25,11 +25,11 @@ pub(super) struct Client {
     pub(super) next_id: AtomicI64,
     pub(super) inbox: Vec<Message>,
     pub(super) takes: Option<ClientExtensions>,
-    pub(super) server: JoinHandle<Served>,
+    pub(super) server: JoinHandle<StreamEnd>,
 }
 
 impl Client {
-    pub(super) fn connect(executor: &Arc<Executor>, capacity: usize) -> Self {
+    pub(super) fn connect(executor: &Arc<SessionManager>, capacity: usize) -> Self {
         let (end, other) = duplex(capacity);
         let server = tokio::spawn(serve(executor.clone(), Arc::new(other)));
         Self { end, next_id: AtomicI64::new(1), inbox: Vec::new(), takes: None, server }
@@ -37,7 +37,7 @@ impl Client {
 
     /// A stream with a session, and its id.
     pub(super) async fn ready(
-        executor: &Arc<Executor>,
+        executor: &Arc<SessionManager>,
         resume: Option<&SessionId>,
     ) -> (Self, SessionId) {
         let mut client = Self::connect(executor, 64);
@@ -184,7 +184,7 @@ impl Client {
     /// Drops the stream and waits until the executor has noticed.
     pub(super) async fn disconnect(self) {
         drop(self.end);
-        assert_eq!(self.server.await.unwrap(), Served::Over);
+        assert_eq!(self.server.await.unwrap(), StreamEnd::Closed);
     }
 }
 

@@ -11,18 +11,18 @@ use rendez_proto::rpc::{Message, RequestId, RpcError, code};
 use rendez_rpc::MessageStream as _;
 use serde_json::json;
 
-use super::Served;
-use super::connection::READS_WAITING_PER_STREAM;
-use super::executor::SESSION_GRACE;
+use super::StreamEnd;
+use super::manager::SESSION_GRACE;
+use super::rpc_connection::READS_WAITING_PER_STREAM;
 use super::test_client::{Client, Event, path, read, shell};
 use crate::fs::FILE_READS_AT_ONCE;
-use crate::process::log::PROCESS_OUTPUT_RETAINED_BYTES;
+use crate::process::output_log::PROCESS_OUTPUT_RETAINED_BYTES;
 use crate::testing::{executor, is_alive, process_id as pid, wait_until_gone};
 
 // ---- phases --------------------------------------------------------------
 
 #[tokio::test]
-async fn initialize_comes_first_and_once() {
+async fn initialize_is_required_first_and_once() {
     let mut client = Client::connect(&executor(), 8);
     let terminate = Terminate { process_id: pid("p") };
     let error = client.call::<Terminate>(&terminate).await.unwrap_err();
@@ -54,7 +54,7 @@ async fn initialize_comes_first_and_once() {
 }
 
 #[tokio::test]
-async fn bad_calls_get_the_documented_errors() {
+async fn invalid_calls_get_documented_errors() {
     let (mut client, _) = Client::ready(&executor(), None).await;
     for (request, code, message) in [
         (
@@ -91,14 +91,14 @@ async fn bad_calls_get_the_documented_errors() {
 }
 
 #[tokio::test]
-async fn unknown_notifications_and_answers_are_ignored_but_nonsense_ends_the_stream() {
+async fn invalid_message_ends_the_stream() {
     let (mut client, _) = Client::ready(&executor(), None).await;
     client.raw(br#"{"method":"what/ever","params":{}}"#).await;
     client.raw(br#"{"id":77,"result":null}"#).await;
     client.call::<EnvironmentInfo>(&EnvironmentInfo {}).await.unwrap();
     client.raw(b"{nonsense").await;
     assert_eq!(client.end.recv().await, None);
-    assert_eq!(client.server.await.unwrap(), Served::Nonsense);
+    assert_eq!(client.server.await.unwrap(), StreamEnd::InvalidMessage);
 }
 
 // ---- running -------------------------------------------------------------
@@ -115,7 +115,7 @@ async fn output_and_exit_code_arrive_in_order() {
 }
 
 #[tokio::test]
-async fn a_name_is_taken_even_after_the_close() {
+async fn process_id_stays_taken_after_close() {
     let (mut client, _) = Client::ready(&executor(), None).await;
     client.sh("dup", "true").await;
     let error = client.call::<Start>(&shell("dup", "true")).await.unwrap_err();
@@ -124,7 +124,7 @@ async fn a_name_is_taken_even_after_the_close() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_started_is_explained_and_its_name_is_free_again() {
+async fn failed_start_is_explained_and_frees_id() {
     let (mut client, _) = Client::ready(&executor(), None).await;
     let good = shell("p", "true");
     let missing = "No such file or directory (os error 2)";
@@ -161,7 +161,7 @@ async fn what_cannot_be_started_is_explained_and_its_name_is_free_again() {
 }
 
 #[tokio::test]
-async fn the_child_gets_its_own_path_name_folder_and_variables() {
+async fn child_gets_requested_path_cwd_and_env() {
     let (mut client, _) = Client::ready(&executor(), None).await;
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().canonicalize().unwrap();
@@ -189,7 +189,7 @@ async fn the_child_gets_its_own_path_name_folder_and_variables() {
 }
 
 #[tokio::test]
-async fn signals_reach_the_whole_group_and_show_in_the_exit_code() {
+async fn signals_reach_the_whole_process_group() {
     let (mut client, _) = Client::ready(&executor(), None).await;
     // the inner one would hold the output open, and the close back, if it survived
     let script = "sleep 1000 & echo ready; exec sleep 1000";
@@ -245,14 +245,14 @@ async fn stdin_is_written_once_per_id_and_can_be_closed() {
 }
 
 #[tokio::test]
-async fn a_child_without_stdin_reads_nothing() {
+async fn child_without_stdin_reads_eof() {
     let (mut client, _) = Client::ready(&executor(), None).await;
     assert_eq!(client.sh("p", "cat; echo end").await.stdout(), "end\n");
     assert_eq!(client.write("p", "x", None).await, WriteStatus::StdinClosed);
 }
 
 #[tokio::test]
-async fn who_asks_is_granted_a_window_for_input() {
+async fn requested_stdin_window_is_granted() {
     const MOST: u64 = limits::STDIN_WINDOW_MAX_BYTES as u64;
     let (mut client, _) = Client::ready(&executor(), None).await;
     for (id, asked, pipe_stdin, granted) in [
@@ -267,7 +267,7 @@ async fn who_asks_is_granted_a_window_for_input() {
 }
 
 #[tokio::test]
-async fn pipelined_calls_to_one_process_keep_their_order() {
+async fn pipelined_calls_keep_their_order() {
     let (mut client, _) = Client::ready(&executor(), None).await;
     let start = Start { pipe_stdin: true, ..shell("cat", "cat") };
     client.call::<Start>(&start).await.unwrap();
@@ -289,7 +289,7 @@ async fn pipelined_calls_to_one_process_keep_their_order() {
 }
 
 #[tokio::test]
-async fn a_child_that_does_not_read_can_still_be_ended() {
+async fn child_that_ignores_stdin_can_be_terminated() {
     let (mut client, _) = Client::ready(&executor(), None).await;
     let start = Start { pipe_stdin: true, ..shell("p", "echo ready; exec sleep 1000") };
     client.call::<Start>(&start).await.unwrap();
@@ -320,7 +320,7 @@ async fn stuck(client: &mut Client) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn children_that_do_not_read_keep_out_no_other_call() {
+async fn blocked_writes_do_not_block_other_calls() {
     let (mut client, _) = Client::ready(&executor(), None).await;
     stuck(&mut client).await;
     client.call::<EnvironmentInfo>(&EnvironmentInfo {}).await.unwrap();
@@ -335,11 +335,11 @@ async fn children_that_do_not_read_keep_out_no_other_call() {
 }
 
 #[tokio::test]
-async fn a_client_that_dies_while_children_do_not_read_leaves_its_session() {
+async fn session_with_blocked_writes_expires() {
     let executor = executor();
     let sweeper = tokio::spawn({
         let executor = executor.clone();
-        async move { executor.sweep().await }
+        async move { executor.expire_sessions().await }
     });
     let (mut client, _) = Client::ready(&executor, None).await;
     let children = stuck(&mut client).await;
@@ -356,7 +356,7 @@ async fn a_client_that_dies_while_children_do_not_read_leaves_its_session() {
 // ---- terminal ------------------------------------------------------------
 
 #[tokio::test]
-async fn a_terminal_has_its_size_echo_interrupt_and_end_of_file() {
+async fn terminal_has_size_echo_interrupt_and_eof() {
     let (mut client, _) = Client::ready(&executor(), None).await;
     let tty = |id: &str, script: &str| Start { tty: true, ..shell(id, script) };
     client.call::<Start>(&tty("size", "stty size; tty >/dev/null && echo tty")).await.unwrap();
@@ -379,7 +379,7 @@ async fn a_terminal_has_its_size_echo_interrupt_and_end_of_file() {
 // ---- volume --------------------------------------------------------------
 
 #[tokio::test]
-async fn a_slow_reader_gets_everything_and_stops_the_child_meanwhile() {
+async fn slow_reader_pauses_child_and_loses_nothing() {
     let total = 3 * PROCESS_OUTPUT_RETAINED_BYTES;
     let mut client = Client::connect(&executor(), 1);
     client.initialize(None).await.unwrap();
@@ -408,7 +408,7 @@ async fn a_slow_reader_gets_everything_and_stops_the_child_meanwhile() {
 }
 
 #[tokio::test]
-async fn a_client_gets_chunks_as_large_as_it_says() {
+async fn chunk_size_follows_the_client() {
     const MOST: usize = limits::PROCESS_CHUNK_LARGE_MAX_BYTES;
     const LEAST: usize = limits::PROCESS_CHUNK_MAX_BYTES;
     let executor = executor();
@@ -425,7 +425,7 @@ async fn a_client_gets_chunks_as_large_as_it_says() {
 }
 
 #[tokio::test]
-async fn a_flood_does_not_starve_another_process() {
+async fn flooding_process_does_not_starve_others() {
     let mut client = Client::connect(&executor(), 4);
     client.initialize(None).await.unwrap();
     client.call::<Start>(&shell("flood", "exec cat /dev/zero")).await.unwrap();
@@ -437,7 +437,7 @@ async fn a_flood_does_not_starve_another_process() {
 // ---- reading -------------------------------------------------------------
 
 #[tokio::test]
-async fn reading_repeats_waits_and_is_cut() {
+async fn read_repeats_waits_and_truncates() {
     let (mut client, _) = Client::ready(&executor(), None).await;
     let start = Start { pipe_stdin: true, ..shell("p", "cat") };
     client.call::<Start>(&start).await.unwrap();
@@ -460,7 +460,7 @@ async fn reading_repeats_waits_and_is_cut() {
 }
 
 #[tokio::test]
-async fn a_long_read_does_not_hold_up_other_calls() {
+async fn long_reads_do_not_block_other_calls() {
     let (mut client, _) = Client::ready(&executor(), None).await;
     client.call::<Start>(&shell("p", "exec sleep 1000")).await.unwrap();
     let wait = Read { wait_ms: Some(u64::MAX), ..read("p", 0) };
@@ -480,7 +480,7 @@ async fn a_long_read_does_not_hold_up_other_calls() {
 // ---- sessions ------------------------------------------------------------
 
 #[tokio::test]
-async fn a_session_survives_its_stream_and_loses_nothing() {
+async fn session_outlives_its_stream() {
     let executor = executor();
     let (mut client, session) = Client::ready(&executor, None).await;
     let start = Start { pipe_stdin: true, ..shell("p", "echo one; cat") };
@@ -504,7 +504,7 @@ async fn a_session_survives_its_stream_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn while_nobody_is_attached_the_child_runs_on_and_the_newest_output_is_kept() {
+async fn detached_session_keeps_newest_output() {
     let executor = executor();
     let (mut client, session) = Client::ready(&executor, None).await;
     let total = 3 * PROCESS_OUTPUT_RETAINED_BYTES;
@@ -552,11 +552,11 @@ async fn start_sleeper(client: &mut Client) -> String {
 }
 
 #[tokio::test]
-async fn a_session_that_nobody_resumes_is_killed_after_its_grace() {
+async fn detached_session_expires_after_its_grace() {
     let executor = executor();
     let sweeper = tokio::spawn({
         let executor = executor.clone();
-        async move { executor.sweep().await }
+        async move { executor.expire_sessions().await }
     });
     let (mut client, session) = Client::ready(&executor, None).await;
     let sleeper = start_sleeper(&mut client).await;
@@ -574,7 +574,7 @@ async fn a_session_that_nobody_resumes_is_killed_after_its_grace() {
 }
 
 #[tokio::test]
-async fn shutting_down_kills_what_runs() {
+async fn shutdown_kills_running_processes() {
     let executor = executor();
     let (mut client, _) = Client::ready(&executor, None).await;
     let sleeper = start_sleeper(&mut client).await;
@@ -588,7 +588,7 @@ async fn shutting_down_kills_what_runs() {
 // ---- files ---------------------------------------------------------------
 
 #[tokio::test]
-async fn files_are_served_and_sandboxes_refused() {
+async fn files_are_served_without_sandbox() {
     let (mut client, _) = Client::ready(&executor(), None).await;
     let folder = tempfile::tempdir().unwrap();
     let file = path(folder.path().join("x").to_str().unwrap());
@@ -607,7 +607,7 @@ async fn files_are_served_and_sandboxes_refused() {
 /// A file stays in memory until its stream has taken it, and slow readers keep
 /// nobody else waiting until there are as many as there are places.
 #[tokio::test]
-async fn files_that_slow_clients_read_are_bounded() {
+async fn files_held_by_slow_clients_are_bounded() {
     let executor = executor();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("x");

@@ -12,7 +12,7 @@ use crate::rules::{End, Rule, StreamIndex};
 use crate::world::World;
 
 /// Requests of one stream that wait for their answers before the executor reads no
-/// more of it, as in `executor-agent/src/session/connection.rs`.
+/// more of it, as in `executor-agent/src/session/rpc_connection.rs`.
 const REQUESTS_IN_FLIGHT: usize = 64;
 /// Trailers after the last output.
 const TRAILERS: u32 = 3;

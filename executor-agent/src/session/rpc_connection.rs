@@ -35,10 +35,10 @@ use rendez_rpc::{MessageStream, StreamClosed};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
-use super::executor::{Attached, Executor};
+use super::manager::{AttachedSession, SessionManager};
 use super::methods;
 use super::table::ConnectionId;
-use crate::fs::Reads;
+use crate::fs::StreamFileReads;
 use crate::process::supervisor::Supervisor;
 use crate::process::table::PROCESSES_PER_SESSION;
 
@@ -59,23 +59,23 @@ pub(super) const READS_WAITING_PER_STREAM: usize = PROCESSES_PER_SESSION;
 
 /// Why a stream is served no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Served {
+pub enum StreamEnd {
     /// It is over, or the executor is shut down.
-    Over,
+    Closed,
     /// The peer sent what is no message: it should be told by a reset.
-    Nonsense,
+    InvalidMessage,
 }
 
-impl From<StreamClosed> for Served {
+impl From<StreamClosed> for StreamEnd {
     fn from(StreamClosed: StreamClosed) -> Self {
-        Self::Over
+        Self::Closed
     }
 }
 
 /// Serves one stream until it is over, or until the executor is shut down. The
 /// session, if one was opened, is detached then.
-pub async fn serve<M: MessageStream>(executor: Arc<Executor>, messages: Arc<M>) -> Served {
-    let mut connection = Connection::new(executor.clone(), messages);
+pub async fn serve<M: MessageStream>(executor: Arc<SessionManager>, messages: Arc<M>) -> StreamEnd {
+    let mut connection = RpcConnection::new(executor.clone(), messages);
     let id = connection.id;
     let served = async {
         while let Some(message) = connection.messages.recv().await {
@@ -83,56 +83,56 @@ pub async fn serve<M: MessageStream>(executor: Arc<Executor>, messages: Arc<M>) 
                 return why;
             }
         }
-        Served::Over
+        StreamEnd::Closed
     };
-    let why = executor.until_shutdown(served).await.unwrap_or(Served::Over);
+    let why = executor.until_shutdown(served).await.unwrap_or(StreamEnd::Closed);
     // they hold the stream, too
     connection.tasks.shutdown().await;
     tracing::debug!(connection = id.0, "stream over");
     why
 }
 
-struct Connection<M> {
-    executor: Arc<Executor>,
+struct RpcConnection<M> {
+    executor: Arc<SessionManager>,
     id: ConnectionId,
     messages: Arc<M>,
-    slots: Arc<Semaphore>,
+    request_permits: Arc<Semaphore>,
     /// For what waits for a process to read.
-    writes: Arc<Semaphore>,
+    write_permits: Arc<Semaphore>,
     /// For what waits for a process to say something.
-    reads: Arc<Semaphore>,
+    read_permits: Arc<Semaphore>,
     /// Its whole files in memory.
-    files: Reads,
+    file_reads: StreamFileReads,
     /// Running requests and the pusher; they end with the connection. Declared
     /// before `phase`, so that nothing is pushed after the detach.
     tasks: JoinSet<()>,
-    phase: Phase,
+    phase: SessionPhase,
 }
 
-enum Phase {
-    Fresh,
-    Initializing(Attached),
-    Ready(Attached),
+enum SessionPhase {
+    Uninitialized,
+    Initializing(AttachedSession),
+    Ready(AttachedSession),
 }
 
-impl<M: MessageStream> Connection<M> {
-    fn new(executor: Arc<Executor>, messages: Arc<M>) -> Self {
-        let places = |most| Arc::new(Semaphore::new(most));
+impl<M: MessageStream> RpcConnection<M> {
+    fn new(executor: Arc<SessionManager>, messages: Arc<M>) -> Self {
+        let semaphore = |most| Arc::new(Semaphore::new(most));
         Self {
-            id: executor.new_connection(),
+            id: executor.next_connection_id(),
             executor,
             messages,
-            slots: places(REQUESTS_IN_FLIGHT),
-            writes: places(WRITES_UNANSWERED_PER_STREAM),
-            reads: places(READS_WAITING_PER_STREAM),
-            files: Reads::default(),
+            request_permits: semaphore(REQUESTS_IN_FLIGHT),
+            write_permits: semaphore(WRITES_UNANSWERED_PER_STREAM),
+            read_permits: semaphore(READS_WAITING_PER_STREAM),
+            file_reads: StreamFileReads::default(),
             tasks: JoinSet::new(),
-            phase: Phase::Fresh,
+            phase: SessionPhase::Uninitialized,
         }
     }
 
     /// An error ends the connection.
-    async fn handle(&mut self, message: &Bytes) -> Result<(), Served> {
+    async fn handle(&mut self, message: &Bytes) -> Result<(), StreamEnd> {
         // finished tasks
         while self.tasks.try_join_next().is_some() {}
         match Message::parse(message) {
@@ -153,7 +153,7 @@ impl<M: MessageStream> Connection<M> {
             }
             Err(_) => {
                 tracing::debug!(connection = self.id.0, bytes = message.len(), "not a message");
-                Err(Served::Nonsense)
+                Err(StreamEnd::InvalidMessage)
             }
         }
     }
@@ -165,18 +165,18 @@ impl<M: MessageStream> Connection<M> {
         params: Json,
     ) -> Result<(), StreamClosed> {
         let missing = match &self.phase {
-            Phase::Ready(session) => {
+            SessionPhase::Ready(session) => {
                 let supervisor = session.supervisor().clone();
-                return self.run(id, &supervisor, method, params).await;
+                return self.dispatch(id, &supervisor, method, params).await;
             }
-            Phase::Fresh if method == Initialize::NAME => {
+            SessionPhase::Uninitialized if method == Initialize::NAME => {
                 let answer = methods::answer(&id, self.initialize(&params));
                 return self.messages.send(answer).await;
             }
-            Phase::Fresh => "call initialize",
-            Phase::Initializing(_) => "send initialized",
+            SessionPhase::Uninitialized => "call initialize",
+            SessionPhase::Initializing(_) => "send initialized",
         };
-        let error = match methods::family(method) {
+        let error = match methods::method_family(method) {
             _ if method == Initialize::NAME => {
                 RpcError::invalid_request("initialize may only be sent once per connection")
             }
@@ -204,78 +204,87 @@ impl<M: MessageStream> Connection<M> {
                 stdin_window: true,
             }),
         };
-        self.phase = Phase::Initializing(session);
+        self.phase = SessionPhase::Initializing(session);
         Ok(answer)
     }
 
     fn initialized(&mut self) {
-        match std::mem::replace(&mut self.phase, Phase::Fresh) {
-            Phase::Initializing(session) => {
-                self.tasks.spawn(push(self.messages.clone(), session.supervisor().clone()));
-                self.phase = Phase::Ready(session);
+        match std::mem::replace(&mut self.phase, SessionPhase::Uninitialized) {
+            SessionPhase::Initializing(session) => {
+                self.tasks
+                    .spawn(push_notifications(self.messages.clone(), session.supervisor().clone()));
+                self.phase = SessionPhase::Ready(session);
             }
             // too early or again: nothing to do
             other => self.phase = other,
         }
     }
 
-    async fn run(
+    async fn dispatch(
         &mut self,
         id: RequestId,
         supervisor: &Arc<Supervisor>,
         method: &str,
         params: Json,
     ) -> Result<(), StreamClosed> {
-        let place = match method {
+        let permit = match method {
             process::Write::NAME | process::CloseStdin::NAME => {
-                self.writes.clone().try_acquire_owned().ok()
+                self.write_permits.clone().try_acquire_owned().ok()
             }
-            process::Read::NAME if self.read_later(&id, supervisor, &params) => return Ok(()),
+            process::Read::NAME if self.spawn_waiting_read(&id, supervisor, &params) => {
+                return Ok(());
+            }
             _ => None,
         };
-        let place = match place {
-            Some(place) => place,
-            None => self.slot().await?,
+        let permit = match permit {
+            Some(permit) => permit,
+            None => self.request_permit().await?,
         };
-        let answer = methods::call(&self.executor, &self.files, supervisor, id, method, &params);
+        let answer =
+            methods::dispatch(&self.executor, &self.file_reads, supervisor, id, method, &params);
         let messages = self.messages.clone();
         self.tasks.spawn(async move {
             let reply = answer.await;
             // a stream that is over ends the connection by itself
             let _ = messages.send(reply.message).await;
-            drop((reply.place, place));
+            drop((reply.permit, permit));
         });
         Ok(())
     }
 
-    /// Lets a read wait for news, if it is one that waits and there is a place
-    /// for it. What it then reads may be large: for that it needs a slot.
-    fn read_later(&mut self, id: &RequestId, supervisor: &Arc<Supervisor>, params: &Json) -> bool {
+    /// Lets a read wait for news, if it is one that waits and there is a permit
+    /// for it. What it then reads may be large: for that it needs a request_permit.
+    fn spawn_waiting_read(
+        &mut self,
+        id: &RequestId,
+        supervisor: &Arc<Supervisor>,
+        params: &Json,
+    ) -> bool {
         let Ok(read) = methods::decode::<process::Read>(params) else { return false };
-        let Some(news) = supervisor.news(&read) else { return false };
-        let Ok(place) = self.reads.clone().try_acquire_owned() else { return false };
-        let (slots, messages) = (self.slots.clone(), self.messages.clone());
+        let Some(news) = supervisor.wait_for_event(&read) else { return false };
+        let Ok(permit) = self.read_permits.clone().try_acquire_owned() else { return false };
+        let (request_permits, messages) = (self.request_permits.clone(), self.messages.clone());
         let (id, supervisor) = (id.clone(), supervisor.clone());
         self.tasks.spawn(async move {
             news.await;
             // the semaphore is never closed
-            let slot = slots.acquire_owned().await;
+            let request_permit = request_permits.acquire_owned().await;
             let answer = methods::answer(&id, supervisor.read(&read));
             let _ = messages.send(answer).await;
-            drop((slot, place));
+            drop((request_permit, permit));
         });
         true
     }
 
-    /// A slot, once one is free. When the stream is over nobody waits for what
+    /// A request_permit, once one is free. When the stream is over nobody waits for what
     /// runs: it is dropped, to make room for what arrived before the end.
-    async fn slot(&mut self) -> Result<OwnedSemaphorePermit, StreamClosed> {
+    async fn request_permit(&mut self) -> Result<OwnedSemaphorePermit, StreamClosed> {
         loop {
-            let slot = pin!(self.slots.clone().acquire_owned());
-            let over = pin!(self.messages.ended());
-            match select(slot, over).await {
+            let permit = pin!(self.request_permits.clone().acquire_owned());
+            let closed = pin!(self.messages.ended());
+            match select(permit, closed).await {
                 // the semaphore is never closed
-                Either::Left((slot, _)) => return slot.map_err(|_| StreamClosed),
+                Either::Left((permit, _)) => return permit.map_err(|_| StreamClosed),
                 Either::Right(_) => {}
             }
             self.tasks.shutdown().await;
@@ -284,7 +293,7 @@ impl<M: MessageStream> Connection<M> {
 }
 
 /// Notifications of the session's processes, until the stream is over.
-async fn push<M: MessageStream>(messages: Arc<M>, supervisor: Arc<Supervisor>) {
+async fn push_notifications<M: MessageStream>(messages: Arc<M>, supervisor: Arc<Supervisor>) {
     loop {
         let message = supervisor.next_notification().await;
         if messages.send(Bytes::from(message)).await.is_err() {
@@ -312,9 +321,9 @@ mod tests {
 
     /// A disk that hangs, and then the client dies.
     #[tokio::test]
-    async fn behind_calls_that_hang_the_end_is_noticed_and_what_arrived_takes_effect() {
+    async fn calls_before_the_end_take_effect() {
         let (client, ours) = duplex(64);
-        let mut connection = Connection::new(executor(), Arc::new(ours));
+        let mut connection = RpcConnection::new(executor(), Arc::new(ours));
         let sleeper = process::Start::new(
             process_id("p"),
             ["/bin/sleep", "1000"].map(str::to_owned).to_vec(),
@@ -327,13 +336,13 @@ mod tests {
         ] {
             connection.handle(&message.into()).await.unwrap();
         }
-        while connection.slots.available_permits() < REQUESTS_IN_FLIGHT {
+        while connection.request_permits.available_permits() < REQUESTS_IN_FLIGHT {
             tokio::task::yield_now().await;
         }
-        let Phase::Ready(session) = &connection.phase else { panic!("no session") };
+        let SessionPhase::Ready(session) = &connection.phase else { panic!("no session") };
         let supervisor = session.supervisor().clone();
         for _ in 0..REQUESTS_IN_FLIGHT {
-            let slot = connection.slots.clone().acquire_owned().await.unwrap();
+            let slot = connection.request_permits.clone().acquire_owned().await.unwrap();
             connection.tasks.spawn(async move {
                 pending::<()>().await;
                 drop(slot);
@@ -353,7 +362,7 @@ mod tests {
             max_bytes: None,
             wait_ms: Some(60_000),
         };
-        supervisor.news(&read).unwrap().await;
+        supervisor.wait_for_event(&read).unwrap().await;
         assert_eq!(supervisor.read(&read).unwrap().exit_code, Some(137));
     }
 }

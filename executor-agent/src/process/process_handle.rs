@@ -3,7 +3,7 @@
 //!
 //! The log sits behind a mutex that is never held across an await. Whoever
 //! changes it tells three parties: readers that wait for news, pumps that wait
-//! for room, and the [`PushQueue`] of the session.
+//! for room, and the [`NotificationQueue`] of the session.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,48 +17,48 @@ use rendez_proto::rpc::process::{
 };
 use tokio::sync::Notify;
 
-use super::log::{Event, OutputLog, PROCESS_OUTPUT_RETAINED_BYTES};
-use super::retention::Retention;
+use super::output_budget::OutputBudget;
+use super::output_log::{OutputLog, PROCESS_OUTPUT_RETAINED_BYTES, ProcessEvent};
 use super::stdin::Stdin;
 use crate::sys::process_group::ProcessGroup;
 
 /// A started process, running or not.
-pub(super) struct Process {
+pub(super) struct ProcessHandle {
     id: ProcessId,
     log: Mutex<OutputLog>,
     /// Something was appended.
-    news: Notify,
-    /// [`OutputLog::room`] may have changed.
-    room: Notify,
+    appended: Notify,
+    /// [`OutputLog::read_size`] may have changed.
+    read_size_changed: Notify,
     stdin: Arc<Stdin>,
     group: Mutex<Option<ProcessGroup>>,
-    push: Arc<PushQueue>,
+    notifications: Arc<NotificationQueue>,
     queued: AtomicBool,
 }
 
-impl Process {
-    /// A process whose events go to `push` if a peer is `attached`, in chunks
+impl ProcessHandle {
+    /// A process whose events go to `notifications` if a peer is `attached`, in chunks
     /// of that many bytes.
     pub(super) fn new(
         id: ProcessId,
         stdin: Arc<Stdin>,
         group: ProcessGroup,
-        push: Arc<PushQueue>,
+        notifications: Arc<NotificationQueue>,
         attached: Option<usize>,
-        retention: Arc<Retention>,
+        budget: Arc<OutputBudget>,
     ) -> Arc<Self> {
-        let mut log = OutputLog::new(PROCESS_OUTPUT_RETAINED_BYTES, retention);
+        let mut log = OutputLog::new(PROCESS_OUTPUT_RETAINED_BYTES, budget);
         if let Some(chunk_bytes) = attached {
             log.attach(chunk_bytes);
         }
         Arc::new(Self {
             id,
             log: Mutex::new(log),
-            news: Notify::new(),
-            room: Notify::new(),
+            appended: Notify::new(),
+            read_size_changed: Notify::new(),
             stdin,
             group: Mutex::new(Some(group)),
-            push,
+            notifications,
             queued: AtomicBool::new(false),
         })
     }
@@ -77,12 +77,12 @@ impl Process {
 
     /// Appends output.
     pub(super) fn output(self: &Arc<Self>, stream: Stream, bytes: Bytes) {
-        self.append(|log| log.output(stream, bytes));
+        self.append(|log| log.append_output(stream, bytes));
     }
 
     /// Appends the exit.
     pub(super) fn exited(self: &Arc<Self>, code: i32) {
-        self.append(|log| log.exited(code));
+        self.append(|log| log.append_exit(code));
     }
 
     /// Appends the close. What the child left behind without an output of ours
@@ -91,21 +91,21 @@ impl Process {
         if let Some(group) = self.group.lock().take() {
             group.disarm();
         }
-        self.append(OutputLog::closed);
+        self.append(OutputLog::append_close);
     }
 
     fn append(self: &Arc<Self>, change: impl FnOnce(&mut OutputLog)) {
         change(&mut self.log.lock());
-        self.news.notify_waiters();
-        self.push.add(self);
+        self.appended.notify_waiters();
+        self.notifications.add(self);
     }
 
     /// Waits until the child's outputs should be read; returns how many bytes
     /// at once.
-    pub(super) async fn room(&self) -> usize {
+    pub(super) async fn read_size(&self) -> usize {
         loop {
-            let changed = self.room.notified();
-            if let Some(room) = self.log.lock().room() {
+            let changed = self.read_size_changed.notified();
+            if let Some(room) = self.log.lock().read_size() {
                 return room;
             }
             changed.await;
@@ -117,18 +117,18 @@ impl Process {
     /// Pushes from here on, in chunks of at most `chunk_bytes`.
     pub(super) fn attach(&self, chunk_bytes: usize) {
         self.log.lock().attach(chunk_bytes);
-        self.room.notify_waiters();
+        self.read_size_changed.notify_waiters();
     }
 
     /// Stops pushing.
     pub(super) fn detach(&self) {
         self.log.lock().detach();
-        self.room.notify_waiters();
+        self.read_size_changed.notify_waiters();
     }
 
     /// Whether no attached peer still waits for some of it.
-    pub(super) fn is_pushed(&self) -> bool {
-        self.log.lock().is_pushed()
+    pub(super) fn is_fully_pushed(&self) -> bool {
+        self.log.lock().is_fully_pushed()
     }
 
     /// The kept output above `after`.
@@ -137,9 +137,9 @@ impl Process {
     }
 
     /// Waits until something has a number above `after`, or nothing ever will.
-    pub(super) async fn news(&self, after: u64) {
+    pub(super) async fn wait_for_event(&self, after: u64) {
         loop {
-            let changed = self.news.notified();
+            let changed = self.appended.notified();
             {
                 let log = self.log.lock();
                 if log.last_seq() > after || log.is_closed() {
@@ -161,16 +161,16 @@ impl Process {
 
     fn next_push(&self) -> Option<Vec<u8>> {
         let event = self.log.lock().next_push()?;
-        self.room.notify_waiters();
+        self.read_size_changed.notify_waiters();
         let process_id = self.id.clone();
         Some(match event {
-            Event::Output { seq, stream, bytes } => {
+            ProcessEvent::Output { seq, stream, bytes } => {
                 notification(&Output { process_id, seq, stream, chunk: bytes })
             }
-            Event::Exited { seq, code } => {
+            ProcessEvent::Exited { seq, code } => {
                 notification(&Exited { process_id, seq, exit_code: code, sandbox_denied: false })
             }
-            Event::Closed { seq } => notification(&ClosedNotification { process_id, seq }),
+            ProcessEvent::Closed { seq } => notification(&ClosedNotification { process_id, seq }),
         })
     }
 }
@@ -178,15 +178,15 @@ impl Process {
 /// The processes of one session that have something to push, each once, in
 /// turn: one that floods takes one turn like the others.
 #[derive(Default)]
-pub(super) struct PushQueue {
-    turns: Mutex<VecDeque<Weak<Process>>>,
+pub(super) struct NotificationQueue {
+    ready: Mutex<VecDeque<Weak<ProcessHandle>>>,
     added: Notify,
 }
 
-impl PushQueue {
-    fn add(&self, process: &Arc<Process>) {
+impl NotificationQueue {
+    fn add(&self, process: &Arc<ProcessHandle>) {
         if !process.queued.swap(true, Ordering::AcqRel) {
-            self.turns.lock().push_back(Arc::downgrade(process));
+            self.ready.lock().push_back(Arc::downgrade(process));
             self.added.notify_one();
         }
     }
@@ -196,8 +196,8 @@ impl PushQueue {
     pub(super) async fn next(&self) -> Vec<u8> {
         loop {
             let added = self.added.notified();
-            let turn = self.turns.lock().pop_front();
-            match turn {
+            let next = self.ready.lock().pop_front();
+            match next {
                 None => added.await,
                 Some(process) => {
                     let Some(process) = process.upgrade() else { continue };

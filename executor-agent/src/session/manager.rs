@@ -13,8 +13,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::table::{ConnectionId, Table};
-use crate::fs::Files;
+use super::table::{ConnectionId, SessionTable};
+use crate::fs::FileService;
 use crate::process::ProcessContext;
 use crate::process::supervisor::Supervisor;
 use crate::sys::signals;
@@ -31,26 +31,26 @@ const SESSIONS_PER_EXECUTOR: usize = 1024;
 const _: () = assert!(SESSION_GRACE.as_secs() >= STREAM_GRACE.as_secs() + SESSION_MARGIN.as_secs());
 
 /// One executor's sessions and services; it outlives every connection.
-pub struct Executor {
-    sessions: Mutex<Table<Arc<Supervisor>>>,
+pub struct SessionManager {
+    sessions: Mutex<SessionTable<Arc<Supervisor>>>,
     /// A session was detached: there is a new expiry to wait for.
     detached: Notify,
-    stopped: CancellationToken,
+    shutdown_token: CancellationToken,
     next_connection: AtomicU64,
-    files: Files,
+    files: FileService,
     processes: Arc<ProcessContext>,
     environment: Environment,
 }
 
 /// A connection's hold on its session; dropping it detaches.
-pub(super) struct Attached {
-    executor: Arc<Executor>,
+pub(super) struct AttachedSession {
+    executor: Arc<SessionManager>,
     connection: ConnectionId,
     id: SessionId,
     supervisor: Arc<Supervisor>,
 }
 
-impl Executor {
+impl SessionManager {
     /// An executor without sessions that says `environment` about itself. Its
     /// sessions outlive streams, which outlive their socket by `stream_grace`. Its
     /// processes never inherit `withheld_variables`.
@@ -64,11 +64,11 @@ impl Executor {
         signals::make_children_reachable();
         let grace = SESSION_GRACE.max(stream_grace + SESSION_MARGIN);
         Arc::new(Self {
-            sessions: Mutex::new(Table::new(SESSIONS_PER_EXECUTOR, grace)),
+            sessions: Mutex::new(SessionTable::new(SESSIONS_PER_EXECUTOR, grace)),
             detached: Notify::new(),
-            stopped: CancellationToken::new(),
+            shutdown_token: CancellationToken::new(),
             next_connection: AtomicU64::new(0),
-            files: Files::default(),
+            files: FileService::default(),
             processes: Arc::new(ProcessContext::new(withheld_variables)),
             environment,
         })
@@ -76,7 +76,7 @@ impl Executor {
 
     /// Ends sessions that were detached for too long, for ever; run it as a
     /// task for as long as the executor lives.
-    pub async fn sweep(&self) {
+    pub async fn expire_sessions(&self) {
         loop {
             let next = self.sessions.lock().next_expiry();
             match next {
@@ -96,17 +96,17 @@ impl Executor {
 
     /// Ends all streams and sessions and kills all their processes, for good.
     pub fn shutdown(&self) {
-        self.stopped.cancel();
+        self.shutdown_token.cancel();
         let sessions = self.sessions.lock().drain();
         sessions.iter().for_each(|supervisor| supervisor.kill_all());
     }
 
     /// Runs `work`; `None` if the executor is shut down before it is done.
     pub(crate) async fn until_shutdown<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        self.stopped.run_until_cancelled(work).await
+        self.shutdown_token.run_until_cancelled(work).await
     }
 
-    pub(super) fn files(&self) -> &Files {
+    pub(super) fn files(&self) -> &FileService {
         &self.files
     }
 
@@ -114,7 +114,7 @@ impl Executor {
         &self.environment
     }
 
-    pub(super) fn new_connection(&self) -> ConnectionId {
+    pub(super) fn next_connection_id(&self) -> ConnectionId {
         ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed))
     }
 
@@ -125,17 +125,17 @@ impl Executor {
         connection: ConnectionId,
         resume: Option<SessionId>,
         chunk_bytes: usize,
-    ) -> Result<Attached, RpcError> {
+    ) -> Result<AttachedSession, RpcError> {
         let (id, supervisor) = match resume {
             Some(id) => {
                 let supervisor = self.sessions.lock().resume(&id, connection, now())?;
                 (id, supervisor)
             }
             None => {
-                let id = new_id()?;
+                let id = random_id()?;
                 let supervisor = Supervisor::new(self.processes.clone());
                 let mut sessions = self.sessions.lock();
-                if self.stopped.is_cancelled() {
+                if self.shutdown_token.is_cancelled() {
                     return Err(RpcError::invalid_request("the executor is shutting down"));
                 }
                 let gone = sessions.make_room(|supervisor| supervisor.is_idle());
@@ -146,11 +146,11 @@ impl Executor {
             }
         };
         supervisor.attach(chunk_bytes);
-        Ok(Attached { executor: self.clone(), connection, id, supervisor })
+        Ok(AttachedSession { executor: self.clone(), connection, id, supervisor })
     }
 }
 
-impl Attached {
+impl AttachedSession {
     pub(super) fn id(&self) -> &SessionId {
         &self.id
     }
@@ -160,7 +160,7 @@ impl Attached {
     }
 }
 
-impl Drop for Attached {
+impl Drop for AttachedSession {
     fn drop(&mut self) {
         // first, so that whoever resumes the session attaches to it later
         self.supervisor.detach();
@@ -176,7 +176,7 @@ fn now() -> std::time::Instant {
 }
 
 /// A random (version 4) UUID.
-fn new_id() -> Result<SessionId, RpcError> {
+fn random_id() -> Result<SessionId, RpcError> {
     let mut random = [0; 16];
     getrandom::fill(&mut random)
         .map_err(|error| RpcError::internal(format!("no random numbers for a session: {error}")))?;

@@ -13,7 +13,7 @@
 //!    close is last.
 //! 2. At most its capacity is kept, oldest out first, but while a peer is
 //!    attached nothing is evicted before it was pushed.
-//! 3. So that 2 cannot grow without bound, [`OutputLog::room`] is `None` when
+//! 3. So that 2 cannot grow without bound, [`OutputLog::read_size`] is `None` when
 //!    that many bytes wait for an attached peer; whoever reads the child's
 //!    pipes then stops. A detached log always has room.
 //!
@@ -26,7 +26,7 @@ use bytes::Bytes;
 use rendez_proto::limits;
 use rendez_proto::rpc::process::{self, ReadReply, Stream};
 
-use super::retention::{PROCESS_OUTPUT_MIN_BYTES, Retention};
+use super::output_budget::{OutputBudget, PROCESS_OUTPUT_MIN_BYTES};
 
 /// Output kept per process, the newest, also of finished ones that linger; and
 /// what may wait for an attached peer before the process is held. 1 MiB in the
@@ -43,21 +43,21 @@ const CHUNK_OVERHEAD_BYTES: usize = 128;
 #[derive(Debug)]
 pub(super) struct OutputLog {
     /// What it may keep while all logs together keep little.
-    most: usize,
-    retention: Arc<Retention>,
+    own_limit: usize,
+    budget: Arc<OutputBudget>,
     next_seq: u64,
-    chunks: VecDeque<Chunk>,
+    chunks: VecDeque<LoggedChunk>,
     kept_bytes: usize,
     exit: Option<(u64, i32)>,
     closed: Option<u64>,
-    peer: Option<Peer>,
+    peer: Option<AttachedPeer>,
     /// What the last peer took at once.
     chunk_bytes: usize,
 }
 
 /// An attached peer's place in the log.
 #[derive(Debug)]
-struct Peer {
+struct AttachedPeer {
     /// The last number that was pushed.
     cursor: u64,
     /// Charged bytes of the chunks above it.
@@ -65,13 +65,13 @@ struct Peer {
 }
 
 #[derive(Debug, Clone)]
-struct Chunk {
+struct LoggedChunk {
     seq: u64,
     stream: Stream,
     bytes: Bytes,
 }
 
-impl Chunk {
+impl LoggedChunk {
     fn charge(&self) -> usize {
         self.bytes.len() + CHUNK_OVERHEAD_BYTES
     }
@@ -79,7 +79,7 @@ impl Chunk {
 
 /// One entry, to be pushed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Event {
+pub(super) enum ProcessEvent {
     /// Output appeared.
     Output {
         /// Its number.
@@ -104,12 +104,12 @@ pub(super) enum Event {
 }
 
 impl OutputLog {
-    /// An empty log that keeps `most` bytes, or less while all logs of
-    /// `retention` keep much, without a peer.
-    pub(super) fn new(most: usize, retention: Arc<Retention>) -> Self {
+    /// An empty log that keeps `own_limit` bytes, or less while all logs of
+    /// `budget` keep much, without a peer.
+    pub(super) fn new(own_limit: usize, budget: Arc<OutputBudget>) -> Self {
         Self {
-            most,
-            retention,
+            own_limit,
+            budget,
             next_seq: 1,
             chunks: VecDeque::new(),
             kept_bytes: 0,
@@ -121,10 +121,10 @@ impl OutputLog {
     }
 
     /// Appends output.
-    pub(super) fn output(&mut self, stream: Stream, bytes: Bytes) {
-        let chunk = Chunk { seq: self.take_seq(), stream, bytes };
+    pub(super) fn append_output(&mut self, stream: Stream, bytes: Bytes) {
+        let chunk = LoggedChunk { seq: self.take_seq(), stream, bytes };
         self.kept_bytes += chunk.charge();
-        self.retention.add(chunk.charge());
+        self.budget.add(chunk.charge());
         if let Some(peer) = &mut self.peer {
             peer.unpushed_bytes += chunk.charge();
         }
@@ -133,14 +133,14 @@ impl OutputLog {
     }
 
     /// Appends the exit; a second one is ignored.
-    pub(super) fn exited(&mut self, code: i32) {
+    pub(super) fn append_exit(&mut self, code: i32) {
         if self.exit.is_none() {
             self.exit = Some((self.take_seq(), code));
         }
     }
 
     /// Appends the close; a second one is ignored.
-    pub(super) fn closed(&mut self) {
+    pub(super) fn append_close(&mut self) {
         if self.closed.is_none() {
             self.closed = Some(self.take_seq());
         }
@@ -163,7 +163,7 @@ impl OutputLog {
 
     /// How many bytes of the child's pipes should be read at once; `None` if
     /// none (invariant 3).
-    pub(super) fn room(&self) -> Option<usize> {
+    pub(super) fn read_size(&self) -> Option<usize> {
         let capacity = self.capacity();
         let full = self.peer.as_ref().is_some_and(|peer| peer.unpushed_bytes >= capacity);
         (!full).then_some(self.chunk_bytes)
@@ -173,7 +173,7 @@ impl OutputLog {
     /// are pushed to it; earlier ones it reads.
     pub(super) fn attach(&mut self, chunk_bytes: usize) {
         self.chunk_bytes = chunk_bytes;
-        self.peer = Some(Peer { cursor: self.last_seq(), unpushed_bytes: 0 });
+        self.peer = Some(AttachedPeer { cursor: self.last_seq(), unpushed_bytes: 0 });
     }
 
     /// The peer went.
@@ -183,20 +183,20 @@ impl OutputLog {
     }
 
     /// The next event for the attached peer, which is from then on pushed.
-    pub(super) fn next_push(&mut self) -> Option<Event> {
+    pub(super) fn next_push(&mut self) -> Option<ProcessEvent> {
         let peer = self.peer.as_mut()?;
         let seq = peer.cursor + 1;
         let event = if let Some((exit, code)) = self.exit
             && exit == seq
         {
-            Event::Exited { seq, code }
+            ProcessEvent::Exited { seq, code }
         } else if self.closed == Some(seq) {
-            Event::Closed { seq }
+            ProcessEvent::Closed { seq }
         } else {
             let at = self.chunks.binary_search_by_key(&seq, |chunk| chunk.seq).ok()?;
             let chunk = &self.chunks[at];
             peer.unpushed_bytes -= chunk.charge();
-            Event::Output { seq, stream: chunk.stream, bytes: chunk.bytes.clone() }
+            ProcessEvent::Output { seq, stream: chunk.stream, bytes: chunk.bytes.clone() }
         };
         peer.cursor = seq;
         self.evict();
@@ -204,7 +204,7 @@ impl OutputLog {
     }
 
     /// Whether nothing waits to be pushed.
-    pub(super) fn is_pushed(&self) -> bool {
+    pub(super) fn is_fully_pushed(&self) -> bool {
         self.peer.as_ref().is_none_or(|peer| peer.cursor == self.last_seq())
     }
 
@@ -248,7 +248,7 @@ impl OutputLog {
     }
 
     fn capacity(&self) -> usize {
-        self.retention.capacity(self.most)
+        self.budget.capacity(self.own_limit)
     }
 
     fn evict(&mut self) {
@@ -257,7 +257,7 @@ impl OutputLog {
             && self.peer.as_ref().is_none_or(|peer| oldest.seq <= peer.cursor)
         {
             self.kept_bytes -= oldest.charge();
-            self.retention.sub(oldest.charge());
+            self.budget.sub(oldest.charge());
             self.chunks.pop_front();
         }
     }
@@ -265,7 +265,7 @@ impl OutputLog {
 
 impl Drop for OutputLog {
     fn drop(&mut self) {
-        self.retention.sub(self.kept_bytes);
+        self.budget.sub(self.kept_bytes);
     }
 }
 
@@ -281,7 +281,8 @@ mod tests {
     }
 
     fn put(log: &mut OutputLog, count: usize) {
-        (0..count).for_each(|_| log.output(Stream::Stdout, Bytes::from_static(b"0123456789")));
+        (0..count)
+            .for_each(|_| log.append_output(Stream::Stdout, Bytes::from_static(b"0123456789")));
     }
 
     fn seqs(reply: &ReadReply) -> Vec<u64> {
@@ -291,21 +292,21 @@ mod tests {
     fn pushed(log: &mut OutputLog) -> Vec<u64> {
         std::iter::from_fn(|| log.next_push())
             .map(|event| match event {
-                Event::Output { seq, .. } | Event::Exited { seq, .. } | Event::Closed { seq } => {
-                    seq
-                }
+                ProcessEvent::Output { seq, .. }
+                | ProcessEvent::Exited { seq, .. }
+                | ProcessEvent::Closed { seq } => seq,
             })
             .collect()
     }
 
     #[test]
-    fn numbers_run_over_everything_without_a_hole() {
+    fn sequence_numbers_have_no_gap() {
         let mut log = log(10);
         log.attach(CHUNK);
         put(&mut log, 2);
-        log.exited(7);
+        log.append_exit(7);
         put(&mut log, 1);
-        log.closed();
+        log.append_close();
         assert_eq!(log.last_seq(), 5);
         assert_eq!(pushed(&mut log), [1, 2, 3, 4, 5]);
         let reply = log.read(0, u64::MAX);
@@ -314,17 +315,17 @@ mod tests {
     }
 
     #[test]
-    fn exit_and_close_happen_once() {
+    fn exit_and_close_are_logged_once() {
         let mut log = log(1);
-        log.exited(1);
-        log.exited(2);
-        log.closed();
-        log.closed();
+        log.append_exit(1);
+        log.append_exit(2);
+        log.append_close();
+        log.append_close();
         assert_eq!((log.last_seq(), log.read(0, 0).exit_code), (2, Some(1)));
     }
 
     #[test]
-    fn reading_is_cut_by_bytes_but_never_to_nothing() {
+    fn read_returns_at_least_one_chunk() {
         let mut log = log(10);
         put(&mut log, 3);
         let reply = log.read(0, 20);
@@ -338,85 +339,85 @@ mod tests {
     }
 
     #[test]
-    fn a_detached_log_keeps_the_newest_and_leaves_a_hole() {
+    fn detached_log_keeps_newest_output() {
         let mut log = log(3);
         put(&mut log, 10);
-        assert!(log.room().is_some());
+        assert!(log.read_size().is_some());
         assert_eq!(seqs(&log.read(0, u64::MAX)), [8, 9, 10]);
     }
 
     #[test]
-    fn nothing_is_evicted_before_an_attached_peer_got_it() {
+    fn unpushed_output_is_not_evicted() {
         let mut log = log(3);
         log.attach(CHUNK);
         put(&mut log, 2);
-        assert!(log.room().is_some());
+        assert!(log.read_size().is_some());
         put(&mut log, 3);
-        assert!(log.room().is_none(), "more than the capacity waits");
-        assert!(!log.is_pushed());
+        assert!(log.read_size().is_none(), "more than the capacity waits");
+        assert!(!log.is_fully_pushed());
         assert_eq!(pushed(&mut log), [1, 2, 3, 4, 5]);
-        assert!(log.is_pushed());
-        assert!(log.room().is_some());
+        assert!(log.is_fully_pushed());
+        assert!(log.read_size().is_some());
         assert_eq!(seqs(&log.read(0, u64::MAX)), [3, 4, 5]);
     }
 
     #[test]
-    fn detaching_makes_room_and_attaching_again_pushes_only_what_is_new() {
+    fn reattached_peer_gets_only_new_events() {
         let mut log = log(3);
         log.attach(CHUNK);
         put(&mut log, 5);
         log.detach();
-        assert!(log.room().is_some() && log.is_pushed());
+        assert!(log.read_size().is_some() && log.is_fully_pushed());
         assert_eq!(pushed(&mut log), [] as [u64; 0]);
         assert_eq!(seqs(&log.read(0, u64::MAX)), [3, 4, 5]);
         log.attach(CHUNK);
         put(&mut log, 1);
-        log.closed();
+        log.append_close();
         assert_eq!(pushed(&mut log), [6, 7]);
     }
 
     #[test]
-    fn chunks_are_as_large_as_the_last_peer_takes() {
+    fn chunk_size_follows_the_last_peer() {
         let mut log = log(3);
-        assert_eq!(log.room(), Some(limits::PROCESS_CHUNK_MAX_BYTES));
+        assert_eq!(log.read_size(), Some(limits::PROCESS_CHUNK_MAX_BYTES));
         log.attach(CHUNK);
-        assert_eq!(log.room(), Some(CHUNK));
+        assert_eq!(log.read_size(), Some(CHUNK));
         put(&mut log, 3);
-        assert_eq!(log.room(), None);
+        assert_eq!(log.read_size(), None);
         log.detach();
-        assert_eq!(log.room(), Some(CHUNK));
+        assert_eq!(log.read_size(), Some(CHUNK));
     }
 
     #[test]
-    fn many_logs_keep_little_each_and_give_it_back() {
+    fn many_logs_share_the_output_budget() {
         const MOST: usize = PROCESS_OUTPUT_RETAINED_BYTES;
-        let retention = Arc::new(Retention::new(4 * MOST));
-        let mut logs: Vec<_> = (0..20).map(|_| OutputLog::new(MOST, retention.clone())).collect();
+        let budget = Arc::new(OutputBudget::new(4 * MOST));
+        let mut logs: Vec<_> = (0..20).map(|_| OutputLog::new(MOST, budget.clone())).collect();
         let chunk = Bytes::from(vec![0; limits::PROCESS_CHUNK_MAX_BYTES]);
         for log in &mut logs {
-            (0..300).for_each(|_| log.output(Stream::Stdout, chunk.clone()));
+            (0..300).for_each(|_| log.append_output(Stream::Stdout, chunk.clone()));
         }
         let kept: Vec<usize> = logs.iter().map(|log| log.kept_bytes).collect();
         let total = kept.iter().sum::<usize>();
         assert!(total <= 4 * MOST + 20 * PROCESS_OUTPUT_MIN_BYTES, "{kept:?}");
         assert!(kept.iter().all(|kept| *kept >= PROCESS_OUTPUT_MIN_BYTES / 2), "{kept:?}");
         // what an attached peer has not got yet is never evicted
-        let mut log = OutputLog::new(MOST, retention.clone());
+        let mut log = OutputLog::new(MOST, budget.clone());
         log.attach(CHUNK);
-        while log.room().is_some() {
-            log.output(Stream::Stdout, chunk.clone());
+        while log.read_size().is_some() {
+            log.append_output(Stream::Stdout, chunk.clone());
         }
         let waiting = log.kept_bytes;
         assert!(waiting <= PROCESS_OUTPUT_MIN_BYTES + limits::PROCESS_CHUNK_LARGE_MAX_BYTES);
         assert_eq!(pushed(&mut log)[0], 1);
         drop((logs, log));
-        assert_eq!(retention.capacity(MOST), MOST);
+        assert_eq!(budget.capacity(MOST), MOST);
     }
 
     #[test]
-    fn tiny_chunks_are_charged_for_what_they_cost() {
+    fn tiny_chunks_are_charged_for_overhead() {
         let mut log = OutputLog::new(1024, Arc::default());
-        (0..1024).for_each(|_| log.output(Stream::Stderr, Bytes::from_static(b"x")));
+        (0..1024).for_each(|_| log.append_output(Stream::Stderr, Bytes::from_static(b"x")));
         assert!(log.read(0, u64::MAX).chunks.len() <= 1024 / CHUNK_OVERHEAD_BYTES);
     }
 }

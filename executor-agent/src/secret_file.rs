@@ -24,7 +24,7 @@ const DRAFT_DIGITS: usize = 16;
 
 /// Why such a file cannot be had.
 #[derive(Debug, thiserror::Error)]
-pub enum OwnedFileError {
+pub enum SecretFileError {
     /// Others than the owner can read the file.
     #[error(
         "{} can be read by others (mode {mode:o}), so its key may be known to them; {remedy}, or, \
@@ -53,14 +53,14 @@ pub enum OwnedFileError {
 }
 
 /// What kind of file.
-pub(crate) struct Kind {
+pub(crate) struct SecretFile {
     /// Its name in its directory.
     pub(crate) name: &'static str,
     /// What to do if others could read it, as part of a sentence.
     pub(crate) remedy: &'static str,
 }
 
-impl Kind {
+impl SecretFile {
     /// Where it is in `directory`.
     pub(crate) fn path(&self, directory: &Path) -> PathBuf {
         directory.join(self.name)
@@ -70,14 +70,14 @@ impl Kind {
     /// Several processes may do so at once: all get the same one.
     ///
     /// # Errors
-    /// [`OwnedFileError`]
+    /// [`SecretFileError`]
     pub(crate) fn read_or_create(
         &self,
         directory: &Path,
         make: impl FnOnce() -> Result<Zeroizing<Vec<u8>>, getrandom::Error>,
-    ) -> Result<Zeroizing<Vec<u8>>, OwnedFileError> {
+    ) -> Result<Zeroizing<Vec<u8>>, SecretFileError> {
         match self.read(directory) {
-            Err(OwnedFileError::Io { why, .. }) if why.kind() == io::ErrorKind::NotFound => {
+            Err(SecretFileError::Io { why, .. }) if why.kind() == io::ErrorKind::NotFound => {
                 create_once(directory, self.name, &make()?, sync_directory)?;
                 self.read(directory)
             }
@@ -85,13 +85,13 @@ impl Kind {
         }
     }
 
-    fn read(&self, directory: &Path) -> Result<Zeroizing<Vec<u8>>, OwnedFileError> {
+    fn read(&self, directory: &Path) -> Result<Zeroizing<Vec<u8>>, SecretFileError> {
         let path = self.path(directory);
-        let failed = |why| OwnedFileError::Io { path: path.clone(), why };
+        let failed = |why| SecretFileError::Io { path: path.clone(), why };
         let file = File::open(&path).map_err(failed)?;
         let mode = files::mode(&file.metadata().map_err(failed)?);
         if mode & 0o077 != 0 {
-            return Err(OwnedFileError::Exposed { path, mode, remedy: self.remedy });
+            return Err(SecretFileError::Exposed { path, mode, remedy: self.remedy });
         }
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_BYTES as usize));
         file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(failed)?;
@@ -107,8 +107,8 @@ fn create_once(
     name: &str,
     bytes: &[u8],
     mut sync: impl FnMut(&Path) -> io::Result<()>,
-) -> Result<(), OwnedFileError> {
-    let failed = |path: &Path, why| OwnedFileError::Io { path: path.to_owned(), why };
+) -> Result<(), SecretFileError> {
+    let failed = |path: &Path, why| SecretFileError::Io { path: path.to_owned(), why };
     let new: Vec<&Path> = directory.ancestors().take_while(|path| !path.exists()).collect();
     files::create_private_directory(directory).map_err(|why| failed(directory, why))?;
     let path = directory.join(name);
@@ -164,32 +164,32 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
 
-    const KIND: Kind = Kind { name: "secret", remedy: "do something" };
+    const FILE: SecretFile = SecretFile { name: "secret", remedy: "do something" };
 
-    fn again(directory: &Path, text: &str) -> Result<Zeroizing<Vec<u8>>, OwnedFileError> {
-        KIND.read_or_create(directory, || Ok(text.as_bytes().to_vec().into()))
+    fn again(directory: &Path, text: &str) -> Result<Zeroizing<Vec<u8>>, SecretFileError> {
+        FILE.read_or_create(directory, || Ok(text.as_bytes().to_vec().into()))
     }
 
     #[test]
-    fn it_is_made_once_for_its_owner_only() {
+    fn file_is_created_once_and_private() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("a/b");
         assert_eq!(*again(&state, "first").unwrap(), b"first");
         assert_eq!(*again(&state, "second").unwrap(), b"first");
-        create_once(&state, KIND.name, b"third", sync_directory).unwrap();
+        create_once(&state, FILE.name, b"third", sync_directory).unwrap();
         assert_eq!(*again(&state, "fourth").unwrap(), b"first", "an existing one stays");
         let mode = |path: &Path| files::mode(&path.metadata().unwrap());
-        assert_eq!((mode(&KIND.path(&state)), mode(&state)), (0o600, 0o700));
+        assert_eq!((mode(&FILE.path(&state)), mode(&state)), (0o600, 0o700));
         assert_eq!(fs::read_dir(&state).unwrap().count(), 1, "no draft is left");
     }
 
     #[test]
-    fn a_file_that_others_can_read_is_refused() {
+    fn file_readable_by_others_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         again(folder.path(), "x").unwrap();
         let set = |mode| {
             let permissions = fs::Permissions::from_mode(mode);
-            fs::set_permissions(KIND.path(folder.path()), permissions).unwrap();
+            fs::set_permissions(FILE.path(folder.path()), permissions).unwrap();
         };
         for mode in [0o640, 0o604, 0o620] {
             set(mode);
@@ -203,7 +203,7 @@ mod tests {
 
     /// As in containers that share a volume, where all have the same id.
     #[test]
-    fn who_comes_first_wins_and_the_others_find_it() {
+    fn concurrent_creators_get_the_same_file() {
         for _ in 0..50 {
             let folder = tempfile::tempdir().unwrap();
             let folder = folder.path();
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_left_behind_is_removed_and_nothing_else() {
+    fn only_stale_drafts_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let there = |name: &str| folder.path().join(name);
         let drafts = ["secret.0123456789abcdef", "secret.ffffffffffffffff"];
@@ -234,26 +234,26 @@ mod tests {
     /// A file's name lasts when its directory is synced after it was given, and
     /// that of a directory when the one above is.
     #[test]
-    fn every_name_is_there_when_its_directory_is_synced() {
+    fn directories_are_synced_after_linking() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("a/b");
         let mut synced = Vec::new();
         let mut create = || {
             synced.clear();
             let sync = |directory: &Path| {
-                assert!(KIND.path(&state).exists(), "too early");
+                assert!(FILE.path(&state).exists(), "too early");
                 synced.push(directory.to_owned());
                 sync_directory(directory)
             };
-            create_once(&state, KIND.name, b"x", sync).unwrap();
+            create_once(&state, FILE.name, b"x", sync).unwrap();
             synced.clone()
         };
         assert_eq!(create(), [state.clone(), folder.path().join("a"), folder.path().to_owned()]);
         // another process may have made it, and not be that far
         assert_eq!(create(), std::slice::from_ref(&state));
         let refuse = |_: &Path| Err(io::ErrorKind::StorageFull.into());
-        let refused = create_once(&state, KIND.name, b"x", refuse);
-        assert!(matches!(refused, Err(OwnedFileError::Io { .. })), "{refused:?}");
+        let refused = create_once(&state, FILE.name, b"x", refuse);
+        assert!(matches!(refused, Err(SecretFileError::Io { .. })), "{refused:?}");
         sync_directory(Path::new("")).unwrap();
     }
 }

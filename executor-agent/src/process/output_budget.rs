@@ -17,34 +17,34 @@ pub(super) const PROCESS_OUTPUT_MIN_BYTES: usize = 2 * PROCESS_CHUNK_LARGE_MAX_B
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Retention {
-    kept: AtomicUsize,
-    most: usize,
+pub(crate) struct OutputBudget {
+    used: AtomicUsize,
+    max: usize,
 }
 
-impl Retention {
-    pub(super) fn new(most: usize) -> Self {
-        Self { kept: AtomicUsize::new(0), most }
+impl OutputBudget {
+    pub(super) fn new(max: usize) -> Self {
+        Self { used: AtomicUsize::new(0), max }
     }
 
     /// Notes that a log keeps `bytes` more.
     pub(super) fn add(&self, bytes: usize) {
-        self.kept.fetch_add(bytes, Relaxed);
+        self.used.fetch_add(bytes, Relaxed);
     }
 
     /// Notes that a log keeps `bytes` less.
     pub(super) fn sub(&self, bytes: usize) {
-        self.kept.fetch_sub(bytes, Relaxed);
+        self.used.fetch_sub(bytes, Relaxed);
     }
 
-    /// What a log whose own bound is `most` may keep now.
-    pub(super) fn capacity(&self, most: usize) -> usize {
-        let free = self.most.saturating_sub(self.kept.load(Relaxed));
-        free.max(PROCESS_OUTPUT_MIN_BYTES).min(most)
+    /// What a log whose own bound is `max` may keep now.
+    pub(super) fn capacity(&self, max: usize) -> usize {
+        let free = self.max.saturating_sub(self.used.load(Relaxed));
+        free.max(PROCESS_OUTPUT_MIN_BYTES).min(max)
     }
 }
 
-impl Default for Retention {
+impl Default for OutputBudget {
     fn default() -> Self {
         Self::new(EXECUTOR_OUTPUT_RETAINED_BYTES)
     }
@@ -55,16 +55,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_free_is_shared_and_everybody_gets_a_little() {
-        let retention = Retention::new(10 * PROCESS_OUTPUT_MIN_BYTES);
-        let most = 4 * PROCESS_OUTPUT_MIN_BYTES;
-        assert_eq!(retention.capacity(most), most);
-        retention.add(8 * PROCESS_OUTPUT_MIN_BYTES);
-        assert_eq!(retention.capacity(most), 2 * PROCESS_OUTPUT_MIN_BYTES);
-        retention.add(8 * PROCESS_OUTPUT_MIN_BYTES);
-        assert_eq!(retention.capacity(most), PROCESS_OUTPUT_MIN_BYTES);
-        assert_eq!(retention.capacity(100), 100);
-        retention.sub(16 * PROCESS_OUTPUT_MIN_BYTES);
-        assert_eq!(retention.capacity(most), most);
+    fn capacity_shrinks_to_the_minimum() {
+        let budget = OutputBudget::new(10 * PROCESS_OUTPUT_MIN_BYTES);
+        let max = 4 * PROCESS_OUTPUT_MIN_BYTES;
+        assert_eq!(budget.capacity(max), max);
+        budget.add(8 * PROCESS_OUTPUT_MIN_BYTES);
+        assert_eq!(budget.capacity(max), 2 * PROCESS_OUTPUT_MIN_BYTES);
+        budget.add(8 * PROCESS_OUTPUT_MIN_BYTES);
+        assert_eq!(budget.capacity(max), PROCESS_OUTPUT_MIN_BYTES);
+        assert_eq!(budget.capacity(100), 100);
+        budget.sub(16 * PROCESS_OUTPUT_MIN_BYTES);
+        assert_eq!(budget.capacity(max), max);
     }
 }

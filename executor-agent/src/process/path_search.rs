@@ -14,7 +14,7 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 ///
 /// # Errors
 /// As if the operating system had not found it.
-pub(super) fn find(program: &str, path: Option<&str>, cwd: &Path) -> io::Result<PathBuf> {
+pub(super) fn find_program(program: &str, path: Option<&str>, cwd: &Path) -> io::Result<PathBuf> {
     if program.contains('/') {
         return Ok(cwd.join(program));
     }
@@ -35,7 +35,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
-    fn the_first_executable_file_in_path_wins() {
+    fn first_executable_in_path_is_found() {
         let folder = tempfile::tempdir().unwrap();
         let make = |name: &str, mode: u32| {
             let path = folder.path().join(name);
@@ -50,19 +50,22 @@ mod tests {
         let here = make("here", 0o755);
         let root = folder.path().display();
         let path = format!("{root}/a:{root}/b:{root}/c");
-        assert_eq!(find("tool", Some(&path), Path::new("/")).unwrap(), right);
-        assert_eq!(find("tool", Some("c"), folder.path()).unwrap(), right);
-        assert_eq!(find("here", Some(""), folder.path()).unwrap(), here);
-        assert_eq!(find("./here", None, folder.path()).unwrap(), folder.path().join("./here"));
-        assert_eq!(find("/x/y", None, folder.path()).unwrap(), Path::new("/x/y"));
+        assert_eq!(find_program("tool", Some(&path), Path::new("/")).unwrap(), right);
+        assert_eq!(find_program("tool", Some("c"), folder.path()).unwrap(), right);
+        assert_eq!(find_program("here", Some(""), folder.path()).unwrap(), here);
+        assert_eq!(
+            find_program("./here", None, folder.path()).unwrap(),
+            folder.path().join("./here")
+        );
+        assert_eq!(find_program("/x/y", None, folder.path()).unwrap(), Path::new("/x/y"));
         for missing in ["here", "", "tool2"] {
-            let error = find(missing, Some(&path), Path::new("/")).unwrap_err();
+            let error = find_program(missing, Some(&path), Path::new("/")).unwrap_err();
             assert_eq!(error.to_string(), "No such file or directory (os error 2)");
         }
     }
 
     #[test]
-    fn without_a_path_the_usual_folders_are_searched() {
-        assert!(find("sh", None, Path::new("/")).is_ok());
+    fn default_path_is_searched_without_path() {
+        assert!(find_program("sh", None, Path::new("/")).is_ok());
     }
 }
