@@ -347,10 +347,7 @@ fn cost(amount: u64, rate: u64, seconds: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn origin() -> Instant {
-        crate::hub::test_origin()
-    }
+    use crate::testing::t0;
 
     #[test]
     fn places_are_counted_and_given_back() {
@@ -383,7 +380,7 @@ mod tests {
 
     #[test]
     fn rates_hold_readers_back() {
-        let now = origin();
+        let now = t0();
         let account = Account::new(Quota { bytes_per_second: 1000, ..Quota::UNLIMITED });
         assert_eq!(account.read(now, 1000), Duration::ZERO, "a burst");
         assert_eq!(account.read(now, 500), Duration::from_millis(500));
@@ -398,7 +395,7 @@ mod tests {
 
     #[test]
     fn handshakes_have_a_rate() {
-        let now = origin();
+        let now = t0();
         let account = Account::new(Quota { handshakes_per_minute: 6, ..Quota::UNLIMITED });
         assert_eq!((0..10).filter(|_| account.begin_handshake(now)).count(), 6);
         assert!(account.begin_handshake(now + Duration::from_secs(10)));

@@ -1,79 +1,39 @@
-//! A stream as the hub knows it: whose it is, and its two lanes.
+//! Claims: stream ids, their owners, and their two lanes.
 
-use std::collections::VecDeque;
-use std::time::Instant;
+use std::collections::HashMap;
+use std::ops::{Index, IndexMut};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rendez_proto::ids::StreamId;
-use rendez_proto::limits;
+use rendez_proto::peek::Kind;
+use slab::Slab;
 
-use crate::account::{Accounts, Level};
-use crate::hub::PortKey;
-use crate::overflow::Direction;
+use crate::account::{Account, Accounts, Level};
+use crate::handshake::HandshakeState;
+use crate::ids::{KeyFingerprint, PortKey};
+use crate::lane::{FRAME_COPY_BYTES, Lane, cost};
+use crate::overflow::{Direction, full_at};
 
-/// What a frame that waits costs besides its bytes: its place in a queue and
-/// that of its allocation.
-pub const FRAME_COST_BYTES: usize = 64;
-/// Frames up to this size are copied before they wait at all. Else each could
-/// keep a whole read buffer in memory, which nobody pays for.
-pub(crate) const FRAME_COPY_BYTES: usize = limits::FRAME_OVERHEAD_MAX_BYTES;
-/// The same for frames that wait behind others: a copy costs less than the
-/// wait.
-const FRAME_COPY_WAITING_BYTES: usize = 16 * 1024;
+/// How long a relay remembers a stream after a reset passed, for the far end's
+/// answer: a few round trips.
+pub(crate) const RESET_LINGER: Duration = Duration::from_secs(2);
 
-/// Who owns a stream id: the fingerprint of the orchestrator's static key,
-/// which its ticket carries. The same orchestrator may come back on another
-/// websocket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct KeyFingerprint(pub [u8; 32]);
-
-/// Frames of one stream that wait, one way.
-#[derive(Debug, Default)]
-pub(crate) struct Lane {
-    frames: VecDeque<Bytes>,
-    bytes: usize,
-    /// Bytes that the round robin still grants in this turn.
-    pub(crate) deficit: usize,
-    /// Whether the lane stands in its outbox's ring.
-    pub(crate) queued: bool,
-    /// Whether its source is held back because of it.
-    pub(crate) full: bool,
-}
-
-impl Lane {
-    pub(crate) fn next_len(&self) -> Option<usize> {
-        self.frames.front().map(Bytes::len)
-    }
-
-    /// What waits costs, in bytes.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.frames.is_empty()
-    }
-}
-
-/// What a frame that waits is charged with.
-pub(crate) fn cost(frame: &Bytes) -> usize {
-    frame.len() + FRAME_COST_BYTES
-}
-
-/// Where a stream's orchestrator is.
+/// The orchestrator's websocket of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Holder {
     Port(PortKey),
-    /// Its websocket is gone; the id stays its own until then.
+    /// The websocket has left; the id stays reserved until then.
     Away {
         until: Instant,
     },
-    /// Over: the claim goes when its lanes are empty.
+    /// The stream is over: the claim is removed when its lanes are empty.
     Nobody,
 }
 
-/// How far the end of a stream has come. Once it has begun, the claim does not
-/// count as one of its port's streams.
+/// The progress of a stream's end. Once it has begun, the claim does not count
+/// as one of its port's streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {
     No,
@@ -86,20 +46,7 @@ pub(crate) enum Ending {
     Over,
 }
 
-/// How far the handshake of a stream has come. See `handshakes`.
-#[derive(Debug)]
-pub(crate) enum Handshake {
-    /// None passed; the stream may have begun at another relay.
-    None,
-    /// Message 1 is here, and may not go to the executor yet.
-    Waiting { message: Bytes, since: Instant },
-    /// Message 1 went to the executor; when, the first and the last time.
-    Offered { since: Instant, at: Instant },
-    /// The executor has answered, or will not.
-    Over,
-}
-
-/// One stream id and who owns it.
+/// One stream id and its owner.
 #[derive(Debug)]
 pub(crate) struct Claim {
     pub(crate) stream: StreamId,
@@ -107,13 +54,13 @@ pub(crate) struct Claim {
     /// Whether its endpoints resend and resume (a `rendez_` profile).
     pub(crate) resends: bool,
     pub(crate) holder: Holder,
-    pub(crate) to_executor: Lane,
-    pub(crate) to_orchestrator: Lane,
+    to_executor: Lane,
+    to_orchestrator: Lane,
     /// When a stalled stream is reset.
     pub(crate) stalled_until: Option<Instant>,
     pub(crate) ending: Ending,
-    handshake: Handshake,
-    /// Those of the orchestrator's websocket, also for the way to the executor.
+    handshake: HandshakeState,
+    /// The accounts of the orchestrator's websocket, for both lanes.
     accounts: Accounts,
 }
 
@@ -137,21 +84,46 @@ impl Claim {
             to_orchestrator: Lane::default(),
             stalled_until: None,
             ending: Ending::No,
-            handshake: Handshake::None,
+            handshake: HandshakeState::None,
             accounts,
         })
+    }
+
+    /// The orchestrator's port, while it is connected.
+    pub(crate) fn port(&self) -> Option<PortKey> {
+        match self.holder {
+            Holder::Port(key) => Some(key),
+            Holder::Away { .. } | Holder::Nobody => None,
+        }
     }
 
     pub(crate) fn accounts(&self) -> &Accounts {
         &self.accounts
     }
 
-    /// Whether its bearer has memory left for a frame.
+    /// The account of the orchestrator's token.
+    pub(crate) fn token(&self) -> &Arc<Account> {
+        &self.accounts.token
+    }
+
+    /// Whether the token and the websocket have memory left for a frame.
     pub(crate) fn can_pay(&self, frame: &Bytes) -> bool {
         cost(frame) <= self.accounts.own_free_memory()
     }
 
-    /// From here on another websocket of the same orchestrator pays.
+    /// Whether a frame of this kind may wait. A handshake was paid for while it
+    /// waited for its turn. The end of a stream is owed to the other side, once,
+    /// whatever memory is left.
+    pub(crate) fn may_wait(&self, kind: Kind, frame: &Bytes) -> bool {
+        let is_paid = match kind {
+            Kind::Handshake => true,
+            Kind::Reset => self.ending == Ending::No && frame.len() <= FRAME_COPY_BYTES,
+            _ => false,
+        };
+        is_paid || self.can_pay(frame)
+    }
+
+    /// Charges everything to another websocket of the same orchestrator.
     ///
     /// # Errors
     /// The account that has no place for another stream; nothing has changed.
@@ -159,24 +131,33 @@ impl Claim {
         // First, or a stream that only moves would need two places.
         self.accounts.close_stream();
         if let Err(level) = accounts.open_stream() {
-            // Nobody else can have taken the place: its hub is locked, but for
-            // accounts that hubs share. Then the stream is one too many.
+            // The place is still free in the accounts of this hub, which is
+            // locked. In accounts that hubs share, another stream may have taken
+            // it: then there is one too many.
             self.accounts.restore_stream();
             return Err(level);
         }
-        let waiting = self.to_executor.bytes + self.to_orchestrator.bytes + self.handshake.cost();
+        let waiting =
+            self.to_executor.bytes() + self.to_orchestrator.bytes() + self.handshake.cost();
         self.accounts.sub_memory(waiting);
         accounts.add_memory(waiting);
         self.accounts = accounts;
         Ok(())
     }
 
-    pub(crate) fn handshake(&self) -> &Handshake {
+    /// Moves the stream to another port of its owner.
+    pub(crate) fn move_to(&mut self, port: PortKey) {
+        self.holder = Holder::Port(port);
+        self.ending = Ending::No;
+    }
+
+    pub(crate) fn handshake(&self) -> &HandshakeState {
         &self.handshake
     }
 
-    /// How far the handshake has come now; a message that waits is paid for.
-    pub(crate) fn set_handshake(&mut self, handshake: Handshake) -> Handshake {
+    /// Changes the state of the handshake, and charges a message that waits.
+    /// Returns the state before.
+    pub(crate) fn set_handshake(&mut self, handshake: HandshakeState) -> HandshakeState {
         self.accounts.add_memory(handshake.cost());
         let before = std::mem::replace(&mut self.handshake, handshake);
         self.accounts.sub_memory(before.cost());
@@ -184,41 +165,87 @@ impl Claim {
     }
 
     pub(crate) fn push(&mut self, direction: Direction, frame: Bytes) {
-        let lane = self.lane(direction);
-        let copied = match lane.is_empty() {
-            true => FRAME_COPY_BYTES,
-            false => FRAME_COPY_WAITING_BYTES,
-        };
-        let frame = if frame.len() <= copied { Bytes::copy_from_slice(&frame) } else { frame };
-        let cost = cost(&frame);
-        lane.bytes += cost;
-        lane.frames.push_back(frame);
+        let cost = self.lane_mut(direction).push(frame);
         self.accounts.add_memory(cost);
     }
 
     pub(crate) fn pop(&mut self, direction: Direction) -> Option<Bytes> {
-        let lane = self.lane(direction);
-        let frame = lane.frames.pop_front()?;
-        let cost = cost(&frame);
-        lane.bytes -= cost;
-        self.accounts.sub_memory(cost);
+        let frame = self.lane_mut(direction).pop()?;
+        self.accounts.sub_memory(cost(&frame));
         Some(frame)
     }
 
     /// Empties a lane; returns how many frames are lost.
     pub(crate) fn clear(&mut self, direction: Direction) -> u64 {
-        let lane = self.lane(direction);
-        let lost = lane.frames.len() as u64;
-        let bytes = std::mem::take(&mut lane.bytes);
-        lane.frames = VecDeque::new();
+        let (lost, bytes) = self.lane_mut(direction).clear();
         self.accounts.sub_memory(bytes);
         lost
     }
 
-    pub(crate) fn lane(&mut self, direction: Direction) -> &mut Lane {
+    pub(crate) fn lane(&self, direction: Direction) -> &Lane {
+        match direction {
+            Direction::ToExecutor => &self.to_executor,
+            Direction::ToOrchestrator => &self.to_orchestrator,
+        }
+    }
+
+    pub(crate) fn lane_mut(&mut self, direction: Direction) -> &mut Lane {
         match direction {
             Direction::ToExecutor => &mut self.to_executor,
             Direction::ToOrchestrator => &mut self.to_orchestrator,
+        }
+    }
+
+    /// How many bytes make a lane of this claim full.
+    pub(crate) fn full_at(&self) -> usize {
+        full_at(self.accounts.free_memory())
+    }
+
+    /// Whether a lane is full.
+    pub(crate) fn is_full(&self, direction: Direction) -> bool {
+        self.lane(direction).bytes() >= self.full_at()
+    }
+
+    /// Whether the source of a full lane may be read again. Not at the first
+    /// byte of room, so that it is not stopped and started for every message.
+    pub(crate) fn has_drained(&self, direction: Direction) -> bool {
+        let lane = self.lane(direction);
+        lane.full && lane.bytes() < self.full_at() / 2
+    }
+
+    /// Notes that a reset passes.
+    pub(crate) fn reset_passes(&mut self, direction: Direction, now: Instant) {
+        match self.ending {
+            Ending::No => self.ending = Ending::Passed { direction, until: now + RESET_LINGER },
+            Ending::Passed { direction: first, .. } if first != direction => {
+                self.ending = Ending::Over;
+            }
+            Ending::Passed { .. } | Ending::Over => {}
+        }
+    }
+
+    /// The port that reads a lane has left: drops its frames. Returns how many.
+    pub(crate) fn sink_left(&mut self, direction: Direction) -> u64 {
+        self.lane_mut(direction).queued = false;
+        self.clear(direction)
+    }
+
+    /// The port that fills a lane has left, and its count of full lanes with it.
+    pub(crate) fn source_left(&mut self, direction: Direction) {
+        self.lane_mut(direction).full = false;
+        if direction == Direction::ToOrchestrator {
+            self.stalled_until = None;
+        }
+    }
+
+    /// Ends the grace of a stream whose orchestrator is away, and the wait for an
+    /// answer to a reset.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        if matches!(self.holder, Holder::Away { until } if until <= now) {
+            self.holder = Holder::Nobody;
+        }
+        if matches!(self.ending, Ending::Passed { until, .. } if until <= now) {
+            self.ending = Ending::Over;
         }
     }
 
@@ -247,7 +274,70 @@ impl Drop for Claim {
     fn drop(&mut self) {
         self.clear(Direction::ToExecutor);
         self.clear(Direction::ToOrchestrator);
-        self.set_handshake(Handshake::Over);
+        self.set_handshake(HandshakeState::Over);
         self.accounts.close_stream();
+    }
+}
+
+/// The claims of a hub, by index and by stream id.
+#[derive(Debug, Default)]
+pub(crate) struct Claims {
+    claims: Slab<Claim>,
+    by_stream: HashMap<StreamId, usize>,
+}
+
+impl Claims {
+    pub(crate) fn len(&self) -> usize {
+        self.claims.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.claims.is_empty()
+    }
+
+    pub(crate) fn find(&self, stream: &str) -> Option<usize> {
+        self.by_stream.get(stream).copied()
+    }
+
+    pub(crate) fn get_mut(&mut self, index: usize) -> Option<&mut Claim> {
+        self.claims.get_mut(index)
+    }
+
+    pub(crate) fn insert(&mut self, claim: Claim) -> usize {
+        let stream = claim.stream.clone();
+        let index = self.claims.insert(claim);
+        self.by_stream.insert(stream, index);
+        index
+    }
+
+    pub(crate) fn remove(&mut self, index: usize) {
+        let claim = self.claims.remove(index);
+        self.by_stream.remove(claim.stream.as_str());
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Claim> {
+        self.claims.iter().map(|(_, claim)| claim)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Claim> {
+        self.claims.iter_mut().map(|(_, claim)| claim)
+    }
+
+    /// The indices of the claims for which `wanted` is true.
+    pub(crate) fn select(&self, wanted: impl Fn(&Claim) -> bool) -> Vec<usize> {
+        self.claims.iter().filter(|(_, claim)| wanted(claim)).map(|(index, _)| index).collect()
+    }
+}
+
+impl Index<usize> for Claims {
+    type Output = Claim;
+    fn index(&self, index: usize) -> &Claim {
+        &self.claims[index]
+    }
+}
+
+impl IndexMut<usize> for Claims {
+    fn index_mut(&mut self, index: usize) -> &mut Claim {
+        &mut self.claims[index]
     }
 }

@@ -26,11 +26,10 @@
 //! 7. What waits, and who is connected, is paid from [`Accounts`]; a lane may
 //!    grow only as far as it leaves as much to the others.
 //! 8. Whose handshakes fail is held back before the executor refuses everybody
-//!    (`handshakes`).
+//!    (`handshake_guard`).
 //!
 //! A shell owns the websockets. It calls, in this order: `handle_message` for
-//! what arrives, `take_refusal` if it keeps a record, `poll_transmit` while the port's socket has room,
-//! `poll_wake` after every call that changes something, `handle_timeout` at
+//! what arrives, `poll_transmit` while the port's socket has room, `poll_wake` after every call that changes something, `handle_timeout` at
 //! least every [`SWEEP_INTERVAL`].
 //!
 //! [`peek`]: rendez_proto::peek
@@ -38,23 +37,30 @@
 
 mod account;
 mod claim;
-mod handshakes;
+mod handshake;
+mod handshake_guard;
 mod hub;
+mod ids;
+mod lane;
 mod meter;
 mod outbox;
 pub mod overflow;
+mod port;
 mod refusal;
-mod routing;
 mod stats;
+#[cfg(test)]
+mod testing;
 
 use std::time::Duration;
 
 pub use account::{Account, Accounts, Level, Quota, RATE_BURST, Usage};
-pub use claim::{FRAME_COST_BYTES, KeyFingerprint};
-pub use hub::{Capabilities, Hub, JoinError, PortKey, Shared, Standing, Violation};
+pub use hub::routing::{CLAIMS_PER_EXECUTOR, STREAMS_PER_ORCHESTRATOR};
+pub use hub::{Hub, JoinError, Shared, Standing, Violation};
+pub use ids::{KeyFingerprint, PortKey};
+pub use lane::FRAME_COST_BYTES;
 pub use outbox::EXPRESS_MAX_FRAMES;
+pub use port::Capabilities;
 pub use refusal::Refusal;
-pub use routing::{CLAIMS_PER_EXECUTOR, STREAMS_PER_ORCHESTRATOR};
 pub use stats::{Dropped, Stats};
 
 /// How often [`Hub::handle_timeout`] must be called; deadlines are met to

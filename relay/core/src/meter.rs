@@ -44,15 +44,12 @@ impl Meter {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn origin() -> Instant {
-        crate::hub::test_origin()
-    }
+    use crate::testing::t0;
 
     #[test]
     fn over_a_long_time_it_is_the_rate() {
         let (meter, cost) = (Meter::default(), Duration::from_millis(10));
-        let (mut now, mut taken) = (origin(), 0);
+        let (mut now, mut taken) = (t0(), 0);
         let end = now + Duration::from_secs(60);
         while now < end {
             let wait = meter.take(now, cost, Duration::from_secs(1));
@@ -65,7 +62,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_not_taken() {
-        let (meter, now) = (Meter::default(), origin());
+        let (meter, now) = (Meter::default(), t0());
         let (cost, burst) = (Duration::from_secs(20), Duration::from_secs(60));
         let took = (0..10).filter(|_| meter.try_take(now, cost, burst)).count();
         assert_eq!(took, 3);

@@ -8,9 +8,9 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use rendez_proto::limits;
-use slab::Slab;
 
-use crate::claim::{Claim, cost};
+use crate::claim::{Claim, Claims};
+use crate::lane::cost;
 use crate::overflow::Direction;
 
 /// Acks and heartbeats that wait in one port's outbox, ahead of its lanes, each
@@ -65,7 +65,7 @@ impl Outbox {
     /// Appends to the lane of claim `index`.
     pub(crate) fn push(&mut self, index: usize, claim: &mut Claim, frame: Bytes) {
         claim.push(self.direction, frame);
-        let lane = claim.lane(self.direction);
+        let lane = claim.lane_mut(self.direction);
         if !lane.queued {
             lane.queued = true;
             lane.deficit = 0;
@@ -74,7 +74,7 @@ impl Outbox {
     }
 
     /// The next frame, and whose it was if it came out of a lane.
-    pub(crate) fn pop(&mut self, claims: &mut Slab<Claim>) -> Option<(Bytes, Option<usize>)> {
+    pub(crate) fn pop(&mut self, claims: &mut Claims) -> Option<(Bytes, Option<usize>)> {
         if let Some(frame) = self.express.pop_front() {
             self.express_bytes -= cost(&frame);
             return Some((frame, None));
@@ -86,7 +86,7 @@ impl Outbox {
                 self.ring.pop_front();
                 continue;
             };
-            let lane = claim.lane(self.direction);
+            let lane = claim.lane_mut(self.direction);
             match lane.next_len() {
                 None => {
                     lane.queued = false;
@@ -99,7 +99,7 @@ impl Outbox {
                 Some(len) => {
                     lane.deficit -= len;
                     let frame = claim.pop(self.direction)?;
-                    let lane = claim.lane(self.direction);
+                    let lane = claim.lane_mut(self.direction);
                     if lane.is_empty() {
                         lane.queued = false;
                         self.ring.pop_front();

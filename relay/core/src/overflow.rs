@@ -2,7 +2,7 @@
 
 use rendez_proto::limits;
 
-use crate::claim::FRAME_COST_BYTES;
+use crate::lane::FRAME_COST_BYTES;
 
 /// Bytes of one stream that wait in one port's outbox: a largest window, so
 /// that what a conforming sender has in flight always fits, if there is memory.

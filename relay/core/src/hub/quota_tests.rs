@@ -7,15 +7,16 @@ use rendez_proto::limits::{
     HANDSHAKE_COOLDOWN, HANDSHAKE_FAILURES, HANDSHAKE_FAILURES_PER_TOKEN, HANDSHAKE_TIMEOUT,
 };
 
-use super::tests::{Bench, OURS, STOCK, data, frame, reset_of, t0};
+use super::tests::{Bench, OURS, STOCK, data, frame, reset_of};
 use super::*;
-use crate::claim::{FRAME_COPY_BYTES, FRAME_COST_BYTES};
-use crate::handshakes::{
-    HANDSHAKE_FAILURE_RECOVERY, HANDSHAKE_FAILURES_RESERVED, HANDSHAKE_PATIENCE, HANDSHAKE_REPEAT,
-    HANDSHAKE_SUSPECTS,
+use crate::handshake::HANDSHAKE_REPEAT;
+use crate::handshake_guard::{
+    HANDSHAKE_FAILURE_RECOVERY, HANDSHAKE_FAILURES_RESERVED, HANDSHAKE_PATIENCE, HANDSHAKE_SUSPECTS,
 };
+use crate::hub::routing::STREAMS_PER_ORCHESTRATOR;
+use crate::lane::{FRAME_COPY_BYTES, FRAME_COST_BYTES};
 use crate::overflow::LANE_MIN_BYTES;
-use crate::routing::STREAMS_PER_ORCHESTRATOR;
+use crate::testing::t0;
 
 const MIB: usize = 1024 * 1024;
 
@@ -128,7 +129,7 @@ fn nobody_uses_more_memory_than_a_token_and_a_websocket_may() {
         let waiting = token.usage().memory_bytes;
         assert!((3 * MIB..6 * MIB + control).contains(&waiting), "{waiting}");
         for port in &ports {
-            let waiting = b.hub.port_mut(*port).unwrap().accounts.connection.usage().memory_bytes;
+            let waiting = b.hub.ports.get(*port).unwrap().accounts.connection.usage().memory_bytes;
             assert!(waiting <= 2 * MIB + control / 8, "{waiting}");
         }
         assert!(b.hub.stats().dropped(Dropped::Quota) > 0);
@@ -192,16 +193,15 @@ fn places_run_out_with_a_reason_and_come_back() {
     let token = Account::new(quota);
     let a = join(&mut b, 1, OURS, &token);
     let c = join(&mut b, 2, OURS, &token);
-    let refused = b.hub.join_orchestrator(fingerprint(3), OURS, token.clone());
-    assert_eq!(refused, Err(JoinError::Quota(Level::Token)));
+    let full = b.hub.join_orchestrator(fingerprint(3), OURS, token.clone());
+    assert_eq!(full, Err(JoinError::Quota(Level::Token)));
     assert_eq!(b.hub.orchestrators(), 2);
 
     b.send(a, &data("one", 1, 1));
-    b.send(c, &data("two", 1, 1));
+    let refused = refused(&mut b, c, &data("two", 1, 1));
+    assert_eq!(refused, Some(Refusal::Streams(Level::Token)));
     assert_eq!(reset_of(&b.drain(c)[0]), Some(ResetReason::Overloaded));
     assert_eq!(b.hub.stats().dropped(Dropped::Quota), 1);
-    assert_eq!(b.hub.take_refusal(), Some(Refusal::Streams(Level::Token)));
-    assert_eq!(b.hub.take_refusal(), None, "once");
     // the same stream on another websocket of its owner needs no second place
     b.hub.leave(c, t0());
     let again = join(&mut b, 1, OURS, &token);
@@ -218,8 +218,7 @@ fn places_run_out_with_a_reason_and_come_back() {
 
 /// What the next message of a stream that nobody has yet runs into.
 fn refused(b: &mut Bench, port: PortKey, message: &Bytes) -> Option<Refusal> {
-    b.send(port, message);
-    b.hub.take_refusal()
+    b.hub.handle_message(port, message.clone(), t0()).unwrap()
 }
 
 #[test]
@@ -464,10 +463,8 @@ fn nobody_is_blamed_for_an_executor_that_does_not_answer() {
         b.hub.handle_message(port, handshake(&format!("h{n}")), now + HANDSHAKE_REPEAT).unwrap();
         assert_eq!(offered(&mut b).len(), 2, "{n}");
         now += HANDSHAKE_PATIENCE;
-        match n % 2 {
-            0 => b.hub.handle_message(port, reset(&format!("h{n}")), now).unwrap(),
-            _ => b.hub.handle_message(b.executor, reset(&format!("h{n}")), now).unwrap(),
-        }
+        let from = if n % 2 == 0 { port } else { b.executor };
+        b.hub.handle_message(from, reset(&format!("h{n}")), now).unwrap();
         b.hub.leave(port, now);
         b.drain(b.executor);
     }

@@ -7,9 +7,11 @@ use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::Seq;
 
 use super::*;
+use crate::claim::RESET_LINGER;
+use crate::hub::routing::STREAMS_PER_ORCHESTRATOR;
 use crate::outbox::EXPRESS_MAX_FRAMES;
 use crate::overflow::LANE_MAX_BYTES;
-use crate::routing::{RESET_LINGER, STREAMS_PER_ORCHESTRATOR};
+use crate::testing::t0;
 
 pub(super) const STOCK: Capabilities = Capabilities { resends: false };
 pub(super) const OURS: Capabilities = Capabilities { resends: true };
@@ -20,13 +22,6 @@ fn alice() -> KeyFingerprint {
 
 fn bob() -> KeyFingerprint {
     KeyFingerprint([2; 32])
-}
-
-pub(crate) fn t0() -> Instant {
-    // The only clock in these tests: all times are offsets from it.
-    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    #[allow(clippy::disallowed_methods)]
-    *START.get_or_init(Instant::now)
 }
 
 pub(super) fn frame(stream: &str, body: Body) -> Bytes {
@@ -511,16 +506,16 @@ proptest! {
                 }
             }
             let mut waiting = 0;
-            for (_, claim) in &b.hub.claims {
-                waiting += claim.to_executor.bytes() + claim.to_orchestrator.bytes();
-                waiting += claim.handshake().cost();
-                for lane in [&claim.to_executor, &claim.to_orchestrator] {
+            for claim in b.hub.claims.iter() {
+                let lanes = [Direction::ToExecutor, Direction::ToOrchestrator];
+                let lanes = lanes.map(|direction| claim.lane(direction));
+                waiting += lanes[0].bytes() + lanes[1].bytes() + claim.handshake().cost();
+                for lane in lanes {
                     prop_assert!(lane.bytes() <= LANE_MAX_BYTES);
                 }
             }
             let express = |executor: bool| {
-                let ports = b.hub.ports.iter().map(|(_, port)| port);
-                let of_side = ports.filter(|port| (port.side == Side::Executor) == executor);
+                let of_side = b.hub.ports.iter().filter(|port| (port.side == Side::Executor) == executor);
                 of_side.map(|port| port.outbox.express_bytes()).sum::<usize>()
             };
             waiting += express(false);

@@ -37,17 +37,17 @@ impl Protocol for HubPort<'_> {
         }
         trace("received", &message);
         self.connection.traffic.count_received(message.len());
-        let (handled, refusal) = self.hub.change(|hub| {
-            let handled = hub.handle_message(self.key, message, now);
-            (handled, hub.take_refusal())
-        });
+        let refusal = self
+            .hub
+            .change(|hub| hub.handle_message(self.key, message, now))
+            .map_err(|_| Violation(CloseFrame::MALFORMED))?;
         // An orchestrator's refusals are audited, without the hub's lock.
         if let Some(refusal) = refusal
             && !self.connection.is_executor
         {
             self.guard.audit_refusal(refusal.as_str());
         }
-        handled.map_err(|_| Violation(CloseFrame::MALFORMED))
+        Ok(())
     }
 
     fn wants_read(&self) -> bool {

@@ -1,0 +1,152 @@
+//! The hub's part in handshakes: it offers, counts and ends them as its
+//! [guard](crate::handshake_guard) decides.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use rendez_proto::frame::ResetReason;
+use rendez_proto::peek::Kind;
+
+use super::Hub;
+use crate::account::Account;
+use crate::handshake::{HANDSHAKE_REPEAT, HandshakeState};
+use crate::handshake_guard::HANDSHAKE_PATIENCE;
+use crate::overflow::Direction;
+use crate::refusal::{Refusal, Refused};
+use crate::stats::Dropped;
+
+impl Hub {
+    /// Takes a handshake of an orchestrator: offers it to the executor, now or
+    /// later.
+    ///
+    /// # Errors
+    /// The reason of its refusal.
+    pub(super) fn offer(
+        &mut self,
+        index: usize,
+        message: Bytes,
+        now: Instant,
+    ) -> Result<(), Refused> {
+        let claim = &self.claims[index];
+        match *claim.handshake() {
+            // Our orchestrators repeat message 1. Executors do not count it again.
+            HandshakeState::Offered { since, at }
+                if claim.resends && now >= at + HANDSHAKE_REPEAT =>
+            {
+                if !claim.can_pay(&message) {
+                    self.stats.count_dropped(Dropped::Quota, 1);
+                    return Ok(());
+                }
+                self.set_handshake(index, HandshakeState::Offered { since, at: now });
+                self.forward(index, Direction::ToExecutor, Kind::Handshake, message, now);
+                return Ok(());
+            }
+            HandshakeState::Offered { .. } | HandshakeState::Waiting { .. } => {
+                self.stats.count_dropped(Dropped::HandshakeRepeat, 1);
+                return Ok(());
+            }
+            HandshakeState::None | HandshakeState::Over => {}
+        }
+        let accounts = claim.accounts();
+        if self.guard.is_deaf(now) {
+            return Err(Refused::guarded(Refusal::DeafExecutor));
+        }
+        if !self.guard.may_fail(claim.token(), 0, now) {
+            return Err(Refused::guarded(Refusal::FailedHandshakes));
+        }
+        accounts.begin_handshake(now).map_err(Refused::too_often)?;
+        let waiting = HandshakeState::Waiting { message, since: now };
+        if waiting.cost() > accounts.free_memory() {
+            return Err(Refused(Dropped::Quota, ResetReason::Overloaded, Some(Refusal::Memory)));
+        }
+        self.set_handshake(index, waiting);
+        self.offer_waiting(now);
+        Ok(())
+    }
+
+    /// Changes the state of a handshake, in the claim and in the guard.
+    pub(super) fn set_handshake(
+        &mut self,
+        index: usize,
+        handshake: HandshakeState,
+    ) -> HandshakeState {
+        let claim = &mut self.claims[index];
+        let before = claim.set_handshake(handshake);
+        self.guard.follow(index, &before, claim.handshake());
+        before
+    }
+
+    /// Offers as many of the handshakes that wait as may fail together.
+    pub(super) fn offer_waiting(&mut self, now: Instant) {
+        let mut place = 0;
+        while let Some(index) = self.guard.waiting(place)
+            && !self.guard.is_deaf(now)
+            && self.guard.has_room()
+        {
+            let token = self.claims[index].token();
+            if !self.guard.may_fail(token, self.offered_by(token), now) {
+                place += 1;
+                continue;
+            }
+            let offered = HandshakeState::Offered { since: now, at: now };
+            let before = self.set_handshake(index, offered);
+            if let HandshakeState::Waiting { message, .. } = before {
+                self.forward(index, Direction::ToExecutor, Kind::Handshake, message, now);
+            }
+        }
+    }
+
+    /// Handshakes of one token that are under way.
+    fn offered_by(&self, token: &Arc<Account>) -> u64 {
+        let is_its = |index: &&usize| Arc::ptr_eq(self.claims[**index].token(), token);
+        self.guard.offered().iter().filter(is_its).count() as u64
+    }
+
+    /// Follows a stream's handshake by the frames that pass.
+    pub(super) fn follow_handshake(
+        &mut self,
+        index: usize,
+        direction: Direction,
+        kind: Kind,
+        now: Instant,
+    ) {
+        match (self.claims[index].handshake(), direction, kind) {
+            (HandshakeState::Offered { .. }, Direction::ToOrchestrator, Kind::Handshake) => {
+                self.set_handshake(index, HandshakeState::Over);
+                self.offer_waiting(now);
+            }
+            (HandshakeState::Offered { .. }, _, Kind::Reset) => self.handshake_failed(index, now),
+            _ => {}
+        }
+    }
+
+    /// Ends a handshake that failed. If it was offered, the failure counts.
+    pub(super) fn handshake_failed(&mut self, index: usize, now: Instant) {
+        let before = self.set_handshake(index, HandshakeState::Over);
+        if let HandshakeState::Offered { since, .. } = before {
+            // During its cooldown an executor refuses every handshake.
+            if !self.guard.is_deaf(now) {
+                self.stats.failed_handshakes += 1;
+                let token = self.claims[index].token();
+                self.guard.failed((now < since + HANDSHAKE_PATIENCE).then_some(token), now);
+            }
+            self.offer_waiting(now);
+        }
+    }
+
+    /// Forgets all handshakes, because the executor has left.
+    pub(super) fn forget_handshakes(&mut self) {
+        self.guard.forget_all();
+        for claim in self.claims.iter_mut() {
+            claim.set_handshake(HandshakeState::Over);
+        }
+    }
+
+    /// Ends a handshake that stayed unanswered for too long.
+    pub(super) fn expire_handshake(&mut self, index: usize, now: Instant) {
+        if self.claims[index].handshake().deadline().is_some_and(|deadline| deadline <= now) {
+            self.set_handshake(index, HandshakeState::Over);
+        }
+    }
+}
