@@ -43,7 +43,7 @@ pub struct AuthorizationRequest {
     pub authorization: Bytes,
     mux: SharedMux,
     pending: Option<(Key, PendingHandshake)>,
-    gone: watch::Receiver<()>,
+    cancelled: watch::Receiver<()>,
 }
 
 impl AuthorizationRequest {
@@ -51,7 +51,7 @@ impl AuthorizationRequest {
     /// timed out, or the websocket was lost. The verdict is no longer needed.
     pub async fn cancelled(&self) {
         // its sender is dropped with the handshake, and sends no value
-        let _ = self.gone.clone().changed().await;
+        let _ = self.cancelled.clone().changed().await;
     }
 
     /// Opens the stream. Call this only after the registry has authorized
@@ -70,7 +70,7 @@ impl AuthorizationRequest {
             let mut state = self.mux.lock();
             state.pending.remove(&key);
             answer(&mut state.mux, key, pending);
-            self.mux.settle(&mut state);
+            self.mux.apply_events(&mut state);
         }
     }
 }
@@ -104,7 +104,7 @@ impl Endpoint {
             let mut state = self.mux.lock();
             let key = state.mux.connect(now(), connect)?;
             let readiness = state.add_stream(key, StreamPhase::Opening);
-            self.mux.settle(&mut state);
+            self.mux.apply_events(&mut state);
             Channel::new(self.mux.clone(), key, readiness)
         };
         channel.opened().await.map_err(OpenError::Closed)?;
@@ -123,7 +123,7 @@ impl Endpoint {
                 peer,
                 authorization,
                 pending,
-                gone,
+                cancelled,
             } => Incoming::Authorization(AuthorizationRequest {
                 stream,
                 registration,
@@ -131,7 +131,7 @@ impl Endpoint {
                 authorization,
                 mux,
                 pending: Some((key, pending)),
-                gone,
+                cancelled,
             }),
             IncomingEvent::Opened { key, readiness } => {
                 Incoming::Opened(Channel::new(mux, key, readiness))

@@ -54,7 +54,7 @@ pub(crate) enum IncomingEvent {
         authorization: Bytes,
         pending: PendingHandshake,
         /// Closes when the handshake ends.
-        gone: watch::Receiver<()>,
+        cancelled: watch::Receiver<()>,
     },
     /// A stream is open.
     Opened { key: Key, readiness: Arc<StreamReadiness> },
@@ -115,7 +115,7 @@ impl SharedMux {
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Mux) -> T) -> T {
         let mut state = self.lock();
         let result = change(&mut state.mux);
-        self.settle(&mut state);
+        self.apply_events(&mut state);
         result
     }
 
@@ -129,7 +129,7 @@ impl SharedMux {
 
     /// Handles the events of a change that was made under the lock, and wakes
     /// the pump.
-    pub(crate) fn settle(&self, state: &mut MuxState) {
+    pub(crate) fn apply_events(&self, state: &mut MuxState) {
         self.dispatch(state);
         state.wake_pump();
     }
@@ -156,7 +156,7 @@ impl SharedMux {
                     authorization,
                     pending,
                 } => {
-                    let (sender, gone) = watch::channel(());
+                    let (sender, cancelled) = watch::channel(());
                     state.pending.insert(key, sender);
                     state.incoming.push_back(IncomingEvent::Authorization {
                         key,
@@ -165,7 +165,7 @@ impl SharedMux {
                         peer,
                         authorization,
                         pending,
-                        gone,
+                        cancelled,
                     });
                     self.0.incoming.notify_one();
                 }

@@ -117,11 +117,11 @@ fn genuine(profile: Profile) -> &'static Genuine {
 }
 
 fn answer(profile: Profile, message_1: &[u8]) -> Bytes {
-    let asking = respond(profile.suite(), executor(), &prologue(profile, 0), message_1, seed(4))
+    let responder = respond(profile.suite(), executor(), &prologue(profile, 0), message_1, seed(4))
         .expect("a genuine message 1");
-    assert_eq!(asking.peer(), orchestrator().public_for(profile.suite()));
-    let proof = asking.pending().authorize();
-    asking.authorize(proof).expect("the right key").1
+    assert_eq!(responder.peer(), orchestrator().public_for(profile.suite()));
+    let proof = responder.pending().authorize();
+    responder.authorize(proof).expect("the right key").1
 }
 
 fn accepts(profile: Profile, stream: u8, message: &[u8]) -> bool {
@@ -154,16 +154,16 @@ fn second(profile: Profile, forged: Vec<Forged<'_>>) {
 fn whole(profile: Profile, authorization: &[u8], reject: bool) {
     let Some((waiting, message_1)) = start(profile, authorization) else { return };
     let read = respond(profile.suite(), executor(), &prologue(profile, 0), &message_1, seed(4));
-    let asking = read.expect("a genuine message 1");
-    assert_eq!(asking.authorization(), authorization);
+    let responder = read.expect("a genuine message 1");
+    assert_eq!(responder.authorization(), authorization);
     if reject {
-        let message_2 = asking.reject().expect("no primitive fails");
+        let message_2 = responder.reject().expect("no primitive fails");
         let keys = waiting.finish(&message_2).expect("a genuine message 2");
         assert!(!keys.payload.is_empty());
         return;
     }
-    let proof = asking.pending().authorize();
-    let (executor, message_2) = asking.authorize(proof).expect("the right key");
+    let proof = responder.pending().authorize();
+    let (executor, message_2) = responder.authorize(proof).expect("the right key");
     let orchestrator = waiting.finish(&message_2).expect("a genuine message 2");
     for (from, to) in
         [(&executor.sealer, &orchestrator.opener), (&orchestrator.sealer, &executor.opener)]

@@ -414,10 +414,10 @@ fn open_from_orchestrator(
     let key = mux.connect(now, connect).expect("a valid connect");
     let message = next_message(mux, now);
     let seed = Zeroizing::new([number; 32]);
-    let asking =
+    let responder =
         respond(suite, executor(), &prologue, &message, seed).expect("a genuine message 1");
-    let proof = asking.pending().authorize();
-    let (keys, message) = asking.authorize(proof).expect("the right key");
+    let proof = responder.pending().authorize();
+    let (keys, message) = responder.authorize(proof).expect("the right key");
     mux.handle_message(now, handshake(profile, number, message));
     (key, keys)
 }

@@ -51,7 +51,7 @@ pub(crate) fn authorized_other_key() -> Authorized {
     let peer = me.public_for(suite);
     let (_, message) =
         initiate(suite, me, peer, &prologue, b"", [1; 32].into()).expect("the keys fit");
-    let asking =
+    let responder =
         respond(suite, me, &prologue, &message, [2; 32].into()).expect("a genuine message 1");
-    asking.pending().authorize()
+    responder.pending().authorize()
 }

@@ -56,17 +56,17 @@ impl Mux {
         Ok(self.insert(Stream::connecting(stream, profile, connecting)))
     }
 
-    /// Accepts a peer. `proof` must come from the handshake that
+    /// Accepts a peer. `authorized` must come from the handshake that
     /// [`Event::AuthorizationNeeded`] reported; with the proof of another key
     /// the peer is refused. Does nothing if the stream no longer waits for a
     /// verdict.
-    pub fn authorize(&mut self, now: Instant, key: Key, proof: Authorized) {
+    pub fn authorize(&mut self, now: Instant, key: Key, authorized: Authorized) {
         let Some(slot) = self.find(key) else { return };
         let (socket, entry) = (self.socket, &mut self.streams[slot]);
         if !entry.stream.is_authorizing() {
             return;
         }
-        match entry.stream.authorize(now, proof, socket, &self.reliable_config) {
+        match entry.stream.authorize(now, authorized, socket, &self.reliable_config) {
             Ok(message_2) => {
                 self.stats.opened += 1;
                 self.events.push_back(Event::Opened { key });
@@ -182,12 +182,12 @@ impl Mux {
 
     pub(super) fn handle_message_1(&mut self, now: Instant, slot: usize, message: &[u8]) {
         let profile = self.streams[slot].stream.profile;
-        let mut again = HandshakeReply::None;
+        let mut reply = HandshakeReply::None;
         self.with(now, slot, |stream, _, _| {
-            again = stream.handle_message_1(message)?;
+            reply = stream.handle_message_1(message)?;
             Ok(())
         });
-        if again == HandshakeReply::Refuse {
+        if reply == HandshakeReply::Refuse {
             let wire = reset(&self.streams[slot].stream.id, refusal(profile));
             self.queue(wire);
         }

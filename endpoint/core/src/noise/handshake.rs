@@ -216,9 +216,12 @@ impl AwaitingAuthorization {
     /// Completes the handshake. Returns the keys, and message 2 to send.
     ///
     /// # Errors
-    /// [`HandshakeError::WrongPeer`] if `proof` belongs to another key.
-    pub fn authorize(mut self, proof: Authorized) -> Result<(Established, Bytes), HandshakeError> {
-        if proof.fingerprint != self.peer.fingerprint() {
+    /// [`HandshakeError::WrongPeer`] if `authorized` belongs to another key.
+    pub fn authorize(
+        mut self,
+        authorized: Authorized,
+    ) -> Result<(Established, Bytes), HandshakeError> {
+        if authorized.fingerprint != self.peer.fingerprint() {
             return Err(HandshakeError::WrongPeer);
         }
         let message = self.noise.write(&[])?;
@@ -308,7 +311,7 @@ mod tests {
 
     struct Pair {
         waiting: AwaitingResponse,
-        asking: AwaitingAuthorization,
+        responder: AwaitingAuthorization,
         message_1: Bytes,
     }
 
@@ -322,22 +325,22 @@ mod tests {
         let key = peer.public_for(suite);
         let (waiting, message_1) =
             initiate(suite, &me, key, &prologue, authorization, seed(3)).unwrap();
-        let asking = respond(suite, &peer, &prologue, &message_1, seed(4)).unwrap();
-        assert_eq!(asking.peer(), me.public_for(suite));
-        assert_eq!(asking.authorization(), authorization);
-        Pair { waiting, asking, message_1 }
+        let responder = respond(suite, &peer, &prologue, &message_1, seed(4)).unwrap();
+        assert_eq!(responder.peer(), me.public_for(suite));
+        assert_eq!(responder.authorization(), authorization);
+        Pair { waiting, responder, message_1 }
     }
 
-    fn authorized(asking: &AwaitingAuthorization) -> Authorized {
-        asking.pending().authorize()
+    fn authorized(responder: &AwaitingAuthorization) -> Authorized {
+        responder.pending().authorize()
     }
 
     #[test]
     fn suites_agree_on_keys_in_both_directions() {
         for profile in Profile::ALL {
-            let Pair { waiting, asking, .. } = pair(profile, b"auth-1");
-            let proof = authorized(&asking);
-            let (executor, message_2) = asking.authorize(proof).unwrap();
+            let Pair { waiting, responder, .. } = pair(profile, b"auth-1");
+            let proof = authorized(&responder);
+            let (executor, message_2) = responder.authorize(proof).unwrap();
             let orchestrator = waiting.finish(&message_2).unwrap();
             assert!(orchestrator.payload.is_empty());
             for (from, to) in
@@ -359,15 +362,15 @@ mod tests {
     #[test]
     fn handshake_message_lengths_match_the_contract() {
         for authorization in [&b""[..], &[b'a'; 100], &[b'a'; 4096]] {
-            let Pair { asking, message_1, .. } = pair(Profile::NoiseHybridIkV1, authorization);
+            let Pair { responder, message_1, .. } = pair(Profile::NoiseHybridIkV1, authorization);
             assert_eq!(message_1.len(), 3568 + authorization.len());
-            let proof = authorized(&asking);
-            assert_eq!(asking.authorize(proof).unwrap().1.len(), 3424);
+            let proof = authorized(&responder);
+            assert_eq!(responder.authorize(proof).unwrap().1.len(), 3424);
         }
-        let Pair { asking, message_1, .. } = pair(Profile::RendezIkV1, b"");
+        let Pair { responder, message_1, .. } = pair(Profile::RendezIkV1, b"");
         assert_eq!(message_1.len(), 96);
-        let proof = authorized(&asking);
-        assert_eq!(asking.authorize(proof).unwrap().1.len(), 48);
+        let proof = authorized(&responder);
+        assert_eq!(responder.authorize(proof).unwrap().1.len(), 48);
     }
 
     /// The same seed gives the same transcript: the bytes of every suite are
@@ -389,9 +392,9 @@ mod tests {
             ),
             (Profile::RendezIkV1, ["460cb8e472280921", "fcdb7f750bc78533", "573a9dc5264ee7e3"]),
         ] {
-            let Pair { asking, message_1, .. } = pair(profile, b"auth-1");
-            let proof = authorized(&asking);
-            let (keys, message_2) = asking.authorize(proof).unwrap();
+            let Pair { responder, message_1, .. } = pair(profile, b"auth-1");
+            let proof = authorized(&responder);
+            let (keys, message_2) = responder.authorize(proof).unwrap();
             let record = keys.sealer.seal(0, b"", b"hello").unwrap();
             assert_eq!(
                 [digest(&message_1), digest(&message_2), digest(&record)],
@@ -404,9 +407,9 @@ mod tests {
     #[test]
     fn genuine_message_2_counts_after_damaged_ones() {
         for profile in Profile::ALL {
-            let Pair { mut waiting, asking, .. } = pair(profile, b"");
-            let proof = authorized(&asking);
-            let (_, message_2) = asking.authorize(proof).unwrap();
+            let Pair { mut waiting, responder, .. } = pair(profile, b"");
+            let proof = authorized(&responder);
+            let (_, message_2) = responder.authorize(proof).unwrap();
             for at in [0, message_2.len() / 2, message_2.len() - 1] {
                 let mut damaged = message_2.to_vec();
                 damaged[at] ^= 1;
@@ -458,16 +461,19 @@ mod tests {
     #[test]
     fn authorization_of_another_key_is_refused() {
         let profile = Profile::RendezHybridIkV1;
-        let asking = pair(profile, b"").asking;
-        let other = pair_of(profile, identity(7), b"").asking;
-        assert_eq!(asking.authorize(authorized(&other)).map(drop), Err(HandshakeError::WrongPeer));
+        let responder = pair(profile, b"").responder;
+        let other = pair_of(profile, identity(7), b"").responder;
+        assert_eq!(
+            responder.authorize(authorized(&other)).map(drop),
+            Err(HandshakeError::WrongPeer)
+        );
     }
 
     #[test]
     fn rejected_credentials_arrive_as_payload() {
         for profile in Profile::ALL {
-            let Pair { waiting, asking, .. } = pair(profile, b"");
-            let answer = waiting.finish(&asking.reject().unwrap()).unwrap();
+            let Pair { waiting, responder, .. } = pair(profile, b"");
+            let answer = waiting.finish(&responder.reject().unwrap()).unwrap();
             assert_eq!(answer.payload, AUTHENTICATION_REJECTED);
         }
     }

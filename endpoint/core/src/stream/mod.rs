@@ -129,12 +129,12 @@ impl Stream {
     pub(crate) fn authorize(
         &mut self,
         now: Instant,
-        proof: Authorized,
+        authorized: Authorized,
         socket: bool,
         config: &ReliableConfig,
     ) -> Result<Option<Bytes>, HandshakeError> {
         let Some(authorizing) = self.take_authorizing() else { return Ok(None) };
-        let (keys, message) = authorizing.handshake.authorize(proof)?;
+        let (keys, message) = authorizing.handshake.authorize(authorized)?;
         let message_2 = self.message_2(message);
         let (open, once) = if self.profile.is_reliable() {
             let open =

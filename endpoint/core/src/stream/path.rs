@@ -39,7 +39,7 @@ impl PathState {
     }
 
     /// Starts probing because the relay reports that the peer is away.
-    pub(super) fn peer_gone(&mut self, now: Instant, grace: Duration, rto: &Rto) {
+    pub(super) fn on_peer_away(&mut self, now: Instant, grace: Duration, rto: &Rto) {
         if self.is_up() {
             let probe = Probe::after(now, rto);
             *self = PathState::Probing { until: now + grace, probe };

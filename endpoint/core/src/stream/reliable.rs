@@ -294,7 +294,7 @@ impl Reliable {
                 if self.is_announced() {
                     return Err(StreamEnd { why: Closed::Finished, reset: None });
                 }
-                self.path.peer_gone(now, self.grace, self.send.rto());
+                self.path.on_peer_away(now, self.grace, self.send.rto());
                 Ok(())
             }
             // The peer may have lost the stream: probe it. This answer to a

@@ -244,8 +244,8 @@ fn authenticated_misbehaviour_ends_the_stream() {
         pair.deliver_to_executor([Frame::bare(stream(STREAM), body).encode()]);
         let why = closed(pair.executor_events());
         assert_eq!(why, expected.map(Closed::PeerMisbehaved));
-        let told = kinds(&pair.drain_executor());
-        assert_eq!(told.len(), usize::from(expected.is_some()));
+        let reset = kinds(&pair.drain_executor());
+        assert_eq!(reset.len(), usize::from(expected.is_some()));
     }
 }
 

@@ -323,7 +323,7 @@ fn eight_failures_start_a_ten_second_cooldown() {
 #[test]
 fn executor_limits_pending_handshakes_and_streams() {
     let mut pair = pair();
-    let mut asking = Vec::new();
+    let mut pending_events = Vec::new();
     for n in 0..=STREAMS_PER_EXECUTOR {
         if n < STREAMS_PER_EXECUTOR {
             pair.connect(&format!("s{n}"), Profile::RendezIkV1);
@@ -334,11 +334,11 @@ fn executor_limits_pending_handshakes_and_streams() {
         }
         let wires = pair.drain_orchestrator();
         pair.deliver_to_executor(wires);
-        asking.extend(pair.executor_events());
-        if asking.len() == 32 && n != 32 {
+        pending_events.extend(pair.executor_events());
+        if pending_events.len() == 32 && n != 32 {
             continue; // let one more come while 32 wait
         }
-        for event in asking.drain(..) {
+        for event in pending_events.drain(..) {
             if let Event::AuthorizationNeeded { key, pending, .. } = event {
                 pair.executor.authorize(pair.now, key, pending.authorize());
             }

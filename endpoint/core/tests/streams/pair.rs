@@ -35,9 +35,9 @@ pub(crate) fn authorized_elsewhere(who: &Identity) -> Authorized {
     let (_, message) =
         noise::initiate(suite, who, executor.public(), &prologue, b"", [8; 32].into())
             .expect("the keys fit");
-    let asking = noise::respond(suite, &executor, &prologue, &message, [9; 32].into())
+    let responder = noise::respond(suite, &executor, &prologue, &message, [9; 32].into())
         .expect("a genuine message 1");
-    asking.pending().authorize()
+    responder.pending().authorize()
 }
 
 /// An unauthenticated reset, as relays send them.

@@ -63,7 +63,7 @@ pub(crate) struct World {
     last_record: Option<Frame>,
     pub(crate) log: Vec<String>,
     executor_key: Identity,
-    quiet: bool,
+    faults_over: bool,
 }
 
 struct Node {
@@ -145,7 +145,7 @@ impl World {
             last_record: None,
             log: Vec::new(),
             executor_key,
-            quiet: false,
+            faults_over: false,
         };
         for end in 0..world.ends.len() {
             world.plan(0, ScheduledEvent::Reconnect { end });
@@ -168,7 +168,7 @@ impl World {
             assert!(self.elapsed() < 3_600_000, "stuck:\n{}", self.tail());
         }
         // every stream ends on both sides, including leftover ones
-        self.quiet = true;
+        self.faults_over = true;
         while self.ends.iter().any(|node| !node.conversations.is_empty()) {
             if ORCHESTRATORS.clone().all(|end| self.ends[end].conversations.is_empty()) {
                 for end in ORCHESTRATORS {
@@ -322,7 +322,7 @@ impl World {
         }
         // Damaged handshakes count as failures and start an executor's
         // cooldown; other tests cover that.
-        if !matches!(frame.body, Body::Handshake { .. }) && !self.quiet {
+        if !matches!(frame.body, Body::Handshake { .. }) && !self.faults_over {
             if self.chance(self.faults.forge) {
                 let forged = self.forge(&wire);
                 self.deliver(to, forged);

@@ -24,15 +24,15 @@ pub(super) struct End {
     id: u8,
     profile: Profile,
     /// At the executor: the index of the orchestrator's end that asked.
-    asked_by: Option<usize>,
+    connected_by: Option<usize>,
     /// Waits for the registry's verdict.
-    asking: Option<PendingHandshake>,
+    pending: Option<PendingHandshake>,
     opened: Option<Instant>,
     /// The application closed it.
     app_closed: bool,
     closed: Option<Closed>,
     /// The process died, or the peer was refused.
-    gone: bool,
+    removed: bool,
     sent: Vec<Bytes>,
     received: usize,
     /// The index of the end whose messages arrive here, after the first one.
@@ -41,7 +41,7 @@ pub(super) struct End {
 
 impl End {
     fn is_live(&self) -> bool {
-        self.closed.is_none() && !self.gone
+        self.closed.is_none() && !self.removed
     }
 }
 
@@ -80,12 +80,12 @@ impl Ends {
             key,
             id,
             profile,
-            asked_by: None,
-            asking: None,
+            connected_by: None,
+            pending: None,
             opened,
             app_closed: false,
             closed,
-            gone: false,
+            removed: false,
             sent: Vec::new(),
             received: 0,
             bound: None,
@@ -98,7 +98,7 @@ impl Ends {
         (!self.0.is_empty()).then(|| usize::from(end) % self.0.len())
     }
 
-    // ---- what applications do ----------------------------------------------------
+    // ---- operations of applications ----------------------------------------------------
 
     pub(super) fn connect(&mut self, mux: &mut Mux, now: Instant, id: u8, profile: Profile) {
         let connect = Connect {
@@ -115,26 +115,26 @@ impl Ends {
     }
 
     /// Gives the registry's verdict on one pending handshake.
-    pub(super) fn verdict(&mut self, mux: &mut Mux, now: Instant, ask: u8, say: u8) {
-        let asking: Vec<usize> =
-            (0..self.0.len()).filter(|i| self.0[*i].asking.is_some()).collect();
-        if asking.is_empty() {
+    pub(super) fn verdict(&mut self, mux: &mut Mux, now: Instant, pick: u8, choice: u8) {
+        let pending: Vec<usize> =
+            (0..self.0.len()).filter(|i| self.0[*i].pending.is_some()).collect();
+        if pending.is_empty() {
             return;
         }
-        let end = &mut self.0[asking[usize::from(ask) % asking.len()]];
-        let Some(pending) = end.asking.take() else { return };
-        match say % 16 {
+        let end = &mut self.0[pending[usize::from(pick) % pending.len()]];
+        let Some(pending) = end.pending.take() else { return };
+        match choice % 16 {
             0 => mux.refuse(now, end.key, Refusal::Denied),
             1 => mux.refuse(now, end.key, Refusal::AuthenticationRejected),
             2 => mux.authorize(now, end.key, authorized_other_key()),
             _ => return mux.authorize(now, end.key, pending.authorize()),
         }
-        end.gone = true;
+        end.removed = true;
     }
 
     /// Authorizes every pending handshake.
     pub(super) fn authorize_all(&mut self, mux: &mut Mux, now: Instant) {
-        while self.0.iter().any(|end| end.asking.is_some()) {
+        while self.0.iter().any(|end| end.pending.is_some()) {
             self.verdict(mux, now, 0, 15);
         }
     }
@@ -153,7 +153,7 @@ impl Ends {
         message[..4].copy_from_slice(&(index as u32).to_be_bytes());
         message[4..8].copy_from_slice(&(end.sent.len() as u32).to_be_bytes());
         let message = Bytes::from(message);
-        if end.gone {
+        if end.removed {
             return;
         }
         match muxes[end.side as usize].send(end.key, &message) {
@@ -186,7 +186,7 @@ impl Ends {
     /// sent.
     fn take(&mut self, muxes: &mut [Mux; 2], index: usize) -> bool {
         let end = &self.0[index];
-        if end.gone {
+        if end.removed {
             return false;
         }
         let Some(message) = muxes[end.side as usize].recv(end.key) else { return false };
@@ -206,9 +206,9 @@ impl Ends {
     /// The far ends with which this end may share a handshake.
     fn peers(&self, index: usize) -> Vec<usize> {
         match self.0[index].side {
-            Side::Executor => self.0[index].asked_by.into_iter().collect(),
+            Side::Executor => self.0[index].connected_by.into_iter().collect(),
             Side::Orchestrator => {
-                let asked = |peer: &usize| self.0[*peer].asked_by == Some(index);
+                let asked = |peer: &usize| self.0[*peer].connected_by == Some(index);
                 (0..self.0.len()).filter(asked).filter(|i| self.0[*i].opened.is_some()).collect()
             }
         }
@@ -219,22 +219,23 @@ impl Ends {
         let end = &mut self.0[index];
         if end.is_live() {
             end.app_closed = true;
-            end.asking = None;
+            end.pending = None;
             muxes[end.side as usize].close(now, end.key);
         }
     }
 
     pub(super) fn executor_restarted(&mut self) {
         for end in self.0.iter_mut().filter(|end| end.side == Side::Executor) {
-            end.gone = true;
-            end.asking = None;
+            end.removed = true;
+            end.pending = None;
         }
     }
 
-    // ---- what they hear ------------------------------------------------------------
+    // ---- events --------------------------------------------------------------------
 
     fn find(&self, side: Side, key: Key) -> usize {
-        let found = self.0.iter().position(|end| end.side == side && end.key == key && !end.gone);
+        let found =
+            self.0.iter().position(|end| end.side == side && end.key == key && !end.removed);
         found.expect("an event of a stream that never existed, or was refused")
     }
 
@@ -249,7 +250,7 @@ impl Ends {
             assert_eq!(id, stream(number), "a handshake for another stream");
             assert_eq!(&peer, orchestrator().public_for(profile.suite()));
             let end = self.add(side, key, number, profile);
-            (end.asked_by, end.asking) = (Some(from), Some(pending));
+            (end.connected_by, end.pending) = (Some(from), Some(pending));
             return;
         }
         let (Event::Opened { key }
@@ -265,7 +266,7 @@ impl Ends {
             Event::Closed { why, .. } => {
                 self.may_close(index, now, why, wire);
                 let end = &mut self.0[index];
-                (end.closed, end.asking) = (Some(why), None);
+                (end.closed, end.pending) = (Some(why), None);
             }
             Event::Readable { .. } | Event::Writable { .. } | Event::Ended { .. } => {
                 assert!(self.0[index].opened.is_some(), "not open yet");
@@ -283,7 +284,7 @@ impl Ends {
     /// Checks that this end may end for this reason.
     fn may_close(&self, index: usize, now: Instant, why: Closed, wire: &Wire) {
         let end = &self.0[index];
-        let guiltless = !matches!(
+        let not_misbehaved = !matches!(
             why,
             Closed::PeerMisbehaved(
                 Misbehaviour::AckOfUnsent
@@ -291,7 +292,7 @@ impl Ends {
                     | Misbehaviour::RecordLength
             )
         );
-        assert!(guiltless, "{why}: what no honest peer authenticates");
+        assert!(not_misbehaved, "{why}: no honest peer authenticates this");
         let Some(opened) = end.opened else { return };
         if !end.profile.is_reliable() {
             return;
@@ -314,8 +315,8 @@ impl Ends {
     /// gracefully.
     pub(super) fn all_arrived(&self) {
         for (index, end) in self.0.iter().enumerate() {
-            assert!(end.asking.is_none(), "no verdict was given");
-            if end.opened.is_none() || end.gone || !end.profile.is_reliable() {
+            assert!(end.pending.is_none(), "no verdict was given");
+            if end.opened.is_none() || end.removed || !end.profile.is_reliable() {
                 continue;
             }
             let &[peer] = self.peers(index).as_slice() else { continue };

@@ -362,11 +362,11 @@ proptest! {
                     let named = |number: u64| number <= up_to.into()
                         || (0..32).any(|bit| bits >> bit & 1 == 1 && seq(bit) == number);
                     let unsent = (next..next + 40).any(named);
-                    let told = (credit + u64::from(more)).min(u32::MAX.into()) as u32;
-                    let result = window.on_ack(Ack { up_to, bits }, told, now);
+                    let advertised = (credit + u64::from(more)).min(u32::MAX.into()) as u32;
+                    let result = window.on_ack(Ack { up_to, bits }, advertised, now);
                     prop_assert_eq!(result.is_err(), unsent);
                     if !unsent {
-                        credit = told.into();
+                        credit = advertised.into();
                         flying.retain(|number, _| !named(*number));
                     }
                 }
