@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use rendez_orchestrator::{Client, Command, Environment, EnvironmentId};
+use rendez_tests::process::usage::memory_kib;
 use rendez_tests::relay::TestRelay;
 use rendez_tests::rendez::{OurAgent, WITHIN, exec};
 use rendez_tests::stock::executor::StockExecutor;
@@ -33,9 +34,10 @@ async fn main() -> Result<()> {
     let mut ours = OurAgent::start(relay.base(), OURS, relay.executor_token()).await?;
     let mut stock = StockExecutor::start(relay.base(), STOCK, relay.executor_token()).await?;
     stock.connected(1, WITHIN).await?;
-    let idle = [ours.process().id(), stock.process().id()].map(|id| memory_kib(id, "VmRSS:"));
-    let anonymous =
-        [ours.process().id(), stock.process().id()].map(|id| memory_kib(id, "RssAnon:"));
+    let memory = |id: Option<u32>, field| memory_kib(id.context("the process has ended")?, field);
+    let processes = [ours.process().id(), stock.process().id()];
+    let idle = processes.map(|id| memory(id, "VmRSS"));
+    let anonymous = processes.map(|id| memory(id, "RssAnon"));
 
     let client = Client::new(relay.base(), relay.orchestrator_token().to_owned().into())?;
     let ids: [EnvironmentId; 2] = [OURS.parse()?, STOCK.parse()?];
@@ -159,12 +161,4 @@ fn report(what: &str, ours: Vec<Duration>, stock: Vec<Duration>) {
 
 fn size(what: &str, ours: u64, stock: u64) {
     println!("{what:44} {ours:>10} {stock:>10} {:>8.2}", ours as f64 / stock as f64);
-}
-
-fn memory_kib(id: Option<u32>, field: &str) -> Result<u64> {
-    let id = id.context("the process has ended")?;
-    let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field));
-    let line = line.with_context(|| format!("no {field} in the status of {id}"))?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use rendez_orchestrator::{Client, Command, Environment, Process};
+use rendez_tests::process::usage::memory_kib;
 use rendez_tests::rendez::{OurAgent, OurRelay};
 use tokio::task::JoinSet;
 
@@ -103,11 +104,6 @@ async fn start_and_fill(executor: &Environment) -> Result<Process> {
 }
 
 fn memory(relay: &mut OurRelay, agent: &mut OurAgent) -> Result<[u64; 3]> {
-    let of = |id: Option<u32>| -> Result<u64> {
-        let id = id.context("the process has ended")?;
-        let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        Ok(line.context("no VmRSS")?.trim().trim_end_matches(" kB").parse()?)
-    };
+    let of = |id: Option<u32>| memory_kib(id.context("the process has ended")?, "VmRSS");
     Ok([of(relay.process().id())?, of(agent.process().id())?, of(Some(std::process::id()))?])
 }

@@ -15,20 +15,22 @@
 //! grants; if that is too few, there are fewer clients, and it is said.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use parking_lot::Mutex;
 use rendez_proto::close::CloseFrame;
 use rendez_proto::limits::PING_INTERVAL;
 use rendez_proto::registry::RegisterReply;
+use rendez_tests::process::usage::{cpu_seconds, memory_kib};
 use rendez_tests::process::{Process, run};
 use rendez_tests::relay::register_request;
 use rendez_tests::rendez::{WITHIN, rendez};
+use rendez_tests::tls::Authority;
 use rendez_transport::backoff::{self, Backoff};
 use rendez_transport::dial::{DialError, dial};
 use rendez_transport::tls::{self, TlsFiles};
@@ -66,11 +68,11 @@ async fn main() -> Result<()> {
              clients and {SPARE_DESCRIPTORS} to spare; there are {count}"
         );
     }
-    let files = tempfile::tempdir()?;
-    certify(files.path())?;
-    let authorities = Some(files.path().join("ca.pem"));
+    let authority = Authority::new()?;
+    authority.issue_for("relay", "relay", (0..ADDRESSES).map(address).collect())?;
+    let authorities = Some(authority.path("ca.pem"));
     tls::configure(&TlsFiles { authorities, identity: None })?;
-    for tls in [None, Some(files.path())] {
+    for tls in [None, Some(authority.directory())] {
         measure(count, descriptors, tls).await?;
     }
     Ok(())
@@ -182,25 +184,16 @@ impl Relay {
 
     /// Resident memory in bytes.
     fn memory(&self) -> Result<u64> {
-        let status = std::fs::read_to_string(self.proc("status")?)?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib: u64 = line.context("no VmRSS")?.trim().trim_end_matches(" kB").parse()?;
-        Ok(kib * 1024)
+        Ok(memory_kib(self.id()?, "VmRSS")? * 1024)
     }
 
     /// CPU time of the process, user and system, in seconds.
     fn cpu(&self) -> Result<f64> {
-        let stat = std::fs::read_to_string(self.proc("stat")?)?;
-        // behind the name, which may hold anything, the state is the first field
-        let (_, rest) = stat.rsplit_once(')').context("no name")?;
-        let ticks: Vec<u64> =
-            rest.split_whitespace().skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
-        // Linux tells all programs of 100 ticks per second
-        Ok(ticks.iter().sum::<u64>() as f64 / 100.0)
+        cpu_seconds(self.id()?)
     }
 
-    fn proc(&self, file: &str) -> Result<String> {
-        Ok(format!("/proc/{}/{file}", self.process.id().context("the relay has ended")?))
+    fn id(&self) -> Result<u32> {
+        self.process.id().context("the relay has ended")
     }
 }
 
@@ -212,20 +205,6 @@ async fn listening(state: &Path, port: u16, flags: &[String]) -> Result<(Process
     let find = |line: &str| line.split_once("listening address=0.0.0.0:")?.1.trim().parse().ok();
     let port = process.stderr_line(WITHIN, find).await?;
     Ok((process, port))
-}
-
-/// `ca.pem` of a private authority, `relay.pem` and `relay.key` for all addresses.
-fn certify(directory: &Path) -> Result<()> {
-    let mut params = CertificateParams::new(Vec::<String>::new())?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-    let key = KeyPair::generate()?;
-    let certificate = CertificateParams::new((0..ADDRESSES).map(address).collect::<Vec<_>>())?
-        .signed_by(&key, &issuer)?;
-    std::fs::write(directory.join("ca.pem"), issuer.pem())?;
-    std::fs::write(directory.join("relay.pem"), certificate.pem())?;
-    std::fs::write(directory.join("relay.key"), key.serialize_pem())?;
-    Ok(())
 }
 
 fn address(n: usize) -> String {
@@ -289,20 +268,20 @@ impl World {
     }
 
     fn note(&self, event: Event) {
-        self.past.lock().unwrap_or_else(PoisonError::into_inner).0.push((Instant::now(), event));
+        self.past.lock().0.push((Instant::now(), event));
     }
 
     fn connects(&self) -> usize {
-        let past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        let past = self.past.lock();
         past.0.iter().filter(|(_, event)| *event == Event::Connect).count()
     }
 
     fn rate(&self, event: Event, since: Instant) -> Rate {
-        self.past.lock().unwrap_or_else(PoisonError::into_inner).rate(event, since)
+        self.past.lock().rate(event, since)
     }
 
     fn forget(&self) {
-        self.past.lock().unwrap_or_else(PoisonError::into_inner).0.clear();
+        self.past.lock().0.clear();
     }
 
     /// Waits until so many are connected, and as many have connected since

@@ -3,8 +3,10 @@
 //! This library is what those tests share. Nothing here waits without a
 //! deadline, and nothing that it starts outlives its handle.
 
+pub mod poll;
 pub mod process;
 pub mod relay;
 pub mod rendez;
 pub mod stock;
 pub mod survive;
+pub mod tls;

@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use base64::Engine as _;
@@ -37,15 +37,15 @@ use reqwest::{Method, RequestBuilder, StatusCode};
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
-use tokio::time::{interval, timeout};
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::poll::poll;
+
 /// Longest wait for anything that should happen at once.
 pub const SOON: Duration = Duration::from_secs(10);
-/// How often a counter is looked at while it is waited for.
-const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// More connections than any test opens.
 const CONNECTIONS_MAX: usize = 1000;
 
@@ -199,7 +199,17 @@ impl TestRelay {
 
     /// Asks for a way to an executor, in the Codex profile.
     pub async fn connect(&self, environment: &str, key: PublicKey) -> Result<ConnectReply> {
-        let request = self.call(environment, "connect").bearer_auth(self.orchestrator_token());
+        self.connect_with(environment, key, self.orchestrator_token()).await
+    }
+
+    /// The same, with a token of the caller's.
+    pub async fn connect_with(
+        &self,
+        environment: &str,
+        key: PublicKey,
+        token: &str,
+    ) -> Result<ConnectReply> {
+        let request = self.call(environment, "connect").bearer_auth(token);
         answer(request.json(&ConnectRequest { harness_public_key: key, rendez: None })).await
     }
 
@@ -255,18 +265,14 @@ impl TestRelay {
     /// Waits until each of `wanted` has gone up since `before`, and demands
     /// that they did by one and that nothing else did.
     pub async fn counted(&self, before: &Counters, wanted: &[Counter]) -> Result<()> {
-        let deadline = Instant::now() + SOON;
-        // A counter does not signal; some go up just after the peer was told.
-        let mut look = interval(LOOK_INTERVAL);
-        let since = loop {
-            look.tick().await;
-            let since = self.counters().since(before);
-            let all = wanted.iter().all(|counter| since.0.contains_key(counter));
-            if all || Instant::now() > deadline {
-                break since;
-            }
-        };
         let wanted: HashMap<Counter, u64> = wanted.iter().map(|counter| (*counter, 1)).collect();
+        // Some go up just after the peer got its answer.
+        let since = poll(SOON, async || {
+            let since = self.counters().since(before);
+            let all = wanted.keys().all(|counter| since.0.contains_key(counter));
+            Ok(if all { Ok(since) } else { Err(format!("{:?}, not {wanted:?}", since.0)) })
+        });
+        let since = since.await?;
         ensure!(since.0 == wanted, "counted {:?} instead of {wanted:?}", since.0);
         Ok(())
     }

@@ -2,14 +2,17 @@
 
 use std::ffi::OsStr;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rustix::process::Signal;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
+use crate::poll::poll;
 use crate::process::{Capture, IsolatedCommand, Output, Process, run, workspace_binary};
 
 /// Longest wait for one of our programs. Generous: the machine may be busy,
@@ -101,7 +104,8 @@ impl Dev {
 /// `rendez relay` on a free port. Dropping it kills it.
 pub struct OurRelay {
     process: Process,
-    state: TempDir,
+    state: PathBuf,
+    _directory: Option<TempDir>,
     address: SocketAddr,
     url: String,
 }
@@ -114,27 +118,47 @@ impl OurRelay {
 
     /// The same with more flags.
     pub async fn start_with<S: AsRef<OsStr>>(flags: impl IntoIterator<Item = S>) -> Result<Self> {
-        Self::begin("127.0.0.1:0", flags).await
+        Self::start_at("127.0.0.1:0", flags).await
     }
 
     /// The same at another address.
-    pub async fn start_at(address: &str) -> Result<Self> {
-        Self::begin(address, &[] as &[&str]).await
-    }
-
-    async fn begin<S: AsRef<OsStr>>(
-        listen: &str,
+    pub async fn start_at<S: AsRef<OsStr>>(
+        address: &str,
         flags: impl IntoIterator<Item = S>,
     ) -> Result<Self> {
-        let state = TempDir::new()?;
-        let process = relay(listen, state.path(), flags)?;
+        let directory = TempDir::new()?;
+        let relay = relay(address, directory.path(), flags)?;
+        let relay = Self::start_by(relay, directory.path()).await?;
+        Ok(Self { _directory: Some(directory), ..relay })
+    }
+
+    /// The same on a free port with this state directory.
+    pub async fn start_in<S: AsRef<OsStr>>(
+        state: &Path,
+        flags: impl IntoIterator<Item = S>,
+    ) -> Result<Self> {
+        Self::start_by(relay("127.0.0.1:0", state, flags)?, state).await
+    }
+
+    /// The same by a command that [`OurRelay::command`] made for this state.
+    pub async fn start_by(command: IsolatedCommand, state: &Path) -> Result<Self> {
+        let process = Process::spawn(command)?;
         let address = listening(&process, "listening address=").await?;
-        Ok(Self { process, state, address, url: format!("http://{address}") })
+        let (state, url) = (state.to_owned(), format!("http://{address}"));
+        Ok(Self { process, state, _directory: None, address, url })
+    }
+
+    /// The command that starts a relay on a free port.
+    pub fn command<S: AsRef<OsStr>>(
+        state: &Path,
+        flags: impl IntoIterator<Item = S>,
+    ) -> Result<IsolatedCommand> {
+        relay("127.0.0.1:0", state, flags)
     }
 
     /// Starts it again, where it was, after its process has ended.
     pub async fn start_again(&mut self) -> Result<()> {
-        let state = self.state.path().to_owned();
+        let state = self.state.clone();
         self.start_again_on(&state, &[] as &[&str]).await
     }
 
@@ -144,7 +168,7 @@ impl OurRelay {
         state: &Path,
         flags: impl IntoIterator<Item = S>,
     ) -> Result<()> {
-        self.process = relay(&self.address.to_string(), state, flags)?;
+        self.process = Process::spawn(relay(&self.address.to_string(), state, flags)?)?;
         listening(&self.process, "listening address=").await.map(drop)
     }
 
@@ -156,7 +180,7 @@ impl OurRelay {
 
     /// Its state directory.
     pub fn state(&self) -> &Path {
-        self.state.path()
+        &self.state
     }
 
     /// Its URL, if it does not speak TLS.
@@ -172,6 +196,36 @@ impl OurRelay {
     /// Where it listens for operators, if it was told to.
     pub async fn operators(&self) -> Result<SocketAddr> {
         listening(&self.process, "listening for operators address=").await
+    }
+
+    /// The body of `/metrics` on the admin listener.
+    pub async fn metrics(&self) -> Result<String> {
+        let mut tcp = TcpStream::connect(self.operators().await?).await?;
+        tcp.write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await?;
+        let mut response = String::new();
+        tcp.read_to_string(&mut response).await?;
+        Ok(response)
+    }
+
+    /// Waits until `/metrics` contains this line.
+    pub async fn metric(&self, line: &str) -> Result<()> {
+        poll(WITHIN, async || {
+            let metrics = self.metrics().await?;
+            let found = metrics.lines().any(|found| found == line);
+            let log = self.process.stderr();
+            Ok(if found {
+                Ok(())
+            } else {
+                Err(format!("no {line:?} in\n{metrics}\n{}", log.text()))
+            })
+        })
+        .await
+    }
+
+    /// Waits until it logs a line that contains `text`.
+    pub async fn logs(&self, text: &str) -> Result<()> {
+        let line = self.process.stderr_line(WITHIN, |line| line.contains(text).then_some(()));
+        line.await.with_context(|| format!("{text:?} was not logged"))
     }
 
     /// Its process.
@@ -192,7 +246,7 @@ impl OurRelay {
     /// What a `rendez` command on its state directory says.
     pub async fn administer(&self, args: &[&str]) -> Result<String> {
         let mut command = rendez()?;
-        command.args(args).arg("--state").arg(self.state.path());
+        command.args(args).arg("--state").arg(&self.state);
         let output = run(command, b"", WITHIN).await?;
         anyhow::ensure!(output.status.success(), "{}", output.stderr_text());
         Ok(output.stdout_text().trim().to_owned())
@@ -203,10 +257,10 @@ fn relay<S: AsRef<OsStr>>(
     listen: &str,
     state: &Path,
     flags: impl IntoIterator<Item = S>,
-) -> Result<Process> {
+) -> Result<IsolatedCommand> {
     let mut command = rendez()?;
     command.args(["relay", "--listen", listen, "--log", "info", "--state"]).arg(state).args(flags);
-    Process::spawn(command)
+    Ok(command)
 }
 
 async fn listening(relay: &Process, says: &str) -> Result<SocketAddr> {

@@ -1,28 +1,26 @@
 //! Certificates that the relay gets by itself: an ACME server that looks at
 //! every proof, and clients that trust its authority and nobody else.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use rendez_tests::process::{Process, run};
-use rendez_tests::rendez::{WITHIN, rendez};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ProtocolVersion, RootCertStore};
+use rendez_tests::process::run;
+use rendez_tests::rendez::{OurRelay, WITHIN, rendez};
+use rendez_tests::tls::{connect, livez};
+use rustix::process::Signal;
+use rustls::ProtocolVersion;
+use rustls::pki_types::ServerName;
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-#[path = "acme/authority.rs"]
-mod authority;
+#[path = "acme/issuance.rs"]
+mod issuance;
 #[path = "acme/jws.rs"]
 mod jws;
 #[path = "acme/proof.rs"]
@@ -30,23 +28,17 @@ mod proof;
 #[path = "acme/server.rs"]
 mod server;
 
-use authority::Life;
+use issuance::Life;
 use proof::ALPN;
 use server::{Refusal, Server};
 
-/// How often a condition outside of this process is looked at.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 const DOMAIN: &str = "relay.test";
 const OTHER_DOMAIN: &str = "other.relay.test";
 const CONTACT: &str = "ops@relay.test";
 const HTTP: &[u8] = b"http/1.1";
 
 /// `rendez relay` on a free port, with its certificate from a server.
-struct Relay {
-    process: Process,
-    public: SocketAddr,
-    admin: SocketAddr,
-}
+struct Relay(OurRelay);
 
 impl Relay {
     /// Names lead to it from then on.
@@ -55,92 +47,36 @@ impl Relay {
     }
 
     async fn start_for(server: &Server, state: &Path, domains: &str) -> Result<Self> {
-        let mut command = rendez()?;
-        command
-            .args(["relay", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
-            .args(["--log", "info", "--acme-domains", domains, "--acme-terms-agreed", "true"])
-            .args(["--acme-contact", CONTACT, "--acme-retry", "50ms"])
+        let root = server.authority().path("ca.pem");
+        let directory = server.directory();
+        let flags = ["--admin-listen", "127.0.0.1:0", "--acme-domains", domains]
+            .into_iter()
+            .chain(["--acme-terms-agreed", "true", "--acme-contact", CONTACT])
+            .chain(["--acme-retry", "50ms", "--acme-directory", &directory])
             // what is written is taken up without a look
-            .args(["--tls-reload-every", "1h"])
-            .args(["--acme-directory", &server.directory(), "--acme-root"])
-            .arg(server.root())
-            .arg("--state")
-            .arg(state);
-        let process = Process::spawn(command)?;
-        let public = address(&process, "listening address=").await?;
-        let admin = address(&process, "listening for operators address=").await?;
-        server.names_lead_to(public);
-        Ok(Self { process, public, admin })
-    }
-
-    /// Waits until a metric has this value.
-    async fn metric(&self, line: &str) -> Result<()> {
-        let deadline = Instant::now() + WITHIN;
-        let mut look = tokio::time::interval(LOOK_INTERVAL);
-        loop {
-            look.tick().await;
-            let answer = self.metrics().await?;
-            if answer.lines().any(|found| found == line) {
-                return Ok(());
-            }
-            let log = self.process.stderr().text();
-            ensure!(Instant::now() < deadline, "no line {line:?} in\n{answer}\n{log}");
-        }
-    }
-
-    async fn metrics(&self) -> Result<String> {
-        let mut tcp = TcpStream::connect(self.admin).await?;
-        tcp.write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await?;
-        let mut answer = String::new();
-        tcp.read_to_string(&mut answer).await?;
-        Ok(answer)
-    }
-
-    async fn said(&self, words: &str) -> Result<()> {
-        let said = self.process.stderr_line(WITHIN, |line| line.contains(words).then_some(()));
-        said.await.with_context(|| format!("nothing of {words:?}"))
+            .chain(["--tls-reload-every", "1h", "--acme-root"])
+            .map(OsStr::new)
+            .chain([root.as_os_str()]);
+        let relay = OurRelay::start_in(state, flags).await?;
+        server.names_lead_to(relay.address());
+        Ok(Self(relay))
     }
 
     /// A connection of a client that trusts the server's authority.
     async fn dial(&self, server: &Server) -> Result<TlsStream<TcpStream>> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(server.root())?)?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let mut config = server.authority().client_config(None)?;
         config.alpn_protocols = vec![HTTP.to_vec()];
-        let tcp = TcpStream::connect(self.public).await?;
-        let tls = TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(DOMAIN)?, tcp);
-        Ok(tokio::time::timeout(WITHIN, tls).await??)
+        connect(config, self.0.address(), ServerName::try_from(DOMAIN)?).await
     }
-}
 
-async fn address(process: &Process, before: &str) -> Result<SocketAddr> {
-    let found = process.stderr_line(WITHIN, |line| {
-        let (_, address) = line.split_once(before)?;
-        address.trim().parse().ok()
-    });
-    found.await.with_context(|| format!("no line with {before:?}"))
+    async fn stop(mut self) -> Result<()> {
+        self.0.stop(Signal::TERM).await.map(drop)
+    }
 }
 
 fn certificate(stream: &TlsStream<TcpStream>) -> Result<Vec<u8>> {
     let chain = stream.get_ref().1.peer_certificates().context("it showed one")?;
     Ok(chain[0].to_vec())
-}
-
-/// One request on an open connection.
-async fn livez(stream: &mut TlsStream<TcpStream>) -> Result<()> {
-    stream.write_all(b"GET /livez HTTP/1.1\r\nhost: relay\r\n\r\n").await?;
-    let mut answer = Vec::new();
-    let whole = async {
-        while !answer.ends_with(b"ok\n") {
-            ensure!(stream.read_buf(&mut answer).await? > 0, "closed after {answer:?}");
-        }
-        Ok(())
-    };
-    tokio::time::timeout(WITHIN, whole).await?
 }
 
 /// All files below a folder, with their permissions.
@@ -160,14 +96,14 @@ fn files(folder: &Path) -> Result<Vec<(PathBuf, u32)>> {
 async fn a_certificate_is_had_served_and_kept_over_a_restart() -> Result<()> {
     let (server, state) = (Server::start().await?, tempfile::tempdir()?);
     let relay = Relay::start_for(&server, state.path(), "relay.test Other.Relay.test.").await?;
-    relay.said("there is no certificate yet").await?;
+    relay.0.logs("there is no certificate yet").await?;
     server.ready(2).await?;
     assert!(relay.dial(&server).await.is_err(), "there is nothing to show yet");
-    relay.metric("rendez_tls_handshakes_total{result=\"no_certificate\"} 1").await?;
+    relay.0.metric("rendez_tls_handshakes_total{result=\"no_certificate\"} 1").await?;
 
     server.let_look(2);
-    relay.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
-    relay.metric("rendez_acme_orders_total{result=\"ok\"} 1").await?;
+    relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
+    relay.0.metric("rendez_acme_orders_total{result=\"ok\"} 1").await?;
     let mut stream = relay.dial(&server).await?;
     livez(&mut stream).await?;
     assert_eq!(stream.get_ref().1.protocol_version(), Some(ProtocolVersion::TLSv1_3));
@@ -177,28 +113,28 @@ async fn a_certificate_is_had_served_and_kept_over_a_restart() -> Result<()> {
     let kept = files(&state.path().join("acme"))?;
     assert_eq!(kept.len(), 2, "{kept:?}");
     assert!(kept.iter().all(|(_, mode)| *mode == 0o600), "{kept:?}");
-    relay.metric("rendez_tls_handshakes_total{result=\"proof\"} 2").await?;
-    relay.process.stop(WITHIN).await?;
+    relay.0.metric("rendez_tls_handshakes_total{result=\"proof\"} 2").await?;
+    relay.stop().await?;
 
     let again = Relay::start_for(&server, state.path(), "relay.test other.relay.test").await?;
     let mut stream = again.dial(&server).await?;
     livez(&mut stream).await?;
     assert_eq!(certificate(&stream)?, first);
     let next = "rendez_acme_next_order_seconds ";
-    let metrics = again.metrics().await?;
+    let metrics = again.0.metrics().await?;
     let next = metrics.lines().find_map(|line| line.strip_prefix(next)?.parse::<i64>().ok());
     let not_after = "rendez_tls_certificate_not_after_seconds ";
     let ends = metrics.lines().find_map(|line| line.strip_prefix(not_after)?.parse::<i64>().ok());
     let left = ends.context("it ends")? - next.context("it is renewed")?;
     assert!((29..32).contains(&(left / (24 * 3600))), "a third of 90 days is left, not {left} s");
     assert_eq!(server.made(), (1, 1), "nothing is ordered");
-    again.process.stop(WITHIN).await?;
+    again.stop().await?;
 
     // another name: what is kept serves until there is one for both
     let more = Relay::start_for(&server, state.path(), "relay.test third.relay.test").await?;
     assert_eq!(certificate(&more.dial(&server).await?)?, first);
     server.let_look(2);
-    more.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
+    more.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
     assert_ne!(certificate(&more.dial(&server).await?)?, first);
     assert_eq!(server.made(), (1, 2), "by the same account");
     assert_eq!(server.complaints(), [""; 0]);
@@ -210,9 +146,9 @@ async fn proofs_are_shown_while_they_are_pending_and_to_nobody_else() -> Result<
     let (server, state) = (Server::start().await?, tempfile::tempdir()?);
     let relay = Relay::start(&server, state.path()).await?;
     server.ready(1).await?;
-    let look = |name, alpn: &'static [&'static [u8]]| proof::shown(relay.public, name, alpn);
-    proof::check(relay.public, DOMAIN, &server.digest(0)?).await?;
-    assert!(proof::check(relay.public, DOMAIN, &[0; 32]).await.is_err(), "the check checks");
+    let look = |name, alpn: &'static [&'static [u8]]| proof::shown(relay.0.address(), name, alpn);
+    proof::check(relay.0.address(), DOMAIN, &server.digest(0)?).await?;
+    assert!(proof::check(relay.0.address(), DOMAIN, &[0; 32]).await.is_err(), "the check checks");
     look("RELAY.test", &[ALPN]).await?;
     for name in [OTHER_DOMAIN, "x.relay.test", "127.0.0.1"] {
         assert!(look(name, &[ALPN]).await.is_err(), "{name} is not pending");
@@ -222,9 +158,9 @@ async fn proofs_are_shown_while_they_are_pending_and_to_nobody_else() -> Result<
     assert!(look(DOMAIN, &[]).await.is_err());
 
     server.let_look(1);
-    relay.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
+    relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
     assert!(look(DOMAIN, &[ALPN]).await.is_err(), "nothing is pending any more");
-    livez(&mut relay.dial(&server).await?).await
+    livez(&mut relay.dial(&server).await?).await.map(drop)
 }
 
 #[tokio::test]
@@ -235,7 +171,7 @@ async fn a_certificate_is_renewed_and_open_connections_stay() -> Result<()> {
     server.next_life(Life { over: day * 2, left: day + Duration::from_secs(9) / 2 });
     server.let_look(1);
     let relay = Relay::start(&server, state.path()).await?;
-    relay.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
+    relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
     let mut open = relay.dial(&server).await?;
     livez(&mut open).await?;
     let first = certificate(&open)?;
@@ -244,8 +180,8 @@ async fn a_certificate_is_renewed_and_open_connections_stay() -> Result<()> {
     livez(&mut open).await?;
     assert_eq!(certificate(&relay.dial(&server).await?)?, first, "it serves until then");
     server.let_look(1);
-    relay.metric("rendez_tls_reloads_total{result=\"ok\"} 2").await?;
-    relay.metric("rendez_acme_orders_total{result=\"ok\"} 2").await?;
+    relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 2").await?;
+    relay.0.metric("rendez_acme_orders_total{result=\"ok\"} 2").await?;
     assert_ne!(certificate(&relay.dial(&server).await?)?, first);
     livez(&mut open).await?;
     assert_eq!(server.made(), (1, 2), "by the same account");
@@ -259,15 +195,15 @@ async fn refusals_are_told_and_tried_again() -> Result<()> {
     server.refuse(Refusal::new(403, "rejectedIdentifier", "not for the likes of you"));
     server.refuse(Refusal::new(429, "rateLimited", "one at a time"));
     let relay = Relay::start(&server, state.path()).await?;
-    relay.said("not for the likes of you").await?;
-    relay.said("one at a time").await?;
+    relay.0.logs("not for the likes of you").await?;
+    relay.0.logs("one at a time").await?;
     server.ready(1).await?;
-    relay.metric("rendez_acme_orders_failed_in_a_row 2").await?;
-    relay.metric("rendez_acme_orders_total{result=\"refused\"} 1").await?;
-    relay.metric("rendez_acme_orders_total{result=\"rate_limited\"} 1").await?;
+    relay.0.metric("rendez_acme_orders_failed_in_a_row 2").await?;
+    relay.0.metric("rendez_acme_orders_total{result=\"refused\"} 1").await?;
+    relay.0.metric("rendez_acme_orders_total{result=\"rate_limited\"} 1").await?;
     server.let_look(1);
-    relay.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
-    relay.metric("rendez_acme_orders_failed_in_a_row 0").await?;
+    relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
+    relay.0.metric("rendez_acme_orders_failed_in_a_row 0").await?;
     livez(&mut relay.dial(&server).await?).await?;
     assert_eq!(server.complaints(), [""; 0]);
     Ok(())
@@ -282,12 +218,12 @@ async fn a_name_that_leads_elsewhere_is_told_and_tried_again() -> Result<()> {
     server.names_lead_to(elsewhere.local_addr()?);
     server.let_look(1);
     drop(elsewhere.accept().await?);
-    relay.said("did not reach this relay at port 443 of relay.test").await?;
-    relay.metric("rendez_acme_orders_total{result=\"unproven\"} 1").await?;
-    server.names_lead_to(relay.public);
+    relay.0.logs("did not reach this relay at port 443 of relay.test").await?;
+    relay.0.metric("rendez_acme_orders_total{result=\"unproven\"} 1").await?;
+    server.names_lead_to(relay.0.address());
     server.let_look(1);
-    relay.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
-    livez(&mut relay.dial(&server).await?).await
+    relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
+    livez(&mut relay.dial(&server).await?).await.map(drop)
 }
 
 #[tokio::test]
@@ -295,13 +231,13 @@ async fn an_account_that_the_server_lost_is_made_anew() -> Result<()> {
     let (server, state) = (Server::start().await?, tempfile::tempdir()?);
     server.let_look(1);
     let relay = Relay::start(&server, state.path()).await?;
-    relay.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
-    relay.process.stop(WITHIN).await?;
+    relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
+    relay.stop().await?;
     server.forget_accounts();
     server.let_look(2);
     let relay = Relay::start_for(&server, state.path(), "relay.test other.relay.test").await?;
-    relay.said("does not know the account").await?;
-    relay.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
+    relay.0.logs("does not know the account").await?;
+    relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
     assert_eq!(server.made(), (2, 2));
     Ok(())
 }

@@ -13,23 +13,25 @@
 
 use std::fmt::Debug;
 use std::path::Path;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use rendez_proto::frame::{Body, Frame};
 use rendez_proto::ids::StreamId;
-use rendez_proto::keys::PublicKey;
 use rendez_proto::limits;
 use rendez_proto::peek::{Kind, peek};
 use rendez_proto::registry::admin::Role;
-use rendez_proto::registry::{ConnectReply, ConnectRequest};
 use rendez_relay::Quotas;
 use rendez_relay_core::{Dropped, Quota, RATE_BURST};
+use rendez_tests::poll::poll;
+use rendez_tests::process::usage::memory_kib;
 use rendez_tests::relay::{
-    Counter, SOON, TestRelay, Websocket, Witness, answer, data_frame, key, token_id,
+    Counter, SOON, TestRelay, Websocket, Witness, data_frame, key, token_id,
 };
+use rendez_tests::survive::noise::Noise;
 use reqwest::{Method, StatusCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -58,8 +60,7 @@ static STAGE: LazyLock<Mutex<Runtime>> = LazyLock::new(|| {
 
 /// Runs an attack when it is its turn, and has it leave the stage empty.
 fn on_stage(attack: impl Future<Output = Result<()>>) -> Result<()> {
-    // An attack that panicked has dropped what it had all the same.
-    let stage = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
+    let stage = STAGE.lock();
     stage.block_on(async {
         let look = || anyhow::Ok((tasks(), descriptors(|_| true)?));
         let empty = look()?;
@@ -70,16 +71,11 @@ fn on_stage(attack: impl Future<Output = Result<()>>) -> Result<()> {
 
 /// Waits until things are again what they were.
 async fn back_to<T: PartialEq + Debug>(before: &T, look: impl Fn() -> Result<T>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut again = interval(LOOK_INTERVAL);
-    loop {
-        again.tick().await;
+    poll(PATIENCE, async || {
         let now = look()?;
-        if now == *before {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "there is {now:?}, and before was {before:?}");
-    }
+        Ok(if now == *before { Ok(()) } else { Err(format!("{now:?}; before: {before:?}")) })
+    })
+    .await
 }
 
 fn tasks() -> usize {
@@ -158,7 +154,10 @@ impl Scene {
         };
         line("quiet", self.quiet);
         line("attacked", attacked);
-        eprintln!("{attack}: {} KiB of memory at the end", resident_kib()?);
+        eprintln!(
+            "{attack}: {} KiB of memory at the end",
+            memory_kib(std::process::id(), "VmRSS")?
+        );
         Ok(())
     }
 }
@@ -199,39 +198,10 @@ fn footprint(relay: &TestRelay) -> Result<Footprint> {
     })
 }
 
-fn resident_kib() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    Ok(line.context("no VmRSS")?.trim().trim_end_matches(" kB").parse()?)
-}
-
-/// A way to an executor for somebody with a token of its own.
-async fn connect_as(
-    relay: &TestRelay,
-    token: &str,
-    to: &str,
-    key: PublicKey,
-) -> Result<ConnectReply> {
-    let request = relay.call(to, "connect").bearer_auth(token);
-    answer(request.json(&ConnectRequest { harness_public_key: key, rendez: None })).await
-}
-
 fn stream(n: u64) -> StreamId {
     let mut bytes = [0xaa; 16];
     bytes[..8].copy_from_slice(&n.to_be_bytes());
     StreamId::from_random(bytes)
-}
-
-/// Numbers that look random, always the same.
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
 }
 
 #[test]
@@ -260,7 +230,7 @@ fn ten_thousand_handshakes_of_a_hostile_orchestrator() -> Result<()> {
                 }
             }
         });
-        let reply = connect_as(relay, token.expose(), HOSTILE, key(66)).await?;
+        let reply = relay.connect_with(HOSTILE, key(66), token.expose()).await?;
         let mut hostile = Websocket::open(reply.url.expose()).await?;
         let message = Bytes::from(vec![7; 3_500]);
         for n in 0..ATTEMPTS {
@@ -272,7 +242,7 @@ fn ten_thousand_handshakes_of_a_hostile_orchestrator() -> Result<()> {
         }
         // Somebody else's handshake gets through meanwhile.
         let other = relay.token(Role::Orchestrator, HOSTILE).await?;
-        let reply = connect_as(relay, other.expose(), HOSTILE, key(67)).await?;
+        let reply = relay.connect_with(HOSTILE, key(67), other.expose()).await?;
         let mut honest = Websocket::open(reply.url.expose()).await?;
         let body = Body::Handshake { message, profile: String::new() };
         honest.send_binary(Frame::bare(stream(u64::MAX), body).encode()).await?;
@@ -296,17 +266,17 @@ fn a_million_random_and_mutated_frames() -> Result<()> {
         let scene = Scene::start().await?;
         let relay = &scene.relay;
         let mut executor = relay.executor(HOSTILE).await?;
-        let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
+        let mut noise = Noise::new(1);
         let good = data_frame(&stream(1), 1, b"a record of some length, to have bytes to change");
         for n in 0..FRAMES {
             let mut frame = good.to_vec();
             if n % 2 == 0 {
-                let length = noise.next() % 64;
-                frame = (0..length).map(|_| noise.next() as u8).collect();
+                let length = noise.number() % 64;
+                frame = (0..length).map(|_| noise.number() as u8).collect();
             } else {
-                for _ in 0..=noise.next() % 4 {
-                    let at = noise.next() as usize % frame.len();
-                    frame[at] = noise.next() as u8;
+                for _ in 0..=noise.number() % 4 {
+                    let at = noise.number() as usize % frame.len();
+                    frame[at] = noise.number() as u8;
                 }
             }
             executor.feed_binary(frame).await?;
@@ -465,7 +435,7 @@ fn a_storm_of_frames_is_held_to_its_tokens_rate() -> Result<()> {
         relay.set_quotas(limited);
 
         let mut executor = relay.executor(HOSTILE).await?;
-        let reply = connect_as(relay, hostile.expose(), HOSTILE, key(66)).await?;
+        let reply = relay.connect_with(HOSTILE, key(66), hostile.expose()).await?;
         let mut storm = Websocket::open(reply.url.expose()).await?;
         let began = Instant::now();
         let sending = tokio::spawn(async move {
@@ -499,7 +469,7 @@ fn handshakes_of_somebody_who_reconnects_for_each() -> Result<()> {
         let token = relay.token(Role::Orchestrator, HOSTILE).await?;
         let mut reached = 0;
         for n in 0..ATTEMPTS {
-            let reply = connect_as(relay, token.expose(), HOSTILE, key(66)).await?;
+            let reply = relay.connect_with(HOSTILE, key(66), token.expose()).await?;
             let mut hostile = Websocket::open(reply.url.expose()).await?;
             let body = Body::Handshake { message: vec![7; 3_500].into(), profile: String::new() };
             hostile.send_binary(Frame::bare(stream(n), body).encode()).await?;
@@ -540,25 +510,21 @@ fn a_token_has_so_many_websockets_and_no_more() -> Result<()> {
         relay.set_quotas(quotas);
         let mut open = Vec::new();
         for n in 0..3 {
-            let reply = connect_as(relay, greedy.expose(), VICTIM, key(n)).await?;
+            let reply = relay.connect_with(VICTIM, key(n), greedy.expose()).await?;
             open.push(Websocket::open(reply.url.expose()).await?);
         }
-        let reply = connect_as(relay, greedy.expose(), VICTIM, key(9)).await?;
+        let reply = relay.connect_with(VICTIM, key(9), greedy.expose()).await?;
         let (status, body) = relay.refused_upgrade(reply.url.expose()).await?;
         ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "{status}");
         ensure!(body.error.message.contains("the token's quota of connections"), "{body:?}");
         let admin = relay.token(Role::Admin, "*").await?;
-        let deadline = Instant::now() + PATIENCE;
-        let mut look = interval(LOOK_INTERVAL);
-        loop {
-            look.tick().await;
+        poll(PATIENCE, async || {
             let request = relay.request(Method::GET, "/v1/audit").bearer_auth(admin.expose());
             let log = request.send().await?.text().await?;
-            if log.contains("connections of the token") && log.contains(&id) {
-                break;
-            }
-            ensure!(Instant::now() < deadline, "the audit log does not say it: {log}");
-        }
+            let found = log.contains("connections of the token") && log.contains(&id);
+            Ok(if found { Ok(()) } else { Err(format!("no row in the audit log: {log}")) })
+        })
+        .await?;
         drop(open);
         scene.end("more websockets than a token has").await
     })

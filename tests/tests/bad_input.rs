@@ -22,7 +22,7 @@ use rendez_relay::connections::End;
 use rendez_relay_core::Dropped;
 use rendez_tests::relay::{
     Counter, SOON, TestRelay, Websocket, Witness, data_frame, key, refusal, register_request,
-    ticket,
+    ticket, token_id,
 };
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
@@ -553,7 +553,7 @@ async fn a_ticket_whose_token_was_revoked() -> Result<()> {
     let executors = scene.relay.register(ELSEWHERE).await?;
     let orchestrators = scene.relay.connect(ENVIRONMENT, key(9)).await?;
     for token in [scene.relay.executor_token(), scene.relay.orchestrator_token()] {
-        let id = token.split('_').nth(2).context("a token has an id")?;
+        let id = token_id(token)?;
         let path = format!("/v1/tokens/{id}");
         let revoke = scene.relay.request(Method::DELETE, &path).bearer_auth(admin.expose());
         ensure!(revoke.send().await?.status() == StatusCode::NO_CONTENT);

@@ -10,6 +10,7 @@ use anyhow::{Result, bail};
 use rendez_orchestrator::error::ProcessError;
 use rendez_orchestrator::{Command, ConnectionState, ProcessEvent};
 use rendez_proto::profile::Profile;
+use rendez_tests::poll::wait_until;
 use rendez_tests::relay::TestRelay;
 use rendez_tests::rendez::{OurAgent, OurRelay, exec};
 use rendez_tests::stock::Harness;
@@ -22,9 +23,6 @@ use tokio::time::timeout;
 
 /// Longest wait for anything here. A stock turn takes under a second.
 const WITHIN: Duration = Duration::from_secs(60);
-
-/// How often something outside of our processes is looked at.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 fn harness(relay: &TestRelay, environment: &str) -> Harness {
     Harness {
@@ -292,12 +290,5 @@ async fn a_stock_turn_survives_a_restart_of_the_relay() -> Result<()> {
 }
 
 async fn exists(path: &Path) -> Result<()> {
-    let mut look = tokio::time::interval(LOOK_INTERVAL);
-    let there = async {
-        while !path.exists() {
-            look.tick().await;
-        }
-    };
-    tokio::time::timeout(WITHIN, there).await?;
-    Ok(())
+    wait_until(WITHIN, &path.display().to_string(), || path.exists()).await
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use rendez_proto::limits::{CONNECT_WAIT_MAX, STREAM_GRACE};
 use rendez_proto::registry::environments::{EnvironmentDetail, EnvironmentState};
+use rendez_tests::poll::{poll, wait_until};
 use rendez_tests::process::Process;
 use rendez_tests::relay::{TestRelay, Websocket, answer, key};
 use rendez_tests::rendez::{OurAgent, OurRelay, WITHIN, rendez};
@@ -15,9 +16,6 @@ use reqwest::{Method, StatusCode};
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-
-/// How often a condition outside of this process is looked at.
-const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 #[tokio::test]
 async fn everybody_is_told_within_which_span_to_come_back() -> Result<()> {
@@ -63,12 +61,12 @@ async fn an_environment_whose_relay_leaves_is_draining_and_an_absent_one_is_offl
     };
     assert_eq!(state("box").await?, EnvironmentState::Connected);
     relay.stop();
-    let deadline = Instant::now() + WITHIN;
-    let mut look = tokio::time::interval(LOOK_INTERVAL);
-    while state("box").await? != EnvironmentState::Draining {
-        look.tick().await;
-        ensure!(Instant::now() < deadline, "the environment is {:?}", state("box").await?);
-    }
+    poll(WITHIN, async || {
+        let state = state("box").await?;
+        let draining = state == EnvironmentState::Draining;
+        Ok(if draining { Ok(()) } else { Err(format!("the environment is {state:?}")) })
+    })
+    .await?;
     assert_eq!(state("away").await?, EnvironmentState::Offline);
     relay.stop_at_once();
     tokio::time::timeout(WITHIN, relay.stopped()).await.context("a second signal")?;
@@ -86,17 +84,13 @@ async fn readiness_goes_first_and_the_second_signal_is_urgent() -> Result<()> {
     let relay = relay.await?;
     let _executor = relay.executor("box").await?;
     relay.stop();
-    let mut look = tokio::time::interval(LOOK_INTERVAL);
-    let unready = async {
-        loop {
-            look.tick().await;
-            let ready = relay.request(Method::GET, "/readyz").send().await?;
-            if ready.status() == StatusCode::SERVICE_UNAVAILABLE {
-                return anyhow::Ok(ready.text().await?);
-            }
-        }
-    };
-    assert_eq!(tokio::time::timeout(WITHIN, unready).await??, "shutting down\n");
+    let unready = poll(WITHIN, async || {
+        let ready = relay.request(Method::GET, "/readyz").send().await?;
+        let status = ready.status();
+        let unready = status == StatusCode::SERVICE_UNAVAILABLE;
+        Ok(if unready { Ok(ready.text().await?) } else { Err(format!("/readyz: {status}")) })
+    });
+    assert_eq!(unready.await?, "shutting down\n");
     // until balancers have noticed, everything else goes on
     let alive = relay.request(Method::GET, "/livez").send().await?;
     assert_eq!(alive.status(), StatusCode::OK);
@@ -104,9 +98,7 @@ async fn readiness_goes_first_and_the_second_signal_is_urgent() -> Result<()> {
     drop(orchestrator);
     let away = relay.register("away").await?;
     let comes = async {
-        while relay.waiting() == 0 {
-            look.tick().await;
-        }
+        wait_until(WITHIN, "a call waits for the executor", || relay.waiting() > 0).await?;
         Websocket::open(away.url.expose()).await
     };
     let (connected, _executor) = tokio::try_join!(relay.connect("away", key(1)), comes)?;

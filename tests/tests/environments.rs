@@ -5,14 +5,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use rendez_proto::registry::environments::{EndReason, EnvironmentDetail, EnvironmentState};
+use rendez_tests::poll::poll;
 use rendez_tests::process::{IsolatedCommand, Output, Process, run};
+use rendez_tests::relay::token_id;
 use rendez_tests::rendez::{OurAgent, OurRelay, WITHIN, rendez};
 use rustix::process::Signal;
 use tempfile::TempDir;
-use tokio::time::interval;
-
-/// How often the relay is asked what it will say at some time.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A relay and a token of each role.
 struct World {
@@ -62,18 +60,14 @@ impl World {
     /// The audit log, once it has a row of each of these kinds: that a
     /// websocket has closed is noticed a moment after the other end is gone.
     async fn exports(&self, kinds: &[&str]) -> Result<String> {
-        let deadline = Instant::now() + WITHIN;
-        let mut look = interval(LOOK_INTERVAL);
-        loop {
-            look.tick().await;
+        poll(WITHIN, async || {
             let export = self.admin(&["admin", "audit", "export"])?;
             let exported = success(run(export, b"", WITHIN).await?)?;
             let has = |kind: &&str| exported.contains(&format!("\"kind\":\"{kind}\""));
-            if kinds.iter().all(has) {
-                return Ok(exported);
-            }
-            ensure!(Instant::now() < deadline, "not of all kinds:\n{exported}");
-        }
+            let all = kinds.iter().all(has);
+            Ok(if all { Ok(exported) } else { Err(format!("rows are missing:\n{exported}")) })
+        })
+        .await
     }
 
     /// Asks until it is as wanted.
@@ -81,16 +75,11 @@ impl World {
         &self,
         wanted: impl Fn(&EnvironmentDetail) -> bool,
     ) -> Result<EnvironmentDetail> {
-        let deadline = Instant::now() + WITHIN;
-        let mut look = interval(LOOK_INTERVAL);
-        loop {
-            look.tick().await;
+        poll(WITHIN, async || {
             let shown = self.show(&[]).await?;
-            if wanted(&shown) {
-                return Ok(shown);
-            }
-            ensure!(Instant::now() < deadline, "in vain; at last: {shown:?}");
-        }
+            Ok(if wanted(&shown) { Ok(shown) } else { Err(format!("{shown:?}")) })
+        })
+        .await
     }
 }
 
@@ -124,8 +113,8 @@ async fn an_environment_is_what_it_is_said_to_be() -> Result<()> {
     assert!(status.contains("executors     1\n"), "{status}");
     let open = ["admin", "connections", "--environment", "box"];
     let open = success(run(world.admin(&open)?, b"", WITHIN).await?)?;
-    let token = world.tokens[1].split('_').nth(2).context("a token has an id")?;
-    assert!(open.contains("executor ") && open.contains(token), "{open}");
+    let token = token_id(&world.tokens[1])?;
+    assert!(open.contains("executor ") && open.contains(&token), "{open}");
     let executor = world.show(&[]).await?.executor.context("it is connected")?;
     assert!(executor.received_bytes > 0 && executor.sent_bytes > 0, "{executor:?}");
 

@@ -7,26 +7,24 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rendez_orchestrator::{Client, Command};
+use rendez_tests::poll::wait_until;
 use rendez_tests::process::{IsolatedCommand, Process, run};
+use rendez_tests::relay::token_id;
 use rendez_tests::rendez::{Dev, OurAgent, OurRelay, WITHIN, rendez};
+use rendez_tests::survive::noise::Noise;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, ChildStdout};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-/// How often something outside of our processes is looked at.
-const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+/// Time between two interrupts of an impatient user.
+const INTERRUPT_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Some bytes that no text handling survives.
+/// Bytes that are not text.
 fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let step = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u8
-    };
-    std::iter::repeat_with(step).take(len).collect()
+    let mut bytes = vec![0; len];
+    Noise::new(1).fill(&mut bytes);
+    bytes
 }
 
 #[tokio::test]
@@ -178,12 +176,8 @@ async fn a_reader_that_leaves_ends_the_remote_command() -> Result<()> {
 }
 
 async fn gone(pid: i32) -> Result<()> {
-    let gone = async {
-        while Path::new(&format!("/proc/{pid}/comm")).exists() {
-            sleep(LOOK_INTERVAL).await;
-        }
-    };
-    Ok(timeout(WITHIN, gone).await?)
+    let path = format!("/proc/{pid}/comm");
+    wait_until(WITHIN, "the end of the command", || !Path::new(&path).exists()).await
 }
 
 /// `rendez exec … yes` whose output nobody reads.
@@ -218,9 +212,7 @@ impl Unread {
             .spawn()?;
         let stdout = exec.stdout.take().context("stdout was piped")?;
         let full = async {
-            while !path.exists() {
-                sleep(LOOK_INTERVAL).await;
-            }
+            wait_until(WITHIN, "a file with the process id", || path.exists()).await?;
             let pid: i32 = std::fs::read_to_string(&path)?.trim().parse()?;
             let (mut before, mut unchanged) = (0, 0);
             while unchanged < FULL_FOR_COMMANDS {
@@ -300,7 +292,7 @@ async fn an_executor_that_does_not_answer_keeps_nobody() -> Result<()> {
     let pressed_until_it_ends = async {
         loop {
             unread.interrupt()?;
-            if timeout(LOOK_INTERVAL, unread.exec.wait()).await.is_ok() {
+            if timeout(INTERRUPT_INTERVAL, unread.exec.wait()).await.is_ok() {
                 return anyhow::Ok(());
             }
         }
@@ -415,9 +407,9 @@ async fn environments_and_tokens_are_listed_created_and_revoked() -> Result<()> 
         Ok(run(command, b"", WITHIN).await?.status.code())
     };
     assert_eq!(try_token().await?, Some(0));
-    let id = token.split('_').nth(2).unwrap_or_default();
+    let id = &token_id(token)?;
     let listed = dev.run(["token", "ls"], b"").await?.stdout_text();
-    assert!(listed.contains(id) && !listed.contains(token), "{listed}");
+    assert!(listed.contains(id.as_str()) && !listed.contains(token), "{listed}");
     assert!(dev.run(["token", "revoke", id], b"").await?.status.success());
     assert_eq!(try_token().await?, Some(77));
     Ok(())

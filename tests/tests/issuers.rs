@@ -1,24 +1,21 @@
 //! Tokens of another issuer against a live relay: keys over real HTTPS from a
 //! private authority, an agent and a command that have nothing but such tokens.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ed25519_dalek::{Signer as _, SigningKey};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rendez_tests::process::{Process, run};
-use rendez_tests::rendez::{OurAgent, WITHIN, exec, rendez};
-use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rendez_tests::process::run;
+use rendez_tests::rendez::{OurAgent, OurRelay, WITHIN, exec, rendez};
+use rendez_tests::tls::Authority;
 use serde_json::json;
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -32,28 +29,15 @@ struct Issuer {
     key: SigningKey,
     url: String,
     asked: Arc<AtomicUsize>,
-    directory: TempDir,
+    authority: Authority,
     _serving: DropGuard,
 }
 
 impl Issuer {
     async fn start() -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let mut params = CertificateParams::new(Vec::<String>::new())?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-        fs::write(directory.path().join("ca.pem"), authority.pem())?;
-        let key = KeyPair::generate()?;
-        let params = CertificateParams::new(vec!["127.0.0.1".to_owned()])?;
-        let certificate = params.signed_by(&key, &authority)?;
-        let chain = vec![CertificateDer::from_pem_slice(certificate.pem().as_bytes())?];
-        let private = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes())?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(chain, private)?;
-
+        let authority = Authority::new()?;
+        authority.issue("server", "keys")?;
+        let tls = authority.server_config("server")?;
         let key = SigningKey::from_bytes(&[41; 32]);
         let public = URL_SAFE_NO_PAD.encode(key.verifying_key().as_bytes());
         let one = json!({"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig",
@@ -65,11 +49,11 @@ impl Issuer {
         let serving = CancellationToken::new();
         let serve = serve(listener, TlsAcceptor::from(Arc::new(tls)), keys, asked.clone());
         tokio::spawn(serving.clone().run_until_cancelled_owned(serve));
-        Ok(Self { key, url, asked, directory, _serving: serving.drop_guard() })
+        Ok(Self { key, url, asked, authority, _serving: serving.drop_guard() })
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+        self.authority.path(name)
     }
 
     /// A token with these claims, good from now on for so long.
@@ -85,7 +69,7 @@ impl Issuer {
     }
 
     /// `rendez relay` that believes this issuer, and its URL.
-    async fn relay(&self) -> Result<(Process, String)> {
+    async fn relay(&self) -> Result<OurRelay> {
         let issuers = format!(
             "[[issuer]]\nissuer = {ISSUER:?}\naudience = {AUDIENCE:?}\nkeys = {{ url = {:?} }}\n\
              [[issuer.rules]]\nclaims = {{ sub = \"machine\" }}\nrole = \"executor\"\n\
@@ -95,19 +79,11 @@ impl Issuer {
             self.url
         );
         fs::write(self.path("issuers.toml"), issuers)?;
-        let mut command = rendez()?;
-        command
-            .args(["relay", "--listen", "127.0.0.1:0", "--log", "info", "--auth-issuers"])
-            .arg(self.path("issuers.toml"))
-            .arg("--state")
-            .arg(self.path("state"))
-            .env("SSL_CERT_FILE", self.path("ca.pem"));
-        let process = Process::spawn(command)?;
-        let address = process
-            .stderr_line(WITHIN, |line| Some(line.split_once("listening address=")?.1.to_owned()))
-            .await
-            .context("the relay does not listen")?;
-        Ok((process, format!("http://{}", address.trim())))
+        let state = self.path("state");
+        let (flag, file) = (OsString::from("--auth-issuers"), self.path("issuers.toml"));
+        let mut command = OurRelay::command(&state, [flag, file.into()])?;
+        command.env("SSL_CERT_FILE", self.path("ca.pem"));
+        OurRelay::start_by(command, &state).await
     }
 }
 
@@ -136,12 +112,13 @@ async fn serve(listener: TcpListener, tls: TlsAcceptor, keys: String, asked: Arc
 async fn machines_and_people_of_another_issuer_meet() -> Result<()> {
     const HOUR: Duration = Duration::from_secs(3600);
     let issuer = Issuer::start().await?;
-    let (_relay, url) = issuer.relay().await?;
+    let relay = issuer.relay().await?;
+    let url = relay.url();
     let machine = issuer.token("machine", AUDIENCE, HOUR)?;
     // The claim `a/b` as a name.
-    let _agent = OurAgent::start(&url, "a_2fb", &machine).await?;
+    let _agent = OurAgent::start(url, "a_2fb", &machine).await?;
     let person = issuer.token("person", AUDIENCE, HOUR)?;
-    let output = exec(&url, &person, "a_2fb", &["echo", "met"]).await?;
+    let output = exec(url, &person, "a_2fb", &["echo", "met"]).await?;
     ensure!(output.stdout_text() == "met\n", "{output:?}");
     ensure!(issuer.asked.load(Ordering::SeqCst) == 1, "the keys are remembered");
 
@@ -151,7 +128,7 @@ async fn machines_and_people_of_another_issuer_meet() -> Result<()> {
     let mut forged = person.clone();
     forged.replace_range(forged.len() - 8..forged.len() - 4, "AAAA");
     for (token, code) in [(&elsewhere, 77), (&forged, 77), (&stranger, 77), (&machine, 77)] {
-        let output = exec(&url, token, "a_2fb", &["echo", "met"]).await?;
+        let output = exec(url, token, "a_2fb", &["echo", "met"]).await?;
         ensure!(output.status.code() == Some(code), "{output:?}");
         ensure!(!output.stdout_text().contains("met"));
     }
@@ -164,10 +141,11 @@ async fn keys_from_a_server_that_nobody_vouches_for_are_not_taken() -> Result<()
     // The relay trusts another authority.
     let other = Issuer::start().await?;
     fs::copy(other.path("ca.pem"), issuer.path("ca.pem"))?;
-    let (_relay, url) = issuer.relay().await?;
+    let relay = issuer.relay().await?;
+    let url = relay.url();
     let token = issuer.token("person", AUDIENCE, Duration::from_secs(3600))?;
     let mut command = rendez()?;
-    command.args(["env", "ls"]).env("RENDEZ_RELAY", &url).env("RENDEZ_TOKEN", &token);
+    command.args(["env", "ls"]).env("RENDEZ_RELAY", url).env("RENDEZ_TOKEN", &token);
     let output = run(command, b"", WITHIN).await?;
     ensure!(output.status.code() == Some(75), "{output:?}");
     ensure!(issuer.asked.load(Ordering::SeqCst) == 0);

@@ -3,6 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use rendez_tests::process::{Process, run};
+use rendez_tests::relay::token_id;
 use rendez_tests::rendez::{OurAgent, OurRelay, WITHIN, exec};
 use serde_json::Value;
 
@@ -57,7 +58,7 @@ async fn a_machine_joins_once_comes_back_without_its_token_and_leaves_when_revok
     let joined = enrolled(&relay).await?;
     ensure!(joined.len() == 1, "{joined:?}");
     assert_eq!(joined[0]["environments"], "box");
-    assert_eq!(joined[0]["enrolled_by"], join.split('_').nth(2).unwrap_or_default());
+    assert_eq!(joined[0]["enrolled_by"], token_id(&join)?);
 
     let id = joined[0]["id"].as_str().context("an entry has an id")?;
     relay.administer(&["token", "revoke", id]).await?;

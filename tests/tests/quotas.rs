@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use rendez_proto::registry::error::ErrorBody;
 use rendez_proto::registry::{ConnectReply, ConnectRequest, RegisterReply};
 use rendez_relay::Quotas;
 use rendez_relay_core::{Dropped, Quota};
+use rendez_tests::poll::wait_until;
 use rendez_tests::relay::{
     Counter, TestRelay, Websocket, answer, data_frame, http_client, key, register_request, token_id,
 };
@@ -23,7 +24,6 @@ use rendez_tests::rendez::{OurRelay, WITHIN};
 use reqwest::StatusCode;
 use rustix::process::Signal;
 use tempfile::TempDir;
-use tokio::time::interval;
 use tokio_tungstenite::tungstenite::Error;
 
 /// A relay whose settings are in a file, and executors at `a` and `b`.
@@ -181,9 +181,7 @@ async fn who_is_refused_streams_or_handshakes_stands_in_the_audit_log() -> Resul
     let id = token_id(token.expose())?;
     relay.set_quotas(Quotas { tokens: [(id.clone(), few)].into(), ..quotas });
 
-    let request = relay.call("a", "connect").bearer_auth(token.expose());
-    let body = ConnectRequest { harness_public_key: key(7), rendez: None };
-    let reply: ConnectReply = answer(request.json(&body)).await?;
+    let reply = relay.connect_with("a", key(7), token.expose()).await?;
     let mut greedy = Websocket::open(reply.url.expose()).await?;
     let stream = |n: u64| StreamId::from_random(u128::from(n).to_be_bytes());
     for n in 0..=FRAMES {
@@ -202,11 +200,7 @@ async fn who_is_refused_streams_or_handshakes_stands_in_the_audit_log() -> Resul
         let counters = relay.counters();
         [Dropped::Quota, Dropped::HandshakeRate].map(|why| counters.get(Counter::Dropped(why)))
     };
-    let mut look = interval(Duration::from_millis(5));
-    while refused() != [FRAMES, 1] {
-        look.tick().await;
-        ensure!(began.elapsed() < WITHIN, "{:?} are refused", refused());
-    }
+    wait_until(WITHIN, "all refusals are counted", || refused() == [FRAMES, 1]).await?;
     relay.stop();
     relay.stopped().await;
 

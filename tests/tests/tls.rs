@@ -3,81 +3,22 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
-};
+use anyhow::{Context as _, Result};
 use rendez_tests::process::{IsolatedCommand, run};
 use rendez_tests::rendez::{OurAgent, OurRelay, WITHIN, rendez};
+use rendez_tests::tls::{Authority, connect, livez};
 use rustix::process::Signal;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, NamedGroup, ProtocolVersion, RootCertStore};
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// How often a condition outside of this process is looked at.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-
-/// A private authority and its files.
-struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
-    directory: TempDir,
-}
-
-impl Authority {
-    fn new() -> Result<Self> {
-        let mut params = CertificateParams::new(Vec::<String>::new())?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-        let directory = tempfile::tempdir()?;
-        fs::write(directory.path().join("ca.pem"), issuer.pem())?;
-        Ok(Self { issuer, directory })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    /// Writes `NAME.pem` and `NAME.key` for a certificate with this subject.
-    fn issue(&self, name: &str, subject: &str) -> Result<()> {
-        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()])?;
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, subject);
-        let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.issuer)?;
-        fs::write(self.path(&format!("{name}.pem")), certificate.pem())?;
-        fs::write(self.path(&format!("{name}.key")), key.serialize_pem())?;
-        Ok(())
-    }
-
-    fn client(&self, identity: Option<&str>) -> Result<Arc<ClientConfig>> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(self.path("ca.pem"))?)?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots);
-        let Some(name) = identity else { return Ok(Arc::new(builder.with_no_client_auth())) };
-        let chain = vec![CertificateDer::from_pem_file(self.path(&format!("{name}.pem")))?];
-        let key = PrivateKeyDer::from_pem_file(self.path(&format!("{name}.key")))?;
-        Ok(Arc::new(builder.with_client_auth_cert(chain, key)?))
-    }
-}
-
 /// A relay with TLS.
-struct Relay {
-    ours: OurRelay,
-    admin: SocketAddr,
-}
+struct Relay(OurRelay);
 
 impl Relay {
     async fn start(authority: &Authority, more: &[(&str, PathBuf)]) -> Result<Self> {
@@ -88,49 +29,13 @@ impl Relay {
         let others = ["--admin-listen", "127.0.0.1:0", "--tls-reload-every", "50ms"];
         let files = files.iter().chain(more);
         let flags = files.flat_map(|(flag, value)| [OsStr::new(flag), value.as_os_str()]);
-        let ours = OurRelay::start_with(flags.chain(others.map(OsStr::new))).await?;
-        let admin = ours.operators().await?;
-        Ok(Self { ours, admin })
-    }
-
-    /// Waits until a metric has this value.
-    async fn metric(&self, line: &str) -> Result<()> {
-        let deadline = Instant::now() + WITHIN;
-        let mut look = tokio::time::interval(LOOK_INTERVAL);
-        loop {
-            look.tick().await;
-            let mut tcp = TcpStream::connect(self.admin).await?;
-            tcp.write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await?;
-            let mut answer = String::new();
-            tcp.read_to_string(&mut answer).await?;
-            if answer.lines().any(|found| found == line) {
-                return Ok(());
-            }
-            ensure!(Instant::now() < deadline, "no line {line:?} in\n{answer}");
-        }
+        Ok(Self(OurRelay::start_with(flags.chain(others.map(OsStr::new))).await?))
     }
 
     async fn dial(&self, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>> {
-        let address = self.ours.address();
-        let tcp = TcpStream::connect(address).await?;
-        let name = ServerName::from(address.ip());
-        let tls = TlsConnector::from(config).connect(name, tcp);
-        Ok(tokio::time::timeout(WITHIN, tls).await??)
+        let address = self.0.address();
+        connect(config, address, ServerName::from(address.ip())).await
     }
-}
-
-/// One request on an open connection.
-async fn livez(stream: &mut TlsStream<TcpStream>) -> Result<String> {
-    stream.write_all(b"GET /livez HTTP/1.1\r\nhost: relay\r\n\r\n").await?;
-    let mut answer = Vec::new();
-    let whole = async {
-        while !answer.ends_with(b"ok\n") {
-            ensure!(stream.read_buf(&mut answer).await? > 0, "closed after {answer:?}");
-        }
-        Ok(())
-    };
-    tokio::time::timeout(WITHIN, whole).await??;
-    Ok(String::from_utf8(answer)?)
 }
 
 fn with_tls(
@@ -150,13 +55,13 @@ async fn keys_are_agreed_on_after_quantum_computers_too_and_only_by_tls_13() -> 
     let authority = Authority::new()?;
     authority.issue("relay", "relay")?;
     let relay = Relay::start(&authority, &[]).await?;
-    let mut stream = relay.dial(authority.client(None)?).await?;
+    let mut stream = relay.dial(Arc::new(authority.client_config(None)?)).await?;
     assert!(livez(&mut stream).await?.starts_with("HTTP/1.1 200"));
     let (_, session) = stream.get_ref();
     let group = session.negotiated_key_exchange_group().context("keys were agreed on")?;
     assert_eq!(group.name(), NamedGroup::X25519MLKEM768);
     assert_eq!(session.protocol_version(), Some(ProtocolVersion::TLSv1_3));
-    relay.metric("rendez_tls_key_exchanges_total{group=\"x25519mlkem768\"} 1").await?;
+    relay.0.metric("rendez_tls_key_exchanges_total{group=\"x25519mlkem768\"} 1").await?;
 
     let old = ClientConfig::builder_with_provider(Arc::new(
         rustls::crypto::aws_lc_rs::default_provider(),
@@ -165,7 +70,7 @@ async fn keys_are_agreed_on_after_quantum_computers_too_and_only_by_tls_13() -> 
     .with_root_certificates(RootCertStore::empty())
     .with_no_client_auth();
     assert!(relay.dial(Arc::new(old)).await.is_err(), "TLS 1.2 is off");
-    relay.metric("rendez_tls_handshakes_total{result=\"failed\"} 1").await
+    relay.0.metric("rendez_tls_handshakes_total{result=\"failed\"} 1").await
 }
 
 #[tokio::test]
@@ -176,9 +81,9 @@ async fn agent_and_exec_work_through_https_with_a_private_authority() -> Result<
     let required =
         [("--tls-client-ca", authority.path("ca.pem")), ("--tls-client-auth", "required".into())];
     let relay = Relay::start(&authority, &required).await?;
-    let executor = relay.ours.token("executor").await?;
-    let token = relay.ours.token("orchestrator").await?;
-    let url = format!("https://{}", relay.ours.address());
+    let executor = relay.0.token("executor").await?;
+    let token = relay.0.token("orchestrator").await?;
+    let url = format!("https://{}", relay.0.address());
     let ca = authority.path("ca.pem");
     let (certificate, key) = (authority.path("box.pem"), authority.path("box.key"));
     let identity = Some((certificate.as_path(), key.as_path()));
@@ -188,7 +93,7 @@ async fn agent_and_exec_work_through_https_with_a_private_authority() -> Result<
     let _agent = OurAgent::start_by(with_tls(agent, &ca, identity)).await?;
     // who it is stands in the relay's log
     let named = |line: &str| line.contains("CN=box 1").then_some(());
-    relay.ours.log().line(WITHIN, named).await?;
+    relay.0.log().line(WITHIN, named).await?;
 
     let exec = |mut command: IsolatedCommand| {
         command.args(["exec", "box", "--", "sh", "-c", "echo through TLS; exit 7"]);
@@ -201,7 +106,7 @@ async fn agent_and_exec_work_through_https_with_a_private_authority() -> Result<
 
     let nobody = exec(with_tls(rendez()?, &ca, None)).await?;
     assert_eq!(nobody.status.code(), Some(75), "{}", nobody.stderr_text());
-    relay.metric("rendez_tls_handshakes_total{result=\"client_certificate\"} 1").await?;
+    relay.0.metric("rendez_tls_handshakes_total{result=\"client_certificate\"} 1").await?;
     let other = Authority::new()?;
     let stranger = exec(with_tls(rendez()?, &other.path("ca.pem"), identity)).await?;
     assert_eq!(stranger.status.code(), Some(75), "{}", stranger.stderr_text());
@@ -215,7 +120,7 @@ async fn files_that_change_are_taken_over_and_open_connections_stay() -> Result<
     let authority = Authority::new()?;
     authority.issue("relay", "first")?;
     let relay = Relay::start(&authority, &[]).await?;
-    let client = authority.client(None)?;
+    let client = Arc::new(authority.client_config(None)?);
     let shown = async || -> Result<Vec<u8>> {
         let stream = relay.dial(client.clone()).await?;
         let chain = stream.get_ref().1.peer_certificates().context("it showed one")?;
@@ -229,12 +134,12 @@ async fn files_that_change_are_taken_over_and_open_connections_stay() -> Result<
     authority.issue("next", "second")?;
     fs::copy(authority.path("next.pem"), authority.path("relay.pem"))?;
     let warned = |line: &str| line.contains("keeping the old ones").then_some(());
-    relay.ours.log().line(WITHIN, warned).await?;
+    relay.0.log().line(WITHIN, warned).await?;
     assert_eq!(shown().await?, first);
-    relay.metric("rendez_tls_reloads_total{result=\"ok\"} 0").await?;
+    relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 0").await?;
 
     fs::copy(authority.path("next.key"), authority.path("relay.key"))?;
-    relay.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
+    relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
     assert_ne!(shown().await?, first);
     assert!(livez(&mut open).await?.starts_with("HTTP/1.1 200"), "what was open stays open");
     Ok(())
@@ -249,26 +154,26 @@ async fn settings_whose_files_come_later_are_taken_over_then() -> Result<()> {
     let config = authority.path("relay.toml");
     fs::write(&config, "[tls]\nclient_auth = \"off\"\n")?;
     let mut relay = Relay::start(&authority, &[("--config", config.clone())]).await?;
-    let stranger = authority.client(None)?;
+    let stranger = Arc::new(authority.client_config(None)?);
     livez(&mut relay.dial(stranger.clone()).await?).await?;
 
     let later = authority.path("later.pem");
     let wanted = format!("[tls]\nclient_auth = \"required\"\nclient_ca = {later:?}\n");
     fs::write(&config, wanted)?;
-    relay.ours.process().signal(Signal::HUP)?;
+    relay.0.process().signal(Signal::HUP)?;
     for said in ["keeping the old ones", "is not in force yet"] {
-        relay.ours.log().line(WITHIN, |line| line.contains(said).then_some(())).await?;
+        relay.0.log().line(WITHIN, |line| line.contains(said).then_some(())).await?;
     }
     livez(&mut relay.dial(stranger.clone()).await?).await?;
 
     fs::copy(authority.path("ca.pem"), &later)?;
-    relay.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
+    relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
     let refused = async {
         let mut stream = relay.dial(stranger).await?;
         livez(&mut stream).await
     };
     assert!(refused.await.is_err(), "served without a certificate");
-    livez(&mut relay.dial(authority.client(Some("box"))?).await?).await?;
+    livez(&mut relay.dial(Arc::new(authority.client_config(Some("box"))?)).await?).await?;
     Ok(())
 }
 
@@ -284,12 +189,12 @@ async fn who_stands_still_keeps_nobody_out() -> Result<()> {
         ("--tls-handshake-timeout", "10m".into()),
     ];
     let relay = Relay::start(&authority, &patient).await?;
-    let client = authority.client(None)?;
+    let client = Arc::new(authority.client_config(None)?);
     let mut held = Vec::new();
     for _ in 0..PLACES {
-        held.push(TcpStream::connect(relay.ours.address()).await?);
-        let mut halfway = TcpStream::connect(relay.ours.address()).await?;
-        let name = ServerName::from(relay.ours.address().ip());
+        held.push(TcpStream::connect(relay.0.address()).await?);
+        let mut halfway = TcpStream::connect(relay.0.address()).await?;
+        let name = ServerName::from(relay.0.address().ip());
         let mut hello = Vec::new();
         ClientConnection::new(client.clone(), name)?.write_tls(&mut hello)?;
         halfway.write_all(&hello).await?;

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rendez_orchestrator::{Client, Command, ProcessEvent};
+use rendez_tests::process::usage::cpu_seconds;
 use rendez_tests::process::{IsolatedCommand, Process, run};
 use rendez_tests::rendez::{OurAgent, OurRelay};
 use wire::Nature;
@@ -73,13 +74,15 @@ async fn near() -> Result<()> {
     let token = relay.token("orchestrator").await?;
     println!("without a link, CPU seconds per GiB: relay, agent, orchestrator, together");
     for direction in ["down", "up"] {
-        let [relay_id, agent_id] = [relay.process().id(), agent.process().id()];
-        let before = [cpu(relay_id)?, cpu(agent_id)?];
+        let [relay_id, agent_id] = [relay.process().id(), agent.process().id()]
+            .map(|id| id.context("the process has ended"));
+        let (relay_id, agent_id) = (relay_id?, agent_id?);
+        let before = [cpu_seconds(relay_id)?, cpu_seconds(agent_id)?];
         let far = std::env::current_exe()?;
         let mut command = IsolatedCommand::new(far)?;
         command.args(["far", "stream", direction, relay.url(), &token]).stdin(Stdio::null());
         let output = run(command, b"", WITHIN).await?;
-        let after = [cpu(relay_id)?, cpu(agent_id)?];
+        let after = [cpu_seconds(relay_id)?, cpu_seconds(agent_id)?];
         let text = output.stdout_text();
         let numbers: Vec<f64> = text
             .split_whitespace()
@@ -147,7 +150,7 @@ impl Far {
         ))
         .await?;
 
-        let relay = OurRelay::start_at(&format!("{outside}:0")).await?;
+        let relay = OurRelay::start_at(&format!("{outside}:0"), &[] as &[&str]).await?;
         let agent = OurAgent::start(relay.url(), "box", &relay.token("executor").await?).await?;
         let token = relay.token("orchestrator").await?;
         Ok(Self { holder, relay, outside, _agent: agent, _wire: wire, token })
@@ -245,7 +248,7 @@ async fn far_stream(direction: &str, url: &str, token: &str) -> Result<()> {
         "{} {} {}",
         meter.rate(),
         meter.total as f64 / MIB / 1024.0,
-        cpu(Some(std::process::id()))?
+        cpu_seconds(std::process::id())?
     );
     executor.close().await;
     Ok(())
@@ -303,16 +306,4 @@ impl Meter {
     fn rate(&self) -> f64 {
         self.counted as f64 / MIB / self.over.as_secs_f64()
     }
-}
-
-/// CPU seconds that a process has used.
-fn cpu(id: Option<u32>) -> Result<f64> {
-    let id = id.context("the process has ended")?;
-    let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
-    let (_, fields) = stat.rsplit_once(')').context("no stat")?;
-    let fields: Vec<&str> = fields.split_whitespace().collect();
-    let ticks = |n: usize| fields.get(n).and_then(|field| field.parse::<f64>().ok());
-    let (user, system) = (ticks(11).context("utime")?, ticks(12).context("stime")?);
-    // USER_HZ is 100 on every Linux.
-    Ok((user + system) / 100.0)
 }

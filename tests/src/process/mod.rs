@@ -7,6 +7,7 @@
 
 mod capture;
 mod isolated;
+pub mod usage;
 
 use std::env;
 use std::path::{Path, PathBuf};

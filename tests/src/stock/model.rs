@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use axum::Router;
@@ -15,6 +15,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -107,12 +108,12 @@ impl FakeModel {
 
     /// The bodies of the requests so far.
     pub fn requests(&self) -> Vec<Value> {
-        self.shared.requests().clone()
+        self.shared.requests.lock().clone()
     }
 
     /// What the harness told the model about its tool calls, in their order.
     pub fn outputs(&self) -> Vec<ToolOutput> {
-        self.shared.requests().last().map(outputs).unwrap_or_default()
+        self.shared.requests.lock().last().map(outputs).unwrap_or_default()
     }
 }
 
@@ -123,11 +124,6 @@ impl Drop for FakeModel {
 }
 
 impl Shared {
-    /// A panic elsewhere does not make a list of requests wrong.
-    fn requests(&self) -> MutexGuard<'_, Vec<Value>> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The events that answer `request`, the `number`-th one.
     fn answer(&self, number: usize, request: &Value) -> [Value; 3] {
         let response = format!("response-{number}");
@@ -158,7 +154,7 @@ async fn respond(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     let Ok(request) = serde_json::from_slice::<Value>(&body) else {
         return (StatusCode::BAD_REQUEST, "not JSON").into_response();
     };
-    let mut requests = shared.requests();
+    let mut requests = shared.requests.lock();
     if requests.len() >= REQUESTS_MAX {
         return (StatusCode::TOO_MANY_REQUESTS, "the fake model has had enough").into_response();
     }

@@ -7,10 +7,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result};
+use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
@@ -44,8 +45,7 @@ impl Terminal {
     pub fn into_text(self) -> String {
         // A panic in it shows in what is missing.
         let _ = self.reader.join();
-        String::from_utf8_lossy(&self.written.lock().unwrap_or_else(PoisonError::into_inner))
-            .into_owned()
+        String::from_utf8_lossy(&self.written.lock()).into_owned()
     }
 }
 
@@ -54,8 +54,7 @@ fn read(master: OwnedFd, written: &Mutex<Vec<u8>>) {
     let mut buffer = [0; 4096];
     // Reading fails once nobody holds the child's end any more.
     while let Ok(length @ 1..) = master.read(&mut buffer) {
-        let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
-        written.extend_from_slice(&buffer[..length]);
+        written.lock().extend_from_slice(&buffer[..length]);
     }
 }
 

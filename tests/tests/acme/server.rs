@@ -8,8 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -20,18 +19,17 @@ use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use parking_lot::{Mutex, MutexGuard};
 use rendez_tests::rendez::WITHIN;
-use rustls::ServerConfig;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rendez_tests::tls::Authority;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::authority::{Authority, Life};
+use crate::issuance::{Life, issue};
 use crate::jws::{Jwk, Signed, Who};
 use crate::proof;
 
@@ -43,7 +41,6 @@ const USUAL: Life =
 /// The server. It ends with the test's runtime.
 pub(crate) struct Server {
     shared: Arc<Shared>,
-    files: TempDir,
 }
 
 struct Shared {
@@ -125,17 +122,8 @@ impl Server {
         let authority = Authority::new()?;
         let tcp = TcpListener::bind("127.0.0.1:0").await?;
         let address = tcp.local_addr()?;
-        let (certificate, key) = authority.server("127.0.0.1")?;
-        let files = tempfile::tempdir()?;
-        std::fs::write(files.path().join("root.pem"), authority.pem())?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![CertificateDer::from(certificate)],
-                PrivatePkcs8KeyDer::from(key).into(),
-            )?;
+        authority.issue("server", "ACME server")?;
+        let config = authority.server_config("server")?;
         let shared = Arc::new(Shared {
             authority,
             base: format!("https://{address}"),
@@ -157,7 +145,7 @@ impl Server {
         let app = Router::new().fallback(handle).with_state(shared.clone());
         let listener = TlsListener { tcp, tls: TlsAcceptor::from(Arc::new(config)) };
         tokio::spawn(async move { axum::serve(listener, app).await });
-        Ok(Self { shared, files })
+        Ok(Self { shared })
     }
 
     /// The directory's URL.
@@ -165,9 +153,9 @@ impl Server {
         format!("{}/directory", self.shared.base)
     }
 
-    /// The file of the authority, which vouches for the server, too.
-    pub(crate) fn root(&self) -> PathBuf {
-        self.files.path().join("root.pem")
+    /// The authority, which also issued the server's own certificate.
+    pub(crate) fn authority(&self) -> &Authority {
+        &self.shared.authority
     }
 
     /// All names lead there.
@@ -309,8 +297,8 @@ async fn handle(
 }
 
 impl Shared {
-    fn book(&self) -> std::sync::MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock()
     }
 
     fn url(&self, path: &str) -> String {
@@ -507,7 +495,7 @@ impl Shared {
         ensure!(order.status() == "ready", "the order is {}", order.status());
         let asked: Value = serde_json::from_slice(payload)?;
         let request = URL_SAFE_NO_PAD.decode(asked["csr"].as_str().context("no csr")?)?;
-        order.chain = Some(self.authority.issue(&request, &order.names, life)?);
+        order.chain = Some(issue(&self.authority, &request, &order.names, life)?);
         drop(book);
         Ok(Answer::json(self.order(number)?))
     }

@@ -1,9 +1,10 @@
 //! A TCP proxy that keeps every byte, and what the bytes were.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use anyhow::Result;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -50,7 +51,7 @@ impl Recorder {
             async move {
                 while let Ok((client, _)) = listener.accept().await {
                     let connection = Arc::<Mutex<Connection>>::default();
-                    lock(&connections).push(connection.clone());
+                    connections.lock().push(connection.clone());
                     tokio::spawn(pass(client, relay, connection));
                 }
             }
@@ -66,8 +67,8 @@ impl Recorder {
     /// What passed so far.
     pub(crate) fn recording(&self) -> Recording {
         let mut recording = Recording::default();
-        for connection in lock(&self.connections).iter() {
-            let Connection { up, down } = lock(connection).clone();
+        for connection in self.connections.lock().iter() {
+            let Connection { up, down } = connection.lock().clone();
             for bytes in [&up, &down] {
                 let head = if down.starts_with(b"HTTP/1.1 101 ") {
                     find(bytes, HEAD_END).map_or(bytes.len(), |at| at + HEAD_END.len())
@@ -95,8 +96,8 @@ async fn pass(client: TcpStream, relay: SocketAddr, connection: Arc<Mutex<Connec
     let (client_read, client_write) = client.into_split();
     let (server_read, server_write) = server.into_split();
     tokio::join!(
-        copy(client_read, server_write, |bytes| lock(&connection).up.extend(bytes)),
-        copy(server_read, client_write, |bytes| lock(&connection).down.extend(bytes)),
+        copy(client_read, server_write, |bytes| connection.lock().up.extend(bytes)),
+        copy(server_read, client_write, |bytes| connection.lock().down.extend(bytes)),
     );
 }
 
@@ -157,8 +158,4 @@ fn payload(bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
 
 fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
     bytes.windows(pattern.len()).position(|window| window == pattern)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

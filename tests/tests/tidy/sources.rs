@@ -29,7 +29,6 @@ const SLEEPS_IN_TESTS: &[(&str, &str)] = &[
         "polls another process's state, which announces nothing, until a deadline",
     ),
     ("tests/src/survive/cuts.rs", "how long an outage lasts is what is tested"),
-    ("tests/tests/exec.rs", "polls /proc for the end of a process of a process, until a deadline"),
 ];
 
 /// Types outside of proto that are written somewhere.
