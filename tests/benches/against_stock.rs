@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 use rendez_orchestrator::{Client, Command, Environment, EnvironmentId};
 use rendez_tests::process::usage::memory_kib;
 use rendez_tests::relay::TestRelay;
-use rendez_tests::rendez::{OurAgent, WITHIN, exec};
+use rendez_tests::rendez::{OurAgent, TIMEOUT, exec};
 use rendez_tests::stock::executor::StockExecutor;
 
 const STARTS: usize = 15;
@@ -33,7 +33,7 @@ async fn main() -> Result<()> {
 
     let mut ours = OurAgent::start(relay.base(), OURS, relay.executor_token()).await?;
     let mut stock = StockExecutor::start(relay.base(), STOCK, relay.executor_token()).await?;
-    stock.connected(1, WITHIN).await?;
+    stock.connected(1, TIMEOUT).await?;
     let memory = |id: Option<u32>, field| memory_kib(id.context("the process has ended")?, field);
     let processes = [ours.process().id(), stock.process().id()];
     let idle = processes.map(|id| memory(id, "VmRSS"));
@@ -65,7 +65,7 @@ async fn starts(relay: &TestRelay) -> Result<()> {
         drop(agent);
         let start = Instant::now();
         let executor = StockExecutor::start(relay.base(), STOCK, relay.executor_token()).await?;
-        executor.connected(1, WITHIN).await?;
+        executor.connected(1, TIMEOUT).await?;
         stock.push(start.elapsed());
     }
     report("process start to connected", ours, stock);

@@ -29,7 +29,7 @@ use rendez_proto::registry::RegisterReply;
 use rendez_tests::process::usage::{cpu_seconds, memory_kib};
 use rendez_tests::process::{Process, run};
 use rendez_tests::relay::register_request;
-use rendez_tests::rendez::{WITHIN, rendez};
+use rendez_tests::rendez::{TIMEOUT, rendez};
 use rendez_tests::tls::Authority;
 use rendez_transport::backoff::{self, Backoff};
 use rendez_transport::dial::{DialError, dial};
@@ -88,14 +88,14 @@ fn raise_descriptors() -> Result<usize> {
 async fn measure(count: usize, descriptors: usize, tls: Option<&Path>) -> Result<()> {
     println!("\n{count} idle executors, {}", if tls.is_some() { "TLS" } else { "plain" });
     let mut relay = Relay::start(descriptors.saturating_sub(SPARE_DESCRIPTORS / 4), tls).await?;
-    let world = Arc::new(World::new(&relay).await?);
+    let shared = Arc::new(Clients::new(&relay).await?);
     let before = relay.memory()?;
     let began = Instant::now();
     let mut clients = JoinSet::new();
     for n in 0..count {
-        clients.spawn(live(world.clone(), n));
+        clients.spawn(run_client(shared.clone(), n));
     }
-    world.all_connected(count).await?;
+    shared.all_connected(count).await?;
     let (took, cpu) = (began.elapsed().as_secs_f64(), relay.cpu()?);
     let each = |seconds: f64| seconds * 1e6 / count as f64;
     println!("  registered and connected      {took:8.1} s     relay CPU {:.0} us each", each(cpu));
@@ -118,23 +118,23 @@ async fn measure(count: usize, descriptors: usize, tls: Option<&Path>) -> Result
         cpu * 100.0 / PING_INTERVAL.as_secs_f64()
     );
     for signal in [Signal::TERM, Signal::KILL] {
-        restart(&mut relay, &world, count, signal).await?;
+        restart(&mut relay, &shared, count, signal).await?;
     }
     Ok(())
 }
 
-async fn restart(relay: &mut Relay, world: &World, count: usize, signal: Signal) -> Result<()> {
-    world.forget();
+async fn restart(relay: &mut Relay, shared: &Clients, count: usize, signal: Signal) -> Result<()> {
+    shared.clear_events();
     let began = Instant::now();
     relay.process.signal(signal)?;
-    relay.process.wait(WITHIN).await?;
+    relay.process.wait(TIMEOUT).await?;
     let left = began.elapsed();
     relay.start_again().await?;
     let listening = began.elapsed();
-    world.all_connected(count).await?;
+    shared.all_connected(count).await?;
     let back = began.elapsed();
     let [dials, connects, registers] =
-        [Event::Dial, Event::Connect, Event::Register].map(|event| world.rate(event, began));
+        [Event::Dial, Event::Connect, Event::Register].map(|event| shared.rate(event, began));
     let name = if signal == Signal::TERM { "SIGTERM" } else { "SIGKILL" };
     println!(
         "  after {name} all back in       {:8.1} s     half in {:.1} s, 99 % in {:.1} s; the relay \
@@ -203,7 +203,7 @@ async fn listening(state: &Path, port: u16, flags: &[String]) -> Result<(Process
     command.arg(state).args(flags);
     let process = Process::spawn(command)?;
     let find = |line: &str| line.split_once("listening address=0.0.0.0:")?.1.trim().parse().ok();
-    let port = process.stderr_line(WITHIN, find).await?;
+    let port = process.stderr_line(TIMEOUT, find).await?;
     Ok((process, port))
 }
 
@@ -214,14 +214,14 @@ fn address(n: usize) -> String {
 // ---- clients -------------------------------------------------------------
 
 /// What all clients share.
-struct World {
+struct Clients {
     http: reqwest::Client,
     token: String,
     scheme: &'static str,
     port: u16,
     starting: Semaphore,
     connected: AtomicUsize,
-    past: Mutex<Past>,
+    events: Mutex<EventLog>,
 }
 
 /// What a client does.
@@ -233,13 +233,13 @@ enum Event {
 }
 
 #[derive(Default)]
-struct Past(Vec<(Instant, Event)>);
+struct EventLog(Vec<(Instant, Event)>);
 
-impl World {
+impl Clients {
     async fn new(relay: &Relay) -> Result<Self> {
         let mut command = rendez()?;
         command.args(["token", "create", "--role", "executor", "--state"]).arg(relay.state.path());
-        let output = run(command, b"", WITHIN).await?;
+        let output = run(command, b"", TIMEOUT).await?;
         ensure!(output.status.success(), "{}", output.stderr_text());
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(rustls::ClientConfig::clone(&*tls::for_url("https:")?))
@@ -254,7 +254,7 @@ impl World {
             port: relay.port,
             starting: Semaphore::new(STARTING),
             connected: AtomicUsize::new(0),
-            past: Mutex::default(),
+            events: Mutex::default(),
         })
     }
 
@@ -268,20 +268,20 @@ impl World {
     }
 
     fn note(&self, event: Event) {
-        self.past.lock().0.push((Instant::now(), event));
+        self.events.lock().0.push((Instant::now(), event));
     }
 
     fn connects(&self) -> usize {
-        let past = self.past.lock();
-        past.0.iter().filter(|(_, event)| *event == Event::Connect).count()
+        let events = self.events.lock();
+        events.0.iter().filter(|(_, event)| *event == Event::Connect).count()
     }
 
     fn rate(&self, event: Event, since: Instant) -> Rate {
-        self.past.lock().rate(event, since)
+        self.events.lock().rate(event, since)
     }
 
-    fn forget(&self) {
-        self.past.lock().0.clear();
+    fn clear_events(&self) {
+        self.events.lock().0.clear();
     }
 
     /// Waits until so many are connected, and as many have connected since
@@ -308,7 +308,7 @@ struct Rate {
     most: Duration,
 }
 
-impl Past {
+impl EventLog {
     fn rate(&self, event: Event, since: Instant) -> Rate {
         let times = self.0.iter().filter(|(_, what)| *what == event);
         let times = times.map(|(at, _)| at.saturating_duration_since(since));
@@ -328,15 +328,15 @@ impl std::fmt::Display for Rate {
 }
 
 /// An agent's life without streams, as in `executor-agent/src/agent/lifecycle.rs`.
-async fn live(world: Arc<World>, n: usize) {
+async fn run_client(shared: Arc<Clients>, n: usize) {
     let mut backoff = Backoff::default();
     let mut registered: Option<String> = None;
     let mut failed_dials = 0;
-    let mut starting = world.starting.acquire().await.ok();
+    let mut starting = shared.starting.acquire().await.ok();
     loop {
         let url = match registered.take() {
             Some(url) if failed_dials < DIALS_PER_REGISTRATION => url,
-            known => match world.register(n).await {
+            known => match shared.register(n).await {
                 Ok(url) => {
                     failed_dials = 0;
                     url
@@ -349,16 +349,16 @@ async fn live(world: Arc<World>, n: usize) {
                 }
             },
         };
-        world.note(Event::Dial);
+        shared.note(Event::Dial);
         match dial(&url).await {
             Ok(socket) => {
                 failed_dials = 0;
                 starting = None;
-                world.note(Event::Connect);
-                world.connected.fetch_add(1, Ordering::Relaxed);
+                shared.note(Event::Connect);
+                shared.connected.fetch_add(1, Ordering::Relaxed);
                 let since = Instant::now();
                 let ended = pump(socket, &mut Idle).await;
-                world.connected.fetch_sub(1, Ordering::Relaxed);
+                shared.connected.fetch_sub(1, Ordering::Relaxed);
                 backoff.connected_for(since.elapsed());
                 if let Ended::SentAway(within) = ended {
                     backoff.sent_away(within);

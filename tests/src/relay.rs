@@ -45,7 +45,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::poll::poll;
 
 /// Longest wait for anything that should happen at once.
-pub const SOON: Duration = Duration::from_secs(10);
+pub const SHORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// More connections than any test opens.
 const CONNECTIONS_MAX: usize = 1000;
 
@@ -67,16 +67,16 @@ pub struct TestRelay {
 impl TestRelay {
     /// Starts a relay; it answers when this returns.
     pub async fn start() -> Result<Self> {
-        Self::start_for(CONNECTIONS_MAX).await
+        Self::start_with_connections(CONNECTIONS_MAX).await
     }
 
     /// The same, for at most this many connections at once.
-    pub async fn start_for(connections_max: usize) -> Result<Self> {
-        Self::start_as(|config| config.connections_max = connections_max).await
+    pub async fn start_with_connections(connections_max: usize) -> Result<Self> {
+        Self::start_with(|config| config.connections_max = connections_max).await
     }
 
     /// The same, with other settings.
-    pub async fn start_as(change: impl FnOnce(&mut Config)) -> Result<Self> {
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> Result<Self> {
         let state = tempfile::tempdir()?;
         let mut config = Config {
             listen: ([127, 0, 0, 1], 0).into(),
@@ -116,7 +116,7 @@ impl TestRelay {
     }
 
     /// The same with a second SIGTERM.
-    pub fn stop_at_once(&self) {
+    pub fn stop_now(&self) {
         self.stop.at_once.cancel();
     }
 
@@ -267,7 +267,7 @@ impl TestRelay {
     pub async fn counted(&self, before: &Counters, wanted: &[Counter]) -> Result<()> {
         let wanted: HashMap<Counter, u64> = wanted.iter().map(|counter| (*counter, 1)).collect();
         // Some go up just after the peer got its answer.
-        let since = poll(SOON, async || {
+        let since = poll(SHORT_TIMEOUT, async || {
             let since = self.counters().since(before);
             let all = wanted.keys().all(|counter| since.0.contains_key(counter));
             Ok(if all { Ok(since) } else { Err(format!("{:?}, not {wanted:?}", since.0)) })
@@ -365,7 +365,7 @@ pub fn http_client(base: &str) -> Result<reqwest::Client> {
     Ok(reqwest::Client::builder()
         .tls_backend_preconfigured(rustls::ClientConfig::clone(&*tls::for_url(base)?))
         .no_proxy()
-        .timeout(2 * SOON)
+        .timeout(2 * SHORT_TIMEOUT)
         .pool_max_idle_per_host(0)
         .build()?)
 }
@@ -420,13 +420,13 @@ pub struct Websocket(WebSocketStream<MaybeTlsStream<TcpStream>>);
 impl Websocket {
     /// Opens a websocket at a `ws://` URL.
     pub async fn open(url: &str) -> Result<Self> {
-        let (socket, _) = timeout(SOON, connect_async(url)).await.context("opening")??;
+        let (socket, _) = timeout(SHORT_TIMEOUT, connect_async(url)).await.context("opening")??;
         Ok(Self(socket))
     }
 
     /// Sends one message.
     pub async fn send(&mut self, message: Message) -> Result<()> {
-        timeout(SOON, self.0.send(message)).await.context("sending")?.map_err(Into::into)
+        timeout(SHORT_TIMEOUT, self.0.send(message)).await.context("sending")?.map_err(Into::into)
     }
 
     /// Buffers one binary message; waits for room, however long that takes.
@@ -440,13 +440,13 @@ impl Websocket {
     }
 
     /// Sends one binary message, however long that takes.
-    pub async fn send_patiently(&mut self, bytes: impl Into<Bytes>) -> Result<()> {
+    pub async fn send_without_timeout(&mut self, bytes: impl Into<Bytes>) -> Result<()> {
         self.feed_binary(bytes).await?;
         self.flush().await
     }
 
     /// The next binary message, however long that takes.
-    pub async fn receive_patiently(&mut self) -> Result<Bytes> {
+    pub async fn receive_without_timeout(&mut self) -> Result<Bytes> {
         loop {
             match self.0.next().await.transpose()? {
                 Some(Message::Binary(bytes)) => return Ok(bytes),
@@ -472,7 +472,7 @@ impl Websocket {
     /// Waits for a close frame, before which nothing else may come, and
     /// answers it. Its code and reason.
     pub async fn closed(&mut self) -> Result<(u16, String)> {
-        self.closed_within(SOON).await
+        self.closed_within(SHORT_TIMEOUT).await
     }
 
     /// The same, with a limit of the caller's.
@@ -489,7 +489,7 @@ impl Websocket {
     }
 
     async fn next(&mut self) -> Result<Option<Message>> {
-        self.next_within(SOON).await
+        self.next_within(SHORT_TIMEOUT).await
     }
 
     async fn next_within(&mut self, limit: Duration) -> Result<Option<Message>> {

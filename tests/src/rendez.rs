@@ -17,7 +17,7 @@ use crate::process::{Capture, IsolatedCommand, Output, Process, run, workspace_b
 
 /// Longest wait for one of our programs. Generous: the machine may be busy,
 /// and what is late fails anyway.
-pub const WITHIN: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The `rendez` binary.
 pub fn rendez() -> Result<IsolatedCommand> {
@@ -52,7 +52,7 @@ impl Dev {
         command.args(["dev", "--listen", "127.0.0.1:0"]).env("XDG_RUNTIME_DIR", runtime.path());
         let process = Process::spawn(command)?;
         let url = process
-            .stdout_line(WITHIN, |line| {
+            .stdout_line(TIMEOUT, |line| {
                 let (_, rest) = line.split_once("the relay at ")?;
                 Some(rest.split_once(',')?.0.to_owned())
             })
@@ -97,7 +97,7 @@ impl Dev {
         args: impl IntoIterator<Item = S>,
         input: &[u8],
     ) -> Result<Output> {
-        run(self.command(args)?, input, WITHIN).await
+        run(self.command(args)?, input, TIMEOUT).await
     }
 }
 
@@ -175,7 +175,7 @@ impl OurRelay {
     /// Ends it by this signal and waits until it is gone.
     pub async fn stop(&mut self, signal: Signal) -> Result<ExitStatus> {
         self.process.signal(signal)?;
-        self.process.wait(WITHIN).await
+        self.process.wait(TIMEOUT).await
     }
 
     /// Its state directory.
@@ -209,7 +209,7 @@ impl OurRelay {
 
     /// Waits until `/metrics` contains this line.
     pub async fn metric(&self, line: &str) -> Result<()> {
-        poll(WITHIN, async || {
+        poll(TIMEOUT, async || {
             let metrics = self.metrics().await?;
             let found = metrics.lines().any(|found| found == line);
             let log = self.process.stderr();
@@ -224,7 +224,7 @@ impl OurRelay {
 
     /// Waits until it logs a line that contains `text`.
     pub async fn logs(&self, text: &str) -> Result<()> {
-        let line = self.process.stderr_line(WITHIN, |line| line.contains(text).then_some(()));
+        let line = self.process.stderr_line(TIMEOUT, |line| line.contains(text).then_some(()));
         line.await.with_context(|| format!("{text:?} was not logged"))
     }
 
@@ -247,7 +247,7 @@ impl OurRelay {
     pub async fn administer(&self, args: &[&str]) -> Result<String> {
         let mut command = rendez()?;
         command.args(args).arg("--state").arg(&self.state);
-        let output = run(command, b"", WITHIN).await?;
+        let output = run(command, b"", TIMEOUT).await?;
         anyhow::ensure!(output.status.success(), "{}", output.stderr_text());
         Ok(output.stdout_text().trim().to_owned())
     }
@@ -265,7 +265,7 @@ fn relay<S: AsRef<OsStr>>(
 
 async fn listening(relay: &Process, says: &str) -> Result<SocketAddr> {
     relay
-        .stderr_line(WITHIN, |line| line.split_once(says)?.1.trim().parse().ok())
+        .stderr_line(TIMEOUT, |line| line.split_once(says)?.1.trim().parse().ok())
         .await
         .context("the relay does not listen")
 }
@@ -309,7 +309,7 @@ impl OurAgent {
             times += usize::from(line.contains("connected registration="));
             (times == nth).then_some(())
         };
-        self.process.stderr_line(WITHIN, nth_time).await.context("the agent did not connect")
+        self.process.stderr_line(TIMEOUT, nth_time).await.context("the agent did not connect")
     }
 
     /// What would start it.
@@ -342,7 +342,7 @@ impl OurAgent {
 
     /// Ends it, in good order.
     pub async fn stop(self) -> Result<()> {
-        self.process.stop(WITHIN).await.map(drop)
+        self.process.stop(TIMEOUT).await.map(drop)
     }
 }
 
@@ -354,5 +354,5 @@ pub async fn exec(relay: &str, token: &str, environment: &str, command: &[&str])
         .args(command)
         .env("RENDEZ_RELAY", relay)
         .env("RENDEZ_TOKEN", token);
-    run(rendez, b"", WITHIN).await
+    run(rendez, b"", TIMEOUT).await
 }

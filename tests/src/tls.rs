@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::rendez::WITHIN;
+use crate::rendez::TIMEOUT;
 
 /// A private authority, with a directory for its certificate `ca.pem` and for
 /// the files that belong to it.
@@ -108,7 +108,7 @@ pub async fn connect(
     name: ServerName<'static>,
 ) -> Result<TlsStream<TcpStream>> {
     let tcp = TcpStream::connect(address).await?;
-    Ok(timeout(WITHIN, TlsConnector::from(config.into()).connect(name, tcp)).await??)
+    Ok(timeout(TIMEOUT, TlsConnector::from(config.into()).connect(name, tcp)).await??)
 }
 
 /// Requests `/livez` on an open connection and returns the response.
@@ -121,6 +121,6 @@ pub async fn livez(stream: &mut TlsStream<TcpStream>) -> Result<String> {
         }
         Ok(())
     };
-    timeout(WITHIN, whole).await??;
+    timeout(TIMEOUT, whole).await??;
     Ok(String::from_utf8(response)?)
 }

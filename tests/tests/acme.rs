@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rendez_tests::process::run;
-use rendez_tests::rendez::{OurRelay, WITHIN, rendez};
+use rendez_tests::rendez::{OurRelay, TIMEOUT, rendez};
 use rendez_tests::tls::{connect, livez};
 use rustix::process::Signal;
 use rustls::ProtocolVersion;
@@ -19,17 +19,17 @@ use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 
+#[path = "acme/challenge.rs"]
+mod challenge;
 #[path = "acme/issuance.rs"]
 mod issuance;
 #[path = "acme/jws.rs"]
 mod jws;
-#[path = "acme/proof.rs"]
-mod proof;
 #[path = "acme/server.rs"]
 mod server;
 
-use issuance::Life;
-use proof::ALPN;
+use challenge::ALPN;
+use issuance::Validity;
 use server::{Refusal, Server};
 
 const DOMAIN: &str = "relay.test";
@@ -58,7 +58,7 @@ impl Relay {
             .map(OsStr::new)
             .chain([root.as_os_str()]);
         let relay = OurRelay::start_in(state, flags).await?;
-        server.names_lead_to(relay.address());
+        server.resolve_names_to(relay.address());
         Ok(Self(relay))
     }
 
@@ -93,7 +93,7 @@ fn files(folder: &Path) -> Result<Vec<(PathBuf, u32)>> {
 }
 
 #[tokio::test]
-async fn a_certificate_is_had_served_and_kept_over_a_restart() -> Result<()> {
+async fn certificate_is_obtained_and_survives_restart() -> Result<()> {
     let (server, state) = (Server::start().await?, tempfile::tempdir()?);
     let relay = Relay::start_for(&server, state.path(), "relay.test Other.Relay.test.").await?;
     relay.0.logs("there is no certificate yet").await?;
@@ -101,7 +101,7 @@ async fn a_certificate_is_had_served_and_kept_over_a_restart() -> Result<()> {
     assert!(relay.dial(&server).await.is_err(), "there is nothing to show yet");
     relay.0.metric("rendez_tls_handshakes_total{result=\"no_certificate\"} 1").await?;
 
-    server.let_look(2);
+    server.allow_validations(2);
     relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
     relay.0.metric("rendez_acme_orders_total{result=\"ok\"} 1").await?;
     let mut stream = relay.dial(&server).await?;
@@ -133,22 +133,27 @@ async fn a_certificate_is_had_served_and_kept_over_a_restart() -> Result<()> {
     // another name: what is kept serves until there is one for both
     let more = Relay::start_for(&server, state.path(), "relay.test third.relay.test").await?;
     assert_eq!(certificate(&more.dial(&server).await?)?, first);
-    server.let_look(2);
+    server.allow_validations(2);
     more.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
     assert_ne!(certificate(&more.dial(&server).await?)?, first);
     assert_eq!(server.made(), (1, 2), "by the same account");
-    assert_eq!(server.complaints(), [""; 0]);
+    assert_eq!(server.violations(), [""; 0]);
     Ok(())
 }
 
 #[tokio::test]
-async fn proofs_are_shown_while_they_are_pending_and_to_nobody_else() -> Result<()> {
+async fn challenge_certificate_is_served_only_while_pending() -> Result<()> {
     let (server, state) = (Server::start().await?, tempfile::tempdir()?);
     let relay = Relay::start(&server, state.path()).await?;
     server.ready(1).await?;
-    let look = |name, alpn: &'static [&'static [u8]]| proof::shown(relay.0.address(), name, alpn);
-    proof::check(relay.0.address(), DOMAIN, &server.digest(0)?).await?;
-    assert!(proof::check(relay.0.address(), DOMAIN, &[0; 32]).await.is_err(), "the check checks");
+    let look = |name, alpn: &'static [&'static [u8]]| {
+        challenge::presented_certificate(relay.0.address(), name, alpn)
+    };
+    challenge::validate(relay.0.address(), DOMAIN, &server.digest(0)?).await?;
+    assert!(
+        challenge::validate(relay.0.address(), DOMAIN, &[0; 32]).await.is_err(),
+        "the check checks"
+    );
     look("RELAY.test", &[ALPN]).await?;
     for name in [OTHER_DOMAIN, "x.relay.test", "127.0.0.1"] {
         assert!(look(name, &[ALPN]).await.is_err(), "{name} is not pending");
@@ -157,19 +162,20 @@ async fn proofs_are_shown_while_they_are_pending_and_to_nobody_else() -> Result<
     assert!(look(DOMAIN, &[HTTP]).await.is_err());
     assert!(look(DOMAIN, &[]).await.is_err());
 
-    server.let_look(1);
+    server.allow_validations(1);
     relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
     assert!(look(DOMAIN, &[ALPN]).await.is_err(), "nothing is pending any more");
     livez(&mut relay.dial(&server).await?).await.map(drop)
 }
 
 #[tokio::test]
-async fn a_certificate_is_renewed_and_open_connections_stay() -> Result<()> {
+async fn renewal_keeps_open_connections() -> Result<()> {
     let (server, state) = (Server::start().await?, tempfile::tempdir()?);
     // Two thirds are over in three seconds, and it is good for a day afterwards.
     let day = Duration::from_secs(24 * 3600);
-    server.next_life(Life { over: day * 2, left: day + Duration::from_secs(9) / 2 });
-    server.let_look(1);
+    server
+        .next_validity(Validity { elapsed: day * 2, remaining: day + Duration::from_secs(9) / 2 });
+    server.allow_validations(1);
     let relay = Relay::start(&server, state.path()).await?;
     relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
     let mut open = relay.dial(&server).await?;
@@ -179,18 +185,18 @@ async fn a_certificate_is_renewed_and_open_connections_stay() -> Result<()> {
     server.ready(2).await?;
     livez(&mut open).await?;
     assert_eq!(certificate(&relay.dial(&server).await?)?, first, "it serves until then");
-    server.let_look(1);
+    server.allow_validations(1);
     relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 2").await?;
     relay.0.metric("rendez_acme_orders_total{result=\"ok\"} 2").await?;
     assert_ne!(certificate(&relay.dial(&server).await?)?, first);
     livez(&mut open).await?;
     assert_eq!(server.made(), (1, 2), "by the same account");
-    assert_eq!(server.complaints(), [""; 0]);
+    assert_eq!(server.violations(), [""; 0]);
     Ok(())
 }
 
 #[tokio::test]
-async fn refusals_are_told_and_tried_again() -> Result<()> {
+async fn refused_orders_are_logged_and_retried() -> Result<()> {
     let (server, state) = (Server::start().await?, tempfile::tempdir()?);
     server.refuse(Refusal::new(403, "rejectedIdentifier", "not for the likes of you"));
     server.refuse(Refusal::new(429, "rateLimited", "one at a time"));
@@ -201,40 +207,40 @@ async fn refusals_are_told_and_tried_again() -> Result<()> {
     relay.0.metric("rendez_acme_orders_failed_in_a_row 2").await?;
     relay.0.metric("rendez_acme_orders_total{result=\"refused\"} 1").await?;
     relay.0.metric("rendez_acme_orders_total{result=\"rate_limited\"} 1").await?;
-    server.let_look(1);
+    server.allow_validations(1);
     relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
     relay.0.metric("rendez_acme_orders_failed_in_a_row 0").await?;
     livez(&mut relay.dial(&server).await?).await?;
-    assert_eq!(server.complaints(), [""; 0]);
+    assert_eq!(server.violations(), [""; 0]);
     Ok(())
 }
 
 #[tokio::test]
-async fn a_name_that_leads_elsewhere_is_told_and_tried_again() -> Result<()> {
+async fn misdirected_name_is_logged_and_retried() -> Result<()> {
     let (server, state) = (Server::start().await?, tempfile::tempdir()?);
     let relay = Relay::start(&server, state.path()).await?;
     // somebody who speaks no TLS
     let elsewhere = TcpListener::bind("127.0.0.1:0").await?;
-    server.names_lead_to(elsewhere.local_addr()?);
-    server.let_look(1);
+    server.resolve_names_to(elsewhere.local_addr()?);
+    server.allow_validations(1);
     drop(elsewhere.accept().await?);
     relay.0.logs("did not reach this relay at port 443 of relay.test").await?;
     relay.0.metric("rendez_acme_orders_total{result=\"unproven\"} 1").await?;
-    server.names_lead_to(relay.0.address());
-    server.let_look(1);
+    server.resolve_names_to(relay.0.address());
+    server.allow_validations(1);
     relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
     livez(&mut relay.dial(&server).await?).await.map(drop)
 }
 
 #[tokio::test]
-async fn an_account_that_the_server_lost_is_made_anew() -> Result<()> {
+async fn lost_account_is_created_again() -> Result<()> {
     let (server, state) = (Server::start().await?, tempfile::tempdir()?);
-    server.let_look(1);
+    server.allow_validations(1);
     let relay = Relay::start(&server, state.path()).await?;
     relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
     relay.stop().await?;
-    server.forget_accounts();
-    server.let_look(2);
+    server.delete_accounts();
+    server.allow_validations(2);
     let relay = Relay::start_for(&server, state.path(), "relay.test other.relay.test").await?;
     relay.0.logs("does not know the account").await?;
     relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
@@ -243,12 +249,12 @@ async fn an_account_that_the_server_lost_is_made_anew() -> Result<()> {
 }
 
 #[tokio::test]
-async fn settings_that_cannot_work_stop_a_start() -> Result<()> {
+async fn invalid_acme_settings_stop_the_start() -> Result<()> {
     let refused = async |flags: &[&str], words: &str| -> Result<()> {
         let state = TempDir::new()?;
         let mut command = rendez()?;
         command.args(["relay", "--listen", "127.0.0.1:0", "--state"]).arg(state.path()).args(flags);
-        let output = run(command, b"", WITHIN).await?;
+        let output = run(command, b"", TIMEOUT).await?;
         let said = output.stderr_text();
         ensure!(!output.status.success() && said.contains(words), "{flags:?}: {said}");
         Ok(())

@@ -29,9 +29,9 @@ use rendez_relay_core::{Dropped, Quota, RATE_BURST};
 use rendez_tests::poll::poll;
 use rendez_tests::process::usage::memory_kib;
 use rendez_tests::relay::{
-    Counter, SOON, TestRelay, Websocket, Witness, data_frame, key, token_id,
+    Counter, SHORT_TIMEOUT, TestRelay, Websocket, Witness, data_frame, key, token_id,
 };
-use rendez_tests::survive::noise::Noise;
+use rendez_tests::survive::random::Random;
 use reqwest::{Method, StatusCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -47,21 +47,21 @@ const HOSTILE: &str = "hostile";
 /// Round trips that say how it is when nobody attacks.
 const QUIET_ROUNDS: usize = 200;
 /// Longest wait for anything on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const LONG_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often what announces nothing is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Descriptors are the whole process's and tasks the whole runtime's, so all
 /// attacks take place on this one, by turns, and each leaves it empty.
-static STAGE: LazyLock<Mutex<Runtime>> = LazyLock::new(|| {
+static RUNTIME: LazyLock<Mutex<Runtime>> = LazyLock::new(|| {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     Mutex::new(builder.worker_threads(2).enable_all().build().expect("a runtime"))
 });
 
 /// Runs an attack when it is its turn, and has it leave the stage empty.
-fn on_stage(attack: impl Future<Output = Result<()>>) -> Result<()> {
-    let stage = STAGE.lock();
-    stage.block_on(async {
+fn exclusively(attack: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = RUNTIME.lock();
+    runtime.block_on(async {
         let look = || anyhow::Ok((tasks(), descriptors(|_| true)?));
         let empty = look()?;
         attack.await?;
@@ -71,7 +71,7 @@ fn on_stage(attack: impl Future<Output = Result<()>>) -> Result<()> {
 
 /// Waits until things are again what they were.
 async fn back_to<T: PartialEq + Debug>(before: &T, look: impl Fn() -> Result<T>) -> Result<()> {
-    poll(PATIENCE, async || {
+    poll(LONG_TIMEOUT, async || {
         let now = look()?;
         Ok(if now == *before { Ok(()) } else { Err(format!("{now:?}; before: {before:?}")) })
     })
@@ -90,7 +90,7 @@ fn descriptors(counts: impl Fn(&Path) -> bool) -> Result<usize> {
 }
 
 /// A relay, its victim, and how it was before.
-struct Scene {
+struct AttackRun {
     relay: TestRelay,
     stop: oneshot::Sender<()>,
     victim: JoinHandle<Result<(Witness, Vec<Duration>)>>,
@@ -108,7 +108,7 @@ struct Footprint {
     descriptors: usize,
 }
 
-impl Scene {
+impl AttackRun {
     async fn start() -> Result<Self> {
         Self::with(Quotas::default()).await
     }
@@ -139,7 +139,7 @@ impl Scene {
     async fn end(self, attack: &str) -> Result<()> {
         back_to(&self.before, || footprint(&self.relay)).await.context(attack.to_owned())?;
         let _ = self.stop.send(());
-        let (mut witness, attacked) = timeout(PATIENCE, self.victim).await???;
+        let (mut witness, attacked) = timeout(LONG_TIMEOUT, self.victim).await???;
         witness.exchange().await?;
         ensure!(!attacked.is_empty(), "the victim did nothing meanwhile");
         let line = |what: &str, mut rounds: Vec<Duration>| {
@@ -183,7 +183,7 @@ async fn settled(relay: &TestRelay) -> Result<Footprint> {
         }
         anyhow::Ok(last)
     };
-    timeout(PATIENCE, settling).await?
+    timeout(LONG_TIMEOUT, settling).await?
 }
 
 fn footprint(relay: &TestRelay) -> Result<Footprint> {
@@ -205,11 +205,11 @@ fn stream(n: u64) -> StreamId {
 }
 
 #[test]
-fn ten_thousand_handshakes_of_a_hostile_orchestrator() -> Result<()> {
-    on_stage(async {
+fn hostile_handshakes_are_limited_per_token() -> Result<()> {
+    exclusively(async {
         const ATTEMPTS: u64 = 10_000;
-        let scene = Scene::start().await?;
-        let relay = &scene.relay;
+        let run = AttackRun::start().await?;
+        let relay = &run.relay;
         // A stock executor: it answers each bad handshake with a reset.
         let mut executor = relay.executor(HOSTILE).await?;
         let token = relay.token(Role::Orchestrator, HOSTILE).await?;
@@ -218,7 +218,7 @@ fn ten_thousand_handshakes_of_a_hostile_orchestrator() -> Result<()> {
             let mut seen = 0;
             loop {
                 let frame = tokio::select! {
-                    frame = executor.receive_patiently() => frame?,
+                    frame = executor.receive_without_timeout() => frame?,
                     _ = &mut over => return anyhow::Ok((executor, seen)),
                 };
                 let parsed = peek(&frame)?;
@@ -248,35 +248,35 @@ fn ten_thousand_handshakes_of_a_hostile_orchestrator() -> Result<()> {
         honest.send_binary(Frame::bare(stream(u64::MAX), body).encode()).await?;
         honest.receive().await?;
         let _ = done.send(());
-        let (executor, seen) = timeout(PATIENCE, refusing).await???;
+        let (executor, seen) = timeout(LONG_TIMEOUT, refusing).await???;
         ensure!(
             seen == limits::HANDSHAKE_FAILURES_PER_TOKEN + 1,
             "{seen} handshakes reached the executor, which turns deaf after {}",
             limits::HANDSHAKE_FAILURES
         );
         drop((hostile, honest, executor));
-        scene.end("10,000 handshakes").await
+        run.end("10,000 handshakes").await
     })
 }
 
 #[test]
-fn a_million_random_and_mutated_frames() -> Result<()> {
-    on_stage(async {
+fn random_frames_do_not_disturb_others() -> Result<()> {
+    exclusively(async {
         const FRAMES: u64 = 1_000_000;
-        let scene = Scene::start().await?;
-        let relay = &scene.relay;
+        let run = AttackRun::start().await?;
+        let relay = &run.relay;
         let mut executor = relay.executor(HOSTILE).await?;
-        let mut noise = Noise::new(1);
+        let mut random = Random::new(1);
         let good = data_frame(&stream(1), 1, b"a record of some length, to have bytes to change");
         for n in 0..FRAMES {
             let mut frame = good.to_vec();
             if n % 2 == 0 {
-                let length = noise.number() % 64;
-                frame = (0..length).map(|_| noise.number() as u8).collect();
+                let length = random.next_u64() % 64;
+                frame = (0..length).map(|_| random.next_u64() as u8).collect();
             } else {
-                for _ in 0..=noise.number() % 4 {
-                    let at = noise.number() as usize % frame.len();
-                    frame[at] = noise.number() as u8;
+                for _ in 0..=random.next_u64() % 4 {
+                    let at = random.next_u64() as usize % frame.len();
+                    frame[at] = random.next_u64() as u8;
                 }
             }
             executor.feed_binary(frame).await?;
@@ -292,16 +292,16 @@ fn a_million_random_and_mutated_frames() -> Result<()> {
         }
         ensure!(closed == 50, "{closed} websockets were closed");
         drop(executor);
-        scene.end("1,000,000 frames").await
+        run.end("1,000,000 frames").await
     })
 }
 
 #[test]
-fn requests_and_websockets_that_never_end() -> Result<()> {
-    on_stage(async {
+fn unfinished_requests_and_websockets_time_out() -> Result<()> {
+    exclusively(async {
         const CONNECTIONS: usize = 200;
-        let scene = Scene::start().await?;
-        let relay = &scene.relay;
+        let run = AttackRun::start().await?;
+        let relay = &run.relay;
         let mut slow = Vec::new();
         for _ in 0..CONNECTIONS {
             let mut socket = TcpStream::connect(relay.address()).await?;
@@ -343,20 +343,20 @@ fn requests_and_websockets_that_never_end() -> Result<()> {
                     }
                 }
             };
-            ensure!(timeout(PATIENCE, gone).await? == 0, "half a request was answered");
+            ensure!(timeout(LONG_TIMEOUT, gone).await? == 0, "half a request was answered");
             hung_up += 1;
         }
         ensure!(hung_up == CONNECTIONS);
         drop(half);
-        scene.end("slow requests and websockets").await
+        run.end("slow requests and websockets").await
     })
 }
 
 #[test]
-fn compression_is_neither_agreed_nor_believed() -> Result<()> {
-    on_stage(async {
-        let scene = Scene::start().await?;
-        let relay = &scene.relay;
+fn compression_is_neither_negotiated_nor_decoded() -> Result<()> {
+    exclusively(async {
+        let run = AttackRun::start().await?;
+        let relay = &run.relay;
         let reply = relay.connect(VICTIM, key(9)).await?;
         let url = reply.url.expose().replacen("ws://", "http://", 1);
         let path = url.split_once(relay.address()).context("its own address")?.1;
@@ -384,15 +384,15 @@ fn compression_is_neither_agreed_nor_believed() -> Result<()> {
             .await?;
         ensure!(answered.status().is_client_error(), "{}", answered.status());
         drop(answered);
-        scene.end("compression").await
+        run.end("compression").await
     })
 }
 
 #[test]
-fn floods_of_headers_and_queries() -> Result<()> {
-    on_stage(async {
-        let scene = Scene::start().await?;
-        let relay = &scene.relay;
+fn oversized_headers_and_queries_are_refused() -> Result<()> {
+    exclusively(async {
+        let run = AttackRun::start().await?;
+        let relay = &run.relay;
         let many: String = (0..5_000).map(|n| format!("x-{n}: y\r\n")).collect();
         let long = "q".repeat(200_000);
         for round in 0..100 {
@@ -404,7 +404,7 @@ fn floods_of_headers_and_queries() -> Result<()> {
             // The relay may answer and hang up before it has read all of it.
             let _ = socket.write_all(request.as_bytes()).await;
             let mut answer = Vec::new();
-            let _ = timeout(SOON, socket.read_to_end(&mut answer)).await?;
+            let _ = timeout(SHORT_TIMEOUT, socket.read_to_end(&mut answer)).await?;
             let text = String::from_utf8_lossy(&answer);
             ensure!(
                 answer.is_empty() || text.starts_with("HTTP/1.1 4"),
@@ -415,20 +415,20 @@ fn floods_of_headers_and_queries() -> Result<()> {
         let fine = relay.request(Method::GET, "/livez").send().await?;
         ensure!(fine.status() == StatusCode::OK);
         drop(fine);
-        scene.end("headers and queries").await
+        run.end("headers and queries").await
     })
 }
 
 #[test]
-fn a_storm_of_frames_is_held_to_its_tokens_rate() -> Result<()> {
-    on_stage(async {
+fn frame_rate_is_limited_per_token() -> Result<()> {
+    exclusively(async {
         const RATE: u64 = 1_000;
         const STORM: u64 = 4_000;
         let quotas = Quotas::default();
         let token = Quota { frames_per_second: RATE, ..quotas.token };
         // The victim's tokens are exempt; the storm's is not.
-        let scene = Scene::with(quotas.clone()).await?;
-        let relay = &scene.relay;
+        let run = AttackRun::with(quotas.clone()).await?;
+        let relay = &run.relay;
         let hostile = relay.token(Role::Orchestrator, HOSTILE).await?;
         let mut limited = quotas;
         limited.tokens.insert(token_id(hostile.expose())?, token);
@@ -446,25 +446,25 @@ fn a_storm_of_frames_is_held_to_its_tokens_rate() -> Result<()> {
             anyhow::Ok(storm)
         });
         for _ in 0..STORM {
-            executor.receive_patiently().await?;
+            executor.receive_without_timeout().await?;
         }
         let took = began.elapsed();
         // A burst of a second goes at once.
         let least = Duration::from_secs(STORM / RATE) - RATE_BURST - Duration::from_millis(50);
         ensure!(took >= least, "{STORM} frames in {took:?}");
         ensure!(relay.held_back() > 0);
-        drop((timeout(PATIENCE, sending).await???, executor));
-        scene.end("a storm of frames").await
+        drop((timeout(LONG_TIMEOUT, sending).await???, executor));
+        run.end("a storm of frames").await
     })
 }
 
 /// A new websocket, ticket and stream for each attempt are no new chance.
 #[test]
-fn handshakes_of_somebody_who_reconnects_for_each() -> Result<()> {
-    on_stage(async {
+fn reconnecting_does_not_reset_handshake_limit() -> Result<()> {
+    exclusively(async {
         const ATTEMPTS: u64 = 30;
-        let scene = Scene::start().await?;
-        let relay = &scene.relay;
+        let run = AttackRun::start().await?;
+        let relay = &run.relay;
         let mut executor = relay.executor(HOSTILE).await?;
         let token = relay.token(Role::Orchestrator, HOSTILE).await?;
         let mut reached = 0;
@@ -476,7 +476,7 @@ fn handshakes_of_somebody_who_reconnects_for_each() -> Result<()> {
             // A stock executor resets; the relay does so itself when it refuses.
             let refused = tokio::select! {
                 told = hostile.receive() => peek(&told?)?.kind == Kind::Reset,
-                seen = executor.receive_patiently() => {
+                seen = executor.receive_without_timeout() => {
                     ensure!(peek(&seen?)?.kind == Kind::Handshake);
                     let reset = Body::Reset { reason: "noise_relay_protocol_error".into() };
                     executor.send_binary(Frame::bare(stream(n), reset).encode()).await?;
@@ -493,16 +493,16 @@ fn handshakes_of_somebody_who_reconnects_for_each() -> Result<()> {
             "{reached} handshakes reached the executor"
         );
         drop(executor);
-        scene.end("reconnecting for each handshake").await
+        run.end("reconnecting for each handshake").await
     })
 }
 
 /// Who is turned away for a quota is told so, and stands in the audit log.
 #[test]
-fn a_token_has_so_many_websockets_and_no_more() -> Result<()> {
-    on_stage(async {
-        let scene = Scene::start().await?;
-        let relay = &scene.relay;
+fn websockets_are_limited_per_token() -> Result<()> {
+    exclusively(async {
+        let run = AttackRun::start().await?;
+        let relay = &run.relay;
         let greedy = relay.token(Role::Orchestrator, VICTIM).await?;
         let id = token_id(greedy.expose())?;
         let mut quotas = Quotas::default();
@@ -518,7 +518,7 @@ fn a_token_has_so_many_websockets_and_no_more() -> Result<()> {
         ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "{status}");
         ensure!(body.error.message.contains("the token's quota of connections"), "{body:?}");
         let admin = relay.token(Role::Admin, "*").await?;
-        poll(PATIENCE, async || {
+        poll(LONG_TIMEOUT, async || {
             let request = relay.request(Method::GET, "/v1/audit").bearer_auth(admin.expose());
             let log = request.send().await?.text().await?;
             let found = log.contains("connections of the token") && log.contains(&id);
@@ -526,20 +526,20 @@ fn a_token_has_so_many_websockets_and_no_more() -> Result<()> {
         })
         .await?;
         drop(open);
-        scene.end("more websockets than a token has").await
+        run.end("more websockets than a token has").await
     })
 }
 
 #[test]
-fn a_reader_that_reads_nothing_costs_a_bounded_amount() -> Result<()> {
-    on_stage(async {
+fn stalled_reader_uses_bounded_memory() -> Result<()> {
+    exclusively(async {
         const MEMORY: u64 = 8 << 20;
         let quotas = Quotas {
             environment: Quota { memory_bytes: MEMORY, ..Quota::UNLIMITED },
             ..Quotas::default()
         };
-        let scene = Scene::with(quotas).await?;
-        let relay = &scene.relay;
+        let run = AttackRun::with(quotas).await?;
+        let relay = &run.relay;
         let mut executor = relay.executor(HOSTILE).await?;
         let reader = relay.orchestrator(HOSTILE, key(66)).await?;
         let mut reader = reader;
@@ -552,18 +552,18 @@ fn a_reader_that_reads_nothing_costs_a_bounded_amount() -> Result<()> {
         let flood = async {
             loop {
                 most = most.max(relay.memory_used());
-                executor.send_patiently(data_frame(&stream(1), 1, &record)).await?;
+                executor.send_without_timeout(data_frame(&stream(1), 1, &record)).await?;
                 if relay.counters().get(Counter::Dropped(Dropped::Overloaded)) > 0 {
                     return anyhow::Ok(());
                 }
             }
         };
-        timeout(PATIENCE, flood).await??;
+        timeout(LONG_TIMEOUT, flood).await??;
         ensure!(
             (MEMORY as usize / 4..=MEMORY as usize + limits::MESSAGE_MAX_BYTES).contains(&most),
             "at most {most} bytes waited in the relay"
         );
         drop((executor, reader));
-        scene.end("a reader that reads nothing").await
+        run.end("a reader that reads nothing").await
     })
 }

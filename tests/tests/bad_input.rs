@@ -21,8 +21,8 @@ use rendez_registry::stats::{Operation, Outcome, TicketFault};
 use rendez_relay::connections::End;
 use rendez_relay_core::Dropped;
 use rendez_tests::relay::{
-    Counter, SOON, TestRelay, Websocket, Witness, data_frame, key, refusal, register_request,
-    ticket, token_id,
+    Counter, SHORT_TIMEOUT, TestRelay, Websocket, Witness, data_frame, key, refusal,
+    register_request, ticket, token_id,
 };
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
@@ -41,12 +41,12 @@ const ELSEWHERE: &str = "elsewhere";
 const TOO_BIG_BYTES: usize = 300 * 1024;
 
 /// A relay with a witness.
-struct Scene {
+struct Fixture {
     relay: TestRelay,
     witness: Witness,
 }
 
-impl Scene {
+impl Fixture {
     async fn start() -> Result<Self> {
         let relay = TestRelay::start().await?;
         let witness = Witness::start(&relay, ENVIRONMENT).await?;
@@ -186,43 +186,43 @@ fn good_calls(relay: &TestRelay) -> Result<[(Operation, &'static str, Value, &st
 // ---- tokens ----------------------------------------------------------------
 
 #[tokio::test]
-async fn a_wrong_token() -> Result<()> {
-    let mut scene = Scene::start().await?;
+async fn wrong_token_is_unauthorized() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     let other = TestRelay::start().await?;
     let stranger = other.executor_token();
-    let mut wrong_secret = scene.relay.executor_token().to_owned();
+    let mut wrong_secret = fixture.relay.executor_token().to_owned();
     let last = if wrong_secret.ends_with("AAAA") { "BBBB" } else { "AAAA" };
     wrong_secret.replace_range(wrong_secret.len() - 4.., last);
     for token in ["nonsense", "sk-live-1", stranger, &wrong_secret] {
         for (operation, call, body, _) in good_calls(&other)? {
             let request =
                 |relay: &TestRelay| relay.call(ENVIRONMENT, call).bearer_auth(token).json(&body);
-            scene.refused(operation, ErrorCode::Unauthorized, request).await?;
+            fixture.refused(operation, ErrorCode::Unauthorized, request).await?;
         }
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn no_token() -> Result<()> {
-    let mut scene = Scene::start().await?;
+async fn missing_token_is_unauthorized() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     for (operation, call, body, _) in good_calls(&TestRelay::start().await?)? {
         let request = |relay: &TestRelay| relay.call(ENVIRONMENT, call).json(&body);
-        scene.refused(operation, ErrorCode::Unauthorized, request).await?;
+        fixture.refused(operation, ErrorCode::Unauthorized, request).await?;
         let basic = |relay: &TestRelay| {
             relay.call(ENVIRONMENT, call).basic_auth("a", Some("b")).json(&body)
         };
-        scene.refused(operation, ErrorCode::Unauthorized, basic).await?;
+        fixture.refused(operation, ErrorCode::Unauthorized, basic).await?;
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn a_token_of_the_wrong_role() -> Result<()> {
-    let mut scene = Scene::start().await?;
-    let admin = scene.relay.token(Role::Admin, "*").await?;
-    let executor = scene.relay.executor_token().to_owned();
-    let orchestrator = scene.relay.orchestrator_token().to_owned();
+async fn token_of_wrong_role_is_forbidden() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
+    let admin = fixture.relay.token(Role::Admin, "*").await?;
+    let executor = fixture.relay.executor_token().to_owned();
+    let orchestrator = fixture.relay.orchestrator_token().to_owned();
     for (operation, call, body, right) in good_calls(&TestRelay::start().await?)? {
         let right_role = right.split('_').nth(1);
         for token in [admin.expose(), &executor, &orchestrator] {
@@ -231,24 +231,24 @@ async fn a_token_of_the_wrong_role() -> Result<()> {
             }
             let request =
                 |relay: &TestRelay| relay.call(ENVIRONMENT, call).bearer_auth(token).json(&body);
-            scene.refused(operation, ErrorCode::Forbidden, request).await?;
+            fixture.refused(operation, ErrorCode::Forbidden, request).await?;
         }
     }
     let list = |relay: &TestRelay| relay.request(Method::GET, "/v1/tokens").bearer_auth(&executor);
-    scene.refused(Operation::Tokens, ErrorCode::Forbidden, list).await
+    fixture.refused(Operation::Tokens, ErrorCode::Forbidden, list).await
 }
 
 #[tokio::test]
-async fn a_token_that_does_not_cover_the_environment() -> Result<()> {
-    let mut scene = Scene::start().await?;
+async fn token_for_other_environment_is_forbidden() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     for (operation, call, body, right) in good_calls(&TestRelay::start().await?)? {
         let executors = right.starts_with("rdz_e");
         let role = if executors { Role::Executor } else { Role::Orchestrator };
-        let token = scene.relay.token(role, "other-*").await?;
+        let token = fixture.relay.token(role, "other-*").await?;
         let request = |relay: &TestRelay| {
             relay.call(ENVIRONMENT, call).bearer_auth(token.expose()).json(&body)
         };
-        scene.refused(operation, ErrorCode::Forbidden, request).await?;
+        fixture.refused(operation, ErrorCode::Forbidden, request).await?;
     }
     Ok(())
 }
@@ -256,15 +256,15 @@ async fn a_token_that_does_not_cover_the_environment() -> Result<()> {
 // ---- bodies and paths ------------------------------------------------------
 
 #[tokio::test]
-async fn an_unknown_environment() -> Result<()> {
-    let mut scene = Scene::start().await?;
+async fn unknown_environment_is_offline() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     let offline =
         Counter::Registry(Operation::Connect, Outcome::Error(ErrorCode::EnvironmentOffline));
     let connect = async |relay: &TestRelay| {
         let request = relay.call("nowhere", "connect").bearer_auth(relay.orchestrator_token());
         refusal(request.json(&connect_body())).await
     };
-    let (status, body) = scene.watch(&[offline], connect).await?;
+    let (status, body) = fixture.watch(&[offline], connect).await?;
     ensure!(status == StatusCode::CONFLICT, "{status}");
     ensure!(body.error.code == ErrorCode::EnvironmentOffline, "{body:?}");
     ensure!(body.rendez.map(|absence| absence.state) == Some(AbsenceState::Unknown), "{body:?}");
@@ -272,16 +272,16 @@ async fn an_unknown_environment() -> Result<()> {
     let validate = |relay: &TestRelay| {
         relay.call("nowhere", "validate").bearer_auth(relay.executor_token()).json(&validate_body())
     };
-    scene.refused(Operation::Validate, ErrorCode::RegistrationSuperseded, validate).await?;
+    fixture.refused(Operation::Validate, ErrorCode::RegistrationSuperseded, validate).await?;
     // what is no environment id at all
     let register =
         |relay: &TestRelay| relay.call("no%2Fid", "register").bearer_auth(relay.executor_token());
-    scene.refused(Operation::Register, ErrorCode::InvalidRequest, register).await
+    fixture.refused(Operation::Register, ErrorCode::InvalidRequest, register).await
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_json() -> Result<()> {
-    let mut scene = Scene::start().await?;
+async fn body_without_json_is_invalid() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     let calls = TestRelay::start().await?;
     for (operation, call, _, right) in good_calls(&calls)? {
         let executors = right.starts_with("rdz_e");
@@ -291,15 +291,15 @@ async fn a_body_that_is_not_json() -> Result<()> {
                     if executors { relay.executor_token() } else { relay.orchestrator_token() };
                 relay.call(ENVIRONMENT, call).bearer_auth(token).body(body)
             };
-            scene.refused(operation, ErrorCode::InvalidRequest, request).await?;
+            fixture.refused(operation, ErrorCode::InvalidRequest, request).await?;
         }
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn keys_of_the_wrong_length_or_suite() -> Result<()> {
-    let mut scene = Scene::start().await?;
+async fn malformed_keys_are_invalid() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     let good = serde_json::to_value(key(9))?;
     let with = |field: &str, value: &str| {
         let mut key = good.clone();
@@ -326,7 +326,7 @@ async fn keys_of_the_wrong_length_or_suite() -> Result<()> {
         let request = |relay: &TestRelay| {
             relay.call(ENVIRONMENT, "register").bearer_auth(relay.executor_token()).json(&register)
         };
-        scene.refused(Operation::Register, ErrorCode::InvalidRequest, request).await?;
+        fixture.refused(Operation::Register, ErrorCode::InvalidRequest, request).await?;
         let connect = json!({ "harness_public_key": key });
         let request = |relay: &TestRelay| {
             relay
@@ -334,24 +334,24 @@ async fn keys_of_the_wrong_length_or_suite() -> Result<()> {
                 .bearer_auth(relay.orchestrator_token())
                 .json(&connect)
         };
-        scene.refused(Operation::Connect, ErrorCode::InvalidRequest, request).await?;
+        fixture.refused(Operation::Connect, ErrorCode::InvalidRequest, request).await?;
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn a_profile_that_nobody_speaks() -> Result<()> {
-    let mut scene = Scene::start().await?;
+async fn unsupported_profile_is_refused() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     let body = json!({ "security_profile": "direct_jsonrpc_v1", "executor_public_key": key(9) });
     let request = |relay: &TestRelay| {
         relay.call(ENVIRONMENT, "register").bearer_auth(relay.executor_token()).json(&body)
     };
-    scene.refused(Operation::Register, ErrorCode::UnsupportedProfile, request).await
+    fixture.refused(Operation::Register, ErrorCode::UnsupportedProfile, request).await
 }
 
 #[tokio::test]
-async fn a_legacy_registration() -> Result<()> {
-    let mut scene = Scene::start().await?;
+async fn legacy_registration_is_refused() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     for body in [None, Some(""), Some("{}"), Some("{\"name\":\"old\"}")] {
         let request = |relay: &TestRelay| {
             let request = relay.call(ENVIRONMENT, "register").bearer_auth(relay.executor_token());
@@ -360,27 +360,27 @@ async fn a_legacy_registration() -> Result<()> {
                 Some(body) => request.body(body),
             }
         };
-        scene.refused(Operation::Register, ErrorCode::LegacyRegistration, request).await?;
+        fixture.refused(Operation::Register, ErrorCode::LegacyRegistration, request).await?;
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn an_oversized_body() -> Result<()> {
-    let mut scene = Scene::start().await?;
+async fn oversized_body_is_refused() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     for length in [limits::REGISTRY_BODY_MAX_BYTES + 1, REGISTRY_BODY_DRAIN_BYTES] {
         let body = vec![b' '; length];
         let request = |relay: &TestRelay| {
             let request = relay.call(ENVIRONMENT, "register").bearer_auth(relay.executor_token());
             request.body(body.clone())
         };
-        scene.refused(Operation::Register, ErrorCode::BodyTooLarge, request).await?;
+        fixture.refused(Operation::Register, ErrorCode::BodyTooLarge, request).await?;
     }
     // a stranger's body is not even read
     let request = |relay: &TestRelay| {
         relay.call(ENVIRONMENT, "register").body(vec![b' '; limits::REGISTRY_BODY_MAX_BYTES + 1])
     };
-    scene.refused(Operation::Register, ErrorCode::Unauthorized, request).await
+    fixture.refused(Operation::Register, ErrorCode::Unauthorized, request).await
 }
 
 // ---- slow and broken HTTP --------------------------------------------------
@@ -391,22 +391,24 @@ async fn raw_http(relay: &TestRelay, request: &[u8]) -> Result<String> {
     tcp.write_all(request).await?;
     let mut answer = Vec::new();
     // The relay's patience is ten seconds, and then it needs a moment.
-    timeout(2 * SOON, tcp.read_to_end(&mut answer)).await.context("the relay waits on")??;
+    timeout(2 * SHORT_TIMEOUT, tcp.read_to_end(&mut answer))
+        .await
+        .context("the relay waits on")??;
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 #[tokio::test]
-async fn a_slow_request_head() -> Result<()> {
-    let mut scene = Scene::start().await?;
+async fn slow_request_head_times_out() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     let half = async |relay: &TestRelay| raw_http(relay, b"GET /livez HTTP/1.1\r\nhost: x").await;
-    let answer = scene.watch(&[Counter::HeadTimeout], half).await?;
+    let answer = fixture.watch(&[Counter::HeadTimeout], half).await?;
     ensure!(answer.is_empty(), "half a request was answered: {answer}");
     Ok(())
 }
 
 #[tokio::test]
-async fn a_slow_request_body() -> Result<()> {
-    let mut scene = Scene::start().await?;
+async fn slow_request_body_times_out() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     let late = Counter::Registry(Operation::Register, Outcome::Error(ErrorCode::RequestTimeout));
     let half = async |relay: &TestRelay| {
         let token = relay.executor_token();
@@ -416,36 +418,36 @@ async fn a_slow_request_body() -> Result<()> {
         );
         raw_http(relay, request.as_bytes()).await
     };
-    let answer = scene.watch(&[late], half).await?;
+    let answer = fixture.watch(&[late], half).await?;
     ensure!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     ensure!(answer.contains("request_timeout"), "{answer}");
     Ok(())
 }
 
 #[tokio::test]
-async fn what_is_not_http() -> Result<()> {
-    let mut scene = Scene::start().await?;
+async fn invalid_http_is_refused() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     let too_large = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(64 * 1024));
     for (request, status) in
         [("\u{16}\u{3}\u{1} no TLS here\r\n\r\n", "400"), (too_large.as_str(), "431")]
     {
         let send = async |relay: &TestRelay| raw_http(relay, request.as_bytes()).await;
-        let answer = scene.watch(&[Counter::BadHead], send).await?;
+        let answer = fixture.watch(&[Counter::BadHead], send).await?;
         ensure!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn a_path_that_does_not_exist() -> Result<()> {
-    let mut scene = Scene::start().await?;
+async fn unknown_path_is_not_found() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     let request = |relay: &TestRelay| relay.request(Method::GET, "/wp-login.php");
-    scene.refused(Operation::UnknownRoute, ErrorCode::NotFound, request).await
+    fixture.refused(Operation::UnknownRoute, ErrorCode::NotFound, request).await
 }
 
 #[tokio::test]
-async fn more_connections_than_there_are_places() -> Result<()> {
-    let relay = TestRelay::start_for(3).await?;
+async fn connections_beyond_limit_wait() -> Result<()> {
+    let relay = TestRelay::start_with_connections(3).await?;
     let mut witness = Witness::start(&relay, ENVIRONMENT).await?;
     let third = relay.orchestrator(ENVIRONMENT, key(9)).await?;
     let mut fourth = pin!(relay.request(Method::GET, "/livez").send());
@@ -458,37 +460,37 @@ async fn more_connections_than_there_are_places() -> Result<()> {
         }
     }
     drop(third);
-    ensure!(timeout(SOON, fourth).await??.status() == StatusCode::OK);
+    ensure!(timeout(SHORT_TIMEOUT, fourth).await??.status() == StatusCode::OK);
     witness.exchange().await
 }
 
 // ---- tickets ---------------------------------------------------------------
 
 #[tokio::test]
-async fn a_used_ticket() -> Result<()> {
-    let mut scene = Scene::start().await?;
-    let reply = scene.relay.connect(ENVIRONMENT, key(9)).await?;
+async fn replayed_ticket_is_refused() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
+    let reply = fixture.relay.connect(ENVIRONMENT, key(9)).await?;
     let mut first = Websocket::open(reply.url.expose()).await?;
     let ticket = ticket(reply.url.expose())?;
-    scene.refused_ticket(ticket, Operation::OrchestratorTicket, TicketFault::Used).await?;
+    fixture.refused_ticket(ticket, Operation::OrchestratorTicket, TicketFault::Used).await?;
     // whoever used it first has lost nothing
     let frame = data_frame(&StreamId::from_random([9; 16]), 0, b"still here");
     first.send_binary(frame.clone()).await?;
-    ensure!(scene.witness.executor.receive().await? == frame);
+    ensure!(fixture.witness.executor.receive().await? == frame);
     Ok(())
 }
 
 #[tokio::test]
-async fn an_expired_ticket() -> Result<()> {
-    let mut scene = Scene::start().await?;
-    let reply = scene.relay.connect(ENVIRONMENT, key(9)).await?;
-    let claims = scene.claims(ticket(reply.url.expose())?, Purpose::Orchestrator)?;
+async fn expired_ticket_is_refused() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
+    let reply = fixture.relay.connect(ENVIRONMENT, key(9)).await?;
+    let claims = fixture.claims(ticket(reply.url.expose())?, Purpose::Orchestrator)?;
     let end = claims.expires_at_unix_secs.context("an orchestrator's ticket ends")?;
     ensure!(end <= now()? + limits::ORCHESTRATOR_TICKET_TTL.as_secs(), "it lives too long");
 
     let expired = Claims { expires_at_unix_secs: Some(now()?), ..claims };
-    let expired = Ticket::issue(&expired, &scene.relay.signing_key()?)?;
-    scene
+    let expired = Ticket::issue(&expired, &fixture.relay.signing_key()?)?;
+    fixture
         .refused_ticket(expired.expose(), Operation::OrchestratorTicket, TicketFault::Expired)
         .await?;
     // the same ticket was good a moment ago, and only its time was changed
@@ -496,14 +498,14 @@ async fn an_expired_ticket() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_forged_ticket() -> Result<()> {
-    let mut scene = Scene::start().await?;
+async fn forged_ticket_is_refused() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     let stranger = TestRelay::start().await?.signing_key()?;
-    let executors = scene.relay.register(ELSEWHERE).await?;
-    let genuine = scene.claims(ticket(executors.url.expose())?, Purpose::Executor)?;
+    let executors = fixture.relay.register(ELSEWHERE).await?;
+    let genuine = fixture.claims(ticket(executors.url.expose())?, Purpose::Executor)?;
     // the same claims, signed by somebody else
     let forged = Ticket::issue(&genuine, &stranger)?;
-    scene
+    fixture
         .refused_ticket(forged.expose(), Operation::UnknownTicket, TicketFault::BadSignature)
         .await?;
     // other claims under the genuine signature
@@ -514,72 +516,74 @@ async fn a_forged_ticket() -> Result<()> {
     let cut = |text: &str| text.len() - 85;
     let spliced =
         format!("{}{}", &changed.expose()[..cut(changed.expose())], &signature[cut(signature)..]);
-    scene.refused_ticket(&spliced, Operation::UnknownTicket, TicketFault::BadSignature).await?;
+    fixture.refused_ticket(&spliced, Operation::UnknownTicket, TicketFault::BadSignature).await?;
     let rubbish = "A".repeat(TICKET_MAX_BYTES + 1);
     for text in ["rubbish", "%00", "a.b.c", &rubbish] {
-        scene.refused_ticket(text, Operation::UnknownTicket, TicketFault::Malformed).await?;
+        fixture.refused_ticket(text, Operation::UnknownTicket, TicketFault::Malformed).await?;
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn a_ticket_of_another_registry() -> Result<()> {
-    let mut scene = Scene::start().await?;
+async fn ticket_of_another_registry_is_refused() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     let other = TestRelay::start().await?;
     let executors = other.register(ENVIRONMENT).await?;
     let _executor = Websocket::open(executors.url.expose()).await?;
     let orchestrators = other.connect(ENVIRONMENT, key(9)).await?;
     for url in [&executors.url, &orchestrators.url] {
         let foreign = ticket(url.expose())?;
-        scene.refused_ticket(foreign, Operation::UnknownTicket, TicketFault::BadSignature).await?;
+        fixture
+            .refused_ticket(foreign, Operation::UnknownTicket, TicketFault::BadSignature)
+            .await?;
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn a_key_authorization_as_ticket() -> Result<()> {
-    let mut scene = Scene::start().await?;
-    let reply = scene.relay.connect(ENVIRONMENT, key(9)).await?;
+async fn key_authorization_is_not_a_ticket() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
+    let reply = fixture.relay.connect(ENVIRONMENT, key(9)).await?;
     let authorization = reply.harness_key_authorization.expose();
-    scene
+    fixture
         .refused_ticket(authorization, Operation::OrchestratorTicket, TicketFault::WrongPurpose)
         .await
 }
 
 #[tokio::test]
-async fn a_ticket_whose_token_was_revoked() -> Result<()> {
-    let mut scene = Scene::start().await?;
-    let admin = scene.relay.token(Role::Admin, "*").await?;
-    let executors = scene.relay.register(ELSEWHERE).await?;
-    let orchestrators = scene.relay.connect(ENVIRONMENT, key(9)).await?;
-    for token in [scene.relay.executor_token(), scene.relay.orchestrator_token()] {
+async fn ticket_of_revoked_token_is_refused() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
+    let admin = fixture.relay.token(Role::Admin, "*").await?;
+    let executors = fixture.relay.register(ELSEWHERE).await?;
+    let orchestrators = fixture.relay.connect(ENVIRONMENT, key(9)).await?;
+    for token in [fixture.relay.executor_token(), fixture.relay.orchestrator_token()] {
         let id = token_id(token)?;
         let path = format!("/v1/tokens/{id}");
-        let revoke = scene.relay.request(Method::DELETE, &path).bearer_auth(admin.expose());
+        let revoke = fixture.relay.request(Method::DELETE, &path).bearer_auth(admin.expose());
         ensure!(revoke.send().await?.status() == StatusCode::NO_CONTENT);
     }
     for (url, operation) in [
         (&executors.url, Operation::ExecutorTicket),
         (&orchestrators.url, Operation::OrchestratorTicket),
     ] {
-        scene.refused_ticket(ticket(url.expose())?, operation, TicketFault::Revoked).await?;
+        fixture.refused_ticket(ticket(url.expose())?, operation, TicketFault::Revoked).await?;
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn no_ticket() -> Result<()> {
-    let mut scene = Scene::start().await?;
-    scene.refused_ticket("", Operation::UnknownTicket, TicketFault::Malformed).await
+async fn missing_ticket_is_refused() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
+    fixture.refused_ticket("", Operation::UnknownTicket, TicketFault::Malformed).await
 }
 
 #[tokio::test]
-async fn a_plain_request_does_not_use_up_a_ticket() -> Result<()> {
-    let mut scene = Scene::start().await?;
-    let reply = scene.relay.connect(ENVIRONMENT, key(9)).await?;
+async fn plain_request_does_not_consume_ticket() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
+    let reply = fixture.relay.connect(ENVIRONMENT, key(9)).await?;
     let path = format!("/v1/rendezvous?ticket={}", ticket(reply.url.expose())?);
     let plain = async |relay: &TestRelay| refusal(relay.request(Method::GET, &path)).await;
-    let (status, body) = scene.watch(&[Counter::NotAnUpgrade], plain).await?;
+    let (status, body) = fixture.watch(&[Counter::NotAnUpgrade], plain).await?;
     ensure!(status == StatusCode::BAD_REQUEST, "{status}");
     ensure!(body.error.code == ErrorCode::InvalidRequest, "{body:?}");
     Websocket::open(reply.url.expose()).await.map(drop)
@@ -588,11 +592,11 @@ async fn a_plain_request_does_not_use_up_a_ticket() -> Result<()> {
 // ---- websockets ------------------------------------------------------------
 
 #[tokio::test]
-async fn text_frames() -> Result<()> {
-    let mut scene = Scene::start().await?;
-    for socket in [scene.orchestrator().await?, scene.relay.executor(ELSEWHERE).await?] {
+async fn text_message_closes_the_websocket() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
+    for socket in [fixture.orchestrator().await?, fixture.relay.executor(ELSEWHERE).await?] {
         let closed =
-            scene.closed(socket, &[ended(End::Text)], vec![Message::text("{\"id\":1}")]).await?;
+            fixture.closed(socket, &[ended(End::Text)], vec![Message::text("{\"id\":1}")]).await?;
         ensure!(closed == close(1003, "binary_messages_only"), "{closed:?}");
     }
     Ok(())
@@ -611,12 +615,12 @@ fn unroutable() -> [(&'static str, Bytes); 6] {
 }
 
 #[tokio::test]
-async fn frames_of_an_orchestrator_that_do_not_parse() -> Result<()> {
-    let mut scene = Scene::start().await?;
+async fn malformed_orchestrator_frame_closes_its_websocket() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     for (what, bytes) in unroutable() {
-        let socket = scene.orchestrator().await?;
+        let socket = fixture.orchestrator().await?;
         let counters = [Counter::Dropped(Dropped::Malformed), ended(End::Malformed)];
-        let closed = scene.closed(socket, &counters, vec![Message::Binary(bytes)]).await?;
+        let closed = fixture.closed(socket, &counters, vec![Message::Binary(bytes)]).await?;
         ensure!(closed == close(1002, "malformed_frame"), "{what}: {closed:?}");
     }
     Ok(())
@@ -625,33 +629,33 @@ async fn frames_of_an_orchestrator_that_do_not_parse() -> Result<()> {
 /// An executor's socket carries the streams of others: it stays. The witness's
 /// own executor is the one that misbehaves.
 #[tokio::test]
-async fn frames_of_an_executor_that_do_not_parse() -> Result<()> {
-    let mut scene = Scene::start().await?;
+async fn malformed_executor_frame_is_dropped() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     for (what, bytes) in unroutable() {
-        scene.witness.exchange().await?;
-        let before = scene.relay.counters();
-        scene.witness.executor.send_binary(bytes).await?;
-        scene.witness.exchange().await.context(what)?;
-        scene.relay.counted(&before, &[Counter::Dropped(Dropped::Malformed)]).await?;
+        fixture.witness.exchange().await?;
+        let before = fixture.relay.counters();
+        fixture.witness.executor.send_binary(bytes).await?;
+        fixture.witness.exchange().await.context(what)?;
+        fixture.relay.counted(&before, &[Counter::Dropped(Dropped::Malformed)]).await?;
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn a_frame_of_an_executor_for_a_stream_that_nobody_has() -> Result<()> {
-    let mut scene = Scene::start().await?;
-    let before = scene.relay.counters();
+async fn frame_for_unknown_stream_is_dropped() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
+    let before = fixture.relay.counters();
     let frame = data_frame(&StreamId::from_random([1; 16]), 0, b"for nobody");
-    scene.witness.executor.send_binary(frame).await?;
-    scene.witness.exchange().await?;
-    scene.relay.counted(&before, &[Counter::Dropped(Dropped::UnknownStream)]).await
+    fixture.witness.executor.send_binary(frame).await?;
+    fixture.witness.exchange().await?;
+    fixture.relay.counted(&before, &[Counter::Dropped(Dropped::UnknownStream)]).await
 }
 
 #[tokio::test]
-async fn a_stream_id_of_another_orchestrator() -> Result<()> {
-    let mut scene = Scene::start().await?;
-    let mut intruder = scene.orchestrator().await?;
-    let stream = scene.witness.stream().clone();
+async fn foreign_stream_id_is_refused() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
+    let mut intruder = fixture.orchestrator().await?;
+    let stream = fixture.witness.stream().clone();
     let in_use =
         [Counter::Dropped(Dropped::ForeignStream), Counter::Reset(ResetReason::StreamInUse)];
     for body in [
@@ -660,7 +664,7 @@ async fn a_stream_id_of_another_orchestrator() -> Result<()> {
         Body::Ack,
     ] {
         let frame = Frame::bare(stream.clone(), body).encode();
-        let answer = scene
+        let answer = fixture
             .watch(&in_use, async |_| {
                 intruder.send_binary(frame).await?;
                 intruder.receive().await
@@ -673,17 +677,17 @@ async fn a_stream_id_of_another_orchestrator() -> Result<()> {
     // a reset is never answered by a reset, and ends nothing either
     let reset = Frame::bare(stream, Body::Reset { reason: "finished".to_owned() }).encode();
     let counters = [Counter::Dropped(Dropped::ForeignStream)];
-    scene.watch(&counters, async |_| intruder.send_binary(reset).await).await?;
+    fixture.watch(&counters, async |_| intruder.send_binary(reset).await).await?;
     // and the intruder may still do what is its own business
     let own = data_frame(&StreamId::from_random([9; 16]), 0, b"own");
     intruder.send_binary(own.clone()).await?;
-    ensure!(scene.witness.executor.receive().await? == own);
+    ensure!(fixture.witness.executor.receive().await? == own);
     Ok(())
 }
 
 #[tokio::test]
-async fn messages_above_the_limit() -> Result<()> {
-    let mut scene = Scene::start().await?;
+async fn message_above_limit_closes_the_websocket() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     let frame = data_frame(&StreamId::from_random([9; 16]), 0, &vec![1; TOO_BIG_BYTES]);
     // the same bytes as fragments, each of which is below the limit
     let first = frame.slice(..TOO_BIG_BYTES / 2);
@@ -693,8 +697,8 @@ async fn messages_above_the_limit() -> Result<()> {
         Message::Frame(RawFrame::message(second, OpCode::Data(Data::Continue), true)),
     ];
     for messages in [vec![Message::Binary(frame)], fragments] {
-        for socket in [scene.orchestrator().await?, scene.relay.executor(ELSEWHERE).await?] {
-            let closed = scene.closed(socket, &[ended(End::TooBig)], messages.clone()).await?;
+        for socket in [fixture.orchestrator().await?, fixture.relay.executor(ELSEWHERE).await?] {
+            let closed = fixture.closed(socket, &[ended(End::TooBig)], messages.clone()).await?;
             ensure!(closed == close(1009, "message_too_big"), "{closed:?}");
         }
     }
@@ -703,28 +707,28 @@ async fn messages_above_the_limit() -> Result<()> {
 
 /// The limit itself is no offence.
 #[tokio::test]
-async fn the_largest_message_passes() -> Result<()> {
-    let mut scene = Scene::start().await?;
-    let mut orchestrator = scene.orchestrator().await?;
+async fn largest_message_is_forwarded() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
+    let mut orchestrator = fixture.orchestrator().await?;
     let stream = StreamId::from_random([9; 16]);
     let overhead = data_frame(&stream, 0, &vec![1; limits::MESSAGE_MAX_BYTES / 2]).len()
         - limits::MESSAGE_MAX_BYTES / 2;
     let frame = data_frame(&stream, 0, &vec![1; limits::MESSAGE_MAX_BYTES - overhead]);
     ensure!(frame.len() == limits::MESSAGE_MAX_BYTES, "{} bytes", frame.len());
     orchestrator.send_binary(frame.clone()).await?;
-    ensure!(scene.witness.executor.receive().await? == frame);
-    scene.witness.executor.send_binary(frame.clone()).await?;
+    ensure!(fixture.witness.executor.receive().await? == frame);
+    fixture.witness.executor.send_binary(frame.clone()).await?;
     ensure!(orchestrator.receive().await? == frame);
     Ok(())
 }
 
 #[tokio::test]
-async fn bytes_that_break_rfc_6455() -> Result<()> {
-    let mut scene = Scene::start().await?;
+async fn invalid_websocket_frame_ends_the_connection() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     let reserved = RawFrame::message(Bytes::new(), OpCode::Data(Data::Reserved(3)), true);
-    let socket = scene.orchestrator().await?;
+    let socket = fixture.orchestrator().await?;
     let mut socket = socket;
-    scene
+    fixture
         .watch(&[ended(End::BrokenProtocol)], async |_| {
             socket.send(Message::Frame(reserved)).await?;
             ensure!(socket.receive().await.is_err(), "a frame came back");
@@ -734,15 +738,15 @@ async fn bytes_that_break_rfc_6455() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_executor_that_was_superseded() -> Result<()> {
-    let mut scene = Scene::start().await?;
-    let old = scene.relay.register(ELSEWHERE).await?;
+async fn superseded_executor_is_closed() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
+    let old = fixture.relay.register(ELSEWHERE).await?;
     let mut first = Websocket::open(old.url.expose()).await?;
 
-    let new = scene.relay.register(ELSEWHERE).await?;
+    let new = fixture.relay.register(ELSEWHERE).await?;
     let counters =
         [Counter::Registry(Operation::ExecutorTicket, Outcome::Ok), ended(End::Superseded)];
-    let (mut second, closed) = scene
+    let (mut second, closed) = fixture
         .watch(&counters, async |_| {
             let second = Websocket::open(new.url.expose()).await?;
             Ok((second, first.closed().await?))
@@ -751,9 +755,9 @@ async fn an_executor_that_was_superseded() -> Result<()> {
     ensure!(closed == close(4001, "superseded"), "{closed:?}");
 
     let stale = ticket(old.url.expose())?;
-    scene.refused_ticket(stale, Operation::ExecutorTicket, TicketFault::Superseded).await?;
+    fixture.refused_ticket(stale, Operation::ExecutorTicket, TicketFault::Superseded).await?;
     // the new one has the environment
-    let mut orchestrator = scene.relay.orchestrator(ELSEWHERE, key(9)).await?;
+    let mut orchestrator = fixture.relay.orchestrator(ELSEWHERE, key(9)).await?;
     let frame = data_frame(&StreamId::from_random([9; 16]), 0, b"to the new one");
     orchestrator.send_binary(frame.clone()).await?;
     ensure!(second.receive().await? == frame);

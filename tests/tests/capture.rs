@@ -41,7 +41,7 @@ use rendez_proto::registry::admin::{CreateToken, Role};
 use rendez_registry::signer::SIGNING_KEY_FILE;
 use rendez_registry::{Options, Registry};
 use rendez_tests::process::{IsolatedCommand, Process, workspace_binary};
-use rendez_tests::relay::{SOON, TestRelay, Websocket, data_frame, key};
+use rendez_tests::relay::{SHORT_TIMEOUT, TestRelay, Websocket, data_frame, key};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -64,7 +64,7 @@ const STOP_MAX: Duration = Duration::from_secs(20);
 // ---- the controls ----------------------------------------------------------
 
 #[test]
-fn a_marker_is_found_in_every_form() -> Result<()> {
+fn marker_is_found_in_every_encoding() -> Result<()> {
     let marker = Marker::text("control");
     let search = Search::new([&marker]);
     let text = marker.as_text();
@@ -86,7 +86,7 @@ fn a_marker_is_found_in_every_form() -> Result<()> {
 /// Endpoints that do not encrypt are caught, although what they send is masked
 /// on the wire.
 #[tokio::test]
-async fn what_is_sent_in_clear_is_found() -> Result<()> {
+async fn cleartext_is_found_on_the_wire() -> Result<()> {
     let relay = TestRelay::start().await?;
     let recorder = Recorder::start(relay.address().parse()?).await?;
     let through = |url: &str| url.replace(relay.address(), &recorder.address().to_string());
@@ -115,15 +115,15 @@ async fn what_is_sent_in_clear_is_found() -> Result<()> {
 // ---- the run ---------------------------------------------------------------
 
 #[tokio::test]
-async fn a_relay_learns_nothing_from_a_whole_run() -> Result<()> {
+async fn relay_learns_no_content_or_endpoint_keys() -> Result<()> {
     let scratch = tempfile::tempdir()?;
-    let place = Place::new(scratch.path())?;
-    let tokens = Tokens::create(&place.relay_state).await?;
+    let directories = Directories::new(scratch.path())?;
+    let tokens = Tokens::create(&directories.relay_state).await?;
 
-    let relay = RelayProcess::start(&place.relay_state).await?;
+    let relay = RelayProcess::start(&directories.relay_state).await?;
     let executor_leg = Recorder::start(relay.address).await?;
     let orchestrator_leg = Recorder::start(relay.address).await?;
-    let agent = RunningAgent::start(&place, &tokens.executor, executor_leg.address()).await?;
+    let agent = RunningAgent::start(&directories, &tokens.executor, executor_leg.address()).await?;
 
     let mut content = Vec::new();
     let mut connected = Vec::new();
@@ -133,7 +133,7 @@ async fn a_relay_learns_nothing_from_a_whole_run() -> Result<()> {
         let client = Client::with_profiles(&url, token, vec![profile])?;
         let executor = client.connect(&ENVIRONMENT.parse()?).await?;
         ensure!(executor.profile() == profile, "{} was chosen", executor.profile());
-        content.extend(work(&executor, &place).await?);
+        content.extend(work(&executor, &directories).await?);
         connected.push(executor);
     }
     // while all streams are open and busy
@@ -150,17 +150,17 @@ async fn a_relay_learns_nothing_from_a_whole_run() -> Result<()> {
     }
     let memory = memory.await??;
     content.push(flood);
-    let state_during = files(&place.relay_state)?;
+    let state_during = files(&directories.relay_state)?;
 
     for executor in connected {
         executor.close().await;
     }
     agent.stop().await?;
     let log = relay.stop().await?;
-    let state_after = files(&place.relay_state)?;
+    let state_after = files(&directories.relay_state)?;
 
     let legs = [executor_leg.recording(), orchestrator_leg.recording()];
-    let secrets = Secrets::collect(content, &place, &tokens, &legs)?;
+    let secrets = Secrets::collect(content, &directories, &tokens, &legs)?;
     let streams = streams(&legs);
     ensure!(streams.len() == PROFILES.len(), "{} streams were recorded", streams.len());
 
@@ -231,13 +231,13 @@ fn find_in<'a>(
 }
 
 /// Where things are on disk.
-struct Place {
+struct Directories {
     relay_state: PathBuf,
     agent_state: PathBuf,
     work: PathBuf,
 }
 
-impl Place {
+impl Directories {
     fn new(root: &Path) -> Result<Self> {
         let work = root.join("work");
         fs::create_dir(&work)?;
@@ -247,18 +247,18 @@ impl Place {
 
 /// Uses every way that content can take; what the relay must not see of it.
 /// Each marker is checked to have arrived at the other end.
-async fn work(executor: &Environment, place: &Place) -> Result<Vec<Marker>> {
+async fn work(executor: &Environment, directories: &Directories) -> Result<Vec<Marker>> {
     let [argument, variable, stdin, output, error, file, name] =
         ["argument", "variable", "stdin", "output", "error", "file", "name"].map(Marker::text);
     // What the command prints is nowhere in the command.
-    fs::write(place.work.join("output"), output.bytes())?;
-    fs::write(place.work.join("error"), error.bytes())?;
+    fs::write(directories.work.join("output"), output.bytes())?;
+    fs::write(directories.work.join("error"), error.bytes())?;
     let script = "cat; cat output; cat error >&2; test -n \"$1$VARIABLE\"";
     let command = Command::new("/bin/sh")
         .args(["-c", script, "sh"])
         .arg(argument.as_text())
         .env("VARIABLE", variable.as_text())
-        .current_dir(place.work.to_string_lossy())
+        .current_dir(directories.work.to_string_lossy())
         .stdin(true);
     let mut process = executor.spawn(command).await?;
     let mut input = process.stdin.take().context("the command has an input")?;
@@ -266,12 +266,12 @@ async fn work(executor: &Environment, place: &Place) -> Result<Vec<Marker>> {
     if executor.extensions().close_stdin {
         input.close().await?;
     }
-    let printed = timeout(SOON, process.output()).await.context("the command ends")??;
+    let printed = timeout(SHORT_TIMEOUT, process.output()).await.context("the command ends")??;
     ensure!(printed.exit_code == 0, "exit code {}", printed.exit_code);
     ensure!(printed.stdout == [stdin.bytes(), output.bytes()].concat(), "{printed:?}");
     ensure!(printed.stderr == error.bytes(), "{printed:?}");
 
-    let path = place.work.join(name.as_text());
+    let path = directories.work.join(name.as_text());
     executor.files().write(&path.to_string_lossy(), file.bytes()).await?;
     ensure!(fs::read(&path)? == file.bytes(), "another file was written");
     ensure!(executor.files().read(&path.to_string_lossy()).await? == file.bytes());
@@ -301,7 +301,8 @@ impl Flood {
     }
 
     async fn next(&mut self) -> Result<bool> {
-        let next = timeout(SOON, self.process.next()).await.context("the flood goes on")??;
+        let next =
+            timeout(SHORT_TIMEOUT, self.process.next()).await.context("the flood goes on")??;
         if let Some(ProcessEvent::Stdout(chunk)) = &next {
             self.printed += chunk.len();
         }
@@ -322,13 +323,13 @@ struct Secrets {
 impl Secrets {
     fn collect(
         content: Vec<Marker>,
-        place: &Place,
+        directories: &Directories,
         tokens: &Tokens,
         legs: &[Recording],
     ) -> Result<Self> {
-        let seed = fs::read(place.agent_state.join("identity"))?;
+        let seed = fs::read(directories.agent_state.join("identity"))?;
         let (x25519, mlkem768) = seed.split_at_checked(32).context("an identity has two keys")?;
-        let signing_key = fs::read_to_string(place.relay_state.join(SIGNING_KEY_FILE))?;
+        let signing_key = fs::read_to_string(directories.relay_state.join(SIGNING_KEY_FILE))?;
         let (_, signing_key) = signing_key.trim_end().split_once(' ').context("a key file")?;
         let tickets = tickets(legs)?;
         // one of the executor, one and an authorization per orchestrator
@@ -453,7 +454,7 @@ impl RelayProcess {
             .env("NO_COLOR", "1");
         let process = Process::spawn(command)?;
         let listening = |line: &str| Some(line.split_once("listening address=")?.1.parse());
-        let address = process.stderr_line(SOON, listening).await??;
+        let address = process.stderr_line(SHORT_TIMEOUT, listening).await??;
         Ok(Self { process, address })
     }
 
@@ -462,7 +463,7 @@ impl RelayProcess {
         let stderr = self.process.stderr().clone();
         let status = self.process.stop(STOP_MAX).await?;
         ensure!(status.success(), "the relay ended with {status}");
-        stderr.line(SOON, |line| line.contains("stopped").then_some(())).await?;
+        stderr.line(SHORT_TIMEOUT, |line| line.contains("stopped").then_some(())).await?;
         Ok(stderr.bytes())
     }
 }
@@ -473,14 +474,14 @@ struct RunningAgent {
 }
 
 impl RunningAgent {
-    async fn start(place: &Place, token: &str, relay: SocketAddr) -> Result<Self> {
+    async fn start(directories: &Directories, token: &str, relay: SocketAddr) -> Result<Self> {
         let agent = Agent::new(AgentConfig {
             relay: format!("http://{relay}").parse()?,
             environment: ENVIRONMENT.parse::<EnvironmentId>()?,
             auth: Auth::Bearer(token.to_owned().into()),
-            state: place.agent_state.clone(),
+            state: directories.agent_state.clone(),
             profiles: PROFILES.to_vec(),
-            cwd: place.work.clone(),
+            cwd: directories.work.clone(),
             grace: Grace::default(),
         })?;
         let cancel = CancellationToken::new();
@@ -500,7 +501,7 @@ impl RunningAgent {
             }
             anyhow::bail!("the agent ended")
         };
-        timeout(SOON, connected).await.context("the agent connects")??;
+        timeout(SHORT_TIMEOUT, connected).await.context("the agent connects")??;
         Ok(Self { cancel, task })
     }
 

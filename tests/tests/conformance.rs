@@ -18,11 +18,11 @@ use rendez_tests::stock::app_server::AppServer;
 use rendez_tests::stock::codex_exec;
 use rendez_tests::stock::executor::StockExecutor;
 use rendez_tests::stock::model::{FakeModel, ToolCall};
-use rendez_tests::survive::path::Path as Link;
+use rendez_tests::survive::proxy::Proxy;
 use tokio::time::timeout;
 
 /// Longest wait for anything here. A stock turn takes under a second.
-const WITHIN: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn harness(relay: &TestRelay, environment: &str) -> Harness {
     Harness {
@@ -33,10 +33,10 @@ fn harness(relay: &TestRelay, environment: &str) -> Harness {
 }
 
 #[tokio::test]
-async fn our_exec_runs_commands_on_the_stock_executor() -> Result<()> {
+async fn our_exec_runs_commands_on_stock_executor() -> Result<()> {
     let relay = TestRelay::start().await?;
     let executor = StockExecutor::start(relay.base(), "box", relay.executor_token()).await?;
-    executor.connected(1, WITHIN).await?;
+    executor.connected(1, TIMEOUT).await?;
     let run = async |command: &[&str]| {
         exec(relay.base(), relay.orchestrator_token(), "box", command).await
     };
@@ -55,10 +55,10 @@ async fn our_exec_runs_commands_on_the_stock_executor() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_library_uses_files_of_the_stock_executor() -> Result<()> {
+async fn our_library_uses_stock_executor_files() -> Result<()> {
     let relay = TestRelay::start().await?;
     let executor = StockExecutor::start(relay.base(), "box", relay.executor_token()).await?;
-    executor.connected(1, WITHIN).await?;
+    executor.connected(1, TIMEOUT).await?;
     let token = relay.orchestrator_token().to_owned();
     let client = rendez_orchestrator::Client::new(relay.base(), token.into())?;
     let connected = client.connect(&"box".parse()?).await?;
@@ -80,14 +80,14 @@ async fn the_library_uses_files_of_the_stock_executor() -> Result<()> {
 /// Stock streams end with their websockets; the session and what runs in it go
 /// on, and nothing is lost, doubled or started again.
 #[tokio::test]
-async fn our_orchestrator_takes_up_its_session_on_the_stock_executor() -> Result<()> {
+async fn our_orchestrator_resumes_stock_executor_session() -> Result<()> {
     const LINES: usize = 150;
     let relay = TestRelay::start().await?;
     let here = [127, 0, 0, 1].into();
     let to_relay = relay.address().parse()?;
-    let (ours, theirs) = (Link::start(here, to_relay).await?, Link::start(here, to_relay).await?);
+    let (ours, theirs) = (Proxy::start(here, to_relay).await?, Proxy::start(here, to_relay).await?);
     let executor = StockExecutor::start(&theirs.url(), "box", relay.executor_token()).await?;
-    executor.connected(1, WITHIN).await?;
+    executor.connected(1, TIMEOUT).await?;
     let token = relay.orchestrator_token().to_owned();
     let client = rendez_orchestrator::Client::new(&ours.url(), token.into())?;
     let connected = client.connect(&"box".parse()?).await?;
@@ -103,7 +103,7 @@ async fn our_orchestrator_takes_up_its_session_on_the_stock_executor() -> Result
     let mut stdin = echo.stdin.take().expect("it was asked for");
 
     let (mut said, mut code, mut cuts) = (String::new(), None, 0);
-    while let Some(event) = timeout(WITHIN, talker.next()).await?? {
+    while let Some(event) = timeout(TIMEOUT, talker.next()).await?? {
         match event {
             ProcessEvent::Stdout(chunk) => said.push_str(std::str::from_utf8(&chunk)?),
             ProcessEvent::Stderr(chunk) => bail!("{}", String::from_utf8_lossy(&chunk)),
@@ -114,10 +114,10 @@ async fn our_orchestrator_takes_up_its_session_on_the_stock_executor() -> Result
             // one way, the other, and both; and what was written goes down with it
             stdin.write_all(format!("before {cuts}\n").as_bytes()).await?;
             if cuts != 1 {
-                ours.cut();
+                ours.reset_all();
             }
             if cuts != 0 {
-                theirs.cut();
+                theirs.reset_all();
             }
             stdin.write_all(format!("after {cuts}\n").as_bytes()).await?;
             cuts += 1;
@@ -126,11 +126,11 @@ async fn our_orchestrator_takes_up_its_session_on_the_stock_executor() -> Result
     assert!(said.lines().eq((1..=LINES).map(|n| n.to_string())), "{said}");
     assert_eq!((code, cuts), (Some(7), 3));
     assert_eq!(std::fs::read_to_string(directory.path().join("started"))?, "started\n");
-    timeout(WITHIN, stdin.flush()).await??;
+    timeout(TIMEOUT, stdin.flush()).await??;
     let wanted: String = (0..3).map(|n| format!("before {n}\nafter {n}\n")).collect();
     let mut echoed = String::new();
     while echoed.len() < wanted.len() {
-        match timeout(WITHIN, echo.next()).await?? {
+        match timeout(TIMEOUT, echo.next()).await?? {
             Some(ProcessEvent::Stdout(chunk)) => echoed.push_str(std::str::from_utf8(&chunk)?),
             other => bail!("{other:?} after {echoed:?}"),
         }
@@ -142,13 +142,13 @@ async fn our_orchestrator_takes_up_its_session_on_the_stock_executor() -> Result
 }
 
 #[tokio::test]
-async fn what_the_stock_executor_did_not_keep_is_counted() -> Result<()> {
+async fn output_lost_by_stock_executor_is_counted() -> Result<()> {
     const CHUNK: usize = 8192;
     const CHUNKS: usize = 400;
     let relay = TestRelay::start().await?;
-    let ours = Link::start([127, 0, 0, 1].into(), relay.address().parse()?).await?;
+    let ours = Proxy::start([127, 0, 0, 1].into(), relay.address().parse()?).await?;
     let executor = StockExecutor::start(relay.base(), "box", relay.executor_token()).await?;
-    executor.connected(1, WITHIN).await?;
+    executor.connected(1, TIMEOUT).await?;
     let token = relay.orchestrator_token().to_owned();
     let client = rendez_orchestrator::Client::new(&ours.url(), token.into())?;
     let connected = client.connect(&"box".parse()?).await?;
@@ -162,20 +162,20 @@ async fn what_the_stock_executor_did_not_keep_is_counted() -> Result<()> {
         done = file("done").display(),
     );
     let mut process = connected.spawn(Command::new("sh").args(["-c", &script])).await?;
-    let ready = timeout(WITHIN, process.next()).await??;
+    let ready = timeout(TIMEOUT, process.next()).await??;
     assert_eq!(ready, Some(ProcessEvent::Stdout(b"ready\n".to_vec())));
     // away, with the executor told of it, while the output is made
-    ours.set_dark(true);
-    ours.cut();
+    ours.set_stalled(true);
+    ours.reset_all();
     let link = connected.connection_state();
-    timeout(WITHIN, link.clone().wait_for(|state| *state == ConnectionState::Reconnecting))
+    timeout(TIMEOUT, link.clone().wait_for(|state| *state == ConnectionState::Reconnecting))
         .await??;
     std::fs::write(file("go"), "")?;
     exists(&file("done")).await?;
-    ours.set_dark(false);
+    ours.set_stalled(false);
     let (mut kept, mut missed) = (Vec::new(), 0);
     loop {
-        match timeout(WITHIN, process.next()).await? {
+        match timeout(TIMEOUT, process.next()).await? {
             Ok(Some(ProcessEvent::Stdout(chunk))) => kept.extend(chunk),
             Ok(Some(_)) => {}
             Ok(None) => break,
@@ -192,11 +192,11 @@ async fn what_the_stock_executor_did_not_keep_is_counted() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_stock_harness_reaches_ready_on_our_agent() -> Result<()> {
+async fn stock_harness_gets_ready_on_our_agent() -> Result<()> {
     let relay = TestRelay::start().await?;
     let _agent = OurAgent::start(relay.base(), "box", relay.executor_token()).await?;
     let mut server = AppServer::start(&harness(&relay, "box")).await?;
-    server.ready(WITHIN).await?;
+    server.ready(TIMEOUT).await?;
     let info = server.environment_info().await?;
     assert!(info["shell"]["path"].is_string(), "{info}");
     Ok(())
@@ -210,8 +210,8 @@ async fn turn_runs_commands(relay: &TestRelay, environment: &str) -> Result<()> 
         ToolCall::exec("seq 1 5000 | tail -1"),
     ];
     let model = FakeModel::start(calls, "done").await?;
-    let turn =
-        codex_exec::run(&harness(relay, environment), &model, Path::new("/"), "go", WITHIN).await?;
+    let turn = codex_exec::run(&harness(relay, environment), &model, Path::new("/"), "go", TIMEOUT)
+        .await?;
     let outputs = model.outputs();
     assert_eq!(outputs.len(), 2, "{outputs:?}");
     assert_eq!(outputs[0].exit_code(), Some(7), "{:?}", outputs[0]);
@@ -223,17 +223,17 @@ async fn turn_runs_commands(relay: &TestRelay, environment: &str) -> Result<()> 
 }
 
 #[tokio::test]
-async fn a_stock_turn_runs_a_command_on_our_agent() -> Result<()> {
+async fn stock_turn_runs_commands_on_our_agent() -> Result<()> {
     let relay = TestRelay::start().await?;
     let _agent = OurAgent::start(relay.base(), "box", relay.executor_token()).await?;
     turn_runs_commands(&relay, "box").await
 }
 
 #[tokio::test]
-async fn a_stock_turn_runs_a_command_on_the_stock_executor_behind_our_relay() -> Result<()> {
+async fn stock_turn_runs_on_stock_executor() -> Result<()> {
     let relay = TestRelay::start().await?;
     let executor = StockExecutor::start(relay.base(), "box", relay.executor_token()).await?;
-    executor.connected(1, WITHIN).await?;
+    executor.connected(1, TIMEOUT).await?;
     turn_runs_commands(&relay, "box").await
 }
 
@@ -242,11 +242,11 @@ async fn a_stock_turn_runs_a_command_on_the_stock_executor_behind_our_relay() ->
 /// good order, that the executor's ticket is still good and that its session
 /// waits for the harness.
 #[tokio::test]
-async fn a_stock_turn_survives_a_restart_of_the_relay() -> Result<()> {
+async fn stock_turn_survives_relay_restart() -> Result<()> {
     let mut relay = OurRelay::start().await?;
     let token = relay.token("executor").await?;
     let executor = StockExecutor::start(relay.url(), "box", &token).await?;
-    executor.connected(1, WITHIN).await?;
+    executor.connected(1, TIMEOUT).await?;
     let directory = tempfile::tempdir()?;
     let file = |name: &str| directory.path().join(name);
     // prints all the time; what is lost or doubled shows
@@ -256,7 +256,7 @@ async fn a_stock_turn_survives_a_restart_of_the_relay() -> Result<()> {
         started = file("started").display(),
         finish = file("finish").display(),
     );
-    let model = FakeModel::start(vec![ToolCall::exec_patiently(&command)], "done").await?;
+    let model = FakeModel::start(vec![ToolCall::exec_and_wait(&command)], "done").await?;
     let harness = Harness {
         registry_url: relay.url().to_owned(),
         environment: "box".to_owned(),
@@ -265,16 +265,16 @@ async fn a_stock_turn_survives_a_restart_of_the_relay() -> Result<()> {
     let restart = async {
         exists(&file("started")).await?;
         relay.process().signal(rustix::process::Signal::TERM)?;
-        let status = relay.process().wait(WITHIN).await?;
+        let status = relay.process().wait(TIMEOUT).await?;
         anyhow::ensure!(status.success(), "the relay left with {status}");
         relay.start_again().await?;
-        executor.connected(2, WITHIN).await?;
+        executor.connected(2, TIMEOUT).await?;
         // the harness is back, in the session that it had
-        executor.accepted(2, WITHIN).await?;
+        executor.accepted(2, TIMEOUT).await?;
         std::fs::write(file("finish"), "")?;
         anyhow::Ok(())
     };
-    let turn = codex_exec::run(&harness, &model, Path::new("/"), "go", WITHIN);
+    let turn = codex_exec::run(&harness, &model, Path::new("/"), "go", TIMEOUT);
     let (turn, restarted) = tokio::join!(turn, restart);
     restarted?;
     assert_eq!(turn?.message(), Some("done"));
@@ -290,5 +290,5 @@ async fn a_stock_turn_survives_a_restart_of_the_relay() -> Result<()> {
 }
 
 async fn exists(path: &Path) -> Result<()> {
-    wait_until(WITHIN, &path.display().to_string(), || path.exists()).await
+    wait_until(TIMEOUT, &path.display().to_string(), || path.exists()).await
 }

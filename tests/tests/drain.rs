@@ -11,17 +11,17 @@ use rendez_proto::registry::environments::{EnvironmentDetail, EnvironmentState};
 use rendez_tests::poll::{poll, wait_until};
 use rendez_tests::process::Process;
 use rendez_tests::relay::{TestRelay, Websocket, answer, key};
-use rendez_tests::rendez::{OurAgent, OurRelay, WITHIN, rendez};
+use rendez_tests::rendez::{OurAgent, OurRelay, TIMEOUT, rendez};
 use reqwest::{Method, StatusCode};
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 #[tokio::test]
-async fn everybody_is_told_within_which_span_to_come_back() -> Result<()> {
+async fn drain_announces_the_reconnect_window() -> Result<()> {
     const ENVIRONMENTS: usize = 12;
     // two websockets each at 12 per second: two seconds
-    let relay = TestRelay::start_as(|config| config.drain_reconnects_per_second = 12).await?;
+    let relay = TestRelay::start_with(|config| config.drain_reconnects_per_second = 12).await?;
     let mut sockets = Vec::new();
     for n in 0..ENVIRONMENTS {
         let environment = format!("env-{n}");
@@ -40,7 +40,7 @@ async fn everybody_is_told_within_which_span_to_come_back() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_few_are_told_to_come_back_at_once() -> Result<()> {
+async fn few_connections_get_no_reconnect_window() -> Result<()> {
     let relay = TestRelay::start().await?;
     let mut executor = relay.executor("box").await?;
     relay.stop();
@@ -49,9 +49,8 @@ async fn a_few_are_told_to_come_back_at_once() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_environment_whose_relay_leaves_is_draining_and_an_absent_one_is_offline() -> Result<()>
-{
-    let relay = TestRelay::start_as(|config| config.drain_announce = 10 * WITHIN).await?;
+async fn draining_relay_reports_draining_or_offline() -> Result<()> {
+    let relay = TestRelay::start_with(|config| config.drain_announce = 10 * TIMEOUT).await?;
     let executor = relay.executor("box").await?;
     relay.register("away").await?;
     let state = async |environment: &str| {
@@ -61,30 +60,30 @@ async fn an_environment_whose_relay_leaves_is_draining_and_an_absent_one_is_offl
     };
     assert_eq!(state("box").await?, EnvironmentState::Connected);
     relay.stop();
-    poll(WITHIN, async || {
+    poll(TIMEOUT, async || {
         let state = state("box").await?;
         let draining = state == EnvironmentState::Draining;
         Ok(if draining { Ok(()) } else { Err(format!("the environment is {state:?}")) })
     })
     .await?;
     assert_eq!(state("away").await?, EnvironmentState::Offline);
-    relay.stop_at_once();
-    tokio::time::timeout(WITHIN, relay.stopped()).await.context("a second signal")?;
+    relay.stop_now();
+    tokio::time::timeout(TIMEOUT, relay.stopped()).await.context("a second signal")?;
     drop(executor);
     Ok(())
 }
 
 #[tokio::test]
-async fn readiness_goes_first_and_the_second_signal_is_urgent() -> Result<()> {
-    let relay = TestRelay::start_as(|config| {
+async fn drain_fails_readiness_first() -> Result<()> {
+    let relay = TestRelay::start_with(|config| {
         config.connect_wait = CONNECT_WAIT_MAX;
-        config.drain_announce = 10 * WITHIN;
-        config.drain_deadline = 10 * WITHIN;
+        config.drain_announce = 10 * TIMEOUT;
+        config.drain_deadline = 10 * TIMEOUT;
     });
     let relay = relay.await?;
     let _executor = relay.executor("box").await?;
     relay.stop();
-    let unready = poll(WITHIN, async || {
+    let unready = poll(TIMEOUT, async || {
         let ready = relay.request(Method::GET, "/readyz").send().await?;
         let status = ready.status();
         let unready = status == StatusCode::SERVICE_UNAVAILABLE;
@@ -98,19 +97,19 @@ async fn readiness_goes_first_and_the_second_signal_is_urgent() -> Result<()> {
     drop(orchestrator);
     let away = relay.register("away").await?;
     let comes = async {
-        wait_until(WITHIN, "a call waits for the executor", || relay.waiting() > 0).await?;
+        wait_until(TIMEOUT, "a call waits for the executor", || relay.waiting() > 0).await?;
         Websocket::open(away.url.expose()).await
     };
     let (connected, _executor) = tokio::try_join!(relay.connect("away", key(1)), comes)?;
     assert_eq!(connected.executor_registration_id, away.executor_registration_id);
-    relay.stop_at_once();
-    tokio::time::timeout(WITHIN, relay.stopped()).await.context("a second signal")?;
+    relay.stop_now();
+    tokio::time::timeout(TIMEOUT, relay.stopped()).await.context("a second signal")?;
     Ok(())
 }
 
 #[tokio::test]
-async fn who_does_not_leave_is_left_at_the_deadline() -> Result<()> {
-    let relay = TestRelay::start_as(|config| config.drain_deadline = Duration::from_millis(300));
+async fn drain_ends_at_its_deadline() -> Result<()> {
+    let relay = TestRelay::start_with(|config| config.drain_deadline = Duration::from_millis(300));
     let relay = relay.await?;
     // a request whose body never comes: its connection is busy
     let mut stuck = TcpStream::connect(relay.address()).await?;
@@ -122,10 +121,10 @@ async fn who_does_not_leave_is_left_at_the_deadline() -> Result<()> {
     stuck.write_all(head.as_bytes()).await?;
     // the relay asks for the body: it waits for it from here on
     let mut asked = *b"HTTP/1.1 100 Continue\r\n\r\n";
-    tokio::time::timeout(WITHIN, stuck.read_exact(&mut asked)).await??;
+    tokio::time::timeout(TIMEOUT, stuck.read_exact(&mut asked)).await??;
     assert_eq!(&asked, b"HTTP/1.1 100 Continue\r\n\r\n");
     relay.stop();
-    tokio::time::timeout(WITHIN, relay.stopped()).await.context("the deadline")?;
+    tokio::time::timeout(TIMEOUT, relay.stopped()).await.context("the deadline")?;
     // it did not wait for the request, which nobody has answered yet
     let answered = stuck.into_std()?.read(&mut [0]);
     assert!(!matches!(answered, Ok(1)), "it had time for an answer");
@@ -136,7 +135,7 @@ async fn who_does_not_leave_is_left_at_the_deadline() -> Result<()> {
 /// Commands that print all the time while the relay is restarted twice; every
 /// line arrives, once and in order.
 #[tokio::test]
-async fn our_own_ends_lose_nothing() -> Result<()> {
+async fn output_survives_relay_restarts() -> Result<()> {
     const COMMANDS: usize = 5;
     let mut relay = OurRelay::start().await?;
     let executor = relay.token("executor").await?;
@@ -167,14 +166,14 @@ async fn our_own_ends_lose_nothing() -> Result<()> {
     progress(&mut seen).await?;
     for _ in 0..2 {
         relay.process().signal(Signal::TERM)?;
-        let status = relay.process().wait(WITHIN).await?;
+        let status = relay.process().wait(TIMEOUT).await?;
         ensure!(status.success(), "the relay left with {status}");
         relay.start_again().await?;
         progress(&mut seen).await?;
     }
     std::fs::write(&finish, "")?;
     for mut command in commands {
-        let status = command.wait(WITHIN).await?;
+        let status = command.wait(TIMEOUT).await?;
         assert_eq!(status.code(), Some(7), "{}", command.stderr().text());
         command.stdout().closed().await;
         let text = command.stdout().text();
@@ -186,12 +185,12 @@ async fn our_own_ends_lose_nothing() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_relay_without_websockets_drops_none() -> Result<()> {
+async fn second_signal_stops_idle_relay_cleanly() -> Result<()> {
     let drain = ["--drain-announce", "50m", "--drain-deadline", "1h"];
     let mut relay = OurRelay::start_with(drain).await?;
     relay.process().signal(Signal::TERM)?;
     let says = |line: &str| line.contains("asked to stop").then_some(());
-    relay.process().stderr_line(WITHIN, says).await.context("the first signal")?;
+    relay.process().stderr_line(TIMEOUT, says).await.context("the first signal")?;
     assert!(relay.stop(Signal::TERM).await?.success());
     relay.log().closed().await;
     let log = relay.log().text();

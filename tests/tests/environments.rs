@@ -8,18 +8,18 @@ use rendez_proto::registry::environments::{EndReason, EnvironmentDetail, Environ
 use rendez_tests::poll::poll;
 use rendez_tests::process::{IsolatedCommand, Output, Process, run};
 use rendez_tests::relay::token_id;
-use rendez_tests::rendez::{OurAgent, OurRelay, WITHIN, rendez};
+use rendez_tests::rendez::{OurAgent, OurRelay, TIMEOUT, rendez};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 /// A relay and a token of each role.
-struct World {
+struct Fixture {
     relay: OurRelay,
     dir: TempDir,
     tokens: [String; 3],
 }
 
-impl World {
+impl Fixture {
     async fn start(connect_wait: &str) -> Result<Self> {
         let relay = OurRelay::start_with(["--connect-wait", connect_wait]).await?;
         let mut tokens = Vec::new();
@@ -53,16 +53,16 @@ impl World {
 
     async fn show(&self, args: &[&str]) -> Result<EnvironmentDetail> {
         let args = [&["env", "show", "box", "--json"], args].concat();
-        let output = success(run(self.orchestrator(&args)?, b"", WITHIN).await?)?;
+        let output = success(run(self.orchestrator(&args)?, b"", TIMEOUT).await?)?;
         Ok(serde_json::from_str(&output)?)
     }
 
     /// The audit log, once it has a row of each of these kinds: that a
     /// websocket has closed is noticed a moment after the other end is gone.
     async fn exports(&self, kinds: &[&str]) -> Result<String> {
-        poll(WITHIN, async || {
+        poll(TIMEOUT, async || {
             let export = self.admin(&["admin", "audit", "export"])?;
-            let exported = success(run(export, b"", WITHIN).await?)?;
+            let exported = success(run(export, b"", TIMEOUT).await?)?;
             let has = |kind: &&str| exported.contains(&format!("\"kind\":\"{kind}\""));
             let all = kinds.iter().all(has);
             Ok(if all { Ok(exported) } else { Err(format!("rows are missing:\n{exported}")) })
@@ -75,7 +75,7 @@ impl World {
         &self,
         wanted: impl Fn(&EnvironmentDetail) -> bool,
     ) -> Result<EnvironmentDetail> {
-        poll(WITHIN, async || {
+        poll(TIMEOUT, async || {
             let shown = self.show(&[]).await?;
             Ok(if wanted(&shown) { Ok(shown) } else { Err(format!("{shown:?}")) })
         })
@@ -93,34 +93,34 @@ fn ends(shown: &EnvironmentDetail) -> Vec<Option<EndReason>> {
 }
 
 #[tokio::test]
-async fn an_environment_is_what_it_is_said_to_be() -> Result<()> {
-    let mut world = World::start("10s").await?;
-    let shown = world.show(&[]).await?;
+async fn environment_state_follows_agent_and_relay() -> Result<()> {
+    let mut fixture = Fixture::start("10s").await?;
+    let shown = fixture.show(&[]).await?;
     assert_eq!((shown.state, shown.history.len()), (EnvironmentState::NeverSeen, 0));
     // nothing to wait for
-    let misspelt = world.orchestrator(&["exec", "box", "--", "true"])?;
-    assert_eq!(run(misspelt, b"", WITHIN).await?.status.code(), Some(68));
+    let misspelt = fixture.orchestrator(&["exec", "box", "--", "true"])?;
+    assert_eq!(run(misspelt, b"", TIMEOUT).await?.status.code(), Some(68));
 
-    let mut agent = world.agent().await?;
-    let shown = world.show(&["--probe"]).await?;
+    let mut agent = fixture.agent().await?;
+    let shown = fixture.show(&["--probe"]).await?;
     assert_eq!((shown.state, ends(&shown)), (EnvironmentState::Connected, vec![None]));
     let executor = shown.executor.context("it is connected")?;
     assert!(executor.verified.is_some(), "a ping was answered");
 
-    let hello = world.orchestrator(&["exec", "box", "--", "echo", "hello"])?;
-    assert_eq!(success(run(hello, b"", WITHIN).await?)?, "hello\n");
-    let status = success(run(world.admin(&["admin", "status"])?, b"", WITHIN).await?)?;
+    let hello = fixture.orchestrator(&["exec", "box", "--", "echo", "hello"])?;
+    assert_eq!(success(run(hello, b"", TIMEOUT).await?)?, "hello\n");
+    let status = success(run(fixture.admin(&["admin", "status"])?, b"", TIMEOUT).await?)?;
     assert!(status.contains("executors     1\n"), "{status}");
     let open = ["admin", "connections", "--environment", "box"];
-    let open = success(run(world.admin(&open)?, b"", WITHIN).await?)?;
-    let token = token_id(&world.tokens[1])?;
+    let open = success(run(fixture.admin(&open)?, b"", TIMEOUT).await?)?;
+    let token = token_id(&fixture.tokens[1])?;
     assert!(open.contains("executor ") && open.contains(&token), "{open}");
-    let executor = world.show(&[]).await?.executor.context("it is connected")?;
+    let executor = fixture.show(&[]).await?.executor.context("it is connected")?;
     assert!(executor.received_bytes > 0 && executor.sent_bytes > 0, "{executor:?}");
 
     agent.process().signal(Signal::KILL)?;
-    agent.process().wait(WITHIN).await?;
-    let shown = world.shows(|shown| shown.state == EnvironmentState::Offline).await?;
+    agent.process().wait(TIMEOUT).await?;
+    let shown = fixture.shows(|shown| shown.state == EnvironmentState::Offline).await?;
     assert_eq!(ends(&shown), [Some(EndReason::SocketError)]);
     assert!(shown.history[0].received_bytes >= executor.received_bytes);
     let entry = shown.entry.context("it was seen")?;
@@ -128,40 +128,40 @@ async fn an_environment_is_what_it_is_said_to_be() -> Result<()> {
     assert_eq!(entry.since_unix_secs, shown.history[0].ended_at_unix_secs);
 
     // the call waits for the agent's return
-    let mut waiting = Process::spawn(world.orchestrator(&["exec", "-n", "box", "--", "true"])?)?;
-    let mut agent = world.agent().await?;
-    assert!(waiting.wait(WITHIN).await?.success());
+    let mut waiting = Process::spawn(fixture.orchestrator(&["exec", "-n", "box", "--", "true"])?)?;
+    let mut agent = fixture.agent().await?;
+    assert!(waiting.wait(TIMEOUT).await?.success());
 
     // the relay dies, and says so itself
-    world.relay.stop(Signal::KILL).await?;
-    let state = world.relay.state().to_owned();
-    world.relay.start_again_on(&state, ["--connect-wait", "1s"]).await?;
+    fixture.relay.stop(Signal::KILL).await?;
+    let state = fixture.relay.state().to_owned();
+    fixture.relay.start_again_on(&state, ["--connect-wait", "1s"]).await?;
     let back = |shown: &EnvironmentDetail| {
         shown.state == EnvironmentState::Connected && shown.history.len() == 3
     };
-    let shown = world.shows(back).await?;
+    let shown = fixture.shows(back).await?;
     let expected = [None, Some(EndReason::RelayRestarted), Some(EndReason::SocketError)];
     assert_eq!(ends(&shown), expected);
 
     // nobody comes back: the answer comes when the wait is over, with the reason
     agent.process().signal(Signal::KILL)?;
-    agent.process().wait(WITHIN).await?;
-    world.shows(|shown| shown.state == EnvironmentState::Offline).await?;
+    agent.process().wait(TIMEOUT).await?;
+    fixture.shows(|shown| shown.state == EnvironmentState::Offline).await?;
     let asked = Instant::now();
-    let vain = run(world.orchestrator(&["exec", "box", "--", "true"])?, b"", WITHIN).await?;
+    let vain = run(fixture.orchestrator(&["exec", "box", "--", "true"])?, b"", TIMEOUT).await?;
     assert_eq!(vain.status.code(), Some(69));
     assert!(asked.elapsed() >= Duration::from_secs(1));
     assert!(vain.stderr_text().contains("its connection broke off"), "{}", vain.stderr_text());
-    let listed = success(run(world.orchestrator(&["env", "ls"])?, b"", WITHIN).await?)?;
+    let listed = success(run(fixture.orchestrator(&["env", "ls"])?, b"", TIMEOUT).await?)?;
     assert!(listed.contains("box") && listed.contains("offline"), "{listed}");
     Ok(())
 }
 
 #[tokio::test]
-async fn an_agent_that_is_cut_off_warns_once() -> Result<()> {
-    let mut world = World::start("0s").await?;
-    let agent = world.agent().await?;
-    world.relay.stop(Signal::KILL).await?;
+async fn disconnected_agent_warns_once() -> Result<()> {
+    let mut fixture = Fixture::start("0s").await?;
+    let agent = fixture.agent().await?;
+    fixture.relay.stop(Signal::KILL).await?;
     let mut levels = Vec::new();
     let twice = |line: &str| {
         if line.contains("not connected") {
@@ -169,116 +169,116 @@ async fn an_agent_that_is_cut_off_warns_once() -> Result<()> {
         }
         (levels.len() == 2).then_some(())
     };
-    agent.log().line(WITHIN, twice).await?;
+    agent.log().line(TIMEOUT, twice).await?;
     assert_eq!(levels, [true, false]);
     Ok(())
 }
 
 /// Whoever held the stream was killed, and the agent still waits for them.
 #[tokio::test]
-async fn an_agent_that_stops_tells_the_relay_though_a_peer_has_left() -> Result<()> {
-    let world = World::start("0s").await?;
-    let mut agent = world.agent().await?;
+async fn stopped_agent_closes_its_websocket_cleanly() -> Result<()> {
+    let fixture = Fixture::start("0s").await?;
+    let mut agent = fixture.agent().await?;
     let started = ["exec", "box", "--", "sh", "-c", "echo started; exec sleep 1000"];
-    let mut exec = Process::spawn(world.orchestrator(&started)?)?;
-    exec.stdout_line(WITHIN, |line| (line == "started").then_some(())).await?;
+    let mut exec = Process::spawn(fixture.orchestrator(&started)?)?;
+    exec.stdout_line(TIMEOUT, |line| (line == "started").then_some(())).await?;
     exec.signal(Signal::KILL)?;
-    exec.wait(WITHIN).await?;
+    exec.wait(TIMEOUT).await?;
     agent.process().signal(Signal::TERM)?;
-    assert!(agent.process().wait(WITHIN).await?.success());
-    let shown = world.shows(|shown| shown.state == EnvironmentState::Offline).await?;
+    assert!(agent.process().wait(TIMEOUT).await?.success());
+    let shown = fixture.shows(|shown| shown.state == EnvironmentState::Offline).await?;
     assert_eq!(ends(&shown), [Some(EndReason::ClientClosed)]);
     Ok(())
 }
 
 /// As when somebody starts by hand what runs as a service.
 #[tokio::test]
-async fn a_relay_whose_port_is_taken_changes_nothing() -> Result<()> {
-    let world = World::start("1s").await?;
-    let _agent = world.agent().await?;
-    world.shows(|shown| ends(shown) == [None]).await?;
+async fn failed_start_leaves_the_history_unchanged() -> Result<()> {
+    let fixture = Fixture::start("1s").await?;
+    let _agent = fixture.agent().await?;
+    fixture.shows(|shown| ends(shown) == [None]).await?;
     let mut second = rendez()?;
-    second.args(["relay", "--listen", &world.relay.address().to_string(), "--state"]);
-    second.arg(world.relay.state());
-    let output = run(second, b"", WITHIN).await?;
+    second.args(["relay", "--listen", &fixture.relay.address().to_string(), "--state"]);
+    second.arg(fixture.relay.state());
+    let output = run(second, b"", TIMEOUT).await?;
     assert_eq!(output.status.code(), Some(78), "{}", output.stderr_text());
-    assert_eq!(ends(&world.show(&[]).await?), [None]);
+    assert_eq!(ends(&fixture.show(&[]).await?), [None]);
     Ok(())
 }
 
 /// As when a new one starts while the old one drains.
 #[tokio::test]
-async fn a_second_relay_on_the_same_state_says_so_and_leaves_the_history() -> Result<()> {
-    let world = World::start("1s").await?;
-    let _agent = world.agent().await?;
-    world.shows(|shown| ends(shown) == [None]).await?;
+async fn second_relay_on_same_state_warns() -> Result<()> {
+    let fixture = Fixture::start("1s").await?;
+    let _agent = fixture.agent().await?;
+    fixture.shows(|shown| ends(shown) == [None]).await?;
     let mut command = rendez()?;
     command.args(["relay", "--listen", "127.0.0.1:0", "--log", "info", "--state"]);
-    command.arg(world.relay.state());
+    command.arg(fixture.relay.state());
     let mut second = Process::spawn(command)?;
     let says = async |word: &str| {
-        let said = second.stderr_line(WITHIN, |line| line.contains(word).then_some(())).await;
+        let said = second.stderr_line(TIMEOUT, |line| line.contains(word).then_some(())).await;
         said.with_context(|| format!("{word} is not said"))
     };
     says("another relay runs on this state directory").await?;
     says("listening address=").await?;
-    assert_eq!(ends(&world.show(&[]).await?), [None]);
+    assert_eq!(ends(&fixture.show(&[]).await?), [None]);
     second.signal(Signal::TERM)?;
-    assert!(second.wait(WITHIN).await?.success());
-    assert_eq!(ends(&world.show(&[]).await?), [None]);
+    assert!(second.wait(TIMEOUT).await?.success());
+    assert_eq!(ends(&fixture.show(&[]).await?), [None]);
     Ok(())
 }
 
 #[tokio::test]
-async fn a_backup_brings_back_registrations_and_tokens_and_the_audit_log_holds() -> Result<()> {
-    let mut world = World::start("4s").await?;
-    let _agent = world.agent().await?;
+async fn restored_backup_keeps_registrations_and_audit_log() -> Result<()> {
+    let mut fixture = Fixture::start("4s").await?;
+    let _agent = fixture.agent().await?;
     let hello = ["exec", "box", "--", "echo", "hello"];
-    success(run(world.orchestrator(&hello)?, b"", WITHIN).await?)?;
-    let generation = world.show(&[]).await?.entry.context("it was seen")?.generation;
+    success(run(fixture.orchestrator(&hello)?, b"", TIMEOUT).await?)?;
+    let generation = fixture.show(&[]).await?.entry.context("it was seen")?.generation;
 
     // over HTTP, and from the files: one log, one end
     let verify = ["admin", "audit", "verify"];
-    let head = success(run(world.admin(&verify)?, b"", WITHIN).await?)?;
+    let head = success(run(fixture.admin(&verify)?, b"", TIMEOUT).await?)?;
     let kinds = ["register", "open", "connect", "validate", "close"];
-    let exported = world.exports(&kinds).await?;
-    for token in &world.tokens {
+    let exported = fixture.exports(&kinds).await?;
+    for token in &fixture.tokens {
         // The secret may hold '_' itself.
         let secret = token.splitn(4, '_').nth(3).context("a token has parts")?;
         assert!(!exported.contains(secret), "a secret is in the log");
     }
-    let refused = run(world.orchestrator(&verify)?, b"", WITHIN).await?;
+    let refused = run(fixture.orchestrator(&verify)?, b"", TIMEOUT).await?;
     assert_eq!(refused.status.code(), Some(77));
 
-    let backup = world.dir.path().join("backup.sqlite");
-    let state = world.relay.state().to_owned();
+    let backup = fixture.dir.path().join("backup.sqlite");
+    let state = fixture.relay.state().to_owned();
     let mut make = rendez()?;
     make.args(["admin", "backup", "--state"]).arg(&state).arg(&backup);
-    success(run(make, b"", WITHIN).await?)?;
+    success(run(make, b"", TIMEOUT).await?)?;
 
     // another machine: the copy and the key
-    world.relay.stop(Signal::TERM).await?;
-    let restored = world.dir.path().join("restored");
+    fixture.relay.stop(Signal::TERM).await?;
+    let restored = fixture.dir.path().join("restored");
     std::fs::create_dir(&restored)?;
     std::fs::copy(&backup, restored.join("registry.sqlite"))?;
     std::fs::copy(state.join("signing.key"), restored.join("signing.key"))?;
     std::fs::remove_dir_all(&state)?;
-    world.relay.start_again_on(&restored, ["--connect-wait", "4s"]).await?;
-    let shown = world.shows(|shown| shown.state == EnvironmentState::Connected).await?;
+    fixture.relay.start_again_on(&restored, ["--connect-wait", "4s"]).await?;
+    let shown = fixture.shows(|shown| shown.state == EnvironmentState::Connected).await?;
     let now = shown.entry.context("it was seen")?.generation;
     assert_eq!(now, generation, "the executor came back under its old registration");
-    assert_eq!(success(run(world.orchestrator(&hello)?, b"", WITHIN).await?)?, "hello\n");
+    assert_eq!(success(run(fixture.orchestrator(&hello)?, b"", TIMEOUT).await?)?, "hello\n");
 
     // what was noted before is part of the log still
     let mut offline = rendez()?;
     offline.args(["admin", "audit", "verify", "--head", head.trim(), "--state"]).arg(&restored);
-    success(run(offline, b"", WITHIN).await?)?;
+    success(run(offline, b"", TIMEOUT).await?)?;
     // and what was never part of it is not
     let (seq, hash) = head.trim().split_once(':').context("SEQ:HASH")?;
     let other = format!("{seq}:{}", hash.chars().rev().collect::<String>());
     let mut forged = rendez()?;
     forged.args(["admin", "audit", "verify", "--head", &other, "--state"]).arg(&restored);
-    let broken = run(forged, b"", WITHIN).await?;
+    let broken = run(forged, b"", TIMEOUT).await?;
     assert_eq!(broken.status.code(), Some(65));
     assert!(broken.stderr_text().contains(&format!("row {seq}")), "{}", broken.stderr_text());
     Ok(())

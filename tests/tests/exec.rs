@@ -10,8 +10,8 @@ use rendez_orchestrator::{Client, Command};
 use rendez_tests::poll::wait_until;
 use rendez_tests::process::{IsolatedCommand, Process, run};
 use rendez_tests::relay::token_id;
-use rendez_tests::rendez::{Dev, OurAgent, OurRelay, WITHIN, rendez};
-use rendez_tests::survive::noise::Noise;
+use rendez_tests::rendez::{Dev, OurAgent, OurRelay, TIMEOUT, rendez};
+use rendez_tests::survive::random::Random;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, ChildStdout};
@@ -21,14 +21,14 @@ use tokio::time::timeout;
 const INTERRUPT_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Bytes that are not text.
-fn noise(len: usize) -> Vec<u8> {
+fn random_bytes(len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
-    Noise::new(1).fill(&mut bytes);
+    Random::new(1).fill(&mut bytes);
     bytes
 }
 
 #[tokio::test]
-async fn a_command_has_its_streams_and_its_exit_code() -> Result<()> {
+async fn exec_keeps_streams_and_exit_code() -> Result<()> {
     let dev = Dev::start().await?;
     let script = "echo out; echo err >&2; exit 7";
     let output = dev.run(["exec", "dev", "--", "sh", "-c", script], b"").await?;
@@ -42,9 +42,9 @@ async fn a_command_has_its_streams_and_its_exit_code() -> Result<()> {
 }
 
 #[tokio::test]
-async fn ten_megabytes_of_binary_input_come_back_identical() -> Result<()> {
+async fn ten_megabytes_of_binary_input_round_trip() -> Result<()> {
     let dev = Dev::start().await?;
-    let input = noise(10_000_000);
+    let input = random_bytes(10_000_000);
     let output = dev.run(["exec", "dev", "--", "cat"], &input).await?;
     assert!(output.status.success(), "{}", output.stderr_text());
     assert!(output.stdout == input, "{} bytes came back", output.stdout.len());
@@ -53,22 +53,22 @@ async fn ten_megabytes_of_binary_input_come_back_identical() -> Result<()> {
 
 /// As with `std::process` and `tokio::process`.
 #[tokio::test]
-async fn the_library_closes_the_input_of_what_it_waits_for() -> Result<()> {
+async fn waiting_for_a_process_closes_its_stdin() -> Result<()> {
     let relay = OurRelay::start().await?;
     let token = relay.token("executor").await?;
     let agent = OurAgent::start(relay.url(), "box", &token).await?;
     let client = Client::new(relay.url(), relay.token("orchestrator").await?.into())?;
     let executor = client.connect(&"box".parse()?).await?;
     let cat = || executor.spawn(Command::new("cat").stdin(true));
-    let code = timeout(WITHIN, cat().await?.wait()).await??;
+    let code = timeout(TIMEOUT, cat().await?.wait()).await??;
     assert_eq!(code, 0);
 
     // more than `cat` takes while nobody reads what it writes
-    let input = noise(16_000_000);
+    let input = random_bytes(16_000_000);
     let mut process = cat().await?;
     let stdin = process.stdin.as_mut().context("it was asked for")?;
-    timeout(WITHIN, stdin.write_all(&input)).await??;
-    let output = timeout(WITHIN, process.output()).await??;
+    timeout(TIMEOUT, stdin.write_all(&input)).await??;
+    let output = timeout(TIMEOUT, process.output()).await??;
     assert_eq!(output.exit_code, 0);
     assert!(output.stdout == input, "{} bytes came back", output.stdout.len());
     executor.close().await;
@@ -76,7 +76,7 @@ async fn the_library_closes_the_input_of_what_it_waits_for() -> Result<()> {
 }
 
 #[tokio::test]
-async fn directory_and_variables_are_the_commands() -> Result<()> {
+async fn directory_and_variables_reach_the_command() -> Result<()> {
     let dev = Dev::start().await?;
     let args = ["exec", "-C", "/", "-e", "GREETING=hello world", "dev", "--", "sh", "-c"];
     let script = "pwd; echo \"$GREETING\"";
@@ -86,11 +86,11 @@ async fn directory_and_variables_are_the_commands() -> Result<()> {
 }
 
 #[tokio::test]
-async fn without_input_a_command_sees_its_end_at_once() -> Result<()> {
+async fn no_stdin_means_end_of_file() -> Result<()> {
     let dev = Dev::start().await?;
     let mut command = dev.command(["exec", "-n", "dev", "--", "cat"])?;
     command.stdin(std::process::Stdio::piped());
-    let output = run(command, b"not for the command", WITHIN).await?;
+    let output = run(command, b"not for the command", TIMEOUT).await?;
     assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0));
     Ok(())
 }
@@ -101,21 +101,21 @@ async fn ctrl_c_interrupts_the_remote_command() -> Result<()> {
     let script = "trap 'echo caught; exit 3' INT; echo ready; while :; do sleep 0.1; done";
     let command = dev.command(["exec", "dev", "--", "sh", "-c", script])?;
     let mut process = Process::spawn(command)?;
-    process.stdout_line(WITHIN, |line| (line == "ready").then_some(())).await?;
+    process.stdout_line(TIMEOUT, |line| (line == "ready").then_some(())).await?;
     process.signal(Signal::INT)?;
-    let status = process.wait(WITHIN).await?;
+    let status = process.wait(TIMEOUT).await?;
     assert_eq!(status.code(), Some(3));
-    process.stdout_line(WITHIN, |line| (line == "caught").then_some(())).await?;
+    process.stdout_line(TIMEOUT, |line| (line == "caught").then_some(())).await?;
     Ok(())
 }
 
 #[tokio::test]
-async fn a_second_rendez_dev_that_ends_leaves_the_first_one_to_be_found() -> Result<()> {
+async fn ended_second_dev_restores_the_first() -> Result<()> {
     let first = Dev::start().await?;
     let mut second = Process::spawn(first.command(["dev", "--listen", "127.0.0.1:0"])?)?;
-    second.stdout_line(WITHIN, |line| line.contains("the relay at ").then_some(())).await?;
+    second.stdout_line(TIMEOUT, |line| line.contains("the relay at ").then_some(())).await?;
     second.signal(Signal::TERM)?;
-    assert!(second.wait(WITHIN).await?.success());
+    assert!(second.wait(TIMEOUT).await?.success());
     let output = first.run(["exec", "dev", "--", "echo", "here"], b"").await?;
     assert_eq!(output.stdout_text(), "here\n", "{}", output.stderr_text());
     Ok(())
@@ -123,15 +123,15 @@ async fn a_second_rendez_dev_that_ends_leaves_the_first_one_to_be_found() -> Res
 
 /// A cancelled job, `timeout 60 rendez exec`, a terminal that was closed.
 #[tokio::test]
-async fn who_is_told_to_end_ends_the_remote_command() -> Result<()> {
+async fn sigterm_and_sighup_terminate_remote_command() -> Result<()> {
     let dev = Dev::start().await?;
     for (signal, code) in [(Signal::TERM, 143), (Signal::HUP, 129)] {
         let command = dev.command(["exec", "dev", "--", "sh", "-c", "echo $$; exec sleep 1000"])?;
         let mut process = Process::spawn(command)?;
-        let pid = process.stdout_line(WITHIN, |line| line.parse().ok()).await?;
+        let pid = process.stdout_line(TIMEOUT, |line| line.parse().ok()).await?;
         process.signal(signal)?;
-        assert_eq!(process.wait(WITHIN).await?.code(), Some(code));
-        process.stderr_line(WITHIN, |line| line.contains("ended by SIG").then_some(())).await?;
+        assert_eq!(process.wait(TIMEOUT).await?.code(), Some(code));
+        process.stderr_line(TIMEOUT, |line| line.contains("ended by SIG").then_some(())).await?;
         gone(pid).await?;
     }
     Ok(())
@@ -139,23 +139,23 @@ async fn who_is_told_to_end_ends_the_remote_command() -> Result<()> {
 
 /// As under nohup.
 #[tokio::test]
-async fn a_hangup_that_is_ignored_stays_ignored() -> Result<()> {
+async fn ignored_sighup_stays_ignored() -> Result<()> {
     let dev = Dev::start().await?;
     let script = "trap '' HUP; exec \"$RENDEZ\" exec dev -- sh -c 'echo ready; read line; exit 5'";
     let mut process = Process::spawn(dev.shell(script)?)?;
-    process.stdout_line(WITHIN, |line| (line == "ready").then_some(())).await?;
+    process.stdout_line(TIMEOUT, |line| (line == "ready").then_some(())).await?;
     process.signal(Signal::HUP)?;
     process.write(b"on\n").await?;
-    assert_eq!(process.wait(WITHIN).await?.code(), Some(5));
+    assert_eq!(process.wait(TIMEOUT).await?.code(), Some(5));
     Ok(())
 }
 
 /// What came before the failure must not be taken for all of it.
 #[tokio::test]
-async fn an_input_that_cannot_be_read_is_not_one_that_ended() -> Result<()> {
+async fn unreadable_stdin_is_not_end_of_file() -> Result<()> {
     let dev = Dev::start().await?;
     let script = "\"$RENDEZ\" exec dev -- sh -c 'cat; echo complete' < /";
-    let output = run(dev.shell(script)?, b"", WITHIN).await?;
+    let output = run(dev.shell(script)?, b"", TIMEOUT).await?;
     assert_eq!(output.status.code(), Some(74), "{}", output.stderr_text());
     assert!(output.stderr_text().contains("cannot read standard input"));
     assert_eq!(output.stdout_text(), "");
@@ -163,25 +163,25 @@ async fn an_input_that_cannot_be_read_is_not_one_that_ended() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_reader_that_leaves_ends_the_remote_command() -> Result<()> {
+async fn closed_stdout_ends_the_remote_command() -> Result<()> {
     let dev = Dev::start().await?;
     let directory = tempfile::tempdir()?;
     let pid = directory.path().join("pid");
     let script = format!("echo $$ > {}; exec yes", pid.display());
     let mut shell = dev.shell("\"$RENDEZ\" exec dev -- sh -c \"$SCRIPT\" | head -1")?;
     shell.env("SCRIPT", script);
-    let output = run(shell, b"", WITHIN).await?;
+    let output = run(shell, b"", TIMEOUT).await?;
     assert_eq!(output.stdout_text(), "y\n");
     gone(std::fs::read_to_string(pid)?.trim().parse()?).await
 }
 
 async fn gone(pid: i32) -> Result<()> {
     let path = format!("/proc/{pid}/comm");
-    wait_until(WITHIN, "the end of the command", || !Path::new(&path).exists()).await
+    wait_until(TIMEOUT, "the end of the command", || !Path::new(&path).exists()).await
 }
 
 /// `rendez exec … yes` whose output nobody reads.
-struct Unread {
+struct UnreadCommand {
     exec: Child,
     stdout: ChildStdout,
     /// That of the remote command.
@@ -191,13 +191,13 @@ struct Unread {
 }
 
 /// What the executor's log takes of it in any case: so it has begun.
-const UNREAD_AT_LEAST: u64 = rendez_executor_agent::PROCESS_OUTPUT_RETAINED_BYTES as u64;
+const UNREAD_MIN_BYTES: u64 = rendez_executor_agent::PROCESS_OUTPUT_RETAINED_BYTES as u64;
 
 /// Commands that go all the way there and back, however busy the machine is, while
 /// nothing of an unread one moves: then everything between its ends is full.
 const FULL_FOR_COMMANDS: u32 = 4;
 
-impl Unread {
+impl UnreadCommand {
     /// Starts it and waits until everything between its ends is full.
     async fn start(dev: &Dev) -> Result<Self> {
         let directory = tempfile::tempdir()?;
@@ -212,19 +212,19 @@ impl Unread {
             .spawn()?;
         let stdout = exec.stdout.take().context("stdout was piped")?;
         let full = async {
-            wait_until(WITHIN, "a file with the process id", || path.exists()).await?;
+            wait_until(TIMEOUT, "a file with the process id", || path.exists()).await?;
             let pid: i32 = std::fs::read_to_string(&path)?.trim().parse()?;
             let (mut before, mut unchanged) = (0, 0);
             while unchanged < FULL_FOR_COMMANDS {
                 dev.run(["exec", "-n", "dev", "--", "true"], b"").await?;
                 let now = written(pid)?;
-                let full = now >= UNREAD_AT_LEAST && now == before;
+                let full = now >= UNREAD_MIN_BYTES && now == before;
                 unchanged = if full { unchanged + 1 } else { 0 };
                 before = now;
             }
             anyhow::Ok(pid)
         };
-        let pid = timeout(2 * WITHIN, full).await??;
+        let pid = timeout(2 * TIMEOUT, full).await??;
         Ok(Self { exec, stdout, pid, _command: command })
     }
 
@@ -235,7 +235,7 @@ impl Unread {
 
     /// Its exit code and what it said.
     async fn end(self) -> Result<(Option<i32>, String)> {
-        let output = timeout(WITHIN, self.exec.wait_with_output()).await??;
+        let output = timeout(TIMEOUT, self.exec.wait_with_output()).await??;
         Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
     }
 }
@@ -249,23 +249,23 @@ fn written(pid: i32) -> Result<u64> {
 
 /// As of `rendez exec … | less`, and `q` on the first page.
 #[tokio::test]
-async fn a_reader_that_paused_before_it_leaves_ends_the_remote_command() -> Result<()> {
+async fn stdout_closed_after_pause_ends_the_command() -> Result<()> {
     let dev = Dev::start().await?;
-    let Unread { exec, mut stdout, pid, _command } = Unread::start(&dev).await?;
+    let UnreadCommand { exec, mut stdout, pid, _command } = UnreadCommand::start(&dev).await?;
     let mut page = [0; 2];
     stdout.read_exact(&mut page).await?;
     assert_eq!(page, *b"y\n");
     drop(stdout);
-    let output = timeout(WITHIN, exec.wait_with_output()).await??;
+    let output = timeout(TIMEOUT, exec.wait_with_output()).await??;
     assert_eq!(output.status.code(), Some(141));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     gone(pid).await
 }
 
 #[tokio::test]
-async fn ctrl_c_works_while_nobody_reads_the_output() -> Result<()> {
+async fn ctrl_c_works_with_unread_output() -> Result<()> {
     let dev = Dev::start().await?;
-    let unread = Unread::start(&dev).await?;
+    let unread = UnreadCommand::start(&dev).await?;
     unread.interrupt()?;
     gone(unread.pid).await?;
     // It has ended, its output still waits; who does not want that says so.
@@ -277,14 +277,14 @@ async fn ctrl_c_works_while_nobody_reads_the_output() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_executor_that_does_not_answer_keeps_nobody() -> Result<()> {
+async fn exec_can_leave_a_frozen_executor() -> Result<()> {
     let mut dev = Dev::start().await?;
-    let Unread { exec, stdout, _command, .. } = Unread::start(&dev).await?;
-    let mut unread = Unread::start(&dev).await?;
+    let UnreadCommand { exec, stdout, _command, .. } = UnreadCommand::start(&dev).await?;
+    let mut unread = UnreadCommand::start(&dev).await?;
     dev.process().signal(Signal::STOP)?;
 
     drop(stdout);
-    let output = timeout(WITHIN, exec.wait_with_output()).await??;
+    let output = timeout(TIMEOUT, exec.wait_with_output()).await??;
     assert_eq!(output.status.code(), Some(74));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("cannot tell whether the command has ended"), "{said}");
@@ -297,13 +297,13 @@ async fn an_executor_that_does_not_answer_keeps_nobody() -> Result<()> {
             }
         }
     };
-    timeout(WITHIN, pressed_until_it_ends).await??;
+    timeout(TIMEOUT, pressed_until_it_ends).await??;
     assert_eq!(unread.end().await?.0, Some(130));
     Ok(())
 }
 
 #[tokio::test]
-async fn failures_say_whose_they_are() -> Result<()> {
+async fn exit_codes_tell_failures_apart() -> Result<()> {
     let mut dev = Dev::start().await?;
     let code = async |args: &[&str]| -> Result<(Option<i32>, String)> {
         let output = dev.run(args, b"").await?;
@@ -334,33 +334,33 @@ async fn failures_say_whose_they_are() -> Result<()> {
 
     let mut refused = dev.command(["exec", "dev", "--", "true"])?;
     refused.env("RENDEZ_TOKEN", "rdz_o_0000000000000000_nothing");
-    let output = run(refused, b"", WITHIN).await?;
+    let output = run(refused, b"", TIMEOUT).await?;
     assert_eq!(output.status.code(), Some(77));
     assert!(!output.stderr_text().contains("nothing"), "the token was shown");
 
     let mut nowhere = rendez()?;
     nowhere.args(["exec", "dev", "--", "true"]);
-    let output = run(nowhere, b"", WITHIN).await?;
+    let output = run(nowhere, b"", TIMEOUT).await?;
     assert_eq!(output.status.code(), Some(64));
     assert!(output.stderr_text().contains("RENDEZ_RELAY"), "{}", output.stderr_text());
 
     // the relay goes away for good
     let url = dev.url().to_owned();
     dev.process().signal(Signal::TERM)?;
-    assert_eq!(dev.process().wait(WITHIN).await?.code(), Some(0));
+    assert_eq!(dev.process().wait(TIMEOUT).await?.code(), Some(0));
     let mut unreachable = rendez()?;
     unreachable
         .args(["exec", "dev", "--", "true"])
         .env("RENDEZ_RELAY", url)
         .env("RENDEZ_TOKEN", "rdz_o_0000000000000000_nothing");
-    let output = run(unreachable, b"", WITHIN).await?;
+    let output = run(unreachable, b"", TIMEOUT).await?;
     assert_eq!(output.status.code(), Some(75), "{}", output.stderr_text());
     Ok(())
 }
 
 /// As in the background of a script, or under nohup.
 #[tokio::test]
-async fn an_agent_that_ignores_signals_starts_commands_that_do_not() -> Result<()> {
+async fn commands_do_not_inherit_ignored_signals() -> Result<()> {
     let dev = Dev::start_ignoring("HUP INT QUIT").await?;
     for (signal, code) in [("HUP", 129), ("INT", 130), ("QUIT", 131)] {
         let script = format!("kill -{signal} $$; echo survived");
@@ -372,7 +372,7 @@ async fn an_agent_that_ignores_signals_starts_commands_that_do_not() -> Result<(
 }
 
 #[tokio::test]
-async fn when_the_grace_is_over_the_outcome_is_unknown_and_said_to_be() -> Result<()> {
+async fn outcome_is_unknown_after_grace_period() -> Result<()> {
     let mut dev = Dev::start().await?;
     let refused = dev.run(["exec", "--grace", "2", "dev", "--", "true"], b"").await?;
     assert_eq!(refused.status.code(), Some(64));
@@ -381,18 +381,18 @@ async fn when_the_grace_is_over_the_outcome_is_unknown_and_said_to_be() -> Resul
     let script = "echo started; exec sleep 1000";
     let command = dev.command(["exec", "--grace", "2s", "dev", "--", "sh", "-c", script])?;
     let mut process = Process::spawn(command)?;
-    process.stdout_line(WITHIN, |line| (line == "started").then_some(())).await?;
+    process.stdout_line(TIMEOUT, |line| (line == "started").then_some(())).await?;
     let cut = std::time::Instant::now();
     dev.process().signal(Signal::KILL)?;
-    let status = process.wait(WITHIN).await?;
+    let status = process.wait(TIMEOUT).await?;
     assert_eq!(status.code(), Some(74));
     assert!(cut.elapsed() >= Duration::from_secs(2), "it gave up before its grace was over");
-    process.stderr_line(WITHIN, |line| line.contains("lost").then_some(())).await?;
+    process.stderr_line(TIMEOUT, |line| line.contains("lost").then_some(())).await?;
     Ok(())
 }
 
 #[tokio::test]
-async fn environments_and_tokens_are_listed_created_and_revoked() -> Result<()> {
+async fn environments_and_tokens_are_administered() -> Result<()> {
     let dev = Dev::start().await?;
     let listed = dev.run(["env", "ls"], b"").await?.stdout_text();
     assert!(listed.contains("dev") && listed.contains("connected"), "{listed}");
@@ -404,7 +404,7 @@ async fn environments_and_tokens_are_listed_created_and_revoked() -> Result<()> 
     let try_token = async || -> Result<Option<i32>> {
         let mut command = dev.command(["exec", "dev", "--", "true"])?;
         command.env("RENDEZ_TOKEN", token);
-        Ok(run(command, b"", WITHIN).await?.status.code())
+        Ok(run(command, b"", TIMEOUT).await?.status.code())
     };
     assert_eq!(try_token().await?, Some(0));
     let id = &token_id(token)?;
@@ -416,7 +416,7 @@ async fn environments_and_tokens_are_listed_created_and_revoked() -> Result<()> 
 }
 
 #[tokio::test]
-async fn a_state_directory_gives_the_first_token_whatever_the_environment_says() -> Result<()> {
+async fn state_flag_overrides_the_environment() -> Result<()> {
     let state = tempfile::tempdir()?;
     let mut command = rendez()?;
     command
@@ -424,7 +424,7 @@ async fn a_state_directory_gives_the_first_token_whatever_the_environment_says()
         .arg(state.path())
         .env("RENDEZ_RELAY", "http://127.0.0.1:1")
         .env("RENDEZ_TOKEN", "");
-    let output = run(command, b"", WITHIN).await?;
+    let output = run(command, b"", TIMEOUT).await?;
     assert!(output.status.success(), "{}", output.stderr_text());
     assert!(output.stdout_text().starts_with("rdz_a_"));
     Ok(())

@@ -3,11 +3,11 @@
 use anyhow::Result;
 use rendez_tests::process::run;
 use rendez_tests::relay::TestRelay;
-use rendez_tests::rendez::{OurRelay, WITHIN, exec, rendez};
+use rendez_tests::rendez::{OurRelay, TIMEOUT, exec, rendez};
 use reqwest::{Method, StatusCode};
 
 #[tokio::test]
-async fn a_relay_that_serves_is_alive_and_ready() -> Result<()> {
+async fn running_relay_is_live_and_ready() -> Result<()> {
     let relay = TestRelay::start().await?;
     for path in ["/livez", "/readyz"] {
         let answer = relay.request(Method::GET, path).send().await?;
@@ -18,10 +18,10 @@ async fn a_relay_that_serves_is_alive_and_ready() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_relay_without_tokens_says_how_to_make_one() -> Result<()> {
+async fn relay_without_tokens_logs_a_hint() -> Result<()> {
     let mut relay = OurRelay::start().await?;
     let hint = |line: &str| line.contains("rendez token create").then_some(());
-    relay.process().stderr_line(WITHIN, hint).await?;
+    relay.process().stderr_line(TIMEOUT, hint).await?;
     // the token that is made while the relay runs works at once
     let token = relay.token("orchestrator").await?;
     let output = exec(relay.url(), &token, "nowhere", &["true"]).await?;
@@ -30,13 +30,13 @@ async fn a_relay_without_tokens_says_how_to_make_one() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_address_in_use_is_named() -> Result<()> {
+async fn error_names_the_address_in_use() -> Result<()> {
     let relay = OurRelay::start().await?;
     let state = tempfile::tempdir()?;
     let address = relay.url().trim_start_matches("http://");
     let mut second = rendez()?;
     second.args(["relay", "--listen", address, "--state"]).arg(state.path());
-    let output = run(second, b"", WITHIN).await?;
+    let output = run(second, b"", TIMEOUT).await?;
     assert_eq!(output.status.code(), Some(78));
     assert!(output.stderr_text().contains(address), "{}", output.stderr_text());
     Ok(())

@@ -4,7 +4,7 @@
 use anyhow::{Context as _, Result, ensure};
 use rendez_tests::process::{Process, run};
 use rendez_tests::relay::token_id;
-use rendez_tests::rendez::{OurAgent, OurRelay, WITHIN, exec};
+use rendez_tests::rendez::{OurAgent, OurRelay, TIMEOUT, exec};
 use serde_json::Value;
 
 /// Runs a command through the relay, which must work.
@@ -31,7 +31,7 @@ async fn ends(
     says: &str,
 ) -> Result<()> {
     let output =
-        run(OurAgent::command(state, relay.url(), environment, token)?, b"", WITHIN).await?;
+        run(OurAgent::command(state, relay.url(), environment, token)?, b"", TIMEOUT).await?;
     let said = output.stderr_text();
     ensure!(output.status.code() == Some(code), "{:?}: {said}", output.status);
     ensure!(said.contains(says), "{said}");
@@ -39,7 +39,7 @@ async fn ends(
 }
 
 #[tokio::test]
-async fn a_machine_joins_once_comes_back_without_its_token_and_leaves_when_revoked() -> Result<()> {
+async fn join_token_enrols_one_machine() -> Result<()> {
     let relay = OurRelay::start().await?;
     let orchestrator = relay.token("orchestrator").await?;
     let join = relay.token("join").await?;
@@ -65,9 +65,9 @@ async fn a_machine_joins_once_comes_back_without_its_token_and_leaves_when_revok
     let process: &mut Process = agent.process();
     // the last words may be read after the end is seen
     for says in ["token was revoked", "join with a new"] {
-        process.stderr_line(WITHIN, |line| line.contains(says).then_some(())).await?;
+        process.stderr_line(TIMEOUT, |line| line.contains(says).then_some(())).await?;
     }
-    assert_eq!(process.wait(WITHIN).await?.code(), Some(77));
+    assert_eq!(process.wait(TIMEOUT).await?.code(), Some(77));
     ensure!(!process.stderr().text().contains(&join), "the token was shown");
 
     // not even with another token, for the key is the revoked one
@@ -79,7 +79,7 @@ async fn a_machine_joins_once_comes_back_without_its_token_and_leaves_when_revok
 }
 
 #[tokio::test]
-async fn a_revoked_environment_waits_for_a_new_enrolment() -> Result<()> {
+async fn revoked_environment_needs_a_new_enrolment() -> Result<()> {
     let relay = OurRelay::start().await?;
     let orchestrator = relay.token("orchestrator").await?;
     let state = tempfile::tempdir()?;
@@ -91,12 +91,12 @@ async fn a_revoked_environment_waits_for_a_new_enrolment() -> Result<()> {
     // ends one registration: the agent comes back by itself
     relay.administer(&["env", "revoke", "box", "--registration-only"]).await?;
     let ended = "an operator has ended";
-    agent.process().stderr_line(WITHIN, |line| line.contains(ended).then_some(())).await?;
+    agent.process().stderr_line(TIMEOUT, |line| line.contains(ended).then_some(())).await?;
     agent.connected(2).await?;
     works(&relay, &orchestrator).await?;
 
     relay.administer(&["env", "revoke", "box"]).await?;
-    assert_eq!(agent.process().wait(WITHIN).await?.code(), Some(77));
+    assert_eq!(agent.process().wait(TIMEOUT).await?.code(), Some(77));
     let gone = exec(relay.url(), &orchestrator, "box", &["true"]).await?;
     assert_eq!(gone.status.code(), Some(69), "{}", gone.stderr_text());
     assert!(gone.stderr_text().contains("its access was revoked"), "{}", gone.stderr_text());

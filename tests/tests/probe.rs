@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result};
 use rendez_tests::process::{Output, Process, run};
-use rendez_tests::rendez::{Dev, OurAgent, OurRelay, WITHIN, exec, rendez};
+use rendez_tests::rendez::{Dev, OurAgent, OurRelay, TIMEOUT, exec, rendez};
 use serde_json::Value;
 
 fn report(output: &Output) -> Result<Value> {
@@ -21,7 +21,7 @@ fn percentiles(report: &Value, kind: &str, count: u64) {
 }
 
 #[tokio::test]
-async fn a_relay_is_probed_through_a_pair_that_leaves_nothing_behind() -> Result<()> {
+async fn probe_revokes_its_temporary_tokens() -> Result<()> {
     let dev = Dev::start().await?;
     let args = ["probe", "--json", "--connects", "3", "--count", "7"];
     let output = dev.run(args, b"").await?;
@@ -43,7 +43,7 @@ async fn a_relay_is_probed_through_a_pair_that_leaves_nothing_behind() -> Result
 }
 
 #[tokio::test]
-async fn an_environment_is_probed_with_an_orchestrators_token() -> Result<()> {
+async fn environment_probe_needs_only_orchestrator_token() -> Result<()> {
     let dev = Dev::start().await?;
     let output = dev.run(["probe", "dev", "--connects", "2", "--count", "2"], b"").await?;
     assert!(output.status.success(), "{}", output.stderr_text());
@@ -55,17 +55,17 @@ async fn an_environment_is_probed_with_an_orchestrators_token() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_state_directory_makes_the_tokens() -> Result<()> {
+async fn probe_creates_tokens_from_state_directory() -> Result<()> {
     let relay = OurRelay::start().await?;
     let mut probe = rendez()?;
     probe.args(["probe", relay.url(), "--json", "--connects", "1", "--state"]).arg(relay.state());
-    let output = run(probe, b"", WITHIN).await?;
+    let output = run(probe, b"", TIMEOUT).await?;
     percentiles(&report(&output)?, "round_trip_ms", 20);
     Ok(())
 }
 
 #[tokio::test]
-async fn nobody_else_gets_into_a_probing_machine() -> Result<()> {
+async fn probe_executor_refuses_other_orchestrators() -> Result<()> {
     let relay = OurRelay::start().await?;
     let token = relay.token("orchestrator").await?;
     let mut probe = rendez()?;
@@ -86,7 +86,7 @@ async fn nobody_else_gets_into_a_probing_machine() -> Result<()> {
             }
         }
     };
-    let (code, said) = tokio::time::timeout(WITHIN, refused).await??;
+    let (code, said) = tokio::time::timeout(TIMEOUT, refused).await??;
     assert_eq!(code, Some(75), "{said}");
     assert!(said.contains("no encrypted stream"), "{said}");
     drop(probe);
@@ -94,13 +94,13 @@ async fn nobody_else_gets_into_a_probing_machine() -> Result<()> {
 }
 
 #[tokio::test]
-async fn failures_have_the_usual_codes() -> Result<()> {
+async fn probe_failures_have_documented_exit_codes() -> Result<()> {
     let relay = OurRelay::start().await?;
     let orchestrator = relay.token("orchestrator").await?;
     let probe = async |url: &str, token: &str| -> Result<Option<i32>> {
         let mut probe = rendez()?;
         probe.args(["probe", url]).env("RENDEZ_TOKEN", token);
-        Ok(run(probe, b"", WITHIN).await?.status.code())
+        Ok(run(probe, b"", TIMEOUT).await?.status.code())
     };
     // to make tokens takes an admin's
     assert_eq!(probe(relay.url(), &orchestrator).await?, Some(77));
@@ -114,14 +114,14 @@ async fn failures_have_the_usual_codes() -> Result<()> {
     let mut offline = rendez()?;
     offline.args(["probe", "box"]);
     offline.env("RENDEZ_RELAY", relay.url()).env("RENDEZ_TOKEN", &orchestrator);
-    let output = run(offline, b"", WITHIN).await?;
+    let output = run(offline, b"", TIMEOUT).await?;
     assert_eq!(output.status.code(), Some(69), "{}", output.stderr_text());
     Ok(())
 }
 
 /// As deploy/relay.toml has it: no listener serves all that a probe needs.
 #[tokio::test]
-async fn what_an_address_does_not_serve_is_said_at_once() -> Result<()> {
+async fn probe_reports_missing_endpoints_at_once() -> Result<()> {
     let relay =
         OurRelay::start_with(["--admin-listen", "127.0.0.1:0", "--admin-on-public", "false"])
             .await?;
@@ -130,7 +130,7 @@ async fn what_an_address_does_not_serve_is_said_at_once() -> Result<()> {
     let ask = async |args: &[&str]| -> Result<(Option<i32>, String)> {
         let mut command = rendez()?;
         command.args(args).env("RENDEZ_TOKEN", &admin).env("RENDEZ_RELAY", relay.url());
-        let output = run(command, b"", WITHIN).await?;
+        let output = run(command, b"", TIMEOUT).await?;
         Ok((output.status.code(), output.stderr_text()))
     };
     for args in [["probe", relay.url()], ["token", "ls"]] {
@@ -151,20 +151,20 @@ async fn what_an_address_does_not_serve_is_said_at_once() -> Result<()> {
 
     let mut probe = rendez()?;
     probe.args(["probe", relay.url(), "--json", "--connects", "1", "--state"]).arg(relay.state());
-    let output = run(probe, b"", WITHIN).await?;
+    let output = run(probe, b"", TIMEOUT).await?;
     percentiles(&report(&output)?, "round_trip_ms", 20);
     Ok(())
 }
 
 #[tokio::test]
-async fn nobody_loses_an_environment_to_a_probe() -> Result<()> {
+async fn probe_does_not_replace_an_executor() -> Result<()> {
     let relay = OurRelay::start().await?;
     let (executor, orchestrator) = (relay.token("executor").await?, relay.token("orchestrator"));
     let orchestrator = orchestrator.await?;
     let _agent = OurAgent::start(relay.url(), "box", &executor).await?;
     let mut probe = rendez()?;
     probe.args(["probe", relay.url(), "--probe-environment", "box", "--state"]).arg(relay.state());
-    let output = run(probe, b"", WITHIN).await?;
+    let output = run(probe, b"", TIMEOUT).await?;
     assert_eq!(output.status.code(), Some(64), "{}", output.stderr_text());
     assert!(output.stderr_text().contains("is connected as box"), "{}", output.stderr_text());
     let output = exec(relay.url(), &orchestrator, "box", &["true"]).await?;

@@ -20,14 +20,14 @@ use rendez_tests::poll::wait_until;
 use rendez_tests::relay::{
     Counter, TestRelay, Websocket, answer, data_frame, http_client, key, register_request, token_id,
 };
-use rendez_tests::rendez::{OurRelay, WITHIN};
+use rendez_tests::rendez::{OurRelay, TIMEOUT};
 use reqwest::StatusCode;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio_tungstenite::tungstenite::Error;
 
 /// A relay whose settings are in a file, and executors at `a` and `b`.
-struct World {
+struct Fixture {
     relay: OurRelay,
     file: PathBuf,
     http: reqwest::Client,
@@ -35,7 +35,7 @@ struct World {
     _executors: Vec<Websocket>,
 }
 
-impl World {
+impl Fixture {
     async fn start() -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let file = directory.path().join("relay.toml");
@@ -43,14 +43,14 @@ impl World {
         let flag = file.to_str().context("a path in UTF-8")?;
         let relay = OurRelay::start_with(&["--config", flag]).await?;
         let http = http_client(relay.url())?;
-        let mut world = Self { relay, file, http, _directory: directory, _executors: Vec::new() };
-        let token = world.relay.token("executor").await?;
+        let mut fixture = Self { relay, file, http, _directory: directory, _executors: Vec::new() };
+        let token = fixture.relay.token("executor").await?;
         for environment in ["a", "b"] {
-            let request = world.post(environment, "register", &token).json(&register_request());
+            let request = fixture.post(environment, "register", &token).json(&register_request());
             let reply: RegisterReply = answer(request).await?;
-            world._executors.push(Websocket::open(reply.url.expose()).await?);
+            fixture._executors.push(Websocket::open(reply.url.expose()).await?);
         }
-        Ok(world)
+        Ok(fixture)
     }
 
     fn post(&self, environment: &str, call: &str, token: &str) -> reqwest::RequestBuilder {
@@ -74,7 +74,7 @@ impl World {
                 let line = line.trim_end();
                 (line.contains("setting changed") && line.ends_with(&wanted)).then_some(())
             };
-            process.stderr_line(WITHIN, said).await.with_context(|| wanted.clone())?;
+            process.stderr_line(TIMEOUT, said).await.with_context(|| wanted.clone())?;
         }
         Ok(())
     }
@@ -109,60 +109,60 @@ impl World {
 }
 
 #[tokio::test]
-async fn a_token_that_the_file_names_has_bounds_of_its_own() -> Result<()> {
-    let mut world = World::start().await?;
+async fn token_quota_is_reloaded() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
     let (named, other) =
-        (world.relay.token("orchestrator").await?, world.relay.token("orchestrator").await?);
+        (fixture.relay.token("orchestrator").await?, fixture.relay.token("orchestrator").await?);
     let id = token_id(&named)?;
-    let first = world.opened(&named, "a").await?;
+    let first = fixture.opened(&named, "a").await?;
 
     let text = format!("[quota]\ntoken = \"streams=77\"\n[quota.tokens]\n{id} = \"connections=1\"");
-    world.set(&text, &[&id], "", "connections=1").await?;
-    let why = world.full(&named, "a").await?;
+    fixture.set(&text, &[&id], "", "connections=1").await?;
+    let why = fixture.full(&named, "a").await?;
     ensure!(why.contains("the token's quota of connections"), "{why}");
-    let others = [world.opened(&other, "a").await?, world.opened(&other, "b").await?];
+    let others = [fixture.opened(&other, "a").await?, fixture.opened(&other, "b").await?];
 
     // read again as it was: it holds on
-    world.set(&text.replace("streams=77", "streams=78"), &[], "", "").await?;
+    fixture.set(&text.replace("streams=77", "streams=78"), &[], "", "").await?;
     let all = |line: &str| line.contains("new=\"streams=78\"").then_some(());
-    world.relay.process().stderr_line(WITHIN, all).await?;
-    world.full(&named, "b").await?;
+    fixture.relay.process().stderr_line(TIMEOUT, all).await?;
+    fixture.full(&named, "b").await?;
 
-    world.set("", &[&id], "connections=1", "").await?;
-    let second = world.opened(&named, "b").await?;
+    fixture.set("", &[&id], "connections=1", "").await?;
+    let second = fixture.opened(&named, "b").await?;
     drop((first, second, others));
     Ok(())
 }
 
 #[tokio::test]
-async fn an_environment_that_the_file_names_has_bounds_of_its_own() -> Result<()> {
-    let mut world = World::start().await?;
-    let token = world.relay.token("orchestrator").await?;
+async fn environment_quota_is_reloaded() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
+    let token = fixture.relay.token("orchestrator").await?;
     // the executor's own websocket is one of them
-    world.set("[quota.environments]\na = \"connections=2\"", &["a"], "", "connections=2").await?;
-    let first = world.opened(&token, "a").await?;
-    let why = world.full(&token, "a").await?;
+    fixture.set("[quota.environments]\na = \"connections=2\"", &["a"], "", "connections=2").await?;
+    let first = fixture.opened(&token, "a").await?;
+    let why = fixture.full(&token, "a").await?;
     ensure!(why.contains("the environment's quota of connections"), "{why}");
-    let others = [world.opened(&token, "b").await?, world.opened(&token, "b").await?];
+    let others = [fixture.opened(&token, "b").await?, fixture.opened(&token, "b").await?];
 
     let mut more = String::from("[quota.environments]\n");
     for id in ["a", "b"] {
         writeln!(more, "{id} = \"connections=3\"")?;
     }
-    world.set(&more, &["a"], "connections=2", "connections=3").await?;
-    let second = world.opened(&token, "a").await?;
-    let why = world.full(&token, "b").await?;
+    fixture.set(&more, &["a"], "connections=2", "connections=3").await?;
+    let second = fixture.opened(&token, "a").await?;
+    let why = fixture.full(&token, "b").await?;
     ensure!(why.contains("the environment's quota"), "{why}");
 
     // a file that cannot be used changes nothing
-    fs::write(&world.file, "[quota.environments]\na = \"conections=9\"")?;
-    world.relay.process().signal(Signal::HUP)?;
+    fs::write(&fixture.file, "[quota.environments]\na = \"conections=9\"")?;
+    fixture.relay.process().signal(Signal::HUP)?;
     let said = |line: &str| {
         let named = line.contains("the old ones stay") && line.contains("`connections`?");
         named.then_some(())
     };
-    world.relay.process().stderr_line(WITHIN, said).await?;
-    world.full(&token, "b").await?;
+    fixture.relay.process().stderr_line(TIMEOUT, said).await?;
+    fixture.full(&token, "b").await?;
     drop((first, second, others));
     Ok(())
 }
@@ -170,7 +170,7 @@ async fn an_environment_that_the_file_names_has_bounds_of_its_own() -> Result<()
 /// However often somebody is refused, the log gets a row at once and one per
 /// minute, and none of the refusals is missing in their counts.
 #[tokio::test]
-async fn who_is_refused_streams_or_handshakes_stands_in_the_audit_log() -> Result<()> {
+async fn refused_streams_and_handshakes_are_audited() -> Result<()> {
     const FRAMES: u64 = 500;
     let relay = TestRelay::start().await?;
     let _executor = relay.executor("a").await?;
@@ -200,7 +200,7 @@ async fn who_is_refused_streams_or_handshakes_stands_in_the_audit_log() -> Resul
         let counters = relay.counters();
         [Dropped::Quota, Dropped::HandshakeRate].map(|why| counters.get(Counter::Dropped(why)))
     };
-    wait_until(WITHIN, "all refusals are counted", || refused() == [FRAMES, 1]).await?;
+    wait_until(TIMEOUT, "all refusals are counted", || refused() == [FRAMES, 1]).await?;
     relay.stop();
     relay.stopped().await;
 

@@ -21,7 +21,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::time::timeout;
 
 /// Longest wait for a close. It should take below 5 s; the machine may be busy.
-const WITHIN: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Who a token's text names.
 fn subject(token: &str) -> Result<Subject> {
@@ -39,7 +39,7 @@ async fn executor(relay: &TestRelay, environment: &str, token: &str) -> Result<W
 }
 
 #[tokio::test]
-async fn a_revoked_tokens_websockets_close_and_no_others() -> Result<()> {
+async fn revoked_token_closes_only_its_websockets() -> Result<()> {
     let relay = TestRelay::start().await?;
     let mut witness = Witness::start(&relay, "dev").await?;
     let theirs = relay.token(Role::Executor, "*").await?;
@@ -49,7 +49,7 @@ async fn a_revoked_tokens_websockets_close_and_no_others() -> Result<()> {
     let path = format!("/v1/tokens/{}", subject(theirs.expose())?);
     let revoked = relay.request(reqwest::Method::DELETE, &path).bearer_auth(admin.expose());
     ensure!(revoked.send().await?.status() == StatusCode::NO_CONTENT);
-    let closed = executor.closed_within(WITHIN).await?;
+    let closed = executor.closed_within(TIMEOUT).await?;
     assert_eq!(closed, (4002, "token_revoked".to_owned()));
     witness.exchange().await?;
 
@@ -61,13 +61,13 @@ async fn a_revoked_tokens_websockets_close_and_no_others() -> Result<()> {
     // an orchestrator's, by another process
     let outside = from_outside(&relay).await?;
     outside.tokens().revoke(None, &subject(relay.orchestrator_token())?).await?;
-    let closed = witness.orchestrator.closed_within(WITHIN).await?;
+    let closed = witness.orchestrator.closed_within(TIMEOUT).await?;
     assert_eq!(closed, (4002, "token_revoked".to_owned()));
     Ok(())
 }
 
 #[tokio::test]
-async fn a_revoked_environment_is_closed_to_old_credentials() -> Result<()> {
+async fn revoked_environment_refuses_old_credentials() -> Result<()> {
     let relay = TestRelay::start().await?;
     let mut witness = Witness::start(&relay, "dev").await?;
     let mut executor = relay.executor("gone").await?;
@@ -76,7 +76,7 @@ async fn a_revoked_environment_is_closed_to_old_credentials() -> Result<()> {
 
     ensure!(outside.environments().revoke(None, &"gone".parse()?).await?);
     for end in [&mut executor, &mut orchestrator] {
-        let closed = end.closed_within(WITHIN).await?;
+        let closed = end.closed_within(TIMEOUT).await?;
         assert_eq!(closed, (4004, "registration_ended".to_owned()));
     }
     let again = relay.call("gone", "register").bearer_auth(relay.executor_token());
@@ -92,7 +92,7 @@ async fn a_revoked_environment_is_closed_to_old_credentials() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_ended_registration_may_be_made_anew() -> Result<()> {
+async fn ended_registration_can_be_renewed() -> Result<()> {
     let relay = TestRelay::start().await?;
     let reply = relay.register("dev").await?;
     let mut executor = Websocket::open(reply.url.expose()).await?;
@@ -102,7 +102,7 @@ async fn an_ended_registration_may_be_made_anew() -> Result<()> {
         relay.request(reqwest::Method::DELETE, path).bearer_auth(admin.expose())
     };
     ensure!(end().send().await?.status() == StatusCode::NO_CONTENT);
-    let closed = executor.closed_within(WITHIN).await?;
+    let closed = executor.closed_within(TIMEOUT).await?;
     assert_eq!(closed, (4004, "registration_ended".to_owned()));
     assert_eq!(refusal(end()).await?.0, StatusCode::NOT_FOUND);
     // its ticket is good for nothing, its token is
@@ -113,18 +113,18 @@ async fn an_ended_registration_may_be_made_anew() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_token_that_expires_takes_its_websockets_along() -> Result<()> {
+async fn expired_token_closes_its_websockets() -> Result<()> {
     let relay = TestRelay::start().await?;
     let new = CreateToken { expires_in_secs: Some(3), ..CreateToken::new(Role::Executor) };
     let token = relay.registry().tokens().create(None, &new).await?.token;
     let mut executor = executor(&relay, "dev", token.expose()).await?;
-    let closed = executor.closed_within(WITHIN).await?;
+    let closed = executor.closed_within(TIMEOUT).await?;
     assert_eq!(closed, (4003, "token_expired".to_owned()));
     Ok(())
 }
 
 #[tokio::test]
-async fn a_peer_that_does_not_read_is_dropped_all_the_same() -> Result<()> {
+async fn revocation_drops_peer_that_does_not_read() -> Result<()> {
     let relay = TestRelay::start().await?;
     let token = relay.token(Role::Executor, "*").await?;
     let _deaf = executor(&relay, "dev", token.expose()).await?;
@@ -148,12 +148,12 @@ async fn a_peer_that_does_not_read_is_dropped_all_the_same() -> Result<()> {
 
 /// The figure is printed: `cargo test --test revocation thousand -- --nocapture`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_websockets_of_one_token_close() -> Result<()> {
+async fn revocation_closes_a_thousand_websockets() -> Result<()> {
     const SOCKETS: usize = 1000;
     // two descriptors each, for both ends are here
     let files = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files })?;
-    let relay = TestRelay::start_for(2 * SOCKETS).await?;
+    let relay = TestRelay::start_with_connections(2 * SOCKETS).await?;
     let mut witness = Witness::start(&relay, "witness").await?;
     let token = relay.token(Role::Executor, "*").await?;
     let names: Vec<String> = (0..SOCKETS).map(|n| format!("box-{n}")).collect();
@@ -167,7 +167,7 @@ async fn a_thousand_websockets_of_one_token_close() -> Result<()> {
     let revoke = relay.request(reqwest::Method::DELETE, &path).bearer_auth(admin.expose());
     ensure!(revoke.send().await?.status().is_success());
     let closed =
-        try_join_all(sockets.iter_mut().map(|socket| socket.closed_within(WITHIN))).await?;
+        try_join_all(sockets.iter_mut().map(|socket| socket.closed_within(TIMEOUT))).await?;
     let took = start.elapsed();
     println!("{SOCKETS} websockets were closed {took:.2?} after the revocation was asked for");
     ensure!(closed.iter().all(|(code, _)| *code == 4002));

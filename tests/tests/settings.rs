@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use rendez_tests::process::{Output, Process, run};
-use rendez_tests::rendez::{OurRelay, WITHIN, rendez};
+use rendez_tests::rendez::{OurRelay, TIMEOUT, rendez};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -14,11 +14,11 @@ async fn print_config(file: &Path, more: &[&str], variable: Option<&str>) -> Res
     let mut command = rendez()?;
     command.args(["relay", "--print-config", "--config"]).arg(file).args(more);
     command.envs(variable.map(|value| ("RENDEZ_CONNECTIONS_MAX", value)));
-    run(command, b"", WITHIN).await
+    run(command, b"", TIMEOUT).await
 }
 
 #[tokio::test]
-async fn settings_are_printed_with_their_origin_and_read_back() -> Result<()> {
+async fn printed_settings_name_origin_and_round_trip() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("relay.toml");
     fs::write(&file, "connections_max = 1\n[drain]\ndeadline = \"7s\"\n")?;
@@ -51,12 +51,12 @@ async fn settings_are_printed_with_their_origin_and_read_back() -> Result<()> {
 
 /// At SIGTERM it would cut everybody off.
 #[tokio::test]
-async fn a_drain_without_time_is_refused() -> Result<()> {
+async fn announce_beyond_drain_deadline_is_refused() -> Result<()> {
     let state = tempfile::tempdir()?;
     let mut relay = rendez()?;
     relay.args(["relay", "--listen", "127.0.0.1:0", "--drain-announce", "30s", "--state"]);
     relay.arg(state.path()).env("RENDEZ_DRAIN_DEADLINE", "25s");
-    let output = run(relay, b"", WITHIN).await?;
+    let output = run(relay, b"", TIMEOUT).await?;
     assert_eq!(output.status.code(), Some(78));
     let said = output.stderr_text();
     assert!(said.contains("--drain-announce: `drain.announce`: 30s is not less"), "{said}");
@@ -65,7 +65,7 @@ async fn a_drain_without_time_is_refused() -> Result<()> {
 }
 
 #[tokio::test]
-async fn issuers_that_cannot_be_are_blamed_on_their_file() -> Result<()> {
+async fn invalid_issuers_error_names_the_file() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let (file, state) = (directory.path().join("issuers.toml"), directory.path().join("state"));
     fs::write(
@@ -76,7 +76,7 @@ async fn issuers_that_cannot_be_are_blamed_on_their_file() -> Result<()> {
     let mut relay = rendez()?;
     relay.args(["relay", "--listen", "127.0.0.1:0", "--auth-issuers"]).arg(&file);
     relay.arg("--state").arg(&state);
-    let output = run(relay, b"", WITHIN).await?;
+    let output = run(relay, b"", TIMEOUT).await?;
     assert_eq!(output.status.code(), Some(78));
     let said = output.stderr_text();
     let expected = format!(
@@ -91,13 +91,13 @@ async fn issuers_that_cannot_be_are_blamed_on_their_file() -> Result<()> {
 
 /// A name that is misspelt would be a relay of its own.
 #[tokio::test]
-async fn who_makes_the_first_token_is_told_of_the_new_database() -> Result<()> {
+async fn new_database_is_announced() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let state = directory.path().join("state");
     let create = async || -> Result<String> {
         let mut create = rendez()?;
         create.args(["token", "create", "--role", "admin", "--state"]).arg(&state);
-        let output = run(create, b"", WITHIN).await?;
+        let output = run(create, b"", TIMEOUT).await?;
         assert!(output.status.success(), "{}", output.stderr_text());
         Ok(output.stderr_text())
     };
@@ -108,7 +108,7 @@ async fn who_makes_the_first_token_is_told_of_the_new_database() -> Result<()> {
 }
 
 #[tokio::test]
-async fn at_sighup_the_log_says_what_changes_and_what_waits() -> Result<()> {
+async fn sighup_logs_changed_and_deferred_settings() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("relay.toml");
     let state = directory.path().join("state");
@@ -132,7 +132,7 @@ async fn at_sighup_the_log_says_what_changes_and_what_waits() -> Result<()> {
                 && setting.is_none_or(|setting| object["setting"] == setting);
             right.then_some(object)
         };
-        relay.stderr_line(WITHIN, wanted).await.with_context(|| format!("{message}, {setting:?}"))
+        relay.stderr_line(TIMEOUT, wanted).await.with_context(|| format!("{message}, {setting:?}"))
     };
     let listening = line("listening", None).await?;
     assert!(listening["address"].is_string() && listening["level"] == "INFO", "{listening}");
@@ -149,12 +149,12 @@ async fn at_sighup_the_log_says_what_changes_and_what_waits() -> Result<()> {
     relay.signal(Signal::HUP)?;
     let kept = line("the old ones stay", None).await?;
     assert!(kept["error"].as_str().is_some_and(|why| why.contains("nonsense")), "{kept}");
-    assert_eq!(relay.stop(WITHIN).await?.code(), Some(0));
+    assert_eq!(relay.stop(TIMEOUT).await?.code(), Some(0));
     Ok(())
 }
 
 #[tokio::test]
-async fn less_of_the_audit_log_is_kept_from_a_sighup_on() -> Result<()> {
+async fn audit_retention_is_reloaded() -> Result<()> {
     const MADE: usize = 12;
     const KEPT: usize = 5;
     let directory = tempfile::tempdir()?;
@@ -172,7 +172,7 @@ async fn less_of_the_audit_log_is_kept_from_a_sighup_on() -> Result<()> {
     fs::write(&file, format!("[audit]\nrows = {KEPT}\n"))?;
     relay.process().signal(Signal::HUP)?;
     let removed = |line: &str| line.contains("of the audit log were removed").then_some(());
-    relay.process().stderr_line(WITHIN, removed).await?;
+    relay.process().stderr_line(TIMEOUT, removed).await?;
     let rows = relay.administer(&["admin", "audit", "export"]).await?;
     assert_eq!(rows.lines().count(), KEPT + 1, "those and the checkpoint: {rows}");
     assert!(rows.lines().last().is_some_and(|row| row.contains("\"checkpoint\"")), "{rows}");
@@ -182,17 +182,17 @@ async fn less_of_the_audit_log_is_kept_from_a_sighup_on() -> Result<()> {
     fs::write(&file, "[audit]\nkeep = \"10m\"\n")?;
     relay.process().signal(Signal::HUP)?;
     let refused = |line: &str| (line.contains("`audit.keep`: at least 1h")).then_some(());
-    relay.process().stderr_line(WITHIN, refused).await?;
+    relay.process().stderr_line(TIMEOUT, refused).await?;
     Ok(())
 }
 
 #[tokio::test]
-async fn a_token_that_goes_out_without_tls_is_told() -> Result<()> {
+async fn token_sent_without_tls_is_warned_about() -> Result<()> {
     let exec = async |relay: &str| -> Result<Output> {
         let mut command = rendez()?;
         command.args(["exec", "box", "--", "true"]);
         command.env("RENDEZ_RELAY", relay).env("RENDEZ_TOKEN", "rdz_o_x_y");
-        run(command, b"", WITHIN).await
+        run(command, b"", TIMEOUT).await
     };
     // this machine, by an address that does not say so
     let exposed = exec("http://0.0.0.0:1").await?.stderr_text();

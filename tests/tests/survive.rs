@@ -1,5 +1,5 @@
 //! Streams that survive: real processes, under everything that can happen to
-//! their path. What must hold is in `rendez_tests::survive::story`.
+//! their path. What must hold is in `rendez_tests::survive::scenario`.
 //!
 //! A real relay and a real agent; four `rendez exec` move bytes up, bytes
 //! down, 200,000 lines and the time, while at random moments the relay is
@@ -23,10 +23,13 @@
 //! `survive_netns` is the same with real links between network namespaces.
 
 use anyhow::Result;
-use rendez_tests::survive::story::{Plan, tell};
+use rendez_tests::survive::scenario::{Plan, run_plan};
 
 #[tokio::test]
-async fn nothing_is_lost_doubled_or_run_twice() -> Result<()> {
-    tell(Plan { seed: 1, mebibytes: 48, cuts: 14, freeze_secs: None }.or_from_environment()?, None)
-        .await
+async fn streams_survive_faults() -> Result<()> {
+    run_plan(
+        Plan { seed: 1, mebibytes: 48, faults: 14, freeze_secs: None }.or_from_environment()?,
+        None,
+    )
+    .await
 }

@@ -12,13 +12,13 @@
 
 use anyhow::Result;
 use rendez_tests::survive::links::Link;
-use rendez_tests::survive::story::{Plan, tell};
+use rendez_tests::survive::scenario::{Plan, run_plan};
 
 #[tokio::test]
-async fn nothing_is_lost_doubled_or_run_twice_over_real_links() -> Result<()> {
+async fn streams_survive_faults_on_real_links() -> Result<()> {
     let links = [Link::start(0).await?, Link::start(1).await?];
-    tell(
-        Plan { seed: 1, mebibytes: 16, cuts: 16, freeze_secs: None }.or_from_environment()?,
+    run_plan(
+        Plan { seed: 1, mebibytes: 16, faults: 16, freeze_secs: None }.or_from_environment()?,
         Some(links),
     )
     .await

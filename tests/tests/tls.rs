@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use rendez_tests::process::{IsolatedCommand, run};
-use rendez_tests::rendez::{OurAgent, OurRelay, WITHIN, rendez};
+use rendez_tests::rendez::{OurAgent, OurRelay, TIMEOUT, rendez};
 use rendez_tests::tls::{Authority, connect, livez};
 use rustix::process::Signal;
 use rustls::pki_types::ServerName;
@@ -51,7 +51,7 @@ fn with_tls(
 }
 
 #[tokio::test]
-async fn keys_are_agreed_on_after_quantum_computers_too_and_only_by_tls_13() -> Result<()> {
+async fn tls_13_with_hybrid_keys_is_negotiated() -> Result<()> {
     let authority = Authority::new()?;
     authority.issue("relay", "relay")?;
     let relay = Relay::start(&authority, &[]).await?;
@@ -74,7 +74,7 @@ async fn keys_are_agreed_on_after_quantum_computers_too_and_only_by_tls_13() -> 
 }
 
 #[tokio::test]
-async fn agent_and_exec_work_through_https_with_a_private_authority() -> Result<()> {
+async fn agent_and_exec_use_mutual_tls() -> Result<()> {
     let authority = Authority::new()?;
     authority.issue("relay", "relay")?;
     authority.issue("box", "box 1")?;
@@ -93,12 +93,12 @@ async fn agent_and_exec_work_through_https_with_a_private_authority() -> Result<
     let _agent = OurAgent::start_by(with_tls(agent, &ca, identity)).await?;
     // who it is stands in the relay's log
     let named = |line: &str| line.contains("CN=box 1").then_some(());
-    relay.0.log().line(WITHIN, named).await?;
+    relay.0.log().line(TIMEOUT, named).await?;
 
     let exec = |mut command: IsolatedCommand| {
         command.args(["exec", "box", "--", "sh", "-c", "echo through TLS; exit 7"]);
         command.env("RENDEZ_RELAY", &url).env("RENDEZ_TOKEN", &token);
-        run(command, b"", WITHIN)
+        run(command, b"", TIMEOUT)
     };
     let output = exec(with_tls(rendez()?, &ca, identity)).await?;
     assert_eq!(output.stdout_text(), "through TLS\n", "{}", output.stderr_text());
@@ -116,7 +116,7 @@ async fn agent_and_exec_work_through_https_with_a_private_authority() -> Result<
 }
 
 #[tokio::test]
-async fn files_that_change_are_taken_over_and_open_connections_stay() -> Result<()> {
+async fn certificate_reload_keeps_open_connections() -> Result<()> {
     let authority = Authority::new()?;
     authority.issue("relay", "first")?;
     let relay = Relay::start(&authority, &[]).await?;
@@ -134,7 +134,7 @@ async fn files_that_change_are_taken_over_and_open_connections_stay() -> Result<
     authority.issue("next", "second")?;
     fs::copy(authority.path("next.pem"), authority.path("relay.pem"))?;
     let warned = |line: &str| line.contains("keeping the old ones").then_some(());
-    relay.0.log().line(WITHIN, warned).await?;
+    relay.0.log().line(TIMEOUT, warned).await?;
     assert_eq!(shown().await?, first);
     relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 0").await?;
 
@@ -147,7 +147,7 @@ async fn files_that_change_are_taken_over_and_open_connections_stay() -> Result<
 
 /// What was asked for at SIGHUP is what is waited for.
 #[tokio::test]
-async fn settings_whose_files_come_later_are_taken_over_then() -> Result<()> {
+async fn settings_apply_when_missing_files_appear() -> Result<()> {
     let authority = Authority::new()?;
     authority.issue("relay", "relay")?;
     authority.issue("box", "box 1")?;
@@ -162,7 +162,7 @@ async fn settings_whose_files_come_later_are_taken_over_then() -> Result<()> {
     fs::write(&config, wanted)?;
     relay.0.process().signal(Signal::HUP)?;
     for said in ["keeping the old ones", "is not in force yet"] {
-        relay.0.log().line(WITHIN, |line| line.contains(said).then_some(())).await?;
+        relay.0.log().line(TIMEOUT, |line| line.contains(said).then_some(())).await?;
     }
     livez(&mut relay.dial(stranger.clone()).await?).await?;
 
@@ -180,7 +180,7 @@ async fn settings_whose_files_come_later_are_taken_over_then() -> Result<()> {
 /// As many as there are places say nothing, as many stop halfway, and nobody is
 /// given up for ten minutes: others do not notice.
 #[tokio::test]
-async fn who_stands_still_keeps_nobody_out() -> Result<()> {
+async fn stalled_handshakes_do_not_block_others() -> Result<()> {
     const PLACES: usize = 2;
     let authority = Authority::new()?;
     authority.issue("relay", "relay")?;
@@ -199,7 +199,7 @@ async fn who_stands_still_keeps_nobody_out() -> Result<()> {
         ClientConnection::new(client.clone(), name)?.write_tls(&mut hello)?;
         halfway.write_all(&hello).await?;
         // the relay has done its part and waits for ours
-        tokio::time::timeout(WITHIN, halfway.read_u8()).await??;
+        tokio::time::timeout(TIMEOUT, halfway.read_u8()).await??;
         held.push(halfway);
     }
     let mut stream = relay.dial(client).await?;
@@ -209,12 +209,12 @@ async fn who_stands_still_keeps_nobody_out() -> Result<()> {
 }
 
 #[tokio::test]
-async fn half_a_pair_stops_a_start() -> Result<()> {
+async fn certificate_without_key_stops_the_start() -> Result<()> {
     let state = tempfile::tempdir()?;
     let mut command = rendez()?;
     command.args(["relay", "--listen", "127.0.0.1:0", "--tls-cert", "/x.pem", "--state"]);
     command.arg(state.path());
-    let output = run(command, b"", WITHIN).await?;
+    let output = run(command, b"", TIMEOUT).await?;
     assert_eq!(output.status.code(), Some(78));
     assert!(output.stderr_text().contains("tls.key"), "{}", output.stderr_text());
     Ok(())

@@ -24,14 +24,14 @@ use rendez_orchestrator::{Client, Command, ProcessEvent};
 use rendez_tests::process::usage::cpu_seconds;
 use rendez_tests::process::{IsolatedCommand, Process, run};
 use rendez_tests::rendez::{OurAgent, OurRelay};
-use wire::Nature;
+use wire::LinkProfile;
 
 /// How long windows and TCP may take to find their size.
 const WARM_UP: Duration = Duration::from_secs(4);
 /// For how long bytes are counted.
 const MEASURED: Duration = Duration::from_secs(6);
 /// Longest wait for a helper program, or a measurement.
-const WITHIN: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// How large TCP's buffers may grow.
 const TCP_BUFFER_BYTES: u64 = 64 << 20;
 const MIB: f64 = 1048576.0;
@@ -53,9 +53,9 @@ fn main() -> Result<()> {
 async fn matrix() -> Result<()> {
     println!("one stream, MiB/s ({} s after {} s)", MEASURED.as_secs(), WARM_UP.as_secs());
     println!("round trip  loss       down  plain TCP  ratio        up  plain TCP  ratio");
-    let natures = [(0, 0), (80, 0), (200, 0), (0, 10), (80, 10), (200, 10)];
-    for (number, (round_trip, loss)) in natures.into_iter().enumerate() {
-        let far = Far::start(number, round_trip, loss).await?;
+    let profiles = [(0, 0), (80, 0), (200, 0), (0, 10), (80, 10), (200, 10)];
+    for (number, (round_trip, loss)) in profiles.into_iter().enumerate() {
+        let far = RemoteEnd::start(number, round_trip, loss).await?;
         let mut cells = String::new();
         for direction in ["down", "up"] {
             let ours = far.stream(direction).await?;
@@ -81,7 +81,7 @@ async fn near() -> Result<()> {
         let far = std::env::current_exe()?;
         let mut command = IsolatedCommand::new(far)?;
         command.args(["far", "stream", direction, relay.url(), &token]).stdin(Stdio::null());
-        let output = run(command, b"", WITHIN).await?;
+        let output = run(command, b"", TIMEOUT).await?;
         let after = [cpu_seconds(relay_id)?, cpu_seconds(agent_id)?];
         let text = output.stdout_text();
         let numbers: Vec<f64> = text
@@ -103,7 +103,7 @@ async fn near() -> Result<()> {
 }
 
 /// The far end of a link, and what is here to talk to it.
-struct Far {
+struct RemoteEnd {
     holder: Process,
     relay: OurRelay,
     outside: String,
@@ -112,13 +112,13 @@ struct Far {
     token: String,
 }
 
-impl Far {
+impl RemoteEnd {
     async fn start(number: usize, round_trip_ms: u32, loss_per_mille: u32) -> Result<Self> {
         let mut unshare = IsolatedCommand::new("unshare")?;
         unshare.args(["--net", "sh", "-c", "echo up; exec cat"]);
         let holder = Process::spawn(unshare)?;
         let up = |line: &str| (line == "up").then_some(());
-        holder.stdout_line(WITHIN, up).await.context("no network namespace")?;
+        holder.stdout_line(TIMEOUT, up).await.context("no network namespace")?;
 
         let mut wire = IsolatedCommand::new(std::env::current_exe()?)?;
         wire.args([
@@ -128,7 +128,7 @@ impl Far {
             &loss_per_mille.to_string(),
         ]);
         let wire = Process::spawn(wire)?;
-        wire.stdout_line(WITHIN, up).await.context("no TUN devices: this needs root")?;
+        wire.stdout_line(TIMEOUT, up).await.context("no TUN devices: this needs root")?;
         let pid = holder.id().context("it was not waited for")?.to_string();
         // The link before goes when its process has ended, which takes a moment.
         let (outside, inside) = (format!("10.124.{number}.1"), format!("10.124.{number}.2"));
@@ -189,7 +189,7 @@ impl Far {
 }
 
 async fn first_number(command: IsolatedCommand) -> Result<f64> {
-    let output = run(command, b"", WITHIN).await?;
+    let output = run(command, b"", TIMEOUT).await?;
     let text = output.stdout_text();
     let number = text.split_whitespace().next().and_then(|number| number.parse().ok());
     number.with_context(|| format!("no number: {text} {}", output.stderr_text()))
@@ -198,16 +198,16 @@ async fn first_number(command: IsolatedCommand) -> Result<f64> {
 async fn shell(script: &str) -> Result<()> {
     let mut command = IsolatedCommand::new("sh")?;
     command.args(["-c", script]);
-    let output = run(command, b"", WITHIN).await?;
+    let output = run(command, b"", TIMEOUT).await?;
     anyhow::ensure!(output.status.success(), "{script}: {}", output.stderr_text());
     Ok(())
 }
 
 fn hold_wire(number: &str, round_trip_ms: &str, loss_per_mille: &str) -> Result<()> {
     let round_trip = Duration::from_millis(round_trip_ms.parse()?);
-    let nature = Nature { round_trip, loss_per_mille: loss_per_mille.parse()? };
+    let profile = LinkProfile { round_trip, loss_per_mille: loss_per_mille.parse()? };
     let names = [format!("rendez{number}a"), format!("rendez{number}b")];
-    wire::string([&names[0], &names[1]], nature)?;
+    wire::connect_devices([&names[0], &names[1]], profile)?;
     println!("up");
     loop {
         std::thread::park();

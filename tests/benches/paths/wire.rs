@@ -22,7 +22,7 @@ const QUEUE_PACKETS: usize = 42_000;
 
 /// What a link does to packets, each way.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Nature {
+pub(crate) struct LinkProfile {
     /// There and back.
     pub(crate) round_trip: Duration,
     /// Packets lost of a thousand.
@@ -31,7 +31,7 @@ pub(crate) struct Nature {
 
 /// Makes the devices `names`, and carries packets between them for as long as
 /// the process lives.
-pub(crate) fn string(names: [&str; 2], nature: Nature) -> Result<()> {
+pub(crate) fn connect_devices(names: [&str; 2], profile: LinkProfile) -> Result<()> {
     let open = |name: &str| {
         let device = DeviceBuilder::new().name(name).build_sync();
         device.map(Arc::new).with_context(|| format!("cannot make the TUN device {name}"))
@@ -40,15 +40,15 @@ pub(crate) fn string(names: [&str; 2], nature: Nature) -> Result<()> {
     for (seed, from, to) in [(1, &a, &b), (2, &b, &a)] {
         let (from, to) = (from.clone(), to.clone());
         let (sender, receiver) = sync_channel(QUEUE_PACKETS);
-        thread::spawn(move || take(&from, &sender, nature, seed));
-        thread::spawn(move || give(&to, &receiver));
+        thread::spawn(move || receive_packets(&from, &sender, profile, seed));
+        thread::spawn(move || send_packets(&to, &receiver));
     }
     Ok(())
 }
 
 type Packet = (Instant, Box<[u8]>);
 
-fn take(from: &SyncDevice, queue: &SyncSender<Packet>, nature: Nature, seed: u64) {
+fn receive_packets(from: &SyncDevice, queue: &SyncSender<Packet>, profile: LinkProfile, seed: u64) {
     let mut random = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed);
     let mut packet = [0; MTU];
     loop {
@@ -60,16 +60,16 @@ fn take(from: &SyncDevice, queue: &SyncSender<Packet>, nature: Nature, seed: u64
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        if random % 1000 < nature.loss_per_mille {
+        if random % 1000 < profile.loss_per_mille {
             continue;
         }
-        let due = Instant::now() + nature.round_trip / 2;
+        let due = Instant::now() + profile.round_trip / 2;
         // A full queue drops, and the network's end ends the thread.
         let _ = queue.try_send((due, packet[..len].into()));
     }
 }
 
-fn give(to: &SyncDevice, queue: &Receiver<Packet>) {
+fn send_packets(to: &SyncDevice, queue: &Receiver<Packet>) {
     while let Ok((due, packet)) = queue.recv() {
         let wait = due.saturating_duration_since(Instant::now());
         if !wait.is_zero() {

@@ -122,15 +122,19 @@ mod tests {
 
     use super::*;
 
-    const SOON: Duration = Duration::from_secs(10);
+    const SHORT_TIMEOUT: Duration = Duration::from_secs(10);
 
     #[tokio::test]
-    async fn lines_are_whole_whatever_the_reads_were() {
+    async fn lines_are_assembled_across_reads() {
         let (mut writer, reader) = tokio::io::duplex(64);
         let capture = Capture::read(reader);
         let search = tokio::spawn({
             let capture = capture.clone();
-            async move { capture.line(SOON, |line| line.strip_suffix("two").map(str::to_owned)).await }
+            async move {
+                capture
+                    .line(SHORT_TIMEOUT, |line| line.strip_suffix("two").map(str::to_owned))
+                    .await
+            }
         });
         for part in ["one\nt", "hen t", "wo\nre"] {
             writer.write_all(part.as_bytes()).await.unwrap();
@@ -138,12 +142,12 @@ mod tests {
         assert_eq!(search.await.unwrap().unwrap(), "then ");
         writer.write_all(b"st").await.unwrap();
         drop(writer);
-        capture.line(SOON, |line| (line == "rest").then_some(())).await.unwrap();
+        capture.line(SHORT_TIMEOUT, |line| (line == "rest").then_some(())).await.unwrap();
         assert_eq!(capture.text(), "one\nthen two\nrest");
     }
 
     #[tokio::test]
-    async fn an_unfinished_line_is_not_shown_to_the_search() {
+    async fn unfinished_line_is_not_searched() {
         let (mut writer, reader) = tokio::io::duplex(64);
         let capture = Capture::read(reader);
         writer.write_all(b"half").await.unwrap();
@@ -153,7 +157,7 @@ mod tests {
 
     #[tokio::test]
     #[should_panic(expected = "more than")]
-    async fn an_overflown_capture_cannot_be_read() {
+    async fn overflowed_capture_cannot_be_read() {
         let (mut writer, reader) = tokio::io::duplex(READ_BYTES);
         let capture = Capture::read(reader);
         let chunk = vec![b'x'; 1024 * 1024];

@@ -85,13 +85,13 @@ mod tests {
     use super::*;
     use crate::process::run;
 
-    const SOON: Duration = Duration::from_secs(10);
+    const SHORT_TIMEOUT: Duration = Duration::from_secs(10);
 
     #[tokio::test]
     async fn only_path_is_inherited() {
         let command = IsolatedCommand::new("env").unwrap();
         let directories = command.directories.path().to_owned();
-        let output = run(command, b"", SOON).await.unwrap().stdout_text();
+        let output = run(command, b"", SHORT_TIMEOUT).await.unwrap().stdout_text();
         let variables: Vec<&str> =
             output.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
         // PWD is set by the launcher's shell.
@@ -109,7 +109,7 @@ mod tests {
         let foreign = format!("umask 077; trap '' HUP; set -- sh -c \"$0\"; {LAUNCHER}");
         let mut command = IsolatedCommand::new("sh").unwrap();
         command.args(["-c", &foreign, "umask; kill -HUP $$; echo ignored"]);
-        let output = run(command, b"", SOON).await.unwrap();
+        let output = run(command, b"", SHORT_TIMEOUT).await.unwrap();
         assert_eq!(output.stdout_text(), "0022\n");
         assert_eq!(output.status.signal(), Some(Signal::HUP.as_raw()));
     }

@@ -34,7 +34,7 @@ const TAIL_BYTES: usize = 4096;
 const WRITE_MAX: Duration = Duration::from_secs(10);
 /// How long a failed wait for a line lets stderr come to its end: a child that
 /// dies closes stdout and says why at about the same time.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+const STDERR_GRACE: Duration = Duration::from_millis(200);
 
 /// The path of a binary of this workspace, such as `rendez`.
 ///
@@ -147,7 +147,7 @@ impl Process {
         match self.stdout.line(within, find).await {
             Ok(found) => Ok(found),
             Err(error) => {
-                let _ = timeout(LAST_WORDS, self.stderr.closed()).await;
+                let _ = timeout(STDERR_GRACE, self.stderr.closed()).await;
                 Err(error.context(self.describe("awaited line missing on stdout")))
             }
         }
@@ -162,7 +162,7 @@ impl Process {
         match self.stderr.line(within, find).await {
             Ok(found) => Ok(found),
             Err(error) => {
-                let _ = timeout(LAST_WORDS, self.stderr.closed()).await;
+                let _ = timeout(STDERR_GRACE, self.stderr.closed()).await;
                 Err(error.context(self.describe("awaited line missing on stderr")))
             }
         }
@@ -255,7 +255,7 @@ pub async fn run(command: IsolatedCommand, input: &[u8], within: Duration) -> Re
 mod tests {
     use super::*;
 
-    const SOON: Duration = Duration::from_secs(10);
+    const SHORT_TIMEOUT: Duration = Duration::from_secs(10);
 
     fn shell(script: &str) -> IsolatedCommand {
         let mut command = IsolatedCommand::new("/bin/sh").unwrap();
@@ -265,45 +265,45 @@ mod tests {
 
     #[tokio::test]
     async fn run_keeps_streams_and_status_apart() {
-        let output = run(shell("cat; echo err >&2; exit 7"), b"in\n", SOON).await.unwrap();
+        let output = run(shell("cat; echo err >&2; exit 7"), b"in\n", SHORT_TIMEOUT).await.unwrap();
         assert_eq!(output.status.code(), Some(7));
         assert_eq!(output.stdout_text(), "in\n");
         assert_eq!(output.stderr_text(), "err\n");
     }
 
     #[tokio::test]
-    async fn run_carries_more_than_a_pipe_holds_both_ways() {
+    async fn run_carries_more_than_pipe_capacity() {
         let input: Vec<u8> = (0..1_000_000u32).map(|n| (n % 251) as u8).collect();
-        let output = run(shell("cat"), &input, SOON).await.unwrap();
+        let output = run(shell("cat"), &input, SHORT_TIMEOUT).await.unwrap();
         assert!(output.stdout == input, "bytes came back changed");
     }
 
     #[tokio::test]
-    async fn run_survives_a_child_that_does_not_read() {
-        let output = run(shell("exec true"), &[0; 1_000_000], SOON).await.unwrap();
+    async fn run_accepts_child_that_ignores_stdin() {
+        let output = run(shell("exec true"), &[0; 1_000_000], SHORT_TIMEOUT).await.unwrap();
         assert!(output.status.success());
     }
 
     #[tokio::test]
-    async fn run_has_a_deadline_even_when_an_orphan_holds_the_output() {
+    async fn run_times_out_when_orphan_holds_output() {
         let error = run(shell("sleep 2 & exit 0"), b"", Duration::from_millis(300)).await;
         let error = error.unwrap_err().to_string();
         assert!(error.contains("not done after"), "{error}");
     }
 
     #[tokio::test]
-    async fn a_line_is_found_before_and_after_it_was_printed() {
+    async fn line_is_found_before_and_after_printing() {
         let mut process = Process::spawn(shell("read x; echo got $x; read y")).unwrap();
         let got = |line: &str| line.strip_prefix("got ").map(str::to_owned);
         process.write(b"one\n").await.unwrap();
-        assert_eq!(process.stdout_line(SOON, got).await.unwrap(), "one");
-        assert_eq!(process.stdout_line(SOON, got).await.unwrap(), "one");
+        assert_eq!(process.stdout_line(SHORT_TIMEOUT, got).await.unwrap(), "one");
+        assert_eq!(process.stdout_line(SHORT_TIMEOUT, got).await.unwrap(), "one");
         process.close_stdin();
-        process.wait(SOON).await.unwrap();
+        process.wait(SHORT_TIMEOUT).await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_missing_line_is_reported_at_once_when_the_process_ends() {
+    async fn missing_line_is_reported_when_process_ends() {
         let process = Process::spawn(shell("echo other; exec >&-; echo reason >&2")).unwrap();
         let error =
             process.stdout_line(Duration::from_secs(3600), |_| None::<()>).await.unwrap_err();
@@ -311,27 +311,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn stop_is_a_term_signal() {
+    async fn stop_sends_sigterm() {
         let process =
             Process::spawn(shell("trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done"))
                 .unwrap();
-        process.stdout_line(SOON, |line| (line == "up").then_some(())).await.unwrap();
-        assert_eq!(process.stop(SOON).await.unwrap().code(), Some(3));
+        process.stdout_line(SHORT_TIMEOUT, |line| (line == "up").then_some(())).await.unwrap();
+        assert_eq!(process.stop(SHORT_TIMEOUT).await.unwrap().code(), Some(3));
     }
 
     #[tokio::test]
-    async fn dropping_kills() {
+    async fn dropped_process_is_killed() {
         let mut process = Process::spawn(shell("echo up; read x")).unwrap();
-        process.stdout_line(SOON, |line| (line == "up").then_some(())).await.unwrap();
+        process.stdout_line(SHORT_TIMEOUT, |line| (line == "up").then_some(())).await.unwrap();
         let stdout = process.stdout().clone();
         // The child waits for a stdin that stays open: only a kill ends it.
         let _stdin = process.stdin.take();
         drop(process);
-        timeout(SOON, stdout.closed()).await.unwrap();
+        timeout(SHORT_TIMEOUT, stdout.closed()).await.unwrap();
     }
 
     #[test]
-    fn an_absent_binary_says_what_to_do() {
+    fn missing_binary_error_names_cargo_build() {
         let error = workspace_binary("no-such-binary").unwrap_err();
         assert!(error.to_string().contains("cargo build"), "{error}");
     }

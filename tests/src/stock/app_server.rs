@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::{Harness, Home};
+use super::{CodexHome, Harness};
 use crate::process::Process;
 
 /// The name under which stock Codex knows the executor of its environment
@@ -29,7 +29,7 @@ const STATUS_POLL: Duration = Duration::from_millis(25);
 pub struct AppServer {
     process: Process,
     last_id: u64,
-    _home: Home,
+    _home: CodexHome,
 }
 
 /// Where its connection to the executor stands.
@@ -49,7 +49,7 @@ impl AppServer {
     /// Starts it and initializes the JSON-RPC session. It connects to the
     /// executor by itself, meanwhile.
     pub async fn start(harness: &Harness) -> Result<Self> {
-        let home = Home::new()?;
+        let home = CodexHome::new()?;
         let mut command = home.command()?;
         command.arg("app-server").envs(harness.variables());
         let process = Process::spawn(command)?;
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_told_from_everything_else() {
+    fn response_is_matched_by_id() {
         assert_eq!(answer_to(3, r#"{"id":3,"result":{"a":1}}"#).unwrap().unwrap(), json!({"a": 1}));
         assert_eq!(answer_to(3, r#"{"id":3,"result":null}"#).unwrap().unwrap(), Value::Null);
         for other in [
@@ -163,14 +163,14 @@ mod tests {
     }
 
     #[test]
-    fn an_error_answer_keeps_its_text() {
+    fn error_response_keeps_its_text() {
         let line = r#"{"error":{"code":-32603,"message":"failed to get info"},"id":3}"#;
         let error = answer_to(3, line).unwrap().unwrap_err();
         assert!(error.to_string().contains("failed to get info"), "{error}");
     }
 
     #[test]
-    fn statuses() {
+    fn statuses_are_parsed() {
         let parse = |answer: Value| Status::parse(&answer).ok();
         assert_eq!(parse(json!({"status": "pending"})), Some(Status::Pending));
         assert_eq!(parse(json!({"status": "ready"})), Some(Status::Ready));

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::model::FakeModel;
-use super::{Harness, Home};
+use super::{CodexHome, Harness};
 use crate::process;
 
 /// What one turn printed.
@@ -40,7 +40,7 @@ pub async fn run(
     prompt: &str,
     within: Duration,
 ) -> Result<Turn> {
-    let home = Home::new()?;
+    let home = CodexHome::new()?;
     home.configure(&config(&model.base_url()))?;
     let mut command = home.command()?;
     command
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_no_event_is_an_error_that_shows_it() {
+    fn invalid_event_line_is_shown_in_error() {
         let error = parse_events("{}\npanicked at\n").unwrap_err();
         assert!(error.to_string().contains("panicked at"), "{error}");
     }

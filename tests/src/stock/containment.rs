@@ -93,17 +93,17 @@ Inter-|   Receive                                                |  Transmit
     }
 
     #[test]
-    fn loopback_alone_leads_nowhere() {
+    fn loopback_alone_is_accepted() {
         assert!(ways_out("", "", "").is_empty());
     }
 
     #[test]
-    fn another_interface_is_a_way_out_even_without_a_route() {
+    fn interface_without_route_is_refused() {
         assert_eq!(ways_out("  eth0: 5186 42 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n", "", ""), ["eth0"]);
     }
 
     #[test]
-    fn an_idle_fallback_tunnel_is_not_but_one_with_a_route_is() {
+    fn fallback_tunnel_counts_only_with_a_route() {
         let tunnel = "  sit0: 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0\n";
         assert!(ways_out(tunnel, "", "").is_empty());
         let route = "sit0\t00000000\t010011AC\t0003\t0\t0\t0\t00000000\t0\t0\t0\n";
@@ -113,7 +113,7 @@ Inter-|   Receive                                                |  Transmit
     }
 
     #[test]
-    fn this_kernel_has_the_tables() {
+    fn kernel_tables_can_be_read() {
         let tables = Tables::read().unwrap();
         assert!(tables.interfaces.contains("lo:"), "{}", tables.interfaces);
     }

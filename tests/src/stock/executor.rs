@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::Home;
+use super::CodexHome;
 use crate::process::Process;
 
 /// What it logs each time its websocket to the relay is up.
@@ -17,13 +17,13 @@ const ACCEPTED: &str = "Noise executor handshake completed";
 /// Any answer of the registry but a 2xx to its registration ends it.
 pub struct StockExecutor {
     process: Process,
-    _home: Home,
+    _home: CodexHome,
 }
 
 impl StockExecutor {
     /// Starts it; it has not registered yet, see [`Self::connected`].
     pub async fn start(registry_url: &str, environment: &str, bearer: &str) -> Result<Self> {
-        let home = Home::new()?;
+        let home = CodexHome::new()?;
         let mut command = home.command()?;
         command
             .args(["exec-server", "--remote", registry_url, "--environment-id", environment])

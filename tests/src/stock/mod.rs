@@ -2,7 +2,7 @@
 //!
 //! `tests/stock/install.sh` puts the binary in place and checks its hash;
 //! `tests/netns.sh` runs a test where the only network is loopback. The binary
-//! tries to reach hosts on the internet when it starts, so [`Home::command`]
+//! tries to reach hosts on the internet when it starts, so [`CodexHome::command`]
 //! refuses to make a command for it anywhere else.
 //!
 //! Each instance is an [`IsolatedCommand`] with a fresh home directory: no
@@ -35,9 +35,9 @@ pub fn binary() -> Result<PathBuf> {
 }
 
 /// A fresh CODEX_HOME, gone when dropped.
-pub struct Home(TempDir);
+pub struct CodexHome(TempDir);
 
-impl Home {
+impl CodexHome {
     /// Makes a home that holds nothing but the temporary directory of its
     /// commands: stock Codex makes no helper links in a home below the
     /// temporary directory, and the whole checkout may be below the system's.
@@ -106,8 +106,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_home_is_not_below_its_temporary_directory_and_goes_away() {
-        let home = Home::new().unwrap();
+    fn home_is_outside_tmpdir_and_removed() {
+        let home = CodexHome::new().unwrap();
         let path = home.path().to_owned();
         assert!(home.temporary_directory().is_dir());
         assert!(!path.starts_with(home.temporary_directory()));

@@ -39,7 +39,7 @@ impl ToolCall {
 
     /// The same, and wait longer for its end than the ten seconds after which
     /// the harness tells the model that it still runs.
-    pub fn exec_patiently(command_line: &str) -> Self {
+    pub fn exec_and_wait(command_line: &str) -> Self {
         const MILLIS: u64 = 30_000;
         Self {
             name: "exec_command",
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn an_output_is_taken_apart() {
+    fn tool_output_is_parsed() {
         let text = "Chunk ID: 1\nWall time: 0.0 seconds\nProcess exited with code 7\n\
                     Original token count: 6\nOutput:\nhi\nProcess exited with code 1\n";
         let output = ToolOutput(text.to_owned());
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_call_after_the_other_then_the_message() {
+    async fn model_makes_calls_in_order_then_replies() {
         let calls = vec![ToolCall::exec("first"), ToolCall::exec_tty("second")];
         let model = FakeModel::start(calls, "the end").await.unwrap();
         let mut input = vec![json!({"type": "message"})];
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_json_is_refused() {
+    async fn request_without_json_is_refused() {
         let model = FakeModel::start(vec![], "").await.unwrap();
         assert!(ask(&model, "nonsense").await.starts_with("HTTP/1.1 400"));
     }

@@ -16,14 +16,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::process::{IsolatedCommand, Process, run};
 
 /// Longest wait for `ip` or `unshare`.
-const WITHIN: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A hardware address that no end has.
-const NOBODY: &str = "02:00:00:00:00:01";
+const UNUSED_MAC: &str = "02:00:00:00:00:01";
 
 /// How a network is away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Away {
+pub enum LinkDown {
     /// The link is down inside: the system there knows that it has none.
     Inside,
     /// The link is down outside.
@@ -52,7 +52,7 @@ impl Link {
         unshare.args(["--net", "sh", "-c", "echo up; exec cat"]);
         let holder = Process::spawn(unshare)?;
         holder
-            .stdout_line(WITHIN, |line| (line == "up").then_some(()))
+            .stdout_line(TIMEOUT, |line| (line == "up").then_some(()))
             .await
             .context("no network namespace: this needs root there")?;
         let link = Self { number, holder };
@@ -84,18 +84,18 @@ impl Link {
     }
 
     /// Takes the network away, or brings it back.
-    pub async fn set(&self, away: Option<Away>) -> Result<()> {
+    pub async fn set(&self, away: Option<LinkDown>) -> Result<()> {
         let name = self.name();
         let state = |down| if away == Some(down) { "down" } else { "up" };
-        ip(self.enter("ip")?, &["link", "set", "eth0", state(Away::Inside)]).await?;
-        ip(IsolatedCommand::new("ip")?, &["link", "set", &name, state(Away::Outside)]).await?;
+        ip(self.enter("ip")?, &["link", "set", "eth0", state(LinkDown::Inside)]).await?;
+        ip(IsolatedCommand::new("ip")?, &["link", "set", &name, state(LinkDown::Outside)]).await?;
         let (inner, outer) = (format!("10.123.{}.2", self.number), self.address().to_string());
         for (command, device, far) in [
             (IsolatedCommand::new("ip")?, name.as_str(), inner),
             (self.enter("ip")?, "eth0", outer),
         ] {
-            let nobody = ["lladdr", NOBODY, "nud", "permanent"];
-            if away == Some(Away::Silent) {
+            let nobody = ["lladdr", UNUSED_MAC, "nud", "permanent"];
+            if away == Some(LinkDown::Silent) {
                 let replace = ["neigh", "replace", &far, "dev", device];
                 ip(command, &[&replace[..], &nobody].concat()).await?;
             } else {
@@ -115,7 +115,7 @@ impl Link {
 
 async fn ip(mut command: IsolatedCommand, args: &[&str]) -> Result<()> {
     command.args(args);
-    let output = run(command, b"", WITHIN).await?;
+    let output = run(command, b"", TIMEOUT).await?;
     if !output.status.success() {
         bail!("ip {}: {}", args.join(" "), output.stderr_text().trim_end());
     }

@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_child_sees_a_terminal_and_what_it_says_is_kept() {
+    fn child_sees_terminal_and_output_is_kept() {
         let (terminal, stderr) = Terminal::open().unwrap();
         let mut command = std::process::Command::new("sh");
         command.args(["-c", "test -t 2 && echo here >&2"]).stderr(stderr);

@@ -14,9 +14,9 @@ use x509_parser::prelude::{FromDer as _, GeneralName, ParsedExtension, X509Certi
 /// How long a certificate has lived when it is issued, and how long it has
 /// still to live.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Life {
-    pub(crate) over: Duration,
-    pub(crate) left: Duration,
+pub(crate) struct Validity {
+    pub(crate) elapsed: Duration,
+    pub(crate) remaining: Duration,
 }
 
 /// A chain for a request (PKCS #10) that is for these names and signed.
@@ -24,7 +24,7 @@ pub(crate) fn issue(
     authority: &Authority,
     request: &[u8],
     names: &[String],
-    life: Life,
+    validity: Validity,
 ) -> Result<String> {
     let (_, request) = X509CertificationRequest::from_der(request)?;
     let info = &request.certification_request_info;
@@ -43,8 +43,8 @@ pub(crate) fn issue(
     let mut params = CertificateParams::new(names)?;
     params.distinguished_name = DistinguishedName::new();
     let now = SystemTime::now();
-    params.not_before = now.checked_sub(life.over).context("a clock after 1970")?.into();
-    params.not_after = now.checked_add(life.left).context("a clock before 9999")?.into();
+    params.not_before = now.checked_sub(validity.elapsed).context("a clock after 1970")?.into();
+    params.not_after = now.checked_add(validity.remaining).context("a clock before 9999")?.into();
     let issuer = authority.issuer();
     Ok(params.signed_by(&key, issuer)?.pem() + &issuer.pem())
 }

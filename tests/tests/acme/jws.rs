@@ -16,9 +16,9 @@ pub(crate) struct Jwk {
     y: String,
 }
 
-/// Who signed.
+/// Signer signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Who {
+pub(crate) enum Signer {
     /// Somebody new, by key.
     Key(Jwk),
     /// An account, by URL.
@@ -27,7 +27,7 @@ pub(crate) enum Who {
 
 /// A request whose signature is not checked yet.
 pub(crate) struct Signed {
-    pub(crate) who: Who,
+    pub(crate) who: Signer,
     pub(crate) nonce: String,
     pub(crate) payload: Vec<u8>,
     message: String,
@@ -73,8 +73,8 @@ impl Signed {
         ensure!(head.alg == "ES256", "signed by {}", head.alg);
         ensure!(head.url == url, "signed for {} and sent to {url}", head.url);
         let who = match (head.jwk, head.kid) {
-            (Some(key), None) => Who::Key(key),
-            (None, Some(account)) => Who::Account(account),
+            (Some(key), None) => Signer::Key(key),
+            (None, Some(account)) => Signer::Account(account),
             _ => anyhow::bail!("one of jwk and kid is wanted"),
         };
         Ok(Self {

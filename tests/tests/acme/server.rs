@@ -20,7 +20,7 @@ use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::{Mutex, MutexGuard};
-use rendez_tests::rendez::WITHIN;
+use rendez_tests::rendez::TIMEOUT;
 use rendez_tests::tls::Authority;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -29,14 +29,14 @@ use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::issuance::{Life, issue};
-use crate::jws::{Jwk, Signed, Who};
-use crate::proof;
+use crate::challenge;
+use crate::issuance::{Validity, issue};
+use crate::jws::{Jwk, Signed, Signer};
 
 const ERROR: &str = "urn:ietf:params:acme:error:";
 /// A life of which hardly anything is over.
-const USUAL: Life =
-    Life { over: Duration::from_secs(3600), left: Duration::from_secs(90 * 24 * 3600) };
+const DEFAULT_VALIDITY: Validity =
+    Validity { elapsed: Duration::from_secs(3600), remaining: Duration::from_secs(90 * 24 * 3600) };
 
 /// The server. It ends with the test's runtime.
 pub(crate) struct Server {
@@ -46,29 +46,29 @@ pub(crate) struct Server {
 struct Shared {
     authority: Authority,
     base: String,
-    book: Mutex<Book>,
+    state: Mutex<ServerState>,
     /// How often it may still look at a name.
-    looks: Semaphore,
+    permits: Semaphore,
     /// Where names lead.
-    names_lead_to: watch::Sender<Option<SocketAddr>>,
+    resolve_names_to: watch::Sender<Option<SocketAddr>>,
     /// Proofs that clients were ready to show, so far.
     ready: watch::Sender<usize>,
 }
 
 /// What it knows.
-struct Book {
+struct ServerState {
     nonces: BTreeSet<String>,
     numbers: u64,
     /// Good nonces that it refuses nevertheless.
-    lost_nonces: u32,
+    nonces_to_refuse: u32,
     accounts: BTreeMap<String, Account>,
     accounts_made: usize,
     orders: Vec<Order>,
     /// What it answers to the next orders instead of taking them.
     refusals: VecDeque<Refusal>,
     /// Lives of the next certificates.
-    lives: VecDeque<Life>,
-    complaints: Vec<String>,
+    validities: VecDeque<Validity>,
+    violations: Vec<String>,
 }
 
 struct Account {
@@ -85,15 +85,15 @@ struct Order {
 
 struct Proof {
     token: String,
-    state: Looked,
+    state: Validation,
 }
 
 #[derive(Clone, PartialEq)]
-enum Looked {
-    NotYet,
-    AtIt,
-    Good,
-    Bad(String),
+enum Validation {
+    Pending,
+    Processing,
+    Valid,
+    Invalid(String),
 }
 
 /// An error that a client gets.
@@ -127,19 +127,19 @@ impl Server {
         let shared = Arc::new(Shared {
             authority,
             base: format!("https://{address}"),
-            book: Mutex::new(Book {
+            state: Mutex::new(ServerState {
                 nonces: BTreeSet::new(),
                 numbers: 0,
-                lost_nonces: 1,
+                nonces_to_refuse: 1,
                 accounts: BTreeMap::new(),
                 accounts_made: 0,
                 orders: Vec::new(),
                 refusals: VecDeque::new(),
-                lives: VecDeque::new(),
-                complaints: Vec::new(),
+                validities: VecDeque::new(),
+                violations: Vec::new(),
             }),
-            looks: Semaphore::new(0),
-            names_lead_to: watch::Sender::new(None),
+            permits: Semaphore::new(0),
+            resolve_names_to: watch::Sender::new(None),
             ready: watch::Sender::new(0),
         });
         let app = Router::new().fallback(handle).with_state(shared.clone());
@@ -159,56 +159,56 @@ impl Server {
     }
 
     /// All names lead there.
-    pub(crate) fn names_lead_to(&self, address: SocketAddr) {
-        self.shared.names_lead_to.send_replace(Some(address));
+    pub(crate) fn resolve_names_to(&self, address: SocketAddr) {
+        self.shared.resolve_names_to.send_replace(Some(address));
     }
 
     /// It may look at so many names more.
-    pub(crate) fn let_look(&self, names: usize) {
-        self.shared.looks.add_permits(names);
+    pub(crate) fn allow_validations(&self, names: usize) {
+        self.shared.permits.add_permits(names);
     }
 
     /// Waits until clients were ready to show so many proofs.
     pub(crate) async fn ready(&self, proofs: usize) -> Result<()> {
         let mut ready = self.shared.ready.subscribe();
-        tokio::time::timeout(WITHIN, ready.wait_for(|found| *found >= proofs)).await??;
+        tokio::time::timeout(TIMEOUT, ready.wait_for(|found| *found >= proofs)).await??;
         Ok(())
     }
 
     /// The next order is refused so.
     pub(crate) fn refuse(&self, refusal: Refusal) {
-        self.shared.book().refusals.push_back(refusal);
+        self.shared.state().refusals.push_back(refusal);
     }
 
     /// The next certificate has this life.
-    pub(crate) fn next_life(&self, life: Life) {
-        self.shared.book().lives.push_back(life);
+    pub(crate) fn next_validity(&self, validity: Validity) {
+        self.shared.state().validities.push_back(validity);
     }
 
     /// Nobody has an account any more.
-    pub(crate) fn forget_accounts(&self) {
-        self.shared.book().accounts.clear();
+    pub(crate) fn delete_accounts(&self) {
+        self.shared.state().accounts.clear();
     }
 
     /// Accounts that were made, and orders that were taken.
     pub(crate) fn made(&self) -> (usize, usize) {
-        let book = self.shared.book();
-        (book.accounts_made, book.orders.len())
+        let state = self.shared.state();
+        (state.accounts_made, state.orders.len())
     }
 
     /// Contacts of all accounts.
     pub(crate) fn contacts(&self) -> Vec<Value> {
-        self.shared.book().accounts.values().map(|account| account.contact.clone()).collect()
+        self.shared.state().accounts.values().map(|account| account.contact.clone()).collect()
     }
 
     /// The digest of the key authorization of an order's first name.
     pub(crate) fn digest(&self, order: usize) -> Result<Vec<u8>> {
-        self.shared.book().digest(order, 0)
+        self.shared.state().digest(order, 0)
     }
 
     /// What clients did wrong; refusals that tests asked for are none.
-    pub(crate) fn complaints(&self) -> Vec<String> {
-        self.shared.book().complaints.clone()
+    pub(crate) fn violations(&self) -> Vec<String> {
+        self.shared.state().violations.clone()
     }
 }
 
@@ -290,15 +290,15 @@ async fn handle(
             (status, kind, problem.to_string()).into_response()
         }
     };
-    if let Ok(nonce) = HeaderValue::from_str(&shared.book().nonce()) {
+    if let Ok(nonce) = HeaderValue::from_str(&shared.state().nonce()) {
         response.headers_mut().insert("replay-nonce", nonce);
     }
     response
 }
 
 impl Shared {
-    fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock()
+    fn state(&self) -> MutexGuard<'_, ServerState> {
+        self.state.lock()
     }
 
     fn url(&self, path: &str) -> String {
@@ -319,24 +319,24 @@ impl Shared {
         if let Err(refusal) = &answered
             && refusal.kind == "malformed"
         {
-            self.book().complaints.push(format!("{path}: {}", refusal.detail));
+            self.state().violations.push(format!("{path}: {}", refusal.detail));
         }
         answered
     }
 
     fn answer(self: &Arc<Self>, path: &str, body: &[u8]) -> Result<Answer, Refusal> {
         let signed = Signed::read(body, &self.url(path))?;
-        self.book().take_nonce(&signed.nonce)?;
+        self.state().take_nonce(&signed.nonce)?;
         let account = match &signed.who {
-            Who::Key(key) => {
+            Signer::Key(key) => {
                 signed.verify(key)?;
                 if path == "/account" {
                     return Ok(self.new_account(key, &signed.payload)?);
                 }
                 return Err(Refusal::new(400, "malformed", "jwk is for new accounts only"));
             }
-            Who::Account(url) => {
-                let key = self.book().accounts.get(url).map(|account| account.key.clone());
+            Signer::Account(url) => {
+                let key = self.state().accounts.get(url).map(|account| account.key.clone());
                 let key = key.ok_or(Refusal::new(400, "accountDoesNotExist", "who are you?"))?;
                 signed.verify(&key)?;
                 url.clone()
@@ -348,7 +348,7 @@ impl Shared {
         let words: Vec<&str> = path.trim_matches('/').split('/').collect();
         let number = |word: &str| word.parse::<usize>().context("a number is wanted");
         let order = number(words.get(1).context("no such path")?)?;
-        ensure_own(&self.book(), order, &account)?;
+        ensure_own(&self.state(), order, &account)?;
         match words.as_slice() {
             ["order", _] => Ok(Answer::json(self.order(order)?)),
             ["order", _, "finalize"] => Ok(self.finalize(order, &signed.payload)?),
@@ -356,11 +356,11 @@ impl Shared {
             ["challenge", _, name] => {
                 let name = number(name)?;
                 ensure_empty_object(&signed.payload)?;
-                self.look_at(order, name)?;
+                self.start_validation(order, name)?;
                 Ok(Answer::json(self.challenge(order, name)?))
             }
             ["certificate", _] => {
-                let chain = self.book().order(order)?.chain.clone().context("not issued")?;
+                let chain = self.state().order(order)?.chain.clone().context("not issued")?;
                 Ok(Answer { status: StatusCode::OK, location: None, body: Body::Pem(chain) })
             }
             _ => Err(Refusal::new(404, "malformed", path)),
@@ -370,17 +370,17 @@ impl Shared {
     fn new_account(&self, key: &Jwk, payload: &[u8]) -> Result<Answer> {
         let asked: Value = serde_json::from_slice(payload)?;
         ensure!(asked["termsOfServiceAgreed"] == true, "nobody agreed to the terms");
-        let mut book = self.book();
-        book.accounts_made += 1;
-        let url = self.url(&format!("/account/{}", book.accounts_made));
+        let mut state = self.state();
+        state.accounts_made += 1;
+        let url = self.url(&format!("/account/{}", state.accounts_made));
         let account = Account { key: key.clone(), contact: asked["contact"].clone() };
-        book.accounts.insert(url.clone(), account);
+        state.accounts.insert(url.clone(), account);
         Ok(Answer::made(url, json!({ "status": "valid" })))
     }
 
     fn new_order(&self, account: String, payload: &[u8]) -> Result<Answer, Refusal> {
-        let mut book = self.book();
-        if let Some(refusal) = book.refusals.pop_front() {
+        let mut state = self.state();
+        if let Some(refusal) = state.refusals.pop_front() {
             return Err(refusal);
         }
         let asked: Value = serde_json::from_slice(payload).map_err(anyhow::Error::from)?;
@@ -392,17 +392,17 @@ impl Shared {
         let names: Vec<String> = identifiers.iter().map(name).collect::<Result<_>>()?;
         let mut proofs = Vec::new();
         for _ in &names {
-            proofs.push(Proof { token: book.unique("token"), state: Looked::NotYet });
+            proofs.push(Proof { token: state.unique("token"), state: Validation::Pending });
         }
-        book.orders.push(Order { account, names, proofs, chain: None });
-        let number = book.orders.len() - 1;
-        drop(book);
+        state.orders.push(Order { account, names, proofs, chain: None });
+        let number = state.orders.len() - 1;
+        drop(state);
         Ok(Answer::made(self.url(&format!("/order/{number}")), self.order(number)?))
     }
 
     fn order(&self, number: usize) -> Result<Value> {
-        let book = self.book();
-        let order = book.order(number)?;
+        let state = self.state();
+        let order = state.order(number)?;
         let proofs = 0..order.proofs.len();
         let proofs: Vec<_> =
             proofs.map(|name| self.url(&format!("/proof/{number}/{name}"))).collect();
@@ -420,35 +420,35 @@ impl Shared {
 
     fn proof(&self, order: usize, name: usize) -> Result<Value> {
         let challenge = self.challenge(order, name)?;
-        let book = self.book();
-        let status = match book.proof(order, name)?.state {
-            Looked::NotYet | Looked::AtIt => "pending",
-            Looked::Good => "valid",
-            Looked::Bad(_) => "invalid",
+        let state = self.state();
+        let status = match state.proof(order, name)?.state {
+            Validation::Pending | Validation::Processing => "pending",
+            Validation::Valid => "valid",
+            Validation::Invalid(_) => "invalid",
         };
         // one that a relay cannot do stands first
         let other = json!({ "type": "dns-01", "url": self.url("/no"), "status": "pending",
             "token": "x" });
         Ok(json!({
-            "identifier": identifier(&book.order(order)?.names[name]),
+            "identifier": identifier(&state.order(order)?.names[name]),
             "status": status,
             "challenges": [other, challenge],
         }))
     }
 
     fn challenge(&self, order: usize, name: usize) -> Result<Value> {
-        let book = self.book();
-        let proof = book.proof(order, name)?;
+        let state = self.state();
+        let proof = state.proof(order, name)?;
         let mut text = json!({
             "type": "tls-alpn-01",
             "url": self.url(&format!("/challenge/{order}/{name}")),
             "token": proof.token,
         });
         text["status"] = match &proof.state {
-            Looked::NotYet => "pending",
-            Looked::AtIt => "processing",
-            Looked::Good => "valid",
-            Looked::Bad(why) => {
+            Validation::Pending => "pending",
+            Validation::Processing => "processing",
+            Validation::Valid => "valid",
+            Validation::Invalid(why) => {
                 text["error"] = json!({ "type": format!("{ERROR}unauthorized"), "detail": why });
                 "invalid"
             }
@@ -458,30 +458,30 @@ impl Shared {
     }
 
     /// Looks at a name as soon as it may and knows where that leads.
-    fn look_at(self: &Arc<Self>, order: usize, name: usize) -> Result<()> {
+    fn start_validation(self: &Arc<Self>, order: usize, name: usize) -> Result<()> {
         let (domain, digest) = {
-            let mut book = self.book();
-            let digest = book.digest(order, name)?;
-            let domain = book.order(order)?.names[name].clone();
-            let state = &mut book.proof_mut(order, name)?.state;
-            ensure!(*state == Looked::NotYet, "this was looked at before");
-            *state = Looked::AtIt;
+            let mut state = self.state();
+            let digest = state.digest(order, name)?;
+            let domain = state.order(order)?.names[name].clone();
+            let state = &mut state.proof_mut(order, name)?.state;
+            ensure!(*state == Validation::Pending, "this was looked at before");
+            *state = Validation::Processing;
             (domain, digest)
         };
         self.ready.send_modify(|ready| *ready += 1);
         let this = self.clone();
         tokio::spawn(async move {
             let look = async {
-                this.looks.acquire().await?.forget();
-                let mut leads_to = this.names_lead_to.subscribe();
-                let address = *leads_to.wait_for(Option::is_some).await?;
-                proof::check(address.context("it was there")?, &domain, &digest).await
+                this.permits.acquire().await?.forget();
+                let mut resolves_to = this.resolve_names_to.subscribe();
+                let address = *resolves_to.wait_for(Option::is_some).await?;
+                challenge::validate(address.context("it was there")?, &domain, &digest).await
             };
             let state = match look.await {
-                Ok(()) => Looked::Good,
-                Err(error) => Looked::Bad(format!("{error:#}")),
+                Ok(()) => Validation::Valid,
+                Err(error) => Validation::Invalid(format!("{error:#}")),
             };
-            if let Ok(proof) = this.book().proof_mut(order, name) {
+            if let Ok(proof) = this.state().proof_mut(order, name) {
                 proof.state = state;
             }
         });
@@ -489,19 +489,19 @@ impl Shared {
     }
 
     fn finalize(&self, number: usize, payload: &[u8]) -> Result<Answer> {
-        let mut book = self.book();
-        let life = book.lives.pop_front().unwrap_or(USUAL);
-        let order = book.orders.get_mut(number).context("no such order")?;
+        let mut state = self.state();
+        let validity = state.validities.pop_front().unwrap_or(DEFAULT_VALIDITY);
+        let order = state.orders.get_mut(number).context("no such order")?;
         ensure!(order.status() == "ready", "the order is {}", order.status());
         let asked: Value = serde_json::from_slice(payload)?;
         let request = URL_SAFE_NO_PAD.decode(asked["csr"].as_str().context("no csr")?)?;
-        order.chain = Some(issue(&self.authority, &request, &order.names, life)?);
-        drop(book);
+        order.chain = Some(issue(&self.authority, &request, &order.names, validity)?);
+        drop(state);
         Ok(Answer::json(self.order(number)?))
     }
 }
 
-impl Book {
+impl ServerState {
     fn unique(&mut self, what: &str) -> String {
         self.numbers += 1;
         URL_SAFE_NO_PAD.encode(format!("{what} {}", self.numbers))
@@ -515,13 +515,13 @@ impl Book {
 
     fn take_nonce(&mut self, nonce: &str) -> Result<(), Refusal> {
         let fresh = self.nonces.remove(nonce);
-        if fresh && self.lost_nonces == 0 {
+        if fresh && self.nonces_to_refuse == 0 {
             return Ok(());
         }
         if !fresh {
-            self.complaints.push(format!("the nonce {nonce} is not fresh"));
+            self.violations.push(format!("the nonce {nonce} is not fresh"));
         }
-        self.lost_nonces = self.lost_nonces.saturating_sub(1);
+        self.nonces_to_refuse = self.nonces_to_refuse.saturating_sub(1);
         Err(Refusal::new(400, "badNonce", "another one, please"))
     }
 
@@ -549,12 +549,12 @@ impl Book {
 
 impl Order {
     fn status(&self) -> &'static str {
-        let bad = |proof: &Proof| matches!(proof.state, Looked::Bad(_));
+        let bad = |proof: &Proof| matches!(proof.state, Validation::Invalid(_));
         if self.chain.is_some() {
             "valid"
         } else if self.proofs.iter().any(bad) {
             "invalid"
-        } else if self.proofs.iter().all(|proof| proof.state == Looked::Good) {
+        } else if self.proofs.iter().all(|proof| proof.state == Validation::Valid) {
             "ready"
         } else {
             "pending"
@@ -566,8 +566,8 @@ fn identifier(name: &str) -> Value {
     json!({ "type": "dns", "value": name })
 }
 
-fn ensure_own(book: &Book, order: usize, account: &str) -> Result<()> {
-    ensure!(book.order(order)?.account == account, "this is another account's order");
+fn ensure_own(state: &ServerState, order: usize, account: &str) -> Result<()> {
+    ensure!(state.order(order)?.account == account, "this is another account's order");
     Ok(())
 }
 

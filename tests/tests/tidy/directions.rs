@@ -19,9 +19,9 @@ use crate::graph::{Graph, run};
 
 struct Rule {
     name: &'static str,
-    who: &'static [&'static str],
+    crates: &'static [&'static str],
     /// Names of packages; `*` at the end stands for anything.
-    never: &'static [&'static str],
+    forbidden: &'static [&'static str],
     what_to_do: &'static str,
 }
 
@@ -36,14 +36,14 @@ const LIBRARIES: &[&str] = &[
     "rendez-rpc",
     "rendez-orchestrator",
 ];
-const ENDS: &[&str] =
+const ENDPOINTS: &[&str] =
     &["rendez-rpc", "rendez-registry-client", "rendez-executor-agent", "rendez-orchestrator"];
 
 const RULES: &[Rule] = &[
     Rule {
         name: "R1: pure crates have no runtime, no sockets and no database",
-        who: PURE,
-        never: &[
+        crates: PURE,
+        forbidden: &[
             "tokio*",
             "mio",
             "socket2",
@@ -62,8 +62,8 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "R3: the relay has no endpoint and no Noise",
-        who: RELAY,
-        never: &[
+        crates: RELAY,
+        forbidden: &[
             "rendez-endpoint",
             "rendez-rpc",
             "rendez-registry-client",
@@ -78,32 +78,32 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "R4: the registry does not know the relay",
-        who: &["rendez-registry"],
-        never: &["rendez-relay-core", "rendez-relay", "rendez-transport", "rendez-program"],
+        crates: &["rendez-registry"],
+        forbidden: &["rendez-relay-core", "rendez-relay", "rendez-transport", "rendez-program"],
         what_to_do: "they meet in proto::ticket and in the traits of the registry's `seam` module",
     },
     Rule {
         name: "R5: transport knows neither endpoints nor relays",
-        who: &["rendez-transport"],
-        never: &["rendez-endpoint", "rendez-rpc", "rendez-registry*", "rendez-relay*"],
+        crates: &["rendez-transport"],
+        forbidden: &["rendez-endpoint", "rendez-rpc", "rendez-registry*", "rendez-relay*"],
         what_to_do: "transport moves Bytes for whatever implements its Protocol trait",
     },
     Rule {
         name: "the ends do not link the relay",
-        who: ENDS,
-        never: &["rendez-registry", "rendez-relay*", "sqlx*", "axum*"],
+        crates: ENDPOINTS,
+        forbidden: &["rendez-registry", "rendez-relay*", "sqlx*", "axum*"],
         what_to_do: "only the cli and the tests may put both sides into one binary",
     },
     Rule {
         name: "R9: libraries do not link what only programs need",
-        who: LIBRARIES,
-        never: &["rendez-program", "clap", "tracing-subscriber"],
+        crates: LIBRARIES,
+        forbidden: &["rendez-program", "clap", "tracing-subscriber"],
         what_to_do: "take the value as an argument; its program reads flags and settings",
     },
     Rule {
         name: "proto stands below everything of ours",
-        who: &["rendez-proto"],
-        never: &["rendez-*"],
+        crates: &["rendez-proto"],
+        forbidden: &["rendez-*"],
         what_to_do: "move the shared type into proto, or the code that needs the other crate out",
     },
 ];
@@ -120,9 +120,9 @@ fn dependencies_point_one_way() {
     let graph = Graph::host();
     let mut problems = Vec::new();
     for rule in RULES {
-        let reached = rule.who.iter().flat_map(|who| graph.reached(who));
+        let reached = rule.crates.iter().flat_map(|package| graph.reached(package));
         let mut chains = reached
-            .filter(|(name, _)| rule.never.iter().any(|pattern| matches(pattern, name)))
+            .filter(|(name, _)| rule.forbidden.iter().any(|pattern| matches(pattern, name)))
             .map(|(_, chain)| format!("  {chain}"))
             .peekable();
         if chains.peek().is_some() {
@@ -136,12 +136,12 @@ fn dependencies_point_one_way() {
 /// A rule against a crate that nobody links, or for a crate that is called
 /// otherwise by now, would hold for ever and say nothing.
 #[test]
-fn every_rule_can_be_broken() {
+fn every_rule_names_existing_packages() {
     let graph = Graph::host();
     let names: Vec<&str> = graph.packages().map(|package| package.name.as_str()).collect();
     let mut problems = Vec::new();
     for rule in RULES {
-        for pattern in rule.never {
+        for pattern in rule.forbidden {
             if !names.iter().any(|name| matches(pattern, name)) {
                 problems.push(format!("{}: {pattern}", rule.name));
             }
@@ -156,7 +156,7 @@ fn every_rule_can_be_broken() {
 }
 
 #[test]
-fn r1_pure_crates_have_no_randomness_of_the_operating_system() {
+fn r1_pure_crates_use_no_system_randomness() {
     let mut problems = Vec::new();
     for package in PURE {
         let tree = ["tree", "--locked", "-p", package, "-e", "normal", "--prefix", "none"];

@@ -28,7 +28,7 @@ const SLEEPS_IN_TESTS: &[(&str, &str)] = &[
         "tests/src/stock/app_server.rs",
         "polls another process's state, which announces nothing, until a deadline",
     ),
-    ("tests/src/survive/cuts.rs", "how long an outage lasts is what is tested"),
+    ("tests/src/survive/faults.rs", "how long an outage lasts is what is tested"),
 ];
 
 /// Types outside of proto that are written somewhere.
@@ -76,7 +76,7 @@ fn except(found: Vec<String>, list: &[(&'static str, &str)]) -> Vec<String> {
 // ---- architecture ------------------------------------------------------------
 
 #[test]
-fn r1_pure_crates_do_not_ask_the_operating_system() {
+fn r1_pure_crates_use_no_system_apis() {
     // Of `std::io`, traits and errors are pure; the standard streams are not.
     const MODULES: [&str; 8] = [
         "std::env",
@@ -98,7 +98,7 @@ fn r1_pure_crates_do_not_ask_the_operating_system() {
 }
 
 #[test]
-fn r1_of_aws_lc_only_the_aead_is_used() {
+fn r1_only_aead_of_aws_lc_is_used() {
     let found = lines_where(|source, line| {
         is_in(source, PURE)
             && contains_word(line.code, "aws_lc_rs")
@@ -134,7 +134,7 @@ fn r2_pure_crates_ban_clocks_threads_and_random_order() {
 }
 
 #[test]
-fn r5_transport_does_not_look_into_messages() {
+fn r5_transport_does_not_parse_messages() {
     const MODULES: [&str; 4] = ["frame", "peek", "rpc", "ticket"];
     let found = lines_where(|source, line| {
         is_in(source, &["transport/"])
@@ -146,7 +146,7 @@ fn r5_transport_does_not_look_into_messages() {
 }
 
 #[test]
-fn r6_only_proto_defines_what_is_written() {
+fn r6_only_proto_defines_serialized_types() {
     let mut found = Vec::new();
     for source in rust_sources() {
         if is_in(&source, &["proto/"]) || is_tidy(&source.path) {
@@ -169,7 +169,7 @@ fn r6_only_proto_defines_what_is_written() {
 }
 
 #[test]
-fn r7_anyhow_stands_at_the_edge_only() {
+fn r7_only_programs_use_anyhow() {
     let found = lines_where(|source, line| {
         let edge = source.path.ends_with("src/main.rs") || source.path.starts_with("cli/");
         contains_word(line.code, "anyhow") && !edge && !line.test
@@ -238,7 +238,7 @@ fn block_length(lines: &[Line<'_>]) -> usize {
 // ---- house rules ---------------------------------------------------------------
 
 #[test]
-fn nothing_is_left_for_later() {
+fn no_todo_markers() {
     const WORDS: [&str; 6] = ["todo!", "unimplemented!", "dbg!", "TODO", "FIXME", "XXX"];
     let mut found = Vec::new();
     for source in rust_sources().iter().filter(|source| !is_tidy(&source.path)) {
@@ -252,7 +252,7 @@ fn nothing_is_left_for_later() {
 }
 
 #[test]
-fn no_test_is_switched_off() {
+fn no_test_is_ignored() {
     let found =
         lines_where(|_, line| line.code.contains("#[ignore") || line.code.contains(", ignore"));
     check("a test that does not run holds nothing; repair or delete it:", found);
@@ -272,7 +272,7 @@ fn no_test_waits_by_sleeping() {
 }
 
 #[test]
-fn no_path_is_a_machines() {
+fn no_machine_specific_paths() {
     const FOLDERS: [&str; 3] = ["/work", "/root", "/home"];
     // what a user's home is called where a test needs one
     const EXAMPLE: &str = "/home/me";
@@ -294,7 +294,7 @@ fn no_path_is_a_machines() {
 }
 
 #[test]
-fn every_file_says_what_it_is() {
+fn every_file_has_a_module_doc() {
     let silent = |source: &Source| {
         let mut lines = source.text.lines().filter(|line| !line.is_empty());
         !lines.next().is_some_and(|line| line.starts_with("//!"))
@@ -320,7 +320,7 @@ fn no_file_is_too_long() {
 }
 
 #[test]
-fn every_crate_takes_the_workspaces_lints_and_versions() {
+fn crates_inherit_workspace_lints_and_versions() {
     let mut problems = Vec::new();
     for member in Graph::host().members() {
         let text = fs::read_to_string(&member.manifest_path).expect("manifests can be read");

@@ -62,7 +62,7 @@ fn licences_are_on_the_list() {
 }
 
 #[test]
-fn everything_comes_from_the_registry_or_from_here() {
+fn dependencies_come_from_crates_io() {
     let mut problems = Vec::new();
     let root = crate::graph::root();
     for package in Graph::host().packages() {
@@ -170,7 +170,7 @@ fn one(rest: &mut &[&str]) -> Option<Vec<&'static str>> {
 }
 
 #[test]
-fn licence_expressions_are_read_as_spdx_means_them() {
+fn spdx_expressions_are_evaluated() {
     assert_eq!(accepted("MIT"), Some(vec!["MIT"]));
     assert_eq!(accepted("GPL-3.0-only"), None);
     assert_eq!(accepted("GPL-3.0-only OR MIT"), Some(vec!["MIT"]));

@@ -150,7 +150,7 @@ pub(crate) fn contains_word(text: &str, word: &str) -> bool {
 }
 
 #[test]
-fn test_code_is_told_apart() {
+fn test_code_is_recognised() {
     let source = Source {
         package: String::new(),
         path: String::new(),
@@ -170,7 +170,7 @@ fn test_code_is_told_apart() {
 }
 
 #[test]
-fn known_files_are_found_and_classified() {
+fn known_files_are_classified() {
     let sources = rust_sources();
     let test = |path: &str| {
         let found = sources.iter().find(|source| source.path == path);

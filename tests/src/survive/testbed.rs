@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::links::Link;
-use super::path::Path;
+use super::proxy::Proxy;
 use crate::process::{Capture, IsolatedCommand, workspace_binary};
 use crate::rendez::{OurAgent, OurRelay, rendez};
 
@@ -16,17 +16,17 @@ use crate::rendez::{OurAgent, OurRelay, rendez};
 pub const ENVIRONMENT: &str = "box";
 
 /// What an endpoint's network is made of.
-pub struct Way {
+pub struct NetworkPath {
     /// Where it can be cut, at any time.
-    pub path: Path,
+    pub proxy: Proxy,
     /// Where it can be set down, in a run with real links.
     pub link: Option<Link>,
 }
 
-impl Way {
+impl NetworkPath {
     async fn start(relay: SocketAddr, link: Option<Link>) -> Result<Self> {
         let address = link.as_ref().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), Link::address);
-        Ok(Self { path: Path::start(address, relay).await?, link })
+        Ok(Self { proxy: Proxy::start(address, relay).await?, link })
     }
 
     /// A `rendez` command in this network.
@@ -39,31 +39,31 @@ impl Way {
 }
 
 /// All of it. Dropping it kills every process.
-pub struct World {
+pub struct Testbed {
     relay: OurRelay,
     /// The executor's process.
     pub agent: OurAgent,
     /// The executor's way to the relay.
-    pub executor: Way,
+    pub executor: NetworkPath,
     /// The orchestrators' way to the relay.
-    pub orchestrator: Way,
+    pub orchestrator: NetworkPath,
     token: String,
     directory: TempDir,
 }
 
-impl World {
+impl Testbed {
     /// Starts it; `links` are the executor's and the orchestrators', if they
     /// are real. The agent is connected when this returns.
     pub async fn start(links: Option<[Link; 2]>) -> Result<Self> {
         let relay = OurRelay::start().await?;
         let [executor, orchestrator] = links.map_or([None, None], |links| links.map(Some));
-        let executor = Way::start(relay.address(), executor).await?;
-        let orchestrator = Way::start(relay.address(), orchestrator).await?;
+        let executor = NetworkPath::start(relay.address(), executor).await?;
+        let orchestrator = NetworkPath::start(relay.address(), orchestrator).await?;
         let directory = tempfile::tempdir()?;
         let mut agent = executor.rendez()?;
         agent
             .args(["agent", "--environment", ENVIRONMENT, "--log", "info"])
-            .args(["--relay", &executor.path.url()])
+            .args(["--relay", &executor.proxy.url()])
             .arg("--state")
             .arg(directory.path().join("agent"))
             .env("RENDEZ_TOKEN", relay.token("executor").await?);
@@ -87,7 +87,7 @@ impl World {
             .arg(self.directory())
             .args([ENVIRONMENT, "--"])
             .args(command)
-            .env("RENDEZ_RELAY", self.orchestrator.path.url())
+            .env("RENDEZ_RELAY", self.orchestrator.proxy.url())
             .env("RENDEZ_TOKEN", &self.token);
         Ok(exec)
     }
@@ -105,7 +105,7 @@ impl World {
     }
 
     /// The end of what relay and agent logged, to explain a failure.
-    pub fn last_words(&self) -> String {
+    pub fn log_tails(&self) -> String {
         format!("relay:\n{}\nagent:\n{}", tail(self.relay.log()), tail(self.agent.log()))
     }
 }

@@ -1,4 +1,4 @@
-//! Flows through a world while it is cut, and what must hold in the end.
+//! Workload through a world while it is cut, and what must hold in the end.
 //!
 //! What holds: every byte and every line arrives once and in order, each
 //! command started once and its exit code arrives, a user at a terminal is
@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use tokio::time::{interval, timeout};
 
-use super::cuts::{ALL, Cut, End};
-use super::flows::{Flows, now_micros};
+use super::faults::{ALL, End, Fault};
 use super::links::Link;
-use super::noise::Noise;
-use super::world::World;
+use super::random::Random;
+use super::testbed::Testbed;
+use super::workload::{Workload, now_micros};
 
 /// Longest time without progress, and for a flow's end: above any grace, so
 /// that what was lost says so first.
@@ -25,7 +25,7 @@ const STALL: Duration = Duration::from_secs(120);
 /// A run that takes longer hangs.
 const DEADLINE: Duration = Duration::from_secs(1800);
 /// One in so many cuts does not wait for the one before to be over.
-const HASTE: u64 = 5;
+const OVERLAP_ODDS: u64 = 5;
 /// How often progress is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// What the median of the resume times may be at most on a busy machine, in
@@ -40,7 +40,7 @@ pub struct Plan {
     /// Up, and as many down.
     pub mebibytes: u64,
     /// How often something happens.
-    pub cuts: usize,
+    pub faults: usize,
     /// How long ends are frozen, in seconds; some seconds if not said. Above
     /// 60, their websockets are given up meanwhile; above 90, their streams.
     pub freeze_secs: Option<u64>,
@@ -56,21 +56,21 @@ impl Plan {
         Ok(Self {
             seed: number("SEED")?.unwrap_or(self.seed),
             mebibytes: number("SURVIVE_MIB")?.unwrap_or(self.mebibytes),
-            cuts: number("SURVIVE_CUTS")?.map_or(self.cuts, |cuts| cuts as usize),
+            faults: number("SURVIVE_CUTS")?.map_or(self.faults, |faults| faults as usize),
             freeze_secs: number("SURVIVE_FREEZE_SECS")?.or(self.freeze_secs),
         })
     }
 
     /// Every kind once, in an order of the seed's, and so on, at sorted
     /// fractions of what flows.
-    fn events(self, noise: &mut Noise) -> Vec<(f64, Cut)> {
-        let mut moments: Vec<f64> = (0..self.cuts).map(|_| noise.fraction()).collect();
+    fn events(self, random: &mut Random) -> Vec<(f64, Fault)> {
+        let mut moments: Vec<f64> = (0..self.faults).map(|_| random.fraction()).collect();
         moments.sort_by(f64::total_cmp);
         let mut kinds = Vec::new();
-        while kinds.len() < self.cuts {
+        while kinds.len() < self.faults {
             let mut round = ALL.to_vec();
-            while !round.is_empty() && kinds.len() < self.cuts {
-                let next = noise.below(round.len() as u64) as usize;
+            while !round.is_empty() && kinds.len() < self.faults {
+                let next = random.below(round.len() as u64) as usize;
                 kinds.push(round.swap_remove(next));
             }
         }
@@ -89,54 +89,56 @@ fn number(variable: &str) -> Result<Option<u64>> {
 ///
 /// # Errors
 /// What did not hold, with the seed that shows it.
-pub async fn tell(plan: Plan, links: Option<[Link; 2]>) -> Result<()> {
+pub async fn run_plan(plan: Plan, links: Option<[Link; 2]>) -> Result<()> {
     println!("{plan:?}");
-    let told = timeout(DEADLINE, run(plan, links)).await;
-    let told = told.unwrap_or_else(|_| bail!("not done after {DEADLINE:?}"));
-    told.with_context(|| format!("SEED={} {plan:?}", plan.seed))
+    let expected_losses = timeout(DEADLINE, run(plan, links)).await;
+    let expected_losses = expected_losses.unwrap_or_else(|_| bail!("not done after {DEADLINE:?}"));
+    expected_losses.with_context(|| format!("SEED={} {plan:?}", plan.seed))
 }
 
 async fn run(plan: Plan, links: Option<[Link; 2]>) -> Result<()> {
-    let mut noise = Noise::new(plan.seed);
-    let mut world = World::start(links).await?;
+    let mut random = Random::new(plan.seed);
+    let mut testbed = Testbed::start(links).await?;
     let began = Instant::now();
-    let flows = Flows::start(&world, plan.seed, plan.mebibytes * 1024 * 1024).await?;
-    flows.through_again(0, 0, STALL).await.context("before any cut")?;
+    let workload = Workload::start(&testbed, plan.seed, plan.mebibytes * 1024 * 1024).await?;
+    workload.recovered(0, 0, STALL).await.context("before any fault")?;
 
-    let events = plan.events(&mut noise);
-    let told = events.iter().filter(|(_, cut)| cut.ends_websockets_of(End::Orchestrator)).count();
+    let events = plan.events(&mut random);
+    let expected_losses =
+        events.iter().filter(|(_, fault)| fault.closes_websockets_of(End::Orchestrator)).count();
     let freeze = plan.freeze_secs.map(Duration::from_secs);
-    let delays = match cut(&mut world, &flows, &mut noise, &events, freeze).await {
+    let delays = match fault(&mut testbed, &workload, &mut random, &events, freeze).await {
         Ok(delays) => delays,
         Err(error) => {
-            let words = world.last_words();
-            return Err(error.context(format!("{}\n{words}", flows.explain().await)));
+            let words = testbed.log_tails();
+            return Err(error.context(format!("{}\n{words}", workload.explain().await)));
         }
     };
-    let terminal = match flows.finish(STALL).await {
+    let terminal = match workload.finish(STALL).await {
         Ok(terminal) => terminal,
-        Err(error) => return Err(error.context(world.last_words())),
+        Err(error) => return Err(error.context(testbed.log_tails())),
     };
 
-    let said = |words: &str| terminal.matches(words).count();
-    let (lost, resumed) = (said("connection lost, resuming"), said("resumed"));
+    let count = |words: &str| terminal.matches(words).count();
+    let (lost, resumed) = (count("connection lost, resuming"), count("resumed"));
     ensure!(
-        (told == 0 || lost > 0) && resumed == lost,
-        "{told} cuts; a terminal was told of {lost} losses, {resumed} resumes: {terminal:?}"
+        (expected_losses == 0 || lost > 0) && resumed == lost,
+        "{expected_losses} faults; a terminal was expected_losses of {lost} losses, {resumed} resumes: {terminal:?}"
     );
-    let carried = |way: &super::world::Way| way.path.carried() as f64 / f64::from(1 << 20);
+    let carried =
+        |path: &super::testbed::NetworkPath| path.proxy.carried() as f64 / f64::from(1 << 20);
     println!(
-        "seed {}: {} MiB each way and 200,000 lines in {:.1} s; paths carried {:.1} MiB \
+        "seed {}: {} MiB each path and 200,000 lines in {:.1} s; paths carried {:.1} MiB \
          (executor) and {:.1} MiB (orchestrators); a user saw {lost} losses",
         plan.seed,
         plan.mebibytes,
         began.elapsed().as_secs_f64(),
-        carried(&world.executor),
-        carried(&world.orchestrator),
+        carried(&testbed.executor),
+        carried(&testbed.orchestrator),
     );
-    report(plan, "all cuts", delays.iter().map(|(_, delay)| *delay).collect());
-    let resumed = delays.iter().filter(|(cut, _)| cut.ends_websockets());
-    let median = report(plan, "cuts that end websockets", resumed.map(|(_, d)| *d).collect());
+    report(plan, "all faults", delays.iter().map(|(_, delay)| *delay).collect());
+    let resumed = delays.iter().filter(|(fault, _)| fault.closes_websockets());
+    let median = report(plan, "faults that end websockets", resumed.map(|(_, d)| *d).collect());
     ensure!(median.is_none_or(|median| median <= MEDIAN_MAX), "median {median:?}");
     Ok(())
 }
@@ -156,58 +158,58 @@ fn report(plan: Plan, what: &str, mut delays: Vec<Duration>) -> Option<Duration>
 }
 
 /// Lets everything happen; how long it took after each until bytes flowed.
-async fn cut(
-    world: &mut World,
-    flows: &Flows,
-    noise: &mut Noise,
-    events: &[(f64, Cut)],
+async fn fault(
+    testbed: &mut Testbed,
+    workload: &Workload,
+    random: &mut Random,
+    events: &[(f64, Fault)],
     freeze: Option<Duration>,
-) -> Result<Vec<(Cut, Duration)>> {
+) -> Result<Vec<(Fault, Duration)>> {
     let mut delays = Vec::new();
-    let mut hasty = false;
-    for (index, (moment, cut)) in events.iter().enumerate() {
-        // Flows may run ahead of the slowest one, but not up to the next cut.
+    let mut overlapping = false;
+    for (index, (moment, fault)) in events.iter().enumerate() {
+        // Workload may run ahead of the slowest one, but not up to the next cut.
         let next = events.get(index + 1).map_or(1.0, |(next, _)| *next);
-        flows.open(moment + (next - moment) / 2.0);
-        if !hasty {
-            let progress = progress(flows, *moment).await;
-            progress.with_context(|| format!("before cut {index}, {cut:?}"))?;
+        workload.open(moment + (next - moment) / 2.0);
+        if !overlapping {
+            let progress = progress(workload, *moment).await;
+            progress.with_context(|| format!("before fault {index}, {fault:?}"))?;
         }
         let began = now_micros();
-        let times = cut.perform(world, flows, noise, freeze).await?;
-        let away = Duration::from_micros(times.restored - began);
+        let times = fault.inject(testbed, workload, random, freeze).await?;
+        let away = Duration::from_micros(times.ended - began);
         // Some hit what has just begun to resume.
-        if noise.below(HASTE) == 0 && index + 1 < events.len() {
-            println!("cut {index:2} at {:4.1} %: {cut:?}, and at once:", moment * 100.0);
-            hasty = true;
+        if random.below(OVERLAP_ODDS) == 0 && index + 1 < events.len() {
+            println!("fault {index:2} at {:4.1} %: {fault:?}, and at once:", moment * 100.0);
+            overlapping = true;
             continue;
         }
-        hasty = false;
-        let delay = flows
-            .through_again(times.cut, times.restored, STALL)
+        overlapping = false;
+        let delay = workload
+            .recovered(times.began, times.ended, STALL)
             .await
-            .with_context(|| format!("cut {index}, {cut:?}"))?;
+            .with_context(|| format!("fault {index}, {fault:?}"))?;
         println!(
-            "cut {index:2} at {:4.1} %: {cut:?}, {} ms; flows again after {} ms",
+            "fault {index:2} at {:4.1} %: {fault:?}, {} ms; workload again after {} ms",
             moment * 100.0,
             away.as_millis(),
             delay.as_millis()
         );
-        delays.push((*cut, delay));
+        delays.push((*fault, delay));
     }
     Ok(delays)
 }
 
 /// Waits until every flow has passed `fraction`.
-async fn progress(flows: &Flows, fraction: f64) -> Result<()> {
+async fn progress(workload: &Workload, fraction: f64) -> Result<()> {
     let mut look = interval(LOOK_INTERVAL);
-    let (mut before, mut since) = (flows.passed(), [Instant::now(); 3]);
+    let (mut before, mut since) = (workload.passed(), [Instant::now(); 3]);
     loop {
-        let passed = flows.passed();
+        let passed = workload.passed();
         if passed.iter().all(|passed| *passed >= fraction) {
             return Ok(());
         }
-        ensure!(!flows.any_ended(), "a flow has ended too early");
+        ensure!(!workload.any_ended(), "a flow has ended too early");
         for flow in 0..passed.len() {
             if passed[flow] > before[flow] || passed[flow] >= fraction {
                 since[flow] = Instant::now();

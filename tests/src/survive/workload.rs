@@ -25,9 +25,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::noise::{Expected, Noise};
+use super::random::{ExpectedBytes, Random};
 use super::terminal::Terminal;
-use super::world::World;
+use super::testbed::Testbed;
 use crate::process::{Capture, IsolatedCommand};
 
 /// Bytes that are written or read at once.
@@ -38,7 +38,7 @@ pub const LINES: u64 = 200_000;
 const LINE_DIGITS: usize = 99;
 /// The file in which commands note that they start.
 const STARTS: &str = "starts";
-/// Flows that carry a fixed amount.
+/// Workload that carry a fixed amount.
 const CARRIERS: [&str; 3] = ["up", "down", "lines"];
 
 /// How the ends of the commands are told apart.
@@ -83,7 +83,7 @@ impl Gate {
 }
 
 /// All flows. Dropping it kills their processes.
-pub struct Flows {
+pub struct Workload {
     open: watch::Sender<f64>,
     /// Of down and lines: what was read.
     read: [Arc<AtomicU64>; 2],
@@ -97,19 +97,19 @@ pub struct Flows {
     processes: Vec<Pid>,
 }
 
-impl Flows {
+impl Workload {
     /// Starts them, with `bytes` bytes up and as many down.
-    pub async fn start(world: &World, seed: u64, bytes: u64) -> Result<Self> {
-        let directory = world.directory().to_owned();
+    pub async fn start(testbed: &Testbed, seed: u64, bytes: u64) -> Result<Self> {
+        let directory = testbed.directory().to_owned();
         let (up_seed, down_seed) = (seed ^ 1, seed ^ 2);
-        write_noise(&directory.join("down"), down_seed, bytes)?;
+        write_random(&directory.join("down"), down_seed, bytes)?;
         let (open, gate) = watch::channel(0.0);
         let gate = |total| Gate { open: gate.clone(), done: Arc::default(), total };
         let (down_gate, lines_gate) = (gate(bytes), gate(LINES));
         let read = [down_gate.done.clone(), lines_gate.done.clone()];
         let mut processes = Vec::new();
 
-        let mut up = Exec::start(world, &script("up", "cat >up", UP_CODE), &mut processes)?;
+        let mut up = Exec::start(testbed, &script("up", "cat >up", UP_CODE), &mut processes)?;
         let stdin = up.child.stdin.take().context("stdin was piped")?;
         let fed = feed(stdin, up_seed, gate(bytes));
         let file = directory.join("up");
@@ -119,15 +119,16 @@ impl Flows {
             compare_file(&file, up_seed, bytes)
         });
 
-        let mut down = Exec::start(world, &script("down", "cat down", DOWN_CODE), &mut processes)?;
+        let mut down =
+            Exec::start(testbed, &script("down", "cat down", DOWN_CODE), &mut processes)?;
         let down = tokio::spawn(async move {
             let stdout = down.stdout()?;
-            read_noise(stdout, down_seed, down_gate).await?;
+            read_random(stdout, down_seed, down_gate).await?;
             down.end(DOWN_CODE).await
         });
 
         let seq = format!("seq -f %0{LINE_DIGITS}.0f {LINES}");
-        let mut lines = Exec::start(world, &script("lines", &seq, LINES_CODE), &mut processes)?;
+        let mut lines = Exec::start(testbed, &script("lines", &seq, LINES_CODE), &mut processes)?;
         let lines = tokio::spawn(async move {
             let stdout = lines.stdout()?;
             read_lines(stdout, lines_gate).await?;
@@ -138,12 +139,12 @@ impl Flows {
             n=$((n+1)); echo \"$n $EPOCHREALTIME\"; done";
         let (terminal, stderr) = Terminal::open()?;
         let command = script("clock", ticking, CLOCK_CODE);
-        let mut clock = Exec::start_with(world, &command, stderr, &mut processes)?;
+        let mut clock = Exec::start_with(testbed, &command, stderr, &mut processes)?;
         let clock_stdin = clock.child.stdin.take();
-        let (told, ticks) = watch::channel(Vec::new());
+        let (tick_sender, ticks) = watch::channel(Vec::new());
         let clock = tokio::spawn(async move {
             let stdout = clock.stdout()?;
-            read_ticks(stdout, told).await?;
+            read_ticks(stdout, tick_sender).await?;
             clock.end(CLOCK_CODE).await
         });
         let carriers = CARRIERS.into_iter().zip([up, down, lines]).collect();
@@ -187,12 +188,7 @@ impl Flows {
     /// Waits until something got through that the executor printed since
     /// `printed`, at or after `from`; the delay from then on. Both are in
     /// microseconds.
-    pub async fn through_again(
-        &self,
-        printed: u64,
-        from: u64,
-        within: Duration,
-    ) -> Result<Duration> {
+    pub async fn recovered(&self, printed: u64, from: u64, within: Duration) -> Result<Duration> {
         let mut ticks = self.ticks.clone();
         let fits = |tick: &&Tick| tick.printed >= printed && tick.arrived >= from;
         let found = ticks.wait_for(|ticks| ticks.iter().rev().any(|tick| fits(&tick)));
@@ -268,17 +264,17 @@ struct Exec {
 }
 
 impl Exec {
-    fn start(world: &World, script: &str, processes: &mut Vec<Pid>) -> Result<Self> {
-        Self::start_with(world, script, Stdio::piped(), processes)
+    fn start(testbed: &Testbed, script: &str, processes: &mut Vec<Pid>) -> Result<Self> {
+        Self::start_with(testbed, script, Stdio::piped(), processes)
     }
 
     fn start_with(
-        world: &World,
+        testbed: &Testbed,
         script: &str,
         stderr: Stdio,
         processes: &mut Vec<Pid>,
     ) -> Result<Self> {
-        let mut command = world.exec(["bash", "-c", script])?;
+        let mut command = testbed.exec(["bash", "-c", script])?;
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -315,21 +311,21 @@ impl Exec {
 }
 
 async fn feed(mut stdin: ChildStdin, seed: u64, mut gate: Gate) -> Result<()> {
-    let mut noise = Noise::new(seed);
+    let mut random = Random::new(seed);
     let mut piece = vec![0; PIECE_BYTES];
     let mut fed = 0;
     while fed < gate.total {
         gate.pass(fed).await?;
         let length = (gate.total - fed).min(PIECE_BYTES as u64) as usize;
-        noise.fill(&mut piece[..length]);
+        random.fill(&mut piece[..length]);
         stdin.write_all(&piece[..length]).await.context("the input was not taken")?;
         fed += length as u64;
     }
     Ok(())
 }
 
-async fn read_noise(mut stdout: ChildStdout, seed: u64, mut gate: Gate) -> Result<()> {
-    let mut expected = Expected::new(seed);
+async fn read_random(mut stdout: ChildStdout, seed: u64, mut gate: Gate) -> Result<()> {
+    let mut expected = ExpectedBytes::new(seed);
     let mut piece = vec![0; PIECE_BYTES];
     loop {
         gate.pass(expected.matched()).await?;
@@ -360,7 +356,7 @@ async fn read_lines(stdout: ChildStdout, mut gate: Gate) -> Result<()> {
     Ok(())
 }
 
-async fn read_ticks(stdout: ChildStdout, told: watch::Sender<Vec<Tick>>) -> Result<()> {
+async fn read_ticks(stdout: ChildStdout, tick_sender: watch::Sender<Vec<Tick>>) -> Result<()> {
     let mut lines = BufReader::new(stdout).lines();
     let mut expected = 1u64;
     while let Some(line) = lines.next_line().await? {
@@ -369,19 +365,19 @@ async fn read_ticks(stdout: ChildStdout, told: watch::Sender<Vec<Tick>>) -> Resu
         ensure!(number.parse() == Ok(expected), "tick {expected} is {line:?}");
         expected += 1;
         let printed = printed.replace('.', "").parse().context("a tick's time")?;
-        told.send_modify(|ticks| ticks.push(Tick { printed, arrived }));
+        tick_sender.send_modify(|ticks| ticks.push(Tick { printed, arrived }));
     }
     Ok(())
 }
 
-fn write_noise(path: &Path, seed: u64, bytes: u64) -> Result<()> {
-    let mut noise = Noise::new(seed);
+fn write_random(path: &Path, seed: u64, bytes: u64) -> Result<()> {
+    let mut random = Random::new(seed);
     let mut piece = vec![0; PIECE_BYTES];
     let mut file = File::create(path)?;
     let mut left = bytes;
     while left > 0 {
         let length = left.min(PIECE_BYTES as u64) as usize;
-        noise.fill(&mut piece[..length]);
+        random.fill(&mut piece[..length]);
         file.write_all(&piece[..length])?;
         left -= length as u64;
     }
@@ -389,7 +385,7 @@ fn write_noise(path: &Path, seed: u64, bytes: u64) -> Result<()> {
 }
 
 fn compare_file(path: &Path, seed: u64, bytes: u64) -> Result<()> {
-    let mut expected = Expected::new(seed);
+    let mut expected = ExpectedBytes::new(seed);
     let mut piece = vec![0; PIECE_BYTES];
     let mut file = File::open(path)?;
     loop {

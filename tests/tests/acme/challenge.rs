@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use rendez_tests::rendez::WITHIN;
+use rendez_tests::rendez::TIMEOUT;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
@@ -22,8 +22,8 @@ const ACME_IDENTIFIER: &str = "1.3.6.1.5.5.7.1.31";
 
 /// Looks at `address` for a proof of `domain`, and demands that it is one with
 /// this digest and that nothing follows.
-pub(crate) async fn check(address: SocketAddr, domain: &str, digest: &[u8]) -> Result<()> {
-    let certificate = shown(address, domain, &[ALPN]).await?;
+pub(crate) async fn validate(address: SocketAddr, domain: &str, digest: &[u8]) -> Result<()> {
+    let certificate = presented_certificate(address, domain, &[ALPN]).await?;
     let (_, certificate) = X509Certificate::from_der(&certificate)?;
     let names = certificate.subject_alternative_name()?.context("it names something")?;
     let [GeneralName::DNSName(name)] = names.value.general_names.as_slice() else {
@@ -40,12 +40,16 @@ pub(crate) async fn check(address: SocketAddr, domain: &str, digest: &[u8]) -> R
 
 /// The certificate that is shown to who asks for these protocols; the
 /// connection must be closed after the handshake.
-pub(crate) async fn shown(address: SocketAddr, name: &str, alpn: &[&[u8]]) -> Result<Vec<u8>> {
+pub(crate) async fn presented_certificate(
+    address: SocketAddr,
+    name: &str,
+    alpn: &[&[u8]],
+) -> Result<Vec<u8>> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     let look = async {
@@ -54,18 +58,19 @@ pub(crate) async fn shown(address: SocketAddr, name: &str, alpn: &[&[u8]]) -> Re
         let mut tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
         let (_, session) = tls.get_ref();
         ensure!(session.alpn_protocol() == Some(ALPN), "{:?}", session.alpn_protocol());
-        let chain = session.peer_certificates().context("a certificate is shown")?.to_vec();
+        let chain =
+            session.peer_certificates().context("a certificate is presented_certificate")?.to_vec();
         ensure!(tls.read(&mut [0; 1]).await? == 0, "something follows the handshake");
         Ok(chain[0].to_vec())
     };
-    tokio::time::timeout(WITHIN, look).await?
+    tokio::time::timeout(TIMEOUT, look).await?
 }
 
 /// Takes any certificate, and demands its key.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct AnyCertificate(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

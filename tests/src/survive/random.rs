@@ -2,16 +2,16 @@
 
 /// SplitMix64: every seed is as good as any other.
 #[derive(Debug, Clone)]
-pub struct Noise(u64);
+pub struct Random(u64);
 
-impl Noise {
+impl Random {
     /// The numbers of this seed.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
     /// The next number.
-    pub fn number(&mut self) -> u64 {
+    pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -21,36 +21,36 @@ impl Noise {
 
     /// A number below `end`, which is not 0.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.number() % end
+        self.next_u64() % end
     }
 
     /// A number in `0.0..1.0`.
     pub fn fraction(&mut self) -> f64 {
-        (self.number() >> 11) as f64 / (1u64 << 53) as f64
+        (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// The next bytes. Cutting the same sequence at multiples of eight gives
     /// the same bytes, however it is cut.
     pub fn fill(&mut self, bytes: &mut [u8]) {
         for chunk in bytes.chunks_mut(8) {
-            chunk.copy_from_slice(&self.number().to_le_bytes()[..chunk.len()]);
+            chunk.copy_from_slice(&self.next_u64().to_le_bytes()[..chunk.len()]);
         }
     }
 }
 
 /// Compares bytes that arrive in pieces with a seed's.
 #[derive(Debug)]
-pub struct Expected {
-    noise: Noise,
+pub struct ExpectedBytes {
+    random: Random,
     /// Made and not yet compared.
     ahead: Vec<u8>,
     at: u64,
 }
 
-impl Expected {
+impl ExpectedBytes {
     /// Expects the bytes of this seed.
     pub fn new(seed: u64) -> Self {
-        Self { noise: Noise::new(seed), ahead: Vec::new(), at: 0 }
+        Self { random: Random::new(seed), ahead: Vec::new(), at: 0 }
     }
 
     /// How many bytes were right.
@@ -67,7 +67,7 @@ impl Expected {
         if made < piece.len() {
             let missing = (piece.len() - made).next_multiple_of(8);
             self.ahead.resize(made + missing, 0);
-            self.noise.fill(&mut self.ahead[made..]);
+            self.random.fill(&mut self.ahead[made..]);
         }
         let right = piece.iter().zip(&self.ahead).take_while(|(a, b)| a == b).count();
         self.at += right as u64;
@@ -84,10 +84,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_of_any_size_are_compared_with_one_sequence() {
+    fn chunks_of_any_size_match_one_sequence() {
         let mut bytes = vec![0; 1000];
-        Noise::new(7).fill(&mut bytes);
-        let mut expected = Expected::new(7);
+        Random::new(7).fill(&mut bytes);
+        let mut expected = ExpectedBytes::new(7);
         for piece in bytes.chunks(13) {
             expected.take(piece).unwrap();
         }
@@ -95,18 +95,18 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_a_doubled_and_a_changed_byte_are_found_where_they_are() {
+    fn lost_doubled_and_changed_bytes_are_located() {
         let mut bytes = vec![0; 1000];
-        Noise::new(7).fill(&mut bytes);
+        Random::new(7).fill(&mut bytes);
         let wrong = |change: &dyn Fn(&mut Vec<u8>)| {
             let mut changed = bytes.clone();
             change(&mut changed);
-            Expected::new(7).take(&changed)
+            ExpectedBytes::new(7).take(&changed)
         };
         assert_eq!(wrong(&|bytes| bytes[500] ^= 1), Err(500));
         assert!(wrong(&|bytes| bytes.truncate(500)).is_ok());
         assert!(wrong(&|bytes| bytes.copy_within(501.., 500)).is_err());
         assert!(wrong(&|bytes| bytes.insert(500, bytes[499])).is_err());
-        assert!(Expected::new(8).take(&bytes).is_err());
+        assert!(ExpectedBytes::new(8).take(&bytes).is_err());
     }
 }

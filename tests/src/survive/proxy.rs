@@ -1,10 +1,10 @@
 //! A TCP proxy between an endpoint and the relay that behaves like a bad
 //! network.
 //!
-//! - [`Path::cut`] resets every connection at both sides.
-//! - [`Path::half_close`] ends every connection towards one side, while the
+//! - [`Proxy::reset_all`] resets every connection at both sides.
+//! - [`Proxy::half_close`] ends every connection towards one side, while the
 //!   other direction goes on.
-//! - [`Path::set_dark`] keeps everything back, new connections too, until it
+//! - [`Proxy::set_stalled`] keeps everything back, new connections too, until it
 //!   is light again.
 //! - A relay that is not there resets the endpoint's connection, as the
 //!   kernel would.
@@ -37,30 +37,30 @@ pub enum Side {
 /// What the network is like. The counters tell connections of their own time
 /// from later ones.
 #[derive(Debug, Clone, Copy, Default)]
-struct Weather {
-    dark: bool,
-    cuts: u64,
+struct Conditions {
+    stalled: bool,
+    resets: u64,
     /// By [`Side`].
     half_closes: [u64; 2],
 }
 
 /// See the module. Dropping it ends the listener, and every connection.
-pub struct Path {
+pub struct Proxy {
     local: SocketAddr,
-    weather: watch::Sender<Weather>,
+    conditions: watch::Sender<Conditions>,
     carried: Arc<AtomicU64>,
     listener: JoinHandle<()>,
 }
 
-impl Path {
+impl Proxy {
     /// Listens on a free port of `address` and leads to `relay`.
     pub async fn start(address: IpAddr, relay: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind((address, 0)).await?;
         let local = listener.local_addr()?;
-        let weather = watch::Sender::new(Weather::default());
+        let conditions = watch::Sender::new(Conditions::default());
         let carried = Arc::new(AtomicU64::new(0));
-        let accepting = accept(listener, relay, weather.subscribe(), carried.clone());
-        Ok(Self { local, weather, carried, listener: tokio::spawn(accepting) })
+        let accepting = accept(listener, relay, conditions.subscribe(), carried.clone());
+        Ok(Self { local, conditions, carried, listener: tokio::spawn(accepting) })
     }
 
     /// The relay's URL by this path.
@@ -69,18 +69,18 @@ impl Path {
     }
 
     /// Resets every connection.
-    pub fn cut(&self) {
-        self.weather.send_modify(|weather| weather.cuts += 1);
+    pub fn reset_all(&self) {
+        self.conditions.send_modify(|conditions| conditions.resets += 1);
     }
 
     /// Tells one side of every connection that the other has finished.
     pub fn half_close(&self, towards: Side) {
-        self.weather.send_modify(|weather| weather.half_closes[towards as usize] += 1);
+        self.conditions.send_modify(|conditions| conditions.half_closes[towards as usize] += 1);
     }
 
     /// Keeps everything back, or lets it go on.
-    pub fn set_dark(&self, dark: bool) {
-        self.weather.send_modify(|weather| weather.dark = dark);
+    pub fn set_stalled(&self, stalled: bool) {
+        self.conditions.send_modify(|conditions| conditions.stalled = stalled);
     }
 
     /// Bytes that passed so far, both ways together.
@@ -89,7 +89,7 @@ impl Path {
     }
 }
 
-impl Drop for Path {
+impl Drop for Proxy {
     fn drop(&mut self) {
         self.listener.abort();
     }
@@ -98,24 +98,24 @@ impl Drop for Path {
 async fn accept(
     listener: TcpListener,
     relay: SocketAddr,
-    weather: watch::Receiver<Weather>,
+    conditions: watch::Receiver<Conditions>,
     carried: Arc<AtomicU64>,
 ) {
     while let Ok((endpoint, _)) = listener.accept().await {
-        tokio::spawn(connection(endpoint, relay, weather.clone(), carried.clone()));
+        tokio::spawn(connection(endpoint, relay, conditions.clone(), carried.clone()));
     }
 }
 
 async fn connection(
     mut endpoint: TcpStream,
     relay: SocketAddr,
-    mut weather: watch::Receiver<Weather>,
+    mut conditions: watch::Receiver<Conditions>,
     carried: Arc<AtomicU64>,
 ) {
-    let born = *weather.borrow();
-    let cut = pin!(changed(weather.clone(), move |weather| weather.cuts != born.cuts));
+    let born = *conditions.borrow();
+    let cut = pin!(changed(conditions.clone(), move |conditions| conditions.resets != born.resets));
     let there = async {
-        light(&mut weather).await;
+        stall_over(&mut conditions).await;
         TcpStream::connect(relay).await
     };
     let (mut far, cut) = match select(pin!(there), cut).await {
@@ -126,8 +126,9 @@ async fn connection(
     let ended = {
         let (from_endpoint, to_endpoint) = endpoint.split();
         let (from_relay, to_relay) = far.split();
-        let up = carry(from_endpoint, to_relay, Side::Relay, born, weather.clone(), &carried);
-        let down = carry(from_relay, to_endpoint, Side::Endpoint, born, weather.clone(), &carried);
+        let up = carry(from_endpoint, to_relay, Side::Relay, born, conditions.clone(), &carried);
+        let down =
+            carry(from_relay, to_endpoint, Side::Endpoint, born, conditions.clone(), &carried);
         matches!(select(pin!(join(up, down)), cut).await, Either::Left(_))
     };
     if !ended {
@@ -141,18 +142,18 @@ async fn carry(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
     towards: Side,
-    born: Weather,
-    mut weather: watch::Receiver<Weather>,
+    born: Conditions,
+    mut conditions: watch::Receiver<Conditions>,
     carried: &AtomicU64,
 ) {
-    let closes = move |weather: &Weather| weather.half_closes[towards as usize];
+    let closes = move |conditions: &Conditions| conditions.half_closes[towards as usize];
     let mut closed =
-        pin!(changed(weather.clone(), move |weather| closes(weather) != closes(&born)));
+        pin!(changed(conditions.clone(), move |conditions| closes(conditions) != closes(&born)));
     let mut buffer = vec![0; READ_BYTES];
     while let Either::Left((Ok(length @ 1..), _)) =
         select(pin!(from.read(&mut buffer)), closed.as_mut()).await
     {
-        light(&mut weather).await;
+        stall_over(&mut conditions).await;
         if to.write_all(&buffer[..length]).await.is_err() {
             break;
         }
@@ -162,14 +163,14 @@ async fn carry(
 }
 
 /// Waits while it is dark.
-async fn light(weather: &mut watch::Receiver<Weather>) {
+async fn stall_over(conditions: &mut watch::Receiver<Conditions>) {
     // An error: the path is gone, and there is nothing to wait for.
-    let _ = weather.wait_for(|weather| !weather.dark).await;
+    let _ = conditions.wait_for(|conditions| !conditions.stalled).await;
 }
 
 /// Waits until the weather is `so`, or the path is gone.
-async fn changed(mut weather: watch::Receiver<Weather>, so: impl Fn(&Weather) -> bool) {
-    let _ = weather.wait_for(so).await;
+async fn changed(mut conditions: watch::Receiver<Conditions>, so: impl Fn(&Conditions) -> bool) {
+    let _ = conditions.wait_for(so).await;
 }
 
 /// Makes the coming close a reset.
@@ -186,16 +187,16 @@ mod tests {
 
     use super::*;
 
-    const SOON: Duration = Duration::from_secs(10);
+    const SHORT_TIMEOUT: Duration = Duration::from_secs(10);
     const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-    async fn connected() -> (Path, TcpStream, TcpStream) {
+    async fn connected() -> (Proxy, TcpStream, TcpStream) {
         let relay = TcpListener::bind((HERE, 0)).await.unwrap();
-        let path = Path::start(HERE, relay.local_addr().unwrap()).await.unwrap();
-        let mut endpoint = TcpStream::connect(path.local).await.unwrap();
+        let proxy = Proxy::start(HERE, relay.local_addr().unwrap()).await.unwrap();
+        let mut endpoint = TcpStream::connect(proxy.local).await.unwrap();
         let (mut far, _) = relay.accept().await.unwrap();
         exchange(&mut endpoint, &mut far).await;
-        (path, endpoint, far)
+        (proxy, endpoint, far)
     }
 
     async fn exchange(a: &mut TcpStream, b: &mut TcpStream) {
@@ -207,47 +208,47 @@ mod tests {
 
     async fn read(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
         let mut buffer = [0; 16];
-        let length = timeout(SOON, stream.read(&mut buffer)).await.unwrap()?;
+        let length = timeout(SHORT_TIMEOUT, stream.read(&mut buffer)).await.unwrap()?;
         Ok(buffer[..length].to_vec())
     }
 
     #[tokio::test]
-    async fn a_cut_resets_both_sides() {
-        let (path, mut endpoint, mut far) = connected().await;
-        assert_eq!(path.carried(), 8);
-        path.cut();
+    async fn reset_closes_both_sides() {
+        let (proxy, mut endpoint, mut far) = connected().await;
+        assert_eq!(proxy.carried(), 8);
+        proxy.reset_all();
         let reset = std::io::ErrorKind::ConnectionReset;
         assert_eq!(read(&mut endpoint).await.unwrap_err().kind(), reset);
         assert_eq!(read(&mut far).await.unwrap_err().kind(), reset);
     }
 
     #[tokio::test]
-    async fn a_half_close_ends_one_direction() {
-        let (path, mut endpoint, mut far) = connected().await;
-        path.half_close(Side::Endpoint);
+    async fn half_close_ends_one_direction() {
+        let (proxy, mut endpoint, mut far) = connected().await;
+        proxy.half_close(Side::Endpoint);
         assert_eq!(read(&mut endpoint).await.unwrap(), b"");
         endpoint.write_all(b"still").await.unwrap();
         assert_eq!(read(&mut far).await.unwrap(), b"still");
     }
 
     #[tokio::test]
-    async fn the_dark_keeps_everything_and_loses_nothing() {
-        let (path, mut endpoint, mut far) = connected().await;
-        path.set_dark(true);
+    async fn stalled_proxy_delays_and_loses_nothing() {
+        let (proxy, mut endpoint, mut far) = connected().await;
+        proxy.set_stalled(true);
         endpoint.write_all(b"late").await.unwrap();
         let mut buffer = [0; 16];
         let early = timeout(Duration::from_millis(50), far.read(&mut buffer)).await;
-        assert!(early.is_err(), "it came through the dark");
-        path.set_dark(false);
+        assert!(early.is_err(), "data passed a stalled proxy");
+        proxy.set_stalled(false);
         assert_eq!(read(&mut far).await.unwrap(), b"late");
     }
 
     #[tokio::test]
-    async fn an_absent_relay_resets_the_endpoint() {
+    async fn unreachable_relay_resets_the_endpoint() {
         let relay = TcpListener::bind((HERE, 0)).await.unwrap();
-        let path = Path::start(HERE, relay.local_addr().unwrap()).await.unwrap();
+        let proxy = Proxy::start(HERE, relay.local_addr().unwrap()).await.unwrap();
         drop(relay);
-        let mut endpoint = TcpStream::connect(path.local).await.unwrap();
+        let mut endpoint = TcpStream::connect(proxy.local).await.unwrap();
         assert!(read(&mut endpoint).await.is_err());
     }
 }
