@@ -1,10 +1,9 @@
-//! Who knocks, and the registry's verdict on it.
+//! Asks the registry whether an orchestrator may connect.
 //!
-//! Every handshake of an orchestrator waits here: its key is proven, and only
-//! the registry can say whether it may come in. Whatever goes wrong is a no.
-//! A handshake that is over asks no more: so no more calls run than handshakes
-//! wait ([`PENDING_HANDSHAKES`](rendez_proto::limits::PENDING_HANDSHAKES)),
-//! however many come and go.
+//! Every handshake of an orchestrator waits here. Its key is proven; only the
+//! registry decides whether it may connect, and every failure is a refusal. A
+//! closed handshake cancels its call, so there are never more calls than pending
+//! handshakes ([`PENDING_HANDSHAKES`](rendez_proto::limits::PENDING_HANDSHAKES)).
 
 use std::pin::pin;
 
@@ -15,13 +14,13 @@ use rendez_proto::ticket::TicketText;
 use rendez_registry_client::{ExecutorClient, Verdict};
 use rendez_rpc::AuthorizationRequest;
 
-/// Answers one request; the answer also ends the wait of the handshake.
+/// Authorizes or refuses one handshake.
 pub(crate) async fn authorize_handshake(registry: &ExecutorClient, request: AuthorizationRequest) {
     let stream = request.stream.clone();
     let Some(verdict) = verdict_unless_closed(registry, &request).await else {
-        return tracing::debug!(%stream, "orchestrator knocked, and left");
+        return tracing::debug!(%stream, "handshake closed before its validation");
     };
-    tracing::debug!(%stream, peer = ?request.peer, ?verdict, "orchestrator knocked");
+    tracing::debug!(%stream, peer = ?request.peer, ?verdict, "validated an orchestrator");
     match verdict {
         Verdict::Valid => request.authorize(),
         Verdict::Invalid(_) => request.refuse(Refusal::Denied),
@@ -29,7 +28,7 @@ pub(crate) async fn authorize_handshake(registry: &ExecutorClient, request: Auth
     }
 }
 
-/// `None`: the handshake is over.
+/// Returns `None` if the handshake closes first.
 async fn verdict_unless_closed(
     registry: &ExecutorClient,
     request: &AuthorizationRequest,
@@ -45,7 +44,9 @@ async fn verdict(registry: &ExecutorClient, request: &AuthorizationRequest) -> V
         std::str::from_utf8(&request.authorization).ok().and_then(|text| text.parse().ok());
     match authorization {
         Some(authorization) => validate(registry, request, authorization).await,
-        None => Verdict::Invalid("the authorization is not a text of the right length".into()),
+        None => {
+            Verdict::Invalid("the authorization is not valid text, or has a wrong length".into())
+        }
     }
 }
 
@@ -77,7 +78,7 @@ mod tests {
     use tokio_tungstenite::WebSocketStream;
     use tokio_tungstenite::tungstenite::protocol::Role;
 
-    /// An executor's and an orchestrator's endpoint, joined in memory.
+    /// The endpoints of an executor and an orchestrator, connected in memory.
     async fn endpoints() -> [Endpoint; 2] {
         let other = Identity::from_seed(&IdentitySeed::from_bytes([9; IdentitySeed::BYTES]));
         let environment: rendez_proto::ids::EnvironmentId = "dev".parse().unwrap();
@@ -95,7 +96,8 @@ mod tests {
         endpoints
     }
 
-    /// Else a peer that comes and goes would have any number of calls run.
+    /// Otherwise a peer that reconnects again and again could cause any number of
+    /// calls.
     #[tokio::test]
     async fn closed_handshake_cancels_its_validation() {
         let fake = FakeRegistry::start().await;
@@ -121,8 +123,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         opening.abort();
-        // from here on everything happens in memory, and time passes only if
-        // nothing happens
+        // the rest happens in memory: time passes only while all tasks are idle
         tokio::time::pause();
         let before = Instant::now();
         authorizing.await;

@@ -1,4 +1,4 @@
-//! What the agent says about its machine.
+//! The description of the machine that the agent serves.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use rendez_proto::rpc::path::PathUri;
 use rendez_proto::rpc::session::{Capabilities, Environment, Shell};
 
-/// The shell of a user who has none.
+/// The shell if `SHELL` is not set.
 const DEFAULT_SHELL: &str = "/bin/sh";
 
-/// Describes this machine, with `cwd` as the folder that commands start in.
-/// What is not UTF-8 or not absolute is left out. No capability of the stock
-/// dialect is claimed, because none is served.
+/// Describes this machine, with `cwd` as the directory that commands start in.
+/// Omits paths that are not UTF-8 or not absolute. Claims no capability of the
+/// stock protocol, because none is served.
 pub fn describe(cwd: &Path) -> Environment {
     describe_with(cwd, |name| env::var(name).ok().filter(|value| !value.is_empty()))
 }

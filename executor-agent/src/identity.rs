@@ -1,8 +1,8 @@
 //! The agent's static key on disk.
 //!
-//! One file, `identity`, of [`IdentitySeed::BYTES`] random bytes that only its
-//! owner can read. It is made once and never changed: orchestrators that
-//! recover a session expect the same key (WIRE.md, section 2).
+//! One file, `identity`, with [`IdentitySeed::BYTES`] random bytes that only its
+//! owner can read. It is created once and never changed: orchestrators that resume
+//! a session expect the same key (docs/codex-wire.md#rendezvous-websocket).
 
 use std::path::{Path, PathBuf};
 
@@ -14,27 +14,27 @@ use crate::secret_file::{SecretFile, SecretFileError};
 const FILE: SecretFile =
     SecretFile { name: "identity", remedy: "remove the file to get a new key" };
 
-/// Why there is no identity.
+/// Why the identity cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// The file cannot be had.
+    /// The file cannot be read or created.
     #[error(transparent)]
     File(#[from] SecretFileError),
-    /// The file is not an identity.
-    #[error("{} is not an identity: it has {len} bytes, not {expected}", path.display(), expected = IdentitySeed::BYTES)]
+    /// The file has a wrong length.
+    #[error("{} is not a valid identity file: it has {len} bytes instead of {expected}", path.display(), expected = IdentitySeed::BYTES)]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// Its length in bytes, as far as it was read.
+        /// The number of bytes that were read.
         len: usize,
     },
 }
 
-/// Reads the identity in `state`, or makes one. Several processes may do so at
-/// once: all get the same one.
+/// Reads the identity in `state`, or creates it. Concurrent processes get the same
+/// one.
 ///
 /// # Errors
-/// [`IdentityError`]; an existing file is never overwritten.
+/// [`IdentityError`]. An existing file is never overwritten.
 pub fn load_or_create(state: &Path) -> Result<IdentitySeed, IdentityError> {
     let bytes = FILE.read_or_create(state, || {
         let mut seed = Zeroizing::new(vec![0; IdentitySeed::BYTES]);

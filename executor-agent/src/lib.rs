@@ -1,18 +1,20 @@
-//! The executor: registers, accepts streams, runs processes, serves files.
+//! The executor: registers, accepts streams, runs processes and serves files.
 //!
 //! ```text
-//! agent        the whole life: register, dial, pump, back off
-//!   registry   credentials, registration      identity, credential   the keys
-//!   authorize  the registry's verdict on whoever knocks
-//! session      one stream's calls; what survives streams
-//!   process    children, their output, their input
+//! agent        the connection to the relay: register, dial, serve, back off
+//!   registry   credentials and registration
+//!   identity, credential, secret_file   the keys on disk
+//!   authorize  which orchestrators may connect
+//! session      the calls of a stream, and sessions, which outlive streams
+//!   process    children with their input and output
 //!   fs         files
-//!   sandbox    refuses rules that cannot be enforced
-//!   sys        what only Unix has
+//!   sandbox    refuses rules that the executor cannot enforce
+//!   environment   the description of this machine
+//!   sys        code that only Unix has
 //! ```
 //!
-//! Sessions, processes and streams outlive the websocket; the websocket may
-//! break at any moment without losing output.
+//! Sessions, processes and streams outlive the websocket, so it may break at any
+//! moment without a loss of output.
 
 pub mod agent;
 mod authorize;

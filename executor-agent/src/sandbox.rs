@@ -1,14 +1,14 @@
-//! What the agent says to rules that it cannot enforce: no.
+//! Refuses sandbox and network rules, which this executor cannot enforce.
 //!
-//! A stock harness does not notice an executor that ignores `sandbox` (WIRE.md,
-//! section 6.2), so ignoring it would run code with rights that somebody meant
-//! to withhold.
+//! A stock harness does not notice that an executor ignores `sandbox`
+//! (docs/codex-wire.md#processes). Ignoring it would run code with rights that the
+//! caller meant to withhold.
 
 use rendez_proto::rpc::RpcError;
 use serde_json::Value;
 
-/// Accepts a request without sandbox rules, or whose rules ask for nothing:
-/// `permissions.type` is `disabled`, or `external` (somebody else confines).
+/// Accepts a request without sandbox rules, or with rules that need no enforcement
+/// here: `permissions.type` is `disabled`, or `external` (another sandbox applies).
 ///
 /// # Errors
 /// -32600 for all other rules.
@@ -17,8 +17,8 @@ pub(crate) fn check(sandbox: Option<&Value>) -> Result<(), RpcError> {
     match sandbox["permissions"]["type"].as_str() {
         Some("disabled" | "external") => Ok(()),
         kind => Err(RpcError::invalid_request(format!(
-            "this executor cannot enforce a sandbox of type `{}`, so it refuses the request; \
-             ask without a sandbox, or use an executor that has one",
+            "this executor cannot enforce a sandbox of type `{}`; send the request without a \
+             sandbox, or use an executor that supports it",
             kind.unwrap_or("unknown").chars().take(32).collect::<String>()
         ))),
     }
@@ -33,7 +33,7 @@ pub(crate) fn check_network(enforce: bool, rules: Option<&Value>) -> Result<(), 
         return Ok(());
     }
     Err(RpcError::invalid_request(
-        "this executor cannot enforce managed networking, so it refuses the request",
+        "this executor cannot enforce managed networking; send the request without it",
     ))
 }
 

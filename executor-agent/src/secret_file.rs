@@ -1,12 +1,12 @@
 //! Small secret files that only their owner can read.
 //!
-//! - A file is refused if others could have read it.
-//! - It is made once, whoever makes it first, and never overwritten.
-//! - Makers of the same file, in one process or in containers that share a
-//!   volume, have drafts of different names. Once the file is there its drafts
-//!   are worth nothing, and are removed by whoever made one.
-//! - It is whole or not there, and once it is there it survives a power cut:
-//!   what was enrolled with a key must not outlive the key.
+//! - A file that others could have read is refused.
+//! - The first writer creates the file. It is never overwritten.
+//! - Concurrent writers, in one process or in containers that share a volume, use
+//!   drafts with different names. The file makes its drafts useless, so every
+//!   writer removes all of them.
+//! - The file is complete or absent. Once it exists, it survives a power failure:
+//!   an enrolment must not outlive its key.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -16,31 +16,31 @@ use zeroize::Zeroizing;
 
 use crate::sys::files;
 
-/// More than such a file ever has, in bytes; of a longer one this much is read.
+/// The most bytes that are read; no secret is as long.
 pub(crate) const MAX_BYTES: u64 = 4096;
 
-/// Hexadecimal digits after the name of a file in the name of its draft.
+/// Hexadecimal digits that follow the name of the file in the name of a draft.
 const DRAFT_DIGITS: usize = 16;
 
-/// Why such a file cannot be had.
+/// Why a secret file cannot be read or created.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretFileError {
-    /// Others than the owner can read the file.
+    /// Users other than the owner can read the file.
     #[error(
-        "{} can be read by others (mode {mode:o}), so its key may be known to them; {remedy}, or, \
-         if you are sure that nobody read it, run chmod 600 on it",
+        "other users can read {} (mode {mode:o}), so they may know its key; {remedy}, or run \
+         chmod 600 on it if no other user has read it",
         path.display()
     )]
     Exposed {
         /// The file.
         path: PathBuf,
-        /// Its permissions.
+        /// Its permission bits.
         mode: u32,
-        /// What to do.
+        /// The next step for the user.
         remedy: &'static str,
     },
-    /// The operating system refused.
-    #[error("cannot use {}: {why}", path.display())]
+    /// The operating system reported an error.
+    #[error("cannot read or create {}: {why}", path.display())]
     Io {
         /// The file or directory.
         path: PathBuf,
@@ -48,26 +48,26 @@ pub enum SecretFileError {
         why: io::Error,
     },
     /// The operating system has no random numbers.
-    #[error("no random numbers for a new key: {0}")]
+    #[error("cannot create a key: no random numbers: {0}")]
     Random(#[from] getrandom::Error),
 }
 
-/// What kind of file.
+/// A secret file by its name in a directory.
 pub(crate) struct SecretFile {
-    /// Its name in its directory.
+    /// Its name.
     pub(crate) name: &'static str,
-    /// What to do if others could read it, as part of a sentence.
+    /// The next step if others could read it, as part of a sentence.
     pub(crate) remedy: &'static str,
 }
 
 impl SecretFile {
-    /// Where it is in `directory`.
+    /// Its path in `directory`.
     pub(crate) fn path(&self, directory: &Path) -> PathBuf {
         directory.join(self.name)
     }
 
-    /// Reads the file in `directory`, or makes one of what `make` returns.
-    /// Several processes may do so at once: all get the same one.
+    /// Reads the file in `directory`, or creates it with the bytes that `make`
+    /// returns. Concurrent processes get the same file.
     ///
     /// # Errors
     /// [`SecretFileError`]
@@ -99,9 +99,9 @@ impl SecretFile {
     }
 }
 
-/// Writes `bytes` beside the file and gives them its name in one step, so that
-/// nobody ever sees a part of them, and the first one wins. `sync` makes the
-/// names in a directory last.
+/// Writes `bytes` to a draft and links it to the name of the file in one step, so
+/// that no reader sees a part of them and the first writer wins. `sync` makes the
+/// names in a directory durable.
 fn create_once(
     directory: &Path,
     name: &str,
@@ -116,10 +116,10 @@ fn create_once(
     getrandom::fill(&mut random)?;
     let draft = directory.join(format!("{name}.{:0DRAFT_DIGITS$x}", u64::from_be_bytes(random)));
     let written = write_new(&draft, bytes).and_then(|()| fs::hard_link(&draft, &path));
-    // a draft that was never made need not be removed
+    // the draft may not exist
     let _ = fs::remove_file(&draft);
     match written {
-        // somebody was faster, and has removed our draft perhaps
+        // another writer was faster, and may have removed our draft
         Err(_) if path.exists() => {}
         other => other.map_err(|why| failed(&path, why))?,
     }
@@ -131,8 +131,8 @@ fn create_once(
     Ok(())
 }
 
-/// Removes what makers that died in the middle left behind. What cannot be
-/// removed is as private as the file, and nobody reads it.
+/// Removes the drafts of writers that crashed. A draft that cannot be removed is
+/// as private as the file, and is never read.
 fn remove_drafts(directory: &Path, name: &str) {
     let is_draft = |file: &std::ffi::OsStr| {
         let digits = file.to_str().and_then(|file| file.strip_prefix(name)?.strip_prefix('.'));
@@ -154,7 +154,7 @@ fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {
-    // the parent of a relative path of one part has no name
+    // the parent of a relative path with one component is empty
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     File::open(path)?.sync_all()
 }
@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(*again(&state, "first").unwrap(), b"first");
         assert_eq!(*again(&state, "second").unwrap(), b"first");
         create_once(&state, FILE.name, b"third", sync_directory).unwrap();
-        assert_eq!(*again(&state, "fourth").unwrap(), b"first", "an existing one stays");
+        assert_eq!(*again(&state, "fourth").unwrap(), b"first", "an existing file is kept");
         let mode = |path: &Path| files::mode(&path.metadata().unwrap());
         assert_eq!((mode(&FILE.path(&state)), mode(&state)), (0o600, 0o700));
         assert_eq!(fs::read_dir(&state).unwrap().count(), 1, "no draft is left");
@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(*again(folder.path(), "y").unwrap(), b"x");
     }
 
-    /// As in containers that share a volume, where all have the same id.
+    /// As in containers that share a volume, where all have the same process id.
     #[test]
     fn concurrent_creators_get_the_same_file() {
         for _ in 0..50 {
@@ -231,8 +231,8 @@ mod tests {
         assert!(others.iter().all(|name| there(name).exists()));
     }
 
-    /// A file's name lasts when its directory is synced after it was given, and
-    /// that of a directory when the one above is.
+    /// The name of a file is durable once its directory is synced, and the name of a
+    /// directory once its parent is.
     #[test]
     fn directories_are_synced_after_linking() {
         let folder = tempfile::tempdir().unwrap();
@@ -249,7 +249,7 @@ mod tests {
             synced.clone()
         };
         assert_eq!(create(), [state.clone(), folder.path().join("a"), folder.path().to_owned()]);
-        // another process may have made it, and not be that far
+        // the process that created it may not have synced it yet
         assert_eq!(create(), std::slice::from_ref(&state));
         let refuse = |_: &Path| Err(io::ErrorKind::StorageFull.into());
         let refused = create_once(&state, FILE.name, b"x", refuse);

@@ -26,7 +26,7 @@ pub(crate) fn config(relay: &str, state: &Path) -> AgentConfig {
     }
 }
 
-/// Always the same keys.
+/// An identity that is the same at each call.
 pub(crate) fn identity() -> Identity {
     Identity::from_seed(&IdentitySeed::from_bytes([7; IdentitySeed::BYTES]))
 }
@@ -46,7 +46,7 @@ pub(crate) fn is_alive(id: &str) -> bool {
         .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
 }
 
-/// Waits until that process is gone; fails if that takes too long.
+/// Waits until that process has ended; fails after 20 s.
 pub(crate) async fn wait_until_gone(id: &str) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while is_alive(id) {

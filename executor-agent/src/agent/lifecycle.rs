@@ -80,7 +80,7 @@ impl<'a, F: Fn(AgentState)> Lifecycle<'a, F> {
 
     async fn back_off(&mut self, back_off: BackOff) -> AgentPhase<DialledSocket> {
         let mut random = [0xff; 4];
-        // without random numbers the wait is simply the longest
+        // without random numbers it waits for the longest time
         let _ = getrandom::fill(&mut random);
         let endpoint = &self.agent.endpoint;
         let retry_in = self.retries.next_delay(endpoint.has_streams(), u32::from_le_bytes(random));

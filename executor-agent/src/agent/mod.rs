@@ -35,10 +35,10 @@ use crate::identity::{self, IdentityError};
 use crate::session::{SessionManager, StreamEnd, serve};
 use crate::{authorize, environment, registry};
 
-/// How long a stop waits for the peers to hear of it. A stream may be there whose
-/// peer has left, and who comes meanwhile comes in vain.
+/// How long a stopping agent waits for its streams to finish. The peer of a stream
+/// may have left, and new peers may still arrive.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long it waits then for the relay to hear of it.
+/// How long it then waits for the close handshake with the relay.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// An executor, ready to run.
@@ -51,51 +51,51 @@ pub struct Agent {
     allowed: Option<PublicKey>,
 }
 
-/// What an agent is doing, for people and tests.
+/// The state of an agent, for people and tests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AgentState {
-    /// It asks the registry for the environment.
+    /// The agent asks the registry for a registration.
     Registering,
-    /// The environment is its own.
+    /// The agent holds the registration of the environment.
     Registered {
-        /// The claim.
+        /// The registration.
         registration: RegistrationId,
     },
-    /// The websocket is open: orchestrators can reach it.
+    /// The websocket is open: orchestrators can reach the agent.
     Connected,
-    /// Something temporary went wrong.
+    /// The agent waits after a temporary failure.
     Waiting {
-        /// What, in words.
+        /// The failure.
         error: String,
-        /// When it tries again.
+        /// The time until the next attempt.
         retry_in: Duration,
     },
 }
 
-/// Why an agent cannot run, or not any more.
+/// Why an agent cannot start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// Its settings are not complete.
+    /// Its settings are incomplete or invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Its key cannot be had.
+    /// Its key cannot be read or created.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// Its credential cannot be had.
+    /// Its credential cannot be read or created.
     #[error(transparent)]
     Credential(#[from] CredentialError),
-    /// TLS or HTTP cannot be set up on this machine.
-    #[error("cannot set up connections: {0}")]
+    /// This machine cannot provide TLS, HTTP or random numbers.
+    #[error("cannot set up TLS or HTTP: {0}")]
     Setup(String),
-    /// The registry does not want it.
+    /// The registry refused the token or the registration.
     #[error("{0}")]
     Registry(#[from] RegistryError),
 }
 
 impl AgentError {
-    /// The exit code of a program that ends with this error, of sysexits.h: 77
-    /// if the token is missing or refused, so that a supervisor knows that
-    /// trying again is of no use, else 78.
+    /// The exit code (sysexits.h) of a program that ends with this error: 77 if the
+    /// token is missing or refused, so that a supervisor does not restart it in
+    /// vain, otherwise 78.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Registry(_) | Self::Config(ConfigError::NoToken(_)) => 77,
@@ -105,11 +105,10 @@ impl AgentError {
 }
 
 impl AgentArgs {
-    /// Runs the agent that these arguments describe; its log tells people what
-    /// it does.
+    /// Runs the agent that these arguments describe. The agent logs each step.
     ///
     /// # Errors
-    /// See [`AgentError`].
+    /// Every [`AgentError`].
     pub async fn run(self, cancel: CancellationToken) -> Result<(), AgentError> {
         self.tls.configure().map_err(|error| AgentError::Setup(error.to_string()))?;
         Agent::new(self.into_config()?)?.run(cancel, |_| {}).await
@@ -117,7 +116,7 @@ impl AgentArgs {
 }
 
 impl Agent {
-    /// Reads or makes the key; nothing is sent yet.
+    /// Reads or creates the keys. Sends nothing yet.
     ///
     /// # Errors
     /// [`AgentError::Identity`], [`AgentError::Credential`] or
@@ -142,21 +141,21 @@ impl Agent {
         Ok(Self { config, identity, registry, sessions, endpoint, allowed: None })
     }
 
-    /// Lets in nobody but the orchestrator with this key, whatever the registry
-    /// says of others.
+    /// Refuses all orchestrators except the one with this key. The registry must
+    /// accept that one, too.
     #[must_use]
     pub fn restrict_to(self, orchestrator: PublicKey) -> Self {
         Self { allowed: Some(orchestrator), ..self }
     }
 
-    /// The static key, with both halves.
+    /// The static public key, both halves.
     pub fn public_key(&self) -> &PublicKey {
         self.identity.public()
     }
 
-    /// Lives until `cancel`, or until only a person can help. Then all
-    /// processes are killed and the peers are told. `on_state` hears of every
-    /// step.
+    /// Runs until `cancel`, or until the registry refuses the agent for good. Then
+    /// kills all processes and finishes all streams. Calls `on_state` at each
+    /// change.
     ///
     /// # Errors
     /// [`AgentError::Registry`] if the token or the registration is refused.
@@ -166,7 +165,7 @@ impl Agent {
         on_state: impl Fn(AgentState) + Send,
     ) -> Result<(), AgentError> {
         if self.config.relay.is_exposed() {
-            tracing::warn!(relay = %self.config.relay, "what opens the relay goes there without TLS");
+            tracing::warn!(relay = %self.config.relay, "credentials are sent to the relay over plain HTTP");
         }
         let agent = Arc::new(self);
         let accept_task = AbortOnDrop(tokio::spawn(accept_streams(agent.clone())));
@@ -184,22 +183,22 @@ impl Agent {
         if connected.load(Ordering::Relaxed) {
             let finish = async {
                 if timeout(FINISH_TIMEOUT, accept_task.finished()).await.is_err() {
-                    tracing::debug!("stopped before every peer was told");
+                    tracing::debug!("gave up waiting for the streams to finish");
                 }
                 agent.endpoint.shut_down(CloseFrame::NORMAL);
             };
-            // the pump, which is part of the life, says the last words
+            // the pump that sends the last frames is part of the lifecycle
             if timeout(FINISH_TIMEOUT + CLOSE_TIMEOUT, join(finish, life)).await.is_err() {
-                tracing::debug!("stopped before the relay was told");
+                tracing::debug!("gave up waiting for the close handshake with the relay");
             }
         }
         Ok(())
     }
 }
 
-/// Lets orchestrators in and serves their streams, each in a task of its own;
-/// the core bounds how many there are. Ends when the executor is shut down and
-/// its streams are over.
+/// Authorizes handshakes and serves streams, each in a task of its own; the core
+/// bounds their number. Returns when the sessions are shut down and all streams
+/// are closed.
 async fn accept_streams(agent: Arc<Agent>) {
     let mut tasks = JoinSet::new();
     while let Some(incoming) = agent.sessions.until_shutdown(agent.endpoint.incoming()).await {
@@ -207,7 +206,7 @@ async fn accept_streams(agent: Arc<Agent>) {
             Incoming::Authorization(request)
                 if agent.allowed.as_ref().is_some_and(|allowed| *allowed != request.peer) =>
             {
-                tracing::debug!(peer = ?request.peer, "not the only orchestrator that is let in");
+                tracing::debug!(peer = ?request.peer, "refused an orchestrator other than the allowed one");
                 request.refuse(Refusal::Denied);
             }
             Incoming::Authorization(request) => {
@@ -225,13 +224,13 @@ async fn accept_streams(agent: Arc<Agent>) {
     while tasks.join_next().await.is_some() {}
 }
 
-/// Serves a stream and sees to it that its peer hears of the end.
+/// Serves a stream, then finishes or resets it.
 async fn serve_stream(sessions: Arc<SessionManager>, channel: Channel) {
     let channel = Arc::new(channel);
     if serve(sessions, channel.clone()).await == StreamEnd::InvalidMessage {
         channel.reset();
     }
-    // what still arrives is read, else the end would wait behind it
+    // unread messages would hold back the end of the stream
     let rest = async { while channel.recv().await.is_some() {} };
     let (why, ()) = join(channel.finish(), rest).await;
     tracing::debug!(%why, "stream closed");
@@ -241,7 +240,7 @@ struct AbortOnDrop(JoinHandle<()>);
 
 impl AbortOnDrop {
     async fn finished(mut self) {
-        // a panic in it has been reported already
+        // the runtime has reported a panic of the task
         let _ = (&mut self.0).await;
     }
 }

@@ -152,12 +152,12 @@ impl BackOff {
 fn describe(ended: &Ended) -> String {
     match ended {
         Ended::ByPeer(Some(SUPERSEDED)) => {
-            "another executor has taken the environment over".to_owned()
+            "another executor has registered for this environment".to_owned()
         }
         Ended::ByPeer(Some(TOKEN_REVOKED)) => "this agent's token was revoked".to_owned(),
         Ended::ByPeer(Some(TOKEN_EXPIRED)) => "this agent's token has expired".to_owned(),
         Ended::ByPeer(Some(REGISTRATION_ENDED)) => {
-            "an operator has ended this agent's registration".to_owned()
+            "the registration of this agent was ended by an operator".to_owned()
         }
         Ended::ByPeer(_) | Ended::SentAway(_) => format!("the relay: {ended}"),
         other => other.to_string(),

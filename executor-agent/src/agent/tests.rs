@@ -19,7 +19,7 @@ use super::*;
 use crate::testing::{config, process_id, wait_until_gone};
 use rendez_registry_client::testing::FakeRegistry;
 
-/// A running agent and what it said.
+/// A running agent and its states.
 struct Running {
     registry: FakeRegistry,
     listener: TcpListener,
@@ -38,7 +38,7 @@ impl Running {
         agent
     }
 
-    /// The registry is not available.
+    /// Starts an agent whose registry is not available.
     async fn start_without_registration() -> Self {
         let registry = FakeRegistry::start().await;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -53,7 +53,7 @@ impl Running {
         Self { registry, listener, states, cancel, task, key, _state: state }
     }
 
-    /// The registry's answer from now on: this registration, our listener.
+    /// Makes the registry grant this registration, with the URL of our listener.
     fn grant(&self, registration: &str) {
         let body = format!(
             r#"{{"environment_id":"dev","url":"ws://{}/?ticket=x","executor_registration_id":
@@ -73,12 +73,12 @@ impl Running {
         assert_eq!(self.next().await, AgentState::Registered { registration });
     }
 
-    /// Takes the agent's websocket; `peer` is then at the other end.
+    /// Accepts the agent's websocket and connects it to `peer`.
     async fn accept(&mut self, peer: &Peer) -> JoinHandle<Ended> {
         self.accept_after(peer, []).await
     }
 
-    /// The same, after the relay has messages this.
+    /// Does the same after the relay has sent `messages`.
     async fn accept_after(
         &mut self,
         peer: &Peer,
@@ -101,7 +101,7 @@ impl Running {
     }
 }
 
-/// An orchestrator's endpoint.
+/// The endpoint of an orchestrator.
 struct Peer {
     endpoint: Endpoint,
     registration: &'static str,
@@ -186,7 +186,7 @@ async fn invalid_orchestrator_key_is_refused() {
     agent.stop().await.unwrap();
 }
 
-/// As a stock executor does it, in the one word that it has for everything.
+/// Stock executors use the same reset reason.
 #[tokio::test]
 async fn invalid_message_resets_the_stream() {
     let mut agent = Running::start().await;
@@ -204,7 +204,7 @@ async fn invalid_message_resets_the_stream() {
         let why = rendez_endpoint::Closed::Reset(ResetReason::ProtocolError);
         assert_eq!(channel.closed().await, why, "{profile}");
     }
-    // and others go on
+    // other streams are not affected
     let channel = peer.open(Profile::NoiseHybridIkV1).await.unwrap();
     initialize(&channel).await;
     agent.stop().await.unwrap();
@@ -220,14 +220,13 @@ async fn stream_and_process_outlive_the_websocket() {
     call::<process::Start>(&channel, &sleeper()).await;
     socket.abort();
     assert!(matches!(agent.next().await, AgentState::Waiting { .. }));
-    // the same registration serves again
+    // it reconnects with the same registration
     let _socket = agent.accept(&peer).await;
     let terminate = process::Terminate { process_id: process_id("p") };
     assert!(call::<process::Terminate>(&channel, &terminate).await.running);
     agent.stop().await.unwrap();
 }
 
-/// Whatever a relay says, an agent and its processes outlive it.
 #[tokio::test]
 async fn text_message_from_relay_is_ignored() {
     let mut agent = Running::start().await;
@@ -270,8 +269,7 @@ async fn repeated_failed_dials_cause_new_registration() {
     agent.stop().await.unwrap();
 }
 
-/// Relay and registry were away together: the registration is as good as
-/// before.
+/// Relay and registry failed together: the registration may still be valid.
 #[tokio::test]
 async fn unavailable_registry_keeps_the_registration() {
     let mut agent = Running::start().await;

@@ -1,9 +1,8 @@
-//! Files of the executor (WIRE.md, sections 6.3 and 6.4).
+//! The files of the executor (docs/codex-wire.md#files, docs/codex-wire.md#paths).
 //!
-//! Every operation runs on a blocking thread, with the rights of the agent's
-//! user. Errors: -32004 if something is not there, -32600 for a request that
-//! makes no sense for what is there, -32603 with the operating system's text
-//! for the rest.
+//! Every operation runs on a blocking thread with the rights of the agent's user.
+//! Errors: -32004 for a missing file, -32600 for a request that does not fit the
+//! file, -32603 with the text of the operating system for all others.
 
 mod ops;
 
@@ -21,30 +20,30 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::sandbox;
 
-/// Files that `fs/readFile` holds in memory at once, over all streams: from
-/// before they are read until their streams have taken them. Each costs at most
-/// [`READ_FILE_MAX_BYTES`](rendez_proto::limits::READ_FILE_MAX_BYTES) and, while
-/// it is put into its message, four thirds of that. What a stream has taken is
-/// one message, whatever it is about. A read that hangs gives its place back when
-/// its stream is over, so that a disk that is gone takes no places for ever.
+/// Files that `fs/readFile` holds in memory concurrently, over all streams: from
+/// before the read until the stream has accepted the reply. Each costs at most
+/// [`READ_FILE_MAX_BYTES`](rendez_proto::limits::READ_FILE_MAX_BYTES) and, during
+/// its encoding, four thirds of that. A stream then holds one message of any kind.
+/// A read that hangs releases its permit when its stream closes, so a broken disk
+/// does not take the permits for good.
 pub(crate) const FILE_READS_AT_ONCE: usize = 8;
-/// Those of one stream, so that it takes many slow readers to keep others
-/// waiting. While a stream sends one file, it may hold the next.
+/// Such files of one stream, so that only many slow readers can delay others. While
+/// a stream sends one file, it may hold the next.
 const FILE_READS_PER_STREAM: usize = 1;
 
 const _: () = assert!(FILE_READS_PER_STREAM < FILE_READS_AT_ONCE);
 
 /// The file service of one executor.
 pub(crate) struct FileService {
-    /// For whole files in memory.
+    /// For files in memory.
     read_permits: Arc<Semaphore>,
 }
 
-/// What one stream may read at once.
+/// Bounds the files that one stream holds in memory.
 pub(crate) struct StreamFileReads(Arc<Semaphore>);
 
-/// A whole file's place in memory: whoever has the answer drops it when the
-/// answer is gone.
+/// The right to hold a file in memory. Drop it once the reply is handed to the
+/// stream.
 pub(crate) struct FileReadPermit {
     _executor: OwnedSemaphorePermit,
     _stream: OwnedSemaphorePermit,
@@ -63,13 +62,13 @@ impl Default for StreamFileReads {
 }
 
 impl FileService {
-    /// Whole files in memory now.
+    /// The number of files in memory.
     #[cfg(test)]
     pub(crate) fn in_memory(&self) -> usize {
         FILE_READS_AT_ONCE - self.read_permits.available_permits()
     }
 
-    /// `fs/readFile`, with the place of the file that it returns.
+    /// `fs/readFile`, with the permit for the file that it returns.
     pub(crate) fn read_file(
         &self,
         reads: &StreamFileReads,
@@ -79,8 +78,8 @@ impl FileService {
         let (of_executor, of_stream) = (self.read_permits.clone(), reads.0.clone());
         async move {
             // the semaphores are never closed
-            let closed = |_| RpcError::internal("no place for a file");
-            // in this order, so that a stream waits for the others' places once
+            let closed = |_| RpcError::internal("cannot read files: the service is closed");
+            // in this order, so that a stream waits for shared permits only once
             let of_stream = of_stream.acquire_owned().await.map_err(closed)?;
             let of_executor = of_executor.acquire_owned().await.map_err(closed)?;
             let permit = FileReadPermit { _executor: of_executor, _stream: of_stream };
@@ -170,7 +169,7 @@ mod tests {
         assert_eq!(files.read_permits.available_permits(), 0);
         drop(held.pop());
         let (_reply, permit) = other.await.unwrap();
-        // the stream's own turn has come, and waits for a place
+        // its stream permit is free, now it waits for a shared one
         drop(held.swap_remove(0));
         let second = same.await.unwrap();
         drop((permit, second, held));

@@ -1,8 +1,8 @@
-//! The operations themselves; all of them block.
+//! File operations; all of them block.
 //!
-//! Only regular files are read and written: opening a fifo or a device could
-//! block for ever or do something. The kind is looked at before the file is
-//! opened, and again through the open handle, without blocking in between.
+//! Only regular files are read and written: opening a fifo or a device can block
+//! or have side effects. The file type is checked before the file is opened
+//! without blocking, and again on the open handle.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -19,28 +19,28 @@ use rendez_proto::rpc::process::Empty;
 
 use crate::sys::files::open_nonblocking;
 
-/// The whole file, if it is not too large.
+/// Reads a whole file of at most [`READ_FILE_MAX_BYTES`](limits::READ_FILE_MAX_BYTES).
 pub(super) fn read_file(call: &ReadFile) -> Result<ReadFileReply, RpcError> {
     let path = Path::new(call.path.path());
     if call.follow_symlinks {
         must_be_file(path, &fs::metadata(path).map_err(failed)?)?;
     } else {
         let found = fs::symlink_metadata(path).map_err(failed)?;
-        // a link is refused below, in the operating system's words
+        // opening a link fails below with the error of the operating system
         if !found.is_symlink() {
             must_be_file(path, &found)?;
         }
     }
     let file = open(OpenOptions::new().read(true), path, call.follow_symlinks)?;
     let len = file.metadata().map_err(failed)?.len();
-    // files such as those in /proc say 0 and have more
+    // files in /proc report 0 bytes and have more
     let mut data = Vec::with_capacity(usize::try_from(len).unwrap_or(0).min(too_large_at()));
     let most = too_large_at() as u64;
     file.take(most).read_to_end(&mut data).map_err(failed)?;
     if data.len() >= too_large_at() {
         return Err(RpcError::invalid_request(format!(
-            "the file has {} bytes, more than the {} that fs/readFile returns; read it in parts \
-             with a command, such as dd or tail -c",
+            "the file has {} bytes, more than the {} that fs/readFile can return; read it in \
+             parts with a command such as dd or tail -c",
             len.max(data.len() as u64),
             limits::READ_FILE_MAX_BYTES
         )));
@@ -52,9 +52,9 @@ fn too_large_at() -> usize {
     limits::READ_FILE_MAX_BYTES + 1
 }
 
-/// Overwrites in place, as stock executors do: links, owner, mode and other
-/// names of the file stay. A failure in the middle, such as a full disk, leaves
-/// a file that is cut short, and the error says so.
+/// Overwrites a file in place, as stock executors do: links, owner, mode and other
+/// names of the file stay. A failure during the write, such as a full disk, leaves
+/// a truncated file; the error mentions it.
 pub(super) fn write_file(call: &WriteFile) -> Result<Empty, RpcError> {
     let path = Path::new(call.path.path());
     match fs::metadata(path) {
@@ -87,7 +87,7 @@ pub(super) fn read_directory(call: &ReadDirectory) -> Result<ReadDirectoryReply,
     let mut entries = Vec::new();
     for entry in fs::read_dir(call.path.path()).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        // follows links; what leads nowhere, or vanished meanwhile, is left out
+        // follows links; omits dangling links and files that were removed meanwhile
         let Ok(found) = fs::metadata(entry.path()) else { continue };
         entries.push(DirectoryEntry {
             file_name: entry.file_name().to_string_lossy().into_owned(),
@@ -121,7 +121,7 @@ pub(super) fn remove(call: &Remove) -> Result<Empty, RpcError> {
     }
 }
 
-/// Opens without waiting for anybody, and only a regular file.
+/// Opens a regular file without blocking.
 fn open(options: &mut OpenOptions, path: &Path, follow_symlinks: bool) -> Result<File, RpcError> {
     let file = open_nonblocking(options, path, follow_symlinks).map_err(failed)?;
     must_be_file(path, &file.metadata().map_err(failed)?)?;
@@ -142,7 +142,7 @@ fn failed(error: io::Error) -> RpcError {
     }
 }
 
-/// Since 1970; negative before.
+/// Milliseconds since 1970; negative before.
 fn milliseconds(time: SystemTime) -> i64 {
     let clamp = |millis: u128| i64::try_from(millis).unwrap_or(i64::MAX);
     match time.duration_since(UNIX_EPOCH) {

@@ -1,9 +1,10 @@
-//! One child: how it is started, and the task that lives as long as it does.
+//! Starts a child, and runs the task that reads its output and awaits its exit.
 //!
-//! A child leads a process group of its own, so that signals reach what it
-//! started, too. Its task reads the outputs into the log, waits for the end
-//! and closes the log; a full log of an attached peer stops the reading, and
-//! so the child ([`OutputLog::read_size`](super::output_log::OutputLog::read_size)).
+//! A child leads a process group of its own, so that signals also reach the
+//! processes that it starts. The task appends the output to the log and closes the
+//! log at the end. While too much output waits for an attached peer, the task does
+//! not read: backpressure for the child
+//! ([`OutputLog::read_size`](super::output_log::OutputLog::read_size)).
 
 use std::io;
 use std::path::PathBuf;
@@ -23,12 +24,12 @@ use super::{env, path_search};
 use crate::sys::child::{Launch, Launched, Reader, Writer, exit_code};
 use crate::sys::{pipes, pty};
 
-/// Starts what `start` says; blocks, and needs a runtime's context. The child
-/// inherits no variable of `withheld`.
+/// Starts the child that `start` describes, which inherits no variable of
+/// `withheld`. Blocks, and needs the context of a runtime.
 ///
 /// # Errors
-/// -32602 for parameters that no program could be started with, -32603 with
-/// the operating system's text.
+/// -32602 for invalid parameters, -32603 with the text of the operating system for
+/// all other failures.
 pub(super) fn launch(start: Start, withheld: &[&str]) -> Result<Launched, RpcError> {
     let own = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
@@ -53,13 +54,14 @@ pub(super) fn launch(start: Start, withheld: &[&str]) -> Result<Launched, RpcErr
 
 fn launch_error(error: io::Error) -> RpcError {
     match error.kind() {
-        // NUL in an argument or a variable
+        // a NUL in an argument or a variable
         io::ErrorKind::InvalidInput => RpcError::invalid_params(error.to_string()),
         _ => RpcError::internal(error.to_string()),
     }
 }
 
-/// The child's life: ends when it has ended and all its outputs are closed.
+/// Runs until the child has exited and all its outputs are closed. Then closes the
+/// log.
 pub(super) async fn run(
     mut child: Child,
     outputs: Vec<(Stream, Reader)>,
@@ -73,11 +75,11 @@ pub(super) async fn run(
         let code = match child.wait().await {
             Ok(status) => exit_code(status),
             Err(error) => {
-                tracing::warn!(%error, "cannot learn how a child ended");
+                tracing::warn!(%error, "cannot get the exit status of a child");
                 -1
             }
         };
-        // writes that still wait are answered: nobody will read them
+        // the child will not read waiting writes: this answers them
         drop(feeder_task);
         process.exited(code);
     };
@@ -87,13 +89,13 @@ pub(super) async fn run(
 }
 
 async fn read_output(stream: Stream, mut output: Reader, process: &Arc<ProcessHandle>) {
-    // most children write little: the buffer grows when one read fills it
+    // most children write little: the buffer grows once a read fills it
     let mut buffer = vec![0; limits::PROCESS_CHUNK_MAX_BYTES];
     loop {
         let max = process.read_size().await;
         let end = buffer.len().min(max);
         match output.read(&mut buffer[..end]).await {
-            // a terminal says EIO when its last user is gone
+            // a terminal returns EIO after its last process has closed it
             Ok(0) | Err(_) => return,
             Ok(len) => {
                 process.output(stream, Bytes::copy_from_slice(&buffer[..len]));

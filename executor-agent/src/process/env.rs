@@ -1,28 +1,27 @@
-//! The variables that a child gets (WIRE.md, section 6.2).
+//! The environment variables of a child (docs/codex-wire.md#processes).
 //!
-//! Without a policy exactly `Start::env`. With one, in this order: inherit,
-//! default excludes, `exclude`, `set`, `includeOnly`; then `Start::env` on top.
-//! Variables that the agent withholds, such as its token, are never inherited,
-//! whatever the policy says.
+//! Without a policy the child gets exactly `Start::env`. With one, these steps
+//! apply in order: inherit, default excludes, `exclude`, `set`, `includeOnly`; then
+//! `Start::env` is added. No policy can make a child inherit a variable that the
+//! agent withholds, such as its token.
 
 use std::collections::BTreeMap;
 
 use rendez_proto::rpc::RpcError;
 use rendez_proto::rpc::process::{EnvPolicy, Inherit};
 
-/// What `inherit: core` keeps.
+/// The variables of `inherit: core`.
 const CORE: [&str; 9] =
     ["HOME", "LOGNAME", "PATH", "SHELL", "USER", "USERNAME", "TMPDIR", "TEMP", "TMP"];
 
-/// What is left out unless `ignoreDefaultExcludes`.
+/// Excluded patterns unless `ignoreDefaultExcludes` is set.
 const DEFAULT_EXCLUDES: [&str; 3] = ["*KEY*", "*SECRET*", "*TOKEN*"];
 
-/// Puts a child's variables together. `own` are the executor's; of them those
-/// that are not UTF-8 cannot be passed on by name and are left out, as are those that
-/// are `withheld`.
+/// Builds the variables of a child. `own` are those of the executor; names in
+/// `withheld` are not inherited.
 ///
 /// # Errors
-/// -32602 for a name that no variable can have.
+/// -32602 for an invalid name of a variable.
 pub(super) fn resolve(
     policy: Option<&EnvPolicy>,
     env: &BTreeMap<String, String>,
@@ -63,12 +62,12 @@ fn inherited(
     vars
 }
 
-/// Whether `text` as a whole matches `pattern`, where `*` is any text and `?`
-/// any one byte; ASCII case is ignored.
+/// Whether all of `text` matches `pattern`: `*` matches any text, `?` any one byte.
+/// Ignores ASCII case.
 fn matches(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut p, mut t) = (0, 0);
-    // where to go on if the text after the last star has to begin later
+    // where to continue if the last star must match more
     let mut retry: Option<(usize, usize)> = None;
     while t < text.len() {
         match pattern.get(p) {

@@ -1,15 +1,15 @@
-//! Processes: what runs, what it wrote, what reaches it (WIRE.md, section 6.2).
+//! Processes with their input, output and signals (docs/codex-wire.md#processes).
 //!
 //! ```text
-//! supervisor   start, write, signal, read
-//!   table      the session's processes by name
-//!   child      one task per child: outputs into the log, its end
-//!     env, lookup   what it gets and which program it is
-//!   handle     one process for everybody else; who is told of news
-//!     log      the numbered events (pure)
-//!       retention   how much all logs keep together
-//!     stdin    ordered, repeatable writes
-//!       allowance   how much of them may wait together
+//! supervisor       the calls of a session: start, write, signal, read
+//!   table          the processes of a session by id
+//!   child          starts a child; one task reads its output and awaits its exit
+//!     env, path_search    its environment variables and its program
+//!   process_handle        one process as the other modules see it
+//!     output_log          its numbered events (pure)
+//!       output_budget     bounds the output of all processes
+//!     stdin               ordered writes, each applied once
+//!       stdin_budget      bounds the queued input of all processes
 //! ```
 
 mod child;
@@ -28,7 +28,7 @@ use std::sync::Arc;
 use self::output_budget::OutputBudget;
 use self::stdin_budget::StdinBudget;
 
-/// What the processes of all sessions of an executor share.
+/// Budgets and settings that the processes of all sessions share.
 #[derive(Default)]
 pub(crate) struct ProcessContext {
     output: Arc<OutputBudget>,

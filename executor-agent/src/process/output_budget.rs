@@ -1,21 +1,22 @@
-//! How much output all processes of an agent may keep together.
+//! The budget for the output that all processes of an executor retain.
 //!
-//! While there is room, a log keeps as much as its own bound says; as room gets
-//! scarce, what is free, so that logs of many processes share it: at most
-//! [`EXECUTOR_OUTPUT_RETAINED_BYTES`] in all, and a [`PROCESS_OUTPUT_MIN_BYTES`]
-//! more for each process that there is then.
+//! A log keeps up to its own limit while the budget has room, and otherwise as much
+//! as the budget has left, so that many logs share it. All logs keep at most
+//! [`EXECUTOR_OUTPUT_RETAINED_BYTES`], plus [`PROCESS_OUTPUT_MIN_BYTES`] for each
+//! process that starts once the budget is used up.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use rendez_proto::limits::PROCESS_CHUNK_LARGE_MAX_BYTES;
 
-/// Output that all processes of one executor keep together. Beyond it each
-/// keeps at least [`PROCESS_OUTPUT_MIN_BYTES`].
+/// Output that all processes of one executor retain together. Beyond it each
+/// process still retains [`PROCESS_OUTPUT_MIN_BYTES`].
 const EXECUTOR_OUTPUT_RETAINED_BYTES: usize = 128 * 1024 * 1024;
-/// Output that a process may always keep: two large chunks, so that it moves on.
+/// Output that a process may always retain: two large chunks, so that it makes
+/// progress.
 pub(super) const PROCESS_OUTPUT_MIN_BYTES: usize = 2 * PROCESS_CHUNK_LARGE_MAX_BYTES;
 
-/// See the module.
+/// The bytes of output that all logs share.
 #[derive(Debug)]
 pub(crate) struct OutputBudget {
     used: AtomicUsize,
@@ -27,17 +28,17 @@ impl OutputBudget {
         Self { used: AtomicUsize::new(0), max }
     }
 
-    /// Notes that a log keeps `bytes` more.
+    /// Counts `bytes` more.
     pub(super) fn add(&self, bytes: usize) {
         self.used.fetch_add(bytes, Relaxed);
     }
 
-    /// Notes that a log keeps `bytes` less.
+    /// Counts `bytes` less.
     pub(super) fn sub(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Relaxed);
     }
 
-    /// What a log whose own bound is `max` may keep now.
+    /// The bytes that a log with the limit `max` may keep now.
     pub(super) fn capacity(&self, max: usize) -> usize {
         let free = self.max.saturating_sub(self.used.load(Relaxed));
         free.max(PROCESS_OUTPUT_MIN_BYTES).min(max)

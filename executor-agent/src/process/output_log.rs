@@ -1,5 +1,5 @@
-//! What happened to one process, numbered: the truth that notifications and
-//! `process/read` are views of.
+//! The numbered events of one process. Notifications and `process/read` are views
+//! of this log.
 //!
 //! ```text
 //!        kept chunks                    cursor = last pushed
@@ -9,13 +9,13 @@
 //! ```
 //!
 //! Invariants:
-//! 1. Numbers start at 1 and have no hole over output, exit and close; the
+//! 1. Sequence numbers start at 1 and have no gap over output, exit and close. The
 //!    close is last.
-//! 2. At most its capacity is kept, oldest out first, but while a peer is
-//!    attached nothing is evicted before it was pushed.
-//! 3. So that 2 cannot grow without bound, [`OutputLog::read_size`] is `None` when
-//!    that many bytes wait for an attached peer; whoever reads the child's
-//!    pipes then stops. A detached log always has room.
+//! 2. The log keeps output up to its capacity and evicts the oldest first, but not
+//!    before it was pushed to an attached peer.
+//! 3. [`OutputLog::read_size`] bounds the exception of 2: it is `None` while the
+//!    unpushed output exceeds the capacity, and the child's output is then not read.
+//!    A detached log always has room.
 //!
 //! Pure: no clock, no I/O.
 
@@ -28,21 +28,21 @@ use rendez_proto::rpc::process::{self, ReadReply, Stream};
 
 use super::output_budget::{OutputBudget, PROCESS_OUTPUT_MIN_BYTES};
 
-/// Output kept per process, the newest, also of finished ones that linger; and
-/// what may wait for an attached peer before the process is held. 1 MiB in the
-/// stock executor (docs/codex-wire.md#processes).
+/// Output that is kept per process, the newest, also after its exit. With an
+/// attached peer, the unpushed output at which the process is paused. 1 MiB, as in
+/// the stock executor (docs/codex-wire.md#processes).
 pub const PROCESS_OUTPUT_RETAINED_BYTES: usize = 1024 * 1024;
 
 const _: () = assert!(PROCESS_OUTPUT_MIN_BYTES < PROCESS_OUTPUT_RETAINED_BYTES);
 
-/// What one kept chunk costs besides its bytes; charged, so that a child that
-/// writes single bytes cannot hold a hundred times the capacity.
+/// The charge for a chunk besides its bytes. Without it, a child that writes single
+/// bytes could hold a hundred times the capacity.
 const CHUNK_OVERHEAD_BYTES: usize = 128;
 
-/// One process's events.
+/// The events of one process.
 #[derive(Debug)]
 pub(super) struct OutputLog {
-    /// What it may keep while all logs together keep little.
+    /// The capacity while the budget has room.
     own_limit: usize,
     budget: Arc<OutputBudget>,
     next_seq: u64,
@@ -51,16 +51,16 @@ pub(super) struct OutputLog {
     exit: Option<(u64, i32)>,
     closed: Option<u64>,
     peer: Option<AttachedPeer>,
-    /// What the last peer took at once.
+    /// The largest chunk that the last peer accepts.
     chunk_bytes: usize,
 }
 
-/// An attached peer's place in the log.
+/// The position of an attached peer in the log.
 #[derive(Debug)]
 struct AttachedPeer {
     /// The last number that was pushed.
     cursor: u64,
-    /// Charged bytes of the chunks above it.
+    /// Charged bytes of the chunks above the cursor.
     unpushed_bytes: usize,
 }
 
@@ -77,35 +77,35 @@ impl LoggedChunk {
     }
 }
 
-/// One entry, to be pushed.
+/// An event to push.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ProcessEvent {
-    /// Output appeared.
+    /// The process wrote output.
     Output {
-        /// Its number.
+        /// Its sequence number.
         seq: u64,
-        /// Where.
+        /// The output stream.
         stream: Stream,
-        /// What.
+        /// The output.
         bytes: Bytes,
     },
-    /// The process ended.
+    /// The process exited.
     Exited {
-        /// Its number.
+        /// Its sequence number.
         seq: u64,
         /// The exit code.
         code: i32,
     },
-    /// Nothing follows.
+    /// The last event.
     Closed {
-        /// Its number.
+        /// Its sequence number.
         seq: u64,
     },
 }
 
 impl OutputLog {
-    /// An empty log that keeps `own_limit` bytes, or less while all logs of
-    /// `budget` keep much, without a peer.
+    /// An empty log without a peer. It keeps `own_limit` bytes, or less while
+    /// `budget` is short.
     pub(super) fn new(own_limit: usize, budget: Arc<OutputBudget>) -> Self {
         Self {
             own_limit,
@@ -132,21 +132,21 @@ impl OutputLog {
         self.evict();
     }
 
-    /// Appends the exit; a second one is ignored.
+    /// Appends the exit; ignores a second one.
     pub(super) fn append_exit(&mut self, code: i32) {
         if self.exit.is_none() {
             self.exit = Some((self.take_seq(), code));
         }
     }
 
-    /// Appends the close; a second one is ignored.
+    /// Appends the close; ignores a second one.
     pub(super) fn append_close(&mut self) {
         if self.closed.is_none() {
             self.closed = Some(self.take_seq());
         }
     }
 
-    /// Whether the process ended.
+    /// Whether the process has exited.
     pub(super) fn has_exited(&self) -> bool {
         self.exit.is_some()
     }
@@ -156,33 +156,33 @@ impl OutputLog {
         self.closed.is_some()
     }
 
-    /// The last number in use; 0 if there is none.
+    /// The last sequence number; 0 for an empty log.
     pub(super) fn last_seq(&self) -> u64 {
         self.next_seq - 1
     }
 
-    /// How many bytes of the child's pipes should be read at once; `None` if
-    /// none (invariant 3).
+    /// The most bytes to read from the child at once; `None` while its output must
+    /// not be read (invariant 3).
     pub(super) fn read_size(&self) -> Option<usize> {
         let capacity = self.capacity();
         let full = self.peer.as_ref().is_some_and(|peer| peer.unpushed_bytes >= capacity);
         (!full).then_some(self.chunk_bytes)
     }
 
-    /// A peer attached that takes chunks of `chunk_bytes`: events from here on
-    /// are pushed to it; earlier ones it reads.
+    /// Attaches a peer that accepts chunks of `chunk_bytes`. Later events are pushed
+    /// to it; it can read earlier ones.
     pub(super) fn attach(&mut self, chunk_bytes: usize) {
         self.chunk_bytes = chunk_bytes;
         self.peer = Some(AttachedPeer { cursor: self.last_seq(), unpushed_bytes: 0 });
     }
 
-    /// The peer went.
+    /// Detaches the peer.
     pub(super) fn detach(&mut self) {
         self.peer = None;
         self.evict();
     }
 
-    /// The next event for the attached peer, which is from then on pushed.
+    /// Returns the next event for the attached peer and counts it as pushed.
     pub(super) fn next_push(&mut self) -> Option<ProcessEvent> {
         let peer = self.peer.as_mut()?;
         let seq = peer.cursor + 1;
@@ -203,13 +203,13 @@ impl OutputLog {
         Some(event)
     }
 
-    /// Whether nothing waits to be pushed.
+    /// Whether no event waits to be pushed.
     pub(super) fn is_fully_pushed(&self) -> bool {
         self.peer.as_ref().is_none_or(|peer| peer.cursor == self.last_seq())
     }
 
-    /// The kept output above `after`: at least one chunk if there is any, and
-    /// not more than `max_bytes` if it is more than one (WIRE.md, section 6.2).
+    /// The kept output above `after`: at most `max_bytes`, but at least one chunk if
+    /// there is one (docs/codex-wire.md#processes).
     pub(super) fn read(&self, after: u64, max_bytes: u64) -> ReadReply {
         let from = self.chunks.partition_point(|chunk| chunk.seq <= after);
         let mut chunks: Vec<process::Chunk> = Vec::new();
@@ -353,7 +353,7 @@ mod tests {
         put(&mut log, 2);
         assert!(log.read_size().is_some());
         put(&mut log, 3);
-        assert!(log.read_size().is_none(), "more than the capacity waits");
+        assert!(log.read_size().is_none(), "more than the capacity is unpushed");
         assert!(!log.is_fully_pushed());
         assert_eq!(pushed(&mut log), [1, 2, 3, 4, 5]);
         assert!(log.is_fully_pushed());
@@ -401,7 +401,7 @@ mod tests {
         let total = kept.iter().sum::<usize>();
         assert!(total <= 4 * MOST + 20 * PROCESS_OUTPUT_MIN_BYTES, "{kept:?}");
         assert!(kept.iter().all(|kept| *kept >= PROCESS_OUTPUT_MIN_BYTES / 2), "{kept:?}");
-        // what an attached peer has not got yet is never evicted
+        // unpushed output is never evicted
         let mut log = OutputLog::new(MOST, budget.clone());
         log.attach(CHUNK);
         while log.read_size().is_some() {

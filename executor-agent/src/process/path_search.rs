@@ -1,19 +1,19 @@
-//! Which program `argv[0]` means.
+//! Finds the program that `argv[0]` names.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::sys::files::{is_executable, not_found};
 
-/// Where programs are looked for if the child has no PATH.
+/// The directories to search if the child has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
-/// Finds `program`: with a slash in it, relative to `cwd`; else the first
-/// executable file of that name in `path`, the PATH that the child gets (not
-/// the executor's own). An empty entry of `path` means `cwd`.
+/// Finds `program`. A name with a slash is relative to `cwd`. For other names this
+/// is the first executable file in `path`, the PATH of the child (not that of the
+/// executor). An empty entry of `path` means `cwd`.
 ///
 /// # Errors
-/// As if the operating system had not found it.
+/// The error of the operating system for a missing file.
 pub(super) fn find_program(program: &str, path: Option<&str>, cwd: &Path) -> io::Result<PathBuf> {
     if program.contains('/') {
         return Ok(cwd.join(program));

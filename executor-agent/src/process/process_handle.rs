@@ -1,9 +1,8 @@
-//! One process as the rest of the agent sees it: its log, its input, and what
-//! signals reach.
+//! One process as other modules see it: its log, its input and its process group.
 //!
-//! The log sits behind a mutex that is never held across an await. Whoever
-//! changes it tells three parties: readers that wait for news, pumps that wait
-//! for room, and the [`NotificationQueue`] of the session.
+//! The mutex of the log is never held across an await. Each change of the log wakes
+//! readers that wait for an event, tasks that wait to read the child's output, and
+//! the [`NotificationQueue`] of the session.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,13 +21,13 @@ use super::output_log::{OutputLog, PROCESS_OUTPUT_RETAINED_BYTES, ProcessEvent};
 use super::stdin::Stdin;
 use crate::sys::process_group::ProcessGroup;
 
-/// A started process, running or not.
+/// A process that was started; it may have exited.
 pub(super) struct ProcessHandle {
     id: ProcessId,
     log: Mutex<OutputLog>,
-    /// Something was appended.
+    /// Notified when an event was appended.
     appended: Notify,
-    /// [`OutputLog::read_size`] may have changed.
+    /// Notified when [`OutputLog::read_size`] may have changed.
     read_size_changed: Notify,
     stdin: Arc<Stdin>,
     group: Mutex<Option<ProcessGroup>>,
@@ -37,8 +36,8 @@ pub(super) struct ProcessHandle {
 }
 
 impl ProcessHandle {
-    /// A process whose events go to `notifications` if a peer is `attached`, in chunks
-    /// of that many bytes.
+    /// A process whose events go to `notifications` while a peer is attached.
+    /// `attached` is the largest chunk that the peer accepts.
     pub(super) fn new(
         id: ProcessId,
         stdin: Arc<Stdin>,
@@ -63,7 +62,7 @@ impl ProcessHandle {
         })
     }
 
-    /// Its name in the session.
+    /// Its id in the session.
     pub(super) fn id(&self) -> &ProcessId {
         &self.id
     }
@@ -73,7 +72,7 @@ impl ProcessHandle {
         &self.stdin
     }
 
-    // ---- what happens to the child ----
+    // ---- events of the child ----
 
     /// Appends output.
     pub(super) fn output(self: &Arc<Self>, stream: Stream, bytes: Bytes) {
@@ -85,8 +84,8 @@ impl ProcessHandle {
         self.append(|log| log.append_exit(code));
     }
 
-    /// Appends the close. What the child left behind without an output of ours
-    /// lives on, out of reach.
+    /// Appends the close. Processes that the child left behind without our pipes
+    /// keep running, out of reach of signals.
     pub(super) fn closed(self: &Arc<Self>) {
         if let Some(group) = self.group.lock().take() {
             group.disarm();
@@ -100,8 +99,7 @@ impl ProcessHandle {
         self.notifications.add(self);
     }
 
-    /// Waits until the child's outputs should be read; returns how many bytes
-    /// at once.
+    /// Waits until the child's output may be read; returns the most bytes to read.
     pub(super) async fn read_size(&self) -> usize {
         loop {
             let changed = self.read_size_changed.notified();
@@ -112,9 +110,9 @@ impl ProcessHandle {
         }
     }
 
-    // ---- what peers want ----
+    // ---- calls of peers ----
 
-    /// Pushes from here on, in chunks of at most `chunk_bytes`.
+    /// Starts pushing later events, in chunks of at most `chunk_bytes`.
     pub(super) fn attach(&self, chunk_bytes: usize) {
         self.log.lock().attach(chunk_bytes);
         self.read_size_changed.notify_waiters();
@@ -126,7 +124,7 @@ impl ProcessHandle {
         self.read_size_changed.notify_waiters();
     }
 
-    /// Whether no attached peer still waits for some of it.
+    /// Whether no event waits for an attached peer.
     pub(super) fn is_fully_pushed(&self) -> bool {
         self.log.lock().is_fully_pushed()
     }
@@ -136,7 +134,7 @@ impl ProcessHandle {
         self.log.lock().read(after, max_bytes)
     }
 
-    /// Waits until something has a number above `after`, or nothing ever will.
+    /// Waits until an event has a number above `after`, or the log is closed.
     pub(super) async fn wait_for_event(&self, after: u64) {
         loop {
             let changed = self.appended.notified();
@@ -150,7 +148,7 @@ impl ProcessHandle {
         }
     }
 
-    /// Sends a signal to all that can be reached; false if the process ended.
+    /// Sends a signal to the process group; returns whether the process runs.
     pub(super) fn signal(&self, signal: SignalName) -> bool {
         let running = !self.log.lock().has_exited();
         if let Some(group) = self.group.lock().as_ref() {
@@ -175,8 +173,8 @@ impl ProcessHandle {
     }
 }
 
-/// The processes of one session that have something to push, each once, in
-/// turn: one that floods takes one turn like the others.
+/// The processes of one session with events to push, each once. Each takes one turn
+/// after the other, so a process that floods does not starve the others.
 #[derive(Default)]
 pub(super) struct NotificationQueue {
     ready: Mutex<VecDeque<Weak<ProcessHandle>>>,
@@ -191,8 +189,8 @@ impl NotificationQueue {
         }
     }
 
-    /// Waits for the next notification, complete; in the order of its numbers
-    /// per process. One task asks at a time.
+    /// Waits for the next notification, encoded. Those of one process come in order.
+    /// Only one task may call this.
     pub(super) async fn next(&self) -> Vec<u8> {
         loop {
             let added = self.added.notified();
@@ -203,7 +201,7 @@ impl NotificationQueue {
                     let Some(process) = process.upgrade() else { continue };
                     process.queued.store(false, Ordering::Release);
                     if let Some(message) = process.next_push() {
-                        // it may have more; if not, its next turn finds nothing
+                        // it may have more events; if not, its next turn is empty
                         self.add(&process);
                         return message;
                     }

@@ -1,9 +1,10 @@
-//! A child's input: writes in the order of their requests, each id once.
+//! The input of a child: applies writes in the order of their requests, and each
+//! write id once.
 //!
-//! Requests put jobs into a bounded queue, in their order; one task per child
-//! feeds them to the pipe or terminal. A job is answered when the operating
-//! system has all of its bytes, so a child that does not read delays answers,
-//! and a client that waits for them is slowed down to the child's pace.
+//! Requests put jobs into a bounded queue. One task per child writes them to the
+//! pipe or terminal. A job is answered once the operating system has all its bytes,
+//! so a child that does not read delays the answers: backpressure for a client that
+//! waits for them.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -20,28 +21,29 @@ use tokio::sync::{mpsc, oneshot};
 use super::stdin_budget::{StdinQuota, StdinReservation, WindowGrant};
 use crate::sys::child::Writer;
 
-/// Largest write that a process for which nothing waits may always have waiting:
-/// what a pipe holds, so that every process moves on.
+/// Largest write that is always accepted for a process without queued writes, also
+/// with an exhausted budget: what a pipe holds, so that every process makes
+/// progress.
 pub(super) const STDIN_MIN_BYTES: usize = 64 * 1024;
-/// Ids of applied writes that a process remembers, oldest out first: a client
-/// repeats at most what was unanswered when its stream broke.
+/// Ids of applied writes that a process remembers, the newest: a client repeats only
+/// writes that were unanswered when its stream broke.
 const WRITE_IDS_PER_PROCESS: usize = 8 * limits::WRITES_UNANSWERED_PER_PROCESS;
 
 /// The terminal's end-of-file character (Ctrl-D).
 const END_OF_FILE: u8 = 4;
 
-/// The requests' end of a child's input.
+/// The input of a child, as requests see it.
 pub(super) struct Stdin {
     queue: Option<mpsc::Sender<StdinJob>>,
-    /// The most bytes that may wait.
+    /// The most bytes that may be queued.
     window: usize,
     queued_bytes: Arc<AtomicUsize>,
-    /// Of the whole session. `None`: there is no input.
+    /// The queued bytes of the session. `None` for a child without input.
     session_quota: Option<Arc<StdinQuota>>,
     applied: Mutex<AppliedWrites>,
 }
 
-/// What was applied, kept for repetitions.
+/// The applied writes, to recognise repetitions.
 #[derive(Default)]
 struct AppliedWrites {
     write_ids: VecDeque<String>,
@@ -51,9 +53,10 @@ struct AppliedWrites {
 struct StdinJob {
     kind: JobKind,
     answer: oneshot::Sender<WriteStatus>,
-    /// Gives the bytes back to the queue's account.
+    /// Counts the bytes in [`Stdin::queued_bytes`] until dropped.
     _charge: QueuedBytes,
-    /// And to the session's. `None`: so few may always wait.
+    /// Counts the bytes in the session. `None` for a write of at most
+    /// [`STDIN_MIN_BYTES`] beyond its quota.
     _reservation: Option<StdinReservation>,
 }
 
@@ -70,11 +73,11 @@ impl Drop for QueuedBytes {
     }
 }
 
-/// The child's end of its input; run [`StdinFeeder::run`] as a task of its own.
+/// The task that writes the queue to the child; spawn [`StdinFeeder::run`].
 pub(super) struct StdinFeeder {
     stdin: Arc<Stdin>,
     jobs: mpsc::Receiver<StdinJob>,
-    /// Until nothing is read any more: then nothing waits, either.
+    /// Held until the input is closed.
     grant: Option<WindowGrant>,
 }
 
@@ -90,8 +93,7 @@ impl Stdin {
         })
     }
 
-    /// An input with this window, of a process of the session of this account,
-    /// and the task that feeds it.
+    /// An input with the granted window, and the task that feeds it.
     pub(super) fn open(
         grant: WindowGrant,
         session_quota: Arc<StdinQuota>,
@@ -107,7 +109,7 @@ impl Stdin {
         (stdin.clone(), StdinFeeder { stdin, jobs, grant: Some(grant) })
     }
 
-    /// Queues a write, now; the future is its answer.
+    /// Queues a write at once; the future resolves to its answer.
     pub(super) fn write(
         self: &Arc<Self>,
         chunk: Vec<u8>,
@@ -116,7 +118,7 @@ impl Stdin {
         self.submit(JobKind::Write { chunk, write_id })
     }
 
-    /// Queues the end of the input, now; the future is its answer.
+    /// Queues the end of the input at once; the future resolves to its answer.
     pub(super) fn close(
         self: &Arc<Self>,
     ) -> impl Future<Output = Result<WriteStatus, RpcError>> + Send + use<> {
@@ -137,7 +139,7 @@ impl Stdin {
         async move {
             match queued? {
                 Some(answer) => {
-                    // a job that is dropped unanswered met the child's end
+                    // a job is dropped unanswered if the child has exited
                     Ok(answer
                         .await
                         .unwrap_or_else(|_| stdin.final_status(closing, write_id.as_deref())))
@@ -147,7 +149,7 @@ impl Stdin {
         }
     }
 
-    /// `None`: there is no input, or not any more.
+    /// Returns `None` if the child has no input, or closed it.
     fn enqueue(&self, kind: JobKind) -> Result<Option<oneshot::Receiver<WriteStatus>>, RpcError> {
         let (Some(queue), Some(session_quota)) = (&self.queue, &self.session_quota) else {
             return Ok(None);
@@ -160,8 +162,8 @@ impl Stdin {
         let charge = QueuedBytes(self.queued_bytes.clone(), bytes);
         let too_much = || {
             RpcError::invalid_request(format!(
-                "the process does not read its stdin: at most {} writes and {} bytes may wait; \
-                 wait for answers before writing more",
+                "the process does not read its stdin: at most {} writes and {} bytes can be \
+                 queued; wait for answers before writing more",
                 limits::WRITES_UNANSWERED_PER_PROCESS,
                 self.window,
             ))
@@ -172,8 +174,8 @@ impl Stdin {
         let reservation = session_quota.reserve(bytes);
         if reservation.is_none() && (before > 0 || bytes > STDIN_MIN_BYTES) {
             return Err(RpcError::invalid_request(
-                "too many processes do not read their stdin: all that may wait for them waits; \
-                 write less at once, or end some of them",
+                "too many processes do not read their stdin: the queue of the session or the \
+                 executor is full; write less at once, or end some processes",
             ));
         }
         let (answer, answered) = oneshot::channel();
@@ -185,7 +187,7 @@ impl Stdin {
         }
     }
 
-    /// The answer when nothing can be applied any more.
+    /// The answer after the input was closed.
     fn final_status(&self, closing: bool, write_id: Option<&str>) -> WriteStatus {
         let applied = self.applied.lock();
         let applied = if closing { applied.closed } else { applied.knows(write_id) };
@@ -207,9 +209,9 @@ impl AppliedWrites {
 }
 
 impl StdinFeeder {
-    /// Feeds `writer` until it is dropped, which happens when the child has
-    /// ended: what waits then is answered at once. It never ends by itself, since
-    /// it holds the requesters' end, too. `terminal`: end-of-file is typed,
+    /// Writes the queue to `writer`. Never returns, because it holds the sending end,
+    /// too: abort it when the child has exited, which answers the waiting jobs. On a
+    /// `terminal` end-of-file is typed,
     /// because closing one's end of a terminal would hang it up.
     pub(super) async fn run(mut self, writer: Writer, terminal: bool) {
         let mut writer = Some(writer);
@@ -234,7 +236,7 @@ impl StdinFeeder {
                 JobKind::Close if writer.is_none() => WriteStatus::StdinClosed,
                 JobKind::Close => {
                     if terminal {
-                        // within a line the first one only hands the line over
+                        // within a line the first one only submits the line
                         let keys = [END_OF_FILE; 2];
                         let keys = if at_line_start { &keys[..1] } else { &keys[..] };
                         write_all(&mut writer, keys).await;
@@ -247,13 +249,13 @@ impl StdinFeeder {
             if writer.is_none() {
                 self.grant = None;
             }
-            // who asked may be gone
+            // the caller may have left
             let _ = job.answer.send(status);
         }
     }
 }
 
-/// Whether all of `bytes` went out; a writer that failed is dropped.
+/// Writes all of `bytes` and returns whether it succeeded; drops a failed writer.
 async fn write_all(writer: &mut Option<Writer>, bytes: &[u8]) -> bool {
     let Some(open) = writer else { return false };
     let sent = async {
@@ -346,7 +348,7 @@ mod tests {
         let mut accepted = Vec::new();
         let refused = loop {
             let mut job = Box::pin(stdin.write(b"xy".to_vec(), None));
-            // a refusal is ready at once, a queued write waits for the reader
+            // a refusal is ready at once; a queued write waits for the reader
             match futures_util::poll!(&mut job) {
                 std::task::Poll::Ready(outcome) => break outcome.unwrap_err(),
                 std::task::Poll::Pending => accepted.push(job),
@@ -397,11 +399,11 @@ mod tests {
         for job in jobs {
             assert_eq!(job.await.unwrap(), Accepted);
         }
-        // with nothing left at all
+        // with an exhausted budget
         let rest = stdin.session_quota.as_ref().unwrap().reserve(LITTLE).unwrap();
         let mut job = Box::pin(stdin.write(vec![0; LITTLE], None));
         assert!(futures_util::poll!(&mut job).is_pending());
-        assert!(refused(stdin.write(vec![0; 1], None)), "something waits");
+        assert!(refused(stdin.write(vec![0; 1], None)), "a write is queued");
         drop((full, rest));
         let mut more = Box::pin(stdin.write(vec![0; 1], None));
         assert!(futures_util::poll!(&mut more).is_pending());

@@ -1,13 +1,12 @@
-//! How much of their input processes may have waiting.
+//! The budget for queued input of processes.
 //!
-//! A window beyond what any process has is granted when the process starts, and
-//! reserved: a process that was promised it has it for as long as it reads its
-//! input. While nothing is left, windows are as small as those of clients that
-//! do not ask.
+//! Every process has a window of [`STDIN_QUEUED_BYTES`]. A larger one is granted
+//! when the process starts, and reserved until its input is closed. If the budget is
+//! used up, a process gets the small window.
 //!
-//! What really waits is counted by session and executor ([`StdinQuota`]): few
-//! processes do not read, and memory for windows that nobody fills would be
-//! wasted. Only when many do not read is there less than their windows.
+//! The bytes that are really queued count in the quotas of session and executor
+//! ([`StdinQuota`]). These are smaller than the sum of all windows: few processes do
+//! not read, and memory for unused windows would be wasted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -16,15 +15,15 @@ use rendez_proto::limits::{
     APPLICATION_MESSAGE_MAX_BYTES, STDIN_QUEUED_BYTES, STDIN_WINDOW_MAX_BYTES,
 };
 
-/// Bytes beyond [`STDIN_QUEUED_BYTES`] each that all processes of one executor
-/// may be granted at once: four of the largest windows.
+/// Bytes beyond [`STDIN_QUEUED_BYTES`] that all processes of one executor may be
+/// granted together: four of the largest windows.
 const EXECUTOR_STDIN_BYTES: usize = 4 * (STDIN_WINDOW_MAX_BYTES - STDIN_QUEUED_BYTES);
-/// Bytes of all writes that wait in one session: those of five processes with
-/// the largest windows, or one of any size and more. What is beyond is refused,
-/// but for [`STDIN_MIN_BYTES`](super::stdin::STDIN_MIN_BYTES).
+/// Bytes of all queued writes of one session: those of five processes with the
+/// largest windows, or one message of any size and more. Writes beyond it are
+/// refused, except for [`STDIN_MIN_BYTES`](super::stdin::STDIN_MIN_BYTES) per process.
 pub(super) const SESSION_STDIN_QUEUED_BYTES: usize = 128 * 1024 * 1024;
-/// The same over all sessions of one executor: two that are full, so that none
-/// alone takes everything.
+/// Bytes of all queued writes of one executor: two full sessions, so that one
+/// session cannot take all.
 const EXECUTOR_STDIN_QUEUED_BYTES: usize = 2 * SESSION_STDIN_QUEUED_BYTES;
 
 const _: () = {
@@ -32,14 +31,14 @@ const _: () = {
     assert!(SESSION_STDIN_QUEUED_BYTES >= APPLICATION_MESSAGE_MAX_BYTES);
 };
 
-/// What all processes of an agent share.
+/// The windows and queued bytes of all processes of an executor.
 #[derive(Debug)]
 pub(crate) struct StdinBudget {
     free: AtomicUsize,
     queued: Arc<StdinQuota>,
 }
 
-/// Bytes of input that wait in memory: of a session, and with them those of its
+/// Counts queued bytes of input: those of a session, and in its parent those of the
 /// executor.
 #[derive(Debug)]
 pub(crate) struct StdinQuota {
@@ -48,7 +47,7 @@ pub(crate) struct StdinQuota {
     parent: Option<Arc<StdinQuota>>,
 }
 
-/// Bytes that wait; dropping it gives them back.
+/// Queued bytes; dropping it releases them.
 #[derive(Debug)]
 pub(super) struct StdinReservation {
     quota: Arc<StdinQuota>,
@@ -56,7 +55,7 @@ pub(super) struct StdinReservation {
     _parent: Option<Box<StdinReservation>>,
 }
 
-/// What one process was granted; dropping it gives it back.
+/// The window of one process; dropping it releases it.
 #[derive(Debug)]
 pub(super) struct WindowGrant {
     budget: Arc<StdinBudget>,
@@ -69,17 +68,17 @@ impl StdinBudget {
         Self { free: AtomicUsize::new(bytes), queued }
     }
 
-    /// The account of a session.
+    /// The quota of a new session.
     pub(super) fn session_quota(&self) -> Arc<StdinQuota> {
         StdinQuota::new(SESSION_STDIN_QUEUED_BYTES, Some(self.queued.clone()))
     }
 
-    /// Room for `window` bytes, or as much as there is; for what any process
-    /// has, nothing is taken.
+    /// Grants a window of `window` bytes, or as much as the budget has left. The
+    /// window that every process has takes nothing from the budget.
     pub(super) fn grant(self: &Arc<Self>, window: usize) -> WindowGrant {
         let wanted = window.min(STDIN_WINDOW_MAX_BYTES).saturating_sub(STDIN_QUEUED_BYTES);
         let mut bytes = 0;
-        // never fails: it always takes something, if only nothing
+        // never fails: the closure always returns a value
         let _ = self.free.fetch_update(Relaxed, Relaxed, |free| {
             bytes = wanted.min(free);
             Some(free - bytes)
@@ -93,7 +92,7 @@ impl StdinQuota {
         Arc::new(Self { max, bytes: AtomicUsize::new(0), parent })
     }
 
-    /// Counts `bytes` more, unless there would be too many.
+    /// Reserves `bytes`; returns `None` if the quota is exceeded.
     pub(super) fn reserve(self: &Arc<Self>, bytes: usize) -> Option<StdinReservation> {
         let parent = match &self.parent {
             Some(outer) => Some(Box::new(outer.reserve(bytes)?)),
@@ -118,7 +117,7 @@ impl Default for StdinBudget {
 }
 
 impl WindowGrant {
-    /// Bytes that may wait.
+    /// The most bytes that may be queued.
     pub(super) fn window(&self) -> usize {
         STDIN_QUEUED_BYTES + self.bytes
     }
@@ -155,7 +154,7 @@ mod tests {
         let executor = StdinQuota::new(10, None);
         let [one, two] = [6, 6].map(|max| StdinQuota::new(max, Some(executor.clone())));
         let first = one.reserve(6).unwrap();
-        assert!(one.reserve(1).is_none(), "its session is full");
+        assert!(one.reserve(1).is_none(), "the session is full");
         let second = two.reserve(4).unwrap();
         assert!(two.reserve(1).is_none(), "the executor is full");
         drop(first);

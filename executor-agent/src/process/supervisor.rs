@@ -1,9 +1,9 @@
-//! The processes of one session: starting, reaching, forgetting them.
+//! The calls to the processes of one session.
 //!
-//! Calls do their ordered part when they are called and return a future for
-//! the rest, so requests that are called in order take effect in order.
-//! Starting runs in a task of its own: a stream that breaks in the middle
-//! leaves a process that the session knows.
+//! Each call does its ordered part at once and returns a future for the rest, so
+//! that requests take effect in the order of their calls. A start runs in a task of
+//! its own: a stream that breaks during the start leaves a process that the session
+//! knows.
 
 use std::future::Future;
 use std::sync::{Arc, Weak};
@@ -31,17 +31,17 @@ use crate::sys::process_group::ProcessGroup;
 /// How long a finished process stays readable (docs/codex-wire.md#processes).
 const PROCESS_LINGER: Duration = Duration::from_secs(80);
 
-/// One session's processes.
+/// The processes of one session.
 pub(crate) struct Supervisor {
     table: Mutex<ProcessTable>,
     notifications: Arc<NotificationQueue>,
     context: Arc<ProcessContext>,
-    /// What waits for the processes to read it.
+    /// The queued input of all its processes.
     stdin_quota: Arc<StdinQuota>,
 }
 
 impl Supervisor {
-    /// No processes, no peer.
+    /// A session without processes and without a peer.
     pub(crate) fn new(context: Arc<ProcessContext>) -> Arc<Self> {
         let stdin_quota = context.stdin.session_quota();
         let (table, notifications) = Default::default();
@@ -50,34 +50,34 @@ impl Supervisor {
 
     // ---- the peer ----
 
-    /// A peer attached that takes chunks of `chunk_bytes`: events from here on
-    /// are for it.
+    /// Attaches a peer that accepts chunks of `chunk_bytes`. Later events are pushed
+    /// to it.
     pub(crate) fn attach(&self, chunk_bytes: usize) {
         self.table.lock().attach(chunk_bytes);
     }
 
-    /// The peer went: processes run on, their output is kept.
+    /// Detaches the peer. Processes keep running, and their output is kept.
     pub(crate) fn detach(&self) {
         self.table.lock().detach();
     }
 
-    /// The attached peer's next notification.
+    /// Waits for the next notification for the attached peer.
     pub(crate) async fn next_notification(&self) -> Vec<u8> {
         self.notifications.next().await
     }
 
-    /// Whether anything runs.
+    /// Whether no process runs or starts.
     pub(crate) fn is_idle(&self) -> bool {
         self.table.lock().is_idle()
     }
 
-    /// Kills every process and forgets it. For good: nothing can be started.
+    /// Kills and forgets all processes. Final: no process can be started any more.
     pub(crate) fn kill_all(&self) {
         let entries = self.table.lock().end();
         for entry in entries {
             if let ProcessEntry::Running { process, task } = entry {
                 process.signal(SignalName::Kill);
-                // an orphan outside of the group may hold the outputs for ever
+                // an orphan outside of the group may keep the outputs open
                 task.inspect(AbortHandle::abort);
             }
         }
@@ -151,8 +151,8 @@ impl Supervisor {
         TerminateReply { running }
     }
 
-    /// The wait of `process/read`: until there is news of the process, or the
-    /// time is over. `None`: there is nothing to wait for.
+    /// The wait of `process/read` for an event of the process, or for its time limit.
+    /// `None` if the call does not wait, or the process is not known.
     pub(crate) fn wait_for_event(
         &self,
         read: &Read,
@@ -161,12 +161,12 @@ impl Supervisor {
         let process = self.table.lock().get(&read.process_id)?.process()?.clone();
         let after = read.after_seq.unwrap_or(0);
         Some(async move {
-            // running out of time is an answer, too
+            // a timeout is no failure
             let _ = tokio::time::timeout(wait, process.wait_for_event(after)).await;
         })
     }
 
-    /// `process/read`, of what there is now.
+    /// `process/read`, without its wait.
     pub(crate) fn read(&self, read: &Read) -> Result<ReadReply, RpcError> {
         let process = match self.table.lock().get(&read.process_id).map(ProcessEntry::process) {
             None => {
@@ -186,9 +186,9 @@ impl Supervisor {
         Ok(process.read(read.after_seq.unwrap_or(0), read.max_bytes.unwrap_or(u64::MAX)))
     }
 
-    // ---- inside ----
+    // ---- internals ----
 
-    /// Takes the name, or says why not.
+    /// Checks the call and reserves its process id.
     fn reserve(&self, start: &Start) -> Result<(), RpcError> {
         if start.argv.is_empty() {
             return Err(RpcError::invalid_params("argv must not be empty"));
@@ -198,8 +198,8 @@ impl Supervisor {
         self.table.lock().reserve(&start.process_id)
     }
 
-    /// Registers a started child. `None`: the session has ended meanwhile, and
-    /// with it the child.
+    /// Registers a started child. Returns `None` if the session has ended meanwhile,
+    /// which kills the child.
     fn register(
         &self,
         id: &ProcessId,
@@ -234,8 +234,8 @@ impl Drop for Supervisor {
     }
 }
 
-/// A process from its start until it is forgotten. `started` is told what the
-/// window of its input is, if somebody asks.
+/// Runs a process from its start until it is forgotten. Sends the outcome of the
+/// start to `started`, with the granted window if the caller asked for one.
 async fn run_process(
     supervisor: Weak<Supervisor>,
     start: Start,
@@ -271,22 +271,22 @@ async fn run_process(
     let child_task = tokio::spawn(child::run(child, outputs, feed, process.clone()));
     here.table.lock().set_task(&id, child_task.abort_handle());
     drop(here);
-    // who asked may be gone; the process runs on
+    // the caller may have left; the process keeps running
     let _ = started.send(Ok(window));
-    // aborted: the session is over
+    // aborted: the session has ended
     if child_task.await.is_err() {
         return;
     }
     if let Some(here) = supervisor.upgrade() {
         here.table.lock().closed(&process);
     }
-    // who needs the room may forget it earlier
+    // the table may forget it earlier to make room
     let weak = Arc::downgrade(&process);
     drop(process);
     loop {
         tokio::time::sleep(PROCESS_LINGER).await;
         let (Some(here), Some(process)) = (supervisor.upgrade(), weak.upgrade()) else { return };
-        // a slow reader, or one behind a cut, would wait for its end for ever
+        // a slow or disconnected reader must still get all events
         if process.is_fully_pushed() {
             return here.table.lock().forget(&id, Some(&process));
         }
@@ -317,7 +317,7 @@ mod tests {
         supervisor.read(&call).unwrap()
     }
 
-    /// The method and number of the next notification.
+    /// The method and sequence number of the next notification.
     async fn next(supervisor: &Supervisor) -> (String, u64) {
         let message = supervisor.next_notification().await.into();
         let Message::Notification { method, params } = Message::parse(&message).unwrap() else {
@@ -333,11 +333,11 @@ mod tests {
         let total = 2 * PROCESS_OUTPUT_RETAINED_BYTES;
         let script = format!("exec head -c {total} /dev/zero");
         supervisor.start(start("p", &script)).await.unwrap();
-        // until the log is about full and nothing has come for a while
+        // until the log is nearly full and no output came for a while
         let mut last = 0;
         let held = loop {
             let exited = read(&supervisor, last, 500).await.exited;
-            assert!(!exited, "it was not held");
+            assert!(!exited, "the child was not paused");
             let call =
                 Read { process_id: pid("p"), after_seq: None, max_bytes: None, wait_ms: None };
             let all = supervisor.read(&call).unwrap();
@@ -350,7 +350,7 @@ mod tests {
         assert!(held <= PROCESS_OUTPUT_RETAINED_BYTES + limits::PROCESS_CHUNK_MAX_BYTES);
         for expected in 1.. {
             let (method, seq) = next(&supervisor).await;
-            assert_eq!(seq, expected, "nothing was dropped");
+            assert_eq!(seq, expected, "an event is missing");
             if method == "process/closed" {
                 break;
             }
@@ -377,7 +377,7 @@ mod tests {
         let supervisor = Supervisor::new(Arc::default());
         supervisor.attach(limits::PROCESS_CHUNK_MAX_BYTES);
         let started = supervisor.start(start("p", "exec sleep 1000"));
-        // nothing has been awaited, so the child cannot be there yet
+        // without an await, the child cannot have started yet
         let write = Write { process_id: pid("p"), chunk: vec![1], write_id: None };
         assert_eq!(supervisor.write(write).await.unwrap().status, WriteStatus::Starting);
         let error = supervisor.start(start("p", "true")).await.unwrap_err();
@@ -417,7 +417,7 @@ mod tests {
         while !supervisor.is_idle() {
             tokio::task::yield_now().await;
         }
-        // its task goes to sleep in the same step in which it says so
+        // its task starts to sleep in the same poll in which it reports the close
         tokio::task::yield_now().await;
         tokio::time::pause();
         tokio::time::advance(PROCESS_LINGER - Duration::from_millis(10)).await;
@@ -438,7 +438,7 @@ mod tests {
         }
         tokio::task::yield_now().await;
         tokio::time::pause();
-        // more than one look, with time for each
+        // let its task check more than once
         for _ in 0..3 {
             tokio::time::advance(PROCESS_LINGER + Duration::from_millis(10)).await;
             tokio::task::yield_now().await;
@@ -448,7 +448,7 @@ mod tests {
             let next = tokio::time::timeout(Duration::from_secs(1), next(&supervisor)).await;
             methods.push(next.unwrap().0);
         }
-        // an exit may be noticed before the last output
+        // the exit may come before the last output
         methods.sort_unstable();
         assert_eq!(methods, ["process/closed", "process/exited", "process/output"]);
         tokio::time::advance(PROCESS_LINGER + Duration::from_millis(10)).await;

@@ -18,8 +18,8 @@ use tokio::task::AbortHandle;
 
 use super::process_handle::ProcessHandle;
 
-/// Processes of one session that run or linger: bounds file descriptors, and
-/// memory at [`PROCESS_OUTPUT_MIN_BYTES`](super::output_budget::PROCESS_OUTPUT_MIN_BYTES)
+/// Processes of one session, running or closed. Bounds file descriptors, and memory
+/// at [`PROCESS_OUTPUT_MIN_BYTES`](super::output_budget::PROCESS_OUTPUT_MIN_BYTES)
 /// each.
 pub(crate) const PROCESSES_PER_SESSION: usize = 1024;
 
@@ -107,8 +107,7 @@ impl ProcessTable {
         }
         if self.entries.len() >= PROCESSES_PER_SESSION && !self.forget_oldest_closed() {
             return Err(RpcError::invalid_request(format!(
-                "this session runs {PROCESSES_PER_SESSION} processes, which is the most it can; \
-                 end one first",
+                "this session has {PROCESSES_PER_SESSION} processes, its maximum; end one first",
             )));
         }
         self.entries.insert(id.clone(), ProcessEntry::Starting { early: None });

@@ -1,5 +1,4 @@
-//! What all connections of one agent share: the sessions, the files, and what
-//! is said about the machine.
+//! The sessions of one executor, and the services that its connections share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,21 +18,21 @@ use crate::process::ProcessContext;
 use crate::process::supervisor::Supervisor;
 use crate::sys::signals;
 
-/// How much longer than a stream its session lives, at least: the end of the
-/// stream must not end what it was about.
+/// The minimum time by which a session outlives its stream, so that the end of a
+/// stream does not end its session.
 const SESSION_MARGIN: Duration = Duration::from_secs(10);
-/// How long a session outlives its last stream, at least; the stock executor
-/// keeps it for 80 s (docs/codex-wire.md#session).
+/// The minimum time for which a detached session is kept. The stock executor keeps
+/// it for 80 s (docs/codex-wire.md#session).
 pub(super) const SESSION_GRACE: Duration = Duration::from_secs(100);
 /// Sessions of one executor, attached and detached.
 const SESSIONS_PER_EXECUTOR: usize = 1024;
 
 const _: () = assert!(SESSION_GRACE.as_secs() >= STREAM_GRACE.as_secs() + SESSION_MARGIN.as_secs());
 
-/// One executor's sessions and services; it outlives every connection.
+/// The sessions and services of an executor. It outlives all connections.
 pub struct SessionManager {
     sessions: Mutex<SessionTable<Arc<Supervisor>>>,
-    /// A session was detached: there is a new expiry to wait for.
+    /// Notified when a session is detached, which adds an expiry.
     detached: Notify,
     shutdown_token: CancellationToken,
     next_connection: AtomicU64,
@@ -42,7 +41,7 @@ pub struct SessionManager {
     environment: Environment,
 }
 
-/// A connection's hold on its session; dropping it detaches.
+/// A session that is attached to a connection; dropping it detaches the session.
 pub(super) struct AttachedSession {
     executor: Arc<SessionManager>,
     connection: ConnectionId,
@@ -51,9 +50,9 @@ pub(super) struct AttachedSession {
 }
 
 impl SessionManager {
-    /// An executor without sessions that says `environment` about itself. Its
-    /// sessions outlive streams, which outlive their socket by `stream_grace`. Its
-    /// processes never inherit `withheld_variables`.
+    /// Creates an executor without sessions that describes itself as `environment`.
+    /// Its sessions outlive streams, which outlive their socket by `stream_grace`.
+    /// Its processes never inherit `withheld_variables`.
     ///
     /// Must be called within a tokio runtime.
     pub fn new(
@@ -74,15 +73,15 @@ impl SessionManager {
         })
     }
 
-    /// Ends sessions that were detached for too long, for ever; run it as a
-    /// task for as long as the executor lives.
+    /// Ends detached sessions whose grace period is over. Never returns: run it as a
+    /// task.
     pub async fn expire_sessions(&self) {
         loop {
             let next = self.sessions.lock().next_expiry();
             match next {
                 None => self.detached.notified().await,
                 Some(at) => {
-                    // a detach in between cannot expire earlier than this one
+                    // a session that is detached meanwhile expires later
                     let _ = timeout_at(at.into(), self.detached.notified()).await;
                 }
             }
@@ -94,14 +93,14 @@ impl SessionManager {
         }
     }
 
-    /// Ends all streams and sessions and kills all their processes, for good.
+    /// Ends all streams and sessions and kills their processes. Final.
     pub fn shutdown(&self) {
         self.shutdown_token.cancel();
         let sessions = self.sessions.lock().drain();
         sessions.iter().for_each(|supervisor| supervisor.kill_all());
     }
 
-    /// Runs `work`; `None` if the executor is shut down before it is done.
+    /// Runs `work`; returns `None` if the executor shuts down first.
     pub(crate) async fn until_shutdown<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         self.shutdown_token.run_until_cancelled(work).await
     }
@@ -118,8 +117,8 @@ impl SessionManager {
         ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Opens a session, or takes up the one that is asked for. From then on
-    /// chunks of output have at most `chunk_bytes`.
+    /// Opens a session, or resumes `resume`. From then on chunks of output have at
+    /// most `chunk_bytes`.
     pub(super) fn attach(
         self: &Arc<Self>,
         connection: ConnectionId,
@@ -162,7 +161,7 @@ impl AttachedSession {
 
 impl Drop for AttachedSession {
     fn drop(&mut self) {
-        // first, so that whoever resumes the session attaches to it later
+        // detach the processes first: a later resume attaches them again
         self.supervisor.detach();
         if self.executor.sessions.lock().detach(&self.id, self.connection, now()) {
             self.executor.detached.notify_one();
@@ -170,7 +169,7 @@ impl Drop for AttachedSession {
     }
 }
 
-/// Tokio's clock, which tests can stop.
+/// The time of tokio's clock, which tests can pause.
 fn now() -> std::time::Instant {
     Instant::now().into_std()
 }
@@ -179,6 +178,6 @@ fn now() -> std::time::Instant {
 fn random_id() -> Result<SessionId, RpcError> {
     let mut random = [0; 16];
     getrandom::fill(&mut random)
-        .map_err(|error| RpcError::internal(format!("no random numbers for a session: {error}")))?;
+        .map_err(|error| RpcError::internal(format!("cannot create a session id: {error}")))?;
     Ok(SessionId(uuid::Builder::from_random_bytes(random).into_uuid().to_string()))
 }

@@ -1,9 +1,8 @@
-//! From a method's name to the service that answers it.
+//! Maps method names to the services that answer them.
 //!
 //! [`dispatch`] decodes the parameters and calls the service at once, so that calls
-//! take effect in the order of their requests; what takes time is left to the
-//! returned future. Only the wait of `process/read` is not in it: it comes before
-//! ([`Supervisor::wait_for_event`]).
+//! take effect in the order of their requests. The returned future does the slow
+//! part. The wait of `process/read` comes before ([`Supervisor::wait_for_event`]).
 
 use std::future::{Future, ready};
 use std::pin::Pin;
@@ -21,13 +20,13 @@ use super::manager::SessionManager;
 use crate::fs::{FileReadPermit, StreamFileReads};
 use crate::process::supervisor::Supervisor;
 
-/// What answers a call; it may take time.
+/// The reply to a call, in the future.
 pub(super) type ReplyFuture = Pin<Box<dyn Future<Output = Reply> + Send>>;
 
 /// The message that answers a call.
 pub(super) struct Reply {
     pub(super) message: Bytes,
-    /// What the message takes up; to be kept until the stream has it.
+    /// Held until the message is handed to the stream.
     pub(super) permit: Option<FileReadPermit>,
 }
 
@@ -37,8 +36,8 @@ impl From<Bytes> for Reply {
     }
 }
 
-/// Whether there is such a method, and what the stock executor calls its kind
-/// when it asks for `initialize` first.
+/// The name of a group of methods in the errors of the stock executor; `None` for
+/// an unknown method.
 pub(super) fn method_family(method: &str) -> Option<&'static str> {
     const PROCESS: [&str; 6] = [
         process::Start::NAME,
@@ -65,7 +64,7 @@ pub(super) fn method_family(method: &str) -> Option<&'static str> {
     }
 }
 
-/// Calls `method` in a session that is ready, over a stream with these `reads`.
+/// Calls `method` in a session that is ready. `reads` belongs to the stream.
 pub(super) fn dispatch(
     executor: &SessionManager,
     reads: &StreamFileReads,
@@ -135,7 +134,7 @@ pub(super) fn dispatch(
     }
 }
 
-/// Parameters of `M`; absent ones are empty ones.
+/// Decodes the parameters of `M`; absent parameters are an empty object.
 pub(super) fn decode<M: Method>(params: &Json) -> Result<M::Params, RpcError> {
     let parsed = if params.is_null() { Json::empty().parse() } else { params.parse() };
     parsed.map_err(|error| RpcError::invalid_params(error.to_string()))
@@ -144,10 +143,10 @@ pub(super) fn decode<M: Method>(params: &Json) -> Result<M::Params, RpcError> {
 /// The message that answers the call `id`.
 pub(super) fn answer<T: Serialize>(id: &RequestId, outcome: Result<T, RpcError>) -> Bytes {
     let message = response(id, outcome.as_ref());
-    // sending it would end the whole stream
+    // a larger message would reset the stream
     if message.len() > limits::APPLICATION_MESSAGE_MAX_BYTES {
         let error = RpcError::invalid_request(format!(
-            "the answer has {} bytes, more than the {} that one message may have; ask for less",
+            "the reply has {} bytes, more than the {} of the largest message; request less",
             message.len(),
             limits::APPLICATION_MESSAGE_MAX_BYTES
         ));
@@ -156,7 +155,7 @@ pub(super) fn answer<T: Serialize>(id: &RequestId, outcome: Result<T, RpcError>)
     message.into()
 }
 
-/// A name of the peer's, for an error message.
+/// Cuts a name that the peer sent for an error message.
 pub(super) fn shorten(text: &str) -> String {
     text.chars().take(64).collect()
 }

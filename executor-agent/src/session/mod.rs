@@ -1,11 +1,11 @@
-//! Sessions: what survives streams, and how a stream gets at one (WIRE.md,
-//! section 6.1).
+//! Sessions, which outlive streams, and the JSON-RPC connection of a stream
+//! (docs/codex-wire.md#session).
 //!
 //! ```text
-//! connection   one stream: phases, requests, notifications
-//!   methods    from a name to a service
-//! executor     what all connections share
-//!   table      which session is attached where (pure)
+//! rpc_connection   one stream: phases, requests, notifications
+//!   methods        from a method name to its service
+//! manager          all sessions of an executor, and its shared services
+//!   table          which connection holds which session (pure)
 //! ```
 
 mod manager;

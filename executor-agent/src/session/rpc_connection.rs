@@ -1,23 +1,23 @@
-//! One stream: the order of its calls, and who answers them.
+//! The JSON-RPC connection of one stream: its phases and its calls.
 //!
 //! ```text
-//!             initialize              initialized
-//!   Fresh ───────────────► Initializing ─────────► Ready ──(stream over)──► detached
-//!     ▲ │ failed                │                    │
-//!     └─┘                       └─ other calls: -32600
+//!              initialize               initialized
+//!   Uninitialized ─────────► Initializing ─────────► Ready ──stream closed──► detached
+//!       ▲ │ failed                │
+//!       └─┘                       └─ other calls: -32600
 //! ```
 //!
-//! * Requests run at once, [`REQUESTS_IN_FLIGHT`] of them; while that
-//!   many run, no more messages are taken, and the peer is slowed down.
-//! * What waits for a process is not among them, and has bounds of its own: a
-//!   child that does not read, or says nothing, keeps out no other call.
-//! * The end of the stream is noticed even while nothing is taken. Calls to
-//!   processes that arrived before it still take effect, though nobody waits for
-//!   their answers.
-//! * Notifications go out from one task, one whole message at a time, while
-//!   the stream has room: a slow peer slows its processes down, not the agent.
-//! * What is not a message ends the stream by a reset; unknown notifications and answers
-//!   to questions that nobody asked are ignored.
+//! * Up to [`REQUESTS_IN_FLIGHT`] requests run concurrently. While that many run, the
+//!   connection receives no more messages: backpressure for the peer.
+//! * Calls that wait for a process do not count and have bounds of their own, so a
+//!   child that does not read or write blocks no other call.
+//! * The connection notices the end of the stream also while it receives nothing.
+//!   Calls to processes that arrived before the end still take effect; their replies
+//!   are dropped.
+//! * One task sends the notifications, one message at a time, while the stream has
+//!   room. A slow peer slows down its processes, not the agent.
+//! * An invalid message resets the stream. Unknown notifications and responses
+//!   without a request are ignored.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -42,27 +42,27 @@ use crate::fs::StreamFileReads;
 use crate::process::supervisor::Supervisor;
 use crate::process::table::PROCESSES_PER_SESSION;
 
-/// Requests of one stream that run at once, but for those that wait for a
-/// process: [`WRITES_UNANSWERED_PER_STREAM`] and [`READS_WAITING_PER_STREAM`].
-/// While so many run, the stream is not read.
+/// Requests of one stream that run concurrently, without those that wait for a
+/// process ([`WRITES_UNANSWERED_PER_STREAM`], [`READS_WAITING_PER_STREAM`]). While
+/// so many run, the stream is not read.
 const REQUESTS_IN_FLIGHT: usize = 64;
-/// Writes to processes that wait without counting in [`REQUESTS_IN_FLIGHT`]: as
-/// many as all processes of a session may have, so that processes that do not
-/// read never keep out the call that ends them. Each costs a task of about 1 KiB;
-/// the stdin budget bounds its bytes.
+/// Waiting writes to processes, which do not count in [`REQUESTS_IN_FLIGHT`]: as
+/// many as all processes of a session may have, so that processes that do not read
+/// never block the call that ends them. Each costs a task of about 1 KiB; the stdin
+/// budget bounds its bytes.
 const WRITES_UNANSWERED_PER_STREAM: usize =
     limits::WRITES_UNANSWERED_PER_PROCESS * PROCESSES_PER_SESSION;
-/// Calls of `process/read` that wait for news of a process without counting in
-/// [`REQUESTS_IN_FLIGHT`]: one for each process. Further ones are answered at
-/// once, as if there was no time to wait.
+/// Calls of `process/read` that wait for an event of a process, which do not count
+/// in [`REQUESTS_IN_FLIGHT`]: one per process. Further calls are answered at once,
+/// as if they had no wait time.
 pub(super) const READS_WAITING_PER_STREAM: usize = PROCESSES_PER_SESSION;
 
-/// Why a stream is served no more.
+/// How the service of a stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamEnd {
-    /// It is over, or the executor is shut down.
+    /// The stream closed, or the executor shut down.
     Closed,
-    /// The peer sent what is no message: it should be told by a reset.
+    /// The peer sent an invalid message: reset the stream.
     InvalidMessage,
 }
 
@@ -72,8 +72,8 @@ impl From<StreamClosed> for StreamEnd {
     }
 }
 
-/// Serves one stream until it is over, or until the executor is shut down. The
-/// session, if one was opened, is detached then.
+/// Serves one stream until it closes or the executor shuts down, then detaches its
+/// session.
 pub async fn serve<M: MessageStream>(executor: Arc<SessionManager>, messages: Arc<M>) -> StreamEnd {
     let mut connection = RpcConnection::new(executor.clone(), messages);
     let id = connection.id;
@@ -86,9 +86,9 @@ pub async fn serve<M: MessageStream>(executor: Arc<SessionManager>, messages: Ar
         StreamEnd::Closed
     };
     let why = executor.until_shutdown(served).await.unwrap_or(StreamEnd::Closed);
-    // they hold the stream, too
+    // the tasks hold the stream, too
     connection.tasks.shutdown().await;
-    tracing::debug!(connection = id.0, "stream over");
+    tracing::debug!(connection = id.0, "connection closed");
     why
 }
 
@@ -97,14 +97,15 @@ struct RpcConnection<M> {
     id: ConnectionId,
     messages: Arc<M>,
     request_permits: Arc<Semaphore>,
-    /// For what waits for a process to read.
+    /// For writes, which wait for a process to read.
     write_permits: Arc<Semaphore>,
-    /// For what waits for a process to say something.
+    /// For reads, which wait for an event of a process.
     read_permits: Arc<Semaphore>,
-    /// Its whole files in memory.
+    /// Bounds the files that this stream holds in memory.
     file_reads: StreamFileReads,
-    /// Running requests and the pusher; they end with the connection. Declared
-    /// before `phase`, so that nothing is pushed after the detach.
+    /// Running requests and the sender of notifications, which end with the
+    /// connection. Declared before `phase`: drop order makes the sender end before
+    /// the session is detached.
     tasks: JoinSet<()>,
     phase: SessionPhase,
 }
@@ -131,9 +132,12 @@ impl<M: MessageStream> RpcConnection<M> {
         }
     }
 
-    /// An error ends the connection.
+    /// Handles one message.
+    ///
+    /// # Errors
+    /// The connection ends.
     async fn handle(&mut self, message: &Bytes) -> Result<(), StreamEnd> {
-        // finished tasks
+        // remove finished tasks
         while self.tasks.try_join_next().is_some() {}
         match Message::parse(message) {
             Ok(Message::Request { id, method, params }) => {
@@ -148,11 +152,11 @@ impl<M: MessageStream> RpcConnection<M> {
                 Ok(())
             }
             Ok(Message::Response { .. }) => {
-                tracing::debug!(connection = self.id.0, "unasked answer ignored");
+                tracing::debug!(connection = self.id.0, "response without a request ignored");
                 Ok(())
             }
             Err(_) => {
-                tracing::debug!(connection = self.id.0, bytes = message.len(), "not a message");
+                tracing::debug!(connection = self.id.0, bytes = message.len(), "invalid message");
                 Err(StreamEnd::InvalidMessage)
             }
         }
@@ -215,7 +219,7 @@ impl<M: MessageStream> RpcConnection<M> {
                     .spawn(push_notifications(self.messages.clone(), session.supervisor().clone()));
                 self.phase = SessionPhase::Ready(session);
             }
-            // too early or again: nothing to do
+            // sent too early or twice
             other => self.phase = other,
         }
     }
@@ -245,15 +249,16 @@ impl<M: MessageStream> RpcConnection<M> {
         let messages = self.messages.clone();
         self.tasks.spawn(async move {
             let reply = answer.await;
-            // a stream that is over ends the connection by itself
+            // a closed stream ends the connection elsewhere
             let _ = messages.send(reply.message).await;
             drop((reply.permit, permit));
         });
         Ok(())
     }
 
-    /// Lets a read wait for news, if it is one that waits and there is a permit
-    /// for it. What it then reads may be large: for that it needs a request_permit.
+    /// Spawns a read that waits for an event. Returns false if the read does not
+    /// wait, or if too many reads wait. The reply may be large, so building it takes
+    /// a request permit.
     fn spawn_waiting_read(
         &mut self,
         id: &RequestId,
@@ -276,8 +281,9 @@ impl<M: MessageStream> RpcConnection<M> {
         true
     }
 
-    /// A request_permit, once one is free. When the stream is over nobody waits for what
-    /// runs: it is dropped, to make room for what arrived before the end.
+    /// Waits for a request permit. Once the stream is closed, drops the running
+    /// requests, whose replies are lost anyway, in favour of requests that arrived
+    /// before the end.
     async fn request_permit(&mut self) -> Result<OwnedSemaphorePermit, StreamClosed> {
         loop {
             let permit = pin!(self.request_permits.clone().acquire_owned());
@@ -292,7 +298,7 @@ impl<M: MessageStream> RpcConnection<M> {
     }
 }
 
-/// Notifications of the session's processes, until the stream is over.
+/// Sends the notifications of a session's processes until the stream closes.
 async fn push_notifications<M: MessageStream>(messages: Arc<M>, supervisor: Arc<Supervisor>) {
     loop {
         let message = supervisor.next_notification().await;
@@ -302,8 +308,8 @@ async fn push_notifications<M: MessageStream>(messages: Arc<M>, supervisor: Arc<
     }
 }
 
-/// How large chunks of output are for a client that takes `takes` bytes, or
-/// does not say: stock clients expect no more than theirs.
+/// The largest chunk of output for a client that accepts `takes` bytes; 0 for a
+/// stock client, which expects the stock size.
 fn chunk_bytes(takes: u64) -> usize {
     usize::try_from(takes)
         .unwrap_or(usize::MAX)
@@ -319,7 +325,7 @@ mod tests {
     use rendez_rpc::duplex::duplex;
     use std::future::pending;
 
-    /// A disk that hangs, and then the client dies.
+    /// A disk hangs, then the client disconnects.
     #[tokio::test]
     async fn calls_before_the_end_take_effect() {
         let (client, ours) = duplex(64);
@@ -352,7 +358,7 @@ mod tests {
         let message = request::<process::Terminate>(&RequestId::Number(3), &terminate).into();
         {
             let mut handled = pin!(connection.handle(&message));
-            assert!(poll!(&mut handled).is_pending(), "it has a slot");
+            assert!(poll!(&mut handled).is_pending(), "no request permit is free");
             drop(client);
             handled.await.unwrap();
         }

@@ -1,13 +1,13 @@
-//! Which sessions there are, and which stream has which. Pure: takes `now`.
+//! The sessions of an executor and their connections. Pure: takes `now`.
 //!
 //! ```text
 //!            open                  detach
-//!   ─────────────────► Attached ◄─────────► Detached ──SESSION_GRACE──► gone
+//!   ─────────────────► Attached ◄─────────► Detached ──grace──► expired
 //!                                  resume
 //! ```
 //!
-//! A session is attached to at most one connection. A detach by a connection
-//! that does not have the session any more changes nothing.
+//! A session is attached to at most one connection. Only that connection can detach
+//! it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 use rendez_proto::rpc::session::SessionId;
 use rendez_proto::rpc::{RpcError, code};
 
-/// Names one connection of this executor's life.
+/// Identifies a connection of this executor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct ConnectionId(pub(super) u64);
 
-/// The sessions; `S` is what a session holds.
+/// The sessions by id; `S` is the state of a session.
 #[derive(Debug)]
 pub(super) struct SessionTable<S> {
     sessions: BTreeMap<SessionId, SessionEntry<S>>,
@@ -39,17 +39,17 @@ enum Attachment {
     Detached { since: Instant },
 }
 
-/// Why a session was not opened or taken up.
+/// Why a session cannot be opened or resumed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum AttachError {
-    /// No session has this id, or not any more.
+    /// No session has this id, or it has expired.
     #[error("unknown session id {0}")]
     Unknown(SessionId),
-    /// Another stream has it.
+    /// Another connection holds the session.
     #[error("session {0} is already attached to another connection")]
     Attached(SessionId),
-    /// There are as many sessions as there may be.
-    #[error("this executor holds {0} sessions, which is the most it can; try again later")]
+    /// The limit of sessions is reached.
+    #[error("this executor holds {0} sessions, its maximum; try again later")]
     Full(usize),
 }
 
@@ -64,13 +64,13 @@ impl From<AttachError> for RpcError {
 }
 
 impl<S: Clone> SessionTable<S> {
-    /// An empty table of at most `most` sessions that forgets them `grace`
-    /// after their last connection.
+    /// An empty table for at most `most` sessions, which expire `grace` after their
+    /// last connection.
     pub(super) fn new(most: usize, grace: Duration) -> Self {
         Self { sessions: BTreeMap::new(), grace, most }
     }
 
-    /// Opens a session with an id that is new.
+    /// Opens a session with a new id.
     ///
     /// # Errors
     /// [`AttachError::Full`]
@@ -103,7 +103,7 @@ impl<S: Clone> SessionTable<S> {
         };
         match entry.attachment {
             Attachment::Attached(_) => Err(AttachError::Attached(id.clone())),
-            // over, though nobody has collected it yet
+            // expired, but not removed yet
             Attachment::Detached { since } if now >= since + self.grace => {
                 Err(AttachError::Unknown(id.clone()))
             }
@@ -114,7 +114,7 @@ impl<S: Clone> SessionTable<S> {
         }
     }
 
-    /// `connection` has ended; true if it had the session.
+    /// Detaches a session from `connection`; returns whether it was attached to it.
     pub(super) fn detach(
         &mut self,
         id: &SessionId,
@@ -130,7 +130,7 @@ impl<S: Clone> SessionTable<S> {
         }
     }
 
-    /// Takes out what was detached for too long.
+    /// Removes and returns the expired sessions.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<S> {
         let over = |entry: &SessionEntry<S>| match entry.attachment {
             Attachment::Attached(_) => false,
@@ -145,7 +145,7 @@ impl<S: Clone> SessionTable<S> {
         ids.iter().filter_map(|id| self.sessions.remove(id)).map(|entry| entry.value).collect()
     }
 
-    /// When [`SessionTable::expire`] has something to take out next.
+    /// The time at which the next session expires.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.sessions
             .values()
@@ -156,8 +156,8 @@ impl<S: Clone> SessionTable<S> {
             .min()
     }
 
-    /// Takes out the session that was detached longest among those that are
-    /// `idle`, if the table is full: nobody misses it as much as a new one.
+    /// Removes and returns the `idle` session that was detached first, if the table
+    /// is full: a new session is worth more.
     pub(super) fn make_room(&mut self, idle: impl Fn(&S) -> bool) -> Option<S> {
         if self.sessions.len() < self.most {
             return None;
@@ -174,7 +174,7 @@ impl<S: Clone> SessionTable<S> {
         self.sessions.remove(&id).map(|entry| entry.value)
     }
 
-    /// Takes out everything.
+    /// Removes and returns all sessions.
     pub(super) fn drain(&mut self) -> Vec<S> {
         std::mem::take(&mut self.sessions).into_values().map(|entry| entry.value).collect()
     }
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(
             table.resume(&id("s"), A, almost + GRACE),
             Err(AttachError::Unknown(id("s"))),
-            "over even if nobody collected it"
+            "expired before its removal"
         );
         assert_eq!(table.expire(almost + GRACE), ["S"]);
         assert_eq!(table.next_expiry(), None);

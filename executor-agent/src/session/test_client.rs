@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use super::{SessionManager, StreamEnd, serve};
 use crate::testing::process_id as pid;
 
-/// A client of one stream that keeps what it has not asked for yet.
+/// A client of one stream. It keeps messages until a test asks for them.
 pub(super) struct Client {
     pub(super) end: DuplexEnd,
     pub(super) next_id: AtomicI64,
@@ -35,7 +35,7 @@ impl Client {
         Self { end, next_id: AtomicI64::new(1), inbox: Vec::new(), takes: None, server }
     }
 
-    /// A stream with a session, and its id.
+    /// Connects and opens or resumes a session; returns its id, too.
     pub(super) async fn ready(
         executor: &Arc<SessionManager>,
         resume: Option<&SessionId>,
@@ -63,7 +63,7 @@ impl Client {
         self.end.send(Bytes::copy_from_slice(message)).await.unwrap();
     }
 
-    /// Sends a call; the answer is for [`Client::answer`].
+    /// Sends a call; [`Client::answer`] waits for its reply.
     pub(super) async fn ask<M: Method>(&self, params: &M::Params) -> i64 {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.raw(&request::<M>(&RequestId::Number(id), params)).await;
@@ -89,7 +89,7 @@ impl Client {
         self.answer::<M>(id).await
     }
 
-    /// The first message that is looked for; others wait.
+    /// Waits for the first `wanted` message; keeps the others.
     pub(super) async fn find(&mut self, wanted: impl Fn(&Message) -> bool) -> Message {
         loop {
             if let Some(at) = self.inbox.iter().position(&wanted) {
@@ -119,7 +119,7 @@ impl Client {
         }
     }
 
-    /// Everything until the close, which must have no hole.
+    /// Collects all events until the close; fails if one is missing.
     pub(super) async fn finish(&mut self, id: &ProcessId, after: u64) -> Finished {
         let mut finished = Finished { last_seq: after, ..Finished::default() };
         loop {

@@ -30,7 +30,7 @@ async fn initialize_is_required_first_and_once() {
         error,
         RpcError::invalid_request("client must call initialize before using exec methods")
     );
-    // a failed one may be repeated
+    // a failed call may be repeated
     let resume = SessionId("gone".into());
     let error = client.initialize(Some(&resume)).await.unwrap_err();
     assert_eq!(error, RpcError::invalid_request("unknown session id gone"));
@@ -191,7 +191,7 @@ async fn child_gets_requested_path_cwd_and_env() {
 #[tokio::test]
 async fn signals_reach_the_whole_process_group() {
     let (mut client, _) = Client::ready(&executor(), None).await;
-    // the inner one would hold the output open, and the close back, if it survived
+    // if the inner sleep survived, it would hold the output open and delay the close
     let script = "sleep 1000 & echo ready; exec sleep 1000";
     for (signal, code) in
         [(SignalName::Terminate, 143), (SignalName::Kill, 137), (SignalName::Hangup, 129)]
@@ -207,8 +207,8 @@ async fn signals_reach_the_whole_process_group() {
     client.next_event(&start.process_id).await;
     client.signal("i", SignalName::Interrupt).await;
     assert_eq!(client.finish(&start.process_id, 1).await.code, Some(130));
-    // after the leader's end the rest can still be reached; shells start
-    // background jobs with SIGINT ignored
+    // the rest of the group can be signalled after its leader has exited; shells
+    // start background jobs with SIGINT ignored
     let start = shell("o", script);
     client.call::<Start>(&start).await.unwrap();
     client.next_event(&start.process_id).await;
@@ -302,7 +302,7 @@ async fn child_that_ignores_stdin_can_be_terminated() {
     assert_eq!(client.finish(&start.process_id, 1).await.code, Some(137));
 }
 
-/// Starts three children that do not read, each with 30 writes that wait.
+/// Starts three children that do not read, each with 30 waiting writes.
 async fn stuck(client: &mut Client) -> Vec<String> {
     let mut ids = Vec::new();
     for id in ["a", "b", "c"] {
@@ -310,7 +310,7 @@ async fn stuck(client: &mut Client) -> Vec<String> {
         client.call::<Start>(&start).await.unwrap();
         let Event::Output(output) = client.next_event(&start.process_id).await else { panic!() };
         ids.push(String::from_utf8(output.chunk.to_vec()).unwrap().trim().to_owned());
-        // one is more than a pipe holds
+        // one write is more than a pipe holds
         let write = Write { process_id: pid(id), chunk: vec![0; 100_000], write_id: None };
         for _ in 0..30 {
             client.ask::<Write>(&write).await;
@@ -386,12 +386,12 @@ async fn slow_reader_pauses_child_and_loses_nothing() {
     let script = format!("head -c {total} /dev/zero");
     let start = shell("big", &script);
     client.call::<Start>(&start).await.unwrap();
-    // the log fills up and the child is held: it cannot have exited
+    // the log fills up and the child is paused: it cannot have exited
     let full = PROCESS_OUTPUT_RETAINED_BYTES as u64 / 2 / 8192;
     let wait = Read { wait_ms: Some(60_000), max_bytes: Some(1), ..read("big", full) };
     let id = client.ask::<Read>(&wait).await;
     let reply = loop {
-        // take the answer only; notifications stay unread in this client's inbox
+        // look for the reply; notifications stay in the inbox of this client
         let bytes = client.end.recv().await.unwrap();
         match Message::parse(&bytes).unwrap() {
             Message::Response { id: RequestId::Number(n), outcome } if n == id => {
@@ -416,7 +416,7 @@ async fn chunk_size_follows_the_client() {
         let mut client = Client::connect(&executor, 1);
         client.takes = Some(ClientExtensions { max_chunk: takes });
         client.initialize(None).await.unwrap();
-        // one write that fills the pipe, as long as nobody reads it
+        // one write that fills the pipe while it is not read
         let script = format!("head -c {} /dev/zero", 32 * MOST);
         let done = client.sh("p", &script).await;
         assert_eq!((done.stdout.len(), done.code), (32 * MOST, Some(0)));
@@ -494,7 +494,7 @@ async fn session_outlives_its_stream() {
     assert_eq!(other.initialize(Some(&session)).await.unwrap(), session);
 
     assert_eq!(other.write("p", "two\n", None).await, WriteStatus::Accepted);
-    // what came before the resume is read, what comes later is pushed
+    // earlier output is read, later output is pushed
     let Event::Output(output) = other.next_event(&start.process_id).await else { panic!() };
     assert_eq!((output.seq, &output.chunk[..]), (2, b"two\n".as_slice()));
     let reply = other.read("p", 0).await;
@@ -515,7 +515,7 @@ async fn detached_session_keeps_newest_output() {
     client.disconnect().await;
 
     let (mut client, _) = Client::ready(&executor, Some(&session)).await;
-    // how far it got before the resume is open; the rest is pushed
+    // the child may have written any part of it before the resume; the rest is pushed
     let reply = loop {
         let reply =
             client.call::<Read>(&Read { max_bytes: Some(1), ..read("p", 0) }).await.unwrap();
@@ -531,8 +531,8 @@ async fn detached_session_keeps_newest_output() {
     let first = reply.chunks[0].seq;
     assert!(first > 1, "older output was dropped");
     let seqs: Vec<_> = reply.chunks.iter().map(|chunk| chunk.seq).collect();
-    // The one number that may be missing among the chunks is that of the exit:
-    // the child can be gone while a whole pipe of its output is still unread.
+    // Only the sequence number of the exit may be missing among the chunks: the
+    // child can exit while a full pipe of its output is unread.
     let holes: Vec<_> = seqs
         .windows(2)
         .filter(|pair| pair[1] != pair[0] + 1)
@@ -543,7 +543,7 @@ async fn detached_session_keeps_newest_output() {
     assert_eq!(reply.exit_code, Some(0));
 }
 
-/// Starts something that lives long, and gives the operating system's id.
+/// Starts a process that runs for long; returns its id of the operating system.
 async fn start_sleeper(client: &mut Client) -> String {
     let start = shell("sleeper", "echo $$; exec sleep 1000");
     client.call::<Start>(&start).await.unwrap();
@@ -580,7 +580,7 @@ async fn shutdown_kills_running_processes() {
     let sleeper = start_sleeper(&mut client).await;
     executor.shutdown();
     wait_until_gone(&sleeper).await;
-    // the stream ends after what was on its way
+    // the stream ends after the messages in flight
     while client.end.recv().await.is_some() {}
     client.server.await.unwrap();
 }
@@ -604,8 +604,8 @@ async fn files_are_served_without_sandbox() {
     assert_eq!(client.call::<GetMetadata>(&missing).await.unwrap_err().code, code::INTERNAL);
 }
 
-/// A file stays in memory until its stream has taken it, and slow readers keep
-/// nobody else waiting until there are as many as there are places.
+/// A file stays in memory until its stream has accepted it. Slow readers delay
+/// others only once they hold all permits.
 #[tokio::test]
 async fn files_held_by_slow_clients_are_bounded() {
     let executor = executor();
@@ -620,7 +620,7 @@ async fn files_held_by_slow_clients_are_bounded() {
         quick.call::<ReadFile>(&read).await.unwrap();
         let mut client = Client::connect(&executor, 1);
         client.initialize(None).await.unwrap();
-        // the stream takes the first one; the second one waits, and others behind it
+        // the stream accepts the first file; the second one and the rest wait
         let mut asked = vec![client.ask::<ReadFile>(&read).await];
         while client.end.unread() == 0 {
             tokio::task::yield_now().await;
@@ -642,7 +642,7 @@ async fn files_held_by_slow_clients_are_bounded() {
         let is_it = |message: &Message| matches!(message, Message::Response { id: theirs, .. } if *theirs == id);
         client.inbox.iter().any(is_it)
     };
-    assert!(!answered(&quick), "there was no place");
+    assert!(!answered(&quick), "all permits were taken");
     let (mut client, asked) = slow.pop().unwrap();
     for id in asked {
         client.answer::<ReadFile>(id).await.unwrap();

@@ -1,4 +1,4 @@
-//! A child process: what starts it, and what a started one consists of.
+//! A child process before and after its start.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt as _;
@@ -16,7 +16,7 @@ pub(crate) type Reader = Box<dyn AsyncRead + Send + Unpin>;
 /// Our end of the input of a child.
 pub(crate) type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
-/// A program with all that it needs.
+/// A program with its arguments, environment and directory.
 pub(crate) struct Launch {
     pub(crate) program: PathBuf,
     pub(crate) arg0: String,

@@ -12,8 +12,8 @@ use rustix::fs::OFlags;
 /// Opens a file without waiting, for example for the other end of a fifo.
 ///
 /// # Errors
-/// Those of the operating system; also for a symbolic link, unless they are
-/// followed.
+/// Those of the operating system. Without `follow_symlinks` also for a symbolic
+/// link.
 pub(crate) fn open_nonblocking(
     options: &mut OpenOptions,
     path: &Path,

@@ -1,8 +1,8 @@
-//! A child on a terminal of its own (unix).
+//! Starts a child on a terminal of its own.
 //!
-//! The terminal has 24 rows and 80 columns, and TERM is what the client sets
-//! (WIRE.md, section 6.2). The child leads a session, whose controlling
-//! terminal it is.
+//! The terminal has 24 rows and 80 columns; the client sets TERM
+//! (docs/codex-wire.md#processes). The child leads a session, and the terminal is
+//! its controlling terminal.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -12,15 +12,15 @@ use rendez_proto::rpc::process::Stream;
 use super::child::{Launch, Launched};
 use super::process_group::ProcessGroup;
 
-/// Rows of a new terminal. Codex, section 6.2.
+/// Rows of a new terminal.
 const ROWS: u16 = 24;
-/// Columns of a new terminal. Codex, section 6.2.
+/// Columns of a new terminal.
 const COLUMNS: u16 = 80;
 
-/// Starts a child; in the context of a runtime, and blocks for the fork.
+/// Starts a child. Needs the context of a runtime, and blocks during the fork.
 ///
 /// # Errors
-/// The operating system's.
+/// Those of the operating system.
 pub(crate) fn launch(launch: &Launch) -> io::Result<Launched> {
     let (terminal, child_end) = pty_process::open().map_err(plain)?;
     terminal.resize(pty_process::Size::new(ROWS, COLUMNS)).map_err(plain)?;
