@@ -91,7 +91,7 @@ impl EventDispatcher {
     }
 
     /// The processes that nobody catches up with yet: whoever asks does from here
-    /// on, until [`position`](Self::position) says that nothing is missing.
+    /// on, until `position` says that nothing is missing.
     pub(crate) fn claim_behind(&self) -> Vec<ProcessId> {
         let mut state = self.0.state.lock();
         let behind = state.processes.iter_mut().filter(|(_, sequencer)| {

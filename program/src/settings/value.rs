@@ -97,7 +97,7 @@ value_by_from_str! {
     bool, true;
 }
 
-/// Implements [`Value`](crate::settings::Value) for enums whose values are words.
+/// Implements [`Value`] for enums whose values are words.
 #[macro_export]
 macro_rules! value_by_word {
     ($($type:ident { $($variant:ident = $word:literal),+ })+) => {$(

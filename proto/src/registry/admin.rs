@@ -98,7 +98,7 @@ pub struct CreateToken {
 #[serde(deny_unknown_fields)]
 pub struct RotateToken {
     /// Seconds that the old secret stays valid beside the new one, at most
-    /// [`ROTATION_OVERLAP_MAX`]; 0 ends it at once.
+    /// [`ROTATION_OVERLAP_MAX`](crate::limits::ROTATION_OVERLAP_MAX); 0 ends it at once.
     #[serde(default = "overlap")]
     pub overlap_secs: u64,
 }

@@ -2,7 +2,7 @@
 //!
 //! The list below is the only place that names a setting: the struct, the
 //! flags, the variables, the file's keys, `--print-config` and the table in
-//! `docs/operating.md` all follow from it (see [`rendez_program::settings`]).
+//! `docs/operating.md` all follow from it (see [`mod@rendez_program::settings`]).
 
 mod acme;
 mod bounds;

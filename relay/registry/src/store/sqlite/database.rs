@@ -23,7 +23,7 @@ use crate::store::capacity;
 use crate::store::timing::CallTimer;
 
 /// How long a writer waits for others of its process: several of them may have
-/// waited for [`DATABASE_BUSY_TIMEOUT`]. Codex, section 1: clients give up after
+/// waited for [`DATABASE_BUSY_TIMEOUT`](super::DATABASE_BUSY_TIMEOUT). Codex, section 1: clients give up after
 /// 6 s and more.
 pub(crate) const DATABASE_TURN_PATIENCE: Duration = Duration::from_secs(5);
 
