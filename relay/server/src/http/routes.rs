@@ -1,4 +1,4 @@
-//! Which listener answers what.
+//! The routes of the public and of the admin listener.
 //!
 //! | | public | admin |
 //! | --- | --- | --- |
@@ -8,7 +8,7 @@
 //! | `/livez`, `/readyz` | yes | yes |
 //! | `/metrics` | no | yes |
 //!
-//! Tokens guard `/v1` on either listener.
+//! `/v1` needs a token on both listeners.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -29,7 +29,7 @@ use tracing::field::Empty;
 use crate::metrics::{CONTENT_TYPE as METRICS_TYPE, Call, Metrics};
 use crate::rendezvous::{Rendezvous, rendezvous};
 
-/// What clients reach.
+/// The routes of the public listener.
 pub(crate) fn public(state: &Rendezvous, metrics: &Arc<Metrics>, whole_v1: bool) -> Router {
     let rendezvous = Router::new()
         .route(RENDEZVOUS_PATH, get(rendezvous))
@@ -40,7 +40,7 @@ pub(crate) fn public(state: &Rendezvous, metrics: &Arc<Metrics>, whole_v1: bool)
     if whole_v1 { app } else { app.layer(from_fn(clients_only)) }
 }
 
-/// What operators reach.
+/// The routes of the admin listener.
 pub(crate) fn admin(state: &Rendezvous, metrics: &Arc<Metrics>) -> Router {
     let scrape = Router::new().route("/metrics", get(scrape)).with_state(metrics.clone());
     let app = state.registry.router().merge(health(state, metrics)).merge(scrape);
@@ -54,8 +54,8 @@ fn health(state: &Rendezvous, metrics: &Arc<Metrics>) -> Router {
         .with_state((state.clone(), metrics.clone()))
 }
 
-/// 200 while new websockets are welcome, and the store answers and takes what is
-/// written.
+/// Returns 200 while the relay accepts websockets and the store answers and accepts
+/// writes.
 async fn readyz(
     State((state, metrics)): State<(Rendezvous, Arc<Metrics>)>,
 ) -> (StatusCode, &'static str) {
@@ -63,26 +63,26 @@ async fn readyz(
         return (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n");
     }
     match state.registry.ping().await {
-        Ok(()) if metrics.store_takes_nothing() => {
-            (StatusCode::SERVICE_UNAVAILABLE, "the store takes nothing\n")
+        Ok(()) if metrics.store_is_failing() => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the store accepts no writes\n")
         }
         Ok(()) => (StatusCode::OK, "ok\n"),
         Err(error) => {
-            tracing::warn!(%error, "the store does not answer");
+            tracing::warn!(%error, "/readyz: the store does not answer");
             (StatusCode::SERVICE_UNAVAILABLE, "the store does not answer\n")
         }
     }
 }
 
 async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
-    // It reads /proc: a directory with an entry per connection.
+    // It reads /proc, with a directory entry per connection, which blocks.
     match tokio::task::spawn_blocking(move || metrics.encode()).await {
         Ok(Ok(text)) => ([(CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
         _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 
-/// Times what clients wait for.
+/// Measures the duration of client calls.
 async fn measure(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let Some(call) = path.and_then(Call::of_route) else { return next.run(request).await };
@@ -94,17 +94,17 @@ async fn measure(State(metrics): State<Arc<Metrics>>, request: Request, next: Ne
     response
 }
 
-/// Refuses the part of `/v1` that is the operator's. What is not known to be a
-/// client's is the operator's, so a new route is closed until it is listed.
+/// Refuses the part of `/v1` for operators. A path that is not listed as a client's is
+/// an operator's, so a new route is closed by default.
 async fn clients_only(request: Request, next: Next) -> Response {
     if is_for_operators(request.method(), request.uri()) {
-        return nothing_here("this part of the API is served on the relay's admin listener");
+        return not_found("this part of the API is served on the relay's admin listener");
     }
     next.run(request).await
 }
 
 fn is_for_operators(method: &Method, uri: &Uri) -> bool {
-    // Not only `/v1/`: how an odd path is matched is the router's affair.
+    // Every path counts, not only `/v1/`: the router may match an unusual path.
     let clients = match uri.path() {
         RENDEZVOUS_PATH => true,
         "/v1/environments" => method == Method::GET,
@@ -119,15 +119,15 @@ fn is_one_environment(path: &str) -> bool {
     id.is_some_and(|id| id.parse::<EnvironmentId>().is_ok())
 }
 
-/// Refuses what stock clients call: their tokens are not shown here in clear.
+/// Refuses the calls of stock clients: this listener has no TLS for their tokens.
 async fn operators_only(request: Request, next: Next) -> Response {
     if request.uri().path().starts_with("/cloud/") {
-        return nothing_here("clients are served on the relay's public listener");
+        return not_found("clients are served on the relay's public listener");
     }
     next.run(request).await
 }
 
-fn nothing_here(message: &str) -> Response {
+fn not_found(message: &str) -> Response {
     let error = ErrorDetail::new(ErrorCode::NotFound, message);
     (StatusCode::NOT_FOUND, axum::Json(ErrorBody { error, rendez: None })).into_response()
 }
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_listed_is_the_operators() {
+    fn unlisted_path_is_for_operators() {
         let operators =
             |method, path: &'static str| is_for_operators(&method, &Uri::from_static(path));
         for path in

@@ -1,18 +1,18 @@
-//! The switchboards: who is connected, and what became of frames.
+//! Hubs: connections, streams and frames.
 
 use std::fmt;
 
 use rendez_proto::frame::ResetReason;
 use rendez_relay_core::Dropped;
 
-use super::Out;
+use super::MetricsWriter;
 use crate::connections::End;
 use crate::rendezvous::Rendezvous;
 
-/// As [`rendez_relay_core::Stats`] orders directions.
+/// In the order of the directions in [`rendez_relay_core::Stats`].
 const DIRECTIONS: [&str; 2] = ["to_executor", "to_orchestrator"];
 
-pub(super) fn encode(out: &mut Out<'_>, state: &Rendezvous) -> fmt::Result {
+pub(super) fn encode(out: &mut MetricsWriter<'_>, state: &Rendezvous) -> fmt::Result {
     let counts = state.connections.counts();
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     let roles = [
@@ -22,37 +22,41 @@ pub(super) fn encode(out: &mut Out<'_>, state: &Rendezvous) -> fmt::Result {
     out.gauges("rendez_relay_connections", "Open websockets.", roles)?;
     out.gauge(
         "rendez_relay_hubs",
-        "Environments with a websocket or a stream that is remembered.",
+        "Environments with an open websocket or a remembered stream.",
         count(counts.hubs),
     )?;
-    out.gauge("rendez_relay_streams_active", "Streams that are known.", count(counts.streams))?;
+    out.gauge("rendez_relay_streams_active", "Known streams.", count(counts.streams))?;
 
     out.gauge(
         "rendez_relay_queue_bytes",
-        "Bytes of frames that wait for slow readers.",
+        "Bytes of frames queued for slow readers.",
         count(state.connections.quotas().node().usage().memory_bytes),
     )?;
 
     let stats = state.connections.hub_stats();
     out.counter(
         "rendez_relay_handshakes_failed",
-        "Handshakes that came to nothing and were charged to their token.",
+        "Failed handshakes that were charged to a token.",
         stats.failed_handshakes,
     )?;
     out.counter(
         "rendez_relay_reads_held_back",
-        "How often a websocket was not read for a while because of a rate.",
+        "Pauses in reading a websocket because of a rate limit.",
         stats.held_back,
     )?;
     let frames = [0, 1].map(|way| ([("direction", DIRECTIONS[way])], stats.forwarded_frames[way]));
-    out.counters("rendez_relay_forwarded_frames", "Frames passed on, and resets of the relay's own; acks and heartbeats that overtake are not counted.", frames)?;
+    out.counters(
+        "rendez_relay_forwarded_frames",
+        "Forwarded frames and the relay's own resets, without acks and heartbeats that overtake.",
+        frames,
+    )?;
     let bytes = [0, 1].map(|way| ([("direction", DIRECTIONS[way])], stats.forwarded_bytes[way]));
-    out.counters("rendez_relay_forwarded_bytes", "Bytes passed on, sealed as they came.", bytes)?;
+    out.counters("rendez_relay_forwarded_bytes", "Forwarded bytes, encrypted as received.", bytes)?;
     let dropped = Dropped::ALL.map(|why| ([("reason", why.as_str())], stats.dropped(why)));
-    out.counters("rendez_relay_frames_dropped", "Frames not passed on.", dropped)?;
+    out.counters("rendez_relay_frames_dropped", "Dropped frames.", dropped)?;
     let resets = ResetReason::ALL.map(|why| ([("reason", why.as_str())], stats.resets(why)));
     out.counters("rendez_relay_stream_resets", "Streams that the relay reset.", resets)?;
     let closed = End::ALL
         .map(|end| ([("reason", end.as_str())], state.connections.connection_stats().ended(end)));
-    out.counters("rendez_relay_websockets_closed", "Websockets that ended.", closed)
+    out.counters("rendez_relay_websockets_closed", "Closed websockets.", closed)
 }

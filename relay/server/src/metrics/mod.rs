@@ -1,10 +1,9 @@
 //! Metrics for Prometheus, in its text format.
 //!
-//! Everything is read at scrape time from the counters that the parts keep for
-//! themselves; only durations are collected here. Labels take their values from
-//! closed sets of ours and all of them are there from the start with 0, so that
-//! an alert on a rate works before anything happened. No label holds an
-//! environment, a key, an address or anything else that a client chooses.
+//! A scrape reads the counters of the relay's parts; only durations are collected
+//! here. Label values come from closed sets, and all of them are exported from the
+//! start with 0, so that an alert on a rate works before the first event. No label
+//! contains an environment, a key, an address or other text of a client.
 
 mod database;
 mod hubs;
@@ -33,15 +32,15 @@ use crate::connections::{ConnectionLimit, ConnectionTable};
 use crate::rendezvous::Rendezvous;
 use crate::tls::{OrderStats, Tls, TlsStats};
 
-/// The type of [`Metrics::encode`]'s text.
+/// The content type of [`Metrics::encode`]'s text.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Bounds in seconds of what clients wait for: from a call that touches memory
-/// only to the longest that a stock client waits.
+/// Histogram buckets in seconds: from a call that uses memory only to the longest
+/// wait of a stock client.
 const SECONDS: [f64; 12] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];
 
-/// A call of clients whose duration counts.
+/// A client's call whose duration is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Call {
     Register,
@@ -53,13 +52,13 @@ pub(crate) enum Call {
 impl Call {
     const ALL: [Call; 4] = [Call::Register, Call::Connect, Call::Validate, Call::Rendezvous];
 
-    /// By the route that a request matched.
+    /// The call of a matched route.
     pub(crate) fn of_route(route: &str) -> Option<Self> {
         let last = route.rsplit('/').next().unwrap_or_default();
         Self::ALL.into_iter().find(|call| call.as_str() == last)
     }
 
-    /// A word for labels and traces.
+    /// Its name in labels and traces.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Call::Register => "register",
@@ -77,7 +76,7 @@ pub(crate) struct Metrics {
     store: Arc<StoreTimes>,
 }
 
-/// Collected here, because nobody else needs them.
+/// Durations of client calls, which no other part of the relay needs.
 #[derive(Clone)]
 struct Durations {
     calls: [Histogram; Call::ALL.len()],
@@ -90,7 +89,7 @@ impl Default for Durations {
 }
 
 impl Metrics {
-    /// Of the relay with these parts.
+    /// The metrics of a relay with these parts.
     pub(crate) fn new(
         state: &Rendezvous,
         limit: ConnectionLimit,
@@ -99,7 +98,7 @@ impl Metrics {
     ) -> Self {
         let durations = Durations::default();
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Everything {
+        registry.register_collector(Box::new(RelayCollector {
             state: state.clone(),
             limit,
             tls,
@@ -111,9 +110,9 @@ impl Metrics {
         Self { registry, durations, store }
     }
 
-    /// Whether the store takes nothing of what is written.
-    pub(crate) fn store_takes_nothing(&self) -> bool {
-        self.store.takes_nothing()
+    /// Whether writes to the store fail.
+    pub(crate) fn store_is_failing(&self) -> bool {
+        self.store.is_failing()
     }
 
     /// The text of a scrape.
@@ -128,27 +127,27 @@ impl Metrics {
     }
 }
 
-/// Translates at scrape time.
-struct Everything {
+/// Reads all counters at scrape time.
+struct RelayCollector {
     state: Rendezvous,
     limit: ConnectionLimit,
     tls: Option<Arc<Tls>>,
-    /// What is there before it is switched on.
+    /// Zeros for a relay without TLS.
     no_tls: TlsStats,
     no_orders: OrderStats,
     durations: Durations,
     store: Arc<StoreTimes>,
 }
 
-impl fmt::Debug for Everything {
+impl fmt::Debug for RelayCollector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Everything")
+        f.write_str("RelayCollector")
     }
 }
 
-impl Collector for Everything {
+impl Collector for RelayCollector {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut out = Out(encoder);
+        let mut out = MetricsWriter(encoder);
         process::encode(&mut out)?;
         drain(&mut out, &self.state.connections)?;
         hubs::encode(&mut out, &self.state)?;
@@ -158,19 +157,19 @@ impl Collector for Everything {
         tls::orders(&mut out, self.tls.as_ref().map_or(&self.no_orders, |tls| &tls.orders))?;
         let calls =
             Call::ALL.map(|call| ([("call", call.as_str())], &self.durations.calls[call as usize]));
-        out.histograms("rendez_call_seconds", "How long clients wait for an answer.", calls)
+        out.histograms("rendez_call_seconds", "Duration of client calls until the response.", calls)
     }
 }
 
-fn drain(out: &mut Out<'_>, connections: &ConnectionTable) -> fmt::Result {
+fn drain(out: &mut MetricsWriter<'_>, connections: &ConnectionTable) -> fmt::Result {
     let draining = i64::from(connections.is_draining());
-    out.gauge("rendez_relay_draining", "1 while the relay sends its endpoints away.", draining)
+    out.gauge("rendez_relay_draining", "1 while the relay drains.", draining)
 }
 
-/// Writes metrics: one call per name, all labels at once.
-pub(crate) struct Out<'a>(DescriptorEncoder<'a>);
+/// Writes metrics: one call per name with all its labels.
+pub(crate) struct MetricsWriter<'a>(DescriptorEncoder<'a>);
 
-impl Out<'_> {
+impl MetricsWriter<'_> {
     /// A counter without labels; its name ends in `_total` on the wire.
     fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         ConstCounter::new(value).encode(self.describe(name, help, MetricType::Counter)?)

@@ -1,13 +1,13 @@
-//! The process and its build, under the names that dashboards expect.
+//! The process and its build, with the metric names that dashboards expect.
 
 use std::fmt;
 use std::sync::OnceLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use super::Out;
+use super::MetricsWriter;
 use crate::sys::process;
 
-pub(super) fn encode(out: &mut Out<'_>) -> fmt::Result {
+pub(super) fn encode(out: &mut MetricsWriter<'_>) -> fmt::Result {
     let build = [([("version", env!("CARGO_PKG_VERSION"))], 1)];
     out.gauges("rendez_build_info", "Always 1; the version is the label.", build)?;
     let (started, since) = started();
@@ -17,13 +17,13 @@ pub(super) fn encode(out: &mut Out<'_>) -> fmt::Result {
         i64::try_from(started).unwrap_or(i64::MAX),
     )?;
     let uptime = i64::try_from(since.elapsed().as_secs()).unwrap_or(i64::MAX);
-    out.gauge("rendez_uptime_seconds", "How long the relay runs.", uptime)?;
-    out.seconds("process_cpu_seconds", "CPU time used, in all threads.", process::cpu_seconds())?;
-    out.gauge("process_resident_memory_bytes", "Memory in use.", process::memory())?;
+    out.gauge("rendez_uptime_seconds", "Time since the relay started.", uptime)?;
+    out.seconds("process_cpu_seconds", "CPU time of all threads.", process::cpu_seconds())?;
+    out.gauge("process_resident_memory_bytes", "Resident memory.", process::memory())?;
     out.gauge("process_open_fds", "Open file descriptors.", process::open_descriptors())?;
     out.gauge(
         "process_max_fds",
-        "Most file descriptors; 0 without limit.",
+        "Limit of open file descriptors; 0 if unlimited.",
         process::max_descriptors(),
     )?;
     let tasks = tokio::runtime::Handle::try_current().map(|on| on.metrics().num_alive_tasks());

@@ -1,25 +1,25 @@
-//! What was asked of the listener and of the registry, and how it ended.
+//! Requests to the listener and to the registry, by outcome.
 
 use std::fmt;
 
-use super::Out;
+use super::MetricsWriter;
 use crate::connections::ConnectionLimit;
 use crate::rendezvous::Rendezvous;
 
 pub(super) fn encode(
-    out: &mut Out<'_>,
+    out: &mut MetricsWriter<'_>,
     state: &Rendezvous,
     limit: &ConnectionLimit,
 ) -> fmt::Result {
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     out.gauge(
         "rendez_relay_tcp_connections",
-        "TCP connections of clients, websockets included.",
+        "Open TCP connections of clients, including websockets.",
         count(limit.open()),
     )?;
     out.gauge(
         "rendez_relay_tcp_connections_max",
-        "Most of them at once (`connections_max`).",
+        "Limit of open TCP connections (`connections_max`).",
         count(limit.max),
     )?;
     let stats = state.connections.connection_stats();
@@ -31,7 +31,7 @@ pub(super) fn encode(
     ];
     out.counters(
         "rendez_relay_requests_refused",
-        "Requests that reached no rule, and answers that were not read.",
+        "Requests with a late or invalid head or without an upgrade, and unread responses.",
         refused,
     )?;
     let requests = state.registry.stats().all();
@@ -40,7 +40,7 @@ pub(super) fn encode(
     });
     out.counters(
         "rendez_registry_requests",
-        "Calls of the registry and tickets, by how they ended.",
+        "Registry calls and ticket checks by outcome.",
         requests,
     )
 }
