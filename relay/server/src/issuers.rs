@@ -1,4 +1,4 @@
-//! Other issuers of tokens: their file, and their keys over HTTPS.
+//! Issuers of JWTs: their file, and their keys over HTTPS.
 
 use std::fmt::Display;
 use std::fs::File;
@@ -14,7 +14,7 @@ use rendez_transport::tls;
 use rustls::ClientConfig;
 use serde::Deserialize;
 
-/// The file of issuers cannot be used. The operator is at fault.
+/// The file of issuers is invalid; the operator has to correct it.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {why}", path.display())]
 pub struct IssuersError {
@@ -23,7 +23,7 @@ pub struct IssuersError {
 }
 
 impl IssuersError {
-    /// What stands in this file cannot be.
+    /// An error in this file.
     pub(crate) fn new(path: &Path, why: impl Display) -> Self {
         Self { path: path.to_owned(), why: why.to_string() }
     }
@@ -35,7 +35,7 @@ struct Issuers {
     issuer: Vec<IssuerConfig>,
 }
 
-/// The issuers in this file of TOML; none without a file.
+/// Reads the issuers from a TOML file; returns none without a file.
 ///
 /// # Errors
 /// See [`IssuersError`].
@@ -46,37 +46,35 @@ pub(crate) fn read(path: Option<&Path>) -> Result<Vec<IssuerConfig>, IssuersErro
     Ok(file.issuer)
 }
 
-/// Warns of files of keys that cannot be read. They may come later: they are
-/// read when a token is to be judged.
-pub(crate) fn warn_of_keys(issuers: &[IssuerConfig]) {
+/// Warns about unreadable key files. They may be created later: they are read when a
+/// token is checked.
+pub(crate) fn warn_about_unreadable_keys(issuers: &[IssuerConfig]) {
     for (issuer, path, error) in unreadable(issuers) {
         let file = path.display();
         tracing::warn!(
             issuer, %file, %error,
-            "this issuer's keys cannot be read; until they can, its tokens are refused"
+            "cannot read the keys of this issuer: its tokens are refused until the file is readable"
         );
     }
 }
 
 fn unreadable(issuers: &[IssuerConfig]) -> Vec<(&str, &Path, std::io::Error)> {
-    let mut complaints = Vec::new();
+    let mut failures = Vec::new();
     for IssuerConfig { issuer, keys, .. } in issuers {
         let KeySource::File(path) = keys else { continue };
-        // a byte: that it opens says little of a directory
+        // One byte is read, because a directory can be opened as well.
         if let Err(error) = File::open(path).and_then(|mut file| file.read(&mut [0])) {
-            complaints.push((issuer.as_str(), path.as_path(), error));
+            failures.push((issuer.as_str(), path.as_path(), error));
         }
     }
-    complaints
+    failures
 }
 
-/// Asks over HTTPS, trusting whom the operating system trusts. Redirects are
-/// not followed: the keys come from where the operator said.
-pub(crate) struct OverHttps(reqwest::Client);
+/// Fetches keys over HTTPS with the trust store of the operating system. It follows
+/// no redirects: the keys come from the configured URL only.
+pub(crate) struct HttpsKeyFetcher(reqwest::Client);
 
-impl OverHttps {
-    /// A client that is made once.
-    ///
+impl HttpsKeyFetcher {
     /// # Errors
     /// TLS cannot be set up on this machine.
     pub(crate) fn new() -> Result<Arc<Self>, String> {
@@ -93,18 +91,18 @@ impl OverHttps {
 }
 
 #[async_trait]
-impl FetchKeys for OverHttps {
+impl FetchKeys for HttpsKeyFetcher {
     async fn fetch(&self, url: &str) -> Result<Vec<u8>, String> {
-        let said = |error: reqwest::Error| error.to_string();
-        let mut answer = self.0.get(url).send().await.map_err(said)?;
-        if !answer.status().is_success() {
-            return Err(format!("HTTP {}", answer.status()));
+        let failed = |error: reqwest::Error| error.to_string();
+        let mut reply = self.0.get(url).send().await.map_err(failed)?;
+        if !reply.status().is_success() {
+            return Err(format!("HTTP {}", reply.status()));
         }
         let mut body = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(said)? {
+        while let Some(chunk) = reply.chunk().await.map_err(failed)? {
             body.extend_from_slice(&chunk);
             if body.len() > limits::JWKS_MAX_BYTES {
-                return Err(format!("over {} bytes", limits::JWKS_MAX_BYTES));
+                return Err(format!("the reply has over {} bytes", limits::JWKS_MAX_BYTES));
             }
         }
         Ok(body)
@@ -115,9 +113,9 @@ impl FetchKeys for OverHttps {
 mod tests {
     use super::*;
 
-    /// What docs/operating.md shows is what is read.
+    /// The examples in docs/operating.md are valid.
     #[test]
-    fn the_documented_examples_are_read() {
+    fn documented_examples_are_valid() {
         let manual = include_str!("../../../docs/operating.md");
         let examples: String = manual
             .split("```toml\n")
@@ -134,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_cannot_be_read_are_complained_of() {
+    fn unreadable_key_files_are_reported() {
         let directory = tempfile::tempdir().unwrap();
         let good = directory.path().join("keys.json");
         std::fs::write(&good, "{}").unwrap();
@@ -151,19 +149,19 @@ mod tests {
         let file = directory.path().join("issuers.toml");
         std::fs::write(&file, texts).unwrap();
         let issuers = read(Some(&file)).unwrap();
-        let complaints = unreadable(&issuers);
-        let of: Vec<_> = complaints.iter().map(|(issuer, path, _)| (*issuer, *path)).collect();
+        let failures = unreadable(&issuers);
+        let of: Vec<_> = failures.iter().map(|(issuer, path, _)| (*issuer, *path)).collect();
         assert_eq!(of, [("b", missing.as_path()), ("c", directory.path())]);
 
-        // a role that a rule cannot have is not offered
+        // The error does not list a role that a rule cannot have.
         std::fs::write(&file, issuer("a", &good).replace("executor", "join")).unwrap();
-        let said = read(Some(&file)).unwrap_err().to_string();
+        let error = read(Some(&file)).unwrap_err().to_string();
         let roles = "unknown variant `join`, expected one of `executor`, `orchestrator`, `admin`";
-        assert!(said.contains(roles) && said.contains("issuers.toml"), "{said}");
+        assert!(error.contains(roles) && error.contains("issuers.toml"), "{error}");
     }
 
     #[test]
-    fn no_file_means_none_and_a_wrong_one_is_an_error() {
+    fn missing_setting_is_empty_and_invalid_file_fails() {
         assert!(read(None).unwrap().is_empty());
         assert!(read(Some(Path::new("/no/such/file"))).is_err());
         let file = tempfile::NamedTempFile::new().unwrap();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! config      defaults < file < environment < flags
-//! server      composes: state, listeners, signals
+//! server      composes and runs the parts below
 //!   ├── http                  TCP -> (tls) -> HTTP connections, bounded; routes
 //!   │     ├── registry's      /cloud/environment/..., /v1/...
 //!   │     ├── metrics         /metrics: counters of all parts, at scrape time
@@ -12,9 +12,9 @@
 //!   └── drain                 SIGTERM
 //! ```
 //!
-//! A websocket is one task, its pump; besides these there is one sweeper for
-//! the hubs' timers. The relay forwards frames that it cannot read: nothing
-//! here depends on the endpoint crate or on Noise.
+//! A websocket is one task, its pump. One sweeper task runs the timers of all hubs.
+//! The relay cannot decrypt the frames that it forwards: this crate does not depend on
+//! the endpoint crate or on Noise.
 
 pub mod config;
 pub mod connections;

@@ -1,4 +1,4 @@
-//! SIGHUP: settings are read again, and what can change while running does.
+//! SIGHUP reloads the settings and applies those that can change at runtime.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,9 +14,9 @@ use crate::connections::ConnectionTable;
 use crate::sys::Hangups;
 use crate::tls::Tls;
 
-/// What can change while the relay runs.
+/// The parts of a relay that can change at runtime.
 pub(crate) struct Reload {
-    /// As they are in force; what needs a restart is what it was at the start.
+    /// The settings in force; those that need a restart keep their value from the start.
     settings: Mutex<Loaded<Config>>,
     log: LogHandle,
     tls: Option<Arc<Tls>>,
@@ -35,14 +35,14 @@ impl Reload {
         Self { settings: Mutex::new(settings), log, tls, connections, registry }
     }
 
-    /// Reads the settings again and says what changed. Settings that cannot be
-    /// used leave everything as it is.
+    /// Reads the settings again, applies them and logs the changes. Invalid settings
+    /// change nothing.
     pub(crate) fn reload(&self) {
         let mut settings = self.settings.lock();
         let newer = match settings.again() {
             Ok(newer) => newer.config,
             Err(error) => {
-                tracing::warn!(%error, "the new settings cannot be used; the old ones stay");
+                tracing::warn!(%error, "cannot use the new settings: keeping the old ones");
                 return;
             }
         };
@@ -53,23 +53,23 @@ impl Reload {
         let older = settings.config.clone();
         for difference in &differences {
             if difference.change == Change::AtReload {
-                // It parsed a moment ago, as a value of this very setting.
+                // Cannot fail: this text was just parsed as a value of this setting.
                 let _ = settings.config.set(difference.key, &newer.get(difference.key));
             }
         }
         let tls_is_new = self.apply(&settings.config);
-        // When it is said, it is so.
+        // Logged after they are in force.
         for difference in differences {
             if !tls_is_new && waits_for_tls(difference) {
                 let setting = difference.key;
                 tracing::warn!(setting, "this setting of TLS is not in force yet");
             } else {
-                say(&older, &newer, difference);
+                log_change(&older, &newer, difference);
             }
         }
     }
 
-    /// Whether the settings of TLS are in force as well.
+    /// Returns whether the TLS settings are in force as well.
     fn apply(&self, config: &Config) -> bool {
         self.log.set_level(config.log_level);
         self.connections.quotas().set_quotas(config.quotas());
@@ -78,7 +78,7 @@ impl Reload {
         match &self.tls {
             Some(tls) => tls.reconfigure(config),
             None if config.tls_cert.is_some() => {
-                tracing::warn!("TLS is switched on at the next start");
+                tracing::warn!("the settings turn TLS on: that takes effect at the next start");
                 false
             }
             None => true,
@@ -90,7 +90,7 @@ impl Reload {
         let this = Arc::new(self);
         while let Some(Some(())) = cancel.run_until_cancelled(hangups.recv()).await {
             let this = this.clone();
-            // It reads files, which may be far away.
+            // It reads files, possibly over a network, which blocks.
             let _ = tokio::task::spawn_blocking(move || this.reload()).await;
         }
     }
@@ -101,8 +101,8 @@ fn waits_for_tls(difference: Difference) -> bool {
     difference.key.starts_with("tls.") && difference.change == Change::AtReload
 }
 
-/// What changed, or waits; of a setting with a value per id, each of them.
-fn say(older: &Config, newer: &Config, difference: Difference) {
+/// Logs a changed setting; of a setting with a value per id, each changed value.
+fn log_change(older: &Config, newer: &Config, difference: Difference) {
     let setting = difference.key;
     let (mut old, mut new) = (older.entries(setting), newer.entries(setting));
     if old.is_empty() && new.is_empty() {
@@ -135,13 +135,12 @@ mod tests {
     use super::*;
     use rendez_program::settings::Layers;
 
-    /// Longest wait for a sign of life.
+    /// Longest wait for the other task.
     const WITHIN: Duration = Duration::from_secs(30);
 
-    /// The file is a pipe that says nothing for a while; there is one thread for
-    /// all tasks.
+    /// The file is a pipe without a writer for a while; all tasks run on one thread.
     #[tokio::test]
-    async fn a_file_that_is_slow_to_read_holds_up_no_task() {
+    async fn slow_settings_file_blocks_no_task() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("relay.toml");
         fs::write(&path, "").unwrap();
@@ -161,7 +160,7 @@ mod tests {
         let (reading, begun) = oneshot::channel();
         let (alive, sign) = std::sync::mpsc::channel();
         let writer = tokio::task::spawn_blocking(move || {
-            // Comes back when somebody reads.
+            // Returns when the file is opened for reading.
             let _pipe = File::options().write(true).open(path).unwrap();
             let _ = reading.send(());
             sign.recv_timeout(WITHIN).is_ok()

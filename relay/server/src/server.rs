@@ -21,7 +21,7 @@ use crate::config::{Config, MaybeListen};
 use crate::connections::{ConnectionTable, QuotaAccounts, RevocationWatcher};
 use crate::drain::{self, DrainSchedule};
 use crate::http::{Listener, routes};
-use crate::issuers::{self, IssuersError, OverHttps};
+use crate::issuers::{self, HttpsKeyFetcher, IssuersError};
 use crate::metrics::{self, Metrics, StoreTimes};
 use crate::reload::Reload;
 use crate::rendezvous::Rendezvous;
@@ -270,9 +270,9 @@ async fn open_registry(
     // The system's trust store is read only if it is needed.
     let fetch_keys: Arc<dyn FetchKeys> = match issuers.is_empty() {
         true => Arc::new(NoFetching),
-        false => OverHttps::new().map_err(StartError::Fetch)?,
+        false => HttpsKeyFetcher::new().map_err(StartError::Fetch)?,
     };
-    issuers::warn_of_keys(&issuers);
+    issuers::warn_about_unreadable_keys(&issuers);
     let options = Options {
         timing: store_times.clone(),
         public_url,

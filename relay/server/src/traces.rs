@@ -1,13 +1,13 @@
-//! Traces of calls and websockets, by OTLP over HTTP, in batches, with our own
-//! HTTP and TLS client. Frames are never traced.
+//! Exports traces of calls and websockets by OTLP over HTTP, in batches, with the
+//! relay's own HTTP and TLS client. Frames are never traced.
 //!
 //! | span | from, to |
 //! | --- | --- |
-//! | `register`, `connect`, `validate`, `rendezvous` | a request, its answer |
-//! | `websocket` | a connection's pump, its whole life |
+//! | `register`, `connect`, `validate`, `rendezvous` | the request, its response |
+//! | `websocket` | the upgrade, the close |
 //!
-//! Spans hold ids and statuses, as the log does. Without a listener nothing of
-//! them is made.
+//! Spans contain ids and statuses, like the log. Without a listener no spans are
+//! created.
 
 use std::fmt;
 use std::time::Duration;
@@ -29,10 +29,10 @@ use tracing::level_filters::LevelFilter;
 
 use crate::config::Config;
 
-/// How long one batch may take to be sent, and the last one at the end.
+/// The timeout for sending one batch, and for the last one at shutdown.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Traces cannot be exported to `telemetry.otlp`. The operator has to act.
+/// Traces cannot be exported to `telemetry.otlp`; the operator has to act.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot export traces to telemetry.otlp: {0}")]
 pub struct TracesError(String);
@@ -41,7 +41,7 @@ pub struct TracesError(String);
 pub struct Traces(Option<SdkTracerProvider>);
 
 impl Traces {
-    /// Starts what the settings ask for. Must be called within a tokio runtime.
+    /// Starts the export if it is configured. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// See [`TracesError`].
@@ -70,20 +70,20 @@ impl Traces {
         Ok(Self(Some(provider)))
     }
 
-    /// What is to hear of our own spans, whatever the log's level.
+    /// The listener that exports our own spans, at any log level.
     pub fn listener(&self) -> Option<Listener> {
         self.0.as_ref().map(listener)
     }
 
-    /// Sends what is still there.
+    /// Sends the remaining spans.
     pub async fn finish(self) {
         let Some(provider) = self.0 else { return };
-        // It waits for the exporter's thread.
+        // Blocks until the exporter's thread has ended.
         let shutdown = move || provider.shutdown_with_timeout(SEND_TIMEOUT);
         match tokio::task::spawn_blocking(shutdown).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the last traces were not sent"),
-            Err(error) => tracing::warn!(%error, "the last traces were not sent"),
+            Ok(Err(error)) => tracing::warn!(%error, "cannot send the last traces"),
+            Err(error) => tracing::warn!(%error, "cannot send the last traces"),
         }
     }
 }
@@ -105,7 +105,7 @@ fn listener(provider: &SdkTracerProvider) -> Listener {
         .boxed()
 }
 
-/// Sends batches on our runtime: the exporter's thread has none.
+/// Sends batches on our runtime, because the exporter's thread has none.
 #[derive(Debug)]
 struct Post {
     http: reqwest::Client,
@@ -117,9 +117,9 @@ impl HttpClient for Post {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let http = self.http.clone();
         let sending = async move {
-            let answer = http.execute(request.try_into()?).await?.error_for_status()?;
-            let status = answer.status();
-            Ok::<_, reqwest::Error>((status, answer.bytes().await?))
+            let reply = http.execute(request.try_into()?).await?.error_for_status()?;
+            let status = reply.status();
+            Ok::<_, reqwest::Error>((status, reply.bytes().await?))
         };
         let (status, body) = self.runtime.spawn(sending).await??;
         Ok(Response::builder().status(status).body(body)?)

@@ -1,6 +1,6 @@
-//! `docs/operating.md` says what the code does: settings, metrics, admin calls, close codes
-//! and reset reasons. Where it does not, the test prints what belongs there;
-//! with `BLESS=1` in the environment it writes the tables of settings and
+//! `docs/operating.md` documents settings, metrics, admin calls, close codes and
+//! reset reasons as they are in the code. On a difference the test prints the wanted
+//! text; with `BLESS=1` in the environment it writes the tables of settings and
 //! metrics.
 #![allow(clippy::unwrap_used, reason = "all of it is a test")]
 
@@ -32,7 +32,7 @@ fn documentation() -> String {
     std::fs::read_to_string(path()).unwrap()
 }
 
-/// Demands `wanted` between `<!-- NAME -->` and `<!-- end -->`.
+/// Requires `wanted` between `<!-- NAME -->` and `<!-- end -->`.
 fn check(name: &str, wanted: &str) {
     static WRITING: Mutex<()> = Mutex::new(());
     let _one_at_a_time = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -57,23 +57,27 @@ fn settings_are_documented() {
 }
 
 #[test]
-fn the_example_can_be_used() {
+fn example_settings_are_valid() {
     let file = path().with_file_name("../deploy/relay.toml");
     let layers = Layers { file: Some(file), given: Vec::new() };
     let config = layers.load::<Config>().unwrap().config;
     assert!(!config.admin_on_public && config.admin_listen != MaybeListen::Off);
-    assert_ne!(config.auth_trusted_proxies, Default::default(), "it stands behind a proxy");
+    assert_ne!(
+        config.auth_trusted_proxies,
+        Default::default(),
+        "the example is for a relay behind a proxy"
+    );
 }
 
-/// Without the one, whoever asks says himself where he is; without the other,
-/// tickets that are good for hours stand in a log.
+/// Without X-Forwarded-For a client could forge its address. With a logged query,
+/// tickets that are valid for hours are in a log.
 #[test]
-fn the_example_of_a_proxy_says_where_clients_are_and_logs_no_ticket() {
+fn example_proxy_forwards_addresses_and_logs_no_ticket() {
     let file = path().with_file_name("../deploy/proxy/nginx.conf");
     let text = std::fs::read_to_string(file).unwrap();
     let (server, locations) = text.split_once("location = /v1/rendezvous {").unwrap();
     assert!(server.contains("proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"));
-    // a location that set one header would inherit none
+    // A location that sets one header inherits none.
     assert!(!locations.contains("proxy_set_header"));
     let (rendezvous, _) = locations.split_once('}').unwrap();
     assert!(rendezvous.contains("error_log /dev/null;"));
@@ -95,7 +99,6 @@ fn close_codes_and_reset_reasons_are_documented() {
     }
 }
 
-/// Serves a relay for one scrape.
 #[test]
 fn every_call_of_the_admin_api_is_documented() {
     let document = std::fs::read_to_string(path().with_file_name("openapi.json")).unwrap();
@@ -113,6 +116,7 @@ fn every_call_of_the_admin_api_is_documented() {
     assert!(calls > 10, "{calls} calls");
 }
 
+/// Serves a relay for one scrape.
 async fn scrape() -> String {
     let state = tempfile::tempdir().unwrap();
     let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -126,10 +130,16 @@ async fn scrape() -> String {
     let (public, admin) = (relay.local_addr(), relay.admin_addr().unwrap());
     let stop = Stop::default();
     let serving = tokio::spawn(relay.serve(stop.clone()));
-    assert!(get(public, "/metrics").await.starts_with("HTTP/1.1 404"), "nobody else sees them");
+    assert!(
+        get(public, "/metrics").await.starts_with("HTTP/1.1 404"),
+        "only the admin listener serves metrics"
+    );
     assert!(get(admin, "/cloud/environment/a/connect").await.starts_with("HTTP/1.1 404"));
     assert!(get(admin, "/readyz").await.starts_with("HTTP/1.1 200"));
-    assert!(get(admin, "/v1/tokens").await.starts_with("HTTP/1.1 401"), "tokens guard it here too");
+    assert!(
+        get(admin, "/v1/tokens").await.starts_with("HTTP/1.1 401"),
+        "the admin listener requires tokens too"
+    );
     let answer = get(admin, "/metrics").await;
     stop.gently.cancel();
     serving.await.unwrap();
@@ -150,7 +160,7 @@ async fn get(address: SocketAddr, path: &str) -> String {
     tokio::time::timeout(Duration::from_secs(60), exchange).await.unwrap()
 }
 
-/// A metric as its scrape shows it.
+/// A metric of a scrape.
 #[derive(Default)]
 struct Family {
     kind: String,
@@ -160,7 +170,7 @@ struct Family {
     series: BTreeSet<String>,
 }
 
-/// Reads the text format strictly: what Prometheus would refuse is refused.
+/// Parses the text format as strictly as Prometheus.
 fn families(text: &str) -> BTreeMap<String, Family> {
     let body = text.strip_suffix("# EOF\n").expect("ends with # EOF");
     let mut families: BTreeMap<String, Family> = BTreeMap::new();
@@ -173,7 +183,7 @@ fn families(text: &str) -> BTreeMap<String, Family> {
             current = name.to_owned();
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').unwrap();
-            assert_eq!(name, current, "HELP and TYPE stand together");
+            assert_eq!(name, current, "HELP and TYPE are adjacent");
             families.get_mut(name).unwrap().kind = kind.to_owned();
         } else {
             sample(line, &current, families.get_mut(&current).unwrap());
@@ -218,11 +228,11 @@ fn table(families: &BTreeMap<String, Family>) -> String {
 }
 
 #[tokio::test]
-async fn metrics_are_documented_and_their_labels_are_closed_sets() {
+async fn metrics_are_documented_with_closed_label_sets() {
     let text = scrape().await;
-    // its start has looked for tokens
-    let asked = "\nrendez_database_seconds_count{operation=\"read_tokens\"} ";
-    let (_, count) = text.split_once(asked).unwrap();
+    // The relay lists its tokens when it starts.
+    let count_of = "\nrendez_database_seconds_count{operation=\"read_tokens\"} ";
+    let (_, count) = text.split_once(count_of).unwrap();
     assert!(!count.starts_with('0'), "{text}");
     let families = families(&text);
     check("metrics", &table(&families));

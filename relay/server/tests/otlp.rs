@@ -1,4 +1,4 @@
-//! Traces arrive at a collector.
+//! Traces reach a collector.
 #![allow(clippy::unwrap_used, reason = "all of it is a test")]
 
 use std::time::Duration;
@@ -10,7 +10,7 @@ use rendez_relay::{Config, Relay, Traces};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-/// One request's bytes, head and body.
+/// Reads one request, head and body.
 async fn request(collector: &TcpListener) -> Vec<u8> {
     let (mut tcp, _) = collector.accept().await.unwrap();
     let mut bytes = Vec::new();
@@ -28,7 +28,7 @@ async fn request(collector: &TcpListener) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_become_spans_whatever_the_logs_level_is() {
+async fn calls_are_traced_at_any_log_level() {
     let collector = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let state = tempfile::tempdir().unwrap();
     let mut config = Config {

@@ -1,4 +1,4 @@
-//! Every open websocket of this relay, in one table, with one guard each.
+//! The connection table: every open websocket of this relay, with one guard each.
 //!
 //! ```text
 //! table        environment -> hub, and the open websockets

@@ -297,7 +297,7 @@ impl ConnectionTable {
     }
 }
 
-/// What is connected to a node.
+/// The hubs and connections of a node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ConnectionCounts {
     /// Hubs, including those that only remember streams.

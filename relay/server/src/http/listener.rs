@@ -37,7 +37,7 @@ const LAST_RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
 const STALL_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Largest head of a request in bytes; a ticket has under 2 KiB.
 const HEAD_MAX_BYTES: usize = 16 * 1024;
-/// Bytes that one read takes from the kernel, unless a setting says otherwise.
+/// Default for the bytes that one read takes from the kernel.
 const READ_BYTES: usize = 32 * 1024;
 /// How long accepting pauses when the system has no descriptor or memory left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -1,12 +1,12 @@
 //! The websocket endpoint: ticket, upgrade, a port in a hub, the pump.
 //!
-//! | answer | when | what stock ends do (WIRE.md, sections 1 and 2) |
+//! | status | when | reaction of stock endpoints (docs/codex-wire.md#duties-of-a-relay) |
 //! | --- | --- | --- |
 //! | 101 | the ticket is good | |
 //! | 400 | not a websocket upgrade; the ticket is not used up | |
 //! | 401 | no ticket, or one that is malformed, forged, expired, used, revoked or not for this address | an executor registers again, an orchestrator connects again |
 //! | 409 | a newer registration is current | an executor registers again |
-//! | 503 | full, shutting down, or the store cannot be asked | both try again later |
+//! | 503 | full, shutting down, or the store does not answer | both retry later |
 //!
 //! Close codes: [`CloseFrame::BY_RELAY`](rendez_proto::close::CloseFrame::BY_RELAY).
 

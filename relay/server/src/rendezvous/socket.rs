@@ -1,4 +1,4 @@
-//! axum's websocket as the pump's.
+//! axum's websocket as a [`Socket`] of the pump.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -24,13 +24,13 @@ impl Socket for AcceptedSocket {
                     ws::Message::Pong(payload) => Incoming::pong(&payload),
                     ws::Message::Ping(_) => Incoming::Alive,
                 }),
-                Err(error) => Err(broken(error)),
+                Err(error) => Err(socket_error(error)),
             })
         })
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SocketError>> {
-        Sink::poll_ready(Pin::new(&mut self.0), cx).map_err(broken)
+        Sink::poll_ready(Pin::new(&mut self.0), cx).map_err(socket_error)
     }
 
     fn start_send(&mut self, message: Outgoing) -> Result<(), SocketError> {
@@ -42,14 +42,14 @@ impl Socket for AcceptedSocket {
                 reason: frame.reason.into(),
             })),
         };
-        Sink::start_send(Pin::new(&mut self.0), message).map_err(broken)
+        Sink::start_send(Pin::new(&mut self.0), message).map_err(socket_error)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SocketError>> {
-        Sink::poll_flush(Pin::new(&mut self.0), cx).map_err(broken)
+        Sink::poll_flush(Pin::new(&mut self.0), cx).map_err(socket_error)
     }
 }
 
-fn broken(error: axum::Error) -> SocketError {
+fn socket_error(error: axum::Error) -> SocketError {
     SocketError::from_boxed(error.into_inner())
 }

@@ -35,7 +35,7 @@ pub enum TlsError {
     /// HTTPS or TLS cannot be set up on this machine.
     #[error("cannot set up {what}: {why}")]
     Setup {
-        /// What could not be set up.
+        /// The part that could not be set up.
         what: &'static str,
         /// The library's error.
         why: String,
@@ -53,7 +53,7 @@ pub enum TlsError {
     Content {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Why it is wrong.
         why: String,
     },
 }
