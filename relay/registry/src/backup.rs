@@ -9,7 +9,6 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::damage::Said;
 use crate::registry::{DATABASE_FILE, is_file};
 use crate::store::StoreError;
 use crate::store::sqlite::{SqliteOpenError, SqliteStore};
@@ -21,7 +20,7 @@ pub enum BackupError {
     #[error("{}: there is no database here", .0.display())]
     NoDatabase(PathBuf),
     /// The database cannot be opened.
-    #[error("{}: {}", path.display(), Said(source))]
+    #[error("{}: {source}", path.display())]
     Open {
         /// The database's file.
         path: PathBuf,

@@ -13,21 +13,22 @@
 //! * Cancelling `History::run` or [`History::flush`] loses nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rendez_proto::limits;
 use rendez_proto::registry::environments::EndReason;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::seam::Clock;
 use crate::store;
 use crate::store::ConnectionStore;
 use crate::store::StoreError;
 use crate::store::capacity;
 use crate::store::connections::{Began, Connection, ConnectionId, Note};
+use crate::traits::Clock;
 
 /// Records of connections that wait to be written. More than there are
 /// connections on a node; beyond it, the oldest is lost and counted.
@@ -118,7 +119,7 @@ impl History {
 
     /// Remembers what a connection is now.
     pub fn note(&self, connection: Connection) {
-        let mut notes = self.lock();
+        let mut notes = self.notes.lock();
         let Notes { unwritten, begun } = &mut *notes;
         let number = connection.id.number;
         let version = unwritten.get(&number).map_or(0, |noted| noted.version + 1);
@@ -135,7 +136,7 @@ impl History {
 
     /// Changes how much is kept, from now on.
     pub fn keep(&self, keep: HistoryKeep) {
-        let mut kept = self.keep.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.keep.lock();
         if std::mem::replace(&mut *kept, keep) != keep {
             self.prune_now.store(true, Ordering::Relaxed);
             self.noted.notify_one();
@@ -144,12 +145,12 @@ impl History {
 
     /// How much is kept.
     pub fn kept(&self) -> HistoryKeep {
-        *self.keep.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.keep.lock()
     }
 
     /// How many changes wait to be written.
     pub fn unwritten(&self) -> usize {
-        self.lock().unwritten.len()
+        self.notes.lock().unwritten.len()
     }
 
     /// How many were lost since the start, because the database took none for
@@ -175,14 +176,15 @@ impl History {
     pub async fn flush(&self) -> Result<(), StoreError> {
         let _one_at_a_time = self.writing.lock().await;
         // What is noted meanwhile has higher numbers, or is written again.
-        let Some(last) = self.lock().unwritten.last_key_value().map(|(number, _)| *number) else {
+        let Some(last) = self.notes.lock().unwritten.last_key_value().map(|(number, _)| *number)
+        else {
             return Ok(());
         };
         let mut from = 0;
         // Ends: each round begins after the last number of the one before.
         while from <= last {
             let batch: Vec<(u64, Note)> = {
-                let notes = self.lock();
+                let notes = self.notes.lock();
                 let Notes { unwritten, begun } = &*notes;
                 let next = unwritten.range(from..=last).take(CONNECTIONS_PER_WRITE);
                 let note = |(number, noted): (&u64, &Noted)| {
@@ -198,7 +200,7 @@ impl History {
             for before in self.store.write_connections(&written, keep).await? {
                 self.counter(before).fetch_add(1, Ordering::Relaxed);
             }
-            let mut notes = self.lock();
+            let mut notes = self.notes.lock();
             let Notes { unwritten, begun } = &mut *notes;
             for (version, Note { connection, .. }) in versions.into_iter().zip(&written) {
                 let number = connection.id.number;
@@ -274,10 +276,6 @@ impl History {
         }
         Ok(ended)
     }
-
-    fn lock(&self) -> MutexGuard<'_, Notes> {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[cfg(test)]
@@ -326,8 +324,8 @@ mod tests {
         kept.down.store(false, Ordering::SeqCst);
         history.flush().await.unwrap();
         let changed = Note { connection: over, begun: true };
-        assert_eq!(*kept.connections.lock().unwrap(), [vec![new(open)], vec![changed]]);
-        assert!(history.lock().begun.is_empty());
+        assert_eq!(*kept.connections.lock(), [vec![new(open)], vec![changed]]);
+        assert!(history.notes.lock().begun.is_empty());
     }
 
     #[tokio::test]
@@ -343,7 +341,7 @@ mod tests {
         history.flush().await.unwrap();
         assert_eq!(history.unwritten(), 0);
         history.flush().await.unwrap();
-        assert_eq!(*kept.connections.lock().unwrap(), [[first, second].map(new).to_vec()]);
+        assert_eq!(*kept.connections.lock(), [[first, second].map(new).to_vec()]);
         let mut ways = vec![(None, 1)];
         ways.extend(EndReason::ALL.iter().map(|why| (Some(*why), 0)));
         ways[1 + EndReason::Revoked as usize].1 = 1;
@@ -372,7 +370,7 @@ mod tests {
         sleep_virtually(store::WRITE_RETRY_PAUSE * 2).await;
         assert_eq!(history.unwritten(), 0);
         writer.abort();
-        let writes = kept.connections.lock().unwrap();
+        let writes = kept.connections.lock();
         assert_eq!(writes.len(), 2, "in batches");
         assert_eq!(writes.concat(), noted.into_iter().map(new).collect::<Vec<_>>());
         assert_eq!(history.lost(), 0);
@@ -386,7 +384,7 @@ mod tests {
             let history = history.clone();
             async move { history.run().await }
         });
-        let looked = || kept.prunes.lock().unwrap().clone();
+        let looked = || kept.prunes.lock().clone();
         let year = START - limits::CONNECTIONS_KEEP_AGE.as_secs();
         sleep_virtually(Duration::from_secs(1)).await;
         assert_eq!(looked(), [year, year], "until nothing is left");

@@ -24,7 +24,6 @@
 
 pub mod audit;
 pub mod backup;
-mod damage;
 pub mod history;
 pub mod http;
 pub mod jwt;
@@ -32,12 +31,12 @@ pub mod model;
 mod page;
 pub mod public_url;
 mod registry;
-pub mod seam;
 pub mod signer;
 pub mod stats;
 pub mod store;
 pub mod store_retry;
 pub mod token;
+pub mod traits;
 
 #[cfg(test)]
 mod testing;
@@ -49,5 +48,5 @@ pub use registry::{
     DATABASE_FILE, OpenError, Options, Registry, environments, executor_keys, node, registrations,
     revocations, tickets, tokens,
 };
-pub use seam::{Clock, Live, NobodyConnected, Node, NotWaiting, Presence, Random};
 pub use store::Store;
+pub use traits::{Clock, Live, NobodyConnected, Node, NotWaiting, Presence, Random};

@@ -16,7 +16,7 @@ use ed25519_dalek::{SigningKey, VerifyingKey};
 use rendez_proto::ticket::{Claims, SubjectTooLong, Ticket, TicketText};
 use zeroize::Zeroizing;
 
-use crate::seam::{NoRandomness, Random};
+use crate::traits::{NoRandomness, Random};
 
 /// Name of the key's file in the state directory.
 pub const SIGNING_KEY_FILE: &str = "signing.key";
@@ -163,7 +163,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::seam::SystemRandom;
+    use crate::traits::SystemRandom;
 
     fn open(dir: &Path) -> Result<Signer, SignerError> {
         Signer::open(dir, &SystemRandom)

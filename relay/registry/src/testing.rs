@@ -1,11 +1,12 @@
 //! A registry in a throw-away directory, with time, ids and presence in hand.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use rendez_proto::audit::{AuditEvent, AuditKind, AuditRow, Head};
 use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
 use rendez_proto::keys::PublicKey;
@@ -28,13 +29,13 @@ use crate::model::{
     TokenPattern,
 };
 use crate::public_url::WebsocketBase;
-use crate::seam::{Clock, Live, NoRandomness, NoTiming, NotWaiting, Presence, Random};
 use crate::store::connections::{Began, Connection, Note};
 use crate::store::{
     AuditStore, Claimed, ConnectionStore, Enrolled, Redeemed, Redemption, RegistrationStore,
     RevocationStore, Rotated, StoreError, TicketStore, TokenStore, Used, Withdrawn,
 };
 use crate::store_retry::StoreRetry;
+use crate::traits::{Clock, Live, NoRandomness, NoTiming, NotWaiting, Presence, Random};
 use crate::{Options, PublicUrl, Registry};
 
 /// When tests begin, in seconds since 1970.
@@ -180,7 +181,7 @@ impl MemoryStore {
 
     fn scripted_failure(&self, call: &'static str) -> Result<(), StoreError> {
         self.calls.fetch_add(1, Ordering::SeqCst);
-        let mut failures = self.failures.lock().unwrap();
+        let mut failures = self.failures.lock();
         failures.get_mut(call).and_then(VecDeque::pop_front).map_or(Ok(()), Err)
     }
 }
@@ -307,7 +308,7 @@ impl ConnectionStore for MemoryStore {
         if self.down.load(Ordering::SeqCst) {
             return Err(busy());
         }
-        self.connections.lock().unwrap().push(notes.to_vec());
+        self.connections.lock().push(notes.to_vec());
         Ok(vec![None, Some(EndReason::Revoked)])
     }
     async fn connections(&self, _: &EnvironmentId, _: u32) -> Result<Vec<Connection>, StoreError> {
@@ -317,7 +318,7 @@ impl ConnectionStore for MemoryStore {
         Ok(vec![])
     }
     async fn prune_connections(&self, before: u64, limit: u32) -> Result<u64, StoreError> {
-        let mut prunes = self.prunes.lock().unwrap();
+        let mut prunes = self.prunes.lock();
         prunes.push(before);
         // there is more than fits one batch
         Ok(if prunes.len() == 1 { limit.into() } else { 0 })
@@ -330,7 +331,7 @@ impl ConnectionStore for MemoryStore {
 #[async_trait]
 impl AuditStore for MemoryStore {
     async fn append_audit(&self, events: &[AuditEvent]) -> Result<Head, StoreError> {
-        self.events.lock().unwrap().extend_from_slice(events);
+        self.events.lock().extend_from_slice(events);
         Ok(Head::EMPTY)
     }
     async fn audit_rows(&self, _: u64, _: u32) -> Result<Vec<AuditRow>, StoreError> {
@@ -383,7 +384,7 @@ impl Fixture {
             history_keep: HistoryKeep::default(),
             timing: Arc::new(NoTiming),
             issuers,
-            fetch_keys: Arc::new(crate::seam::NoFetching),
+            fetch_keys: Arc::new(crate::traits::NoFetching),
             trusted_proxies: vec!["127.0.0.1/32".parse().unwrap()],
             presence: presence.clone(),
             clock: clock.clone(),

@@ -6,7 +6,7 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -16,6 +16,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use ed25519_dalek::SigningKey;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use parking_lot::Mutex;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::keys::PublicKey;
 use rendez_proto::proof::{Call, PROOF_HEADER, Proof, body_hash};
@@ -30,7 +31,7 @@ struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        self.0.lock().extend_from_slice(bytes);
         Ok(bytes.len())
     }
     fn flush(&mut self) -> std::io::Result<()> {
@@ -44,7 +45,7 @@ struct Connected(Mutex<Option<RegistrationId>>);
 #[async_trait]
 impl Presence for Connected {
     async fn connected(&self, _: &EnvironmentId) -> Option<RegistrationId> {
-        self.0.lock().unwrap().clone()
+        self.0.lock().clone()
     }
 }
 
@@ -166,7 +167,7 @@ async fn no_secret_is_written_down() {
     let body = json!({"security_profile": "noise_hybrid_ik_v1", "executor_public_key": key(1)});
     let registered = call(&registry, "POST", &path("register"), &executor, body).await;
     let id = text(&registered["executor_registration_id"]);
-    *presence.0.lock().unwrap() = Some(id.parse().unwrap());
+    *presence.0.lock() = Some(id.parse().unwrap());
     let body = json!({"harness_public_key": key(2)});
     let connected = call(&registry, "POST", &path("connect"), &orchestrator, body).await;
     let authorization = text(&connected["harness_key_authorization"]);
@@ -222,7 +223,7 @@ async fn no_secret_is_written_down() {
     tracing::info!(?registry, "the end");
 
     let database = files(dir.path());
-    let log = log.0.lock().unwrap().clone();
+    let log = log.0.lock().clone();
     // the search finds what is there
     let id = executor.split('_').nth(2).unwrap().as_bytes();
     assert!(contains(&database, id) && contains(&log, id));

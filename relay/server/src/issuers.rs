@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use rendez_proto::limits;
 use rendez_registry::jwt::config::{IssuerConfig, KeySource};
-use rendez_registry::seam::FetchKeys;
+use rendez_registry::traits::FetchKeys;
 use rendez_transport::tls;
 use rustls::ClientConfig;
 use serde::Deserialize;

@@ -80,7 +80,7 @@ const RULES: &[Rule] = &[
         name: "R4: the registry does not know the relay",
         crates: &["rendez-registry"],
         forbidden: &["rendez-relay-core", "rendez-relay", "rendez-transport", "rendez-program"],
-        what_to_do: "they meet in proto::ticket and in the traits of the registry's `seam` module",
+        what_to_do: "they meet in proto::ticket and in the traits of the registry's `traits` module",
     },
     Rule {
         name: "R5: transport knows neither endpoints nor relays",

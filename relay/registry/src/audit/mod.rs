@@ -23,10 +23,11 @@
 mod repeats;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rendez_proto::audit::{AuditEvent, AuditKind, AuditPage, Head};
 use rendez_proto::limits;
 use tokio::sync::Notify;
@@ -34,9 +35,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use self::repeats::Repeats;
 use crate::page;
-use crate::seam::Clock;
 use crate::store;
 use crate::store::{AuditStore, StoreError};
+use crate::traits::Clock;
 
 /// Events of the audit log that wait to be written; beyond it, they are lost,
 /// counted, and a row says so. A few seconds of a busy relay.
@@ -105,7 +106,7 @@ impl Audit {
 
     /// Takes an event and has it written soon.
     pub fn record(&self, event: AuditEvent) {
-        let mut unwritten = self.lock();
+        let mut unwritten = self.unwritten.lock();
         if unwritten.len() < AUDIT_UNWRITTEN {
             unwritten.push_back(event);
         } else {
@@ -130,7 +131,7 @@ impl Audit {
     /// [`repeats::QUOTA_ROW_INTERVAL`] together, with their number and with what is
     /// the same of all of them.
     pub fn record_refusal(&self, event: AuditEvent) {
-        let first = self.refusals().take(event, Instant::now());
+        let first = self.refusals.lock().take(event, Instant::now());
         if let Some(first) = first {
             self.record(first);
         }
@@ -138,7 +139,7 @@ impl Audit {
 
     /// Records refusals that are counted and due, or all.
     fn record_counted(&self, all: bool) {
-        let rows = self.refusals().due(Instant::now(), self.clock.now_unix_secs(), all);
+        let rows = self.refusals.lock().due(Instant::now(), self.clock.now_unix_secs(), all);
         rows.into_iter().for_each(|row| self.record(row));
     }
 
@@ -171,7 +172,7 @@ impl Audit {
 
     /// Changes how much is kept, from now on.
     pub fn keep(&self, keep: AuditKeep) {
-        let mut kept = self.keep.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.keep.lock();
         if std::mem::replace(&mut *kept, keep) != keep {
             self.prune_now.store(true, Ordering::Relaxed);
             self.recorded.notify_one();
@@ -180,7 +181,7 @@ impl Audit {
 
     /// How many events wait to be written.
     pub fn unwritten(&self) -> usize {
-        self.lock().len()
+        self.unwritten.lock().len()
     }
 
     /// How many were lost since the start.
@@ -213,7 +214,7 @@ impl Audit {
         let mut rows_at_prune = 0;
         loop {
             if self.unwritten() == 0 && !self.prune_now.load(Ordering::Relaxed) {
-                let wake = self.refusals().next().map_or(prune_at, |due| due.min(prune_at));
+                let wake = self.refusals.lock().next().map_or(prune_at, |due| due.min(prune_at));
                 let _ = timeout_at(wake, self.recorded.notified()).await;
             }
             self.record_counted(false);
@@ -243,7 +244,7 @@ impl Audit {
     /// Removes what is too much or too old. How many rows.
     pub(crate) async fn prune(&self) -> Result<u64, StoreError> {
         let now = self.clock.now_unix_secs();
-        let keep = *self.keep.lock().unwrap_or_else(PoisonError::into_inner);
+        let keep = *self.keep.lock();
         let since = now.saturating_sub(keep.age.as_secs());
         let mut removed = 0;
         loop {
@@ -266,11 +267,11 @@ impl Audit {
         let mut left = self.unwritten();
         while left > 0 {
             let batch: Vec<AuditEvent> =
-                self.lock().iter().take(left.min(AUDIT_PER_WRITE)).cloned().collect();
+                self.unwritten.lock().iter().take(left.min(AUDIT_PER_WRITE)).cloned().collect();
             self.store.append_audit(&batch).await?;
             self.written.fetch_add(batch.len() as u64, Ordering::Relaxed);
             left -= batch.len();
-            let mut unwritten = self.lock();
+            let mut unwritten = self.unwritten.lock();
             for written in &batch {
                 match unwritten.front_mut() {
                     // a gap that has grown meanwhile
@@ -282,14 +283,6 @@ impl Audit {
             }
         }
         Ok(())
-    }
-
-    fn refusals(&self) -> MutexGuard<'_, Repeats> {
-        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<AuditEvent>> {
-        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -166,7 +166,7 @@ async fn a_gap_that_grows_while_it_is_written_is_counted_once() {
     let bound = AUDIT_UNWRITTEN as u64;
     (0..bound + 1).for_each(|n| log.record(n));
     // leave the gap alone in the queue, full as it is
-    let rest: Vec<_> = log.audit.lock().drain(..AUDIT_UNWRITTEN).collect();
+    let rest: Vec<_> = log.audit.unwritten.lock().drain(..AUDIT_UNWRITTEN).collect();
     let gate = log.store.gate.lock().await;
     let writer = tokio::spawn({
         let audit = log.audit.clone();
@@ -175,7 +175,7 @@ async fn a_gap_that_grows_while_it_is_written_is_counted_once() {
     for _ in 0..10 {
         tokio::task::yield_now().await;
     }
-    if let Some(gap) = log.audit.lock().front_mut() {
+    if let Some(gap) = log.audit.unwritten.lock().front_mut() {
         gap.count = Some(5);
     }
     drop(gate);
@@ -344,7 +344,7 @@ async fn whoever_is_refused_again_and_again_gets_a_row_a_minute() {
     });
     let away = AuditEvent { what: Some("away".to_owned()), ..audit.event(AuditKind::Connect) };
     let counts = || {
-        let rows = store.events.lock().unwrap();
+        let rows = store.events.lock();
         rows.iter().map(|event| event.count).collect::<Vec<_>>()
     };
     audit.record_refusal(away.clone());

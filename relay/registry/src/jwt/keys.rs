@@ -14,11 +14,12 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
+use parking_lot::Mutex;
 use rendez_proto::limits;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -26,7 +27,7 @@ use tokio::time::{Instant, timeout};
 
 use super::JwtError;
 use super::config::KeySource;
-use crate::seam::FetchKeys;
+use crate::traits::FetchKeys;
 
 /// How old an issuer's keys may be before they are asked for anew.
 pub(crate) const JWKS_MAX_AGE: Duration = Duration::from_secs(3600);
@@ -70,7 +71,7 @@ impl Keys {
             // an error: it is over
             let _ = asking.changed().await;
         }
-        let cache = lock(&self.cache);
+        let cache = self.cache.lock();
         // old keys are good for a while; then they may have been withdrawn
         let usable = cache.since.is_some_and(|since| since.elapsed() < JWKS_STALE_MAX);
         if !usable {
@@ -86,7 +87,7 @@ impl Keys {
     /// What to wait for before this key is looked for, if anything is: the
     /// asking that is under way, or one that begins.
     fn asking(&self, kid: &str, fetch: &Arc<dyn FetchKeys>) -> Option<watch::Receiver<()>> {
-        let mut cache = lock(&self.cache);
+        let mut cache = self.cache.lock();
         let is_fresh = cache.since.is_some_and(|since| since.elapsed() < JWKS_MAX_AGE);
         if is_fresh && cache.key(kid).is_some() {
             return None;
@@ -105,7 +106,7 @@ impl Keys {
             let loaded = timeout(limits::JWKS_FETCH_TIMEOUT, load(&source, &*fetch)).await;
             match loaded.unwrap_or_else(|_| Err("no answer came in time".to_owned())) {
                 Ok(keys) => {
-                    let mut cache = lock(&kept);
+                    let mut cache = kept.lock();
                     (cache.keys, cache.since) = (keys, Some(Instant::now()));
                 }
                 Err(why) => tracing::warn!(?source, %why, "an issuer's keys cannot be had"),
@@ -137,10 +138,6 @@ fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(limits::JWKS_MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
-}
-
-fn lock(cache: &Mutex<Cache>) -> MutexGuard<'_, Cache> {
-    cache.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Cache {

@@ -22,7 +22,7 @@ use self::keys::Keys;
 use self::rules::Rules;
 use crate::model::subject::ForeignId;
 use crate::model::{Caller, Subject};
-use crate::seam::FetchKeys;
+use crate::traits::FetchKeys;
 
 /// Longest bearer of another issuer in bytes: those of GitHub have 2 KiB, and a
 /// request's head has 16.

@@ -1,12 +1,13 @@
 //! Every refusal, and what is accepted, with real signatures.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{EncodingKey, Header, encode};
+use parking_lot::Mutex;
 use serde_json::json;
 
 use super::*;
@@ -36,7 +37,7 @@ impl Served {
         Self(Arc::new((Mutex::new(Some(json!({ "keys": keys }))), AtomicUsize::new(0))))
     }
     fn set(&self, keys: Option<&[Value]>) {
-        *self.0.0.lock().unwrap() = keys.map(|keys| json!({ "keys": keys }));
+        *self.0.0.lock() = keys.map(|keys| json!({ "keys": keys }));
     }
     fn asked(&self) -> usize {
         self.0.1.load(Ordering::SeqCst)
@@ -50,13 +51,13 @@ impl Served {
 impl FetchKeys for Served {
     async fn fetch(&self, _: &str) -> Result<Vec<u8>, String> {
         self.0.1.fetch_add(1, Ordering::SeqCst);
-        let keys = self.0.0.lock().unwrap().clone();
+        let keys = self.0.0.lock().clone();
         keys.map(|keys| keys.to_string().into_bytes()).ok_or_else(|| "down".to_owned())
     }
 }
 
 fn no_fetching() -> Arc<dyn FetchKeys> {
-    Arc::new(crate::seam::NoFetching)
+    Arc::new(crate::traits::NoFetching)
 }
 
 fn config() -> Value {

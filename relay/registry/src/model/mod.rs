@@ -73,3 +73,24 @@ pub enum Withdrawal {
     /// Everything under this registration.
     Registration(RegistrationId),
 }
+
+impl Withdrawal {
+    /// Its kind and the id of what it is about, as a store keeps them.
+    pub(crate) fn to_columns(&self) -> (&'static str, String) {
+        match self {
+            Self::Subject(subject) => ("subject", subject.to_string()),
+            Self::Environment(id) => ("environment", id.to_string()),
+            Self::Registration(id) => ("registration", id.to_string()),
+        }
+    }
+
+    /// Reads what [`to_columns`](Self::to_columns) wrote.
+    pub(crate) fn from_columns(kind: &str, what: &str) -> Option<Self> {
+        match kind {
+            "subject" => what.parse().ok().map(Self::Subject),
+            "environment" => what.parse().ok().map(Self::Environment),
+            "registration" => what.parse().ok().map(Self::Registration),
+            _ => None,
+        }
+    }
+}

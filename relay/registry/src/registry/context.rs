@@ -6,10 +6,10 @@ use super::options::Options;
 use crate::audit::Audit;
 use crate::history::History;
 use crate::jwt::Issuers;
-use crate::seam::{NoRandomness, Presence, random_bytes};
 use crate::signer::Signer;
 use crate::stats::Stats;
 use crate::store::Store;
+use crate::traits::{NoRandomness, Presence, random_bytes};
 
 /// The state of a registry, its signer and its surroundings.
 pub(crate) struct Context {

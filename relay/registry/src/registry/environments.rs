@@ -17,10 +17,10 @@ use tokio::time::timeout;
 use super::context::Context;
 use crate::model::{Caller, Environment, Forbidden, Role, Subject};
 use crate::page;
-use crate::seam::Live;
 use crate::store;
 use crate::store::StoreError;
 use crate::store::connections::Connection;
+use crate::traits::Live;
 
 /// Why environments were not shown.
 #[derive(Debug, thiserror::Error)]

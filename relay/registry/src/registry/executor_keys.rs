@@ -18,9 +18,9 @@ use subtle::ConstantTimeEq as _;
 use super::context::Context;
 use super::tokens::{AuthError, Tokens};
 use crate::model::{Caller, Credential, Forbidden, Grant, Role, Subject, Token, TokenId};
-use crate::seam::NoRandomness;
 use crate::store::{Enrolled, Redeemed, Redemption, StoreError};
 use crate::store_retry::StoreRetry;
+use crate::traits::NoRandomness;
 
 /// A proof was not accepted. Its sender is at fault, except for the last two.
 #[derive(Debug, thiserror::Error)]

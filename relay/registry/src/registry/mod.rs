@@ -37,17 +37,16 @@ use self::revocations::Revocations;
 use self::tickets::Tickets;
 use self::tokens::Tokens;
 use crate::audit::Audit;
-use crate::damage::Said;
 use crate::history::History;
 use crate::jwt::Issuers;
 use crate::jwt::config::InvalidIssuer;
 use crate::model::TokenPattern;
 use crate::public_url::PublicUrl;
-use crate::seam::random_bytes;
 use crate::signer::{Signer, SignerError};
 use crate::stats::Stats;
 use crate::store::StoreError;
 use crate::store::sqlite::{SqliteOpenError, SqliteStore};
+use crate::traits::random_bytes;
 
 /// How long a stopping relay waits for what is written in the background.
 pub(crate) const WRITE_FAREWELL: Duration = Duration::from_secs(2);
@@ -82,7 +81,7 @@ pub enum OpenError {
     #[error(transparent)]
     Signer(#[from] SignerError),
     /// The database is the trouble.
-    #[error("{}: {}", path.display(), Said(source))]
+    #[error("{}: {source}", path.display())]
     Database {
         /// The database file.
         path: PathBuf,

@@ -10,7 +10,7 @@ use crate::audit::AuditKeep;
 use crate::history::HistoryKeep;
 use crate::jwt::config::IssuerConfig;
 use crate::public_url::PublicUrl;
-use crate::seam::{
+use crate::traits::{
     Clock, FetchKeys, NoFetching, NoTiming, NobodyConnected, Presence, Random, SystemClock,
     SystemRandom, Timing,
 };

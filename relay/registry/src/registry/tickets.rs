@@ -8,9 +8,9 @@ use rendez_proto::ticket::{self, Claims, Purpose, Ticket, TicketError, TicketTex
 
 use super::context::Context;
 use crate::model::{Caller, Registration, SourceCidrs, Subject, TicketSubject};
-use crate::seam::NoRandomness;
 use crate::stats::{Operation, Outcome, TicketFault};
 use crate::store::{Redeemed, Redemption, StoreError};
+use crate::traits::NoRandomness;
 
 /// Why a websocket may not be opened.
 ///

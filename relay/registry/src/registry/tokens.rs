@@ -17,10 +17,10 @@ use crate::model::{
     TokenPattern,
 };
 use crate::page;
-use crate::seam::NoRandomness;
 use crate::store::{Rotated, StoreError};
 use crate::store_retry::StoreRetry;
 use crate::token::{BearerToken, SECRET_BYTES};
+use crate::traits::NoRandomness;
 
 /// The bearer token was not accepted. Its bearer is at fault, except for
 /// `Store`.

@@ -60,3 +60,20 @@ pub const AUDIT_ACTS_PART: u64 = 2;
 pub const CONNECTIONS_PRUNE_BATCH: u32 = 2000;
 
 const _: () = assert!(limits::WITHDRAWALS_PAGE < WITHDRAWALS_KEPT);
+
+/// How many rows of what grows without bound a store may hold. Tests shrink it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Capacity {
+    /// Environments.
+    pub(crate) environments: u32,
+    /// Tokens without a key.
+    pub(crate) tokens: u32,
+    /// Tokens with a key: enrolled executors.
+    pub(crate) enrolled: u32,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self { environments: ENVIRONMENTS_MAX, tokens: TOKENS_MAX, enrolled: ENROLLED_MAX }
+    }
+}

@@ -5,6 +5,9 @@
 //!
 //! [`History`]: crate::history::History
 
+use std::fmt;
+use std::str::FromStr;
+
 use async_trait::async_trait;
 use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
 use rendez_proto::registry::environments::EndReason;
@@ -21,9 +24,19 @@ pub struct ConnectionId {
     pub number: u64,
 }
 
-impl ConnectionId {
-    pub(crate) fn to_text(&self) -> String {
-        format!("{:016x}-{}", self.run, self.number)
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{}", self.run, self.number)
+    }
+}
+
+impl FromStr for ConnectionId {
+    type Err = StoreError;
+    fn from_str(text: &str) -> Result<Self, StoreError> {
+        let invalid = || StoreError::Corrupt("connection id");
+        let (run, number) = text.split_once('-').ok_or_else(invalid)?;
+        let run = u64::from_str_radix(run, 16).map_err(|_| invalid())?;
+        Ok(Self { run, number: number.parse().map_err(|_| invalid())? })
     }
 }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::StoreError;
-use crate::seam::{NoTiming, Timing};
 use crate::stats::StoreCall;
+use crate::traits::{NoTiming, Timing};
 
 /// Reports how long each call of a store takes.
 #[derive(Clone)]

@@ -5,14 +5,15 @@
 mod contract;
 mod values;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rendez_registry::model::TokenId;
-use rendez_registry::seam::Timing;
 use rendez_registry::stats::StoreCall;
 use rendez_registry::store::sqlite::SqliteStore;
 use rendez_registry::store::{AuditStore as _, RevocationStore as _, TokenStore as _};
+use rendez_registry::traits::Timing;
 
 /// The calls that were reported, and whether each succeeded.
 #[derive(Default)]
@@ -20,7 +21,7 @@ struct Reported(Mutex<Vec<(StoreCall, bool)>>);
 
 impl Timing for Reported {
     fn store_call(&self, call: StoreCall, _: Duration, good: bool) {
-        self.0.lock().unwrap().push((call, good));
+        self.0.lock().push((call, good));
     }
 }
 
@@ -44,7 +45,7 @@ async fn every_kind_of_call_is_timed() {
     timed.is_blocked(&TokenId::from_random([9; 8]).into()).await.unwrap();
     store.close().await;
     assert!(timed.last_withdrawal().await.is_err());
-    let reported = reported.0.lock().unwrap();
+    let reported = reported.0.lock();
     for call in StoreCall::ALL {
         assert!(reported.contains(&(call, true)), "{}", call.as_str());
     }

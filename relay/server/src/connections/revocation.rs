@@ -14,8 +14,8 @@ use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::limits;
 use rendez_registry::Registry;
 use rendez_registry::model::{Subject, Withdrawal};
-use rendez_registry::seam::{Clock as _, SystemClock};
 use rendez_registry::store::StoreError;
+use rendez_registry::traits::{Clock as _, SystemClock};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 use prometheus_client::metrics::histogram::Histogram;
 use rendez_proto::registry::environments::EndReason;
-use rendez_registry::seam::Timing;
 use rendez_registry::stats::StoreCall;
+use rendez_registry::traits::Timing;
 
 use super::{MetricsWriter, SECONDS};
 use crate::rendezvous::Rendezvous;

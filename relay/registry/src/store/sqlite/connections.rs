@@ -9,7 +9,7 @@ use sqlx::sqlite::SqliteRow;
 use super::SqliteStore;
 use super::rows::{number, optional_number, seconds, text, texts};
 use crate::stats::StoreCall;
-use crate::store::connections::{Began, Connection, ConnectionId, Note};
+use crate::store::connections::{Began, Connection, Note};
 use crate::store::{ConnectionStore, StoreError};
 
 #[async_trait]
@@ -22,7 +22,7 @@ impl ConnectionStore for SqliteStore {
                 let mut began = Vec::new();
                 for Note { connection, begun } in notes {
                     let environment = connection.environment.as_str();
-                    let id = connection.id.to_text();
+                    let id = connection.id.to_string();
                     let done = sqlx::query(
                 "UPDATE connections SET ended_at = ?, ended_because = ?, received_bytes = ?, \
                  sent_bytes = ? WHERE id = ?",
@@ -187,17 +187,12 @@ fn end_reason(text: &str) -> Result<EndReason, StoreError> {
 }
 
 fn connection(row: &SqliteRow) -> Result<Connection, StoreError> {
-    let invalid = || StoreError::Corrupt("connection id");
-    let id: &str = row.try_get("id")?;
-    let (run, number_text) = id.split_once('-').ok_or_else(invalid)?;
-    let run = u64::from_str_radix(run, 16).map_err(|_| invalid())?;
-    let id = ConnectionId { run, number: number_text.parse().map_err(|_| invalid())? };
     let why = match row.try_get::<Option<&str>, _>("ended_because")? {
         None => None,
         Some(text) => Some(end_reason(text)?),
     };
     Ok(Connection {
-        id,
+        id: row.try_get::<&str, _>("id")?.parse()?,
         environment: text(row, "environment")?,
         registration: text(row, "registration")?,
         generation: Generation(number(row, "generation")?),

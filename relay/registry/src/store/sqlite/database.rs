@@ -19,7 +19,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::{Instant, timeout};
 
 use crate::store::StoreError;
-use crate::store::capacity;
+use crate::store::capacity::Capacity;
 use crate::store::timing::CallTimer;
 
 /// How long a writer waits for others of its process: several of them may have
@@ -38,34 +38,19 @@ pub(super) struct Database {
     turn: Arc<Mutex<()>>,
     /// How long a writer waits for its turn.
     pub(super) patience: Duration,
-    pub(super) room: Room,
+    pub(super) capacity: Capacity,
     /// When a look for environments that may be forgotten found none; whoever has
     /// this looks.
     pub(super) looked_in_vain: Arc<Mutex<Option<Instant>>>,
 }
 
-/// How many of what grows there may be.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Room {
-    /// Environments.
-    pub(super) environments: u32,
-    /// Tokens without a key.
-    pub(super) tokens: u32,
-    /// Tokens with one.
-    pub(super) enrolled: u32,
-}
-
 impl Database {
     pub(super) fn new(pool: SqlitePool, lasting: SqlitePool) -> Self {
-        let room = Room {
-            environments: capacity::ENVIRONMENTS_MAX,
-            tokens: capacity::TOKENS_MAX,
-            enrolled: capacity::ENROLLED_MAX,
-        };
+        let capacity = Capacity::default();
         let looked_in_vain = Arc::default();
         let patience = DATABASE_TURN_PATIENCE;
         let timer = CallTimer::default();
-        Self { pool, lasting, timer, turn: Arc::default(), patience, room, looked_in_vain }
+        Self { pool, lasting, timer, turn: Arc::default(), patience, capacity, looked_in_vain }
     }
 
     /// A transaction that has its turn among the writers from the start: first

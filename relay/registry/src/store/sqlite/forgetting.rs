@@ -51,7 +51,7 @@ macro_rules! away {
 pub(super) async fn make_room(db: &Database, now: u64) -> Result<bool, StoreError> {
     let mut in_vain = db.looked_in_vain.lock().await;
     let mut reading = db.pool.acquire().await?;
-    if count(&mut reading).await? < i64::from(db.room.environments) {
+    if count(&mut reading).await? < i64::from(db.capacity.environments) {
         return Ok(true);
     }
     if in_vain.is_some_and(|at| at.elapsed() < capacity::ENVIRONMENTS_PURGE_PAUSE) {
@@ -166,7 +166,7 @@ mod tests {
         async fn new(environments: u32) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let mut store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
-            store.db.room.environments = environments;
+            store.db.capacity.environments = environments;
             let token = token(1, Role::Executor);
             store.insert_token(&token, &act()).await.unwrap();
             Self { store, _dir: dir }

@@ -16,6 +16,7 @@
 mod audit;
 mod connections;
 mod database;
+mod error;
 mod forgetting;
 pub mod migrations;
 mod registrations;
@@ -24,7 +25,6 @@ mod rows;
 mod tickets;
 mod tokens;
 
-use std::error::Error;
 use std::fmt;
 use std::fs::{OpenOptions, Permissions};
 use std::io;
@@ -34,15 +34,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::Connection as _;
-use sqlx::migrate::MigrateError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use tokio::time::{Instant, sleep};
 
 use self::database::Database;
+pub use self::error::SqliteOpenError;
 use super::StoreError;
-use crate::seam::Timing;
 use crate::store::timing::CallTimer;
 use crate::store_retry;
+use crate::traits::Timing;
 
 /// How long one statement waits for another writer of the database.
 pub(crate) const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -69,72 +69,6 @@ pub struct SqliteStore {
 impl fmt::Debug for SqliteStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SqliteStore").finish_non_exhaustive()
-    }
-}
-
-/// The database file cannot be used. The operator has to act.
-#[derive(Debug, thiserror::Error)]
-pub enum SqliteOpenError {
-    /// The file cannot be made or is not ours.
-    #[error("database file: {0}")]
-    File(#[from] io::Error),
-    /// SQLite refuses it.
-    #[error("database: {0}")]
-    Database(#[from] sqlx::Error),
-    /// A newer Rendez made it, or has brought it up to its own version.
-    #[error(
-        "the database has schema version {found}, which this Rendez does not know (it knows \
-         versions up to {newest}); start the newer Rendez that made it, or restore a backup \
-         from before the upgrade"
-    )]
-    Newer {
-        /// A version that it has.
-        found: i64,
-        /// The newest that we know.
-        newest: i64,
-    },
-    /// An older Rendez made it, and may be using it.
-    #[error(
-        "the database has schema version {found}, and this Rendez works with version {newest}; \
-         start the relay of this version first, which brings it up to date, or use the `rendez` \
-         of the relay that runs"
-    )]
-    Older {
-        /// Its newest version; 0: it has none.
-        found: i64,
-        /// The newest that we know.
-        newest: i64,
-    },
-    /// Its schema is not one of ours.
-    #[error("database schema: {0}")]
-    Schema(#[source] sqlx::migrate::MigrateError),
-}
-
-impl From<MigrateError> for SqliteOpenError {
-    fn from(error: MigrateError) -> Self {
-        match error {
-            MigrateError::VersionMissing(found) => {
-                Self::Newer { found, newest: migrations::newest() }
-            }
-            other => Self::Schema(other),
-        }
-    }
-}
-
-impl SqliteOpenError {
-    /// Whether another connection was in the way: the same may work later.
-    pub fn is_busy(&self) -> bool {
-        let mut next: Option<&(dyn Error + 'static)> = Some(self);
-        while let Some(error) = next {
-            if let Some(sqlx::Error::Database(error)) = error.downcast_ref() {
-                let code = error.code().and_then(|code| code.parse::<u32>().ok());
-                // SQLITE_BUSY or SQLITE_LOCKED: the low byte is the error, the
-                // rest says more about it
-                return matches!(code.map(|code| code & 0xff), Some(5 | 6));
-            }
-            next = error.source();
-        }
-        false
     }
 }
 
@@ -289,10 +223,10 @@ mod tests {
     use rendez_proto::profile::Profile;
     use rendez_proto::registry::admin::Role;
 
-    use super::database::Room;
     use super::*;
     use crate::OpenError;
     use crate::model::{Credential, NewRegistration, Registration, Token, TokenId};
+    use crate::store::capacity::Capacity;
     use crate::store::{Claimed, Enrolled, RegistrationStore as _, TokenStore as _, capacity};
     use crate::testing::{act, env, key, token};
 
@@ -358,7 +292,7 @@ mod tests {
         assert!(source.is_busy());
         assert!(OpenError::Database { path, source }.is_temporary());
         drop(writing);
-        let source = SqliteOpenError::from(MigrateError::VersionMismatch(1));
+        let source = SqliteOpenError::from(sqlx::migrate::MigrateError::VersionMismatch(1));
         assert!(!OpenError::Database { path: dir.path().into(), source }.is_temporary());
     }
 
@@ -427,9 +361,9 @@ mod tests {
     async fn tokens_are_bounded_and_those_that_ended_make_room() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
-        let room = store.db.room;
-        assert_eq!((room.tokens, room.enrolled), (capacity::TOKENS_MAX, capacity::ENROLLED_MAX));
-        store.db.room = Room { tokens: 5, enrolled: 3, ..room };
+        let full = store.db.capacity;
+        assert_eq!((full.tokens, full.enrolled), (capacity::TOKENS_MAX, capacity::ENROLLED_MAX));
+        store.db.capacity = Capacity { tokens: 5, enrolled: 3, ..full };
         let now = 1_800_000_000;
         let made = |n| Token { created_at: now, ..token(n, Role::Join) };
         let join = Token { max_uses: Some(9), ..made(1) };

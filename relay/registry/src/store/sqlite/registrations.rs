@@ -190,7 +190,7 @@ async fn put_if_there_is_room(
     let last = match last {
         Some((last, _)) => last,
         None => {
-            let max = db.room.environments;
+            let max = db.capacity.environments;
             if forgetting::count(&mut tx).await? >= i64::from(max) {
                 return Err(StoreError::LimitReached { what: "environments", max });
             }

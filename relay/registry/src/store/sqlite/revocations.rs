@@ -1,9 +1,10 @@
 //! The table of revocations.
 use async_trait::async_trait;
+use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::SqliteStore;
-use super::rows::{number, seconds, text};
+use super::rows::{number, seconds};
 use crate::model::Withdrawal;
 use crate::stats::StoreCall;
 use crate::store::capacity;
@@ -58,11 +59,7 @@ pub(super) async fn withdraw(
     withdrawal: &Withdrawal,
     now: u64,
 ) -> Result<i64, StoreError> {
-    let (kind, what) = match withdrawal {
-        Withdrawal::Subject(subject) => ("subject", subject.to_string()),
-        Withdrawal::Environment(id) => ("environment", id.to_string()),
-        Withdrawal::Registration(id) => ("registration", id.to_string()),
-    };
+    let (kind, what) = withdrawal.to_columns();
     let seq: i64 = sqlx::query_scalar(
         "INSERT INTO withdrawals (at, kind, what) VALUES (?, ?, ?) RETURNING seq",
     )
@@ -79,10 +76,6 @@ pub(super) async fn withdraw(
 }
 
 fn withdrawal(row: &SqliteRow) -> Result<Withdrawal, StoreError> {
-    Ok(match text::<String>(row, "kind")?.as_str() {
-        "subject" => Withdrawal::Subject(text(row, "what")?),
-        "environment" => Withdrawal::Environment(text(row, "what")?),
-        "registration" => Withdrawal::Registration(text(row, "what")?),
-        _ => return Err(StoreError::Corrupt("withdrawal")),
-    })
+    Withdrawal::from_columns(row.try_get("kind")?, row.try_get("what")?)
+        .ok_or(StoreError::Corrupt("withdrawal"))
 }

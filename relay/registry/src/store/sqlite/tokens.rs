@@ -5,12 +5,11 @@ use rendez_proto::audit::AuditEvent;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::SqliteStore;
-use super::database::Room;
 use super::rows::{number, optional_bytes, optional_number, role, seconds, text};
 use super::{audit, revocations};
 use crate::model::{Credential, Subject, Token, TokenId, Withdrawal};
 use crate::stats::StoreCall;
-use crate::store::capacity;
+use crate::store::capacity::{self, Capacity};
 use crate::store::{Enrolled, Rotated, StoreError, TokenStore, Used};
 
 #[async_trait]
@@ -20,7 +19,7 @@ impl TokenStore for SqliteStore {
             .timer
             .time(StoreCall::WriteTokens, async {
                 let mut tx = self.db.write_lasting().await?;
-                insert_row(&mut tx, self.db.room, token).await?;
+                insert_row(&mut tx, self.db.capacity, token).await?;
                 audit::note(&mut tx, act).await?;
                 tx.commit().await
             })
@@ -151,7 +150,7 @@ impl TokenStore for SqliteStore {
                 if revoked == Some(true) {
                     return Ok(Enrolled::EnvironmentRevoked);
                 }
-                insert_row(&mut tx, self.db.room, token).await?;
+                insert_row(&mut tx, self.db.capacity, token).await?;
                 audit::note(&mut tx, act).await?;
                 tx.commit().await?;
                 Ok(Enrolled::Now)
@@ -223,7 +222,7 @@ impl TokenStore for SqliteStore {
 /// Sees to it that there may be one more, with or without a key.
 async fn make_room(
     tx: &mut SqliteConnection,
-    room: Room,
+    capacity: Capacity,
     key: bool,
     now: u64,
 ) -> Result<(), StoreError> {
@@ -232,8 +231,8 @@ async fn make_room(
         forget_ended(tx, now.saturating_sub(kept)).await?;
     }
     let (what, max) = match key {
-        true => ("enrolled executors", room.enrolled),
-        false => ("tokens", room.tokens),
+        true => ("enrolled executors", capacity.enrolled),
+        false => ("tokens", capacity.tokens),
     };
     let count: i64 =
         sqlx::query_scalar("SELECT count(*) FROM tokens WHERE (ed25519 IS NOT NULL) = ?")
@@ -268,11 +267,11 @@ async fn forget_ended(tx: &mut SqliteConnection, before: u64) -> Result<u64, Sto
 
 async fn insert_row(
     tx: &mut SqliteConnection,
-    room: Room,
+    capacity: Capacity,
     token: &Token,
 ) -> Result<(), StoreError> {
     let has_key = matches!(token.credential, Credential::Key { .. });
-    make_room(&mut *tx, room, has_key, token.created_at).await?;
+    make_room(&mut *tx, capacity, has_key, token.created_at).await?;
     let (hash, previous, public, enrolled_by) = match &token.credential {
         Credential::Secret { hash, previous } => (Some(hash), previous.as_ref(), None, None),
         Credential::Key { public, enrolled_by } => (None, None, Some(public), Some(enrolled_by)),
