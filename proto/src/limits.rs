@@ -130,7 +130,7 @@ pub const JWKS_MAX_BYTES: usize = 256 * 1024;
 /// How long an issuer may take to answer.
 pub const JWKS_FETCH_TIMEOUT: Duration = Duration::from_secs(4);
 /// Withdrawals that are read at once.
-pub const WITHDRAWALS_PAGE: u32 = 1000;
+pub const REVOCATIONS_PAGE: u32 = 1000;
 
 // ---- processes and files ---------------------------------------------------
 

@@ -356,7 +356,7 @@ async fn create_token(registry: &Registry, role: Role, environments: &str) -> Re
 
 /// The id in a token's text.
 pub fn token_id(text: &str) -> Result<String> {
-    let parsed = rendez_registry::token::BearerToken::parse(text)?;
+    let parsed = rendez_registry::bearer_token::BearerToken::parse(text)?;
     Ok(parsed.id().as_str().to_owned())
 }
 

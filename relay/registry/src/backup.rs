@@ -90,7 +90,7 @@ mod tests {
     use crate::{Options, Registry};
 
     #[tokio::test]
-    async fn a_restored_registry_knows_its_tokens_and_registrations() {
+    async fn backup_restores_tokens_and_registrations() {
         let fixture = Fixture::new().await;
         let token = fixture.token(Role::Executor, "*").await;
         let executor =
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_damaged_database_is_named_with_what_to_do() {
+    async fn damaged_database_is_reported_with_remedy() {
         let state = Fixture::new().await;
         let whole = state.dir.path().join(SIGNING_KEY_FILE);
         let dir = tempfile::tempdir().unwrap();
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_made_where_there_is_nothing() {
+    async fn backup_without_database_creates_nothing() {
         let empty = tempfile::tempdir().unwrap();
         let file = empty.path().join("backup");
         let result = backup(empty.path(), &file).await;

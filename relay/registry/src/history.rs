@@ -2,7 +2,7 @@
 //!
 //! Invariants
 //!
-//! * [`History::note`] never waits. What is noted is in memory until the
+//! * [`History::record`] never waits. What is noted is in memory until the
 //!   database has it, so that a slow or failing database holds up nobody.
 //! * Of a connection that changes before it is written, the last state is
 //!   written, once.
@@ -27,7 +27,7 @@ use crate::store;
 use crate::store::ConnectionStore;
 use crate::store::StoreError;
 use crate::store::capacity;
-use crate::store::connections::{Began, Connection, ConnectionId, Note};
+use crate::store::connections::{ConnectionId, ConnectionRow, ConnectionUpdate, PreviousEnd};
 use crate::traits::Clock;
 
 /// Records of connections that wait to be written. More than there are
@@ -40,7 +40,7 @@ pub(crate) const CONNECTIONS_PER_WRITE: usize = 256;
 
 /// How much of the history is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HistoryKeep {
+pub struct HistoryRetention {
     /// At most so many connections of each environment, the newest; an
     /// environment that has more keeps them until its next connection.
     pub connections: u32,
@@ -48,7 +48,7 @@ pub struct HistoryKeep {
     pub age: Duration,
 }
 
-impl Default for HistoryKeep {
+impl Default for HistoryRetention {
     fn default() -> Self {
         Self { connections: limits::CONNECTIONS_PER_ENVIRONMENT, age: limits::CONNECTIONS_KEEP_AGE }
     }
@@ -58,15 +58,15 @@ impl Default for HistoryKeep {
 pub struct History {
     store: Arc<dyn ConnectionStore>,
     clock: Arc<dyn Clock>,
-    keep: Mutex<HistoryKeep>,
+    retention: Mutex<HistoryRetention>,
     /// What is too old is looked for at once.
     prune_now: AtomicBool,
     /// Drawn by lot at the start: part of every connection's name.
-    run: u64,
+    instance: u64,
     numbers: AtomicU64,
-    notes: Mutex<Notes>,
+    queue: Mutex<Queue>,
     /// Something was noted.
-    noted: Notify,
+    recorded: Notify,
     /// One at a time, so that an older state never overtakes a newer one.
     writing: tokio::sync::Mutex<()>,
     lost: AtomicU64,
@@ -76,15 +76,15 @@ pub struct History {
 }
 
 #[derive(Default)]
-struct Notes {
-    unwritten: BTreeMap<u64, Noted>,
+struct Queue {
+    unwritten: BTreeMap<u64, Queued>,
     /// Whose beginning was written, and whose end was not: no more than are open
     /// or wait in `unwritten`.
-    begun: BTreeSet<u64>,
+    inserted: BTreeSet<u64>,
 }
 
-struct Noted {
-    connection: Connection,
+struct Queued {
+    connection: ConnectionRow,
     /// Tells whether it changed while it was being written.
     version: u64,
 }
@@ -93,18 +93,18 @@ impl History {
     pub(crate) fn new(
         store: Arc<dyn ConnectionStore>,
         clock: Arc<dyn Clock>,
-        run: u64,
-        keep: HistoryKeep,
+        instance: u64,
+        retention: HistoryRetention,
     ) -> Self {
         Self {
             store,
             clock,
-            keep: Mutex::new(keep),
+            retention: Mutex::new(retention),
             prune_now: AtomicBool::new(true),
-            run,
+            instance,
             numbers: AtomicU64::new(0),
-            notes: Mutex::default(),
-            noted: Notify::new(),
+            queue: Mutex::default(),
+            recorded: Notify::new(),
             writing: tokio::sync::Mutex::default(),
             lost: AtomicU64::new(0),
             began: [const { AtomicU64::new(0) }; EndReason::ALL.len() + 1],
@@ -114,43 +114,43 @@ impl History {
     /// A name for a connection that begins.
     pub fn next_id(&self) -> ConnectionId {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
-        ConnectionId { run: self.run, number }
+        ConnectionId { instance: self.instance, number }
     }
 
     /// Remembers what a connection is now.
-    pub fn note(&self, connection: Connection) {
-        let mut notes = self.notes.lock();
-        let Notes { unwritten, begun } = &mut *notes;
+    pub fn record(&self, connection: ConnectionRow) {
+        let mut queue = self.queue.lock();
+        let Queue { unwritten, inserted } = &mut *queue;
         let number = connection.id.number;
         let version = unwritten.get(&number).map_or(0, |noted| noted.version + 1);
-        unwritten.insert(number, Noted { connection, version });
+        unwritten.insert(number, Queued { connection, version });
         if unwritten.len() > CONNECTIONS_UNWRITTEN {
             if let Some((lost, _)) = unwritten.pop_first() {
-                begun.remove(&lost);
+                inserted.remove(&lost);
             }
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
-        drop(notes);
-        self.noted.notify_one();
+        drop(queue);
+        self.recorded.notify_one();
     }
 
     /// Changes how much is kept, from now on.
-    pub fn keep(&self, keep: HistoryKeep) {
-        let mut kept = self.keep.lock();
-        if std::mem::replace(&mut *kept, keep) != keep {
+    pub fn set_retention(&self, retention: HistoryRetention) {
+        let mut current = self.retention.lock();
+        if std::mem::replace(&mut *current, retention) != retention {
             self.prune_now.store(true, Ordering::Relaxed);
-            self.noted.notify_one();
+            self.recorded.notify_one();
         }
     }
 
     /// How much is kept.
-    pub fn kept(&self) -> HistoryKeep {
-        *self.keep.lock()
+    pub fn retention(&self) -> HistoryRetention {
+        *self.retention.lock()
     }
 
     /// How many changes wait to be written.
     pub fn unwritten(&self) -> usize {
-        self.notes.lock().unwritten.len()
+        self.queue.lock().unwritten.len()
     }
 
     /// How many were lost since the start, because the database took none for
@@ -161,12 +161,12 @@ impl History {
 
     /// How many connections were written since the start that begin after one
     /// that ended so, or as the first of their environment.
-    pub fn began(&self, before: Began) -> u64 {
-        self.counter(before).load(Ordering::Relaxed)
+    pub fn connections_after(&self, previous: PreviousEnd) -> u64 {
+        self.counter(previous).load(Ordering::Relaxed)
     }
 
-    fn counter(&self, before: Began) -> &AtomicU64 {
-        &self.began[before.map_or(EndReason::ALL.len(), |why| why as usize)]
+    fn counter(&self, previous: PreviousEnd) -> &AtomicU64 {
+        &self.began[previous.map_or(EndReason::ALL.len(), |why| why as usize)]
     }
 
     /// Writes what was noted before this call.
@@ -176,37 +176,41 @@ impl History {
     pub async fn flush(&self) -> Result<(), StoreError> {
         let _one_at_a_time = self.writing.lock().await;
         // What is noted meanwhile has higher numbers, or is written again.
-        let Some(last) = self.notes.lock().unwritten.last_key_value().map(|(number, _)| *number)
+        let Some(last) = self.queue.lock().unwritten.last_key_value().map(|(number, _)| *number)
         else {
             return Ok(());
         };
         let mut from = 0;
         // Ends: each round begins after the last number of the one before.
         while from <= last {
-            let batch: Vec<(u64, Note)> = {
-                let notes = self.notes.lock();
-                let Notes { unwritten, begun } = &*notes;
+            let batch: Vec<(u64, ConnectionUpdate)> = {
+                let queue = self.queue.lock();
+                let Queue { unwritten, inserted } = &*queue;
                 let next = unwritten.range(from..=last).take(CONNECTIONS_PER_WRITE);
-                let note = |(number, noted): (&u64, &Noted)| {
+                let note = |(number, noted): (&u64, &Queued)| {
                     let connection = noted.connection.clone();
-                    (noted.version, Note { connection, begun: begun.contains(number) })
+                    (
+                        noted.version,
+                        ConnectionUpdate { connection, inserted: inserted.contains(number) },
+                    )
                 };
                 next.map(note).collect()
             };
             let Some((_, end)) = batch.last() else { break };
             from = end.connection.id.number + 1;
             let (versions, written): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-            let keep = self.kept().connections;
-            for before in self.store.write_connections(&written, keep).await? {
-                self.counter(before).fetch_add(1, Ordering::Relaxed);
+            let keep = self.retention().connections;
+            for previous in self.store.write_connections(&written, keep).await? {
+                self.counter(previous).fetch_add(1, Ordering::Relaxed);
             }
-            let mut notes = self.notes.lock();
-            let Notes { unwritten, begun } = &mut *notes;
-            for (version, Note { connection, .. }) in versions.into_iter().zip(&written) {
+            let mut queue = self.queue.lock();
+            let Queue { unwritten, inserted } = &mut *queue;
+            for (version, ConnectionUpdate { connection, .. }) in versions.into_iter().zip(&written)
+            {
                 let number = connection.id.number;
                 match connection.ended {
-                    None => begun.insert(number),
-                    Some(_) => begun.remove(&number),
+                    None => inserted.insert(number),
+                    Some(_) => inserted.remove(&number),
                 };
                 if unwritten.get(&number).is_some_and(|noted| noted.version == version) {
                     unwritten.remove(&number);
@@ -222,7 +226,7 @@ impl History {
         let mut prune_at = Instant::now();
         loop {
             if self.unwritten() == 0 && !self.prune_now.load(Ordering::Relaxed) {
-                let _ = timeout_at(prune_at, self.noted.notified()).await;
+                let _ = timeout_at(prune_at, self.recorded.notified()).await;
             }
             let mut done = self.flush().await;
             let due = Instant::now() >= prune_at;
@@ -245,7 +249,7 @@ impl History {
 
     /// Removes what is too old. How many connections.
     pub(crate) async fn prune(&self) -> Result<u64, StoreError> {
-        let age = self.kept().age.as_secs();
+        let age = self.retention().age.as_secs();
         let before = self.clock.now_unix_secs().saturating_sub(age);
         let mut removed = 0;
         loop {
@@ -287,11 +291,11 @@ mod tests {
 
     fn history_of(kept: Arc<MemoryStore>) -> History {
         let clock = Arc::new(FixedClock(AtomicU64::new(START)));
-        History::new(kept, clock, 7, HistoryKeep::default())
+        History::new(kept, clock, 7, HistoryRetention::default())
     }
 
-    fn connection(history: &History) -> Connection {
-        Connection {
+    fn connection(history: &History) -> ConnectionRow {
+        ConnectionRow {
             id: history.next_id(),
             environment: env("dev"),
             registration: "reg_a".parse().unwrap(),
@@ -303,41 +307,41 @@ mod tests {
         }
     }
 
-    fn new(connection: Connection) -> Note {
-        Note { connection, begun: false }
+    fn new(connection: ConnectionRow) -> ConnectionUpdate {
+        ConnectionUpdate { connection, inserted: false }
     }
 
     #[tokio::test]
-    async fn what_is_written_once_has_begun_until_it_has_ended() {
+    async fn written_connections_are_updated_afterwards() {
         let kept = Arc::new(MemoryStore::default());
         let history = history_of(kept.clone());
         let open = connection(&history);
-        let over = Connection { ended: Some((20, EndReason::PingTimeout)), ..open.clone() };
+        let over = ConnectionRow { ended: Some((20, EndReason::PingTimeout)), ..open.clone() };
         kept.down.store(true, Ordering::SeqCst);
-        history.note(open.clone());
+        history.record(open.clone());
         assert!(history.flush().await.is_err());
         kept.down.store(false, Ordering::SeqCst);
         history.flush().await.unwrap();
         kept.down.store(true, Ordering::SeqCst);
-        history.note(over.clone());
+        history.record(over.clone());
         assert!(history.flush().await.is_err());
         kept.down.store(false, Ordering::SeqCst);
         history.flush().await.unwrap();
-        let changed = Note { connection: over, begun: true };
+        let changed = ConnectionUpdate { connection: over, inserted: true };
         assert_eq!(*kept.connections.lock(), [vec![new(open)], vec![changed]]);
-        assert!(history.notes.lock().begun.is_empty());
+        assert!(history.queue.lock().inserted.is_empty());
     }
 
     #[tokio::test]
-    async fn only_the_last_state_is_written_and_once() {
+    async fn last_state_is_written_once() {
         let kept = Arc::new(MemoryStore::default());
         let history = history_of(kept.clone());
         let mut first = connection(&history);
-        history.note(first.clone());
+        history.record(first.clone());
         first.ended = Some((20, EndReason::PingTimeout));
-        history.note(first.clone());
+        history.record(first.clone());
         let second = connection(&history);
-        history.note(second.clone());
+        history.record(second.clone());
         history.flush().await.unwrap();
         assert_eq!(history.unwritten(), 0);
         history.flush().await.unwrap();
@@ -346,18 +350,18 @@ mod tests {
         ways.extend(EndReason::ALL.iter().map(|why| (Some(*why), 0)));
         ways[1 + EndReason::Revoked as usize].1 = 1;
         for (before, count) in ways {
-            assert_eq!(history.began(before), count, "{before:?}");
+            assert_eq!(history.connections_after(before), count, "{before:?}");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_outage_of_the_database_loses_nothing_and_holds_up_nobody() {
+    async fn database_outage_loses_no_history() {
         let kept = Arc::new(MemoryStore::default());
         kept.down.store(true, Ordering::SeqCst);
         let history = Arc::new(history_of(kept.clone()));
         let noted: Vec<_> = (0..CONNECTIONS_PER_WRITE + 1)
             .map(|_| connection(&history))
-            .inspect(|connection| history.note(connection.clone()))
+            .inspect(|connection| history.record(connection.clone()))
             .collect();
         assert!(history.flush().await.is_err());
         let writer = tokio::spawn({
@@ -377,7 +381,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_old_goes_at_the_start_every_hour_and_when_less_is_kept() {
+    async fn history_is_pruned_hourly_and_on_change() {
         let kept = Arc::<MemoryStore>::default();
         let history = Arc::new(history_of(kept.clone()));
         let writer = tokio::spawn({
@@ -392,11 +396,11 @@ mod tests {
         assert_eq!(looked().len(), 2);
         sleep_virtually(Duration::from_secs(2)).await;
         assert_eq!(looked().len(), 3);
-        history.keep(HistoryKeep { connections: 3, age: Duration::from_secs(60) });
-        history.keep(HistoryKeep { connections: 3, age: Duration::from_secs(60) });
+        history.set_retention(HistoryRetention { connections: 3, age: Duration::from_secs(60) });
+        history.set_retention(HistoryRetention { connections: 3, age: Duration::from_secs(60) });
         sleep_virtually(Duration::ZERO).await;
         assert_eq!(looked()[3..], [START - 60], "once, for a change is one");
-        history.note(connection(&history));
+        history.record(connection(&history));
         sleep_virtually(Duration::ZERO).await;
         assert_eq!(kept.keep.load(Ordering::SeqCst), 3);
         writer.abort();
@@ -411,11 +415,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn beyond_its_bound_the_oldest_is_lost_and_counted() {
+    async fn full_queue_drops_and_counts_the_oldest() {
         let history = history_of(Arc::default());
         let one = connection(&history);
         for _ in 0..CONNECTIONS_UNWRITTEN + 3 {
-            history.note(Connection { id: history.next_id(), ..one.clone() });
+            history.record(ConnectionRow { id: history.next_id(), ..one.clone() });
         }
         assert_eq!(history.unwritten(), CONNECTIONS_UNWRITTEN);
         assert_eq!(history.lost(), 3);

@@ -24,6 +24,7 @@
 
 pub mod audit;
 pub mod backup;
+pub mod bearer_token;
 pub mod history;
 pub mod http;
 pub mod jwt;
@@ -35,7 +36,6 @@ pub mod signer;
 pub mod stats;
 pub mod store;
 pub mod store_retry;
-pub mod token;
 pub mod traits;
 
 #[cfg(test)]
@@ -49,4 +49,6 @@ pub use registry::{
     revocations, tickets, tokens,
 };
 pub use store::Store;
-pub use traits::{Clock, Live, NobodyConnected, Node, NotWaiting, Presence, Random};
+pub use traits::{
+    Clock, EnvironmentConnections, NoPresence, NodeConnections, Presence, Random, WaitRefused,
+};

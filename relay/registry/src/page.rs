@@ -4,7 +4,7 @@ use rendez_proto::limits;
 
 /// What the page after `page` starts behind: its last one, if `page` is full. A
 /// full page may be the last one; then an empty one follows.
-pub(crate) fn next<T, I>(page: &[T], id: impl FnOnce(&T) -> I) -> Option<I> {
+pub(crate) fn next_cursor<T, I>(page: &[T], id: impl FnOnce(&T) -> I) -> Option<I> {
     let full = page.len() >= limits::LIST_PAGE_MAX as usize;
     page.last().filter(|_| full).map(id)
 }
@@ -14,10 +14,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_full_page_has_a_next_one() {
+    fn only_full_pages_have_a_next_cursor() {
         let full: Vec<u32> = (0..limits::LIST_PAGE_MAX).collect();
-        assert_eq!(next(&full, |id| *id), Some(limits::LIST_PAGE_MAX - 1));
-        assert_eq!(next(&full[1..], |id| *id), None);
-        assert_eq!(next(&[] as &[u32], |id| *id), None);
+        assert_eq!(next_cursor(&full, |id| *id), Some(limits::LIST_PAGE_MAX - 1));
+        assert_eq!(next_cursor(&full[1..], |id| *id), None);
+        assert_eq!(next_cursor(&[] as &[u32], |id| *id), None);
     }
 }

@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configured_url_becomes_a_websocket_base() {
+    fn configured_url_becomes_websocket_base() {
         for (text, base) in [
             ("http://127.0.0.1:7000", "ws://127.0.0.1:7000"),
             ("https://relay.example.com/", "wss://relay.example.com"),
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn without_one_the_host_header_decides() {
+    fn host_header_decides_without_configured_url() {
         let base = |host| PublicUrl::FromHost.base(host).map(|base| base.to_string());
         assert_eq!(base(Some("127.0.0.1:7000")).unwrap(), "ws://127.0.0.1:7000");
         assert_eq!(base(Some("[::1]:7000")).unwrap(), "ws://[::1]:7000");

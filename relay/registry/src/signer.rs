@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_is_made_once_and_private() {
+    fn signing_key_is_created_once_and_private() {
         let dir = tempfile::tempdir().unwrap();
         let first = open(dir.path()).unwrap();
         let second = open(dir.path()).unwrap();
@@ -185,7 +185,7 @@ mod tests {
 
     /// Two processes that both found no key: the second must not replace it.
     #[test]
-    fn a_key_is_never_replaced() {
+    fn signing_key_is_never_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let key = open(dir.path()).unwrap().verifying_key();
         create(dir.path(), &dir.path().join(SIGNING_KEY_FILE), &SystemRandom).unwrap();
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_others_can_read_is_refused() {
+    fn readable_signing_key_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         open(dir.path()).unwrap();
         let path = dir.path().join(SIGNING_KEY_FILE);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn other_content_is_refused_and_not_shown() {
+    fn invalid_signing_key_is_refused_and_not_shown() {
         let dir = tempfile::tempdir().unwrap();
         open(dir.path()).unwrap();
         let path = dir.path().join(SIGNING_KEY_FILE);

@@ -214,7 +214,7 @@ pub enum StoreCall {
     /// Registrations begin or end; environments are revoked.
     WriteEnvironments,
     /// What was withdrawn is asked for.
-    ReadWithdrawals,
+    ReadRevocations,
     /// Tickets are used.
     Redeem,
     /// The history of connections is read.
@@ -238,7 +238,7 @@ impl StoreCall {
         StoreCall::WriteTokens,
         StoreCall::ReadEnvironments,
         StoreCall::WriteEnvironments,
-        StoreCall::ReadWithdrawals,
+        StoreCall::ReadRevocations,
         StoreCall::Redeem,
         StoreCall::ReadHistory,
         StoreCall::WriteHistory,
@@ -260,7 +260,7 @@ impl StoreCall {
             | StoreCall::PruneAudit => true,
             StoreCall::ReadTokens
             | StoreCall::ReadEnvironments
-            | StoreCall::ReadWithdrawals
+            | StoreCall::ReadRevocations
             | StoreCall::ReadHistory
             | StoreCall::ReadAudit => false,
         }
@@ -273,7 +273,7 @@ impl StoreCall {
             StoreCall::WriteTokens => "write_tokens",
             StoreCall::ReadEnvironments => "read_environments",
             StoreCall::WriteEnvironments => "write_environments",
-            StoreCall::ReadWithdrawals => "read_withdrawals",
+            StoreCall::ReadRevocations => "read_withdrawals",
             StoreCall::Redeem => "redeem",
             StoreCall::ReadHistory => "read_history",
             StoreCall::WriteHistory => "write_history",
@@ -290,7 +290,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_of_the_store_are_told_apart() {
+    fn store_calls_have_distinct_indexes() {
         for (i, call) in StoreCall::ALL.into_iter().enumerate() {
             assert_eq!(call as usize, i, "{}", call.as_str());
         }

@@ -9,12 +9,12 @@ use crate::store::StoreError;
 
 /// How long `/register` retries while the database is busy. Codex, section
 /// 1.1: its executors wait 10 s and exit on any failure.
-pub(crate) const REGISTER_PATIENCE: Duration = Duration::from_secs(8);
+pub(crate) const REGISTER_RETRY_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Pause between two of those tries.
 pub(crate) const REGISTER_RETRY_PAUSE: Duration = Duration::from_millis(50);
 
-const _: () = assert!(REGISTER_PATIENCE.as_secs() < 10);
+const _: () = assert!(REGISTER_RETRY_TIMEOUT.as_secs() < 10);
 
 /// Until when a call of the store is repeated while the store is not available.
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +29,7 @@ impl StoreRetry {
     /// Retries from now on for as long as an executor waits for its registration,
     /// over all calls of the store together.
     pub fn for_registration() -> Self {
-        Self { deadline: Some(Instant::now() + REGISTER_PATIENCE) }
+        Self { deadline: Some(Instant::now() + REGISTER_RETRY_TIMEOUT) }
     }
 
     /// Calls the store, repeatedly if needed.

@@ -21,28 +21,31 @@ use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use crate::audit::AuditKeep;
-use crate::history::HistoryKeep;
+use crate::audit::AuditRetention;
+use crate::history::HistoryRetention;
 use crate::jwt::config::IssuerConfig;
 use crate::model::{
     Caller, Credential, Environment, NewRegistration, Registration, Role, Subject, Token, TokenId,
     TokenPattern,
 };
 use crate::public_url::WebsocketBase;
-use crate::store::connections::{Began, Connection, Note};
+use crate::store::connections::{ConnectionRow, ConnectionUpdate, PreviousEnd};
 use crate::store::{
-    AuditStore, Claimed, ConnectionStore, Enrolled, Redeemed, Redemption, RegistrationStore,
-    RevocationStore, Rotated, StoreError, TicketStore, TokenStore, Used, Withdrawn,
+    AuditStore, ConnectionStore, EnrolOutcome, RedeemOutcome, Redemption, RegisterOutcome,
+    RegistrationStore, RevocationPage, RevocationStore, RotateOutcome, StoreError, TicketStore,
+    TokenStore, UseOutcome,
 };
 use crate::store_retry::StoreRetry;
-use crate::traits::{Clock, Live, NoRandomness, NoTiming, NotWaiting, Presence, Random};
+use crate::traits::{
+    Clock, EnvironmentConnections, NoRandomness, NoStoreMetrics, Presence, Random, WaitRefused,
+};
 use crate::{Options, PublicUrl, Registry};
 
 /// When tests begin, in seconds since 1970.
 pub(crate) const START: u64 = 1_800_000_000;
 
 /// The audit log's row of something that a test does to a store.
-pub(crate) fn act() -> AuditEvent {
+pub(crate) fn audit_event() -> AuditEvent {
     AuditEvent::new(AuditKind::Admin, START)
 }
 
@@ -83,7 +86,7 @@ impl Random for FixedRandom {
 /// Who is connected, since [`START`].
 pub(crate) struct FixedPresence {
     connected: watch::Sender<BTreeMap<EnvironmentId, RegistrationId>>,
-    /// Calls of `joined` so far.
+    /// Calls of `wait_for_executor` so far.
     waits: Arc<AtomicU64>,
 }
 
@@ -93,21 +96,21 @@ impl Presence for FixedPresence {
         self.connected.borrow().get(environment).cloned()
     }
 
-    async fn joined(
+    async fn wait_for_executor(
         &self,
         environment: &EnvironmentId,
         other_than: Option<&RegistrationId>,
-    ) -> Result<RegistrationId, NotWaiting> {
+    ) -> Result<RegistrationId, WaitRefused> {
         let mut changes = self.connected.subscribe();
         self.waits.fetch_add(1, Ordering::SeqCst);
         let found = |all: &BTreeMap<EnvironmentId, RegistrationId>| {
             all.get(environment).filter(|id| Some(*id) != other_than).cloned()
         };
-        let all = changes.wait_for(|all| found(all).is_some()).await.map_err(|_| NotWaiting)?;
-        found(&all).ok_or(NotWaiting)
+        let all = changes.wait_for(|all| found(all).is_some()).await.map_err(|_| WaitRefused)?;
+        found(&all).ok_or(WaitRefused)
     }
 
-    async fn live(&self, environment: &EnvironmentId) -> Live {
+    async fn environment_connections(&self, environment: &EnvironmentId) -> EnvironmentConnections {
         let executor = self.connected(environment).await.map(|id| LiveExecutor {
             executor_registration_id: id,
             connected_at_unix_secs: START,
@@ -115,7 +118,7 @@ impl Presence for FixedPresence {
             received_bytes: 0,
             sent_bytes: 0,
         });
-        Live { executor, ..Live::default() }
+        EnvironmentConnections { executor, ..EnvironmentConnections::default() }
     }
 
     async fn connections(
@@ -161,7 +164,7 @@ pub(crate) struct MemoryStore {
     /// Whether connections are refused.
     pub(crate) down: AtomicBool,
     /// Connections, one entry per write.
-    pub(crate) connections: Mutex<Vec<Vec<Note>>>,
+    pub(crate) connections: Mutex<Vec<Vec<ConnectionUpdate>>>,
     /// How many connections were to be kept at the last write.
     pub(crate) keep: AtomicU64,
     /// For each removal of old connections, the time before which they ended.
@@ -211,10 +214,10 @@ impl TokenStore for MemoryStore {
         _: u64,
         _: u64,
         _: &AuditEvent,
-    ) -> Result<Rotated, StoreError> {
+    ) -> Result<RotateOutcome, StoreError> {
         Err(busy())
     }
-    async fn use_token(&self, _: &Subject, _: u64) -> Result<Used, StoreError> {
+    async fn use_token(&self, _: &Subject, _: u64) -> Result<UseOutcome, StoreError> {
         Err(busy())
     }
     async fn enrol(
@@ -223,8 +226,8 @@ impl TokenStore for MemoryStore {
         _: &TokenId,
         _: u64,
         _: &AuditEvent,
-    ) -> Result<Enrolled, StoreError> {
-        self.scripted_failure("enrol").map(|()| Enrolled::Now)
+    ) -> Result<EnrolOutcome, StoreError> {
+        self.scripted_failure("enrol").map(|()| EnrolOutcome::Enrolled)
     }
     async fn revoke(&self, _: &Subject, _: u64, _: &AuditEvent) -> Result<bool, StoreError> {
         Err(busy())
@@ -240,9 +243,9 @@ impl RegistrationStore for MemoryStore {
         &self,
         new: &NewRegistration,
         now: u64,
-    ) -> Result<Claimed, StoreError> {
+    ) -> Result<RegisterOutcome, StoreError> {
         self.scripted_failure("put")?;
-        Ok(Claimed::Current(Registration {
+        Ok(RegisterOutcome::Registered(Registration {
             environment: new.environment.clone(),
             id: new.id.clone(),
             generation: Generation(1),
@@ -286,35 +289,46 @@ impl RegistrationStore for MemoryStore {
 
 #[async_trait]
 impl TicketStore for MemoryStore {
-    async fn redeem(&self, _: &Redemption, _: u64) -> Result<Redeemed, StoreError> {
-        self.scripted_failure("redeem").map(|()| Redeemed::Now)
+    async fn redeem(&self, _: &Redemption, _: u64) -> Result<RedeemOutcome, StoreError> {
+        self.scripted_failure("redeem").map(|()| RedeemOutcome::Redeemed)
     }
 }
 
 #[async_trait]
 impl RevocationStore for MemoryStore {
-    async fn last_withdrawal(&self) -> Result<u64, StoreError> {
+    async fn last_revocation(&self) -> Result<u64, StoreError> {
         Err(busy())
     }
-    async fn withdrawals(&self, _: u64, _: u32) -> Result<Withdrawn, StoreError> {
+    async fn revocations(&self, _: u64, _: u32) -> Result<RevocationPage, StoreError> {
         Err(busy())
     }
 }
 
 #[async_trait]
 impl ConnectionStore for MemoryStore {
-    async fn write_connections(&self, notes: &[Note], keep: u32) -> Result<Vec<Began>, StoreError> {
+    async fn write_connections(
+        &self,
+        updates: &[ConnectionUpdate],
+        keep: u32,
+    ) -> Result<Vec<PreviousEnd>, StoreError> {
         self.keep.store(keep.into(), Ordering::SeqCst);
         if self.down.load(Ordering::SeqCst) {
             return Err(busy());
         }
-        self.connections.lock().push(notes.to_vec());
+        self.connections.lock().push(updates.to_vec());
         Ok(vec![None, Some(EndReason::Revoked)])
     }
-    async fn connections(&self, _: &EnvironmentId, _: u32) -> Result<Vec<Connection>, StoreError> {
+    async fn connections(
+        &self,
+        _: &EnvironmentId,
+        _: u32,
+    ) -> Result<Vec<ConnectionRow>, StoreError> {
         Ok(vec![])
     }
-    async fn last_connections(&self, _: &[EnvironmentId]) -> Result<Vec<Connection>, StoreError> {
+    async fn last_connections(
+        &self,
+        _: &[EnvironmentId],
+    ) -> Result<Vec<ConnectionRow>, StoreError> {
         Ok(vec![])
     }
     async fn prune_connections(&self, before: u64, limit: u32) -> Result<u64, StoreError> {
@@ -380,11 +394,11 @@ impl Fixture {
         let options = Options {
             public_url: PublicUrl::FromHost,
             connect_wait,
-            audit_keep: AuditKeep::default(),
-            history_keep: HistoryKeep::default(),
-            timing: Arc::new(NoTiming),
+            audit_retention: AuditRetention::default(),
+            history_retention: HistoryRetention::default(),
+            store_metrics: Arc::new(NoStoreMetrics),
             issuers,
-            fetch_keys: Arc::new(crate::traits::NoFetching),
+            fetch_keys: Arc::new(crate::traits::NoFetch),
             trusted_proxies: vec!["127.0.0.1/32".parse().unwrap()],
             presence: presence.clone(),
             clock: clock.clone(),

@@ -27,16 +27,16 @@ impl Clock for SystemClock {
 }
 
 /// Is told how long the database takes.
-pub trait Timing: Send + Sync + 'static {
+pub trait StoreMetrics: Send + Sync + 'static {
     /// A call has ended after this time, with success or without.
     fn store_call(&self, call: StoreCall, took: Duration, good: bool);
 }
 
 /// For a registry that nobody watches.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct NoTiming;
+pub struct NoStoreMetrics;
 
-impl Timing for NoTiming {
+impl StoreMetrics for NoStoreMetrics {
     fn store_call(&self, _: StoreCall, _: Duration, _: bool) {}
 }
 
@@ -84,23 +84,26 @@ pub trait Presence: Send + Sync + 'static {
     /// Cancelling it is how to stop waiting.
     ///
     /// # Errors
-    /// [`NotWaiting`]
-    async fn joined(
+    /// [`WaitRefused`]
+    async fn wait_for_executor(
         &self,
         _environment: &EnvironmentId,
         _other_than: Option<&RegistrationId>,
-    ) -> Result<RegistrationId, NotWaiting> {
-        Err(NotWaiting)
+    ) -> Result<RegistrationId, WaitRefused> {
+        Err(WaitRefused)
     }
 
     /// What is open for an environment now.
-    async fn live(&self, _environment: &EnvironmentId) -> Live {
-        Live::default()
+    async fn environment_connections(
+        &self,
+        _environment: &EnvironmentId,
+    ) -> EnvironmentConnections {
+        EnvironmentConnections::default()
     }
 
     /// What is open on this node, all together.
-    async fn node(&self) -> Node {
-        Node::default()
+    async fn node_connections(&self) -> NodeConnections {
+        NodeConnections::default()
     }
 
     /// At most `limit` open websockets after this one, which may be gone, ordered
@@ -123,7 +126,7 @@ pub trait Presence: Send + Sync + 'static {
 
 /// What is open on a node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Node {
+pub struct NodeConnections {
     /// Websockets of executors.
     pub executors: usize,
     /// Websockets of orchestrators.
@@ -137,11 +140,11 @@ pub struct Node {
 /// Nobody may wait: too many do already, or the relay is going away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("nobody may wait for an executor now")]
-pub struct NotWaiting;
+pub struct WaitRefused;
 
 /// What is open for an environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Live {
+pub struct EnvironmentConnections {
     /// The executor's websocket.
     pub executor: Option<LiveExecutor>,
     /// Websockets of orchestrators.
@@ -154,10 +157,10 @@ pub struct Live {
 
 /// For a registry without a relay, such as that of `rendez token create`.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct NobodyConnected;
+pub struct NoPresence;
 
 #[async_trait]
-impl Presence for NobodyConnected {
+impl Presence for NoPresence {
     async fn connected(&self, _: &EnvironmentId) -> Option<RegistrationId> {
         None
     }
@@ -177,10 +180,10 @@ pub trait FetchKeys: Send + Sync + 'static {
 
 /// For a registry that asks nobody.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct NoFetching;
+pub struct NoFetch;
 
 #[async_trait]
-impl FetchKeys for NoFetching {
+impl FetchKeys for NoFetch {
     async fn fetch(&self, _: &str) -> Result<Vec<u8>, String> {
         Err("this process asks nobody".to_owned())
     }

@@ -142,7 +142,7 @@ fn files(dir: &Path) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn no_secret_is_written_down() {
+async fn no_secret_in_database_or_log() {
     let log = Log::default();
     let writer = log.clone();
     tracing_subscriber::fmt()

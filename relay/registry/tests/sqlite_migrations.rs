@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use rendez_proto::ids::EnvironmentId;
 use rendez_registry::DATABASE_FILE;
-use rendez_registry::model::{Credential, Withdrawal};
+use rendez_registry::model::{Credential, Revocation};
 use rendez_registry::store::sqlite::migrations::{ALL, Version, applied, migrator, newest};
 use rendez_registry::store::sqlite::{SqliteOpenError, SqliteStore};
 use rendez_registry::store::{
@@ -92,8 +92,8 @@ async fn has_rows_of_2(store: &SqliteStore) {
     assert_eq!((tokens[2].max_uses, tokens[2].uses), (Some(9), 4));
     let blocked = "jwt_03dba21c_d7BQaXTTBnDeFVeJi2qskQ".parse().unwrap();
     assert!(store.is_blocked(&blocked).await.unwrap());
-    let withdrawn = store.withdrawals(0, 10).await.unwrap();
-    assert_eq!(withdrawn.list, [(1, Withdrawal::Environment(env("dev-1")))]);
+    let page = store.revocations(0, 10).await.unwrap();
+    assert_eq!(page.revocations, [(1, Revocation::Environment(env("dev-1")))]);
 }
 
 /// A database as the program of this version left it: migrated up to it step
@@ -117,7 +117,7 @@ async fn database_of(version: i64) -> (TempDir, std::path::PathBuf) {
 }
 
 #[tokio::test]
-async fn every_older_database_comes_up_to_date_with_all_its_rows() {
+async fn older_databases_migrate_with_all_rows() {
     for (version, ..) in ALL {
         let (_dir, path) = database_of(*version).await;
         let store = SqliteStore::open(&path).await.unwrap();
@@ -152,7 +152,7 @@ async fn every_older_database_comes_up_to_date_with_all_its_rows() {
 }
 
 #[tokio::test]
-async fn a_database_of_a_newer_version_is_refused_and_left_alone() {
+async fn newer_database_is_refused_and_unchanged() {
     let (_dir, path) = database_of(newest()).await;
     let pool = pool(&path).await;
     sqlx::raw_sql(
@@ -172,7 +172,7 @@ async fn a_database_of_a_newer_version_is_refused_and_left_alone() {
 }
 
 #[tokio::test]
-async fn an_older_database_is_copied_as_it_is_and_not_opened_behind_its_relays_back() {
+async fn older_database_is_copied_but_not_opened() {
     let versions = async |path: &Path| {
         let pool = pool(path).await;
         let versions = applied(&pool).await.unwrap();
@@ -200,7 +200,7 @@ async fn an_older_database_is_copied_as_it_is_and_not_opened_behind_its_relays_b
 }
 
 #[tokio::test]
-async fn a_changed_step_is_noticed_without_changing_anything() {
+async fn changed_migration_is_refused() {
     let (_dir, path) = database_of(newest()).await;
     let pool = pool(&path).await;
     let change = "UPDATE _sqlx_migrations SET checksum = x'00' WHERE version = 2";
@@ -214,7 +214,7 @@ async fn a_changed_step_is_noticed_without_changing_anything() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_no_database_is_refused_and_left_alone() {
+async fn other_file_is_refused_and_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");
     let text = "this is not a database, whatever its name says\n".repeat(100);
@@ -224,7 +224,7 @@ async fn a_file_that_is_no_database_is_refused_and_left_alone() {
 }
 
 #[test]
-fn versions_only_grow() {
+fn migration_versions_increase() {
     assert!(ALL.windows(2).all(|pair| pair[0].0 < pair[1].0));
 }
 

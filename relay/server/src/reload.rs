@@ -73,8 +73,8 @@ impl Reload {
     fn apply(&self, config: &Config) -> bool {
         self.log.set_level(config.log_level);
         self.connections.quotas().set_quotas(config.quotas());
-        self.registry.audit().keep(config.audit_keep());
-        self.registry.history().keep(config.history_keep());
+        self.registry.audit().set_retention(config.audit_keep());
+        self.registry.history().set_retention(config.history_keep());
         match &self.tls {
             Some(tls) => tls.reconfigure(config),
             None if config.tls_cert.is_some() => {

@@ -10,7 +10,7 @@ use rendez_program::logging::LogHandle;
 use rendez_program::settings::Loaded;
 use rendez_program::signals::Stop;
 use rendez_registry::store::StoreError;
-use rendez_registry::traits::{FetchKeys, NoFetching};
+use rendez_registry::traits::{FetchKeys, NoFetch};
 use rendez_registry::{OpenError, Options, PublicUrl, Registry};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -74,7 +74,7 @@ pub struct Relay {
     tls: Option<Arc<Tls>>,
     log: LogHandle,
     /// The newest withdrawal before any websocket could open.
-    last_withdrawal: u64,
+    last_revocation: u64,
     state_lock: StateLock,
 }
 
@@ -92,7 +92,7 @@ impl Relay {
         let tls = Tls::open(config)?;
         let store_times = Arc::<StoreTimes>::default();
         let registry = open_registry(config, tls.is_some(), &connections, &store_times).await?;
-        let last_withdrawal = registry.revocations().last().await?;
+        let last_revocation = registry.revocations().last().await?;
         let public = bind(config.listen, config.connections_max).await?.with_tls(tls.clone());
         let public = public.reading(config.websocket_read_buffer.bytes());
         let admin = match config.admin_listen {
@@ -111,7 +111,7 @@ impl Relay {
             metrics,
             tls,
             log,
-            last_withdrawal,
+            last_revocation,
             state_lock,
         })
     }
@@ -155,7 +155,7 @@ impl Relay {
         tracing::info!(address = %self.public.local_addr(), "listening");
         let Rendezvous { registry, connections } = self.rendezvous.clone();
         warn_without_tokens(&registry).await;
-        let background = Background::start(&self.rendezvous, self.last_withdrawal, self.state_lock);
+        let background = Background::start(&self.rendezvous, self.last_revocation, self.state_lock);
         if let Some(listener) = self.admin {
             background.serve_admin(listener, routes::admin(&self.rendezvous, &self.metrics));
         }
@@ -202,12 +202,12 @@ struct Background {
 }
 
 impl Background {
-    fn start(rendezvous: &Rendezvous, last_withdrawal: u64, mut state_lock: StateLock) -> Self {
+    fn start(rendezvous: &Rendezvous, last_revocation: u64, mut state_lock: StateLock) -> Self {
         let Rendezvous { registry, connections } = rendezvous.clone();
         let cancel = CancellationToken::new();
         let writer = tokio::spawn(registry.clone().write_behind());
         let sweeper = tokio::spawn(connections.clone().sweep(cancel.child_token()));
-        let watcher = RevocationWatcher::new(connections, registry, last_withdrawal);
+        let watcher = RevocationWatcher::new(connections, registry, last_revocation);
         let watcher = tokio::spawn(watcher.run(cancel.child_token()));
         let locking = tokio::spawn({
             let cancel = cancel.child_token();
@@ -249,7 +249,7 @@ impl Background {
         let _ = at_once.run_until_cancelled(admin_requests).await;
         let _ = (self.sweeper.await, self.watcher.await);
         // The writer may be in the middle of a write: that one finishes first.
-        registry.write_the_rest().await;
+        registry.flush_on_shutdown().await;
         self.writer.abort();
         // Released last: the history shows the end of every connection of this relay.
         drop(self.locking.await);
@@ -269,16 +269,16 @@ async fn open_registry(
     let issuers = issuers::read(config.auth_issuers.as_deref())?;
     // The system's trust store is read only if it is needed.
     let fetch_keys: Arc<dyn FetchKeys> = match issuers.is_empty() {
-        true => Arc::new(NoFetching),
+        true => Arc::new(NoFetch),
         false => HttpsKeyFetcher::new().map_err(StartError::Fetch)?,
     };
     issuers::warn_about_unreadable_keys(&issuers);
     let options = Options {
-        timing: store_times.clone(),
+        store_metrics: store_times.clone(),
         public_url,
         connect_wait: config.connect_wait,
-        audit_keep: config.audit_keep(),
-        history_keep: config.history_keep(),
+        audit_retention: config.audit_keep(),
+        history_retention: config.history_keep(),
         trusted_proxies: config.auth_trusted_proxies.0.networks().to_vec(),
         issuers,
         fetch_keys,

@@ -17,10 +17,10 @@
 //!
 //! * Events are written in the order in which they came, in transactions of at
 //!   most [`AUDIT_PER_WRITE`], and each is written once.
-//! * Cancelling whoever waits for a write neither loses nor repeats anything:
+//! * Cancelling whoever waits for a write neither loses nor refusal_aggregator anything:
 //!   a write runs in a task of its own to its end.
 
-mod repeats;
+mod refusal_aggregator;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ use rendez_proto::limits;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use self::repeats::Repeats;
+use self::refusal_aggregator::RefusalAggregator;
 use crate::page;
 use crate::store;
 use crate::store::{AuditStore, StoreError};
@@ -51,14 +51,14 @@ pub(crate) const AUDIT_PRUNE_BATCH: u32 = 5000;
 
 /// How much of the log is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AuditKeep {
+pub struct AuditRetention {
     /// At most this many rows.
     pub rows: u64,
     /// None that are older.
     pub age: Duration,
 }
 
-impl Default for AuditKeep {
+impl Default for AuditRetention {
     fn default() -> Self {
         Self { rows: limits::AUDIT_KEEP_ROWS, age: limits::AUDIT_KEEP_AGE }
     }
@@ -68,12 +68,12 @@ impl Default for AuditKeep {
 pub struct Audit {
     store: Arc<dyn AuditStore>,
     clock: Arc<dyn Clock>,
-    keep: Mutex<AuditKeep>,
+    retention: Mutex<AuditRetention>,
     /// What is too much is looked for at once.
     prune_now: AtomicBool,
     /// At its end may be a gap beyond the bound.
     unwritten: Mutex<VecDeque<AuditEvent>>,
-    refusals: Mutex<Repeats>,
+    refusals: Mutex<RefusalAggregator>,
     /// Something was recorded.
     recorded: Notify,
     /// One at a time: the order is that of the queue.
@@ -84,11 +84,15 @@ pub struct Audit {
 }
 
 impl Audit {
-    pub(crate) fn new(store: Arc<dyn AuditStore>, clock: Arc<dyn Clock>, keep: AuditKeep) -> Self {
+    pub(crate) fn new(
+        store: Arc<dyn AuditStore>,
+        clock: Arc<dyn Clock>,
+        retention: AuditRetention,
+    ) -> Self {
         Self {
             store,
             clock,
-            keep: Mutex::new(keep),
+            retention: Mutex::new(retention),
             prune_now: AtomicBool::new(true),
             unwritten: Mutex::default(),
             refusals: Mutex::default(),
@@ -128,17 +132,17 @@ impl Audit {
 
     /// Takes an event that whoever causes it can repeat at no cost. The first of
     /// an actor and a word is written soon, those that follow are one row per
-    /// [`repeats::QUOTA_ROW_INTERVAL`] together, with their number and with what is
+    /// [`refusal_aggregator::REFUSAL_ROW_INTERVAL`] together, with their number and with what is
     /// the same of all of them.
     pub fn record_refusal(&self, event: AuditEvent) {
-        let first = self.refusals.lock().take(event, Instant::now());
+        let first = self.refusals.lock().record(event, Instant::now());
         if let Some(first) = first {
             self.record(first);
         }
     }
 
     /// Records refusals that are counted and due, or all.
-    fn record_counted(&self, all: bool) {
+    fn record_aggregated(&self, all: bool) {
         let rows = self.refusals.lock().due(Instant::now(), self.clock.now_unix_secs(), all);
         rows.into_iter().for_each(|row| self.record(row));
     }
@@ -147,8 +151,8 @@ impl Audit {
     ///
     /// # Errors
     /// The database refused.
-    pub(crate) async fn finish(self: &Arc<Self>) -> Result<(), StoreError> {
-        self.record_counted(true);
+    pub(crate) async fn flush_all(self: &Arc<Self>) -> Result<(), StoreError> {
+        self.record_aggregated(true);
         self.flush().await
     }
 
@@ -171,9 +175,9 @@ impl Audit {
     }
 
     /// Changes how much is kept, from now on.
-    pub fn keep(&self, keep: AuditKeep) {
-        let mut kept = self.keep.lock();
-        if std::mem::replace(&mut *kept, keep) != keep {
+    pub fn set_retention(&self, retention: AuditRetention) {
+        let mut current = self.retention.lock();
+        if std::mem::replace(&mut *current, retention) != retention {
             self.prune_now.store(true, Ordering::Relaxed);
             self.recorded.notify_one();
         }
@@ -203,7 +207,7 @@ impl Audit {
     /// The store's.
     pub async fn page(&self, after: u64) -> Result<AuditPage, StoreError> {
         let rows = self.store.audit_rows(after, limits::LIST_PAGE_MAX).await?;
-        let next = page::next(&rows, |row| row.seq);
+        let next = page::next_cursor(&rows, |row| row.seq);
         Ok(AuditPage { rows, next })
     }
 
@@ -214,10 +218,11 @@ impl Audit {
         let mut rows_at_prune = 0;
         loop {
             if self.unwritten() == 0 && !self.prune_now.load(Ordering::Relaxed) {
-                let wake = self.refusals.lock().next().map_or(prune_at, |due| due.min(prune_at));
+                let wake =
+                    self.refusals.lock().next_due().map_or(prune_at, |due| due.min(prune_at));
                 let _ = timeout_at(wake, self.recorded.notified()).await;
             }
-            self.record_counted(false);
+            self.record_aggregated(false);
             let mut done = self.flush().await;
             let written = self.written.load(Ordering::Relaxed);
             // so that no flood makes more of them than a batch too many
@@ -244,7 +249,7 @@ impl Audit {
     /// Removes what is too much or too old. How many rows.
     pub(crate) async fn prune(&self) -> Result<u64, StoreError> {
         let now = self.clock.now_unix_secs();
-        let keep = *self.keep.lock();
+        let keep = *self.retention.lock();
         let since = now.saturating_sub(keep.age.as_secs());
         let mut removed = 0;
         loop {

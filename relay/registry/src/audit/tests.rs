@@ -59,14 +59,14 @@ struct Log {
 }
 
 impl Log {
-    async fn new(keep: AuditKeep) -> Self {
+    async fn new(retention: AuditRetention) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
         let gate = tokio::sync::Mutex::default();
         let answers = tokio::sync::Mutex::default();
         let store = Arc::new(Moody { store, down: AtomicBool::new(false), gate, answers });
         let clock = Arc::new(FixedClock(AtomicU64::new(START)));
-        let audit = Arc::new(Audit::new(store.clone(), clock.clone(), keep));
+        let audit = Arc::new(Audit::new(store.clone(), clock.clone(), retention));
         Self { audit, store, clock, _dir: dir }
     }
 
@@ -108,8 +108,8 @@ impl Log {
 }
 
 #[tokio::test]
-async fn events_are_chained_in_order_in_batches_and_survive_an_outage() {
-    let log = Log::new(AuditKeep::default()).await;
+async fn audit_events_survive_an_outage_in_order() {
+    let log = Log::new(AuditRetention::default()).await;
     let count = AUDIT_PER_WRITE as u64 + 5;
     log.store.down.store(true, Ordering::SeqCst);
     (0..count).for_each(|n| log.record(n));
@@ -130,8 +130,8 @@ async fn events_are_chained_in_order_in_batches_and_survive_an_outage() {
 }
 
 #[tokio::test]
-async fn what_is_too_much_is_counted_where_it_is_missing() {
-    let log = Log::new(AuditKeep::default()).await;
+async fn lost_events_are_counted_in_a_gap() {
+    let log = Log::new(AuditRetention::default()).await;
     let bound = AUDIT_UNWRITTEN as u64;
     (0..bound + 3).for_each(|n| log.record(n));
     assert_eq!((log.audit.unwritten() as u64, log.audit.lost()), (bound + 1, 3));
@@ -161,8 +161,8 @@ async fn what_is_too_much_is_counted_where_it_is_missing() {
 }
 
 #[tokio::test]
-async fn a_gap_that_grows_while_it_is_written_is_counted_once() {
-    let log = Log::new(AuditKeep::default()).await;
+async fn gap_growing_during_write_is_counted_once() {
+    let log = Log::new(AuditRetention::default()).await;
     let bound = AUDIT_UNWRITTEN as u64;
     (0..bound + 1).for_each(|n| log.record(n));
     // leave the gap alone in the queue, full as it is
@@ -186,8 +186,8 @@ async fn a_gap_that_grows_while_it_is_written_is_counted_once() {
 }
 
 #[tokio::test]
-async fn who_stops_waiting_for_a_write_does_not_have_it_done_twice() {
-    let log = Log::new(AuditKeep::default()).await;
+async fn cancelled_flush_writes_once() {
+    let log = Log::new(AuditRetention::default()).await;
     (0..3).for_each(|n| log.record(n));
     let answers = log.store.answers.lock().await;
     let waiting = tokio::spawn({
@@ -204,8 +204,8 @@ async fn who_stops_waiting_for_a_write_does_not_have_it_done_twice() {
 
 #[tokio::test]
 async fn several_writers_share_one_chain() {
-    let log = Log::new(AuditKeep::default()).await;
-    let other = Audit::new(log.store.clone(), log.clock.clone(), AuditKeep::default());
+    let log = Log::new(AuditRetention::default()).await;
+    let other = Audit::new(log.store.clone(), log.clock.clone(), AuditRetention::default());
     let other = Arc::new(other);
     for n in 0..20 {
         log.record(n);
@@ -218,8 +218,8 @@ async fn several_writers_share_one_chain() {
 }
 
 #[tokio::test]
-async fn old_rows_go_and_the_rest_can_still_be_checked() {
-    let log = Log::new(AuditKeep { rows: 10, age: Duration::from_secs(100) }).await;
+async fn pruned_log_still_verifies() {
+    let log = Log::new(AuditRetention { rows: 10, age: Duration::from_secs(100) }).await;
     (0..30).for_each(|n| log.record(n));
     log.audit.flush().await.unwrap();
     let noted = log.audit.head().await.unwrap();
@@ -251,8 +251,8 @@ async fn acts(log: &Log) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn no_flood_takes_away_what_people_did() {
-    let log = Log::new(AuditKeep { rows: 20, age: Duration::from_secs(100) }).await;
+async fn flood_does_not_prune_administrative_events() {
+    let log = Log::new(AuditRetention { rows: 20, age: Duration::from_secs(100) }).await;
     let act = |kind, what: &str| {
         let what = Some(what.to_owned());
         log.audit.record(AuditEvent { what, ..log.audit.event(kind) });
@@ -293,8 +293,8 @@ async fn no_flood_takes_away_what_people_did() {
 }
 
 #[tokio::test]
-async fn the_kinds_that_are_carried_over_are_those_of_what_people_do() {
-    let log = Log::new(AuditKeep { rows: 40, ..AuditKeep::default() }).await;
+async fn carried_over_kinds_match_the_index() {
+    let log = Log::new(AuditRetention { rows: 40, ..AuditRetention::default() }).await;
     AuditKind::ALL.iter().for_each(|kind| log.audit.record(log.audit.event(*kind)));
     (0..50).for_each(|n| log.record(n));
     log.audit.flush().await.unwrap();
@@ -307,8 +307,8 @@ async fn the_kinds_that_are_carried_over_are_those_of_what_people_do() {
 }
 
 #[tokio::test]
-async fn a_cut_by_age_stops_before_the_first_row_that_is_young() {
-    let log = Log::new(AuditKeep::default()).await;
+async fn pruning_by_age_stops_at_first_young_row() {
+    let log = Log::new(AuditRetention::default()).await;
     (0..30).for_each(|n| log.record(n));
     log.audit.flush().await.unwrap();
     let cut = async |since| log.store.prune_audit(1000, since, 10, START).await.unwrap();
@@ -334,10 +334,10 @@ async fn pass(time: Duration) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_is_refused_again_and_again_gets_a_row_a_minute() {
+async fn repeated_refusals_get_one_row_a_minute() {
     let store = Arc::<MemoryStore>::default();
     let clock = Arc::new(FixedClock(AtomicU64::new(START)));
-    let audit = Arc::new(Audit::new(store.clone(), clock, AuditKeep::default()));
+    let audit = Arc::new(Audit::new(store.clone(), clock, AuditRetention::default()));
     let writer = tokio::spawn({
         let audit = audit.clone();
         async move { audit.run().await }
@@ -358,14 +358,14 @@ async fn whoever_is_refused_again_and_again_gets_a_row_a_minute() {
     assert_eq!(counts()[0], None);
     writer.abort();
     // a relay that stops leaves none out
-    audit.finish().await.unwrap();
+    audit.flush_all().await.unwrap();
     let all: u64 = counts().into_iter().map(|count| count.unwrap_or(1)).sum();
     assert_eq!(all, 1 + 150 * 100);
 }
 
 #[tokio::test]
-async fn a_flood_is_pruned_before_the_hour_is_over() {
-    let log = Log::new(AuditKeep { rows: 10, ..AuditKeep::default() }).await;
+async fn flood_is_pruned_before_the_interval() {
+    let log = Log::new(AuditRetention { rows: 10, ..AuditRetention::default() }).await;
     let writer = tokio::spawn({
         let audit = log.audit.clone();
         async move { audit.run().await }
@@ -384,23 +384,23 @@ async fn a_flood_is_pruned_before_the_hour_is_over() {
 }
 
 #[tokio::test]
-async fn how_much_is_kept_can_change_while_it_is_written() {
-    let log = Log::new(AuditKeep::default()).await;
+async fn retention_can_change_at_run_time() {
+    let log = Log::new(AuditRetention::default()).await;
     let writer = tokio::spawn({
         let audit = log.audit.clone();
         async move { audit.run().await }
     });
     (0..30).for_each(|n| log.record(n));
     log.audit.flush().await.unwrap();
-    log.audit.keep(AuditKeep { rows: 10, ..AuditKeep::default() });
+    log.audit.set_retention(AuditRetention { rows: 10, ..AuditRetention::default() });
     until(async || log.rows().await.len() == 11).await;
     writer.abort();
     assert_eq!(log.verify(None).await.unwrap().first, 21);
 }
 
 #[tokio::test]
-async fn the_database_itself_refuses_changes() {
-    let log = Log::new(AuditKeep::default()).await;
+async fn database_triggers_protect_audit_rows() {
+    let log = Log::new(AuditRetention::default()).await;
     (0..6).for_each(|n| log.record(n));
     log.audit.flush().await.unwrap();
     for sql in [
@@ -418,9 +418,9 @@ async fn the_database_itself_refuses_changes() {
 }
 
 #[tokio::test]
-async fn whoever_gets_around_that_is_found_out() {
+async fn tampering_breaks_the_chain() {
     let broken = async |sql, known: bool| {
-        let log = Log::new(AuditKeep::default()).await;
+        let log = Log::new(AuditRetention::default()).await;
         (0..6).for_each(|n| log.record(n));
         log.audit.flush().await.unwrap();
         let head = log.audit.head().await.unwrap();
@@ -454,8 +454,8 @@ async fn whoever_gets_around_that_is_found_out() {
 }
 
 #[tokio::test]
-async fn the_writer_writes_by_itself() {
-    let log = Log::new(AuditKeep::default()).await;
+async fn background_writer_flushes_by_itself() {
+    let log = Log::new(AuditRetention::default()).await;
     let writer = tokio::spawn({
         let audit = log.audit.clone();
         async move { audit.run().await }

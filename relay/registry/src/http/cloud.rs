@@ -10,64 +10,64 @@ use rendez_proto::registry::{
     ConnectRequest, RegisterRequest, STREAM_ID_HEADER, ValidateReply, ValidateRequest,
 };
 
-use super::ask::Ask;
 use super::body;
 use super::error::Failure;
-use super::knock::Knock;
+use super::executor_auth::ExecutorAuth;
 use super::params::{PathParam, environment};
-use super::reply::{json, ok};
+use super::request_context::RequestContext;
+use super::response::{json, ok};
 use crate::model::Role;
 use crate::public_url::WebsocketBase;
 use crate::registry::registrations::Verdict;
 use crate::stats::{Operation, Outcome};
 use crate::store_retry::StoreRetry;
 
-pub(super) async fn register(ask: Ask, path: PathParam, body: Body) -> Response {
+pub(super) async fn register(ctx: RequestContext, path: PathParam, body: Body) -> Response {
     // one wait for all that the database is asked here, from the start
-    let ask = Ask { retry: StoreRetry::for_registration(), ..ask };
+    let ctx = RequestContext { retry: StoreRetry::for_registration(), ..ctx };
     let work = async {
-        let knock = Knock::new(&ask, Call::Register).await?;
+        let auth = ExecutorAuth::new(&ctx, Call::Register).await?;
         let environment = environment(path)?;
-        knock.may(&environment)?;
+        auth.authorize(&environment)?;
         let body = body::read(body).await?;
         let request = RegisterRequest::parse(&body)?;
-        let base = base(&ask)?;
-        let caller = knock.settle(&ask, &body).await?;
-        Ok(ask
+        let base = base(&ctx)?;
+        let caller = auth.finish(&ctx, &body).await?;
+        Ok(ctx
             .registry
             .registrations()
-            .register(&caller, &environment, &request, &base, ask.retry)
+            .register(&caller, &environment, &request, &base, ctx.retry)
             .await?)
     };
-    ask.answer(Operation::Register, work.await.map(ok))
+    ctx.respond(Operation::Register, work.await.map(ok))
 }
 
-pub(super) async fn connect(ask: Ask, path: PathParam, body: Body) -> Response {
+pub(super) async fn connect(ctx: RequestContext, path: PathParam, body: Body) -> Response {
     let work = async {
-        let caller = ask.caller().await?;
+        let caller = ctx.caller().await?;
         let environment = environment(path)?;
-        caller.may(Role::Orchestrator, &environment)?;
+        caller.authorize(Role::Orchestrator, &environment)?;
         let request = ConnectRequest::parse(&body::read(body).await?)?;
-        let base = base(&ask)?;
-        Ok(ask.registry.registrations().connect(&caller, &environment, &request, &base).await?)
+        let base = base(&ctx)?;
+        Ok(ctx.registry.registrations().connect(&caller, &environment, &request, &base).await?)
     };
-    let mut response = ask.answer(Operation::Connect, work.await.map(ok));
+    let mut response = ctx.respond(Operation::Connect, work.await.map(ok));
     // A stock harness whose relay restarts asks again at once, over the pooled
     // connection if there is one; that this one is dead ends its recovery.
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }
 
-pub(super) async fn validate(ask: Ask, path: PathParam, body: Body) -> Response {
+pub(super) async fn validate(ctx: RequestContext, path: PathParam, body: Body) -> Response {
     let work = async {
-        let knock = Knock::new(&ask, Call::Validate).await?;
+        let auth = ExecutorAuth::new(&ctx, Call::Validate).await?;
         let environment = environment(path)?;
-        knock.may(&environment)?;
+        auth.authorize(&environment)?;
         let body = body::read(body).await?;
         let request = ValidateRequest::parse(&body)?;
-        let caller = knock.settle(&ask, &body).await?;
-        let stream = stream(&ask.headers);
-        Ok(ask
+        let caller = auth.finish(&ctx, &body).await?;
+        let stream = stream(&ctx.headers);
+        Ok(ctx
             .registry
             .registrations()
             .validate(&caller, &environment, &request, stream.as_ref())
@@ -77,7 +77,7 @@ pub(super) async fn validate(ask: Ask, path: PathParam, body: Body) -> Response 
         Verdict::Valid => (Outcome::Ok, json(&ValidateReply { valid: true })),
         Verdict::Denied(_) => (Outcome::Denied, json(&ValidateReply { valid: false })),
     });
-    ask.answer(Operation::Validate, result)
+    ctx.respond(Operation::Validate, result)
 }
 
 /// For which stream, as executors say it. What is no UUID is ignored: it goes to
@@ -87,8 +87,8 @@ fn stream(headers: &HeaderMap) -> Option<StreamId> {
     text.parse().ok().filter(StreamId::is_uuid)
 }
 
-fn base(ask: &Ask) -> Result<WebsocketBase, Failure> {
-    let host = ask.headers.get(HOST).and_then(|host| host.to_str().ok());
-    let host = host.or_else(|| ask.uri.authority().map(|authority| authority.as_str()));
-    Ok(ask.registry.public_url().base(host)?)
+fn base(ctx: &RequestContext) -> Result<WebsocketBase, Failure> {
+    let host = ctx.headers.get(HOST).and_then(|host| host.to_str().ok());
+    let host = host.or_else(|| ctx.uri.authority().map(|authority| authority.as_str()));
+    Ok(ctx.registry.public_url().base(host)?)
 }

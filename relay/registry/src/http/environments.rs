@@ -9,11 +9,11 @@ use rendez_proto::registry::error::{ErrorBody, ErrorCode};
 use rendez_proto::registry::status::RegistrationList;
 use serde::Deserialize;
 
-use super::ask::Ask;
 use super::error::Failure;
+use super::error_responses::ErrorResponses;
 use super::params::{Page, PathParam, after, environment};
-use super::refusals::Refusals;
-use super::reply::{done, ok};
+use super::request_context::RequestContext;
+use super::response::{done, ok};
 use crate::model::Role;
 use crate::stats::Operation;
 
@@ -23,20 +23,20 @@ use crate::stats::Operation;
     path = "/v1/environments",
     tag = "environments",
     params(("after" = Option<String>, Query, description = "The last id of the page before.")),
-    responses((status = 200, description = "A page of them.", body = EnvironmentList), Refusals),
+    responses((status = 200, description = "A page of them.", body = EnvironmentList), ErrorResponses),
 )]
-pub(super) async fn environments(ask: Ask, page: Page) -> Response {
+pub(super) async fn environments(ctx: RequestContext, page: Page) -> Response {
     let work = async {
-        let caller = ask.caller().await?;
+        let caller = ctx.caller().await?;
         let after = after::<EnvironmentId>(page)?;
-        Ok(ask.registry.environments().list(&caller, after.as_ref()).await?)
+        Ok(ctx.registry.environments().list(&caller, after.as_ref()).await?)
     };
-    ask.answer(Operation::Environments, work.await.map(ok))
+    ctx.respond(Operation::Environments, work.await.map(ok))
 }
 
 /// How to look at one environment.
 #[derive(Debug, Deserialize)]
-pub(super) struct Look {
+pub(super) struct DetailQuery {
     #[serde(default)]
     probe: bool,
 }
@@ -50,21 +50,21 @@ pub(super) struct Look {
         ("id" = String, Path, description = "The environment."),
         ("probe" = Option<bool>, Query, description = "Whether to ping its executor first."),
     ),
-    responses((status = 200, description = "The environment.", body = EnvironmentDetail), Refusals),
+    responses((status = 200, description = "The environment.", body = EnvironmentDetail), ErrorResponses),
 )]
 pub(super) async fn environment_detail(
-    ask: Ask,
+    ctx: RequestContext,
     path: PathParam,
-    look: Result<Query<Look>, QueryRejection>,
+    look: Result<Query<DetailQuery>, QueryRejection>,
 ) -> Response {
     let work = async {
-        let caller = ask.caller().await?;
+        let caller = ctx.caller().await?;
         let environment = environment(path)?;
         let invalid = || Failure::new(ErrorCode::InvalidRequest, "`probe` is true or false");
         let Query(look) = look.map_err(|_| invalid())?;
-        Ok(ask.registry.environments().get(&caller, &environment, look.probe).await?)
+        Ok(ctx.registry.environments().get(&caller, &environment, look.probe).await?)
     };
-    ask.answer(Operation::Environments, work.await.map(ok))
+    ctx.respond(Operation::Environments, work.await.map(ok))
 }
 
 /// The current registration of each environment, ordered by environment.
@@ -73,15 +73,15 @@ pub(super) async fn environment_detail(
     path = "/v1/registrations",
     tag = "environments",
     params(("after" = Option<String>, Query, description = "The last environment of the page before.")),
-    responses((status = 200, description = "A page of them.", body = RegistrationList), Refusals),
+    responses((status = 200, description = "A page of them.", body = RegistrationList), ErrorResponses),
 )]
-pub(super) async fn registrations(ask: Ask, page: Page) -> Response {
+pub(super) async fn registrations(ctx: RequestContext, page: Page) -> Response {
     let work = async {
-        ask.admin().await?;
+        ctx.admin().await?;
         let after = after::<EnvironmentId>(page)?;
-        Ok(ask.registry.registrations().list(after.as_ref()).await?)
+        Ok(ctx.registry.registrations().list(after.as_ref()).await?)
     };
-    ask.answer(Operation::Environments, work.await.map(ok))
+    ctx.respond(Operation::Environments, work.await.map(ok))
 }
 
 /// Ends an environment's registration and websockets, for all tokens of now.
@@ -93,19 +93,19 @@ pub(super) async fn registrations(ask: Ask, page: Page) -> Response {
     responses(
         (status = 204, description = "It is done."),
         (status = 404, description = "There is none.", body = ErrorBody),
-        Refusals,
+        ErrorResponses,
     ),
 )]
-pub(super) async fn revoke_environment(ask: Ask, path: PathParam) -> Response {
+pub(super) async fn revoke_environment(ctx: RequestContext, path: PathParam) -> Response {
     let work = async {
-        let caller = ask.caller().await?;
+        let caller = ctx.caller().await?;
         let environment = environment(path)?;
-        caller.may(Role::Admin, &environment)?;
+        caller.authorize(Role::Admin, &environment)?;
         let unknown = || Failure::new(ErrorCode::NotFound, "nobody registered this environment");
-        let found = ask.registry.environments().revoke(Some(&caller.subject), &environment).await?;
+        let found = ctx.registry.environments().revoke(Some(&caller.subject), &environment).await?;
         if found { Ok(()) } else { Err(unknown()) }
     };
-    ask.answer(Operation::Environments, work.await.map(done))
+    ctx.respond(Operation::Environments, work.await.map(done))
 }
 
 /// Ends an environment's registration and websockets.
@@ -117,17 +117,17 @@ pub(super) async fn revoke_environment(ask: Ask, path: PathParam) -> Response {
     responses(
         (status = 204, description = "It is done."),
         (status = 404, description = "There is none.", body = ErrorBody),
-        Refusals,
+        ErrorResponses,
     ),
 )]
-pub(super) async fn end_registration(ask: Ask, path: PathParam) -> Response {
+pub(super) async fn end_registration(ctx: RequestContext, path: PathParam) -> Response {
     let work = async {
-        let caller = ask.caller().await?;
+        let caller = ctx.caller().await?;
         let environment = environment(path)?;
-        caller.may(Role::Admin, &environment)?;
+        caller.authorize(Role::Admin, &environment)?;
         let unknown = || Failure::new(ErrorCode::NotFound, "the environment has no registration");
-        let ended = ask.registry.registrations().end(Some(&caller.subject), &environment).await?;
+        let ended = ctx.registry.registrations().end(Some(&caller.subject), &environment).await?;
         ended.map(drop).ok_or_else(unknown)
     };
-    ask.answer(Operation::Environments, work.await.map(done))
+    ctx.respond(Operation::Environments, work.await.map(done))
 }

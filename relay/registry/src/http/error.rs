@@ -168,7 +168,7 @@ impl From<ConnectError> for Failure {
         match error {
             ConnectError::Forbidden(error) => error.into(),
             ConnectError::TokenInactive => Self::new(ErrorCode::Unauthorized, message),
-            ConnectError::Absent(away) => Self {
+            ConnectError::Offline(away) => Self {
                 body: ErrorBody {
                     error: ErrorDetail::new(ErrorCode::EnvironmentOffline, message),
                     rendez: Some(away.absence),

@@ -7,18 +7,18 @@
 //! The router has a fallback that answers unknown paths in the API's error
 //! shape; a server that merges it with routes of its own brings no other.
 
-mod ask;
 pub mod body;
 mod cloud;
 mod environments;
 pub mod error;
-mod knock;
+mod error_responses;
+mod executor_auth;
+mod node;
 pub mod openapi;
-mod operators;
 mod params;
 mod peer;
-mod refusals;
-mod reply;
+mod request_context;
+mod response;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -36,8 +36,8 @@ impl Registry {
         v1.route("/cloud/environment/{id}/register", post(cloud::register))
             .route("/cloud/environment/{id}/connect", post(cloud::connect))
             .route("/cloud/environment/{id}/validate", post(cloud::validate))
-            .method_not_allowed_fallback(reply::method_not_allowed)
-            .fallback(reply::not_found)
+            .method_not_allowed_fallback(response::method_not_allowed)
+            .fallback(response::not_found)
             .with_state(self.clone())
     }
 }

@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn only_trusted_proxies_are_believed() {
+    fn only_trusted_proxies_set_the_source() {
         let found = |trusted: &[&str], peer: &str, forwarded: &[&str]| {
             found(trusted, peer, forwarded).unwrap_or_else(|| "unknown".to_owned())
         };

@@ -14,7 +14,7 @@ use crate::model::{Role, TokenId};
 use crate::stats::{Operation, Outcome};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{StoreError, TokenStore as _};
-use crate::testing::{Fixture, START, act, connect_request, key, register_request};
+use crate::testing::{Fixture, START, audit_event, connect_request, key, register_request};
 
 const REGISTER: &str = "/cloud/environment/dev/register";
 const CONNECT: &str = "/cloud/environment/dev/connect";
@@ -72,7 +72,7 @@ impl Api {
         self.call("POST", path, token, body.to_string()).await
     }
 
-    /// `/validate` as stock executors ask it, for this stream.
+    /// `/validate` as stock executors ctx it, for this stream.
     async fn validate_for(&self, stream: &str, body: Value) -> Answer {
         let request = Request::builder()
             .method("POST")
@@ -116,7 +116,7 @@ fn stock_validate(connect: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn stock_peers_meet() {
+async fn stock_peers_register_connect_and_validate() {
     let api = Api::new().await;
     let registered = api.online().await;
     assert_eq!(registered["environment_id"], "dev");
@@ -138,11 +138,11 @@ async fn stock_peers_meet() {
     let authorization = connected.body["harness_key_authorization"].as_str().unwrap();
     assert!(authorization.len() <= limits::AUTHORIZATION_MAX_BYTES);
 
-    let ask = stock_validate(&connected.body);
+    let ctx = stock_validate(&connected.body);
     let stream = "0f8fad5b-d9cb-469f-a165-70867728950e";
-    let verdict = api.validate_for(stream, ask.clone()).await;
+    let verdict = api.validate_for(stream, ctx.clone()).await;
     assert_eq!((verdict.status, verdict.body), (StatusCode::OK, json!({"valid": true})));
-    let verdict = api.validate_for("mine", ask).await;
+    let verdict = api.validate_for("mine", ctx).await;
     assert_eq!((verdict.status, verdict.body), (StatusCode::OK, json!({"valid": false})));
     api.fixture.registry.audit().flush().await.unwrap();
     let rows = api.fixture.registry.audit().page(0).await.unwrap().rows;
@@ -157,7 +157,7 @@ async fn stock_peers_meet() {
 }
 
 #[tokio::test]
-async fn our_peers_agree_on_our_profile() {
+async fn rendez_peers_agree_on_rendez_profile() {
     let api = Api::new().await;
     let body = serde_json::to_value(register_request()).unwrap();
     let reply = api.post(REGISTER, &api.executor, body).await.body;
@@ -175,7 +175,7 @@ async fn our_peers_agree_on_our_profile() {
 }
 
 #[tokio::test]
-async fn without_a_good_bearer_nothing_works() {
+async fn invalid_bearer_is_refused_everywhere() {
     let api = Api::new().await;
     let routes = [
         ("POST", REGISTER, Operation::Register),
@@ -216,7 +216,7 @@ async fn without_a_good_bearer_nothing_works() {
 }
 
 #[tokio::test]
-async fn the_wrong_role_or_pattern_is_forbidden() {
+async fn wrong_role_or_pattern_is_forbidden() {
     let api = Api::new().await;
     let (executor, orchestrator, admin) = (&api.executor, &api.orchestrator, &api.admin);
     let elsewhere = "/cloud/environment/prod";
@@ -249,7 +249,7 @@ async fn the_wrong_role_or_pattern_is_forbidden() {
 }
 
 #[tokio::test]
-async fn bad_bodies_are_refused_with_their_reason() {
+async fn invalid_bodies_are_refused_with_reason() {
     let api = Api::new().await;
     api.online().await;
     let mut short_key = stock_register();
@@ -292,7 +292,7 @@ async fn bad_bodies_are_refused_with_their_reason() {
 }
 
 #[tokio::test]
-async fn oversized_bodies_are_refused_and_drained_to_a_bound() {
+async fn oversized_bodies_are_refused_and_drained() {
     let api = Api::new().await;
     // a valid request, padded to the limit and one byte over
     let mut body = stock_register().to_string().into_bytes();
@@ -315,7 +315,7 @@ async fn oversized_bodies_are_refused_and_drained_to_a_bound() {
 /// Time runs only while nothing else can: the database is not touched between
 /// authentication and the end of the wait.
 #[tokio::test]
-async fn a_body_that_does_not_arrive_is_given_up() {
+async fn late_body_times_out() {
     tokio::time::pause();
     let never = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
     let failure = super::body::read(Body::from_stream(never)).await.unwrap_err();
@@ -324,7 +324,7 @@ async fn a_body_that_does_not_arrive_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_the_senders_fault() {
+async fn truncated_body_is_a_bad_request() {
     let broken = futures_util::stream::iter([
         Ok(Bytes::from_static(b"{")),
         Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset)),
@@ -334,7 +334,7 @@ async fn a_body_that_breaks_off_is_the_senders_fault() {
 }
 
 #[tokio::test]
-async fn an_absent_executor_is_a_conflict_that_stock_clients_retry() {
+async fn offline_executor_is_retryable_conflict() {
     let api = Api::new().await;
     let answer = api.post(CONNECT, &api.orchestrator, stock_connect()).await;
     assert_eq!(answer.status, StatusCode::CONFLICT);
@@ -353,7 +353,7 @@ async fn an_absent_executor_is_a_conflict_that_stock_clients_retry() {
 
 /// 401 would make the executor complete the handshake with a rejection.
 #[tokio::test]
-async fn validate_never_blames_the_executors_token_for_something_else() {
+async fn validate_reserves_401_for_the_caller() {
     let api = Api::new().await;
     api.online().await;
     let connected = api.post(CONNECT, &api.orchestrator, stock_connect()).await.body;
@@ -375,7 +375,7 @@ async fn validate_never_blames_the_executors_token_for_something_else() {
 }
 
 #[tokio::test]
-async fn bad_paths_are_answered_in_the_same_shape() {
+async fn unknown_paths_get_the_error_shape() {
     let api = Api::new().await;
     for path in ["/", "/cloud/environment/dev", "/cloud/environment/dev/other", "/v2/tokens"] {
         let answer = api.call("POST", path, &api.executor, Body::empty()).await;
@@ -399,7 +399,7 @@ async fn bad_paths_are_answered_in_the_same_shape() {
 }
 
 #[tokio::test]
-async fn a_request_without_a_host_cannot_be_given_a_url() {
+async fn request_without_host_gets_no_url() {
     let api = Api::new().await;
     let request = Request::post(REGISTER)
         .header("authorization", format!("bearer {}", api.executor))
@@ -411,7 +411,7 @@ async fn a_request_without_a_host_cannot_be_given_a_url() {
 }
 
 #[tokio::test]
-async fn a_database_that_fails_is_our_fault_for_now() {
+async fn database_failure_is_503() {
     let api = Api::new().await;
     // takes the tables away under the running registry
     let path = api.fixture.dir.path().join(crate::registry::DATABASE_FILE);
@@ -427,7 +427,7 @@ async fn a_database_that_fails_is_our_fault_for_now() {
 }
 
 #[tokio::test]
-async fn a_registration_outwaits_another_writer() {
+async fn register_waits_for_another_writer() {
     let api = Api::new().await;
     let path = api.fixture.dir.path().join(crate::registry::DATABASE_FILE);
     let other = SqliteStore::open(&path).await.unwrap();
@@ -438,7 +438,7 @@ async fn a_registration_outwaits_another_writer() {
     let call = api.post(REGISTER, &api.executor, stock_register());
     // by the time that one write has given up, so has the registry's first
     let release = async {
-        let stuck = other.revoke(&TokenId::from_random([0; 8]).into(), 0, &act()).await;
+        let stuck = other.revoke(&TokenId::from_random([0; 8]).into(), 0, &audit_event()).await;
         lock.rollback().await.unwrap();
         stuck
     };
@@ -448,7 +448,7 @@ async fn a_registration_outwaits_another_writer() {
 }
 
 #[tokio::test]
-async fn admins_manage_tokens() {
+async fn admin_creates_lists_and_revokes_tokens() {
     let api = Api::new().await;
     let admin = &api.admin;
     let body = json!({"role": "orchestrator", "environments": "dev", "label": "ci",
@@ -485,7 +485,7 @@ async fn admins_manage_tokens() {
 }
 
 #[tokio::test]
-async fn admins_rotate_tokens_and_revoke_environments() {
+async fn admin_rotates_tokens_and_revokes_environments() {
     let api = Api::new().await;
     let admin = &api.admin;
     let id = api.orchestrator.split('_').nth(2).unwrap();
@@ -526,7 +526,7 @@ async fn admins_rotate_tokens_and_revoke_environments() {
 }
 
 #[tokio::test]
-async fn a_token_is_bound_to_networks_and_uses() {
+async fn http_token_is_limited_to_networks_and_uses() {
     let api = Api::new().await;
     let body = json!({"role": "executor", "source_cidrs": ["192.0.2.0/24"], "max_uses": 1});
     let token = api.post("/v1/tokens", &api.admin, body).await.body;
@@ -600,7 +600,7 @@ fn proven(key: u8, call: Call, environment: &str, nonce: u8, body: &[u8]) -> Str
 }
 
 #[tokio::test]
-async fn an_executor_joins_once_and_proves_itself_from_then_on() {
+async fn enrolled_executor_needs_no_join_token() {
     let api = Api::new().await;
     let body = serde_json::to_vec(&register_request()).unwrap();
     let send = async |path: &str, proof: &str, bearer: Option<&str>, body: &[u8]| {
@@ -651,9 +651,9 @@ async fn an_executor_joins_once_and_proves_itself_from_then_on() {
     let id = again.body["executor_registration_id"].as_str().unwrap().parse().unwrap();
     api.fixture.set_connected("dev", &id);
     let connected = api.post(CONNECT, &api.orchestrator, stock_connect()).await.body;
-    let ask = stock_validate(&connected).to_string();
-    let asked = proven(1, Call::Validate, "dev", 4, ask.as_bytes());
-    let verdict = send(VALIDATE, &asked, None, ask.as_bytes()).await;
+    let ctx = stock_validate(&connected).to_string();
+    let asked = proven(1, Call::Validate, "dev", 4, ctx.as_bytes());
+    let verdict = send(VALIDATE, &asked, None, ctx.as_bytes()).await;
     assert_eq!((verdict.status, verdict.body), (StatusCode::OK, json!({"valid": true})));
 
     let path = format!("/v1/tokens/{}", enrolled(&api).await);
@@ -691,7 +691,7 @@ async fn environments_are_listed_in_pages() {
 }
 
 #[tokio::test]
-async fn a_page_of_connections_begins_after_a_connection_or_is_refused() {
+async fn connections_page_starts_after_a_valid_cursor() {
     let api = Api::new().await;
     api.online().await;
     let get = async |query: &str| {
@@ -715,7 +715,7 @@ async fn a_page_of_connections_begins_after_a_connection_or_is_refused() {
 }
 
 #[tokio::test]
-async fn the_document_is_made_once_and_counted() {
+async fn openapi_document_is_served_and_counted() {
     let api = Api::new().await;
     let before = api.fixture.registry.stats().get(Operation::Document, Outcome::Ok);
     let path = "/v1/openapi.json";
@@ -728,7 +728,7 @@ async fn the_document_is_made_once_and_counted() {
 
 /// The table is the protocol: a change here changes what stock clients do.
 #[test]
-fn every_code_has_its_status() {
+fn error_codes_map_to_statuses() {
     use ErrorCode::*;
     let table = [
         (InvalidRequest, 400),

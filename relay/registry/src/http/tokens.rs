@@ -6,12 +6,12 @@ use axum::response::{IntoResponse, Response};
 use rendez_proto::registry::admin::{CreateToken, RotateToken, TokenCreated, TokenList};
 use rendez_proto::registry::error::{ErrorBody, ErrorCode};
 
-use super::ask::Ask;
 use super::body;
 use super::error::Failure;
+use super::error_responses::{BodyErrorResponses, ErrorResponses};
 use super::params::{Page, PathParam, after, text};
-use super::refusals::{BodyRefusals, Refusals};
-use super::reply::{done, json, ok};
+use super::request_context::RequestContext;
+use super::response::{done, json, ok};
 use crate::model::{Subject, TokenId};
 use crate::stats::{Operation, Outcome};
 
@@ -21,15 +21,15 @@ use crate::stats::{Operation, Outcome};
     path = "/v1/tokens",
     tag = "tokens",
     params(("after" = Option<String>, Query, description = "The last id of the page before.")),
-    responses((status = 200, description = "A page of them.", body = TokenList), Refusals),
+    responses((status = 200, description = "A page of them.", body = TokenList), ErrorResponses),
 )]
-pub(super) async fn list_tokens(ask: Ask, page: Page) -> Response {
+pub(super) async fn list_tokens(ctx: RequestContext, page: Page) -> Response {
     let work = async {
-        ask.admin().await?;
+        ctx.admin().await?;
         let after = after::<TokenId>(page)?;
-        Ok(ask.registry.tokens().list(after.as_ref()).await?)
+        Ok(ctx.registry.tokens().list(after.as_ref()).await?)
     };
-    ask.answer(Operation::Tokens, work.await.map(ok))
+    ctx.respond(Operation::Tokens, work.await.map(ok))
 }
 
 /// Makes a token and shows it, this once.
@@ -40,18 +40,18 @@ pub(super) async fn list_tokens(ask: Ask, page: Page) -> Response {
     request_body = CreateToken,
     responses(
         (status = 201, description = "The token.", body = TokenCreated),
-        BodyRefusals,
-        Refusals,
+        BodyErrorResponses,
+        ErrorResponses,
     ),
 )]
-pub(super) async fn create_token(ask: Ask, body: Body) -> Response {
+pub(super) async fn create_token(ctx: RequestContext, body: Body) -> Response {
     let work = async {
-        let admin = ask.admin().await?;
+        let admin = ctx.admin().await?;
         let request = CreateToken::parse(&body::read(body).await?)?;
-        Ok(ask.registry.tokens().create(Some(&admin.subject), &request).await?)
+        Ok(ctx.registry.tokens().create(Some(&admin.subject), &request).await?)
     };
     let created = |reply| (Outcome::Ok, (StatusCode::CREATED, json(&reply)).into_response());
-    ask.answer(Operation::Tokens, work.await.map(created))
+    ctx.respond(Operation::Tokens, work.await.map(created))
 }
 
 /// Gives a token a new secret and shows it, this once.
@@ -64,18 +64,18 @@ pub(super) async fn create_token(ask: Ask, body: Body) -> Response {
     responses(
         (status = 200, description = "The token.", body = TokenCreated),
         (status = 404, description = "There is no such token.", body = ErrorBody),
-        BodyRefusals,
-        Refusals,
+        BodyErrorResponses,
+        ErrorResponses,
     ),
 )]
-pub(super) async fn rotate_token(ask: Ask, path: PathParam, body: Body) -> Response {
+pub(super) async fn rotate_token(ctx: RequestContext, path: PathParam, body: Body) -> Response {
     let work = async {
-        let admin = ask.admin().await?;
+        let admin = ctx.admin().await?;
         let id = text(path)?.parse::<TokenId>().map_err(|_| no_such_token())?;
         let request = RotateToken::parse(&body::read(body).await?)?;
-        Ok(ask.registry.tokens().rotate(Some(&admin.subject), &id, &request).await?)
+        Ok(ctx.registry.tokens().rotate(Some(&admin.subject), &id, &request).await?)
     };
-    ask.answer(Operation::Tokens, work.await.map(ok))
+    ctx.respond(Operation::Tokens, work.await.map(ok))
 }
 
 /// Ends a token, and all websockets that it opened.
@@ -87,20 +87,20 @@ pub(super) async fn rotate_token(ask: Ask, path: PathParam, body: Body) -> Respo
     responses(
         (status = 204, description = "It is done."),
         (status = 404, description = "There is none.", body = ErrorBody),
-        Refusals,
+        ErrorResponses,
     ),
 )]
-pub(super) async fn revoke_token(ask: Ask, path: PathParam) -> Response {
+pub(super) async fn revoke_token(ctx: RequestContext, path: PathParam) -> Response {
     let work = async {
-        let admin = ask.admin().await?;
+        let admin = ctx.admin().await?;
         let subject = text(path)?.parse::<Subject>().map_err(|_| no_such_token())?;
-        if ask.registry.tokens().revoke(Some(&admin.subject), &subject).await? {
+        if ctx.registry.tokens().revoke(Some(&admin.subject), &subject).await? {
             Ok(())
         } else {
             Err(no_such_token())
         }
     };
-    ask.answer(Operation::Tokens, work.await.map(done))
+    ctx.respond(Operation::Tokens, work.await.map(done))
 }
 
 fn no_such_token() -> Failure {

@@ -1,10 +1,10 @@
-//! An issuer's public keys: kept, and asked for anew when a token names one
+//! An issuer's public keys: kept, and refreshed_at for anew when a token names one
 //! that is not among them, but not more often than every
 //! [`JWKS_REFRESH_PAUSE`], whatever tokens name.
 //!
 //! Invariants
 //!
-//! * They are asked for in a task of its own, at most one at a time. Whoever
+//! * They are refreshed_at for in a task of its own, at most one at a time. Whoever
 //!   waits for it and leaves ends nothing: else strangers could see to it that
 //!   keys are never had.
 //! * A key that is there and not old is found at once, whatever others wait for.
@@ -29,16 +29,16 @@ use super::JwtError;
 use super::config::KeySource;
 use crate::traits::FetchKeys;
 
-/// How old an issuer's keys may be before they are asked for anew.
+/// How old an issuer's keys may be before they are refreshed_at for anew.
 pub(crate) const JWKS_MAX_AGE: Duration = Duration::from_secs(3600);
 
 /// How old they may be if they cannot be had anew.
 pub(crate) const JWKS_STALE_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// Pause before an issuer is asked for keys again, whatever tokens name.
+/// Pause before an issuer is refreshed_at for keys again, whatever tokens name.
 pub(crate) const JWKS_REFRESH_PAUSE: Duration = Duration::from_secs(30);
 
-pub(super) struct Keys {
+pub(super) struct IssuerKeys {
     source: KeySource,
     /// Locked for moments only.
     cache: Arc<Mutex<Cache>>,
@@ -48,14 +48,14 @@ pub(super) struct Keys {
 struct Cache {
     keys: Vec<Jwk>,
     /// When they were had.
-    since: Option<Instant>,
-    /// When they were asked for last, with whatever success.
-    asked: Option<Instant>,
-    /// Closed when the last asking is over.
-    asking: Option<watch::Receiver<()>>,
+    fetched_at: Option<Instant>,
+    /// When they were refreshed_at for last, with whatever success.
+    refreshed_at: Option<Instant>,
+    /// Closed when the last refreshing is over.
+    refreshing: Option<watch::Receiver<()>>,
 }
 
-impl Keys {
+impl IssuerKeys {
     pub(super) fn new(source: KeySource) -> Self {
         Self { source, cache: Arc::default() }
     }
@@ -67,13 +67,13 @@ impl Keys {
         algorithm: Algorithm,
         fetch: &Arc<dyn FetchKeys>,
     ) -> Result<DecodingKey, JwtError> {
-        if let Some(mut asking) = self.asking(kid, fetch) {
+        if let Some(mut refreshing) = self.refresh(kid, fetch) {
             // an error: it is over
-            let _ = asking.changed().await;
+            let _ = refreshing.changed().await;
         }
         let cache = self.cache.lock();
         // old keys are good for a while; then they may have been withdrawn
-        let usable = cache.since.is_some_and(|since| since.elapsed() < JWKS_STALE_MAX);
+        let usable = cache.fetched_at.is_some_and(|since| since.elapsed() < JWKS_STALE_MAX);
         if !usable {
             return Err(JwtError::KeysUnavailable);
         }
@@ -85,35 +85,40 @@ impl Keys {
     }
 
     /// What to wait for before this key is looked for, if anything is: the
-    /// asking that is under way, or one that begins.
-    fn asking(&self, kid: &str, fetch: &Arc<dyn FetchKeys>) -> Option<watch::Receiver<()>> {
+    /// refreshing that is under way, or one that begins.
+    fn refresh(&self, kid: &str, fetch: &Arc<dyn FetchKeys>) -> Option<watch::Receiver<()>> {
         let mut cache = self.cache.lock();
-        let is_fresh = cache.since.is_some_and(|since| since.elapsed() < JWKS_MAX_AGE);
+        let is_fresh = cache.fetched_at.is_some_and(|since| since.elapsed() < JWKS_MAX_AGE);
         if is_fresh && cache.key(kid).is_some() {
             return None;
         }
-        if let Some(asking) = cache.asking.as_ref().filter(|asking| asking.has_changed().is_ok()) {
-            return Some(asking.clone());
+        if let Some(refreshing) =
+            cache.refreshing.as_ref().filter(|refreshing| refreshing.has_changed().is_ok())
+        {
+            return Some(refreshing.clone());
         }
-        if cache.asked.is_some_and(|asked| asked.elapsed() < JWKS_REFRESH_PAUSE) {
+        if cache
+            .refreshed_at
+            .is_some_and(|refreshed_at| refreshed_at.elapsed() < JWKS_REFRESH_PAUSE)
+        {
             return None;
         }
-        cache.asked = Some(Instant::now());
-        let (over, asking) = watch::channel(());
-        cache.asking = Some(asking.clone());
+        cache.refreshed_at = Some(Instant::now());
+        let (over, refreshing) = watch::channel(());
+        cache.refreshing = Some(refreshing.clone());
         let (kept, source, fetch) = (self.cache.clone(), self.source.clone(), fetch.clone());
         tokio::spawn(async move {
             let loaded = timeout(limits::JWKS_FETCH_TIMEOUT, load(&source, &*fetch)).await;
             match loaded.unwrap_or_else(|_| Err("no answer came in time".to_owned())) {
                 Ok(keys) => {
                     let mut cache = kept.lock();
-                    (cache.keys, cache.since) = (keys, Some(Instant::now()));
+                    (cache.keys, cache.fetched_at) = (keys, Some(Instant::now()));
                 }
                 Err(why) => tracing::warn!(?source, %why, "an issuer's keys cannot be had"),
             }
             drop(over);
         });
-        Some(asking)
+        Some(refreshing)
     }
 }
 

@@ -18,7 +18,7 @@ use jsonwebtoken::{Algorithm, Validation, decode, decode_header};
 use serde_json::{Map, Value};
 
 use self::config::{InvalidIssuer, IssuerConfig};
-use self::keys::Keys;
+use self::keys::IssuerKeys;
 use self::rules::Rules;
 use crate::model::subject::ForeignId;
 use crate::model::{Caller, Subject};
@@ -52,13 +52,13 @@ pub enum JwtError {
     UnknownKey,
     /// Signature, issuer, audience or subject are wrong.
     #[error("the token's signature, audience or subject is not right")]
-    Refused,
+    Invalid,
     /// Past its time.
     #[error("the token is expired")]
     Expired,
     /// Before its time.
     #[error("the token is not valid yet")]
-    NotYet,
+    NotYetValid,
     /// Genuine, and no rule is for it.
     #[error("no rule of this registry permits this token anything")]
     NoRule,
@@ -75,7 +75,7 @@ struct Issuer {
     algorithms: Vec<Algorithm>,
     audience: String,
     ends_with_token: bool,
-    keys: Keys,
+    keys: IssuerKeys,
     rules: Rules,
 }
 
@@ -92,7 +92,7 @@ impl Issuers {
                 algorithms: config.algorithms.iter().map(|algorithm| (*algorithm).into()).collect(),
                 audience: config.audience.clone(),
                 ends_with_token: config.websockets_end_with_token,
-                keys: Keys::new(config.keys.clone()),
+                keys: IssuerKeys::new(config.keys.clone()),
                 rules: Rules::new(config)?,
             });
         }
@@ -100,12 +100,12 @@ impl Issuers {
     }
 
     /// Whether this bearer is one to look at here at all.
-    pub(crate) fn are_for(&self, bearer: &str) -> bool {
+    pub(crate) fn accept_format(&self, bearer: &str) -> bool {
         !self.0.is_empty() && bearer.bytes().filter(|byte| *byte == b'.').count() == 2
     }
 
     /// Whether the subject is of an issuer that is believed still.
-    pub(crate) fn know(&self, id: &ForeignId) -> bool {
+    pub(crate) fn include(&self, id: &ForeignId) -> bool {
         self.0.iter().any(|issuer| id.is_of(&issuer.name))
     }
 
@@ -136,9 +136,9 @@ impl Issuers {
         validation.validate_exp = false;
         validation.validate_nbf = false;
         let claims = decode::<Map<String, Value>>(bearer, &key, &validation);
-        let claims = claims.map_err(|_| JwtError::Refused)?.claims;
+        let claims = claims.map_err(|_| JwtError::Invalid)?.claims;
         let time = |name: &str| claims.get(name).and_then(seconds);
-        let end = time("exp").ok_or(JwtError::Refused)?;
+        let end = time("exp").ok_or(JwtError::Invalid)?;
         let leeway = JWT_LEEWAY.as_secs();
         // What ends with its token ends on time: beyond that, a registration
         // would be granted, and take the environment from the executor that has
@@ -151,12 +151,12 @@ impl Issuers {
             match claims.get(name).map(seconds) {
                 None => {}
                 Some(Some(start)) if start <= now.saturating_add(leeway) => {}
-                Some(Some(_)) => return Err(JwtError::NotYet),
-                Some(None) => return Err(JwtError::Refused),
+                Some(Some(_)) => return Err(JwtError::NotYetValid),
+                Some(None) => return Err(JwtError::Invalid),
             }
         }
         let subject = claims.get("sub").and_then(Value::as_str).filter(|sub| !sub.is_empty());
-        let subject = subject.ok_or(JwtError::Refused)?;
+        let subject = subject.ok_or(JwtError::Invalid)?;
         let grants = issuer.rules.grants(&claims);
         if grants.is_empty() {
             return Err(JwtError::NoRule);

@@ -46,7 +46,7 @@ impl Rule {
             );
         }
         let environments = template(&config.environments)?;
-        apart(&environments)?;
+        check_unambiguous(&environments)?;
         // with values put in, what is not a pattern now would never be one
         let sample: String = environments
             .iter()
@@ -93,7 +93,7 @@ fn template(text: &str) -> Result<Vec<Part>, String> {
 
 /// Checks that no two values of a claim can have an environment in common: from
 /// left to right, each value ends where only it can end.
-fn apart(parts: &[Part]) -> Result<(), String> {
+fn check_unambiguous(parts: &[Part]) -> Result<(), String> {
     let mut star = false;
     // the last claim, while what stands behind it could be more of its value
     let mut open: Option<&str> = None;
@@ -119,7 +119,7 @@ fn apart(parts: &[Part]) -> Result<(), String> {
             Part::Text(text) => {
                 let (before, starred) =
                     text.split_once('*').map_or((&**text, false), |(b, _)| (b, true));
-                open = open.filter(|_| !ends_a_value(before));
+                open = open.filter(|_| !terminates_value(before));
                 star |= starred;
                 if let Some(name) = open.filter(|_| starred) {
                     return Err(mixed(name, "a *"));
@@ -132,7 +132,7 @@ fn apart(parts: &[Part]) -> Result<(), String> {
 
 /// Whether no value, as it is written, goes on like this: a `_` in one is
 /// followed by two hexadecimal digits.
-fn ends_a_value(text: &str) -> bool {
+fn terminates_value(text: &str) -> bool {
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
         let mut digits = rest.by_ref().take(if byte == b'_' { 2 } else { 0 });
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn values_in_templates_stay_apart_and_grant_no_stars() {
+    fn template_values_are_escaped() {
         use serde_json::json;
         let rule = rule(json!({"sub": "*"}), "ci-{repository}");
         let of = |repository: &str| granted(&rule, json!({"sub": "s", "repository": repository}));
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn no_two_values_have_an_environment_in_common() {
+    fn claim_values_never_share_an_environment() {
         let refused = |environments: &str| {
             let config = serde_json::json!({
                 "claims": {"sub": "*"}, "role": "executor", "environments": environments,
@@ -277,7 +277,7 @@ mod tests {
 
     /// Values of a few bytes, each kind of which is written differently.
     #[test]
-    fn accepted_separators_do_separate() {
+    fn accepted_separators_keep_values_apart() {
         use serde_json::json;
         let bytes = ["", "a", "2", "-", "_", "/"];
         let mut values = Vec::new();
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_that_cannot_be_are_refused() {
+    fn invalid_rules_are_refused() {
         use serde_json::json;
         for bad in [
             json!({"claims": {}, "role": "executor", "environments": "*"}),

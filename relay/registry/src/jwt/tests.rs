@@ -57,7 +57,7 @@ impl FetchKeys for Served {
 }
 
 fn no_fetching() -> Arc<dyn FetchKeys> {
-    Arc::new(crate::traits::NoFetching)
+    Arc::new(crate::traits::NoFetch)
 }
 
 fn config() -> Value {
@@ -91,7 +91,7 @@ fn good(claims: &Value) -> String {
 }
 
 #[tokio::test]
-async fn a_genuine_token_has_what_the_rules_grant() {
+async fn valid_jwt_gets_grants_of_its_rules() {
     let served = Served::new(&[public(1, "k1")]);
     let issuers = issuers(config());
     let caller = issuers.authenticate(&good(&claims()), NOW, &served.fetch()).await.unwrap();
@@ -108,8 +108,8 @@ async fn a_genuine_token_has_what_the_rules_grant() {
     assert_eq!(environments(&both)[1], (Role::Orchestrator, "prod".to_owned()));
     assert_eq!(both.subject, caller.subject, "whatever the token says else");
     let Subject::Foreign(id) = &caller.subject else { panic!("not foreign") };
-    assert!(issuers.know(id));
-    assert!(!issuers.know(&ForeignId::new("https://other", "repo:acme/app")));
+    assert!(issuers.include(id));
+    assert!(!issuers.include(&ForeignId::new("https://other", "repo:acme/app")));
     assert_eq!(served.asked(), 1);
 
     let mut ends = config();
@@ -131,7 +131,7 @@ async fn a_genuine_token_has_what_the_rules_grant() {
 }
 
 #[tokio::test]
-async fn everything_else_is_refused() {
+async fn invalid_jwts_are_refused() {
     let served = Served::new(&[public(1, "k1"), public(2, "k2")]);
     let issuers = issuers(config());
     let refused =
@@ -145,14 +145,14 @@ async fn everything_else_is_refused() {
     for (name, value, why) in [
         ("iss", json!("https://evil.example"), JwtError::UnknownIssuer),
         ("iss", json!(7), JwtError::Malformed),
-        ("aud", json!("others"), JwtError::Refused),
-        ("aud", json!(["others"]), JwtError::Refused),
-        ("sub", json!(""), JwtError::Refused),
+        ("aud", json!("others"), JwtError::Invalid),
+        ("aud", json!(["others"]), JwtError::Invalid),
+        ("sub", json!(""), JwtError::Invalid),
         ("exp", json!(NOW - leeway), JwtError::Expired),
-        ("exp", json!("soon"), JwtError::Refused),
-        ("nbf", json!(NOW + leeway + 1), JwtError::NotYet),
-        ("iat", json!(NOW + leeway + 1), JwtError::NotYet),
-        ("nbf", json!("later"), JwtError::Refused),
+        ("exp", json!("soon"), JwtError::Invalid),
+        ("nbf", json!(NOW + leeway + 1), JwtError::NotYetValid),
+        ("iat", json!(NOW + leeway + 1), JwtError::NotYetValid),
+        ("nbf", json!("later"), JwtError::Invalid),
         ("repository", json!("evil/app"), JwtError::NoRule),
     ] {
         assert_eq!(refused(&with(name, value.clone())).await, why, "{name} {value}");
@@ -161,7 +161,7 @@ async fn everything_else_is_refused() {
         let mut lacking = claims();
         lacking.as_object_mut().unwrap().remove(name);
         let why = refused(&good(&lacking)).await;
-        assert!(matches!(why, JwtError::Malformed | JwtError::Refused), "{name}: {why}");
+        assert!(matches!(why, JwtError::Malformed | JwtError::Invalid), "{name}: {why}");
     }
 
     let claims = claims();
@@ -170,7 +170,7 @@ async fn everything_else_is_refused() {
     let stranger = signed(&claims, Some("k9"), &ed25519(1), ed);
     assert_eq!(refused(&stranger).await, JwtError::UnknownKey);
     let other = signed(&claims, Some("k2"), &ed25519(1), ed);
-    assert_eq!(refused(&other).await, JwtError::Refused, "signed by another key");
+    assert_eq!(refused(&other).await, JwtError::Invalid, "signed by another key");
     // the public key as the secret of a symmetric algorithm
     let public = ed25519_dalek::SigningKey::from_bytes(&[1; 32]).verifying_key();
     let secret = EncodingKey::from_secret(public.as_bytes());
@@ -186,17 +186,17 @@ async fn everything_else_is_refused() {
     assert_eq!(refused(&forged).await, JwtError::Algorithm);
     for bad in ["..", "a.b.c", &token[1..], &format!("{token}A")] {
         let why = refused(bad).await;
-        assert!(matches!(why, JwtError::Malformed | JwtError::Refused), "{bad}: {why}");
+        assert!(matches!(why, JwtError::Malformed | JwtError::Invalid), "{bad}: {why}");
     }
     let mut large = claims.clone();
     large["pad"] = json!("x".repeat(JWT_MAX_BYTES));
     assert_eq!(refused(&good(&large)).await, JwtError::Malformed);
-    assert!(!issuers.are_for("rdz_e_0011223344556677_secret"));
-    assert!(!Issuers::new(&[]).unwrap().are_for(&token), "without issuers none is a JWT");
+    assert!(!issuers.accept_format("rdz_e_0011223344556677_secret"));
+    assert!(!Issuers::new(&[]).unwrap().accept_format(&token), "without issuers none is a JWT");
 }
 
 #[tokio::test]
-async fn an_algorithm_that_is_not_configured_is_refused() {
+async fn unconfigured_algorithm_is_refused() {
     let served = Served::new(&[public(1, "k1")]);
     let mut only = config();
     only["algorithms"] = json!(["RS256", "ES256"]);
@@ -205,7 +205,7 @@ async fn an_algorithm_that_is_not_configured_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn keys_are_asked_for_rarely_and_kept_for_a_while() {
+async fn issuer_keys_are_cached() {
     let served = Served::new(&[public(1, "k1")]);
     let issuers = issuers(config());
     let new = signed(&claims(), Some("k2"), &ed25519(2), Algorithm::EdDSA);
@@ -262,7 +262,7 @@ impl FetchKeys for Held {
 
 /// Time stands still while anybody is at work.
 #[tokio::test(start_paused = true)]
-async fn whoever_leaves_ends_no_asking_and_whoever_needs_none_does_not_wait() {
+async fn cancelled_waiter_does_not_cancel_key_fetch() {
     let held = Arc::new(Held { asked: AtomicUsize::new(0), gate: tokio::sync::Semaphore::new(0) });
     let fetch: Arc<dyn FetchKeys> = held.clone();
     let issuers = Arc::new(issuers(config()));
@@ -302,7 +302,7 @@ async fn whoever_leaves_ends_no_asking_and_whoever_needs_none_does_not_wait() {
 }
 
 #[tokio::test]
-async fn keys_may_come_from_a_file_and_are_bounded() {
+async fn issuer_keys_load_from_bounded_file() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let mut from_file = config();
     from_file["keys"] = json!({"file": file.path()});
@@ -377,7 +377,7 @@ async fn register(registry: &crate::Registry, token: &str, environment: &str) ->
 
 /// Over HTTP, from registration to websocket, and what a block ends.
 #[tokio::test]
-async fn a_foreign_bearer_is_an_executor_like_any_other() {
+async fn foreign_bearer_can_register_as_executor() {
     use crate::testing::{Fixture, START, env};
 
     let keys = tempfile::NamedTempFile::new().unwrap();
@@ -417,12 +417,12 @@ async fn a_foreign_bearer_is_an_executor_like_any_other() {
 
     fixture.registry.tokens().revoke(None, &admitted.subject).await.unwrap();
     assert!(fixture.registry.tickets().check_executor(ticket, None).await.is_err());
-    assert!(!fixture.registry.tickets().is_still_good(&admitted).await.unwrap());
+    assert!(!fixture.registry.tickets().is_still_valid(&admitted).await.unwrap());
     assert_eq!(register(&fixture.registry, &token, "ci-acme_2fapp").await.0, 401);
 }
 
 #[test]
-fn a_configuration_that_cannot_be_is_refused() {
+fn invalid_issuer_configuration_is_refused() {
     let refused = |name: &str, value: Value| {
         let mut config = config();
         config[name] = value;

@@ -62,7 +62,7 @@ impl Caller {
     ///
     /// # Errors
     /// [`Forbidden::Role`].
-    pub fn must_be(&self, roles: &[Role]) -> Result<(), Forbidden> {
+    pub fn require_role(&self, roles: &[Role]) -> Result<(), Forbidden> {
         let any = self.grants.iter().any(|grant| roles.contains(&grant.role));
         if any { Ok(()) } else { Err(Forbidden::Role) }
     }
@@ -71,22 +71,22 @@ impl Caller {
     ///
     /// # Errors
     /// [`Forbidden::Role`], [`Forbidden::JoinOnly`], [`Forbidden::Environment`].
-    pub fn may(&self, role: Role, environment: &EnvironmentId) -> Result<(), Forbidden> {
-        self.must_be(&[role]).map_err(|wrong| match self.must_be(&[Role::Join]) {
+    pub fn authorize(&self, role: Role, environment: &EnvironmentId) -> Result<(), Forbidden> {
+        self.require_role(&[role]).map_err(|wrong| match self.require_role(&[Role::Join]) {
             Ok(()) if role == Role::Executor => Forbidden::JoinOnly,
             _ => wrong,
         })?;
-        if self.sees(&[role], environment) { Ok(()) } else { Err(Forbidden::Environment) }
+        if self.has_role_in(&[role], environment) { Ok(()) } else { Err(Forbidden::Environment) }
     }
 
     /// Whether any of the roles is given for `environment`.
-    pub fn sees(&self, roles: &[Role], environment: &EnvironmentId) -> bool {
+    pub fn has_role_in(&self, roles: &[Role], environment: &EnvironmentId) -> bool {
         let covers = |g: &Grant| roles.contains(&g.role) && g.environments.matches(environment);
         self.grants.iter().any(covers)
     }
 
     /// The environments for which any of the roles is given.
-    pub fn covers(&self, roles: &[Role]) -> Vec<TokenPattern> {
+    pub fn patterns(&self, roles: &[Role]) -> Vec<TokenPattern> {
         let given = self.grants.iter().filter(|grant| roles.contains(&grant.role));
         given.map(|grant| grant.environments.clone()).collect()
     }
@@ -115,25 +115,25 @@ mod tests {
     }
 
     #[test]
-    fn a_role_is_exactly_its_role() {
+    fn role_grants_only_itself() {
         let environment: EnvironmentId = "dev".parse().unwrap();
         for role in Role::ALL {
             for needed in Role::ALL {
                 let caller = caller(&[(role, "*")]);
-                assert_eq!(caller.may(needed, &environment).is_ok(), role == needed);
+                assert_eq!(caller.authorize(needed, &environment).is_ok(), role == needed);
             }
         }
     }
 
     #[test]
-    fn grants_do_not_mix() {
+    fn grants_apply_separately() {
         let both = caller(&[(Role::Executor, "ci-*"), (Role::Orchestrator, "dev")]);
-        let may = |role, environment: &str| both.may(role, &environment.parse().unwrap());
+        let may = |role, environment: &str| both.authorize(role, &environment.parse().unwrap());
         assert_eq!(may(Role::Executor, "ci-1"), Ok(()));
         assert_eq!(may(Role::Executor, "dev"), Err(Forbidden::Environment));
         assert_eq!(may(Role::Orchestrator, "dev"), Ok(()));
         assert_eq!(may(Role::Orchestrator, "ci-1"), Err(Forbidden::Environment));
         assert_eq!(may(Role::Admin, "dev"), Err(Forbidden::Role));
-        assert_eq!(caller(&[]).must_be(&Role::ALL), Err(Forbidden::Role));
+        assert_eq!(caller(&[]).require_role(&Role::ALL), Err(Forbidden::Role));
     }
 }

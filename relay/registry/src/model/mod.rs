@@ -65,7 +65,7 @@ pub struct Environment {
 
 /// Something whose live websockets must close.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Withdrawal {
+pub enum Revocation {
     /// Everything that came from this subject.
     Subject(Subject),
     /// Everything in this environment.
@@ -74,7 +74,7 @@ pub enum Withdrawal {
     Registration(RegistrationId),
 }
 
-impl Withdrawal {
+impl Revocation {
     /// Its kind and the id of what it is about, as a store keeps them.
     pub(crate) fn to_columns(&self) -> (&'static str, String) {
         match self {

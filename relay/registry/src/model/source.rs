@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn networks_decide_who_is_inside() {
+    fn sources_match_their_networks() {
         let cidrs = SourceCidrs::parse(&["10.1.2.3/8", "192.0.2.7", "2001:db8::/32"]).unwrap();
         assert_eq!(cidrs.to_string(), "10.0.0.0/8 192.0.2.7/32 2001:db8::/32");
         assert_eq!(cidrs.to_string().parse(), Ok(cidrs.clone()));
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv4_in_the_clothes_of_ipv6_is_ipv4() {
+    fn ipv4_mapped_networks_become_ipv4() {
         for (text, net) in [
             ("::ffff:10.1.2.3/104", "10.0.0.0/8"),
             ("::ffff:192.0.2.7", "192.0.2.7/32"),
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn other_texts_and_too_many_are_refused() {
+    fn invalid_networks_are_refused() {
         for bad in ["", "10.0.0.0/33", "example.com", "10.0.0.0/8,11.0.0.0/8"] {
             assert!(SourceCidrs::parse(&[bad]).is_err(), "{bad:?}");
         }

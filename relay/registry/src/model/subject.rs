@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_subject_is_its_text() {
+    fn subject_round_trips_as_text() {
         let token = Subject::Token(TokenId::from_random([0xab; 8]));
         let foreign = Subject::Foreign(ForeignId::new("https://issuer", "repo:a/b"));
         for subject in [token, foreign.clone()] {
@@ -154,7 +154,7 @@ mod tests {
     const GOLDEN: &str = "jwt_03dba21c_d7BQaXTTBnDeFVeJi2qskQ";
 
     #[test]
-    fn issuer_and_subject_make_the_name() {
+    fn foreign_id_depends_on_issuer_and_subject() {
         let id = ForeignId::new("https://a", "b");
         assert_ne!(id, ForeignId::new("https://a", "c"));
         assert_ne!(id, ForeignId::new("https://ab", ""));

@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_are_bounded_and_plain() {
+    fn patterns_have_bounded_length_and_alphabet() {
         let long = "*".repeat(limits::ENVIRONMENT_ID_MAX_BYTES + 1);
         for bad in ["", "a b", "a?", "[a]", "a/b", &long] {
             assert!(bad.parse::<TokenPattern>().is_err(), "{bad:?}");
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_secret_is_good_until_its_time_and_a_key_has_none() {
+    fn previous_secret_is_valid_until_its_end() {
         let one = Credential::Secret { hash: [1; 32], previous: None };
         assert!(one.is_proven_by(&[1; 32], 5));
         assert!(!one.is_proven_by(&[0; 32], 0) && !one.is_proven_by(&[2; 32], 5));

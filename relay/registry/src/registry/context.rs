@@ -26,13 +26,14 @@ pub(crate) struct Context {
 impl Context {
     pub(super) fn new(
         store: Arc<dyn Store>,
-        run: u64,
+        instance: u64,
         signer: Signer,
         issuers: Issuers,
         options: Options,
     ) -> Self {
-        let history = History::new(store.clone(), options.clock.clone(), run, options.history_keep);
-        let audit = Audit::new(store.clone(), options.clock.clone(), options.audit_keep);
+        let history =
+            History::new(store.clone(), options.clock.clone(), instance, options.history_retention);
+        let audit = Audit::new(store.clone(), options.clock.clone(), options.audit_retention);
         let audit = Arc::new(audit);
         let stats = Stats::default();
         let started_at = options.clock.now_unix_secs();

@@ -19,8 +19,8 @@ use crate::model::{Caller, Environment, Forbidden, Role, Subject};
 use crate::page;
 use crate::store;
 use crate::store::StoreError;
-use crate::store::connections::Connection;
-use crate::traits::Live;
+use crate::store::connections::ConnectionRow;
+use crate::traits::EnvironmentConnections;
 
 /// Why environments were not shown.
 #[derive(Debug, thiserror::Error)]
@@ -58,13 +58,13 @@ impl Environments<'_> {
         caller: &Caller,
         after: Option<&EnvironmentId>,
     ) -> Result<EnvironmentList, ListError> {
-        caller.must_be(&READERS)?;
-        let covered = caller.covers(&READERS);
+        caller.require_role(&READERS)?;
+        let covered = caller.patterns(&READERS);
         let mut page =
             self.ctx.store().environments(&covered, after, limits::LIST_PAGE_MAX).await?;
         // the store has the same rule, and this one decides
-        page.retain(|environment| caller.sees(&READERS, &environment.id));
-        let next = page::next(&page, |last| last.id.clone());
+        page.retain(|environment| caller.has_role_in(&READERS, &environment.id));
+        let next = page::next_cursor(&page, |last| last.id.clone());
         let ids: Vec<_> = page.iter().map(|environment| environment.id.clone()).collect();
         let mut connections = BTreeMap::new();
         if !ids.is_empty() {
@@ -76,7 +76,7 @@ impl Environments<'_> {
         let mut environments = Vec::new();
         for environment in page {
             let id = environment.id.clone();
-            let live = self.ctx.presence().live(&id).await;
+            let live = self.ctx.presence().environment_connections(&id).await;
             environments.push(entry(environment, connections.get(&id), &live));
         }
         Ok(EnvironmentList { environments, next })
@@ -92,8 +92,8 @@ impl Environments<'_> {
         id: &EnvironmentId,
         probe: bool,
     ) -> Result<EnvironmentDetail, ListError> {
-        caller.must_be(&READERS)?;
-        if !caller.sees(&READERS, id) {
+        caller.require_role(&READERS)?;
+        if !caller.has_role_in(&READERS, id) {
             return Err(Forbidden::Environment.into());
         }
         if probe {
@@ -112,9 +112,9 @@ impl Environments<'_> {
             });
         };
         self.settle_history().await;
-        let limit = self.ctx.history().kept().connections;
+        let limit = self.ctx.history().retention().connections;
         let history = self.ctx.store().connections(id, limit).await?;
-        let live = self.ctx.presence().live(id).await;
+        let live = self.ctx.presence().environment_connections(id).await;
         let entry = entry(environment, history.first(), &live);
         Ok(EnvironmentDetail {
             environment_id: id.clone(),
@@ -158,8 +158,9 @@ impl Environments<'_> {
         environment: &EnvironmentId,
     ) -> Result<bool, StoreError> {
         let what = format!("environment_revoked {environment}");
-        let act = self.ctx.operator_event(AuditKind::Revoke, actor, what).await?;
-        let found = self.ctx.store().revoke_environment(environment, self.ctx.now(), &act).await?;
+        let event = self.ctx.operator_event(AuditKind::Revoke, actor, what).await?;
+        let found =
+            self.ctx.store().revoke_environment(environment, self.ctx.now(), &event).await?;
         if found {
             tracing::info!(%environment, "environment revoked");
         }
@@ -169,7 +170,10 @@ impl Environments<'_> {
 
 /// Since when an executor that is not connected is away, and why; each as far
 /// as it is known.
-fn away(environment: &Environment, last: Option<&Connection>) -> (Option<u64>, Option<EndReason>) {
+fn away(
+    environment: &Environment,
+    last: Option<&ConnectionRow>,
+) -> (Option<u64>, Option<EndReason>) {
     let ended = last.and_then(|last| last.ended);
     let Some(registration) = &environment.registration else {
         // it may have been away before; if not, its websocket tells when
@@ -185,7 +189,11 @@ fn away(environment: &Environment, last: Option<&Connection>) -> (Option<u64>, O
     }
 }
 
-fn entry(environment: Environment, last: Option<&Connection>, live: &Live) -> EnvironmentEntry {
+fn entry(
+    environment: Environment,
+    last: Option<&ConnectionRow>,
+    live: &EnvironmentConnections,
+) -> EnvironmentEntry {
     let registration = environment.registration.as_ref();
     let current = |live: &&LiveExecutor| {
         registration.is_some_and(|own| own.id == live.executor_registration_id)
@@ -223,7 +231,7 @@ fn entry(environment: Environment, last: Option<&Connection>, live: &Live) -> En
     }
 }
 
-fn record(connection: Connection) -> ConnectionRecord {
+fn record(connection: ConnectionRow) -> ConnectionRecord {
     ConnectionRecord {
         executor_registration_id: connection.registration,
         generation: connection.generation,
@@ -244,7 +252,7 @@ mod tests {
     use crate::testing::{Fixture, START, env};
 
     #[tokio::test]
-    async fn a_caller_sees_the_environments_of_its_pattern() {
+    async fn caller_lists_only_environments_of_its_pattern() {
         let fixture = Fixture::new().await;
         let executor = fixture.caller(Role::Executor, "*").await;
         for name in ["dev-1", "dev-2", "prod"] {
@@ -270,7 +278,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_page_ends_with_a_name_that_the_caller_may_not_see() {
+    async fn page_cursor_is_visible_to_the_caller() {
         let fixture = Fixture::new().await;
         let path = fixture.dir.path().join(crate::registry::DATABASE_FILE);
         let store = crate::store::sqlite::SqliteStore::open(&path).await.unwrap();
@@ -287,13 +295,14 @@ mod tests {
             loop {
                 let list =
                     fixture.registry.environments().list(caller, after.as_ref()).await.unwrap();
-                let seen = |entry: &EnvironmentEntry| caller.sees(&READERS, &entry.environment_id);
+                let seen =
+                    |entry: &EnvironmentEntry| caller.has_role_in(&READERS, &entry.environment_id);
                 assert!(list.environments.iter().all(seen));
                 pages.push(list.environments.len());
                 after = list.next;
                 match &after {
                     None => return pages,
-                    Some(next) => assert!(caller.sees(&READERS, next), "{next}"),
+                    Some(next) => assert!(caller.has_role_in(&READERS, next), "{next}"),
                 }
             }
         };
@@ -313,7 +322,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_environment_whose_registration_was_ended_stays_in_sight() {
+    async fn environment_stays_listed_after_registration_ends() {
         let fixture = Fixture::new().await;
         let registry = &fixture.registry;
         let executor = fixture.caller(Role::Executor, "*").await;
@@ -321,7 +330,7 @@ mod tests {
         for (whole, name) in [(false, "dev"), (true, "prod")] {
             let registered = fixture.online(&executor, name).await.executor_registration_id;
             let history = registry.history();
-            let connection = Connection {
+            let connection = ConnectionRow {
                 id: history.next_id(),
                 environment: env(name),
                 registration: registered.clone(),
@@ -331,7 +340,7 @@ mod tests {
                 received_bytes: 1,
                 sent_bytes: 2,
             };
-            history.note(connection.clone());
+            history.record(connection.clone());
             let detail = registry.environments().get(&admin, &env(name), false).await.unwrap();
             let entry = detail.entry.unwrap();
             assert_eq!((entry.online, entry.executor_registration_id), (true, Some(registered)));

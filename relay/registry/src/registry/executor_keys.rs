@@ -1,7 +1,7 @@
 //! Executors with a key of their own: enrolling them, and believing them.
 //!
-//! A request with a proof is judged in two steps. [`ExecutorKeys::prove`] needs its
-//! head only, so that a stranger's body is never read; [`ExecutorKeys::settle`]
+//! A request with a proof is judged in two steps. [`ExecutorKeys::verify`] needs its
+//! head only, so that a stranger's body is never read; [`ExecutorKeys::accept`]
 //! compares the body with what was signed, uses the nonce up, and enrols the
 //! key if it is new and a join token lets it in. Until then nothing has
 //! changed, so that a request that is refused for its body costs nothing.
@@ -18,7 +18,7 @@ use subtle::ConstantTimeEq as _;
 use super::context::Context;
 use super::tokens::{AuthError, Tokens};
 use crate::model::{Caller, Credential, Forbidden, Grant, Role, Subject, Token, TokenId};
-use crate::store::{Enrolled, Redeemed, Redemption, StoreError};
+use crate::store::{EnrolOutcome, RedeemOutcome, Redemption, StoreError};
 use crate::store_retry::StoreRetry;
 use crate::traits::NoRandomness;
 
@@ -36,10 +36,10 @@ pub enum ProofError {
         "the proof of possession was signed {0} seconds away from this registry's clock; set the \
          executor's clock"
     )]
-    Time(u64),
+    ClockSkew(u64),
     /// Its nonce was used.
     #[error("the proof of possession was used before")]
-    Used,
+    Replayed,
     /// Nobody knows the key.
     #[error("this executor's key is not enrolled here; join with a join token")]
     NotEnrolled,
@@ -65,33 +65,33 @@ pub enum ProofError {
 
 /// Somebody who has proven to hold a key, and has not been believed yet.
 #[derive(Debug)]
-pub struct Proven {
+pub struct VerifiedProof {
     proof: Proof,
     source: Option<IpAddr>,
-    who: Who,
+    holder: Holder,
 }
 
 #[derive(Debug)]
-enum Who {
+enum Holder {
     /// An executor that is enrolled here.
-    Executor(Caller),
+    Enrolled(Caller),
     /// A key that is not known yet, with a token that may let it in.
-    Newcomer { join: TokenId, caller: Caller },
+    Joining { join: TokenId, caller: Caller },
 }
 
-impl Proven {
+impl VerifiedProof {
     /// Checks that the request is about the environment that was signed, and
     /// that whoever asks may be its executor.
     ///
     /// # Errors
     /// [`ProofError::OtherRequest`], [`ProofError::Forbidden`]
-    pub fn may(&self, environment: &EnvironmentId) -> Result<(), ProofError> {
+    pub fn authorize(&self, environment: &EnvironmentId) -> Result<(), ProofError> {
         if self.proof.environment != *environment {
             return Err(ProofError::OtherRequest);
         }
-        let allowed = match &self.who {
-            Who::Executor(caller) => caller.may(Role::Executor, environment),
-            Who::Newcomer { caller, .. } => caller.may(Role::Join, environment),
+        let allowed = match &self.holder {
+            Holder::Enrolled(caller) => caller.authorize(Role::Executor, environment),
+            Holder::Joining { caller, .. } => caller.authorize(Role::Join, environment),
         };
         Ok(allowed?)
     }
@@ -115,35 +115,35 @@ impl ExecutorKeys<'_> {
     ///
     /// # Errors
     /// See [`ProofError`].
-    pub async fn prove(
+    pub async fn verify(
         self,
         call: Call,
         text: &str,
         bearer: Option<&str>,
         source: Option<IpAddr>,
         retry: StoreRetry,
-    ) -> Result<Proven, ProofError> {
+    ) -> Result<VerifiedProof, ProofError> {
         let proof = Proof::verify(text)?;
         if proof.call != call {
             return Err(ProofError::OtherRequest);
         }
         let off = proof.time.abs_diff(self.ctx.now());
         if off > limits::PROOF_WINDOW.as_secs() {
-            return Err(ProofError::Time(off));
+            return Err(ProofError::ClockSkew(off));
         }
         let known = retry.call(|| self.ctx.store().token_by_key(&proof.key)).await?;
         let Some(token) = known else {
             let bearer = bearer.filter(|_| call == Call::Register);
             let bearer = bearer.ok_or(ProofError::NotEnrolled)?;
             let caller = Tokens::new(self.ctx).authenticate(bearer, source, retry).await?;
-            caller.must_be(&[Role::Join])?;
+            caller.require_role(&[Role::Join])?;
             let Subject::Token(join) = caller.subject.clone() else {
                 return Err(Forbidden::Role.into());
             };
-            return Ok(Proven { proof, source, who: Who::Newcomer { join, caller } });
+            return Ok(VerifiedProof { proof, source, holder: Holder::Joining { join, caller } });
         };
-        let who = Who::Executor(self.executor(token, source)?);
-        Ok(Proven { proof, source, who })
+        let holder = Holder::Enrolled(self.executor(token, source)?);
+        Ok(VerifiedProof { proof, source, holder })
     }
 
     /// Whoever has this enrolled key and is at `source`.
@@ -161,32 +161,32 @@ impl ExecutorKeys<'_> {
     ///
     /// # Errors
     /// See [`ProofError`].
-    pub async fn settle(
+    pub async fn accept(
         self,
-        proven: Proven,
+        proven: VerifiedProof,
         body: &[u8],
         retry: StoreRetry,
     ) -> Result<Caller, ProofError> {
-        let Proven { proof, source, who } = proven;
+        let VerifiedProof { proof, source, holder } = proven;
         if !bool::from(proof::body_hash(body).ct_eq(&proof.body)) {
             return Err(ProofError::OtherRequest);
         }
-        let (witness, newcomer) = match who {
-            Who::Executor(caller) => (caller, None),
-            Who::Newcomer { join, caller } => (caller, Some(join)),
+        let (caller, joining) = match holder {
+            Holder::Enrolled(caller) => (caller, None),
+            Holder::Joining { join, caller } => (caller, Some(join)),
         };
         let redemption = Redemption {
             ticket: nonce_id(&proof),
             expires_at: proof.time.saturating_add(limits::PROOF_WINDOW.as_secs()),
-            subject: witness.subject.clone(),
+            subject: caller.subject.clone(),
         };
         match retry.call(|| self.ctx.store().redeem(&redemption, self.ctx.now())).await? {
-            Redeemed::Now => {}
-            Redeemed::Before => return Err(ProofError::Used),
-            Redeemed::TokenInactive => return Err(ProofError::Revoked),
+            RedeemOutcome::Redeemed => {}
+            RedeemOutcome::AlreadyRedeemed => return Err(ProofError::Replayed),
+            RedeemOutcome::TokenInactive => return Err(ProofError::Revoked),
         }
-        match newcomer {
-            None => Ok(witness),
+        match joining {
+            None => Ok(caller),
             Some(join) => self.enrol(&proof, source, join, retry).await,
         }
     }
@@ -199,17 +199,17 @@ impl ExecutorKeys<'_> {
         retry: StoreRetry,
     ) -> Result<Caller, ProofError> {
         let now = self.ctx.now();
-        let invitation = retry.call(|| self.ctx.store().token(&join)).await?;
-        let invitation = invitation.ok_or(AuthError::Unknown)?;
+        let join_token = retry.call(|| self.ctx.store().token(&join)).await?;
+        let join_token = join_token.ok_or(AuthError::Unknown)?;
         // an environment's id is a pattern without stars
         let environments = proof.environment.as_str().parse();
         let environments = environments.map_err(|_| StoreError::Corrupt("environment"))?;
         let id = TokenId::from_random(self.ctx.random()?);
         let credential = Credential::Key { public: proof.key, enrolled_by: join.clone() };
         let token = Token {
-            label: invitation.label,
+            label: join_token.label,
             // the networks of the join token bind the executor too
-            sources: invitation.sources,
+            sources: join_token.sources,
             ..Token::new(id, Role::Executor, environments, credential, now)
         };
         let event = self.ctx.audit().event(AuditKind::Enrol);
@@ -221,21 +221,21 @@ impl ExecutorKeys<'_> {
         };
         retry.call(|| self.ctx.audit().flush()).await?;
         match retry.call(|| self.ctx.store().enrol(&token, &join, now, &event)).await? {
-            Enrolled::Now => {
+            EnrolOutcome::Enrolled => {
                 let environment = &proof.environment;
                 tracing::info!(token = %token.id, %environment, %join, "executor enrolled");
                 Ok(caller(token.id, token.environments))
             }
-            Enrolled::UsedUp => Err(Forbidden::UsedUp.into()),
-            Enrolled::Inactive => Err(AuthError::Revoked.into()),
-            Enrolled::EnvironmentRevoked => Err(Forbidden::EnvironmentRevoked.into()),
-            // Another first request of the same key came between `prove` and
+            EnrolOutcome::UsedUp => Err(Forbidden::UsedUp.into()),
+            EnrolOutcome::Inactive => Err(AuthError::Revoked.into()),
+            EnrolOutcome::EnvironmentRevoked => Err(Forbidden::EnvironmentRevoked.into()),
+            // Another first request of the same key came between `verify` and
             // here. This one has proven the key as well, so it is judged like
             // one that comes later; the join token is not used for it.
-            Enrolled::KeyKnown => {
+            EnrolOutcome::KeyKnown => {
                 let known = retry.call(|| self.ctx.store().token_by_key(&proof.key)).await?;
                 let caller = self.executor(known.ok_or(ProofError::NotEnrolled)?, source)?;
-                caller.may(Role::Executor, &proof.environment)?;
+                caller.authorize(Role::Executor, &proof.environment)?;
                 Ok(caller)
             }
         }
@@ -299,10 +299,10 @@ mod tests {
         let proven = fixture
             .registry
             .executor_keys()
-            .prove(call, text, bearer, None, StoreRetry::NEVER)
+            .verify(call, text, bearer, None, StoreRetry::NEVER)
             .await?;
-        proven.may(&env(environment))?;
-        fixture.registry.executor_keys().settle(proven, BODY, StoreRetry::NEVER).await
+        proven.authorize(&env(environment))?;
+        fixture.registry.executor_keys().accept(proven, BODY, StoreRetry::NEVER).await
     }
 
     async fn join(fixture: &Fixture, environments: &str, max_uses: u32) -> (String, TokenId) {
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_join_token_lets_one_key_in_which_needs_it_no_more() {
+    async fn join_token_enrols_one_key() {
         let fixture = Fixture::new().await;
         let (token, join) = join(&fixture, "dev-*", 1).await;
         let register = |n, nonce| signed(&key(n), Call::Register, "dev-1", START, nonce);
@@ -325,8 +325,11 @@ mod tests {
         assert!(matches!(refused, Err(ProofError::NotEnrolled)));
         let caller = go(&fixture, &register(1, 1), Some(&token), Call::Register, "dev-1").await;
         let caller = caller.unwrap();
-        assert_eq!(caller.may(Role::Executor, &env("dev-1")), Ok(()));
-        assert!(caller.may(Role::Executor, &env("dev-2")).is_err(), "for its environment only");
+        assert_eq!(caller.authorize(Role::Executor, &env("dev-1")), Ok(()));
+        assert!(
+            caller.authorize(Role::Executor, &env("dev-2")).is_err(),
+            "for its environment only"
+        );
 
         let list = fixture.registry.tokens().list(None).await.unwrap().tokens;
         let entry = list.iter().find(|entry| entry.id == caller.subject.to_string()).unwrap();
@@ -355,7 +358,7 @@ mod tests {
     /// An answer is lost while its request is still at work, and the agent asks
     /// again: both find the key unknown.
     #[tokio::test]
-    async fn two_first_requests_of_one_key_are_one_enrolment() {
+    async fn concurrent_first_requests_enrol_once() {
         let fixture = Fixture::new().await;
         let (token, join_id) = join(&fixture, "dev-*", 1).await;
         let ask = async |n, nonce, environment: &str, bearer: &str, source: Option<&str>| {
@@ -364,12 +367,12 @@ mod tests {
             let asked = fixture
                 .registry
                 .executor_keys()
-                .prove(Call::Register, &text, Some(bearer), source, StoreRetry::NEVER)
+                .verify(Call::Register, &text, Some(bearer), source, StoreRetry::NEVER)
                 .await;
             asked.unwrap()
         };
         let settle = async |proven, body| {
-            fixture.registry.executor_keys().settle(proven, body, StoreRetry::NEVER).await
+            fixture.registry.executor_keys().accept(proven, body, StoreRetry::NEVER).await
         };
         let first = ask(1, 1, "dev-1", &token, None).await;
         let second = ask(1, 2, "dev-1", &token, None).await;
@@ -387,7 +390,7 @@ mod tests {
         let refused = settle(other_body, b"{}").await;
         assert!(matches!(refused, Err(ProofError::OtherRequest)));
         let refused = settle(same, BODY).await;
-        assert!(matches!(refused, Err(ProofError::Used)));
+        assert!(matches!(refused, Err(ProofError::Replayed)));
         let refused = settle(elsewhere, BODY).await;
         assert!(matches!(refused, Err(ProofError::Forbidden(Forbidden::Environment))));
         let refused = settle(other_key, BODY).await;
@@ -410,13 +413,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_captured_request_is_good_for_nothing() {
+    async fn replayed_proof_is_refused() {
         let fixture = Fixture::new().await;
         let (token, _) = join(&fixture, "*", 2).await;
         let text = signed(&key(1), Call::Register, "dev", START, 1);
         go(&fixture, &text, Some(&token), Call::Register, "dev").await.unwrap();
         let replayed = go(&fixture, &text, None, Call::Register, "dev").await;
-        assert!(matches!(replayed, Err(ProofError::Used)));
+        assert!(matches!(replayed, Err(ProofError::Replayed)));
 
         let fresh = signed(&key(1), Call::Register, "dev", START, 2);
         let other_call = go(&fixture, &fresh, None, Call::Validate, "dev").await;
@@ -426,11 +429,11 @@ mod tests {
         let registry = &fixture.registry;
         let proven = registry
             .executor_keys()
-            .prove(Call::Register, &fresh, None, None, StoreRetry::NEVER)
+            .verify(Call::Register, &fresh, None, None, StoreRetry::NEVER)
             .await
             .unwrap();
         let other_body =
-            registry.executor_keys().settle(proven, b"{\"a\":2}", StoreRetry::NEVER).await;
+            registry.executor_keys().accept(proven, b"{\"a\":2}", StoreRetry::NEVER).await;
         assert!(matches!(other_body, Err(ProofError::OtherRequest)));
         // none of these used it up; nor can another key use up its nonce
         let thief = signed(&key(2), Call::Register, "dev", START, 2);
@@ -439,7 +442,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_clocks_may_differ_a_little() {
+    async fn jwt_times_have_leeway() {
         let fixture = Fixture::new().await;
         let (token, _) = join(&fixture, "*", 1).await;
         let window = limits::PROOF_WINDOW.as_secs();
@@ -458,18 +461,18 @@ mod tests {
             let result = go(&fixture, &text, Some(&token), Call::Register, "dev").await;
             match good {
                 true => drop(result.unwrap()),
-                false => assert!(matches!(result, Err(ProofError::Time(_))), "{time}"),
+                false => assert!(matches!(result, Err(ProofError::ClockSkew(_))), "{time}"),
             }
         }
         // a nonce is remembered as long as its proof is in time
         let early = signed(&key(1), Call::Register, "dev", START + window, 2);
         fixture.advance(2 * window);
         let replayed = go(&fixture, &early, None, Call::Register, "dev").await;
-        assert!(matches!(replayed, Err(ProofError::Used)));
+        assert!(matches!(replayed, Err(ProofError::Replayed)));
     }
 
     #[tokio::test]
-    async fn other_tokens_let_nobody_in() {
+    async fn only_join_tokens_enrol() {
         let fixture = Fixture::new().await;
         let (elsewhere, _) = join(&fixture, "prod-*", 1).await;
         for role in [Role::Executor, Role::Orchestrator, Role::Admin] {

@@ -49,7 +49,7 @@ use crate::store::sqlite::{SqliteOpenError, SqliteStore};
 use crate::traits::random_bytes;
 
 /// How long a stopping relay waits for what is written in the background.
-pub(crate) const WRITE_FAREWELL: Duration = Duration::from_secs(2);
+pub(crate) const SHUTDOWN_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Name of the database file in the state directory.
 pub const DATABASE_FILE: &str = "registry.sqlite";
@@ -155,10 +155,10 @@ impl Registry {
         issuers: Issuers,
         options: Options,
     ) -> Result<Self, OpenError> {
-        let run = random_bytes(&*options.random).map_err(SignerError::from)?;
-        let store = Arc::new(store.with_timing(options.timing.clone()));
-        let run = u64::from_be_bytes(run);
-        let ctx = Arc::new(Context::new(store, run, signer, issuers, options));
+        let instance = random_bytes(&*options.random).map_err(SignerError::from)?;
+        let store = Arc::new(store.with_metrics(options.store_metrics.clone()));
+        let instance = u64::from_be_bytes(instance);
+        let ctx = Arc::new(Context::new(store, instance, signer, issuers, options));
         Ok(Self { ctx })
     }
 
@@ -167,12 +167,12 @@ impl Registry {
     #[cfg(test)]
     pub(crate) fn new(
         store: Arc<dyn crate::store::Store>,
-        run: u64,
+        instance: u64,
         signer: Signer,
         options: Options,
     ) -> Self {
         let issuers = Issuers::new(&options.issuers).unwrap();
-        let ctx = Arc::new(Context::new(store, run, signer, issuers, options));
+        let ctx = Arc::new(Context::new(store, instance, signer, issuers, options));
         Self { ctx }
     }
 
@@ -183,10 +183,10 @@ impl Registry {
     }
 
     /// Writes what [`write_behind`](Self::write_behind) has not yet, for a relay
-    /// that stops; waits no longer than [`WRITE_FAREWELL`].
-    pub async fn write_the_rest(&self) {
-        let history = timeout(WRITE_FAREWELL, self.history().flush());
-        let audit = timeout(WRITE_FAREWELL, self.audit().finish());
+    /// that stops; waits no longer than [`SHUTDOWN_FLUSH_TIMEOUT`].
+    pub async fn flush_on_shutdown(&self) {
+        let history = timeout(SHUTDOWN_FLUSH_TIMEOUT, self.history().flush());
+        let audit = timeout(SHUTDOWN_FLUSH_TIMEOUT, self.audit().flush_all());
         // each for itself: that one cannot be written says nothing of the other
         let (history, audit) = tokio::join!(history, audit);
         for (what, done) in [("history", history), ("audit log", audit)] {
@@ -288,7 +288,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_history_that_cannot_be_written_does_not_cost_the_audit_log_its_end() {
+    async fn audit_log_is_flushed_despite_history_failure() {
         let fixture = crate::testing::Fixture::new().await;
         let registry = &fixture.registry;
         let executor = fixture.caller(crate::model::Role::Executor, "*").await;
@@ -296,7 +296,7 @@ mod tests {
         let store = SqliteStore::open(&path).await.unwrap();
         sqlx::query("DROP TABLE connections").execute(store.pool()).await.unwrap();
         let registered = fixture.register(&executor, "dev").await;
-        registry.history().note(crate::store::connections::Connection {
+        registry.history().record(crate::store::connections::ConnectionRow {
             id: registry.history().next_id(),
             environment: registered.environment_id,
             registration: registered.executor_registration_id,
@@ -306,14 +306,14 @@ mod tests {
             received_bytes: 0,
             sent_bytes: 0,
         });
-        registry.write_the_rest().await;
+        registry.flush_on_shutdown().await;
         assert_eq!((registry.history().unwritten(), registry.audit().unwritten()), (1, 0));
         let rows = registry.audit().page(0).await.unwrap().rows;
         assert_eq!(rows.last().unwrap().event.kind, rendez_proto::audit::AuditKind::Register);
     }
 
     #[tokio::test]
-    async fn who_attaches_makes_nothing() {
+    async fn attach_creates_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
         let attach = async || Registry::attach(&state, Options::default()).await;

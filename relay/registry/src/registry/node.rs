@@ -26,7 +26,7 @@ impl Node<'_> {
     /// # Errors
     /// The store's.
     pub async fn status(self) -> Result<RelayStatus, StoreError> {
-        let node = self.ctx.presence().node().await;
+        let node = self.ctx.presence().node_connections().await;
         Ok(RelayStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at_unix_secs: self.ctx.started_at,
@@ -53,7 +53,7 @@ impl Node<'_> {
     ) -> ConnectionList {
         let limit = limits::LIST_PAGE_MAX as usize;
         let connections = self.ctx.presence().connections(environment, after, limit).await;
-        let next = page::next(&connections, |last| last.id.clone());
+        let next = page::next_cursor(&connections, |last| last.id.clone());
         ConnectionList { connections, next }
     }
 }

@@ -6,13 +6,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rendez_proto::limits;
 
-use crate::audit::AuditKeep;
-use crate::history::HistoryKeep;
+use crate::audit::AuditRetention;
+use crate::history::HistoryRetention;
 use crate::jwt::config::IssuerConfig;
 use crate::public_url::PublicUrl;
 use crate::traits::{
-    Clock, FetchKeys, NoFetching, NoTiming, NobodyConnected, Presence, Random, SystemClock,
-    SystemRandom, Timing,
+    Clock, FetchKeys, NoFetch, NoPresence, NoStoreMetrics, Presence, Random, StoreMetrics,
+    SystemClock, SystemRandom,
 };
 
 /// What a registry is given besides its state.
@@ -24,9 +24,9 @@ pub struct Options {
     /// all. At most [`limits::CONNECT_WAIT_MAX`] counts.
     pub connect_wait: Duration,
     /// How much of the audit log is kept.
-    pub audit_keep: AuditKeep,
+    pub audit_retention: AuditRetention,
     /// How much of the history of connections is kept.
-    pub history_keep: HistoryKeep,
+    pub history_retention: HistoryRetention,
     /// Other issuers whose tokens are accepted.
     pub issuers: Vec<IssuerConfig>,
     /// Gets their keys.
@@ -36,7 +36,7 @@ pub struct Options {
     /// Who knows which executors are connected.
     pub presence: Arc<dyn Presence>,
     /// Who is told how long the database takes.
-    pub timing: Arc<dyn Timing>,
+    pub store_metrics: Arc<dyn StoreMetrics>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Ids and secrets.
@@ -50,13 +50,13 @@ impl Default for Options {
         Self {
             public_url: PublicUrl::default(),
             connect_wait: limits::CONNECT_WAIT,
-            audit_keep: AuditKeep::default(),
-            history_keep: HistoryKeep::default(),
+            audit_retention: AuditRetention::default(),
+            history_retention: HistoryRetention::default(),
             issuers: Vec::new(),
-            fetch_keys: Arc::new(NoFetching),
+            fetch_keys: Arc::new(NoFetch),
             trusted_proxies: Vec::new(),
-            presence: Arc::new(NobodyConnected),
-            timing: Arc::new(NoTiming),
+            presence: Arc::new(NoPresence),
+            store_metrics: Arc::new(NoStoreMetrics),
             clock: Arc::new(SystemClock),
             random: Arc::new(SystemRandom),
         }

@@ -3,7 +3,7 @@
 use rendez_proto::limits;
 
 use super::context::Context;
-use crate::store::{StoreError, Withdrawn};
+use crate::store::{RevocationPage, StoreError};
 
 /// What was revoked, in order.
 #[derive(Clone, Copy)]
@@ -23,7 +23,7 @@ impl Revocations<'_> {
     /// # Errors
     /// The store's.
     pub async fn last(self) -> Result<u64, StoreError> {
-        self.ctx.store().last_withdrawal().await
+        self.ctx.store().last_revocation().await
     }
 
     /// What was withdrawn after the withdrawal with this number, by whichever
@@ -31,7 +31,7 @@ impl Revocations<'_> {
     ///
     /// # Errors
     /// The store's.
-    pub async fn after(self, after: u64) -> Result<Withdrawn, StoreError> {
-        self.ctx.store().withdrawals(after, limits::WITHDRAWALS_PAGE).await
+    pub async fn after(self, after: u64) -> Result<RevocationPage, StoreError> {
+        self.ctx.store().revocations(after, limits::REVOCATIONS_PAGE).await
     }
 }

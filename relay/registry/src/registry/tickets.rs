@@ -9,7 +9,7 @@ use rendez_proto::ticket::{self, Claims, Purpose, Ticket, TicketError, TicketTex
 use super::context::Context;
 use crate::model::{Caller, Registration, SourceCidrs, Subject, TicketSubject};
 use crate::stats::{Operation, Outcome, TicketFault};
-use crate::store::{Redeemed, Redemption, StoreError};
+use crate::store::{RedeemOutcome, Redemption, StoreError};
 use crate::traits::NoRandomness;
 
 /// Why a websocket may not be opened.
@@ -87,7 +87,7 @@ pub struct Admitted {
 }
 
 /// What is known of a subject that may do something.
-struct Standing {
+struct ActiveSubject {
     expires_at: Option<u64>,
     sources: SourceCidrs,
 }
@@ -120,7 +120,7 @@ impl Tickets<'_> {
             Ok(_) => self.check_executor(ticket, source).await,
             // the signature was good, so it may be the other kind
             Err(TicketError::WrongPurpose) => self.redeem_orchestrator(ticket, source).await,
-            Err(error) => Err(self.refuse(Operation::UnknownTicket, error.into())),
+            Err(error) => Err(self.count_refused(Operation::UnknownTicket, error.into())),
         }
     }
 
@@ -142,11 +142,11 @@ impl Tickets<'_> {
                 now,
             )?;
             let redemption = redemption(&claims).ok_or(TicketError::Malformed)?;
-            let admitted = self.judge_subject(claims, source).await?;
+            let admitted = self.check_subject(claims, source).await?;
             match self.ctx.store().redeem(&redemption, now).await? {
-                Redeemed::Now => Ok(admitted),
-                Redeemed::Before => Err(TicketRefused::Used),
-                Redeemed::TokenInactive => Err(TicketRefused::Revoked),
+                RedeemOutcome::Redeemed => Ok(admitted),
+                RedeemOutcome::AlreadyRedeemed => Err(TicketRefused::Used),
+                RedeemOutcome::TokenInactive => Err(TicketRefused::Revoked),
             }
         }
         .await;
@@ -176,24 +176,24 @@ impl Tickets<'_> {
             if current.id != claims.registration || current.generation != claims.generation {
                 return Err(TicketRefused::Superseded);
             }
-            self.judge_subject(claims, source).await
+            self.check_subject(claims, source).await
         }
         .await;
         self.counted(Operation::ExecutorTicket, result)
     }
 
-    async fn judge_subject(
+    async fn check_subject(
         self,
         claims: Claims,
         source: Option<IpAddr>,
     ) -> Result<Admitted, TicketRefused> {
         let bearer = claims.subject.parse::<TicketSubject>().map_err(|_| TicketError::Malformed)?;
-        let standing = self.standing(&bearer.subject).await?.ok_or(TicketRefused::Revoked)?;
-        let until = [standing.expires_at, bearer.until].into_iter().flatten().min();
+        let active = self.active_subject(&bearer.subject).await?.ok_or(TicketRefused::Revoked)?;
+        let until = [active.expires_at, bearer.until].into_iter().flatten().min();
         if until.is_some_and(|end| self.ctx.now() >= end) {
             return Err(TicketRefused::Revoked);
         }
-        if !standing.sources.permit(source) {
+        if !active.sources.permit(source) {
             return Err(TicketRefused::Source);
         }
         Ok(Admitted { claims, subject: bearer.subject, until })
@@ -205,29 +205,31 @@ impl Tickets<'_> {
     ///
     /// # Errors
     /// The store's.
-    pub async fn is_still_good(self, admitted: &Admitted) -> Result<bool, StoreError> {
+    pub async fn is_still_valid(self, admitted: &Admitted) -> Result<bool, StoreError> {
         let claims = &admitted.claims;
         let Some(current) = self.ctx.store().registration(&claims.environment).await? else {
             return Ok(false);
         };
         let superseded = claims.purpose == Purpose::Executor && current.id != claims.registration;
-        Ok(!superseded && self.standing(&admitted.subject).await?.is_some())
+        Ok(!superseded && self.active_subject(&admitted.subject).await?.is_some())
     }
 
     /// What is known of a subject; `None` if it may do nothing.
-    async fn standing(self, subject: &Subject) -> Result<Option<Standing>, StoreError> {
+    async fn active_subject(self, subject: &Subject) -> Result<Option<ActiveSubject>, StoreError> {
         match subject {
             Subject::Token(id) => {
                 let token = self.ctx.store().token(id).await?;
                 let active = token.filter(|token| token.is_active(self.ctx.now()));
-                Ok(active
-                    .map(|token| Standing { expires_at: token.expires_at, sources: token.sources }))
+                Ok(active.map(|token| ActiveSubject {
+                    expires_at: token.expires_at,
+                    sources: token.sources,
+                }))
             }
             Subject::Foreign(id) => {
                 let known =
-                    self.ctx.issuers().know(id) && !self.ctx.store().is_blocked(subject).await?;
-                let standing = Standing { expires_at: None, sources: SourceCidrs::default() };
-                Ok(known.then_some(standing))
+                    self.ctx.issuers().include(id) && !self.ctx.store().is_blocked(subject).await?;
+                let active = ActiveSubject { expires_at: None, sources: SourceCidrs::default() };
+                Ok(known.then_some(active))
             }
         }
     }
@@ -266,11 +268,11 @@ impl Tickets<'_> {
                 self.ctx.stats().count(operation, Outcome::Ok);
                 Ok(admitted)
             }
-            Err(refused) => Err(self.refuse(operation, refused)),
+            Err(refused) => Err(self.count_refused(operation, refused)),
         }
     }
 
-    fn refuse(self, operation: Operation, refused: TicketRefused) -> TicketRefused {
+    fn count_refused(self, operation: Operation, refused: TicketRefused) -> TicketRefused {
         match refused.fault() {
             Some(fault) => {
                 tracing::debug!(?operation, why = %refused, "ticket refused");
@@ -335,7 +337,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_orchestrators_ticket_opens_one_websocket_within_its_minute() {
+    async fn orchestrator_ticket_opens_one_websocket() {
         let pair = Pair::new().await;
         let registry = &pair.fixture.registry;
         let first = ticket(&pair.connect().await.url);
@@ -361,7 +363,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_executors_ticket_lasts_as_long_as_its_registration() {
+    async fn executor_ticket_lasts_until_superseded() {
         let pair = Pair::new().await;
         let registry = &pair.fixture.registry;
         pair.fixture.advance(30 * 86_400);
@@ -386,7 +388,7 @@ mod tests {
 
     /// The same key over another database: a relay that lost its state.
     #[tokio::test]
-    async fn a_ticket_for_an_environment_that_is_gone_is_refused() {
+    async fn ticket_for_unknown_environment_is_refused() {
         let pair = Pair::new().await;
         let signing_key = pair.fixture.dir.path().join(crate::signer::SIGNING_KEY_FILE);
         let fresh = tempfile::tempdir().unwrap();
@@ -398,7 +400,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_ticket_opens_what_it_is_for() {
+    async fn ticket_opens_only_its_purpose() {
         let pair = Pair::new().await;
         let registry = &pair.fixture.registry;
         let reply = pair.connect().await;

@@ -10,6 +10,7 @@ use rendez_proto::registry::admin::{
 use zeroize::Zeroizing;
 
 use super::context::Context;
+use crate::bearer_token::{BearerToken, SECRET_BYTES};
 use crate::jwt::JwtError;
 use crate::model::source::InvalidSource;
 use crate::model::{
@@ -17,9 +18,8 @@ use crate::model::{
     TokenPattern,
 };
 use crate::page;
-use crate::store::{Rotated, StoreError};
+use crate::store::{RotateOutcome, StoreError};
 use crate::store_retry::StoreRetry;
-use crate::token::{BearerToken, SECRET_BYTES};
 use crate::traits::NoRandomness;
 
 /// The bearer token was not accepted. Its bearer is at fault, except for
@@ -138,7 +138,7 @@ impl Tokens<'_> {
         source: Option<IpAddr>,
         retry: StoreRetry,
     ) -> Result<Caller, AuthError> {
-        if self.ctx.issuers().are_for(bearer) {
+        if self.ctx.issuers().accept_format(bearer) {
             let fetch = &self.ctx.options.fetch_keys;
             let caller = self.ctx.issuers().authenticate(bearer, self.ctx.now(), fetch).await?;
             let blocked = retry.call(|| self.ctx.store().is_blocked(&caller.subject)).await?;
@@ -211,11 +211,11 @@ impl Tokens<'_> {
             expires_at: new.expires_in_secs.map(|seconds| now.saturating_add(seconds)),
             ..Token::new(id, new.role, environments, credential, now)
         };
-        let act = self
+        let event = self
             .ctx
             .operator_event(AuditKind::Admin, actor, format!("token_created {}", token.id))
             .await?;
-        self.ctx.store().insert_token(&token, &act).await?;
+        self.ctx.store().insert_token(&token, &event).await?;
         tracing::info!(
             token = %token.id,
             role = ?token.role,
@@ -244,7 +244,7 @@ impl Tokens<'_> {
     /// The store's.
     pub async fn list(self, after: Option<&TokenId>) -> Result<TokenList, StoreError> {
         let page = self.ctx.store().tokens(after, limits::LIST_PAGE_MAX).await?;
-        let next = page::next(&page, |last| last.id.to_string());
+        let next = page::next_cursor(&page, |last| last.id.to_string());
         Ok(TokenList { tokens: page.into_iter().map(token_entry).collect(), next })
     }
 
@@ -267,16 +267,16 @@ impl Tokens<'_> {
         let bearer = BearerToken::new(role, id.clone(), *secret);
         let hash = bearer.secret_hash();
         let (overlap, now) = (request.overlap_secs, self.ctx.now());
-        let act =
+        let event =
             self.ctx.operator_event(AuditKind::Admin, actor, format!("token_rotated {id}")).await?;
-        match self.ctx.store().rotate_token(id, &hash, overlap, now, &act).await? {
-            Rotated::To(token) => {
+        match self.ctx.store().rotate_token(id, &hash, overlap, now, &event).await? {
+            RotateOutcome::Rotated(token) => {
                 tracing::info!(token = %id, overlap_secs = overlap, "token rotated");
                 Ok(TokenCreated { token: bearer.to_text(), entry: token_entry(*token) })
             }
-            Rotated::Inactive => Err(RotateError::Inactive),
-            Rotated::HasKey => Err(RotateError::HasKey),
-            Rotated::Unknown => Err(RotateError::Unknown),
+            RotateOutcome::Inactive => Err(RotateError::Inactive),
+            RotateOutcome::HasKey => Err(RotateError::HasKey),
+            RotateOutcome::NotFound => Err(RotateError::Unknown),
         }
     }
 
@@ -291,11 +291,11 @@ impl Tokens<'_> {
         actor: Option<&Subject>,
         subject: &Subject,
     ) -> Result<bool, StoreError> {
-        let act = self
+        let event = self
             .ctx
             .operator_event(AuditKind::Revoke, actor, format!("token_revoked {subject}"))
             .await?;
-        let found = self.ctx.store().revoke(subject, self.ctx.now(), &act).await?;
+        let found = self.ctx.store().revoke(subject, self.ctx.now(), &event).await?;
         if found {
             tracing::info!(token = %subject, "token revoked");
         }
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_works_until_it_is_revoked_or_expired() {
+    async fn token_works_until_revoked_or_expired() {
         let fixture = Fixture::new().await;
         let registry = &fixture.registry;
         let short = CreateToken { expires_in_secs: Some(10), ..request(Role::Orchestrator) };
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_changed_token_is_unknown() {
+    async fn altered_token_is_unknown() {
         let fixture = Fixture::new().await;
         let token = fixture.token(Role::Executor, "*").await;
         let (head, secret) = token.split_at(token.len() - 43);
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nonsense_makes_no_token() {
+    async fn invalid_token_requests_are_refused() {
         let fixture = Fixture::new().await;
         let registry = &fixture.registry;
         let long = "x".repeat(limits::TOKEN_LABEL_MAX_BYTES + 1);
@@ -425,7 +425,7 @@ mod tests {
 
     /// What was not done leaves no row, and what was done has its own.
     #[tokio::test]
-    async fn the_audit_log_has_what_was_done_and_nothing_else() {
+    async fn audit_log_records_only_completed_changes() {
         let fixture = Fixture::new().await;
         let registry = &fixture.registry;
         let made = registry.tokens().create(None, &request(Role::Orchestrator)).await.unwrap();
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_is_bound_to_its_networks() {
+    async fn token_works_only_from_its_networks() {
         let fixture = Fixture::new().await;
         let source_cidrs = vec!["10.0.0.0/8".to_owned(), "2001:db8::1".to_owned()];
         let new = CreateToken { source_cidrs, ..request(Role::Executor) };
@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_rotated_tokens_old_secret_ends_after_the_overlap() {
+    async fn rotated_secret_expires_after_overlap() {
         let fixture = Fixture::new().await;
         let registry = &fixture.registry;
         let works = async |token: &TokenCreated| {
@@ -513,7 +513,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn uses_are_counted_where_there_is_a_maximum() {
+    async fn uses_are_counted_only_with_maximum() {
         let fixture = Fixture::new().await;
         let made = async |role, max_uses| {
             let new = CreateToken { max_uses, ..request(role) };
@@ -534,7 +534,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bootstrap_makes_one_admin() {
+    async fn bootstrap_creates_one_admin() {
         let fixture = Fixture::new().await;
         let token = fixture.registry.tokens().bootstrap().await.unwrap().unwrap();
         let caller = fixture
@@ -543,7 +543,7 @@ mod tests {
             .authenticate(token.expose(), None, StoreRetry::NEVER)
             .await
             .unwrap();
-        assert_eq!(caller.must_be(&[Role::Admin]), Ok(()));
+        assert_eq!(caller.require_role(&[Role::Admin]), Ok(()));
         assert!(fixture.registry.tokens().bootstrap().await.unwrap().is_none());
     }
 }

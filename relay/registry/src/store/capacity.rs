@@ -39,7 +39,7 @@ pub const TOKENS_ENDED_KEPT: Duration = Duration::from_secs(30 * 86_400);
 /// Ended tokens that the creation of one may remove.
 pub const TOKENS_PURGE_BATCH: u32 = 64;
 
-/// Enrolled executors of one registry, revoked ones included: those stay, so
+/// EnrolOutcome executors of one registry, revoked ones included: those stay, so
 /// that a key which was revoked is never enrolled again. Room to enrol each
 /// environment's executor anew.
 pub const ENROLLED_MAX: u32 = 2 * ENVIRONMENTS_MAX;
@@ -49,7 +49,7 @@ pub const BLOCKED_SUBJECTS_MAX: u32 = 100_000;
 
 /// Withdrawals that a store keeps for relays that have not read them yet. A
 /// relay that is further behind closes every websocket instead.
-pub const WITHDRAWALS_KEPT: u32 = 100_000;
+pub const REVOCATIONS_KEPT: u32 = 100_000;
 
 /// The part of the audit log that what people did may take, when it is carried
 /// over because the log is cut for its length: one row in two, so that a cut
@@ -59,7 +59,7 @@ pub const AUDIT_ACTS_PART: u64 = 2;
 /// Connections that one transaction removes as too old.
 pub const CONNECTIONS_PRUNE_BATCH: u32 = 2000;
 
-const _: () = assert!(limits::WITHDRAWALS_PAGE < WITHDRAWALS_KEPT);
+const _: () = assert!(limits::REVOCATIONS_PAGE < REVOCATIONS_KEPT);
 
 /// How many rows of what grows without bound a store may hold. Tests shrink it.
 #[derive(Debug, Clone, Copy)]

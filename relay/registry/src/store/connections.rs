@@ -19,14 +19,14 @@ use super::StoreError;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ConnectionId {
     /// Random, drawn once per start.
-    pub run: u64,
+    pub instance: u64,
     /// Counts from 1 in each run.
     pub number: u64,
 }
 
 impl fmt::Display for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}-{}", self.run, self.number)
+        write!(f, "{:016x}-{}", self.instance, self.number)
     }
 }
 
@@ -34,15 +34,15 @@ impl FromStr for ConnectionId {
     type Err = StoreError;
     fn from_str(text: &str) -> Result<Self, StoreError> {
         let invalid = || StoreError::Corrupt("connection id");
-        let (run, number) = text.split_once('-').ok_or_else(invalid)?;
-        let run = u64::from_str_radix(run, 16).map_err(|_| invalid())?;
-        Ok(Self { run, number: number.parse().map_err(|_| invalid())? })
+        let (instance, number) = text.split_once('-').ok_or_else(invalid)?;
+        let instance = u64::from_str_radix(instance, 16).map_err(|_| invalid())?;
+        Ok(Self { instance, number: number.parse().map_err(|_| invalid())? })
     }
 }
 
 /// One connection of an executor.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Connection {
+pub struct ConnectionRow {
     /// Its name.
     pub id: ConnectionId,
     /// Where the executor serves.
@@ -63,17 +63,17 @@ pub struct Connection {
 
 /// What a connection is now, to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Note {
+pub struct ConnectionUpdate {
     /// The connection.
-    pub connection: Connection,
+    pub connection: ConnectionRow,
     /// Its beginning was written before. Then it never begins again, also if its
     /// row is gone: newer ones have pushed it out while it lasted.
-    pub begun: bool,
+    pub inserted: bool,
 }
 
 /// Of a connection that begins, why the one before it in its environment had
 /// ended; `None`: there was none.
-pub type Began = Option<EndReason>;
+pub type PreviousEnd = Option<EndReason>;
 
 /// The memory of connections. One transaction per method.
 #[async_trait]
@@ -82,7 +82,11 @@ pub trait ConnectionStore: Send + Sync + 'static {
     /// same environment that is open still was superseded. Of these
     /// environments, only the newest `keep` connections each stay. An entry for
     /// each that is new.
-    async fn write_connections(&self, notes: &[Note], keep: u32) -> Result<Vec<Began>, StoreError>;
+    async fn write_connections(
+        &self,
+        updates: &[ConnectionUpdate],
+        keep: u32,
+    ) -> Result<Vec<PreviousEnd>, StoreError>;
 
     /// Removes at most `limit` of the oldest connections that ended before this
     /// time, in seconds since 1970, but the last one of an environment that is
@@ -94,14 +98,14 @@ pub trait ConnectionStore: Send + Sync + 'static {
         &self,
         environment: &EnvironmentId,
         limit: u32,
-    ) -> Result<Vec<Connection>, StoreError>;
+    ) -> Result<Vec<ConnectionRow>, StoreError>;
 
     /// The newest connection of each of these environments that has any, ordered
     /// by environment.
     async fn last_connections(
         &self,
         environments: &[EnvironmentId],
-    ) -> Result<Vec<Connection>, StoreError>;
+    ) -> Result<Vec<ConnectionRow>, StoreError>;
 
     /// Ends what is open still, for a relay that starts: whoever wrote that is
     /// gone. How many there were.

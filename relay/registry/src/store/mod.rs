@@ -7,13 +7,13 @@
 //! transaction: the row exists if, and only if, the change was made.
 
 pub mod audit;
+mod call_timer;
 pub mod capacity;
 pub mod connections;
 pub mod registrations;
 pub mod revocations;
 pub mod sqlite;
 pub mod tickets;
-mod timing;
 pub mod tokens;
 
 use std::time::Duration;
@@ -22,10 +22,10 @@ use rendez_proto::limits;
 
 pub use self::audit::AuditStore;
 pub use self::connections::ConnectionStore;
-pub use self::registrations::{Claimed, RegistrationStore};
-pub use self::revocations::{RevocationStore, Withdrawn};
-pub use self::tickets::{Redeemed, Redemption, TicketStore};
-pub use self::tokens::{Enrolled, Rotated, TokenStore, Used};
+pub use self::registrations::{RegisterOutcome, RegistrationStore};
+pub use self::revocations::{RevocationPage, RevocationStore};
+pub use self::tickets::{RedeemOutcome, Redemption, TicketStore};
+pub use self::tokens::{EnrolOutcome, RotateOutcome, TokenStore, UseOutcome};
 
 /// The registry's durable state.
 pub trait Store:

@@ -9,9 +9,9 @@ use crate::model::{Environment, NewRegistration, Registration, TokenPattern};
 
 /// What became of a claim to an environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Claimed {
+pub enum RegisterOutcome {
     /// It is the current one, and a use of its token.
-    Current(Registration),
+    Registered(Registration),
     /// Its token was used as often as it may be.
     UsedUp,
     /// Its subject is gone, revoked, expired or blocked.
@@ -34,7 +34,7 @@ pub trait RegistrationStore: Send + Sync + 'static {
         &self,
         new: &NewRegistration,
         now: u64,
-    ) -> Result<Claimed, StoreError>;
+    ) -> Result<RegisterOutcome, StoreError>;
 
     /// The environment's current registration.
     async fn registration(
@@ -62,7 +62,7 @@ pub trait RegistrationStore: Send + Sync + 'static {
         &self,
         environment: &EnvironmentId,
         now: u64,
-        act: &AuditEvent,
+        event: &AuditEvent,
     ) -> Result<Option<RegistrationId>, StoreError>;
 
     /// Ends the environment's registration, revokes the executors that are
@@ -72,6 +72,6 @@ pub trait RegistrationStore: Send + Sync + 'static {
         &self,
         environment: &EnvironmentId,
         now: u64,
-        act: &AuditEvent,
+        event: &AuditEvent,
     ) -> Result<bool, StoreError>;
 }

@@ -3,13 +3,13 @@
 use async_trait::async_trait;
 
 use super::StoreError;
-use crate::model::Withdrawal;
+use crate::model::Revocation;
 
 /// Some of what was withdrawn.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Withdrawn {
+pub struct RevocationPage {
     /// In order, with their numbers.
-    pub list: Vec<(u64, Withdrawal)>,
+    pub revocations: Vec<(u64, Revocation)>,
     /// Whether nothing is missing between the number asked for and the list:
     /// old ones are not kept.
     pub complete: bool,
@@ -19,8 +19,8 @@ pub struct Withdrawn {
 #[async_trait]
 pub trait RevocationStore: Send + Sync + 'static {
     /// The number of the last withdrawal, 0 if there was none.
-    async fn last_withdrawal(&self) -> Result<u64, StoreError>;
+    async fn last_revocation(&self) -> Result<u64, StoreError>;
 
     /// At most `limit` withdrawals with a greater number than `after`.
-    async fn withdrawals(&self, after: u64, limit: u32) -> Result<Withdrawn, StoreError>;
+    async fn revocations(&self, after: u64, limit: u32) -> Result<RevocationPage, StoreError>;
 }

@@ -19,11 +19,11 @@ pub struct Redemption {
 
 /// What became of a [`Redemption`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Redeemed {
-    /// It is used now.
-    Now,
-    /// It was used before.
-    Before,
+pub enum RedeemOutcome {
+    /// The ticket is used now.
+    Redeemed,
+    /// The ticket was used before.
+    AlreadyRedeemed,
     /// Its subject is gone, revoked or expired; the ticket is not used.
     TokenInactive,
 }
@@ -32,6 +32,6 @@ pub enum Redeemed {
 #[async_trait]
 pub trait TicketStore: Send + Sync + 'static {
     /// Uses a ticket. Of any number of calls with the same ticket, one gets
-    /// [`Redeemed::Now`].
-    async fn redeem(&self, redemption: &Redemption, now: u64) -> Result<Redeemed, StoreError>;
+    /// [`RedeemOutcome::Redeemed`].
+    async fn redeem(&self, redemption: &Redemption, now: u64) -> Result<RedeemOutcome, StoreError>;
 }

@@ -8,9 +8,9 @@ use crate::model::{Subject, Token, TokenId};
 
 /// What became of a use of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Used {
+pub enum UseOutcome {
     /// It counts, if this token's uses are counted.
-    Now,
+    Allowed,
     /// The token was used as often as it may be.
     UsedUp,
     /// It is gone, revoked, expired or blocked.
@@ -19,22 +19,22 @@ pub enum Used {
 
 /// What became of a rotation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Rotated {
+pub enum RotateOutcome {
     /// The token with its new secret.
-    To(Box<Token>),
+    Rotated(Box<Token>),
     /// It is revoked or expired.
     Inactive,
     /// It is an enrolled executor's, which has a key and no secret.
     HasKey,
     /// There is none.
-    Unknown,
+    NotFound,
 }
 
 /// What became of an enrolment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Enrolled {
+pub enum EnrolOutcome {
     /// The key is good from now on, and the join token used once more.
-    Now,
+    Enrolled,
     /// The key is or was somebody's; nothing has changed.
     KeyKnown,
     /// The join token was used as often as it may be.
@@ -52,7 +52,7 @@ pub trait TokenStore: Send + Sync + 'static {
     /// [`TOKENS_MAX`](super::capacity::TOKENS_MAX). Ended ones without a key may be
     /// forgotten for it: after [`TOKENS_ENDED_KEPT`](super::capacity::TOKENS_ENDED_KEPT), or if
     /// there is no room.
-    async fn insert_token(&self, token: &Token, act: &AuditEvent) -> Result<(), StoreError>;
+    async fn insert_token(&self, token: &Token, event: &AuditEvent) -> Result<(), StoreError>;
 
     /// The token with this id, in whatever state.
     async fn token(&self, id: &TokenId) -> Result<Option<Token>, StoreError>;
@@ -72,12 +72,12 @@ pub trait TokenStore: Send + Sync + 'static {
         new: &[u8; 32],
         overlap: u64,
         now: u64,
-        act: &AuditEvent,
-    ) -> Result<Rotated, StoreError>;
+        event: &AuditEvent,
+    ) -> Result<RotateOutcome, StoreError>;
 
     /// Counts a use, unless this token's uses are not counted. Of any number of
-    /// calls, as many as the maximum get [`Used::Now`].
-    async fn use_token(&self, subject: &Subject, now: u64) -> Result<Used, StoreError>;
+    /// calls, as many as the maximum get [`UseOutcome::Allowed`].
+    async fn use_token(&self, subject: &Subject, now: u64) -> Result<UseOutcome, StoreError>;
 
     /// Adds `token`, which has a key and covers one environment, and uses
     /// `join` once; up to [`ENROLLED_MAX`](super::capacity::ENROLLED_MAX).
@@ -86,8 +86,8 @@ pub trait TokenStore: Send + Sync + 'static {
         token: &Token,
         join: &TokenId,
         now: u64,
-        act: &AuditEvent,
-    ) -> Result<Enrolled, StoreError>;
+        event: &AuditEvent,
+    ) -> Result<EnrolOutcome, StoreError>;
 
     /// Marks a token as revoked at `now`, or blocks a foreign subject, unless
     /// it is already, and notes a withdrawal. `false`: there is no such token.
@@ -95,7 +95,7 @@ pub trait TokenStore: Send + Sync + 'static {
         &self,
         subject: &Subject,
         now: u64,
-        act: &AuditEvent,
+        event: &AuditEvent,
     ) -> Result<bool, StoreError>;
 
     /// Whether a foreign subject was revoked.

@@ -13,13 +13,13 @@ use rendez_registry::model::TokenId;
 use rendez_registry::stats::StoreCall;
 use rendez_registry::store::sqlite::SqliteStore;
 use rendez_registry::store::{AuditStore as _, RevocationStore as _, TokenStore as _};
-use rendez_registry::traits::Timing;
+use rendez_registry::traits::StoreMetrics;
 
 /// The calls that were reported, and whether each succeeded.
 #[derive(Default)]
 struct Reported(Mutex<Vec<(StoreCall, bool)>>);
 
-impl Timing for Reported {
+impl StoreMetrics for Reported {
     fn store_call(&self, call: StoreCall, _: Duration, good: bool) {
         self.0.lock().push((call, good));
     }
@@ -36,7 +36,7 @@ async fn every_kind_of_call_is_timed() {
     let dir = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
     let reported = Arc::<Reported>::default();
-    let timed = store.clone().with_timing(reported.clone());
+    let timed = store.clone().with_metrics(reported.clone());
     contract::check(&timed).await;
     timed.append_audit(&[]).await.unwrap();
     timed.audit_rows(0, 1).await.unwrap();
@@ -44,10 +44,10 @@ async fn every_kind_of_call_is_timed() {
     timed.prune_audit(1, 0, 1, 0).await.unwrap();
     timed.is_blocked(&TokenId::from_random([9; 8]).into()).await.unwrap();
     store.close().await;
-    assert!(timed.last_withdrawal().await.is_err());
+    assert!(timed.last_revocation().await.is_err());
     let reported = reported.0.lock();
     for call in StoreCall::ALL {
         assert!(reported.contains(&(call, true)), "{}", call.as_str());
     }
-    assert_eq!(reported.last(), Some(&(StoreCall::ReadWithdrawals, false)));
+    assert_eq!(reported.last(), Some(&(StoreCall::ReadRevocations, false)));
 }

@@ -6,7 +6,7 @@ use rendez_proto::keys::PublicKey;
 use rendez_registry::model::{Credential, Role, Token, TokenId};
 
 /// The audit log's row of a change that a test makes.
-pub(crate) fn act() -> AuditEvent {
+pub(crate) fn audit_event() -> AuditEvent {
     AuditEvent::new(AuditKind::Admin, 1_800_000_000)
 }
 

@@ -20,8 +20,8 @@ use rendez_program::settings::value::Size;
 use rendez_program::settings::{Loaded, SettingsArgs};
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::limits;
-use rendez_registry::audit::AuditKeep;
-use rendez_registry::history::HistoryKeep;
+use rendez_registry::audit::AuditRetention;
+use rendez_registry::history::HistoryRetention;
 use rendez_registry::model::Subject;
 
 use crate::connections::Quotas;
@@ -199,13 +199,13 @@ pub fn document(loaded: &Loaded<Config>) -> String {
 
 impl Config {
     /// How much of the audit log is kept.
-    pub fn audit_keep(&self) -> AuditKeep {
-        AuditKeep { rows: self.audit_rows, age: self.audit_keep }
+    pub fn audit_keep(&self) -> AuditRetention {
+        AuditRetention { rows: self.audit_rows, age: self.audit_keep }
     }
 
     /// How much of the history of connections is kept.
-    pub fn history_keep(&self) -> HistoryKeep {
-        HistoryKeep { connections: self.history_connections, age: self.history_keep }
+    pub fn history_keep(&self) -> HistoryRetention {
+        HistoryRetention { connections: self.history_connections, age: self.history_keep }
     }
 
     /// What everybody may use.

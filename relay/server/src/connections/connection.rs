@@ -12,7 +12,7 @@ use rendez_proto::registry::environments::{EndReason, LiveExecutor};
 use rendez_proto::registry::status::{ConnectionCursor, ConnectionEntry, ConnectionRole};
 use rendez_registry::Registry;
 use rendez_registry::model::Subject;
-use rendez_registry::store::connections::{Connection as Record, ConnectionId};
+use rendez_registry::store::connections::{ConnectionId, ConnectionRow};
 use rendez_relay_core::PortKey;
 use tokio_util::sync::CancellationToken;
 
@@ -129,9 +129,9 @@ impl Connection {
     }
 
     /// Its record in the history. The bytes are recorded when it has ended.
-    pub(super) fn record(&self, ended: Option<(u64, EndReason)>) -> Record {
+    pub(super) fn record(&self, ended: Option<(u64, EndReason)>) -> ConnectionRow {
         let at_end = |bytes| if ended.is_some() { bytes } else { 0 };
-        Record {
+        ConnectionRow {
             id: self.id.clone(),
             environment: self.environment.clone(),
             registration: self.registration.clone(),

@@ -71,7 +71,7 @@ impl ConnectionGuard {
     pub(crate) fn open(&self) {
         let Self { connection, registry, .. } = self;
         if connection.is_executor {
-            registry.history().note(connection.record(None));
+            registry.history().record(connection.record(None));
         }
         registry.audit().record(connection.event(registry, AuditKind::Open));
         connection.is_open.store(true, Ordering::Relaxed);
@@ -120,7 +120,7 @@ impl ConnectionGuard {
         let reason = self.end.map_or(EndReason::SocketError, End::reason);
         if connection.is_executor {
             let now = registry.unix_now().max(connection.connected_at);
-            registry.history().note(connection.record(Some((now, reason))));
+            registry.history().record(connection.record(Some((now, reason))));
         }
         registry.audit().record(AuditEvent {
             what: Some(format!("{} {}", connection.role(), reason.as_str())),

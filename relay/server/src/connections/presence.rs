@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::limits;
 use rendez_proto::registry::status::{ConnectionCursor, ConnectionEntry};
-use rendez_registry::{Live, Node, NotWaiting, Presence};
+use rendez_registry::{EnvironmentConnections, NodeConnections, Presence, WaitRefused};
 use tokio::time::timeout;
 
 use super::table::ConnectionTable;
@@ -17,11 +17,11 @@ impl Presence for ConnectionTable {
         self.joined_registration(environment)
     }
 
-    async fn joined(
+    async fn wait_for_executor(
         &self,
         environment: &EnvironmentId,
         other_than: Option<&RegistrationId>,
-    ) -> Result<RegistrationId, NotWaiting> {
+    ) -> Result<RegistrationId, WaitRefused> {
         let waiter = self.waiters().wait(environment)?;
         // One round per join.
         loop {
@@ -29,27 +29,27 @@ impl Presence for ConnectionTable {
             joined.as_mut().enable();
             match self.joined_registration(environment) {
                 Some(found) if Some(&found) != other_than => return Ok(found),
-                _ if self.waiters().is_closed() => return Err(NotWaiting),
+                _ if self.waiters().is_closed() => return Err(WaitRefused),
                 _ => joined.await,
             }
         }
     }
 
-    async fn live(&self, environment: &EnvironmentId) -> Live {
+    async fn environment_connections(&self, environment: &EnvironmentId) -> EnvironmentConnections {
         let Some((orchestrators, streams)) = self.environment_counts(environment) else {
-            return Live::default();
+            return EnvironmentConnections::default();
         };
         // A superseded websocket is in the table until it has closed.
         let current = self.joined_registration(environment);
         let executor = self.executor(environment);
         let executor = executor.filter(|found| Some(&found.registration) == current.as_ref());
         let executor = executor.map(|executor| executor.live());
-        Live { executor, orchestrators, streams, draining: self.is_draining() }
+        EnvironmentConnections { executor, orchestrators, streams, draining: self.is_draining() }
     }
 
-    async fn node(&self) -> Node {
+    async fn node_connections(&self) -> NodeConnections {
         let counts = self.counts();
-        Node {
+        NodeConnections {
             executors: counts.executors,
             orchestrators: counts.orchestrators,
             streams: counts.streams,

@@ -13,7 +13,7 @@ use rendez_proto::close::CloseFrame;
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
 use rendez_proto::limits;
 use rendez_registry::Registry;
-use rendez_registry::model::{Subject, Withdrawal};
+use rendez_registry::model::{Revocation, Subject};
 use rendez_registry::store::StoreError;
 use rendez_registry::traits::{Clock as _, SystemClock};
 use tokio::time::{MissedTickBehavior, interval};
@@ -23,22 +23,22 @@ use super::connection::Connection;
 use super::guard::EVICTION_GRACE;
 use super::table::ConnectionTable;
 
-/// How often a relay reads withdrawals from its store.
-const WITHDRAWAL_POLL: Duration = Duration::from_secs(1);
+/// How often a relay reads revocations from its store.
+const REVOCATION_POLL: Duration = Duration::from_secs(1);
 
 // A revocation closes live websockets within 5 s.
-const _: () = assert!(WITHDRAWAL_POLL.as_secs() + EVICTION_GRACE.as_secs() + 1 < 5);
+const _: () = assert!(REVOCATION_POLL.as_secs() + EVICTION_GRACE.as_secs() + 1 < 5);
 
-/// Reads the store's withdrawals and evicts the websockets that they name.
+/// Reads the store's revocations and evicts the websockets that they name.
 pub(crate) struct RevocationWatcher {
     table: Arc<ConnectionTable>,
     registry: Registry,
-    /// The sequence number of the last withdrawal that was read.
+    /// The sequence number of the last revocation that was read.
     last: u64,
 }
 
 impl RevocationWatcher {
-    /// A watcher of withdrawals after `last`, the newest one before any websocket
+    /// A watcher of revocations after `last`, the newest one before any websocket
     /// opened.
     pub(crate) fn new(table: Arc<ConnectionTable>, registry: Registry, last: u64) -> Self {
         Self { table, registry, last }
@@ -46,7 +46,7 @@ impl RevocationWatcher {
 
     /// Evicts websockets until cancelled.
     pub(crate) async fn run(mut self, cancel: CancellationToken) {
-        let mut tick = interval(WITHDRAWAL_POLL);
+        let mut tick = interval(REVOCATION_POLL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut failing = false;
         while cancel.run_until_cancelled(tick.tick()).await.is_some() {
@@ -72,13 +72,13 @@ impl RevocationWatcher {
                 tracing::warn!("too many revocations to follow: closing every websocket");
                 self.evict(|_| Some(CloseFrame::RESTARTING));
             }
-            let full = page.list.len() >= limits::WITHDRAWALS_PAGE as usize;
-            let mut withdrawn = Withdrawn::default();
-            for (seq, withdrawal) in page.list {
+            let full = page.revocations.len() >= limits::REVOCATIONS_PAGE as usize;
+            let mut revoked = RevokedIds::default();
+            for (seq, revocation) in page.revocations {
                 self.last = seq;
-                withdrawn.add(withdrawal);
+                revoked.add(revocation);
             }
-            let evicted = self.evict(|connection| withdrawn.close_frame(connection));
+            let evicted = self.evict(|connection| revoked.close_frame(connection));
             if evicted > 0 {
                 tracing::info!(evicted, "closing websockets after a revocation");
             }
@@ -110,20 +110,20 @@ impl RevocationWatcher {
     }
 }
 
-/// The subjects, environments and registrations of a page of withdrawals.
+/// The subjects, environments and registrations of a page of revocations.
 #[derive(Default)]
-struct Withdrawn {
+struct RevokedIds {
     subjects: HashSet<Subject>,
     environments: HashSet<EnvironmentId>,
     registrations: HashSet<RegistrationId>,
 }
 
-impl Withdrawn {
-    fn add(&mut self, withdrawal: Withdrawal) {
-        match withdrawal {
-            Withdrawal::Subject(subject) => drop(self.subjects.insert(subject)),
-            Withdrawal::Environment(id) => drop(self.environments.insert(id)),
-            Withdrawal::Registration(id) => drop(self.registrations.insert(id)),
+impl RevokedIds {
+    fn add(&mut self, revocation: Revocation) {
+        match revocation {
+            Revocation::Subject(subject) => drop(self.subjects.insert(subject)),
+            Revocation::Environment(id) => drop(self.environments.insert(id)),
+            Revocation::Registration(id) => drop(self.registrations.insert(id)),
         }
     }
 

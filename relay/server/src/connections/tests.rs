@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rendez_proto::ids::{EnvironmentId, Generation, RegistrationId};
 use rendez_proto::profile::Profile;
 use rendez_proto::ticket::{self, Claims, Purpose};
-use rendez_registry::{Admitted, NotWaiting, Options, Presence as _, Registry};
+use rendez_registry::{Admitted, Options, Presence as _, Registry, WaitRefused};
 
 use super::connection::Connection;
 use super::{ConnectionGuard, ConnectionLimit, ConnectionTable};
@@ -128,11 +128,11 @@ async fn join_wakes_waiters_for_another_registration_only() {
     let node = Node::start().await;
     let (table, old) = (&node.table, id("reg_a"));
     let guard = node.open(executor("dev", "reg_a", 1)).await;
-    assert_eq!(table.joined(&env(), None).await, Ok(old.clone()), "it is there already");
+    assert_eq!(table.wait_for_executor(&env(), None).await, Ok(old.clone()), "it is there already");
 
     let waiting = tokio::spawn({
         let (table, old) = (table.clone(), old.clone());
-        async move { table.joined(&env(), Some(&old)).await }
+        async move { table.wait_for_executor(&env(), Some(&old)).await }
     });
     while table.waiting() == 0 {
         tokio::task::yield_now().await;
@@ -155,14 +155,14 @@ async fn closed_table_ends_all_waits() {
     let table = Arc::<ConnectionTable>::default();
     let waiting = tokio::spawn({
         let table = table.clone();
-        async move { table.joined(&env(), None).await }
+        async move { table.wait_for_executor(&env(), None).await }
     });
     while table.waiting() == 0 {
         tokio::task::yield_now().await;
     }
     table.start_draining();
     assert_eq!(table.waiting(), 1, "until it closes");
-    assert!(table.node().await.draining);
+    assert!(table.node_connections().await.draining);
     table.close();
-    assert_eq!(waiting.await.unwrap(), Err(NotWaiting));
+    assert_eq!(waiting.await.unwrap(), Err(WaitRefused));
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::limits;
-use rendez_registry::NotWaiting;
+use rendez_registry::WaitRefused;
 use tokio::sync::Notify;
 
 /// Calls of `/connect` that wait on one node. Further ones are answered at once.
@@ -38,14 +38,14 @@ impl Waiters {
     pub(crate) fn wait(
         self: &Arc<Self>,
         environment: &EnvironmentId,
-    ) -> Result<Waiter, NotWaiting> {
+    ) -> Result<Waiter, WaitRefused> {
         let mut counts = self.lock();
         if counts.closed || counts.total >= CONNECT_WAITERS {
-            return Err(NotWaiting);
+            return Err(WaitRefused);
         }
         let waiters = counts.environments.entry(environment.clone()).or_default();
         if waiters.waiting >= CONNECT_WAITERS_PER_ENVIRONMENT {
-            return Err(NotWaiting);
+            return Err(WaitRefused);
         }
         waiters.waiting += 1;
         let joined = waiters.joined.clone();

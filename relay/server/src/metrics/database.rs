@@ -8,7 +8,7 @@ use parking_lot::{Mutex, MutexGuard};
 use prometheus_client::metrics::histogram::Histogram;
 use rendez_proto::registry::environments::EndReason;
 use rendez_registry::stats::StoreCall;
-use rendez_registry::traits::Timing;
+use rendez_registry::traits::StoreMetrics;
 
 use super::{MetricsWriter, SECONDS};
 use crate::rendezvous::Rendezvous;
@@ -35,7 +35,7 @@ impl Default for StoreTimes {
     }
 }
 
-impl Timing for StoreTimes {
+impl StoreMetrics for StoreTimes {
     fn store_call(&self, call: StoreCall, took: Duration, good: bool) {
         self.seconds[call as usize].observe(took.as_secs_f64());
         if !good {
@@ -92,7 +92,7 @@ pub(super) fn encode(
         [([("log", "audit")], audit.lost()), ([("log", "history")], history.lost())],
     )?;
     let after = |before: Option<EndReason>| {
-        ([("after", before.map_or("none", EndReason::as_str))], history.began(before))
+        ([("after", before.map_or("none", EndReason::as_str))], history.connections_after(before))
     };
     let first = std::iter::once(after(None));
     out.counters(

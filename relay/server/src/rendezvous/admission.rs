@@ -26,7 +26,7 @@ impl Rendezvous {
         let admitted = self.registry.tickets().admit(ticket, source).await?;
         let joined = ConnectionGuard::join(&self.connections, &self.registry, &admitted, permit);
         let guard = joined.inspect_err(|error| self.audit_join_error(&admitted, error))?;
-        if !self.registry.tickets().is_still_good(&admitted).await.map_err(TicketRefused::from)? {
+        if !self.registry.tickets().is_still_valid(&admitted).await.map_err(TicketRefused::from)? {
             return Err(TicketRefused::Revoked.into());
         }
         guard.open();

@@ -16,7 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::error::Failure;
-use super::{environments, operators, reply, tokens};
+use super::{environments, node, response, tokens};
 use crate::registry::Registry;
 use crate::stats::{Operation, Outcome};
 
@@ -50,10 +50,10 @@ pub(super) fn v1() -> OpenApiRouter<Registry> {
         .routes(routes!(environments::environment_detail, environments::revoke_environment))
         .routes(routes!(environments::end_registration))
         .routes(routes!(environments::registrations))
-        .routes(routes!(operators::connections))
-        .routes(routes!(operators::status))
-        .routes(routes!(operators::audit))
-        .routes(routes!(operators::audit_head))
+        .routes(routes!(node::connections))
+        .routes(routes!(node::status))
+        .routes(routes!(node::audit))
+        .routes(routes!(node::audit_head))
         .routes(routes!(tokens::list_tokens, tokens::create_token))
         .routes(routes!(tokens::revoke_token))
         .routes(routes!(tokens::rotate_token))
@@ -79,10 +79,10 @@ pub fn openapi() -> Document {
 async fn document(State(registry): State<Registry>) -> Response {
     let failed = || Failure::new(ErrorCode::Internal, "the document cannot be written");
     let text = DOCUMENT.as_ref().ok_or_else(failed);
-    reply::answer(&registry, Operation::Document, text.map(|text| (Outcome::Ok, shown(text))))
+    response::respond(&registry, Operation::Document, text.map(|text| (Outcome::Ok, shown(text))))
 }
 
-/// Anybody may ask for it, so it is made once.
+/// Anybody may ctx for it, so it is made once.
 static DOCUMENT: LazyLock<Option<Bytes>> =
     LazyLock::new(|| serde_json::to_vec(&openapi()).ok().map(Bytes::from));
 

@@ -13,7 +13,7 @@ use tower::ServiceExt as _;
 
 use super::*;
 use crate::model::Role;
-use crate::store::connections::Connection;
+use crate::store::connections::ConnectionRow;
 use crate::testing::{Fixture, START, env};
 
 /// What an operation is called with.
@@ -124,7 +124,7 @@ fn check(document: &Value, operation: &Value, answer: &Answer, what: &str) {
 }
 
 #[test]
-fn the_document_in_the_repository_is_the_routes() {
+fn openapi_document_is_up_to_date() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/openapi.json");
     let wanted = serde_json::to_string_pretty(&openapi()).unwrap() + "\n";
     if std::env::var_os("BLESS").is_some() {
@@ -135,14 +135,14 @@ fn the_document_in_the_repository_is_the_routes() {
 }
 
 #[tokio::test]
-async fn every_operation_does_what_it_says() {
+async fn responses_match_the_openapi_schemas() {
     let fixture = Fixture::new().await;
     let executor = fixture.caller(Role::Executor, "*").await;
     fixture.online(&executor, "dev").await;
     fixture.register(&executor, "away").await;
     let history = fixture.registry.history();
     for (environment, ended) in [("dev", None), ("away", Some((START + 1, EndReason::Revoked)))] {
-        history.note(Connection {
+        history.record(ConnectionRow {
             id: history.next_id(),
             environment: env(environment),
             registration: "reg_x".parse().unwrap(),
@@ -213,7 +213,7 @@ async fn every_operation_does_what_it_says() {
 
 /// The check above would let everything pass if schemas said nothing.
 #[test]
-fn a_schema_refuses_what_is_not_it() {
+fn openapi_schemas_reject_other_values() {
     let document = serde_json::to_value(openapi()).unwrap();
     let operation = &document["paths"]["/v1/environments/{id}"]["get"];
     let good = json!({"environment_id": "dev", "state": "never_seen", "orchestrators": 0,

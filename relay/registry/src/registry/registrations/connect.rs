@@ -8,11 +8,11 @@ use rendez_proto::registry::{ConnectReply, ConnectRequest, Profiles, TransportPo
 use rendez_proto::ticket::{self, Claims, Purpose};
 
 use super::Registrations;
-use super::executor_wait::{Away, Unreachable};
+use super::executor_wait::{ExecutorOffline, ReachError};
 use crate::model::{Caller, Forbidden, Role};
 use crate::public_url::WebsocketBase;
 use crate::registry::tickets::{IssueError, Tickets};
-use crate::store::{StoreError, Used};
+use crate::store::{StoreError, UseOutcome};
 
 /// Why an orchestrator was not connected.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +25,7 @@ pub enum ConnectError {
     TokenInactive,
     /// Nobody's fault, or a misspelt environment.
     #[error("{0}")]
-    Absent(Away),
+    Offline(ExecutorOffline),
     /// The two ends have nothing in common.
     #[error("the executor offers {}, of which the orchestrator accepts none",
         .offered.iter().map(|profile| profile.name()).collect::<Vec<_>>().join(", "))]
@@ -41,11 +41,11 @@ pub enum ConnectError {
     Issue(#[from] IssueError),
 }
 
-impl From<Unreachable> for ConnectError {
-    fn from(error: Unreachable) -> Self {
+impl From<ReachError> for ConnectError {
+    fn from(error: ReachError) -> Self {
         match error {
-            Unreachable::Away(away) => Self::Absent(away),
-            Unreachable::Store(error) => Self::Store(error),
+            ReachError::Offline(away) => Self::Offline(away),
+            ReachError::Store(error) => Self::Store(error),
         }
     }
 }
@@ -65,12 +65,12 @@ impl Registrations<'_> {
         request: &ConnectRequest,
         base: &WebsocketBase,
     ) -> Result<ConnectReply, ConnectError> {
-        caller.may(Role::Orchestrator, environment)?;
+        caller.authorize(Role::Orchestrator, environment)?;
         let actor = &caller.subject;
-        let registration = match self.reachable(environment).await {
+        let registration = match self.wait_until_reachable(environment).await {
             Ok(registration) => registration,
             Err(error) => {
-                if matches!(error, Unreachable::Away(_)) {
+                if matches!(error, ReachError::Offline(_)) {
                     let asked = self.ctx.caller_event(AuditKind::Connect, actor, environment, None);
                     let what = Some("away".to_owned());
                     self.ctx.audit().record_refusal(AuditEvent { what, ..asked });
@@ -85,9 +85,9 @@ impl Registrations<'_> {
         let orchestrator_key = request.harness_public_key.for_suite(suite).ok_or_else(no_common)?;
 
         match self.ctx.store().use_token(&caller.subject, self.ctx.now()).await? {
-            Used::Now => {}
-            Used::UsedUp => return Err(Forbidden::UsedUp.into()),
-            Used::Inactive => return Err(ConnectError::TokenInactive),
+            UseOutcome::Allowed => {}
+            UseOutcome::UsedUp => return Err(Forbidden::UsedUp.into()),
+            UseOutcome::Inactive => return Err(ConnectError::TokenInactive),
         }
         let expires = self.ctx.now().saturating_add(limits::ORCHESTRATOR_TICKET_TTL.as_secs());
         let tickets = Tickets::new(self.ctx);

@@ -14,14 +14,14 @@ use crate::store::StoreError;
 
 /// Why an environment has no executor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Away {
+pub struct ExecutorOffline {
     /// The same for programs.
     pub absence: Absence,
     /// When it was asked for, in seconds since 1970.
     pub asked_at: u64,
 }
 
-impl fmt::Display for Away {
+impl fmt::Display for ExecutorOffline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Absence { state, since_unix_secs, away_because } = self.absence;
         if state == AbsenceState::Unknown {
@@ -42,9 +42,9 @@ impl fmt::Display for Away {
 
 /// Why there is no executor to speak to.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unreachable {
+pub(super) enum ReachError {
     #[error("{0}")]
-    Away(Away),
+    Offline(ExecutorOffline),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -53,10 +53,10 @@ impl Registrations<'_> {
     /// The current registration of an environment whose executor is connected
     /// under it. If it is not, waits for it, also if its registration was ended:
     /// then it may register anew. Not if there never was one.
-    pub(super) async fn reachable(
+    pub(super) async fn wait_until_reachable(
         self,
         environment: &EnvironmentId,
-    ) -> Result<Registration, Unreachable> {
+    ) -> Result<Registration, ReachError> {
         let wait = self.ctx.options.connect_wait.min(limits::CONNECT_WAIT_MAX);
         let deadline = Instant::now() + wait;
         let mut connected = self.ctx.presence().connected(environment).await;
@@ -64,8 +64,8 @@ impl Registrations<'_> {
         // to join.
         loop {
             let Some(mut found) = self.ctx.store().environment(environment).await? else {
-                let away = Away { absence: Absence::UNKNOWN, asked_at: self.ctx.now() };
-                return Err(Unreachable::Away(away));
+                let away = ExecutorOffline { absence: Absence::UNKNOWN, asked_at: self.ctx.now() };
+                return Err(ReachError::Offline(away));
             };
             // an executor that is connected under an older registration would
             // refuse the handshake: its prologue names another one
@@ -76,13 +76,17 @@ impl Registrations<'_> {
             let joined = match wait.is_zero() {
                 true => None,
                 false => {
-                    let joined = self.ctx.presence().joined(environment, connected.as_ref());
+                    let joined =
+                        self.ctx.presence().wait_for_executor(environment, connected.as_ref());
                     timeout_at(deadline, joined).await.ok().and_then(Result::ok)
                 }
             };
             if joined.is_none() {
                 let absence = Environments::new(self.ctx).absence(&found).await?;
-                return Err(Unreachable::Away(Away { absence, asked_at: self.ctx.now() }));
+                return Err(ReachError::Offline(ExecutorOffline {
+                    absence,
+                    asked_at: self.ctx.now(),
+                }));
             }
             connected = joined;
         }
@@ -99,15 +103,15 @@ mod tests {
 
     use super::*;
     use crate::model::Role;
-    use crate::store::connections::Connection;
+    use crate::store::connections::ConnectionRow;
     use crate::testing::{Fixture, START, env};
 
     /// Nobody waits that long here, unless the machine stands still.
     const WAIT: Duration = limits::CONNECT_WAIT_MAX;
 
-    async fn away(fixture: &Fixture) -> Away {
-        match fixture.registry.registrations().reachable(&env("dev")).await {
-            Err(Unreachable::Away(away)) => away,
+    async fn away(fixture: &Fixture) -> ExecutorOffline {
+        match fixture.registry.registrations().wait_until_reachable(&env("dev")).await {
+            Err(ReachError::Offline(away)) => away,
             other => panic!("{other:?}"),
         }
     }
@@ -121,7 +125,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_wait_or_a_registration_the_answer_comes_at_once() {
+    async fn connect_answers_at_once_without_wait() {
         let (fixture, _) = offline(Duration::ZERO).await;
         away(&fixture).await;
         assert_eq!(fixture.waits.load(Ordering::SeqCst), 0);
@@ -132,11 +136,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_executor_that_joins_in_time_is_reached_also_under_a_new_registration() {
+    async fn connect_waits_for_new_registration() {
         let (fixture, executor) = offline(WAIT).await;
         let waiting = tokio::spawn({
             let fixture = fixture.clone();
-            async move { fixture.registry.registrations().reachable(&env("dev")).await }
+            async move { fixture.registry.registrations().wait_until_reachable(&env("dev")).await }
         });
         fixture.until_waiting(1).await;
         let again = fixture.register(&executor, "dev").await;
@@ -148,7 +152,7 @@ mod tests {
     /// Notes a connection under this registration, and has it written.
     async fn note(fixture: &Fixture, registration: &str, ended: Option<(u64, EndReason)>) {
         let history = fixture.registry.history();
-        history.note(Connection {
+        history.record(ConnectionRow {
             id: history.next_id(),
             environment: env("dev"),
             registration: registration.parse().unwrap(),
@@ -162,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_stays_away_is_explained() {
+    async fn offline_executor_is_reported_with_reason() {
         let (fixture, executor) = offline(Duration::from_millis(1)).await;
         fixture.advance(7);
         let is = async |since: Option<u64>, because: Option<EndReason>, end: &str| {
@@ -193,7 +197,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_whose_registration_was_ended_is_explained_and_waited_for() {
+    async fn connect_waits_after_registration_was_ended() {
         for whole in [false, true] {
             let (fixture, _) = offline(Duration::from_millis(1)).await;
             end(&fixture, whole).await;
@@ -217,7 +221,7 @@ mod tests {
             end(&fixture, whole).await;
             let waiting = tokio::spawn({
                 let fixture = fixture.clone();
-                async move { fixture.registry.registrations().reachable(&env("dev")).await }
+                async move { fixture.registry.registrations().wait_until_reachable(&env("dev")).await }
             });
             fixture.until_waiting(1).await;
             // after the environment's end only with a new token

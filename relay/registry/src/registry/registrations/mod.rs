@@ -21,7 +21,7 @@ use super::tickets::{IssueError, Tickets};
 use crate::model::{Caller, Forbidden, NewRegistration, Registration, Role, Subject, TokenPattern};
 use crate::page;
 use crate::public_url::WebsocketBase;
-use crate::store::{Claimed, StoreError};
+use crate::store::{RegisterOutcome, StoreError};
 use crate::store_retry::StoreRetry;
 
 /// Why a registration was refused.
@@ -56,7 +56,7 @@ impl<'a> Registrations<'a> {
 impl Registrations<'_> {
     /// Makes the caller the executor of `environment`, instead of whoever was.
     /// Waits for a database that is not available for as long as the whole call
-    /// may, `REGISTER_PATIENCE`.
+    /// may, `REGISTER_RETRY_TIMEOUT`.
     ///
     /// # Errors
     /// See [`RegisterError`].
@@ -68,7 +68,7 @@ impl Registrations<'_> {
         base: &WebsocketBase,
         retry: StoreRetry,
     ) -> Result<RegisterReply, RegisterError> {
-        caller.may(Role::Executor, environment)?;
+        caller.authorize(Role::Executor, environment)?;
         let id = self.ctx.random::<16>().map_err(IssueError::from)?;
         let new = NewRegistration {
             environment: environment.clone(),
@@ -81,10 +81,10 @@ impl Registrations<'_> {
         };
         let put = || self.ctx.store().put_registration(&new, self.ctx.now());
         let registration = match retry.call(put).await? {
-            Claimed::Current(registration) => registration,
-            Claimed::UsedUp => return Err(Forbidden::UsedUp.into()),
-            Claimed::EnvironmentRevoked => return Err(Forbidden::EnvironmentRevoked.into()),
-            Claimed::Inactive => return Err(RegisterError::TokenInactive),
+            RegisterOutcome::Registered(registration) => registration,
+            RegisterOutcome::UsedUp => return Err(Forbidden::UsedUp.into()),
+            RegisterOutcome::EnvironmentRevoked => return Err(Forbidden::EnvironmentRevoked.into()),
+            RegisterOutcome::Inactive => return Err(RegisterError::TokenInactive),
         };
         tracing::info!(
             %environment,
@@ -120,7 +120,7 @@ impl Registrations<'_> {
             .store()
             .environments(&[TokenPattern::everything()], after, limits::LIST_PAGE_MAX)
             .await?;
-        let next = page::next(&page, |last| last.id.clone());
+        let next = page::next_cursor(&page, |last| last.id.clone());
         let registrations = page.into_iter().filter_map(|environment| environment.registration);
         Ok(RegistrationList { registrations: registrations.map(entry).collect(), next })
     }
@@ -137,8 +137,9 @@ impl Registrations<'_> {
         environment: &EnvironmentId,
     ) -> Result<Option<RegistrationId>, StoreError> {
         let what = format!("registration_ended {environment}");
-        let act = self.ctx.operator_event(AuditKind::Revoke, actor, what).await?;
-        let ended = self.ctx.store().remove_registration(environment, self.ctx.now(), &act).await?;
+        let event = self.ctx.operator_event(AuditKind::Revoke, actor, what).await?;
+        let ended =
+            self.ctx.store().remove_registration(environment, self.ctx.now(), &event).await?;
         if let Some(registration) = &ended {
             tracing::info!(%environment, %registration, "registration ended");
         }

@@ -11,6 +11,7 @@ use rendez_proto::registry::{ConnectReply, ValidateRequest};
 use rendez_proto::ticket::{BINDING_BYTES, Ticket, TicketError};
 
 use super::*;
+use crate::bearer_token::{BearerToken, SECRET_BYTES};
 use crate::model::{Credential, Grant, Token, TokenId};
 use crate::signer::Signer;
 use crate::store_retry;
@@ -19,8 +20,7 @@ use crate::testing::{
     Fixture, MemoryStore, START, base, busy, connect_request, env, key, register_request, ticket,
     token, validate_request,
 };
-use crate::token::{BearerToken, SECRET_BYTES};
-use crate::{NobodyConnected, Options, Registry};
+use crate::{NoPresence, Options, Registry};
 use tokio::time::Instant;
 use tower::ServiceExt as _;
 
@@ -39,7 +39,7 @@ fn claims(fixture: &Fixture, ticket: &str, purpose: Purpose) -> Claims {
 }
 
 #[tokio::test]
-async fn a_registration_gets_a_url_with_its_ticket() {
+async fn register_returns_url_with_ticket() {
     let fixture = Fixture::new().await;
     let executor = fixture.caller(Role::Executor, "dev").await;
     let first = fixture.register(&executor, "dev").await;
@@ -62,7 +62,7 @@ async fn a_registration_gets_a_url_with_its_ticket() {
 }
 
 #[tokio::test]
-async fn roles_and_patterns_decide_who_may_what() {
+async fn roles_and_patterns_are_enforced() {
     let fixture = Fixture::new().await;
     let executor = fixture.caller(Role::Executor, "dev").await;
     let reply = fixture.online(&executor, "dev").await;
@@ -104,12 +104,12 @@ async fn roles_and_patterns_decide_who_may_what() {
 }
 
 #[tokio::test]
-async fn only_a_connected_current_executor_is_reached() {
+async fn connect_needs_connected_current_executor() {
     let fixture = Fixture::new().await;
     let executor = fixture.caller(Role::Executor, "dev").await;
     let orchestrator = fixture.caller(Role::Orchestrator, "dev").await;
     let absent = async || match connect(&fixture, &orchestrator, None).await {
-        Err(ConnectError::Absent(away)) => Some(away.absence.state),
+        Err(ConnectError::Offline(away)) => Some(away.absence.state),
         result => result.map(|_| None).unwrap(),
     };
     assert_eq!(absent().await, Some(AbsenceState::Unknown));
@@ -125,7 +125,7 @@ async fn only_a_connected_current_executor_is_reached() {
 }
 
 #[tokio::test]
-async fn the_chosen_profile_shapes_the_reply() {
+async fn connect_reply_matches_chosen_profile() {
     use Profile::*;
     let fixture = Fixture::new().await;
     let executor = fixture.caller(Role::Executor, "dev").await;
@@ -161,7 +161,7 @@ async fn the_chosen_profile_shapes_the_reply() {
 }
 
 #[tokio::test]
-async fn an_authorization_is_good_once_for_its_keys_registration_and_minute() {
+async fn key_authorization_is_valid_once() {
     let fixture = Fixture::new().await;
     let executor = fixture.caller(Role::Executor, "*").await;
     fixture.online(&executor, "dev").await;
@@ -226,7 +226,7 @@ async fn an_authorization_is_good_once_for_its_keys_registration_and_minute() {
 }
 
 #[tokio::test]
-async fn however_often_somebody_is_refused_the_audit_log_says_it_once_a_minute() {
+async fn repeated_refusals_are_audited_once_a_minute() {
     let fixture = Fixture::new().await;
     let registry = &fixture.registry;
     let executor = fixture.caller(Role::Executor, "dev").await;
@@ -244,7 +244,7 @@ async fn however_often_somebody_is_refused_the_audit_log_says_it_once_a_minute()
             .await
             .unwrap();
     }
-    registry.write_the_rest().await;
+    registry.flush_on_shutdown().await;
     let rows = registry.audit().page(0).await.unwrap().rows;
     let rows = rows.into_iter().map(|row| row.event).filter(|event| !event.kind.is_act());
     let rows: Vec<_> = rows.map(|event| (event.kind.as_str(), event.what, event.count)).collect();
@@ -265,7 +265,7 @@ fn uuid(n: u8) -> StreamId {
 }
 
 #[tokio::test]
-async fn a_revoked_orchestrator_is_denied_at_once() {
+async fn revoked_orchestrator_fails_validation() {
     let fixture = Fixture::new().await;
     let executor = fixture.caller(Role::Executor, "dev").await;
     fixture.online(&executor, "dev").await;
@@ -291,7 +291,7 @@ fn scripted(
     let credential = Credential::Secret { hash: bearer.secret_hash(), previous: None };
     let token = Token { credential, ..token(1, role) };
     let store = Arc::new(MemoryStore::scripted(token, failures));
-    let options = Options { presence: Arc::new(NobodyConnected), ..Options::default() };
+    let options = Options { presence: Arc::new(NoPresence), ..Options::default() };
     let registry = Registry::new(store.clone(), 1, Signer::from_seed(&[1; 32]), options);
     (registry, store, bearer)
 }
@@ -317,7 +317,7 @@ async fn register_on(failures: Vec<StoreError>) -> (Result<RegisterReply, Regist
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registration_waits_for_a_busy_database() {
+async fn register_retries_while_database_is_busy() {
     let start = Instant::now();
     let (result, calls) = register_on((0..100).map(|_| busy()).collect()).await;
     assert!(result.is_ok());
@@ -326,16 +326,18 @@ async fn a_registration_waits_for_a_busy_database() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn but_not_longer_than_a_stock_executor_does() {
+async fn register_gives_up_before_executor_does() {
     let start = Instant::now();
     let (result, _) = register_on((0..1000).map(|_| busy()).collect()).await;
     assert!(matches!(result, Err(RegisterError::Store(StoreError::Unavailable(_)))));
-    assert!(start.elapsed() <= store_retry::REGISTER_PATIENCE);
-    assert!(start.elapsed() + store_retry::REGISTER_RETRY_PAUSE >= store_retry::REGISTER_PATIENCE);
+    assert!(start.elapsed() <= store_retry::REGISTER_RETRY_TIMEOUT);
+    assert!(
+        start.elapsed() + store_retry::REGISTER_RETRY_PAUSE >= store_retry::REGISTER_RETRY_TIMEOUT
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waiting_does_not_cure_fails_at_once() {
+async fn permanent_errors_are_not_retried() {
     let (result, calls) = register_on(vec![StoreError::Corrupt("generation")]).await;
     assert!(matches!(result, Err(RegisterError::Store(StoreError::Corrupt(_)))));
     assert_eq!(calls, 1);
@@ -370,7 +372,7 @@ async fn register_over_http(
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_that_a_registration_asks_of_a_busy_database_is_one_wait() {
+async fn register_shares_one_retry_deadline() {
     let times = |n: usize| (0..n).map(|_| busy()).collect::<Vec<_>>();
     let start = Instant::now();
     let failures = [("token", times(50)), ("put", times(50))];
@@ -395,9 +397,10 @@ async fn all_that_a_registration_asks_of_a_busy_database_is_one_wait() {
         let start = Instant::now();
         let (registry, _, bearer) = scripted(Role::Executor, failures);
         assert_eq!(register_over_http(&registry, &bearer, false).await, 503);
-        assert!(start.elapsed() <= store_retry::REGISTER_PATIENCE);
+        assert!(start.elapsed() <= store_retry::REGISTER_RETRY_TIMEOUT);
         assert!(
-            start.elapsed() + store_retry::REGISTER_RETRY_PAUSE >= store_retry::REGISTER_PATIENCE
+            start.elapsed() + store_retry::REGISTER_RETRY_PAUSE
+                >= store_retry::REGISTER_RETRY_TIMEOUT
         );
     }
     // others are told at once, for they come again

@@ -8,9 +8,9 @@ use rendez_proto::ticket::{self, Purpose, Ticket, TicketError};
 use super::Registrations;
 use crate::model::{Caller, Forbidden, Registration, Role};
 use crate::registry::tickets::redemption;
-use crate::store::{Redeemed, Redemption, StoreError};
+use crate::store::{RedeemOutcome, Redemption, StoreError};
 
-/// Why a key was not even judged.
+/// Why a key was not even event.
 #[derive(Debug, thiserror::Error)]
 pub enum ValidateError {
     /// The caller's fault.
@@ -67,7 +67,7 @@ impl Registrations<'_> {
         request: &ValidateRequest,
         stream: Option<&StreamId>,
     ) -> Result<Verdict, ValidateError> {
-        caller.may(Role::Executor, environment)?;
+        caller.authorize(Role::Executor, environment)?;
         let registration = self
             .ctx
             .store()
@@ -78,35 +78,35 @@ impl Registrations<'_> {
         if registration.subject != caller.subject {
             return Err(Forbidden::Token.into());
         }
-        let verdict = match self.judge(&registration, request) {
+        let verdict = match self.check(&registration, request) {
             Err(denied) => Verdict::Denied(denied),
             Ok(redemption) => match self.ctx.store().redeem(&redemption, self.ctx.now()).await? {
-                Redeemed::Now => Verdict::Valid,
-                Redeemed::Before => Verdict::Denied(Denied::Used),
-                Redeemed::TokenInactive => Verdict::Denied(Denied::TokenInactive),
+                RedeemOutcome::Redeemed => Verdict::Valid,
+                RedeemOutcome::AlreadyRedeemed => Verdict::Denied(Denied::Used),
+                RedeemOutcome::TokenInactive => Verdict::Denied(Denied::TokenInactive),
             },
         };
         let id = Some(&registration.id);
-        let judged = AuditEvent {
+        let event = AuditEvent {
             stream: stream.map(|stream| stream.as_str().to_owned()),
             ..self.ctx.caller_event(AuditKind::Validate, &caller.subject, environment, id)
         };
         match verdict {
             Verdict::Valid => {
                 let what = Some("valid".to_owned());
-                self.ctx.audit().record(AuditEvent { what, ..judged });
+                self.ctx.audit().record(AuditEvent { what, ..event });
                 tracing::info!(%environment, registration = %registration.id, "key accepted");
             }
             Verdict::Denied(why) => {
                 let what = Some("denied".to_owned());
-                self.ctx.audit().record_refusal(AuditEvent { what, ..judged });
+                self.ctx.audit().record_refusal(AuditEvent { what, ..event });
                 tracing::info!(%environment, registration = %registration.id, %why, "key denied");
             }
         }
         Ok(verdict)
     }
 
-    fn judge(
+    fn check(
         self,
         registration: &Registration,
         request: &ValidateRequest,

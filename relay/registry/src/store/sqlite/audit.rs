@@ -6,7 +6,7 @@ use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::SqliteStore;
-use super::database::Lasting;
+use super::database::DurableTransaction;
 use super::rows::{bytes, number, optional_number, seconds};
 use crate::stats::StoreCall;
 use crate::store::StoreError;
@@ -19,7 +19,7 @@ impl AuditStore for SqliteStore {
         self.db
             .timer
             .time(StoreCall::WriteAudit, async {
-                let mut tx = self.db.write_lasting().await?;
+                let mut tx = self.db.write_durable().await?;
                 let mut head = head(&mut tx).await?;
                 for event in events {
                     head = append(&mut tx, head, event.clone()).await?;
@@ -66,7 +66,7 @@ impl AuditStore for SqliteStore {
         self.db
             .timer
             .time(StoreCall::PruneAudit, async {
-                let mut tx = self.db.write_lasting().await?;
+                let mut tx = self.db.write_durable().await?;
                 let head = head(&mut tx).await?;
                 let first: Option<i64> =
                     sqlx::query_scalar("SELECT min(seq) FROM audit").fetch_one(&mut *tx).await?;
@@ -123,7 +123,7 @@ macro_rules! acts {
 /// What people did since `keep_since`, of the rows up to `through`: as much of
 /// it as there is room for beside what is behind them, in order.
 async fn carried(
-    tx: &mut Lasting,
+    tx: &mut DurableTransaction,
     through: i64,
     keep_since: u64,
     room: u64,
@@ -147,7 +147,10 @@ async fn carried(
 }
 
 /// Chains an event behind the last row, as a part of what it tells of.
-pub(super) async fn note(tx: &mut Lasting, event: &AuditEvent) -> Result<(), StoreError> {
+pub(super) async fn append_event(
+    tx: &mut DurableTransaction,
+    event: &AuditEvent,
+) -> Result<(), StoreError> {
     let head = head(tx).await?;
     append(tx, head, event.clone()).await.map(drop)
 }
@@ -162,7 +165,11 @@ async fn head(tx: &mut SqliteConnection) -> Result<Head, StoreError> {
     }
 }
 
-async fn append(tx: &mut Lasting, head: Head, event: AuditEvent) -> Result<Head, StoreError> {
+async fn append(
+    tx: &mut DurableTransaction,
+    head: Head,
+    event: AuditEvent,
+) -> Result<Head, StoreError> {
     // as it will be read: SQLite's numbers are signed
     let signed = |number: Option<u64>| number.map(|number| seconds(number).unsigned_abs());
     let row = AuditEvent {

@@ -9,18 +9,22 @@ use sqlx::sqlite::SqliteRow;
 use super::SqliteStore;
 use super::rows::{number, optional_number, seconds, text, texts};
 use crate::stats::StoreCall;
-use crate::store::connections::{Began, Connection, Note};
+use crate::store::connections::{ConnectionRow, ConnectionUpdate, PreviousEnd};
 use crate::store::{ConnectionStore, StoreError};
 
 #[async_trait]
 impl ConnectionStore for SqliteStore {
-    async fn write_connections(&self, notes: &[Note], keep: u32) -> Result<Vec<Began>, StoreError> {
+    async fn write_connections(
+        &self,
+        updates: &[ConnectionUpdate],
+        keep: u32,
+    ) -> Result<Vec<PreviousEnd>, StoreError> {
         self.db
             .timer
             .time(StoreCall::WriteHistory, async {
                 let mut tx = self.db.write().await?;
                 let mut began = Vec::new();
-                for Note { connection, begun } in notes {
+                for ConnectionUpdate { connection, inserted } in updates {
                     let environment = connection.environment.as_str();
                     let id = connection.id.to_string();
                     let done = sqlx::query(
@@ -34,7 +38,7 @@ impl ConnectionStore for SqliteStore {
             .bind(&id)
             .execute(&mut *tx)
             .await?;
-                    if done.rows_affected() > 0 || *begun {
+                    if done.rows_affected() > 0 || *inserted {
                         continue;
                     }
                     sqlx::query(
@@ -122,7 +126,7 @@ impl ConnectionStore for SqliteStore {
         &self,
         environment: &EnvironmentId,
         limit: u32,
-    ) -> Result<Vec<Connection>, StoreError> {
+    ) -> Result<Vec<ConnectionRow>, StoreError> {
         self.db
             .timer
             .time(StoreCall::ReadHistory, async {
@@ -143,7 +147,7 @@ impl ConnectionStore for SqliteStore {
     async fn last_connections(
         &self,
         environments: &[EnvironmentId],
-    ) -> Result<Vec<Connection>, StoreError> {
+    ) -> Result<Vec<ConnectionRow>, StoreError> {
         self.db
             .timer
             .time(StoreCall::ReadHistory, async {
@@ -186,12 +190,12 @@ fn end_reason(text: &str) -> Result<EndReason, StoreError> {
     EndReason::parse(text).ok_or(StoreError::Corrupt("reason of a connection's end"))
 }
 
-fn connection(row: &SqliteRow) -> Result<Connection, StoreError> {
+fn connection(row: &SqliteRow) -> Result<ConnectionRow, StoreError> {
     let why = match row.try_get::<Option<&str>, _>("ended_because")? {
         None => None,
         Some(text) => Some(end_reason(text)?),
     };
-    Ok(Connection {
+    Ok(ConnectionRow {
         id: row.try_get::<&str, _>("id")?.parse()?,
         environment: text(row, "environment")?,
         registration: text(row, "registration")?,

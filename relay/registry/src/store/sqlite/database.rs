@@ -1,13 +1,13 @@
-//! The connections to the database, and the turn to write.
+//! The connections to the database, and the write_lock to write.
 //!
 //! SQLite lets one transaction write at a time, and whoever begins one while
 //! another is under way holds a connection and waits. So a writer takes its
-//! turn first and a connection then: however many wait to write, one connection
+//! write_lock first and a connection then: however many wait to write, one connection
 //! at most is theirs, and the others are for readers. Turns are given in the
 //! order in which they were asked for.
 //!
 //! What is in the audit log must outlive a power cut, and only that is worth
-//! waiting for the disk: [`Lasting`] is the proof that a transaction does, and
+//! waiting for the disk: [`DurableTransaction`] is the proof that a transaction does, and
 //! rows of the log are written with nothing else.
 
 use sqlx::sqlite::{SqliteConnection, SqlitePool};
@@ -19,83 +19,94 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::{Instant, timeout};
 
 use crate::store::StoreError;
+use crate::store::call_timer::CallTimer;
 use crate::store::capacity::Capacity;
-use crate::store::timing::CallTimer;
 
 /// How long a writer waits for others of its process: several of them may have
 /// waited for [`DATABASE_BUSY_TIMEOUT`](super::DATABASE_BUSY_TIMEOUT). Codex, section 1: clients give up after
 /// 6 s and more.
-pub(crate) const DATABASE_TURN_PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const DATABASE_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An open database. Clones share it, and the turn.
+/// An open database. Clones share it, and the write_lock.
 #[derive(Clone)]
 pub(super) struct Database {
     /// For reading; whoever writes asks for [`write`](Self::write).
     pub(super) pool: SqlitePool,
     /// Of connections whose commits wait for the disk.
-    pub(super) lasting: SqlitePool,
+    pub(super) durable: SqlitePool,
     pub(super) timer: CallTimer,
-    turn: Arc<Mutex<()>>,
-    /// How long a writer waits for its turn.
-    pub(super) patience: Duration,
+    write_lock: Arc<Mutex<()>>,
+    /// How long a writer waits for its write_lock.
+    pub(super) write_timeout: Duration,
     pub(super) capacity: Capacity,
     /// When a look for environments that may be forgotten found none; whoever has
     /// this looks.
-    pub(super) looked_in_vain: Arc<Mutex<Option<Instant>>>,
+    pub(super) purge_found_none: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Database {
-    pub(super) fn new(pool: SqlitePool, lasting: SqlitePool) -> Self {
+    pub(super) fn new(pool: SqlitePool, durable: SqlitePool) -> Self {
         let capacity = Capacity::default();
-        let looked_in_vain = Arc::default();
-        let patience = DATABASE_TURN_PATIENCE;
+        let purge_found_none = Arc::default();
+        let write_timeout = DATABASE_WRITE_TIMEOUT;
         let timer = CallTimer::default();
-        Self { pool, lasting, timer, turn: Arc::default(), patience, capacity, looked_in_vain }
+        Self {
+            pool,
+            durable,
+            timer,
+            write_lock: Arc::default(),
+            write_timeout,
+            capacity,
+            purge_found_none,
+        }
     }
 
-    /// A transaction that has its turn among the writers from the start: first
+    /// A transaction that has its write_lock among the writers from the start: first
     /// among those of this process, then, at `BEGIN IMMEDIATE`, among all.
     ///
-    /// A power cut may undo it after its commit, as long as no [`Lasting`] one
+    /// A power cut may undo it after its commit, as long as no [`DurableTransaction`] one
     /// was committed after it.
-    pub(super) async fn write(&self) -> Result<Write, StoreError> {
+    pub(super) async fn write(&self) -> Result<WriteTransaction, StoreError> {
         self.begin(&self.pool).await
     }
 
     /// The same for what stays, whatever happens after its commit.
-    pub(super) async fn write_lasting(&self) -> Result<Lasting, StoreError> {
-        Ok(Lasting(self.begin(&self.lasting).await?))
+    pub(super) async fn write_durable(&self) -> Result<DurableTransaction, StoreError> {
+        Ok(DurableTransaction(self.begin(&self.durable).await?))
     }
 
-    pub(super) async fn begin(&self, pool: &SqlitePool) -> Result<Write, StoreError> {
-        let turn = timeout(self.patience, self.turn.clone().lock_owned()).await;
-        let turn =
-            turn.map_err(|_| StoreError::Unavailable("too many writers are before this".into()))?;
-        Ok(Write { tx: pool.begin_with("BEGIN IMMEDIATE").await?, _turn: turn })
+    pub(super) async fn begin(&self, pool: &SqlitePool) -> Result<WriteTransaction, StoreError> {
+        let write_lock = timeout(self.write_timeout, self.write_lock.clone().lock_owned()).await;
+        let write_lock = write_lock
+            .map_err(|_| StoreError::Unavailable("too many writers are before this".into()))?;
+        Ok(WriteTransaction {
+            tx: pool.begin_with("BEGIN IMMEDIATE").await?,
+            _write_lock: write_lock,
+        })
     }
 }
 
 /// A transaction that may write. Undone, unless it is committed.
-pub(super) struct Write {
-    // goes first: the next in turn finds the connection given back, or nearly
+pub(super) struct WriteTransaction {
+    // goes first: the next in write_lock finds the connection given back, or nearly
     tx: Transaction<'static, Sqlite>,
-    _turn: OwnedMutexGuard<()>,
+    _write_lock: OwnedMutexGuard<()>,
 }
 
-impl Write {
+impl WriteTransaction {
     pub(super) async fn commit(self) -> Result<(), StoreError> {
         Ok(self.tx.commit().await?)
     }
 }
 
-impl Deref for Write {
+impl Deref for WriteTransaction {
     type Target = SqliteConnection;
     fn deref(&self) -> &SqliteConnection {
         &self.tx
     }
 }
 
-impl DerefMut for Write {
+impl DerefMut for WriteTransaction {
     fn deref_mut(&mut self) -> &mut SqliteConnection {
         &mut self.tx
     }
@@ -103,22 +114,22 @@ impl DerefMut for Write {
 
 /// A transaction that is on disk when it is committed, and seen by nobody before
 /// it is.
-pub(super) struct Lasting(Write);
+pub(super) struct DurableTransaction(WriteTransaction);
 
-impl Lasting {
+impl DurableTransaction {
     pub(super) async fn commit(self) -> Result<(), StoreError> {
         self.0.commit().await
     }
 }
 
-impl Deref for Lasting {
+impl Deref for DurableTransaction {
     type Target = SqliteConnection;
     fn deref(&self) -> &SqliteConnection {
         &self.0
     }
 }
 
-impl DerefMut for Lasting {
+impl DerefMut for DurableTransaction {
     fn deref_mut(&mut self) -> &mut SqliteConnection {
         &mut self.0
     }
@@ -132,28 +143,28 @@ mod tests {
     use crate::store::sqlite::SqliteStore;
 
     use super::*;
-    use crate::testing::{act, token};
+    use crate::testing::{audit_event, token};
 
     /// Longer than any machine is busy.
     const PATIENT: Duration = Duration::from_secs(60);
 
-    async fn store(patience: Duration) -> (SqliteStore, tempfile::TempDir) {
+    async fn store(write_timeout: Duration) -> (SqliteStore, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let mut store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
-        store.db.patience = patience;
+        store.db.write_timeout = write_timeout;
         (store, dir)
     }
 
     #[tokio::test]
-    async fn readers_do_not_wait_for_writers_however_many_those_are() {
+    async fn readers_do_not_wait_for_writers() {
         let (store, _dir) = store(PATIENT).await;
         let held = store.db.write().await.unwrap();
         let writers: Vec<_> = (1..=2 * crate::store::sqlite::DATABASE_CONNECTIONS as u8)
             .map(|n| {
                 let store = store.clone();
-                tokio::spawn(
-                    async move { store.insert_token(&token(n, Role::Admin), &act()).await },
-                )
+                tokio::spawn(async move {
+                    store.insert_token(&token(n, Role::Admin), &audit_event()).await
+                })
             })
             .collect();
         // each has begun to wait for something
@@ -163,7 +174,10 @@ mod tests {
         for _ in 0..10 {
             assert!(store.tokens(None, 1).await.unwrap().is_empty());
         }
-        assert!(writers.iter().all(|writer| !writer.is_finished()), "they wait for their turn");
+        assert!(
+            writers.iter().all(|writer| !writer.is_finished()),
+            "they wait for their write_lock"
+        );
         drop(held);
         for writer in writers {
             writer.await.unwrap().unwrap();
@@ -178,12 +192,12 @@ mod tests {
     /// That rows of the audit log are written with nothing else, the compiler
     /// sees to.
     #[tokio::test]
-    async fn what_must_outlive_a_power_cut_waits_for_the_disk_and_the_rest_does_not() {
+    async fn durable_transactions_wait_for_the_disk() {
         let (store, _dir) = store(PATIENT).await;
         for _ in 0..2 {
-            let mut lasting = store.db.write_lasting().await.unwrap();
-            assert_eq!(synchronous(&mut lasting).await, 2, "FULL");
-            lasting.commit().await.unwrap();
+            let mut durable = store.db.write_durable().await.unwrap();
+            assert_eq!(synchronous(&mut durable).await, 2, "FULL");
+            durable.commit().await.unwrap();
             let mut quick = store.db.write().await.unwrap();
             assert_eq!(synchronous(&mut quick).await, 1, "NORMAL");
             quick.commit().await.unwrap();
@@ -194,13 +208,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_writer_waits_for_its_turn_for_a_while_and_whoever_gives_up_leaves_it() {
+    async fn writer_times_out_waiting_for_write_lock() {
         let (store, _dir) = store(Duration::ZERO).await;
         let held = store.db.write().await.unwrap();
         let token = token(1, Role::Admin);
-        let refused = store.insert_token(&token, &act()).await;
+        let refused = store.insert_token(&token, &audit_event()).await;
         assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
         drop(held);
-        store.insert_token(&token, &act()).await.unwrap();
+        store.insert_token(&token, &audit_event()).await.unwrap();
     }
 }

@@ -16,8 +16,8 @@
 mod audit;
 mod connections;
 mod database;
+mod environment_purge;
 mod error;
-mod forgetting;
 pub mod migrations;
 mod registrations;
 mod revocations;
@@ -40,25 +40,26 @@ use tokio::time::{Instant, sleep};
 use self::database::Database;
 pub use self::error::SqliteOpenError;
 use super::StoreError;
-use crate::store::timing::CallTimer;
+use crate::store::call_timer::CallTimer;
 use crate::store_retry;
-use crate::traits::Timing;
+use crate::traits::StoreMetrics;
 
 /// How long one statement waits for another writer of the database.
 pub(crate) const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a starting process waits for others that start on the same
 /// database.
-pub(crate) const DATABASE_OPEN_PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const DATABASE_OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a command waits for a database of an older schema to be brought up
 /// to date by a relay that starts just now.
-pub(crate) const DATABASE_SCHEMA_PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const DATABASE_SCHEMA_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Connections to the database: one writes, the others read meanwhile.
 pub(crate) const DATABASE_CONNECTIONS: u32 = 4;
 
-const _: () = assert!(DATABASE_BUSY_TIMEOUT.as_secs() < store_retry::REGISTER_PATIENCE.as_secs());
+const _: () =
+    assert!(DATABASE_BUSY_TIMEOUT.as_secs() < store_retry::REGISTER_RETRY_TIMEOUT.as_secs());
 
 /// The SQLite store.
 #[derive(Clone)]
@@ -93,7 +94,7 @@ impl SqliteStore {
     /// See [`SqliteOpenError`].
     pub async fn open(path: &Path) -> Result<Self, SqliteOpenError> {
         create_private(path)?;
-        Self::patiently(path, Schema::Migrate).await
+        Self::connect_with_retry(path, Schema::Migrate).await
     }
 
     /// Opens a database that is there and up to date, and changes nothing in
@@ -103,9 +104,9 @@ impl SqliteStore {
     /// # Errors
     /// See [`SqliteOpenError`].
     pub async fn open_current(path: &Path) -> Result<Self, SqliteOpenError> {
-        let deadline = Instant::now() + DATABASE_SCHEMA_PATIENCE;
+        let deadline = Instant::now() + DATABASE_SCHEMA_TIMEOUT;
         loop {
-            match Self::patiently(path, Schema::Current).await {
+            match Self::connect_with_retry(path, Schema::Current).await {
                 Err(SqliteOpenError::Older { .. }) if Instant::now() < deadline => {
                     sleep(store_retry::REGISTER_RETRY_PAUSE).await;
                 }
@@ -120,11 +121,11 @@ impl SqliteStore {
     /// # Errors
     /// See [`SqliteOpenError`].
     pub(crate) async fn open_any(path: &Path) -> Result<Self, SqliteOpenError> {
-        Self::patiently(path, Schema::Any).await
+        Self::connect_with_retry(path, Schema::Any).await
     }
 
-    async fn patiently(path: &Path, schema: Schema) -> Result<Self, SqliteOpenError> {
-        let deadline = Instant::now() + DATABASE_OPEN_PATIENCE;
+    async fn connect_with_retry(path: &Path, schema: Schema) -> Result<Self, SqliteOpenError> {
+        let deadline = Instant::now() + DATABASE_OPEN_TIMEOUT;
         loop {
             match Self::connect(path, schema).await {
                 Err(error) if error.is_busy() && Instant::now() < deadline => {
@@ -155,7 +156,7 @@ impl SqliteStore {
             })
         });
         // one, since writers take turns, and made when it is needed
-        let lasting = pool
+        let durable = pool
             .clone()
             .max_connections(1)
             .connect_lazy_with(options.clone().synchronous(SqliteSynchronous::Full));
@@ -169,13 +170,13 @@ impl SqliteStore {
             pool.close().await;
             return Err(error);
         }
-        Ok(Self { db: Database::new(pool, lasting) })
+        Ok(Self { db: Database::new(pool, durable) })
     }
 
-    /// The same store, which reports to `timing` how long each call takes.
+    /// The same store, which reports to `store_metrics` how long each call takes.
     #[must_use]
-    pub fn with_timing(mut self, timing: Arc<dyn Timing>) -> Self {
-        self.db.timer = CallTimer::new(timing);
+    pub fn with_metrics(mut self, store_metrics: Arc<dyn StoreMetrics>) -> Self {
+        self.db.timer = CallTimer::new(store_metrics);
         self
     }
 
@@ -199,7 +200,7 @@ impl SqliteStore {
 
     /// Waits for transactions to end and closes the file.
     pub async fn close(&self) {
-        tokio::join!(self.db.pool.close(), self.db.lasting.close());
+        tokio::join!(self.db.pool.close(), self.db.durable.close());
     }
 }
 
@@ -227,18 +228,20 @@ mod tests {
     use crate::OpenError;
     use crate::model::{Credential, NewRegistration, Registration, Token, TokenId};
     use crate::store::capacity::Capacity;
-    use crate::store::{Claimed, Enrolled, RegistrationStore as _, TokenStore as _, capacity};
-    use crate::testing::{act, env, key, token};
+    use crate::store::{
+        EnrolOutcome, RegisterOutcome, RegistrationStore as _, TokenStore as _, capacity,
+    };
+    use crate::testing::{audit_event, env, key, token};
 
-    fn claimed(claimed: Claimed) -> Registration {
+    fn claimed(claimed: RegisterOutcome) -> Registration {
         match claimed {
-            Claimed::Current(registration) => registration,
+            RegisterOutcome::Registered(registration) => registration,
             other => panic!("{other:?}"),
         }
     }
 
     #[tokio::test]
-    async fn what_was_stored_outlives_the_process_and_its_files_are_private() {
+    async fn data_persists_in_private_files() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
         let token = Token { expires_at: Some(i64::MAX as u64), ..token(1, Role::Executor) };
@@ -250,7 +253,7 @@ mod tests {
             subject: token.id.clone().into(),
         };
         let store = SqliteStore::open(&path).await.unwrap();
-        store.insert_token(&token, &act()).await.unwrap();
+        store.insert_token(&token, &audit_event()).await.unwrap();
         let first = claimed(store.put_registration(&claim("a"), 5).await.unwrap());
         for file in std::fs::read_dir(dir.path()).unwrap() {
             let file = file.unwrap();
@@ -267,7 +270,7 @@ mod tests {
 
     /// Repeated, since it is a race.
     #[tokio::test]
-    async fn several_processes_may_start_at_once() {
+    async fn several_processes_can_open_at_once() {
         for _ in 0..20 {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("db");
@@ -280,7 +283,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lock_of_somebody_else_passes() {
+    async fn write_waits_for_lock_of_other_process() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
         let store = SqliteStore::open(&path).await.unwrap();
@@ -297,7 +300,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_foreign_value_is_reported_as_such() {
+    async fn invalid_row_is_reported_as_corrupt() {
         let dir = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
         sqlx::query(
@@ -330,7 +333,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tokens_that_ended_are_forgotten_after_a_while_and_revoked_keys_never() {
+    async fn ended_tokens_are_purged_but_keys_stay() {
         let dir = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
         let (now, batch) = (1_800_000_000, capacity::TOKENS_PURGE_BATCH);
@@ -341,14 +344,14 @@ mod tests {
         let expired = Token { expires_at: Some(old - 1), ..token(1, Role::Admin) };
         let expiring = Token { expires_at: Some(old), ..token(2, Role::Admin) };
         for token in [&expired, &expiring] {
-            store.insert_token(token, &act()).await.unwrap();
+            store.insert_token(token, &audit_event()).await.unwrap();
         }
         assert_eq!(count(&store).await, batch + 5, "in their own time they had not ended");
 
         let made = |n| Token { created_at: now, ..token(n, Role::Admin) };
-        store.insert_token(&made(3), &act()).await.unwrap();
+        store.insert_token(&made(3), &audit_event()).await.unwrap();
         assert_eq!(count(&store).await, 6, "as many as one creation removes");
-        store.insert_token(&made(4), &act()).await.unwrap();
+        store.insert_token(&made(4), &audit_event()).await.unwrap();
         let left = store.tokens(None, 10).await.unwrap();
         let left: Vec<_> = left.iter().map(|token| token.id.as_str()).collect();
         let ids = [&expiring.id, &made(3).id, &made(4).id].map(|id| id.as_str().to_owned());
@@ -358,7 +361,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tokens_are_bounded_and_those_that_ended_make_room() {
+    async fn ended_tokens_make_room_for_new_ones() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
         let full = store.db.capacity;
@@ -367,15 +370,15 @@ mod tests {
         let now = 1_800_000_000;
         let made = |n| Token { created_at: now, ..token(n, Role::Join) };
         let join = Token { max_uses: Some(9), ..made(1) };
-        store.insert_token(&join, &act()).await.unwrap();
+        store.insert_token(&join, &audit_event()).await.unwrap();
         fill(&store, 1, 3, false, None).await;
         fill(&store, 10, 1, false, Some(now - 1)).await;
         // the one that ended just before, as there is no other
-        store.insert_token(&made(3), &act()).await.unwrap();
+        store.insert_token(&made(3), &audit_event()).await.unwrap();
         assert_eq!(count(&store).await, 5);
         let gone: TokenId = "000000000000000a".parse().unwrap();
         assert_eq!(store.token(&gone).await.unwrap(), None);
-        let refused = store.insert_token(&made(4), &act()).await;
+        let refused = store.insert_token(&made(4), &audit_event()).await;
         assert!(matches!(refused, Err(StoreError::LimitReached { what: "tokens", max: 5 })));
 
         // enrolled executors have a bound of their own, and make no room
@@ -385,8 +388,8 @@ mod tests {
             role: Role::Executor,
             ..made(n)
         };
-        let enrol = async |n| store.enrol(&enrolled(n), &join.id, now, &act()).await;
-        assert_eq!(enrol(5).await.unwrap(), Enrolled::Now);
+        let enrol = async |n| store.enrol(&enrolled(n), &join.id, now, &audit_event()).await;
+        assert_eq!(enrol(5).await.unwrap(), EnrolOutcome::Enrolled);
         fill(&store, 20, 2, true, Some(1)).await;
         let refused = enrol(6).await;
         let what = "enrolled executors";
@@ -410,7 +413,7 @@ mod tests {
         );
         sqlx::query(sqlx::AssertSqlSafe(full)).execute(store.pool()).await.unwrap();
         let token = token(1, Role::Executor);
-        store.insert_token(&token, &act()).await.unwrap();
+        store.insert_token(&token, &audit_event()).await.unwrap();
         let new = NewRegistration {
             environment: env("one-more"),
             id: "r".parse().unwrap(),
@@ -424,12 +427,12 @@ mod tests {
 
     /// SQLite undoes the transaction itself then, whatever the library thinks.
     #[tokio::test]
-    async fn a_disk_that_was_full_once_is_written_to_again() {
+    async fn writes_resume_after_full_disk() {
         let dir = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
         sqlx::query("CREATE TABLE filler (bytes)").execute(store.pool()).await.unwrap();
         let fill = "INSERT INTO filler VALUES (randomblob(1000000))";
-        for pool in [&store.db.pool, &store.db.lasting] {
+        for pool in [&store.db.pool, &store.db.durable] {
             // every connection of it finds the disk full
             let mut connections = Vec::new();
             for _ in 0..pool.options().get_max_connections() {

@@ -10,10 +10,10 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::database::Database;
 use super::rows::{bytes, number, seconds, text, texts};
-use super::{SqliteStore, audit, forgetting, revocations, tokens};
-use crate::model::{Environment, NewRegistration, Registration, Subject, TokenPattern, Withdrawal};
+use super::{SqliteStore, audit, environment_purge, revocations, tokens};
+use crate::model::{Environment, NewRegistration, Registration, Revocation, Subject, TokenPattern};
 use crate::stats::StoreCall;
-use crate::store::{Claimed, RegistrationStore, StoreError, Used};
+use crate::store::{RegisterOutcome, RegistrationStore, StoreError, UseOutcome};
 
 /// Environments, with their registrations if they have any; what selects and
 /// orders them is around it. Columns of the same name are those of the registration.
@@ -38,7 +38,7 @@ impl RegistrationStore for SqliteStore {
         &self,
         new: &NewRegistration,
         now: u64,
-    ) -> Result<Claimed, StoreError> {
+    ) -> Result<RegisterOutcome, StoreError> {
         self.db
             .timer
             .time(StoreCall::WriteEnvironments, async {
@@ -46,7 +46,7 @@ impl RegistrationStore for SqliteStore {
                 loop {
                     match put_if_there_is_room(&self.db, new, now).await {
                         Err(StoreError::LimitReached { .. })
-                            if forgetting::make_room(&self.db, now).await? => {}
+                            if environment_purge::make_room(&self.db, now).await? => {}
                         result => return result,
                     }
                 }
@@ -111,17 +111,17 @@ impl RegistrationStore for SqliteStore {
         &self,
         environment: &EnvironmentId,
         now: u64,
-        act: &AuditEvent,
+        event: &AuditEvent,
     ) -> Result<Option<RegistrationId>, StoreError> {
         self.db
             .timer
             .time(StoreCall::WriteEnvironments, async {
-                let mut tx = self.db.write_lasting().await?;
+                let mut tx = self.db.write_durable().await?;
                 let Some(found) = get(&mut *tx, environment).await? else { return Ok(None) };
                 delete(&mut tx, environment).await?;
-                revocations::withdraw(&mut tx, &Withdrawal::Registration(found.id.clone()), now)
+                revocations::insert(&mut tx, &Revocation::Registration(found.id.clone()), now)
                     .await?;
-                audit::note(&mut tx, act).await?;
+                audit::append_event(&mut tx, event).await?;
                 tx.commit().await?;
                 Ok(Some(found.id))
             })
@@ -132,14 +132,14 @@ impl RegistrationStore for SqliteStore {
         &self,
         environment: &EnvironmentId,
         now: u64,
-        act: &AuditEvent,
+        event: &AuditEvent,
     ) -> Result<bool, StoreError> {
         self.db
             .timer
             .time(StoreCall::WriteEnvironments, async {
-                let mut tx = self.db.write_lasting().await?;
-                let gone = Withdrawal::Environment(environment.clone());
-                let seq = revocations::withdraw(&mut tx, &gone, now).await?;
+                let mut tx = self.db.write_durable().await?;
+                let gone = Revocation::Environment(environment.clone());
+                let seq = revocations::insert(&mut tx, &gone, now).await?;
                 let done = sqlx::query("UPDATE environments SET revoked_seq = ? WHERE id = ?")
                     .bind(seq)
                     .bind(environment.as_str())
@@ -158,7 +158,7 @@ impl RegistrationStore for SqliteStore {
                 .bind(environment.as_str())
                 .execute(&mut *tx)
                 .await?;
-                audit::note(&mut tx, act).await?;
+                audit::append_event(&mut tx, event).await?;
                 tx.commit().await?;
                 Ok(true)
             })
@@ -170,12 +170,12 @@ async fn put_if_there_is_room(
     db: &Database,
     new: &NewRegistration,
     now: u64,
-) -> Result<Claimed, StoreError> {
+) -> Result<RegisterOutcome, StoreError> {
     let mut tx = db.write().await?;
     match tokens::count_use(&mut tx, &new.subject, now).await? {
-        Used::Now => {}
-        Used::UsedUp => return Ok(Claimed::UsedUp),
-        Used::Inactive => return Ok(Claimed::Inactive),
+        UseOutcome::Allowed => {}
+        UseOutcome::UsedUp => return Ok(RegisterOutcome::UsedUp),
+        UseOutcome::Inactive => return Ok(RegisterOutcome::Inactive),
     }
     let last: Option<(i64, Option<i64>)> =
         sqlx::query_as("SELECT generation, revoked_seq FROM environments WHERE id = ?")
@@ -185,16 +185,16 @@ async fn put_if_there_is_room(
     if let Some((_, Some(revoked))) = last
         && made_seq(&mut tx, &new.subject).await?.is_none_or(|made| made < revoked)
     {
-        return Ok(Claimed::EnvironmentRevoked);
+        return Ok(RegisterOutcome::EnvironmentRevoked);
     }
     let last = match last {
         Some((last, _)) => last,
         None => {
             let max = db.capacity.environments;
-            if forgetting::count(&mut tx).await? >= i64::from(max) {
+            if environment_purge::count(&mut tx).await? >= i64::from(max) {
                 return Err(StoreError::LimitReached { what: "environments", max });
             }
-            forgetting::last_generation(&mut tx).await?
+            environment_purge::last_generation(&mut tx).await?
         }
     };
     let next = last.checked_add(1).ok_or(StoreError::Corrupt("generation"))?;
@@ -222,7 +222,7 @@ async fn put_if_there_is_room(
     .execute(&mut *tx)
     .await?;
     tx.commit().await?;
-    Ok(Claimed::Current(Registration {
+    Ok(RegisterOutcome::Registered(Registration {
         environment: new.environment.clone(),
         id: new.id.clone(),
         generation: Generation(next.unsigned_abs()),

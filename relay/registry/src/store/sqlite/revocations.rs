@@ -5,26 +5,26 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::SqliteStore;
 use super::rows::{number, seconds};
-use crate::model::Withdrawal;
+use crate::model::Revocation;
 use crate::stats::StoreCall;
 use crate::store::capacity;
-use crate::store::{RevocationStore, StoreError, Withdrawn};
+use crate::store::{RevocationPage, RevocationStore, StoreError};
 
 #[async_trait]
 impl RevocationStore for SqliteStore {
-    async fn last_withdrawal(&self) -> Result<u64, StoreError> {
+    async fn last_revocation(&self) -> Result<u64, StoreError> {
         self.db
             .timer
-            .time(StoreCall::ReadWithdrawals, async {
+            .time(StoreCall::ReadRevocations, async {
                 Ok(latest(&self.db.pool).await?.unsigned_abs())
             })
             .await
     }
 
-    async fn withdrawals(&self, after: u64, limit: u32) -> Result<Withdrawn, StoreError> {
+    async fn revocations(&self, after: u64, limit: u32) -> Result<RevocationPage, StoreError> {
         self.db
             .timer
-            .time(StoreCall::ReadWithdrawals, async {
+            .time(StoreCall::ReadRevocations, async {
                 let rows =
                     sqlx::query("SELECT * FROM withdrawals WHERE seq > ? ORDER BY seq LIMIT ?")
                         .bind(seconds(after))
@@ -33,11 +33,11 @@ impl RevocationStore for SqliteStore {
                         .await?;
                 let list: Vec<_> = rows
                     .iter()
-                    .map(|row| Ok((number(row, "seq")?, withdrawal(row)?)))
+                    .map(|row| Ok((number(row, "seq")?, revocation(row)?)))
                     .collect::<Result<_, StoreError>>()?;
                 // numbers are given without gaps, so what is missing was purged
                 let complete = list.first().is_none_or(|(seq, _)| *seq <= after.saturating_add(1));
-                Ok(Withdrawn { list, complete })
+                Ok(RevocationPage { revocations: list, complete })
             })
             .await
     }
@@ -54,12 +54,12 @@ pub(super) async fn latest(db: impl sqlx::SqliteExecutor<'_>) -> Result<i64, Sto
 }
 
 /// Notes a withdrawal, and returns its number.
-pub(super) async fn withdraw(
+pub(super) async fn insert(
     tx: &mut SqliteConnection,
-    withdrawal: &Withdrawal,
+    revocation: &Revocation,
     now: u64,
 ) -> Result<i64, StoreError> {
-    let (kind, what) = withdrawal.to_columns();
+    let (kind, what) = revocation.to_columns();
     let seq: i64 = sqlx::query_scalar(
         "INSERT INTO withdrawals (at, kind, what) VALUES (?, ?, ?) RETURNING seq",
     )
@@ -69,13 +69,13 @@ pub(super) async fn withdraw(
     .fetch_one(&mut *tx)
     .await?;
     sqlx::query("DELETE FROM withdrawals WHERE seq <= ?")
-        .bind(seq - i64::from(capacity::WITHDRAWALS_KEPT))
+        .bind(seq - i64::from(capacity::REVOCATIONS_KEPT))
         .execute(tx)
         .await?;
     Ok(seq)
 }
 
-fn withdrawal(row: &SqliteRow) -> Result<Withdrawal, StoreError> {
-    Withdrawal::from_columns(row.try_get("kind")?, row.try_get("what")?)
+fn revocation(row: &SqliteRow) -> Result<Revocation, StoreError> {
+    Revocation::from_columns(row.try_get("kind")?, row.try_get("what")?)
         .ok_or(StoreError::Corrupt("withdrawal"))
 }

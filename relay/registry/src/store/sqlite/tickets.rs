@@ -7,17 +7,17 @@ use super::rows::seconds;
 use super::tokens;
 use crate::stats::StoreCall;
 use crate::store::capacity;
-use crate::store::{Redeemed, Redemption, StoreError, TicketStore};
+use crate::store::{RedeemOutcome, Redemption, StoreError, TicketStore};
 
 #[async_trait]
 impl TicketStore for SqliteStore {
-    async fn redeem(&self, redemption: &Redemption, now: u64) -> Result<Redeemed, StoreError> {
+    async fn redeem(&self, redemption: &Redemption, now: u64) -> Result<RedeemOutcome, StoreError> {
         self.db
             .timer
             .time(StoreCall::Redeem, async {
                 let mut tx = self.db.write().await?;
                 if !tokens::is_active(&mut tx, &redemption.subject, now).await? {
-                    return Ok(Redeemed::TokenInactive);
+                    return Ok(RedeemOutcome::TokenInactive);
                 }
                 let done = sqlx::query(
         "INSERT INTO redeemed_tickets (id, expires_at) VALUES (?, ?) ON CONFLICT DO NOTHING",
@@ -35,7 +35,11 @@ impl TicketStore for SqliteStore {
                 .execute(&mut *tx)
                 .await?;
                 tx.commit().await?;
-                Ok(if done.rows_affected() == 1 { Redeemed::Now } else { Redeemed::Before })
+                Ok(if done.rows_affected() == 1 {
+                    RedeemOutcome::Redeemed
+                } else {
+                    RedeemOutcome::AlreadyRedeemed
+                })
             })
             .await
     }

@@ -7,20 +7,20 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use super::SqliteStore;
 use super::rows::{number, optional_bytes, optional_number, role, seconds, text};
 use super::{audit, revocations};
-use crate::model::{Credential, Subject, Token, TokenId, Withdrawal};
+use crate::model::{Credential, Revocation, Subject, Token, TokenId};
 use crate::stats::StoreCall;
 use crate::store::capacity::{self, Capacity};
-use crate::store::{Enrolled, Rotated, StoreError, TokenStore, Used};
+use crate::store::{EnrolOutcome, RotateOutcome, StoreError, TokenStore, UseOutcome};
 
 #[async_trait]
 impl TokenStore for SqliteStore {
-    async fn insert_token(&self, token: &Token, act: &AuditEvent) -> Result<(), StoreError> {
+    async fn insert_token(&self, token: &Token, event: &AuditEvent) -> Result<(), StoreError> {
         self.db
             .timer
             .time(StoreCall::WriteTokens, async {
-                let mut tx = self.db.write_lasting().await?;
+                let mut tx = self.db.write_durable().await?;
                 insert_row(&mut tx, self.db.capacity, token).await?;
-                audit::note(&mut tx, act).await?;
+                audit::append_event(&mut tx, event).await?;
                 tx.commit().await
             })
             .await
@@ -59,18 +59,20 @@ impl TokenStore for SqliteStore {
         new: &[u8; 32],
         overlap: u64,
         now: u64,
-        act: &AuditEvent,
-    ) -> Result<Rotated, StoreError> {
+        event: &AuditEvent,
+    ) -> Result<RotateOutcome, StoreError> {
         self.db
             .timer
             .time(StoreCall::WriteTokens, async {
-                let mut tx = self.db.write_lasting().await?;
-                let Some(found) = get(&mut *tx, id).await? else { return Ok(Rotated::Unknown) };
+                let mut tx = self.db.write_durable().await?;
+                let Some(found) = get(&mut *tx, id).await? else {
+                    return Ok(RotateOutcome::NotFound);
+                };
                 if !found.is_active(now) {
-                    return Ok(Rotated::Inactive);
+                    return Ok(RotateOutcome::Inactive);
                 }
                 let Credential::Secret { hash, .. } = found.credential else {
-                    return Ok(Rotated::HasKey);
+                    return Ok(RotateOutcome::HasKey);
                 };
                 let until = now.saturating_add(overlap);
                 let previous = (overlap > 0).then_some((hash, until));
@@ -85,15 +87,19 @@ impl TokenStore for SqliteStore {
                 .bind(id.as_str())
                 .execute(&mut *tx)
                 .await?;
-                audit::note(&mut tx, act).await?;
+                audit::append_event(&mut tx, event).await?;
                 tx.commit().await?;
                 let credential = Credential::Secret { hash: *new, previous };
-                Ok(Rotated::To(Box::new(Token { credential, rotated_at: Some(now), ..found })))
+                Ok(RotateOutcome::Rotated(Box::new(Token {
+                    credential,
+                    rotated_at: Some(now),
+                    ..found
+                })))
             })
             .await
     }
 
-    async fn use_token(&self, subject: &Subject, now: u64) -> Result<Used, StoreError> {
+    async fn use_token(&self, subject: &Subject, now: u64) -> Result<UseOutcome, StoreError> {
         self.db
             .timer
             .time(StoreCall::WriteTokens, async {
@@ -107,7 +113,7 @@ impl TokenStore for SqliteStore {
                 if !counted {
                     let mut reading = self.db.pool.acquire().await?;
                     let active = is_active(&mut reading, subject, now).await?;
-                    return Ok(if active { Used::Now } else { Used::Inactive });
+                    return Ok(if active { UseOutcome::Allowed } else { UseOutcome::Inactive });
                 }
                 let mut tx = self.db.write().await?;
                 let used = count_use(&mut tx, subject, now).await?;
@@ -122,22 +128,22 @@ impl TokenStore for SqliteStore {
         token: &Token,
         join: &TokenId,
         now: u64,
-        act: &AuditEvent,
-    ) -> Result<Enrolled, StoreError> {
+        event: &AuditEvent,
+    ) -> Result<EnrolOutcome, StoreError> {
         self.db
             .timer
             .time(StoreCall::WriteTokens, async {
-                let mut tx = self.db.write_lasting().await?;
+                let mut tx = self.db.write_durable().await?;
                 let Credential::Key { public, .. } = &token.credential else {
                     return Err(StoreError::Corrupt("enrolment"));
                 };
                 if by_key(&mut *tx, public).await?.is_some() {
-                    return Ok(Enrolled::KeyKnown);
+                    return Ok(EnrolOutcome::KeyKnown);
                 }
                 match count_use(&mut tx, &join.clone().into(), now).await? {
-                    Used::Now => {}
-                    Used::UsedUp => return Ok(Enrolled::UsedUp),
-                    Used::Inactive => return Ok(Enrolled::Inactive),
+                    UseOutcome::Allowed => {}
+                    UseOutcome::UsedUp => return Ok(EnrolOutcome::UsedUp),
+                    UseOutcome::Inactive => return Ok(EnrolOutcome::Inactive),
                 }
                 let revoked: Option<bool> = sqlx::query_scalar(
                     "SELECT revoked_seq > (SELECT made_seq FROM tokens WHERE id = ?) \
@@ -148,12 +154,12 @@ impl TokenStore for SqliteStore {
                 .fetch_optional(&mut *tx)
                 .await?;
                 if revoked == Some(true) {
-                    return Ok(Enrolled::EnvironmentRevoked);
+                    return Ok(EnrolOutcome::EnvironmentRevoked);
                 }
                 insert_row(&mut tx, self.db.capacity, token).await?;
-                audit::note(&mut tx, act).await?;
+                audit::append_event(&mut tx, event).await?;
                 tx.commit().await?;
-                Ok(Enrolled::Now)
+                Ok(EnrolOutcome::Enrolled)
             })
             .await
     }
@@ -162,12 +168,12 @@ impl TokenStore for SqliteStore {
         &self,
         subject: &Subject,
         now: u64,
-        act: &AuditEvent,
+        event: &AuditEvent,
     ) -> Result<bool, StoreError> {
         self.db
             .timer
             .time(StoreCall::WriteTokens, async {
-                let mut tx = self.db.write_lasting().await?;
+                let mut tx = self.db.write_durable().await?;
                 let (known, changed) = match subject {
                     Subject::Token(id) => {
                         let done = sqlx::query(
@@ -201,9 +207,9 @@ impl TokenStore for SqliteStore {
                     }
                 };
                 if changed {
-                    revocations::withdraw(&mut tx, &Withdrawal::Subject(subject.clone()), now)
+                    revocations::insert(&mut tx, &Revocation::Subject(subject.clone()), now)
                         .await?;
-                    audit::note(&mut tx, act).await?;
+                    audit::append_event(&mut tx, event).await?;
                 }
                 tx.commit().await?;
                 Ok(known)
@@ -228,7 +234,7 @@ async fn make_room(
 ) -> Result<(), StoreError> {
     if !key {
         let kept = capacity::TOKENS_ENDED_KEPT.as_secs();
-        forget_ended(tx, now.saturating_sub(kept)).await?;
+        purge_ended(tx, now.saturating_sub(kept)).await?;
     }
     let (what, max) = match key {
         true => ("enrolled executors", capacity.enrolled),
@@ -243,15 +249,15 @@ async fn make_room(
         return Ok(());
     }
     // better to forget sooner what is good for nothing than to refuse what is
-    let forgotten = if key { 0 } else { forget_ended(tx, now).await? };
-    if forgotten > 0 { Ok(()) } else { Err(StoreError::LimitReached { what, max }) }
+    let purged = if key { 0 } else { purge_ended(tx, now).await? };
+    if purged > 0 { Ok(()) } else { Err(StoreError::LimitReached { what, max }) }
 }
 
 /// Removes some tokens that were revoked or expired before this time, those
 /// that ended first. Nothing asks for them any more: what ended is refused as
 /// what is unknown, and elsewhere they are names only. A key stays: it must
 /// never be enrolled again. How many there were.
-async fn forget_ended(tx: &mut SqliteConnection, before: u64) -> Result<u64, StoreError> {
+async fn purge_ended(tx: &mut SqliteConnection, before: u64) -> Result<u64, StoreError> {
     let done = sqlx::query(
         "DELETE FROM tokens WHERE id IN \
          (SELECT id FROM tokens WHERE ed25519 IS NULL AND (revoked_at < ?1 OR expires_at < ?1) \
@@ -349,11 +355,11 @@ pub(super) async fn count_use(
     tx: &mut SqliteConnection,
     subject: &Subject,
     now: u64,
-) -> Result<Used, StoreError> {
+) -> Result<UseOutcome, StoreError> {
     if !is_active(&mut *tx, subject, now).await? {
-        return Ok(Used::Inactive);
+        return Ok(UseOutcome::Inactive);
     }
-    let Subject::Token(id) = subject else { return Ok(Used::Now) };
+    let Subject::Token(id) = subject else { return Ok(UseOutcome::Allowed) };
     let done = sqlx::query(
         "UPDATE tokens SET uses = uses + (max_uses IS NOT NULL) \
          WHERE id = ? AND (max_uses IS NULL OR uses < max_uses)",
@@ -361,7 +367,7 @@ pub(super) async fn count_use(
     .bind(id.as_str())
     .execute(tx)
     .await?;
-    Ok(if done.rows_affected() > 0 { Used::Now } else { Used::UsedUp })
+    Ok(if done.rows_affected() > 0 { UseOutcome::Allowed } else { UseOutcome::UsedUp })
 }
 
 fn token(row: &SqliteRow) -> Result<Token, StoreError> {

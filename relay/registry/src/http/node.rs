@@ -10,11 +10,11 @@ use rendez_proto::registry::status::ConnectionCursor;
 use rendez_proto::registry::status::{ConnectionList, RelayStatus};
 use serde::Deserialize;
 
-use super::ask::Ask;
 use super::error::Failure;
+use super::error_responses::ErrorResponses;
 use super::params::{Page, after};
-use super::refusals::Refusals;
-use super::reply::ok;
+use super::request_context::RequestContext;
+use super::response::ok;
 use crate::stats::Operation;
 
 /// The relay as a whole.
@@ -22,19 +22,19 @@ use crate::stats::Operation;
     get,
     path = "/v1/status",
     tag = "relay",
-    responses((status = 200, description = "The relay.", body = RelayStatus), Refusals),
+    responses((status = 200, description = "The relay.", body = RelayStatus), ErrorResponses),
 )]
-pub(super) async fn status(ask: Ask) -> Response {
+pub(super) async fn status(ctx: RequestContext) -> Response {
     let work = async {
-        ask.admin().await?;
-        Ok(ask.registry.node().status().await?)
+        ctx.admin().await?;
+        Ok(ctx.registry.node().status().await?)
     };
-    ask.answer(Operation::Status, work.await.map(ok))
+    ctx.respond(Operation::Status, work.await.map(ok))
 }
 
-/// Which websockets to list.
+/// ConnectionsQuery websockets to list.
 #[derive(Debug, Deserialize)]
-pub(super) struct Which {
+pub(super) struct ConnectionsQuery {
     environment: Option<EnvironmentId>,
     after: Option<String>,
 }
@@ -48,11 +48,14 @@ pub(super) struct Which {
         ("environment" = Option<String>, Query, description = "Only those of this environment."),
         ("after" = Option<String>, Query, description = "The last id of the page before."),
     ),
-    responses((status = 200, description = "A page of them.", body = ConnectionList), Refusals),
+    responses((status = 200, description = "A page of them.", body = ConnectionList), ErrorResponses),
 )]
-pub(super) async fn connections(ask: Ask, which: Result<Query<Which>, QueryRejection>) -> Response {
+pub(super) async fn connections(
+    ctx: RequestContext,
+    which: Result<Query<ConnectionsQuery>, QueryRejection>,
+) -> Response {
     let work = async {
-        ask.admin().await?;
+        ctx.admin().await?;
         let invalid = |what: &str| Failure::new(ErrorCode::InvalidRequest, what);
         let Query(which) = which.map_err(|_| invalid("`environment` is not an id"))?;
         let (environment, after) = (which.environment, which.after);
@@ -64,9 +67,9 @@ pub(super) async fn connections(ask: Ask, which: Result<Query<Which>, QueryRejec
         if after.as_ref().is_some_and(elsewhere) {
             return Err(invalid("`after` is in another environment"));
         }
-        Ok(ask.registry.node().connections(environment.as_ref(), after.as_ref()).await)
+        Ok(ctx.registry.node().connections(environment.as_ref(), after.as_ref()).await)
     };
-    ask.answer(Operation::Status, work.await.map(ok))
+    ctx.respond(Operation::Status, work.await.map(ok))
 }
 
 /// The audit log, ordered by number.
@@ -75,16 +78,16 @@ pub(super) async fn connections(ask: Ask, which: Result<Query<Which>, QueryRejec
     path = "/v1/audit",
     tag = "audit",
     params(("after" = Option<u64>, Query, description = "The last number of the page before.")),
-    responses((status = 200, description = "A page of it.", body = AuditPage), Refusals),
+    responses((status = 200, description = "A page of it.", body = AuditPage), ErrorResponses),
 )]
-pub(super) async fn audit(ask: Ask, page: Page) -> Response {
+pub(super) async fn audit(ctx: RequestContext, page: Page) -> Response {
     let work = async {
-        ask.admin().await?;
+        ctx.admin().await?;
         let after = after::<u64>(page)?.unwrap_or(0);
-        ask.registry.audit().flush().await?;
-        Ok(ask.registry.audit().page(after).await?)
+        ctx.registry.audit().flush().await?;
+        Ok(ctx.registry.audit().page(after).await?)
     };
-    ask.answer(Operation::Audit, work.await.map(ok))
+    ctx.respond(Operation::Audit, work.await.map(ok))
 }
 
 /// The end of the audit log.
@@ -92,13 +95,13 @@ pub(super) async fn audit(ask: Ask, page: Page) -> Response {
     get,
     path = "/v1/audit/head",
     tag = "audit",
-    responses((status = 200, description = "Its last row.", body = Head), Refusals),
+    responses((status = 200, description = "Its last row.", body = Head), ErrorResponses),
 )]
-pub(super) async fn audit_head(ask: Ask) -> Response {
+pub(super) async fn audit_head(ctx: RequestContext) -> Response {
     let work = async {
-        ask.admin().await?;
-        ask.registry.audit().flush().await?;
-        Ok(ask.registry.audit().head().await?)
+        ctx.admin().await?;
+        ctx.registry.audit().flush().await?;
+        Ok(ctx.registry.audit().head().await?)
     };
-    ask.answer(Operation::Audit, work.await.map(ok))
+    ctx.respond(Operation::Audit, work.await.map(ok))
 }

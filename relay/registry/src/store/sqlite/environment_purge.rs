@@ -19,10 +19,10 @@ use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use tokio::time::Instant;
 
-use super::database::{Database, Lasting};
+use super::database::{Database, DurableTransaction};
 use super::rows::{seconds, text};
 use super::{audit, revocations};
-use crate::model::Withdrawal;
+use crate::model::Revocation;
 use crate::store::StoreError;
 use crate::store::capacity;
 
@@ -49,12 +49,12 @@ macro_rules! away {
 /// Forgets some environments, those that are away longest, unless there is room
 /// already. `false`: there is none to be had.
 pub(super) async fn make_room(db: &Database, now: u64) -> Result<bool, StoreError> {
-    let mut in_vain = db.looked_in_vain.lock().await;
+    let mut found_none = db.purge_found_none.lock().await;
     let mut reading = db.pool.acquire().await?;
     if count(&mut reading).await? < i64::from(db.capacity.environments) {
         return Ok(true);
     }
-    if in_vain.is_some_and(|at| at.elapsed() < capacity::ENVIRONMENTS_PURGE_PAUSE) {
+    if found_none.is_some_and(|at| at.elapsed() < capacity::ENVIRONMENTS_PURGE_PAUSE) {
         return Ok(false);
     }
     let since = seconds(now.saturating_sub(capacity::ENVIRONMENTS_AWAY_KEPT.as_secs()));
@@ -68,20 +68,20 @@ pub(super) async fn make_room(db: &Database, now: u64) -> Result<bool, StoreErro
     .await?;
     drop(reading);
 
-    let mut tx = db.write_lasting().await?;
+    let mut tx = db.write_durable().await?;
     let (mut environments, mut connections) = (0_u32, 0);
     for (name, _) in found {
         // whoever has come back meanwhile stays
         let again = sqlx::query(away!("AND environments.id = ?2")).bind(since).bind(name);
         let Some(row) = again.fetch_optional(&mut *tx).await? else { continue };
-        connections += forget(&mut tx, &row, now).await?;
+        connections += purge(&mut tx, &row, now).await?;
         environments += 1;
         if connections >= u64::from(capacity::CONNECTIONS_PRUNE_BATCH) {
             break;
         }
     }
     tx.commit().await?;
-    *in_vain = (environments == 0).then(Instant::now);
+    *found_none = (environments == 0).then(Instant::now);
     if environments > 0 {
         tracing::info!(environments, "environments that were away longest were forgotten");
     }
@@ -99,7 +99,11 @@ pub(super) async fn last_generation(tx: &mut SqliteConnection) -> Result<i64, St
 }
 
 /// Forgets one of [`away`], and tells how many connections it had.
-async fn forget(tx: &mut Lasting, found: &SqliteRow, now: u64) -> Result<u64, StoreError> {
+async fn purge(
+    tx: &mut DurableTransaction,
+    found: &SqliteRow,
+    now: u64,
+) -> Result<u64, StoreError> {
     let name: EnvironmentId = text(found, "name")?;
     let registration = match found.try_get::<Option<&str>, _>("registration")? {
         None => None,
@@ -125,7 +129,7 @@ async fn forget(tx: &mut Lasting, found: &SqliteRow, now: u64) -> Result<u64, St
         .execute(&mut **tx)
         .await?;
     if let Some(registration) = &registration {
-        revocations::withdraw(tx, &Withdrawal::Registration(registration.clone()), now).await?;
+        revocations::insert(tx, &Revocation::Registration(registration.clone()), now).await?;
     }
     let event = AuditEvent {
         environment: Some(name),
@@ -133,7 +137,7 @@ async fn forget(tx: &mut Lasting, found: &SqliteRow, now: u64) -> Result<u64, St
         what: Some("forgotten".to_owned()),
         ..AuditEvent::new(AuditKind::Register, now)
     };
-    audit::note(tx, &event).await?;
+    audit::append_event(tx, &event).await?;
     Ok(connections.rows_affected())
 }
 
@@ -145,13 +149,13 @@ mod tests {
 
     use super::*;
     use crate::model::{NewRegistration, Registration};
-    use crate::store::connections::{Connection, ConnectionId, Note};
+    use crate::store::connections::{ConnectionId, ConnectionRow, ConnectionUpdate};
     use crate::store::sqlite::SqliteStore;
     use crate::store::{
-        AuditStore as _, Claimed, ConnectionStore as _, RegistrationStore as _,
+        AuditStore as _, ConnectionStore as _, RegisterOutcome, RegistrationStore as _,
         RevocationStore as _, TokenStore as _,
     };
-    use crate::testing::{act, env, key, token};
+    use crate::testing::{audit_event, env, key, token};
 
     const NOW: u64 = 1_800_000_000;
     const DAY: u64 = capacity::ENVIRONMENTS_AWAY_KEPT.as_secs();
@@ -168,7 +172,7 @@ mod tests {
             let mut store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
             store.db.capacity.environments = environments;
             let token = token(1, Role::Executor);
-            store.insert_token(&token, &act()).await.unwrap();
+            store.insert_token(&token, &audit_event()).await.unwrap();
             Self { store, _dir: dir }
         }
 
@@ -181,14 +185,14 @@ mod tests {
                 subject: token(1, Role::Executor).id.into(),
             };
             match self.store.put_registration(&new, now).await? {
-                Claimed::Current(registration) => Ok(registration),
+                RegisterOutcome::Registered(registration) => Ok(registration),
                 other => panic!("{other:?}"),
             }
         }
 
         async fn connected(&self, number: u64, name: &str, ended: Option<u64>) {
-            let connection = Connection {
-                id: ConnectionId { run: 1, number },
+            let connection = ConnectionRow {
+                id: ConnectionId { instance: 1, number },
                 environment: env(name),
                 registration: "reg_a".parse().unwrap(),
                 generation: Generation(1),
@@ -197,7 +201,7 @@ mod tests {
                 received_bytes: 0,
                 sent_bytes: 0,
             };
-            let note = Note { connection, begun: false };
+            let note = ConnectionUpdate { connection, inserted: false };
             self.store.write_connections(&[note], 50).await.unwrap();
         }
 
@@ -209,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_away_longest_makes_room_and_what_still_matters_stays() {
+    async fn longest_offline_environments_are_purged() {
         let full = Full::new(6).await;
         let store = &full.store;
         for name in ["here", "back", "fresh", "gone", "revoked", "ended"] {
@@ -224,19 +228,19 @@ mod tests {
         // came back
         full.connected(4, "back", Some(NOW - 8 * DAY)).await;
         full.connected(5, "back", None).await;
-        assert!(store.revoke_environment(&env("revoked"), NOW, &act()).await.unwrap());
-        store.remove_registration(&env("ended"), NOW, &act()).await.unwrap().unwrap();
+        assert!(store.revoke_environment(&env("revoked"), NOW, &audit_event()).await.unwrap());
+        store.remove_registration(&env("ended"), NOW, &audit_event()).await.unwrap().unwrap();
         full.connected(6, "ended", Some(NOW - 1)).await;
 
-        let before = store.last_withdrawal().await.unwrap();
+        let before = store.last_revocation().await.unwrap();
         let new = full.claim("new", NOW).await.unwrap();
         assert_eq!(new.generation, Generation(3), "above that of all that were forgotten");
         assert_eq!(full.names().await, ["back", "fresh", "here", "new", "revoked"]);
         assert!(store.connections(&env("gone"), 9).await.unwrap().is_empty());
-        let withdrawn = store.withdrawals(before, 9).await.unwrap().list;
+        let revoked = store.revocations(before, 9).await.unwrap().revocations;
         let gone = format!("reg_gone-{}", NOW - 9 * DAY).parse().unwrap();
-        let withdrawn: Vec<_> = withdrawn.into_iter().map(|(_, what)| what).collect();
-        assert_eq!(withdrawn, [Withdrawal::Registration(gone)]);
+        let revoked: Vec<_> = revoked.into_iter().map(|(_, what)| what).collect();
+        assert_eq!(revoked, [Revocation::Registration(gone)]);
         let rows = store.audit_rows(0, 100).await.unwrap();
         let forgotten = rows.into_iter().filter_map(|row| {
             let AuditEvent { kind, what, environment, .. } = row.event;
@@ -258,12 +262,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_looks_again_and_again_for_what_is_not_there() {
+    async fn fruitless_purge_is_not_repeated_at_once() {
         let full = Full::new(2).await;
         for name in ["one", "two"] {
             full.claim(name, NOW).await.unwrap();
         }
-        let looked = async || *full.store.db.looked_in_vain.lock().await;
+        let looked = async || *full.store.db.purge_found_none.lock().await;
         assert_eq!(looked().await, None);
         assert!(full.claim("new", NOW).await.is_err());
         let first = looked().await;
@@ -272,13 +276,13 @@ mod tests {
         assert!(full.claim("new", NOW + DAY).await.is_err());
         assert_eq!(looked().await, first);
         let pause = capacity::ENVIRONMENTS_PURGE_PAUSE;
-        *full.store.db.looked_in_vain.lock().await = first.and_then(|at| at.checked_sub(pause));
+        *full.store.db.purge_found_none.lock().await = first.and_then(|at| at.checked_sub(pause));
         full.claim("new", NOW + DAY).await.unwrap();
         assert_eq!((full.names().await, looked().await), (vec!["new".to_owned()], None));
     }
 
     #[tokio::test]
-    async fn those_that_come_at_once_find_room_together() {
+    async fn concurrent_registrations_all_find_room() {
         let full = Full::new(70).await;
         for n in 0..70 {
             full.claim(&format!("old-{n}"), NOW).await.unwrap();

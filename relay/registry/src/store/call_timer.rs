@@ -6,15 +6,15 @@ use std::time::Instant;
 
 use super::StoreError;
 use crate::stats::StoreCall;
-use crate::traits::{NoTiming, Timing};
+use crate::traits::{NoStoreMetrics, StoreMetrics};
 
 /// Reports how long each call of a store takes.
 #[derive(Clone)]
-pub(super) struct CallTimer(Arc<dyn Timing>);
+pub(super) struct CallTimer(Arc<dyn StoreMetrics>);
 
 impl CallTimer {
-    pub(super) fn new(timing: Arc<dyn Timing>) -> Self {
-        Self(timing)
+    pub(super) fn new(store_metrics: Arc<dyn StoreMetrics>) -> Self {
+        Self(store_metrics)
     }
 
     /// Runs one call and reports the time from here to its end, which includes
@@ -35,6 +35,6 @@ impl CallTimer {
 
 impl Default for CallTimer {
     fn default() -> Self {
-        Self(Arc::new(NoTiming))
+        Self(Arc::new(NoStoreMetrics))
     }
 }

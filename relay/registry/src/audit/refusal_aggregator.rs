@@ -1,8 +1,8 @@
 //! What is refused again and again, for the audit log: a row at once, and then at
-//! most one per [`QUOTA_ROW_INTERVAL`] that says how often it happened
+//! most one per [`REFUSAL_ROW_INTERVAL`] that says how often it happened
 //! since.
 //!
-//! One entry per kind, token and word, at most [`QUOTA_ENTRIES`] of them;
+//! One entry per kind, token and word, at most [`REFUSAL_ENTRIES_MAX`] of them;
 //! what does not fit is counted together, per kind and word. So nobody fills the
 //! log by being refused.
 
@@ -14,17 +14,17 @@ use tokio::time::Instant;
 
 /// How often the audit log says that the same token runs into the same limit, or
 /// is refused for the same reason.
-pub(crate) const QUOTA_ROW_INTERVAL: Duration = Duration::from_secs(60);
+pub(crate) const REFUSAL_ROW_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Tokens and limits that are kept apart for that, and as many tokens and
 /// reasons. At a row per minute each, the log of a relay under attack grows by
 /// 140 rows a second at most.
-pub(crate) const QUOTA_ENTRIES: usize = 4096;
+pub(crate) const REFUSAL_ENTRIES_MAX: usize = 4096;
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Repeats {
-    of: BTreeMap<Key, Entry>,
+pub(super) struct RefusalAggregator {
+    entries: BTreeMap<Key, Entry>,
 }
 
 /// Kind, actor and word. Without an actor: of those that found no entry.
@@ -38,19 +38,19 @@ struct Entry {
     common: AuditEvent,
 }
 
-impl Repeats {
+impl RefusalAggregator {
     /// The row of a first one; later ones wait for [`due`](Self::due).
-    pub(super) fn take(&mut self, event: AuditEvent, now: Instant) -> Option<AuditEvent> {
+    pub(super) fn record(&mut self, event: AuditEvent, now: Instant) -> Option<AuditEvent> {
         let mut event = event;
         let mut key = key(&event);
-        if self.of.len() >= QUOTA_ENTRIES && !self.of.contains_key(&key) {
+        if self.entries.len() >= REFUSAL_ENTRIES_MAX && !self.entries.contains_key(&key) {
             event.actor = None;
             key.1 = None;
         }
-        match self.of.get_mut(&key) {
+        match self.entries.get_mut(&key) {
             None => {
                 let entry = Entry { last_row: now, count: 0, common: event.clone() };
-                self.of.insert(key, entry);
+                self.entries.insert(key, entry);
                 Some(event)
             }
             Some(entry) => {
@@ -68,8 +68,8 @@ impl Repeats {
     /// heard since the last row go.
     pub(super) fn due(&mut self, now: Instant, at: u64, all: bool) -> Vec<AuditEvent> {
         let mut rows = Vec::new();
-        self.of.retain(|_, entry| {
-            if !all && now < entry.last_row + QUOTA_ROW_INTERVAL {
+        self.entries.retain(|_, entry| {
+            if !all && now < entry.last_row + REFUSAL_ROW_INTERVAL {
                 return true;
             }
             let count = std::mem::take(&mut entry.count);
@@ -85,9 +85,9 @@ impl Repeats {
     }
 
     /// When something may be due.
-    pub(super) fn next(&self) -> Option<Instant> {
-        let due = |entry: &Entry| entry.last_row + QUOTA_ROW_INTERVAL;
-        self.of.values().map(due).min()
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let due = |entry: &Entry| entry.last_row + REFUSAL_ROW_INTERVAL;
+        self.entries.values().map(due).min()
     }
 }
 
@@ -128,50 +128,50 @@ mod tests {
     }
 
     #[test]
-    fn the_first_is_said_at_once_and_the_rest_by_the_minute() {
+    fn first_refusal_is_immediate_then_aggregated() {
         let start = Instant::now();
-        let mut repeats = Repeats::default();
-        assert_eq!(repeats.next(), None);
+        let mut refusals = RefusalAggregator::default();
+        assert_eq!(refusals.next_due(), None);
         let (here, there) = (away("t", Some("here")), away("t", Some("there")));
-        assert_eq!(repeats.take(here.clone(), start), Some(here.clone()));
+        assert_eq!(refusals.record(here.clone(), start), Some(here.clone()));
         for _ in 0..1000 {
-            assert_eq!(repeats.take(there.clone(), start + SECOND), None);
+            assert_eq!(refusals.record(there.clone(), start + SECOND), None);
         }
-        let minute = start + QUOTA_ROW_INTERVAL;
-        assert_eq!(repeats.next(), Some(minute));
-        assert_eq!(repeats.due(minute - SECOND, 9, false), []);
-        assert_eq!(repeats.due(minute, 9, false), [counted(there.clone(), 1000)]);
+        let minute = start + REFUSAL_ROW_INTERVAL;
+        assert_eq!(refusals.next_due(), Some(minute));
+        assert_eq!(refusals.due(minute - SECOND, 9, false), []);
+        assert_eq!(refusals.due(minute, 9, false), [counted(there.clone(), 1000)]);
 
-        assert_eq!(repeats.take(here.clone(), minute), None);
-        assert_eq!(repeats.take(there.clone(), minute), None);
-        let second = minute + QUOTA_ROW_INTERVAL;
+        assert_eq!(refusals.record(here.clone(), minute), None);
+        assert_eq!(refusals.record(there.clone(), minute), None);
+        let second = minute + REFUSAL_ROW_INTERVAL;
         let several = counted(away("t", None), 2);
-        assert_eq!(repeats.due(second, 9, false), [several], "at several places");
+        assert_eq!(refusals.due(second, 9, false), [several], "at several places");
         // a minute of peace, and it is a first one again
-        assert_eq!(repeats.due(second + QUOTA_ROW_INTERVAL, 9, false), []);
-        assert_eq!(repeats.next(), None);
-        assert!(repeats.take(there.clone(), second).is_some());
+        assert_eq!(refusals.due(second + REFUSAL_ROW_INTERVAL, 9, false), []);
+        assert_eq!(refusals.next_due(), None);
+        assert!(refusals.record(there.clone(), second).is_some());
         // each token, word and kind has its own
-        assert!(repeats.take(away("u", Some("there")), second).is_some());
+        assert!(refusals.record(away("u", Some("there")), second).is_some());
         let denied = AuditEvent { what: Some("denied".to_owned()), ..there.clone() };
-        assert!(repeats.take(denied, second).is_some());
+        assert!(refusals.record(denied, second).is_some());
         let other = AuditEvent { kind: AuditKind::Validate, ..there.clone() };
-        assert!(repeats.take(other, second).is_some());
-        assert_eq!(repeats.take(there.clone(), second), None);
-        assert_eq!(repeats.due(second, 9, true), [counted(there, 1)], "at the end, all");
+        assert!(refusals.record(other, second).is_some());
+        assert_eq!(refusals.record(there.clone(), second), None);
+        assert_eq!(refusals.due(second, 9, true), [counted(there, 1)], "at the end, all");
     }
 
     #[test]
-    fn however_many_tokens_there_are_they_do_not_fill_the_log() {
+    fn refusals_of_many_tokens_are_bounded() {
         let start = Instant::now();
-        let mut repeats = Repeats::default();
-        let mut take = |n: usize| repeats.take(away(&format!("t{n}"), Some("here")), start);
-        let said = (0..QUOTA_ENTRIES + 7).filter_map(&mut take);
+        let mut refusals = RefusalAggregator::default();
+        let mut take = |n: usize| refusals.record(away(&format!("t{n}"), Some("here")), start);
+        let said = (0..REFUSAL_ENTRIES_MAX + 7).filter_map(&mut take);
         let said: Vec<_> = said.collect();
-        assert_eq!(said.len(), QUOTA_ENTRIES + 1);
+        assert_eq!(said.len(), REFUSAL_ENTRIES_MAX + 1);
         let nobody = AuditEvent { actor: None, ..away("", Some("here")) };
         assert_eq!(said.last(), Some(&nobody), "the first of those without an entry");
-        let rows = repeats.due(start + QUOTA_ROW_INTERVAL, 9, false);
+        let rows = refusals.due(start + REFUSAL_ROW_INTERVAL, 9, false);
         assert_eq!(rows, [counted(nobody, 6)]);
     }
 }

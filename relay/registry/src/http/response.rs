@@ -12,7 +12,7 @@ use super::error::Failure;
 use crate::registry::Registry;
 use crate::stats::{Operation, Outcome};
 
-pub(super) fn answer(
+pub(super) fn respond(
     registry: &Registry,
     operation: Operation,
     result: Result<(Outcome, Response), Failure>,
@@ -47,10 +47,10 @@ pub(super) fn json<T: Serialize>(reply: &T) -> Response {
 
 pub(super) async fn not_found(State(registry): State<Registry>) -> Response {
     let failure = Failure::new(ErrorCode::NotFound, "there is nothing at this path");
-    answer(&registry, Operation::UnknownRoute, Err(failure))
+    respond(&registry, Operation::UnknownRoute, Err(failure))
 }
 
 pub(super) async fn method_not_allowed(State(registry): State<Registry>) -> Response {
     let failure = Failure::new(ErrorCode::MethodNotAllowed, "this path has no such method");
-    answer(&registry, Operation::UnknownRoute, Err(failure))
+    respond(&registry, Operation::UnknownRoute, Err(failure))
 }

@@ -6,7 +6,7 @@ use utoipa::IntoResponses;
 /// What every operation may answer instead.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "a description")]
-pub(super) enum Refusals {
+pub(super) enum ErrorResponses {
     /// A parameter or the body is not what it should be.
     #[response(status = 400)]
     Invalid(ErrorBody),
@@ -27,7 +27,7 @@ pub(super) enum Refusals {
 /// What every operation with a body may answer besides.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "a description")]
-pub(super) enum BodyRefusals {
+pub(super) enum BodyErrorResponses {
     /// The body did not arrive in time.
     #[response(status = 408)]
     Late(ErrorBody),

@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_form_is_stable() {
+    fn token_text_form_is_stable() {
         for (role, letter) in [
             (Role::Executor, 'e'),
             (Role::Orchestrator, 'o'),
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_join_token_is_known_by_its_beginning() {
+    fn join_token_has_its_own_prefix() {
         use rendez_proto::registry::admin::JOIN_TOKEN_PREFIX;
         for role in Role::ALL {
             let text = bearer(role, 1).to_text();
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn other_texts_are_refused() {
+    fn invalid_tokens_are_refused() {
         let good = bearer(Role::Admin, 1).to_text();
         let good = good.expose();
         let long = format!("{good}{}", "A".repeat(BEARER_MAX_BYTES));
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_secret_is_not_shown() {
+    fn debug_output_hides_the_secret() {
         let token = bearer(Role::Admin, 1);
         let text = token.to_text();
         let secret = text.expose().rsplit('_').next().unwrap();

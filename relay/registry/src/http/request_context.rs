@@ -11,7 +11,7 @@ use axum::response::Response;
 
 use super::error::Failure;
 use super::peer::PeerAddr;
-use super::reply;
+use super::response;
 use crate::model::{Caller, Role};
 use crate::registry::Registry;
 use crate::registry::tokens::AuthError;
@@ -19,7 +19,7 @@ use crate::stats::{Operation, Outcome};
 use crate::store_retry::StoreRetry;
 
 /// What every route starts from.
-pub(super) struct Ask {
+pub(super) struct RequestContext {
     pub(super) registry: Registry,
     /// As far as it can be believed.
     pub(super) source: Option<IpAddr>,
@@ -29,7 +29,7 @@ pub(super) struct Ask {
     pub(super) retry: StoreRetry,
 }
 
-impl FromRequestParts<Registry> for Ask {
+impl FromRequestParts<Registry> for RequestContext {
     type Rejection = Infallible;
     async fn from_request_parts(
         parts: &mut Parts,
@@ -46,7 +46,7 @@ impl FromRequestParts<Registry> for Ask {
     }
 }
 
-impl Ask {
+impl RequestContext {
     /// The bearer of a token.
     pub(super) async fn caller(&self) -> Result<Caller, Failure> {
         Ok(self.registry.tokens().authenticate(self.bearer()?, self.source, self.retry).await?)
@@ -55,7 +55,7 @@ impl Ask {
     /// The bearer of an administrator's token.
     pub(super) async fn admin(&self) -> Result<Caller, Failure> {
         let caller = self.caller().await?;
-        caller.must_be(&[Role::Admin])?;
+        caller.require_role(&[Role::Admin])?;
         Ok(caller)
     }
 
@@ -70,11 +70,11 @@ impl Ask {
     }
 
     /// The answer, which is counted.
-    pub(super) fn answer(
+    pub(super) fn respond(
         &self,
         operation: Operation,
         result: Result<(Outcome, Response), Failure>,
     ) -> Response {
-        reply::answer(&self.registry, operation, result)
+        response::respond(&self.registry, operation, result)
     }
 }
