@@ -1,5 +1,5 @@
-//! The agent as a client of the registry: its credentials, and the registration
-//! that it asks for.
+//! The agent's credentials for the registry, and the registration that it
+//! requests.
 
 use rendez_endpoint::Identity;
 use rendez_proto::profile::{Profile, Suite};
@@ -9,10 +9,10 @@ use rendez_registry_client::ExecutorAuth;
 use crate::config::{AgentConfig, Auth};
 use crate::credential::{Credential, CredentialError};
 
-/// The credentials that these settings name.
+/// Loads the credentials that the settings name.
 ///
 /// # Errors
-/// The agent's own key cannot be read or made.
+/// The agent's own key cannot be read or created.
 pub(crate) fn auth(config: &AgentConfig) -> Result<ExecutorAuth, CredentialError> {
     let key = || {
         Credential::load_or_create(&config.state, &config.relay, &config.environment)
@@ -25,8 +25,8 @@ pub(crate) fn auth(config: &AgentConfig) -> Result<ExecutorAuth, CredentialError
     })
 }
 
-/// The first profile is for registries that know only stock ones; the list is
-/// for ours.
+/// Builds the registration. `security_profile` is for registries that know only
+/// the stock profiles; the list is for ours.
 pub(crate) fn registration(identity: &Identity, profiles: &[Profile]) -> RegisterRequest {
     let stock = Profile::NoiseHybridIkV1;
     let security_profile = match profiles.first() {

@@ -1,4 +1,4 @@
-//! The calls of operators.
+//! The registry's calls for operators.
 
 use std::fmt::Display;
 
@@ -16,14 +16,15 @@ use serde::de::DeserializeOwned;
 use crate::error::RegistryError;
 use crate::token::TokenClient;
 
-/// Pages of a listing that are read; more than any real listing has.
+/// The number of pages after which reading a listing stops: more than any real
+/// listing has.
 const PAGES_MAX: usize = 10_000;
 
-/// The registry, as an operator calls it.
+/// An operator's client of the registry.
 pub struct AdminClient(TokenClient);
 
 impl AdminClient {
-    /// A client for the relay at `base`, such as `https://relay.example.com`.
+    /// Creates a client of the relay at `base`, such as `https://relay.example.com`.
     ///
     /// # Errors
     /// [`RegistryError::Url`], [`RegistryError::InvalidToken`],
@@ -32,13 +33,13 @@ impl AdminClient {
         TokenClient::new(base, token).map(Self)
     }
 
-    /// Whether the token crosses a network in clear: to a relay on another
-    /// machine, without TLS.
+    /// Whether the token crosses a network unencrypted: the relay is on another
+    /// machine and its URL is `http://`.
     pub fn is_exposed(&self) -> bool {
         self.0.is_exposed()
     }
 
-    /// The environments that the token may see, ordered by id.
+    /// Lists the environments that the token covers, ordered by id.
     ///
     /// # Errors
     /// See [`RegistryError`].
@@ -47,8 +48,8 @@ impl AdminClient {
         self.all_pages("/v1/environments?", split).await
     }
 
-    /// All about one environment. With `probe`, its executor is pinged first,
-    /// which takes a few seconds if it does not answer.
+    /// Returns the details of one environment. With `probe`, the relay first pings
+    /// the executor, which takes a few seconds if it does not respond.
     ///
     /// # Errors
     /// See [`RegistryError`].
@@ -60,8 +61,8 @@ impl AdminClient {
         self.0.get(&format!("/v1/environments/{id}?probe={probe}")).await
     }
 
-    /// Revokes an environment: its websockets close, and only credentials that
-    /// are made later can register in it.
+    /// Revokes an environment: the relay closes its websockets, and only
+    /// credentials created afterwards can register in it.
     ///
     /// # Errors
     /// See [`RegistryError`].
@@ -69,7 +70,7 @@ impl AdminClient {
         self.0.delete(&format!("/v1/environments/{id}")).await
     }
 
-    /// Ends an environment's registration; its executor may register anew.
+    /// Ends the registration of an environment. Its executor may register again.
     ///
     /// # Errors
     /// See [`RegistryError`].
@@ -77,7 +78,7 @@ impl AdminClient {
         self.0.delete(&format!("/v1/environments/{id}/registration")).await
     }
 
-    /// The relay as a whole.
+    /// Returns the status of the relay.
     ///
     /// # Errors
     /// See [`RegistryError`].
@@ -85,7 +86,7 @@ impl AdminClient {
         self.0.get("/v1/status").await
     }
 
-    /// The websockets that are open, of one environment or of all.
+    /// Lists the open websockets, of one environment or of all.
     ///
     /// # Errors
     /// See [`RegistryError`].
@@ -98,7 +99,7 @@ impl AdminClient {
         self.all_pages(&format!("/v1/connections?{only}"), split).await
     }
 
-    /// A page of the audit log, after row number `after`.
+    /// Returns the page of the audit log that follows row number `after`.
     ///
     /// # Errors
     /// See [`RegistryError`].
@@ -106,7 +107,7 @@ impl AdminClient {
         self.0.get(&format!("/v1/audit?after={after}")).await
     }
 
-    /// All tokens, without their secrets.
+    /// Lists all tokens, without their secrets.
     ///
     /// # Errors
     /// See [`RegistryError`].
@@ -114,7 +115,7 @@ impl AdminClient {
         self.all_pages("/v1/tokens?", |page: TokenList| (page.tokens, page.next)).await
     }
 
-    /// Creates a token; its text is shown this once.
+    /// Creates a token. Only this reply contains its text.
     ///
     /// # Errors
     /// See [`RegistryError`].
@@ -122,7 +123,7 @@ impl AdminClient {
         self.0.post("/v1/tokens", request).await
     }
 
-    /// Gives a token a new secret, whose text is shown this once.
+    /// Gives a token a new secret. Only this reply contains the new text.
     ///
     /// # Errors
     /// See [`RegistryError`].
@@ -142,8 +143,8 @@ impl AdminClient {
         self.0.delete(&format!("/v1/tokens/{id}")).await
     }
 
-    /// The entries of all pages of a listing. `path` ends where `after` can be
-    /// appended as a query parameter.
+    /// Reads all pages of a listing. `path` ends so that `after` can be appended
+    /// as a query parameter.
     async fn all_pages<P: DeserializeOwned, T, N: Display>(
         &self,
         path: &str,

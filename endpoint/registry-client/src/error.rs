@@ -3,68 +3,68 @@
 use rendez_proto::registry::error::{AbsenceState, ErrorBody, ErrorCode};
 use reqwest::StatusCode;
 
-/// Why the registry gave no answer of use.
+/// The error of a call to the registry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RegistryError {
-    /// The relay's URL is not usable.
-    #[error("the relay's URL is not usable: {0}")]
+    /// The relay's URL is invalid.
+    #[error("invalid relay URL: {0}")]
     Url(String),
     /// The system's certificates cannot be read.
-    #[error("the system's trust store cannot be read: {0}")]
+    #[error("cannot read the system's trust store: {0}")]
     TrustStore(String),
     /// This machine cannot make the request.
-    #[error("cannot make the request: {0}")]
+    #[error("cannot prepare the request: {0}")]
     Local(String),
-    /// Nobody answered.
+    /// No response arrived.
     #[error("cannot reach the relay at {at}: {why}")]
     Unreachable {
         /// Host and port.
         at: String,
-        /// What happened.
+        /// The cause.
         why: String,
     },
-    /// What was given as the token cannot be one. It is not shown.
+    /// The text given as a token is not one. The error does not show it.
     #[error(
-        "this is no token: it is empty, or has spaces, line breaks or other characters that no token has"
+        "invalid token: it is empty, or contains spaces, line breaks or other characters that tokens do not have"
     )]
     InvalidToken,
     /// The token or key is unknown, expired or revoked.
     #[error("the relay refused the token: {0}")]
     TokenRefused(String),
-    /// The token is good, but not for this.
-    #[error("this token may not do that: {0}")]
+    /// The token is valid but does not permit the call.
+    #[error("the token does not permit this: {0}")]
     Forbidden(String),
-    /// The relay does not take this executor's registration.
-    #[error("the relay refuses this registration: {0}")]
+    /// The relay does not accept this executor's registration.
+    #[error("the relay refused the registration: {0}")]
     RegistrationRefused(String),
-    /// No executor ever registered under this id.
+    /// No executor has ever registered under this id.
     #[error("unknown environment: {0}")]
     UnknownEnvironment(String),
-    /// The environment is known, its executor is away.
+    /// The environment is known, but its executor is not connected.
     #[error("the executor is offline: {0}")]
     Offline(String),
-    /// The relay cannot serve now.
+    /// The relay cannot serve the request at the moment.
     #[error("the relay cannot serve the request now: {0}")]
     Unavailable(String),
-    /// The request is not one that the relay can take.
-    #[error("the relay does not take this: {0}")]
+    /// The relay rejects the content of the request.
+    #[error("the relay rejected the request as invalid: {0}")]
     Invalid(String),
-    /// There is no such thing, or no such call.
-    #[error("the relay does not find it: {0}")]
+    /// The object, or the call, does not exist.
+    #[error("not found on the relay: {0}")]
     NotFound(String),
-    /// There may be no more of these.
-    #[error("the relay is at a limit: {0}")]
+    /// A limit of the relay does not allow another object of this kind.
+    #[error("the relay has reached a limit: {0}")]
     LimitReached(String),
     /// The relay refuses the request for another reason.
-    #[error("the relay refuses: {0}")]
+    #[error("the relay refused the request: {0}")]
     Refused(String),
-    /// The answer is not what the API says.
-    #[error("the relay answered something else than the API says: {0}")]
+    /// The response violates the API.
+    #[error("unexpected response from the relay: {0}")]
     Malformed(String),
 }
 
 impl RegistryError {
-    /// Whether only a person can help: a retry fails in the same way.
+    /// Whether a retry would fail in the same way: an operator has to act first.
     pub fn is_final(&self) -> bool {
         match self {
             Self::Url(_)
@@ -86,12 +86,11 @@ impl RegistryError {
         }
     }
 
-    /// The error that a response with this status and body stands for, by its
-    /// error code.
+    /// Converts an error response, by the error code in its body.
     pub(crate) fn from_response(status: StatusCode, body: &[u8]) -> Self {
         let Ok(ErrorBody { error, rendez }) = serde_json::from_slice::<ErrorBody>(body) else {
-            let what = format!("HTTP {status} without an error body; is this a Rendez relay?");
-            return Self::Malformed(what);
+            let why = format!("HTTP {status} without an error body; is this a Rendez relay?");
+            return Self::Malformed(why);
         };
         let message = error.message;
         match error.code {

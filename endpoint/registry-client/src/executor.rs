@@ -1,7 +1,7 @@
-//! The calls of executors (docs/codex-wire.md#register and
+//! The registry's calls for executors (docs/codex-wire.md#register and
 //! docs/codex-wire.md#validate).
 //!
-//! No error holds the token or the rendezvous URL, which has a ticket in it.
+//! No error contains the token, or the rendezvous URL with its ticket.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -25,15 +25,15 @@ use crate::error::RegistryError;
 use crate::http::{HttpClient, parse};
 use crate::proof::prove;
 
-/// How long one call may take (docs/codex-wire.md#registry-api).
+/// The time limit of one call (docs/codex-wire.md#registry-api).
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The registry, as the executor of one environment calls it.
+/// The client of the executor of one environment.
 pub struct ExecutorClient {
     http: HttpClient,
     environment: EnvironmentId,
     auth: ExecutorAuth,
-    /// Whether the registry knows the executor's key.
+    /// Whether a registration has enrolled the executor's key.
     enrolled: AtomicBool,
 }
 
@@ -43,26 +43,27 @@ pub enum ExecutorAuth {
     Bearer(SecretString),
     /// A key of its own.
     Key {
-        /// Signs a proof for each call.
+        /// The key that signs a proof for each call.
         key: Box<SigningKey>,
-        /// Shown beside the proof until the first registration enrols the key.
+        /// The token that is sent with the proof until the first successful
+        /// registration enrols the key.
         join: Option<SecretString>,
     },
 }
 
-/// The registry's answer about an orchestrator's key.
+/// The registry's decision about the key of an orchestrator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may come in.
+    /// The handshake may complete.
     Valid,
-    /// It may not, or the registry could not say.
+    /// The registry denied it or could not decide, with the reason.
     Invalid(String),
     /// The registry does not accept the executor's own credentials (401).
     AuthenticationRejected,
 }
 
 impl ExecutorClient {
-    /// A client for the relay at `base`.
+    /// Creates a client of the relay at `base`.
     ///
     /// # Errors
     /// [`RegistryError::TrustStore`] or [`RegistryError::Local`].
@@ -77,7 +78,7 @@ impl ExecutorClient {
         Ok(Self { http, environment, auth, enrolled: AtomicBool::new(false) })
     }
 
-    /// Claims the environment.
+    /// Registers the executor for the environment.
     ///
     /// # Errors
     /// See [`RegistryError`].
@@ -93,7 +94,7 @@ impl ExecutorClient {
         }
         let reply: RegisterReply = parse(&body)?;
         if reply.environment_id != self.environment {
-            return Err(RegistryError::Malformed("it is about another environment".into()));
+            return Err(RegistryError::Malformed("it names another environment".into()));
         }
         if reply.security_profile != request.security_profile {
             return Err(RegistryError::Malformed("it names another security profile".into()));
@@ -101,12 +102,14 @@ impl ExecutorClient {
         if let ExecutorAuth::Key { join: Some(_), .. } = &self.auth
             && !self.enrolled.swap(true, Ordering::Relaxed)
         {
-            tracing::info!("joined: this agent has a key of its own, and needs no token any more");
+            tracing::info!(
+                "joined: this agent has enrolled its own key and no longer needs the join token"
+            );
         }
         Ok(reply)
     }
 
-    /// Asks about one handshake, once.
+    /// Asks the registry to authorize one handshake. Does not retry.
     pub async fn validate(&self, request: &ValidateRequest, stream: Option<&str>) -> Verdict {
         let verdict = self.verdict(request, stream).await;
         verdict.unwrap_or_else(|error| Verdict::Invalid(error.to_string()))
@@ -132,7 +135,7 @@ impl ExecutorClient {
         }
         Ok(match parse::<ValidateReply>(&body)?.valid {
             true => Verdict::Valid,
-            false => Verdict::Invalid("the registry said no".into()),
+            false => Verdict::Invalid("the registry denied the key".into()),
         })
     }
 
@@ -164,13 +167,13 @@ impl ExecutorClient {
     }
 }
 
-/// The error that a response stands for, by its status first: an executor also
-/// registers at registries whose error bodies are not ours.
+/// Converts an error response. The status counts first, because an executor also
+/// registers at registries with other error bodies than ours.
 fn refusal(status: StatusCode, body: &[u8]) -> RegistryError {
     let detail = serde_json::from_slice::<ErrorBody>(body).ok().map(|body| body.error);
     let text = match &detail {
         Some(error) => format!("{error}, HTTP {}", status.as_u16()),
-        None => format!("HTTP {}, without an explanation that can be read", status.as_u16()),
+        None => format!("HTTP {}, without a readable error body", status.as_u16()),
     };
     match (status, detail.map(|error| error.code)) {
         (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => RegistryError::TokenRefused(text),
@@ -183,7 +186,7 @@ fn refusal(status: StatusCode, body: &[u8]) -> RegistryError {
                 | ErrorCode::LegacyRegistration,
             ),
         ) => RegistryError::RegistrationRefused(text),
-        // a proxy without its backend says 404, too
+        // A 404 can also come from a proxy without its backend: retry.
         _ => RegistryError::Unavailable(text),
     }
 }
@@ -226,13 +229,13 @@ mod tests {
         for (status, body, is_final, text) in [
             (401, error("unauthorized"), true, "refused the token: m (unauthorized), HTTP 401"),
             (403, "no".into(), true, "refused the token: HTTP 403"),
-            (400, error("unsupported_profile"), true, "refuses this registration: m"),
+            (400, error("unsupported_profile"), true, "refused the registration: m"),
             (404, "<html>".into(), false, "cannot serve the request now: HTTP 404"),
             (307, String::new(), false, "cannot serve the request now: HTTP 307"),
             (409, error("limit_reached"), false, "cannot serve the request now"),
             (503, error("unavailable"), false, "cannot serve the request now: m"),
-            (200, "<html>".into(), false, "something else than the API says"),
-            (200, "{}".into(), false, "something else than the API says: missing field"),
+            (200, "<html>".into(), false, "unexpected response from the relay"),
+            (200, "{}".into(), false, "unexpected response from the relay: missing field"),
             (200, other, false, "another environment"),
             (200, profile, false, "another security profile"),
             (200, long, false, "too long"),

@@ -1,5 +1,5 @@
-//! One HTTP client for all roles: what it sends ends in time, and what it reads
-//! is bounded.
+//! The HTTP client of all roles. It bounds the time of a request and the size of
+//! a response.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use url::Url;
 
 use crate::error::RegistryError;
 
-/// How long name look-up, TCP and TLS may take of a request's time: long round
-/// trips, and one lost packet.
+/// The time limit for name lookup, TCP and TLS within a request: enough for long
+/// round trips and one lost packet.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A registry, as an HTTP server.
+/// A registry's HTTP server.
 pub(crate) struct HttpClient {
     client: reqwest::Client,
     base: Url,
@@ -24,8 +24,8 @@ pub(crate) struct HttpClient {
 }
 
 impl HttpClient {
-    /// A client whose requests take at most `timeout`, and whose responses have
-    /// at most `body_max_bytes`.
+    /// Creates a client that limits requests to `timeout` and response bodies to
+    /// `body_max_bytes`.
     pub(crate) fn new(
         base: Url,
         tls: &Arc<ClientConfig>,
@@ -47,24 +47,24 @@ impl HttpClient {
         &self.base
     }
 
-    /// A request for `path`, which begins with a slash, below the base URL.
+    /// Starts a request for `path` below the base URL. `path` begins with a slash.
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let url = format!("{}{path}", self.base.as_str().trim_end_matches('/'));
         self.client.request(method, url)
     }
 
-    /// Sends a request and waits for the head of the response.
+    /// Sends a request and waits for the head of its response.
     pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Response, RegistryError> {
         request.send().await.map_err(|error| self.unreachable(&error))
     }
 
-    /// Reads the body of a response, up to its bound.
+    /// Reads the body of a response up to the limit.
     pub(crate) async fn read(&self, mut response: Response) -> Result<Vec<u8>, RegistryError> {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.unreachable(&error))? {
             body.extend_from_slice(&chunk);
             if body.len() > self.body_max_bytes {
-                return Err(RegistryError::Malformed("it is too long".into()));
+                return Err(RegistryError::Malformed("the body is too long".into()));
             }
         }
         Ok(body)
@@ -74,7 +74,7 @@ impl HttpClient {
         let port = self.base.port_or_known_default().unwrap_or_default();
         let at = format!("{}:{port}", self.base.host_str().unwrap_or_default());
         let why = match error.is_timeout() {
-            true => "no answer in time".to_owned(),
+            true => "timed out".to_owned(),
             false => explain(cause::innermost(error).to_string()),
         };
         RegistryError::Unreachable { at, why }
@@ -86,10 +86,11 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, RegistryError
     serde_json::from_slice(body).map_err(|error| RegistryError::Malformed(error.to_string()))
 }
 
-/// Names what is behind the one failure of TLS that says nothing to most people.
+/// Explains the TLS error that a server without TLS causes; its own text is
+/// obscure.
 fn explain(why: String) -> String {
     match why.contains("InvalidContentType") {
-        true => format!("it does not speak TLS there; perhaps http:// is meant ({why})"),
+        true => format!("the server does not speak TLS; perhaps http:// is meant ({why})"),
         false => why,
     }
 }
@@ -133,7 +134,7 @@ mod tests {
             let mut hello = Vec::new();
             assert_ne!(tcp.read_buf(&mut hello).await.unwrap(), 0);
             tcp.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
-            // it closes when the client has
+            // Returns when the client has closed its end.
             let _ = tcp.read_to_end(&mut hello).await;
         });
         let client = client(&url);
@@ -143,7 +144,7 @@ mod tests {
         serve.await.unwrap();
     }
 
-    /// What a registry whose answers have this many bytes is to us.
+    /// Gets a response whose body has this many bytes.
     async fn get_body_of(bytes: usize) -> Result<Vec<u8>, RegistryError> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -154,7 +155,7 @@ mod tests {
                 assert_ne!(tcp.read_buf(&mut request).await.unwrap(), 0, "half a request");
             }
             tcp.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n").await.unwrap();
-            // it does not take all of what is too long
+            // The client stops reading a body that is too long.
             let _ = tcp.write_all(&vec![b' '; bytes]).await;
         });
         let answer = get(&client(&url)).await;
@@ -166,6 +167,6 @@ mod tests {
     async fn response_body_is_bounded() {
         assert_eq!(get_body_of(BODY_MAX_BYTES).await.unwrap().len(), BODY_MAX_BYTES);
         let long = get_body_of(BODY_MAX_BYTES + 1).await;
-        assert_eq!(long, Err(RegistryError::Malformed("it is too long".into())));
+        assert_eq!(long, Err(RegistryError::Malformed("the body is too long".into())));
     }
 }

@@ -1,4 +1,4 @@
-//! The call of orchestrators.
+//! The registry's call for orchestrators.
 
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::registry::{ConnectReply, ConnectRequest};
@@ -7,11 +7,11 @@ use secrecy::SecretString;
 use crate::error::RegistryError;
 use crate::token::TokenClient;
 
-/// The registry, as an orchestrator calls it.
+/// An orchestrator's client of the registry.
 pub struct OrchestratorClient(TokenClient);
 
 impl OrchestratorClient {
-    /// A client for the relay at `base`, such as `https://relay.example.com`.
+    /// Creates a client of the relay at `base`, such as `https://relay.example.com`.
     ///
     /// # Errors
     /// [`RegistryError::Url`], [`RegistryError::InvalidToken`],
@@ -20,13 +20,13 @@ impl OrchestratorClient {
         TokenClient::new(base, token).map(Self)
     }
 
-    /// Whether the token crosses a network in clear: to a relay on another
-    /// machine, without TLS.
+    /// Whether the token crosses a network unencrypted: the relay is on another
+    /// machine and its URL is `http://`.
     pub fn is_exposed(&self) -> bool {
         self.0.is_exposed()
     }
 
-    /// Asks for a ticket to the executor of `environment`.
+    /// Requests a ticket for a connection to the executor of `environment`.
     ///
     /// # Errors
     /// See [`RegistryError`].

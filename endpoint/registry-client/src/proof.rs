@@ -1,4 +1,4 @@
-//! Proofs that a call comes from the key that an executor has enrolled.
+//! Proofs that a call is made with the key that an executor has enrolled.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -6,10 +6,10 @@ use ed25519_dalek::SigningKey;
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::proof::{self, Call, NONCE_BYTES, Proof};
 
-/// A proof for one request with this body.
+/// Signs a proof for one request with this body.
 ///
 /// # Errors
-/// The operating system has no random numbers.
+/// The operating system provides no random numbers.
 pub(crate) fn prove(
     key: &SigningKey,
     environment: &EnvironmentId,

@@ -1,4 +1,4 @@
-//! A registry that answers what a test says.
+//! A registry with scripted responses, for tests.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::collections::HashMap;
@@ -9,28 +9,28 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-/// In place of a status: the call is never answered.
+/// A status that makes the registry never respond to the call.
 pub const HANG: u16 = 0;
 
-/// One request as it came.
+/// One received request.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Its path, without the host.
+    /// The path of its URL.
     pub path: String,
     headers: Vec<(String, String)>,
-    /// Its body.
+    /// The raw body.
     pub body: Vec<u8>,
 }
 
 impl Request {
-    /// The value of a header.
+    /// Returns the value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(theirs, _)| theirs.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
     }
 }
 
-/// An HTTP server on loopback; one request per connection.
+/// An HTTP server on loopback that reads one request per connection.
 pub struct FakeRegistry {
     address: SocketAddr,
     script: Arc<Mutex<Script>>,
@@ -39,10 +39,10 @@ pub struct FakeRegistry {
 
 #[derive(Default)]
 struct Script {
-    /// By the last part of the path; the answer is repeated.
+    /// Status and body by the last segment of the path, used for every call.
     answers: HashMap<String, (u16, String)>,
     requests: Vec<Request>,
-    /// Calls that are not answered.
+    /// Connections whose call gets no response.
     held: Vec<TcpStream>,
 }
 
@@ -56,17 +56,17 @@ impl FakeRegistry {
         Self { address, script, server }
     }
 
-    /// Its base URL.
+    /// Returns the base URL.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// What `call` is answered from now on.
+    /// Sets the response to `call` from now on.
     pub fn answer(&self, call: &str, status: u16, body: &str) {
         self.script.lock().unwrap().answers.insert(call.to_owned(), (status, body.to_owned()));
     }
 
-    /// All requests so far.
+    /// Returns all requests received so far.
     pub fn requests(&self) -> Vec<Request> {
         self.script.lock().unwrap().requests.clone()
     }

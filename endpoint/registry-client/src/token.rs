@@ -1,4 +1,4 @@
-//! Calls that show a bearer token: those of orchestrators and operators.
+//! Calls with a bearer token, as orchestrators and operators make them.
 
 use std::sync::Once;
 use std::time::Duration;
@@ -14,15 +14,15 @@ use url::Url;
 use crate::error::RegistryError;
 use crate::http::{HttpClient, parse};
 
-/// How long one request may take.
+/// The time limit of one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// Largest response that is read, in bytes: a full page, whose longest entries,
-/// those of tokens with many networks, have under 4 KiB.
+/// The size limit of a response body: a full page of the longest entries. Those
+/// are tokens with many networks, of less than 4 KiB each.
 const RESPONSE_MAX_BYTES: usize = limits::LIST_PAGE_MAX as usize * 4096;
 
 const _: () = assert!(limits::REGISTRY_BODY_MAX_BYTES < RESPONSE_MAX_BYTES);
 
-/// A registry and the token that is shown to it.
+/// A registry and the token for it.
 pub(crate) struct TokenClient {
     http: HttpClient,
     token: SecretString,
@@ -49,13 +49,15 @@ impl TokenClient {
         if client.is_exposed() {
             let host = client.http.base().host_str().unwrap_or_default();
             static ONCE: Once = Once::new();
-            ONCE.call_once(|| tracing::warn!(host, "the token goes to the relay without TLS"));
+            ONCE.call_once(|| {
+                tracing::warn!(host, "the token is sent to the relay over plain HTTP")
+            });
         }
         Ok(client)
     }
 
-    /// Whether the token crosses a network in clear: to a relay on another
-    /// machine, without TLS.
+    /// Whether the token crosses a network unencrypted: the relay is on another
+    /// machine and its URL is `http://`.
     pub(crate) fn is_exposed(&self) -> bool {
         tls::is_exposed(self.http.base())
     }
@@ -112,7 +114,7 @@ mod tests {
     fn invalid_token_is_refused_but_not_shown() {
         for bad in ["", "rdz_o_a\nb", "two words", "rdz_o_\u{e9}"] {
             let made = TokenClient::new("http://relay", bad.to_owned().into());
-            let error = made.err().expect("it was taken");
+            let error = made.err().expect("it was accepted");
             assert!(matches!(error, RegistryError::InvalidToken));
             assert!(!error.to_string().contains("rdz_o"), "{error}");
         }
