@@ -1,4 +1,4 @@
-//! The way in: registry, websocket, handshake, session.
+//! Creates connections: registry, websocket, handshake, session.
 
 use std::sync::Arc;
 
@@ -16,28 +16,31 @@ use crate::event_dispatcher::EventDispatcher;
 use crate::random::random;
 use crate::relay_endpoint::RelayEndpoint;
 
-/// Ours first; the Codex profile for stock executors.
+/// The accepted profiles, best first: our own, and the Codex profile for stock
+/// executors.
 pub const DEFAULT_PROFILES: [Profile; 2] = [Profile::RendezHybridIkV1, Profile::NoiseHybridIkV1];
 
 /// Connects to executors through one relay.
 ///
-/// A client has one static key, made when it is: executors' registries
-/// authorize that key for each connection.
+/// A client has one static key, generated with it. The registry authorizes that
+/// key for each connection.
 pub struct Client {
     relay: Arc<RelayEndpoint>,
     grace: Grace,
 }
 
 impl Client {
-    /// A client of the relay at `relay`, such as `https://relay.example.com`.
+    /// Creates a client of the relay at `relay`, such as
+    /// `https://relay.example.com`.
     ///
     /// # Errors
-    /// The URL is not usable, or the system gives no randomness or trust store.
+    /// The URL or the token is invalid, or the system provides no trust store or
+    /// no randomness.
     pub fn new(relay: &str, token: SecretString) -> Result<Self, ConnectError> {
         Self::with_profiles(relay, token, DEFAULT_PROFILES.to_vec())
     }
 
-    /// The same, accepting these profiles only, best first.
+    /// Creates a client that accepts only these profiles, best first.
     ///
     /// # Errors
     /// See [`new`](Self::new).
@@ -52,26 +55,26 @@ impl Client {
         Ok(Self { relay, grace: Grace::default() })
     }
 
-    /// Connections wait this long for a lost path before they give up.
+    /// Sets how long a connection tries to reconnect before it is lost.
     #[must_use]
     pub fn with_grace(mut self, grace: Grace) -> Self {
         self.grace = grace;
         self
     }
 
-    /// Its static key, which executors see.
+    /// Returns the client's static public key, which executors see.
     pub fn public_key(&self) -> &PublicKey {
         self.relay.identity.public()
     }
 
-    /// Whether the token crosses a network in clear: to a relay on another
-    /// machine, without TLS.
+    /// Whether the token crosses a network unencrypted: the relay is on another
+    /// machine and its URL is `http://`.
     pub fn is_exposed(&self) -> bool {
         self.relay.registry.is_exposed()
     }
 
-    /// Connects to the executor of `environment`. May be called again at any
-    /// time; connections are independent.
+    /// Connects to the executor of `environment`. Each call opens a connection of
+    /// its own.
     ///
     /// # Errors
     /// See [`ConnectError`].

@@ -1,4 +1,4 @@
-//! What to run on an executor.
+//! The command that starts a process.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use rendez_proto::rpc::process::{EnvPolicy, ProcessId, Start};
 
 use crate::error::ProcessError;
 
-/// What to run, shaped like `tokio::process::Command`.
+/// A process to start on an executor, shaped like `tokio::process::Command`.
 #[derive(Debug, Clone)]
 pub struct Command {
     argv: Vec<String>,
@@ -19,7 +19,8 @@ pub struct Command {
 }
 
 impl Command {
-    /// Runs `program`, found in the executor's `PATH`, without a shell.
+    /// Creates a command that runs `program` without a shell. The executor looks
+    /// it up in its `PATH`.
     pub fn new(program: impl Into<String>) -> Self {
         Self {
             argv: vec![program.into()],
@@ -31,22 +32,22 @@ impl Command {
         }
     }
 
-    /// One more argument.
+    /// Adds an argument.
     #[must_use]
     pub fn arg(mut self, arg: impl Into<String>) -> Self {
         self.argv.push(arg.into());
         self
     }
 
-    /// More arguments.
+    /// Adds several arguments.
     #[must_use]
     pub fn args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.argv.extend(args.into_iter().map(Into::into));
         self
     }
 
-    /// The working directory, an absolute path on the executor. The default is
-    /// the executor's own.
+    /// Sets the working directory, an absolute path on the executor. The default
+    /// is the executor's own.
     #[must_use]
     pub fn current_dir(mut self, path: impl Into<String>) -> Self {
         self.cwd = Some(path.into());
@@ -60,22 +61,22 @@ impl Command {
         self
     }
 
-    /// Inherits nothing of the executor's environment.
+    /// Removes all inherited variables; those set by [`env`](Self::env) remain.
     #[must_use]
     pub fn env_clear(mut self) -> Self {
         self.clear_env = true;
         self
     }
 
-    /// Runs in a terminal of 24 lines and 80 columns; output arrives as
-    /// standard output.
+    /// Runs the process in a terminal of 24 lines and 80 columns. All its output
+    /// arrives as standard output.
     #[must_use]
     pub fn tty(mut self, tty: bool) -> Self {
         self.tty = tty;
         self
     }
 
-    /// Connects standard input; without it the process reads an empty one.
+    /// Connects standard input. Otherwise the process reads an empty one.
     #[must_use]
     pub fn stdin(mut self, stdin: bool) -> Self {
         self.stdin = stdin;

@@ -1,4 +1,4 @@
-//! One way in after the other: ticket, websocket, handshake, session.
+//! Opens a connection step by step: ticket, websocket, handshake, session.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,10 +22,11 @@ use crate::random::random;
 use crate::reconnect::ReconnectingSocket;
 use crate::relay_endpoint::RelayEndpoint;
 
-/// How long the executor may take to open a session. Codex, WIRE.md section 4.
+/// The time limit for the executor to open a session
+/// (docs/codex-wire.md#handshake-limits).
 const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Opens streams to the executor of one environment.
+/// Opens connections to the executor of one environment.
 #[derive(Clone)]
 pub(crate) struct Connector {
     pub(crate) relay: Arc<RelayEndpoint>,
@@ -33,30 +34,31 @@ pub(crate) struct Connector {
     pub(crate) grace: Grace,
 }
 
-/// How long the steps of connecting took.
+/// The durations of the steps of connecting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timings {
-    /// Asking the registry for a ticket.
+    /// Requesting a ticket from the registry.
     pub ticket: Duration,
-    /// Opening the websocket: name, TCP, TLS, upgrade.
+    /// Opening the websocket: name lookup, TCP, TLS, upgrade.
     pub dial: Duration,
-    /// The Noise handshake with the executor, its question to the registry
-    /// included.
+    /// The Noise handshake with the executor, including the executor's request to
+    /// the registry.
     pub handshake: Duration,
-    /// Opening a session: the first round trip.
+    /// Opening the session: the first round trip on the stream.
     pub session: Duration,
 }
 
-/// One stream that has a session, and the websocket below.
+/// A stream that carries the session, and its websocket.
 pub(crate) struct SessionStream {
     pub(crate) caller: Caller<Channel>,
-    /// Its number among the streams that were tried for the session.
+    /// The number of this stream. Every attempt to open one for the session takes
+    /// the next number.
     pub(crate) epoch: u64,
-    // After the caller: the socket goes last.
+    // Declared after the caller, because the socket must be dropped last.
     pub(crate) socket: ReconnectingSocket,
 }
 
-/// A stream that was just opened, and what was said on it.
+/// A stream on which a session was just opened or resumed.
 pub(crate) struct Connected {
     pub(crate) stream: SessionStream,
     pub(crate) session: InitializeReply,
@@ -66,8 +68,8 @@ pub(crate) struct Connected {
 }
 
 impl Connector {
-    /// Opens a stream, and a session on it, or takes one up. EventDispatcher go to
-    /// `events`; `epoch` is higher than in any try before.
+    /// Opens a stream, and opens or resumes a session on it. Notifications go to
+    /// `events`. `epoch` must be higher than in every earlier attempt.
     pub(crate) async fn connect(
         &self,
         events: &EventDispatcher,

@@ -1,4 +1,4 @@
-//! One connected executor.
+//! A connected environment: the executor of an environment, and the session there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,12 +22,14 @@ use crate::session::Session;
 
 pub use crate::connector::Timings;
 
-/// How long [`Environment::close`] waits for the executor to hear it.
+/// How long [`Environment::close`] waits until the executor has acknowledged the
+/// end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A connected executor and the session there. Dropping it closes the
-/// connection; processes that still run are ended by the executor when the
-/// session's grace is over.
+/// A connection to the executor of an environment, and the session there.
+///
+/// Dropping it closes the connection. The executor terminates processes that
+/// still run when the grace period of the session ends.
 pub struct Environment {
     session: Arc<Session>,
     timings: Timings,
@@ -39,22 +41,23 @@ impl Environment {
         Self { session: Arc::new(Session::new(connected, connector, events)), timings }
     }
 
-    /// How long it took to get here.
+    /// Returns how long the steps of connecting took.
     pub fn timings(&self) -> Timings {
         self.timings
     }
 
-    /// The profile of the connection.
+    /// Returns the security profile of the connection.
     pub fn profile(&self) -> Profile {
         self.session.profile
     }
 
-    /// What the executor speaks beyond the stock dialect.
+    /// Returns the protocol extensions that the executor supports.
     pub fn extensions(&self) -> &Extensions {
         &self.session.extensions
     }
 
-    /// What the executor says of its environment: shell, directories, system.
+    /// Returns the executor's description of its environment: shell, directories,
+    /// system.
     ///
     /// # Errors
     /// The call failed.
@@ -62,7 +65,7 @@ impl Environment {
         self.session.environment().await
     }
 
-    /// One round trip to the executor and back.
+    /// Makes one round trip to the executor and back.
     ///
     /// # Errors
     /// The call failed.
@@ -70,15 +73,18 @@ impl Environment {
         self.session.call::<EnvironmentStatus>(&EnvironmentStatus {}).await.map(drop)
     }
 
-    /// Starts a process. Who keeps it has to read it: once it has 4 MiB of output
-    /// that nobody reads, or less in many small pieces, no call of this executor is
-    /// answered and no other process is heard of until somebody does. See the
-    /// [crate](crate#read-every-process-that-you-keep).
+    /// Starts a process.
+    ///
+    /// The caller must read the [`Process`] as long as it keeps it. With 4 MiB of
+    /// unread output, or less in many small pieces, replies to calls and events of
+    /// other processes wait behind that output. See [the crate
+    /// documentation](crate#read-every-process-that-you-keep).
     ///
     /// # Errors
-    /// [`ProcessError::NotFound`], [`ProcessError::Directory`] and
-    /// [`ProcessError::CannotStart`] say what the executor has not or cannot,
-    /// [`ProcessError::Lost`] if whether it started is unknown.
+    /// [`ProcessError::NotFound`], [`ProcessError::Directory`] or
+    /// [`ProcessError::CannotStart`] if the executor cannot start the process;
+    /// [`ProcessError::Lost`] if the connection was lost and it is unknown whether
+    /// the process started.
     pub async fn spawn(&self, command: Command) -> Result<Process, ProcessError> {
         let cwd = match command.cwd()? {
             Some(cwd) => cwd,
@@ -89,18 +95,19 @@ impl Environment {
         Process::start(self.session.clone(), start).await
     }
 
-    /// The executor's files.
+    /// Returns the file operations on the executor.
     pub fn files(&self) -> Files<'_> {
         Files::new(&self.session)
     }
 
-    /// Whether the connection stands, and every change of that.
+    /// Watches the state of the connection.
     pub fn connection_state(&self) -> watch::Receiver<ConnectionState> {
         self.session.connection_state()
     }
 
-    /// Closes the connection and waits until the executor knows. Processes
-    /// that still run are ended by the executor when its grace is over.
+    /// Closes the connection and waits, for a second at most, until the executor
+    /// has acknowledged it. The executor terminates processes that still run when
+    /// the grace period of the session ends.
     pub async fn close(self) {
         if let Some(stream) = self.session.stop_resuming() {
             let _ = timeout(CLOSE_TIMEOUT, stream.caller.messages().finish()).await;

@@ -1,4 +1,4 @@
-//! Errors by who is at fault and what to do about it.
+//! Errors, by the party at fault and the possible remedy.
 
 use rendez_endpoint::Closed;
 use rendez_proto::frame::ResetReason;
@@ -9,116 +9,116 @@ use rendez_registry_client::RegistryError;
 use rendez_rpc::{CallError, OpenError};
 use rendez_transport::dial::DialError;
 
-/// Why no executor was reached.
+/// The error of connecting to an executor.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The registry did not let us through.
+    /// The call to the registry failed.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// The registry chose a profile that we do not accept, or a worse one than
-    /// it says that the executor offers: refused.
-    #[error("the registry chose profile {0} although both ends know a better one; refusing")]
+    /// The registry chose a profile that this client does not accept, or a worse
+    /// one than the executor offers. The client refuses it.
+    #[error("the registry chose profile {0}, but both ends support a better one; refusing")]
     Downgrade(Profile),
-    /// Another executor took the environment over while we were away.
+    /// Another executor registered for the environment during a reconnect.
     #[error("another executor has taken over the environment")]
     ExecutorChanged,
     /// The websocket did not open.
     #[error(transparent)]
     Dial(#[from] DialError),
     /// The encrypted stream did not open.
-    #[error("no encrypted stream to the executor: {0}")]
+    #[error("cannot open an encrypted stream to the executor: {0}")]
     Stream(#[source] OpenError),
-    /// The executor went away while the stream was being opened.
-    #[error("the executor is offline: it has just left")]
+    /// The executor disconnected while the stream was being opened.
+    #[error("the executor is offline: it has just disconnected")]
     ExecutorLeft,
     /// The executor did not open a session.
     #[error("the executor did not open a session: {0}")]
     Session(#[source] CallError),
-    /// It took too long.
-    #[error("the executor did not answer in time")]
+    /// The executor did not open a session in time.
+    #[error("the executor did not respond in time")]
     Timeout,
-    /// The system gave no randomness for keys.
-    #[error("the operating system gave no randomness")]
+    /// The operating system provided no randomness for keys.
+    #[error("the operating system provided no randomness")]
     NoRandomness,
 }
 
-/// Why something about a process did not work.
+/// The error of an operation on a process.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
-    /// This program, or the interpreter that it names, does not exist on the
+    /// The program, or the interpreter that it names, does not exist on the
     /// executor.
     #[error("{0}: not found on the executor")]
     NotFound(String),
-    /// There is no such working directory on the executor.
+    /// The working directory cannot be used on the executor.
     #[error("working directory {path}: {why}")]
     Directory {
-        /// As it was asked for.
+        /// The requested directory.
         path: String,
-        /// What is wrong with it.
+        /// The cause.
         why: String,
     },
     /// The executor cannot start the program.
     #[error("{program}: the executor cannot start it: {why}")]
     CannotStart {
-        /// As it was asked for.
+        /// The requested program.
         program: String,
-        /// What its system says.
+        /// The error message of the executor's system.
         why: String,
     },
-    /// The system gave no randomness for ids.
-    #[error("the operating system gave no randomness")]
+    /// The operating system provided no randomness for ids.
+    #[error("the operating system provided no randomness")]
     NoRandomness,
-    /// The connection was lost. Whether the command runs, ran or will go on is
-    /// unknown; it was not started again.
-    #[error("the connection to the executor was lost; what became of the command is unknown")]
+    /// The connection was lost. The command may have run, may still run, or may
+    /// not have started. It was not started again.
+    #[error("lost the connection to the executor; the outcome of the command is unknown")]
     Lost,
-    /// The connection was away for so long that the executor, which keeps only
-    /// the newest output meanwhile, has dropped so many pieces of it. What it
-    /// kept follows.
-    #[error("{0} pieces of output are lost: the connection was away for too long")]
+    /// Output is missing, in this many pieces. The connection was interrupted for
+    /// so long that the executor, which keeps only the newest output, dropped
+    /// them. The output that it kept follows.
+    #[error("{0} pieces of output are lost: the connection was interrupted for too long")]
     Missed(u64),
-    /// The process does not take input (any more).
+    /// The process does not accept input, or no longer does.
     #[error("the process has closed its standard input")]
     StdinClosed,
-    /// The executor is a stock one, which cannot do this.
+    /// The executor is a stock one, which has no such operation.
     #[error("the executor does not support {0}")]
     Unsupported(&'static str),
-    /// The executor says no, for another reason.
-    #[error("the executor refuses: {0}")]
+    /// The executor refuses the operation for another reason.
+    #[error("the executor refused the operation: {0}")]
     Refused(RpcError),
-    /// The executor breaks the protocol.
-    #[error("the executor answered something else than the protocol says: {0}")]
+    /// The executor violates the protocol.
+    #[error("unexpected response from the executor: {0}")]
     Malformed(String),
 }
 
-/// Why something about a file did not work.
+/// The error of an operation on a file.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// No such file or directory.
+    /// The file or directory does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// The path is not absolute, or not a path.
+    /// The path is invalid or not absolute.
     #[error("{0}")]
     InvalidPath(String),
-    /// More bytes than one message carries.
-    #[error("{bytes} bytes are too many for one write, at most {max} are allowed", max = limits::READ_FILE_MAX_BYTES)]
+    /// The content is larger than one message can carry.
+    #[error("cannot write {bytes} bytes at once: at most {max} are allowed", max = limits::READ_FILE_MAX_BYTES)]
     TooLarge {
-        /// Bytes to be written.
+        /// The size of the content in bytes.
         bytes: usize,
     },
-    /// The executor's system refuses.
+    /// The executor's system refuses the operation.
     #[error("{0}")]
     Refused(RpcError),
-    /// The connection was lost. Whether the change took place is unknown.
-    #[error("the connection to the executor was lost; whether the change took place is unknown")]
+    /// The connection was lost. It is unknown whether the change took place.
+    #[error("lost the connection to the executor; it is unknown whether the change took place")]
     Lost,
-    /// The executor breaks the protocol.
-    #[error("the executor answered something else than the protocol says: {0}")]
+    /// The executor violates the protocol.
+    #[error("unexpected response from the executor: {0}")]
     Malformed(String),
 }
 
 impl ConnectError {
-    /// Whether trying again cannot help.
+    /// Whether a retry cannot succeed.
     pub(crate) fn is_final(&self) -> bool {
         match self {
             Self::Registry(error) => error.is_final(),

@@ -1,9 +1,10 @@
-//! Brings notifications to their processes, in order and once.
+//! Dispatches process notifications to their processes, in order and once.
 //!
-//! Who does not read holds the stream back, and everything in it. What else would
-//! be left is to drop what is too much and to read it from the executor later; but
-//! what was sent counts as taken there, of that only the newest mebibyte is kept,
-//! and nothing would hold the process back any more: its output would be lost.
+//! A process that is not read holds back the stream, and with it everything else
+//! on the stream. The alternative is to drop events and to read them from the
+//! executor later. That would lose output: the executor counts sent output as
+//! consumed, keeps only the newest mebibyte of it, and would not slow down the
+//! process any more.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,24 +17,24 @@ use tokio::sync::{mpsc, watch};
 
 use crate::event_sequencer::{Delivery, Event, EventSequencer, empty_read};
 
-/// EventDispatcher of one process that wait for its reader. Chunks have at most
-/// [`rendez_proto::limits::PROCESS_CHUNK_LARGE_MAX_BYTES`], so 4 MiB; then the stream waits,
-/// and in the end the process.
+/// The number of events that wait for the reader of one process: 4 MiB at most,
+/// by [`rendez_proto::limits::PROCESS_CHUNK_LARGE_MAX_BYTES`] per chunk. Beyond
+/// it the stream waits, and in the end the process.
 const READER_QUEUE_EVENTS: usize = 64;
 
-/// All processes of one connection.
+/// The event queues of all processes of one connection.
 #[derive(Clone)]
 pub(crate) struct EventDispatcher(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
-    /// All streams with numbers below this one have ended.
+    /// All streams with lower numbers have ended.
     ended: watch::Sender<u64>,
 }
 
-/// Where one stream of a session brings its notifications. The streams have
-/// numbers in the order in which they were tried, so that the late end of one
-/// is not taken for that of another.
+/// The handler for notifications of one stream of a session. Streams are numbered
+/// in the order of the attempts to open them, so that the late end of one is not
+/// mistaken for the end of another.
 pub(crate) struct StreamEvents {
     events: EventDispatcher,
     epoch: u64,
@@ -41,57 +42,61 @@ pub(crate) struct StreamEvents {
 
 #[derive(Default)]
 struct State {
-    /// Bounded by the processes that the application holds.
+    /// Bounded by the number of processes that the application holds.
     processes: HashMap<ProcessId, EventSequencer>,
     closed: bool,
-    /// The end of a stream is not the end of the session.
+    /// Whether the session outlives the end of a stream.
     resumable: bool,
 }
 
-/// What the executor is asked for about a process.
+/// The position from which to read the events of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Position {
-    /// The last number that the process's reader has.
+    /// The last sequence number that was delivered.
     pub(crate) after: u64,
-    /// Whether its start is answered: if not, the executor need not know it yet.
+    /// Whether the executor has confirmed the start. If not, it may not know the
+    /// process yet.
     pub(crate) started: bool,
 }
 
 impl EventDispatcher {
-    /// No processes; `kept` if the end of a stream is not that of the session.
+    /// Creates a dispatcher without processes. `resumable` means that the session
+    /// outlives the end of a stream.
     pub(crate) fn new(resumable: bool) -> Self {
         let state = Mutex::new(State { resumable, ..State::default() });
         Self(Arc::new(Shared { state, ended: watch::Sender::new(0) }))
     }
 
-    /// From here on the end of a stream is not that of the session.
+    /// From now on the session outlives the end of a stream.
     pub(crate) fn set_resumable(&self) {
         self.0.state.lock().resumable = true;
     }
 
-    /// For the notifications of the stream with this number, which is higher
-    /// than that of any before.
+    /// Returns the handler for the stream with this number, which must be higher
+    /// than every earlier one.
     pub(crate) fn for_stream(&self, epoch: u64) -> StreamEvents {
         StreamEvents { events: self.clone(), epoch }
     }
 
-    /// Waits for the end of this stream.
+    /// Waits for the end of the stream with this number.
     pub(crate) async fn stream_ended(&self, epoch: u64) {
-        // The sender lives as long as `self`.
+        // The sender lives as long as `self`, so this does not fail.
         let _ = self.0.ended.subscribe().wait_for(|ended| *ended > epoch).await;
     }
 
-    /// Holds what arrives from the next stream until it was caught up with.
+    /// Marks all processes as behind: events of the next stream are held until the
+    /// missed ones are delivered.
     pub(crate) fn mark_behind(&self) {
         for sequencer in self.0.state.lock().processes.values_mut() {
-            // An answer that is under way is one of the stream that ended.
+            // A read in progress belongs to the stream that ended.
             sequencer.delivery = Delivery::AwaitingRead { repeat: sequencer.catch_up_running };
             sequencer.room.notify_waiters();
         }
     }
 
-    /// The processes that nobody catches up with yet: whoever asks does from here
-    /// on, until `position` says that nothing is missing.
+    /// Returns the processes that are behind and have no catch-up task. The caller
+    /// must start one for each and run it until
+    /// [`read_position`](Self::read_position) returns `None`.
     pub(crate) fn claim_behind(&self) -> Vec<ProcessId> {
         let mut state = self.0.state.lock();
         let behind = state.processes.iter_mut().filter(|(_, sequencer)| {
@@ -106,7 +111,7 @@ impl EventDispatcher {
             .collect()
     }
 
-    /// What to ask the executor for; `None` once nothing is missing.
+    /// Returns the position to read from, or `None` if no events are missing.
     pub(crate) fn read_position(&self, id: &ProcessId) -> Option<Position> {
         let mut state = self.0.state.lock();
         let sequencer = state.processes.get_mut(id)?;
@@ -118,7 +123,7 @@ impl EventDispatcher {
         Some(Position { after: sequencer.next_seq - 1, started: sequencer.started_on.is_some() })
     }
 
-    /// Passes on what was read from the process's position on, then what arrived
+    /// Sends the events of a reply to the reader, then the events that arrived
     /// meanwhile.
     pub(crate) async fn deliver_read(&self, id: &ProcessId, reply: ReadReply) {
         match self.0.state.lock().processes.get_mut(id) {
@@ -140,7 +145,8 @@ impl EventDispatcher {
         }
     }
 
-    /// The start of a process was answered on this stream.
+    /// Records that the executor has confirmed the start of a process on this
+    /// stream.
     pub(crate) fn started(&self, id: &ProcessId, epoch: u64) {
         let mut state = self.0.state.lock();
         let Some(sequencer) = state.processes.get_mut(id) else { return };
@@ -150,9 +156,9 @@ impl EventDispatcher {
         }
     }
 
-    /// The executor does not know a process on this stream. It need not yet if
-    /// its start was not answered when it was asked: then nothing is missing.
-    /// Else nothing follows.
+    /// Records that the executor does not know a process on this stream. If the
+    /// start was not confirmed before the read, the process may not have started
+    /// yet: no events are missing. Otherwise the process is lost.
     pub(crate) async fn unknown(&self, id: &ProcessId, asked: Position, epoch: u64) {
         let nothing = {
             let mut state = self.0.state.lock();
@@ -167,15 +173,16 @@ impl EventDispatcher {
         self.deliver_read(id, nothing).await;
     }
 
-    /// The session is over: nothing follows.
+    /// Ends all processes, because the session is closed.
     pub(crate) fn close(&self) {
         let mut state = self.0.state.lock();
         state.closed = true;
-        // Dropping the senders tells every reader that nothing follows.
+        // Dropping the senders ends the queue of every reader.
         state.processes.clear();
     }
 
-    /// Starts to collect the events of a process, before it is started.
+    /// Registers a process. This happens before it is started, because events may
+    /// overtake the reply.
     pub(crate) fn subscribe(&self, id: ProcessId) -> mpsc::Receiver<Event> {
         let (events, receiver) = mpsc::channel(READER_QUEUE_EVENTS);
         let mut state = self.0.state.lock();
@@ -212,7 +219,7 @@ impl EventDispatcher {
     async fn send(&self, id: &ProcessId, reader: &mpsc::Sender<Event>, due: Vec<Event>) {
         for event in due {
             let last = event == Event::Closed;
-            // A reader that is gone does not want it.
+            // The reader may have been dropped.
             let _ = reader.send(event).await;
             if last {
                 self.unsubscribe(id);
@@ -241,7 +248,7 @@ impl NotificationHandler for StreamEvents {
                     self.events.accept(&closed.process_id, closed.seq, Event::Closed).await;
                 }
             }
-            // Notifications of the future.
+            // Unknown notifications of newer executors.
             _ => {}
         }
     }
@@ -259,8 +266,11 @@ impl NotificationHandler for StreamEvents {
 }
 
 fn parse<N: Notification>(params: Json) -> Option<N> {
-    // The parser's words may quote what the peer sent: not for a log.
-    params.parse().inspect_err(|_| tracing::warn!(notification = N::NAME, "does not parse")).ok()
+    // The parser's message may quote content of the peer, so it is not logged.
+    params
+        .parse()
+        .inspect_err(|_| tracing::warn!(notification = N::NAME, "malformed notification"))
+        .ok()
 }
 
 #[cfg(test)]
@@ -315,7 +325,7 @@ mod tests {
             output(&events, seq + 2).await;
         }
         assert_eq!(drain(&mut received), []);
-        // more than may wait for a reader, so it reads meanwhile
+        // More than the queue holds, so the reader reads meanwhile.
         let read = async {
             let mut all = Vec::new();
             while all.len() < REORDER_EVENTS_MAX + 2 {
@@ -334,7 +344,7 @@ mod tests {
         let mut before = events.subscribe(id());
         output(&events, 1).await;
         events.for_stream(0).closed();
-        assert!(before.recv().await.is_some(), "what arrived is still delivered");
+        assert!(before.recv().await.is_some(), "received events are still delivered");
         assert_eq!(before.recv().await, None);
         assert_eq!(events.subscribe(id()).recv().await, None);
     }
@@ -353,7 +363,7 @@ mod tests {
         assert!(received.try_recv().is_err());
     }
 
-    /// What a read gives: chunks by number, and the ends.
+    /// The reply to a read: chunks by number, exit and close.
     fn reply(seqs: &[u64], next_seq: u64, exit_code: Option<i32>, closed: bool) -> ReadReply {
         let chunk = |seq: &u64| process::Chunk {
             seq: *seq,
@@ -379,15 +389,15 @@ mod tests {
         }
     }
 
-    /// A stream ends, and the next one is asked for what was missed.
+    /// A stream ends, and a catch-up task asks for the read position.
     fn lose_stream(events: &EventDispatcher) -> Position {
         events.mark_behind();
         assert_eq!(events.claim_behind(), [id()]);
         events.read_position(&id()).unwrap()
     }
 
-    /// A process of which 1 and 2 arrived, then the stream ended; what is received_count
-    /// after `reply` was read.
+    /// The events that a process delivers after `reply` was read. Events 1 and 2
+    /// arrived before the stream ended.
     async fn events_after_read(reply: ReadReply) -> Vec<String> {
         let events = EventDispatcher::new(true);
         let mut received = events.subscribe(id());
@@ -414,7 +424,7 @@ mod tests {
             (reply(&[3, 4], 7, Some(0), true), vec!["3", "4", "exit 0", "closed"]),
             (reply(&[], 5, Some(1), true), vec!["exit 1", "closed"]),
             (reply(&[3], 5, Some(1), false), vec!["3", "exit 1"]),
-            // only the newest was kept
+            // The executor kept only the newest events.
             (reply(&[9, 10], 11, None, false), vec!["missed 6", "9", "10"]),
             (reply(&[9, 11], 13, Some(7), true), vec!["missed 6", "9", "exit 7", "11", "closed"]),
             (reply(&[9, 10], 12, Some(7), true), vec!["missed 5", "exit 7", "9", "10", "closed"]),
@@ -436,7 +446,7 @@ mod tests {
         assert_eq!(drain(&mut received).len(), 1);
         events.deliver_read(&id(), reply(&[2, 3, 4], 5, None, false)).await;
         let texts: Vec<_> = drain(&mut received).iter().map(text).collect();
-        assert_eq!(texts, ["2", "3", "a", "a"], "what came by itself is not received_count twice");
+        assert_eq!(texts, ["2", "3", "a", "a"], "received events are not delivered twice");
         output(&events, 6).await;
         assert_eq!(drain(&mut received).len(), 1);
         events.close();
@@ -445,8 +455,8 @@ mod tests {
 
     #[tokio::test]
     async fn unconfirmed_process_may_be_unknown() {
-        // the stream on which its start is answered, and whether that was
-        // before the executor was asked for it on stream 2
+        // The stream on which the start is confirmed, and whether that happened
+        // before the read on stream 2.
         for (started, before, lost) in
             [(1, true, true), (1, false, true), (2, false, false), (3, false, false)]
         {
@@ -469,15 +479,15 @@ mod tests {
         }
     }
 
-    /// The events of these numbers arrive by themselves.
+    /// Events with these numbers arrive as notifications.
     async fn arrive(events: &EventDispatcher, seqs: RangeInclusive<u64>) {
         for seq in seqs {
             output(events, seq).await;
         }
     }
 
-    /// Takes this many chunks. For tests with a clock that stands still while
-    /// there is something to do.
+    /// Receives this many chunks. For tests with a paused clock, which advances
+    /// only if all tasks are idle.
     async fn chunks(received: &mut mpsc::Receiver<Event>, count: u64) -> u64 {
         for received_count in 0..count {
             match timeout(Duration::from_secs(1), received.recv()).await {
@@ -493,7 +503,7 @@ mod tests {
         let events = EventDispatcher::new(true);
         let mut received = events.subscribe(id());
         lose_stream(&events);
-        // more than fits into the reader's queue; then far more than is held
+        // More than the reader's queue holds, then far more than is held.
         let missed = 2 * READER_QUEUE_EVENTS as u64;
         let all = missed + 2 * CATCH_UP_EVENTS_MAX as u64;
         let seqs: Vec<_> = (1..=missed).collect();
@@ -501,12 +511,12 @@ mod tests {
         let ((), (), received_count) = tokio::join!(
             events.deliver_read(&id, reply(&seqs, missed + 1, None, false)),
             arrive(&events, missed + 1..=all),
-            // comes last, and so lets the others go as far as they can
+            // Polled last, so that the others go as far as they can.
             chunks(&mut received, all),
         );
         assert_eq!((events.read_position(&id), received_count), (None, all));
         arrive(&events, all + 1..=all + 1).await;
-        assert_eq!(chunks(&mut received, 1).await, 1, "it goes on as before");
+        assert_eq!(chunks(&mut received, 1).await, 1, "delivery is live again");
     }
 
     #[tokio::test(start_paused = true)]
@@ -536,7 +546,7 @@ mod tests {
         let mut received = events.subscribe(id());
         lose_stream(&events);
         events.mark_behind();
-        assert_eq!(events.claim_behind(), [], "somebody is about it");
+        assert_eq!(events.claim_behind(), [], "a task is catching up");
         events.deliver_read(&id(), reply(&[1, 2], 3, None, false)).await;
         output(&events, 4).await;
         assert_eq!(drain(&mut received).len(), 2);

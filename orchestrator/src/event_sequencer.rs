@@ -1,8 +1,8 @@
-//! The events of one process on their way to its reader: in order, once, and with
-//! what was missed told where it is missing.
+//! Puts the events of one process in order, without repetitions, and marks where
+//! events are missing.
 //!
-//! Nothing waits here: this says whose turn it is, and [`events`](crate::event_dispatcher)
-//! passes them on.
+//! Nothing waits in this module. It decides which events are due, and
+//! [`event_dispatcher`](crate::event_dispatcher) sends them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,66 +11,70 @@ use bytes::Bytes;
 use rendez_proto::rpc::process::{ReadReply, Stream};
 use tokio::sync::{Notify, mpsc};
 
-/// EventDispatcher that are held because one before them has not arrived. A stock
-/// executor sends neighbours in either order now and then; more than a few
-/// means that one is lost.
+/// The number of events that are held because an earlier one has not arrived. A
+/// stock executor occasionally swaps neighbouring events. More held events mean
+/// that one is lost.
 pub(crate) const REORDER_EVENTS_MAX: usize = 64;
 
-/// EventDispatcher that are held while what was missed is read and passed on: a few
-/// megabytes at most, since the executors in question send chunks of 8 KiB.
+/// The number of events that are held while missed ones are read and replayed: a
+/// few megabytes at most, since the executors in question send chunks of 8 KiB.
 pub(crate) const CATCH_UP_EVENTS_MAX: usize = 1024;
 
-/// Something that happened to a process.
+/// An event of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Event {
     Output(Stream, Bytes),
     Exited(i32),
     Closed,
-    /// EventDispatcher are missing before this one.
+    /// Events are missing before the next one: they never arrived.
     Gap,
-    /// So many events are missing before the next one, because the executor
-    /// kept only the newest output while nobody was attached.
+    /// This many events are missing here, because the executor kept only the
+    /// newest output while no stream was attached.
     Missed(u64),
 }
 
-/// The events of one process.
+/// The state of one process's events.
 pub(crate) struct EventSequencer {
     pub(crate) reader: mpsc::Sender<Event>,
-    /// The number of the next event (WIRE.md, section 6.2: from 1, no holes).
+    /// The sequence number of the next event. They start at 1 and have no gaps
+    /// (docs/codex-wire.md#processes).
     pub(crate) next_seq: u64,
     held: BTreeMap<u64, Event>,
     pub(crate) delivery: Delivery,
-    /// EventDispatcher below this number that are not held are gone at the executor, too.
+    /// Events below this number that are not held are lost: the executor has
+    /// evicted them.
     evicted_below: u64,
-    /// Wakes who waits because too much is held.
+    /// Wakes senders that wait because the held events have reached their limit.
     pub(crate) room: Arc<Notify>,
-    /// Somebody catches up with it, and until that is done passes events on. No
-    /// second one may: they would come in any order.
+    /// Whether a task is catching up. Only that task sends events until it is
+    /// done; a second sender would break their order.
     pub(crate) catch_up_running: bool,
-    /// The number of the stream on which its start was answered.
+    /// The number of the stream on which the executor confirmed the start.
     pub(crate) started_on: Option<u64>,
-    /// That of the last one on which the executor was asked for it before that
-    /// answer, and did not know it.
+    /// The number of the last stream on which the executor did not know the
+    /// process.
     pub(crate) unknown_on: Option<u64>,
 }
 
+/// How arriving events are delivered.
+///
 /// ```text
-/// Live ──the stream ended──► AwaitingRead ──the answer──► Replaying ──► Live
-///                               ▲                       │
-///                               ├──the stream ended─────┤
-///                               └──the answer was old───┘
+/// Live ──the stream ends──► AwaitingRead ──the reply──► Replaying ──► Live
+///                               ▲                           │
+///                               ├──the stream ends──────────┤
+///                               └──the reply is incomplete──┘
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Delivery {
-    /// EventDispatcher go to the reader, and wait for it.
+    /// Events go to the reader and wait for it.
     Live,
-    /// What was missed is asked for. The answer comes behind what arrives, so
-    /// that must not wait: it is held, and what is too much is dropped. Then, or
-    /// if another stream ended meanwhile, the answer is not all, and is asked for
-    /// `again`.
+    /// The missed events are being read from the executor. The reply comes behind
+    /// arriving events, so these must not wait: they are held, and beyond the
+    /// limit dropped. After a drop, or if another stream has ended meanwhile, the
+    /// reply is incomplete and the read must `repeat`.
     AwaitingRead { repeat: bool },
-    /// What was missed is passed on. What arrives is held behind it, and waits
-    /// if it is too much.
+    /// The missed events are being sent to the reader. Arriving events are held
+    /// behind them, and wait beyond the limit.
     Replaying,
 }
 
@@ -92,16 +96,16 @@ impl EventSequencer {
         }
     }
 
-    /// Whether the executor knew it once and does not any more.
+    /// Whether the executor once knew the process and no longer does.
     pub(crate) fn is_forgotten(&self) -> bool {
         self.started_on.zip(self.unknown_on).is_some_and(|(started, unknown)| started < unknown)
     }
 
-    /// Takes an event in; returns those whose turn has come, or gives the event
-    /// back to come again when there is room.
+    /// Adds an event. Returns the events that are due, or gives the event back if
+    /// it has to wait for room.
     pub(crate) fn push(&mut self, seq: u64, event: Event) -> Result<Vec<Event>, Event> {
         if seq < self.next_seq {
-            return Ok(Vec::new()); // a repetition
+            return Ok(Vec::new()); // already delivered
         }
         let full = self.held.len() >= CATCH_UP_EVENTS_MAX;
         match &mut self.delivery {
@@ -127,7 +131,7 @@ impl EventSequencer {
         Ok(due)
     }
 
-    /// The events whose turn has come.
+    /// Removes and returns the events that are due.
     pub(crate) fn pop_ready(&mut self) -> Vec<Event> {
         let mut due = Vec::new();
         loop {
@@ -145,7 +149,7 @@ impl EventSequencer {
         }
     }
 
-    /// Takes in all that the executor has kept from `next` on.
+    /// Adds all events that the executor has kept from `next_seq` on.
     pub(crate) fn merge(&mut self, reply: ReadReply) {
         let end = reply.next_seq;
         let last = reply.closed.then(|| end.saturating_sub(1));
@@ -157,14 +161,14 @@ impl EventSequencer {
         if let Some(last) = last {
             read.insert(last, Event::Closed);
         }
-        // Output is evicted from the front; so a number that is missing behind
-        // the first chunk is that of the exit, which a reply does not tell.
+        // The executor evicts the oldest output first. So a number that is missing
+        // after the first chunk is that of the exit, which a reply does not contain.
         let first = read.keys().next().copied().unwrap_or(end);
         let hole = (first..end).find(|seq| !read.contains_key(seq));
         if let (true, Some(code)) = (reply.exited, reply.exit_code) {
             match hole {
                 Some(seq) => drop(read.insert(seq, Event::Exited(code))),
-                // Told before, or among what is gone.
+                // It was delivered before, or its number is among the evicted ones.
                 None if first > self.next_seq => drop(read.insert(first - 1, Event::Exited(code))),
                 None => {}
             }
@@ -180,7 +184,7 @@ impl EventSequencer {
         }
     }
 
-    /// All that was held is passed on: that is all, unless it is asked for again.
+    /// Ends the replay when all held events are sent, unless the read repeats.
     pub(crate) fn finish_replay(&mut self) {
         if self.delivery == Delivery::Replaying {
             self.delivery = Delivery::Live;
@@ -194,7 +198,7 @@ impl Drop for EventSequencer {
     }
 }
 
-/// The answer of an executor at which nothing happened from this number on.
+/// The reply to a read if no events exist from this number on.
 pub(crate) fn empty_read(next_seq: u64) -> ReadReply {
     ReadReply {
         chunks: Vec::new(),

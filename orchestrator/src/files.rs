@@ -11,7 +11,7 @@ use rendez_proto::rpc::path::PathUri;
 use crate::error::FileError;
 use crate::session::Session;
 
-/// Calls about files.
+/// File operations on an executor.
 pub struct Files<'a> {
     session: &'a Session,
 }
@@ -21,7 +21,7 @@ impl<'a> Files<'a> {
         Self { session }
     }
 
-    /// The whole file, up to [`limits::READ_FILE_MAX_BYTES`].
+    /// Reads a whole file of at most [`limits::READ_FILE_MAX_BYTES`].
     ///
     /// # Errors
     /// See [`FileError`].
@@ -30,7 +30,7 @@ impl<'a> Files<'a> {
         Ok(self.call::<ReadFile>(&read).await?.data)
     }
 
-    /// Replaces a file's content in place, or makes it.
+    /// Replaces the content of a file in place, or creates the file.
     ///
     /// # Errors
     /// See [`FileError`].
@@ -42,7 +42,7 @@ impl<'a> Files<'a> {
         self.call::<WriteFile>(&write).await.map(drop)
     }
 
-    /// Kind, size and times.
+    /// Returns kind, size and times.
     ///
     /// # Errors
     /// See [`FileError`].
@@ -50,7 +50,7 @@ impl<'a> Files<'a> {
         self.call::<GetMetadata>(&GetMetadata { path: uri(path)?, sandbox: None }).await
     }
 
-    /// A directory's entries, unsorted.
+    /// Lists the entries of a directory, unsorted.
     ///
     /// # Errors
     /// See [`FileError`].
@@ -59,7 +59,7 @@ impl<'a> Files<'a> {
         Ok(self.call::<ReadDirectory>(&read).await?.entries)
     }
 
-    /// Makes a directory and its parents; one that exists is fine.
+    /// Creates a directory and its parents. An existing directory is not an error.
     ///
     /// # Errors
     /// See [`FileError`].
@@ -76,7 +76,7 @@ impl<'a> Files<'a> {
         self.remove_with(path, false).await
     }
 
-    /// Removes a directory with all that is in it.
+    /// Removes a directory with all its content.
     ///
     /// # Errors
     /// See [`FileError`].

@@ -1,4 +1,5 @@
-//! Reach an executor by its environment id and work there.
+//! The orchestrator: connects to executors by environment id, runs processes there
+//! and accesses files.
 //!
 //! ```no_run
 //! use rendez_orchestrator::{Client, Command};
@@ -14,44 +15,61 @@
 //! # }
 //! ```
 //!
-//! | file | what it holds |
-//! | --- | --- |
-//! | `client` | the way in: registry, websocket, handshake, session |
-//! | `relay_endpoint`, `connector`, `reconnect` | finds an executor; keeps the websocket to it up |
-//! | `environment`, `session` | one connected executor |
-//! | `command`, `process`, `stdin` | processes, shaped like `tokio::process` |
-//! | `event_dispatcher`, `event_sequencer` | their events, in order |
-//! | `files` | files, shaped like `tokio::fs` |
-//! | `error` | who is at fault when it does not work |
+//! * A [`Client`] holds the relay's URL, a token and a key. [`Client::connect`]
+//!   returns an [`Environment`].
+//! * An [`Environment`] is an encrypted connection to the executor that serves the
+//!   environment. If the connection is lost, it reconnects by itself within its
+//!   grace period ([`Client::with_grace`]). [`Environment::connection_state`] shows
+//!   this.
+//! * [`Environment::spawn`] starts a [`Command`] and returns a [`Process`]. Its
+//!   events, which are output and the exit code, arrive in one ordered sequence.
+//! * [`Environment::files`] returns the file operations.
+//!
+//! # No command runs twice
+//!
+//! If the connection is lost during a call, the call fails and its outcome is
+//! unknown: see [`ProcessError::Lost`] and [`FileError::Lost`]. The library does not
+//! repeat it. Standard input is the exception: its writes carry ids, and an executor
+//! applies each id once, so unacknowledged writes are sent again.
 //!
 //! # Read every process that you keep
 //!
-//! All processes and calls of an [`Environment`] share one stream, in which answers
-//! come behind output. Output that nobody reads is held back, not thrown away: up
-//! to 64 pieces of a process wait here (4 MiB at most), then the stream waits, and
-//! with it *every* answer and every other process of that executor. So a task that
-//! awaits a call, or one process, while it holds another [`Process`] with more
-//! output than that waits for ever:
+//! All processes and calls of an [`Environment`] share one stream, in which replies
+//! come behind earlier output. Unread output is held back, not discarded: up to 64
+//! events of a process wait in this library (4 MiB at most). Beyond that the stream
+//! waits, and with it *every* reply and every other process of the environment. So
+//! a task waits forever if it awaits a call or a process while it holds another
+//! [`Process`] with more unread output than that:
 //!
 //! ```no_run
 //! # use rendez_orchestrator::{Command, Environment};
 //! # async fn example(environment: Environment) -> Result<(), Box<dyn std::error::Error>> {
 //! let one = environment.spawn(Command::new("make").arg("one")).await?;
 //! let two = environment.spawn(Command::new("make").arg("two")).await?;
-//! // two.output().await?, then one.output().await?: may wait for ever
+//! // two.output().await?, then one.output().await?: may wait forever
 //! let (one, two) = tokio::join!(one.output(), two.output());
 //! # let _ = (one?, two?);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Read processes in tasks of their own, or at the same time as what else is
-//! awaited. A process whose output is of no interest is dropped, which throws its
-//! output away and lets it run on. And what must not wait for anything else has a
-//! connection of its own: two [`Client::connect`] do not wait for each other.
+//! Read each process in its own task, or concurrently with everything else that
+//! the task awaits. Drop a process whose output you do not need: this discards its
+//! output, and the process continues to run. Use a separate connection for work
+//! that must not wait for other work: two results of [`Client::connect`] do not
+//! wait for each other.
 //!
-//! Nothing is ever run twice: when a connection is lost with a call under way,
-//! its outcome is reported as unknown.
+//! # Modules
+//!
+//! | module | content |
+//! | --- | --- |
+//! | [`client`] | the entry point |
+//! | [`environment`], `session` | a connected environment, and its session at the executor |
+//! | `connector`, `relay_endpoint`, [`reconnect`] | open a connection and re-establish it |
+//! | [`command`], [`process`], [`stdin`] | processes, shaped like `tokio::process` |
+//! | `event_dispatcher`, `event_sequencer` | deliver the events of processes in order |
+//! | [`files`] | files, shaped like `tokio::fs` |
+//! | [`error`] | errors, by the party at fault |
 
 pub mod client;
 pub mod command;

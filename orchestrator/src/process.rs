@@ -18,54 +18,54 @@ use crate::random::random;
 use crate::session::Session;
 use crate::stdin::Stdin;
 
-/// Bytes of output that are gathered into one event, if they are there.
+/// The size limit for coalescing received output into one event.
 const COALESCE_BYTES: usize = 256 * 1024;
 
 /// A process on an executor.
 ///
-/// As long as this is there somebody has to read it, by [`next`](Self::next),
-/// [`wait`](Self::wait) or [`output`](Self::output): its output waits, and then
-/// everything else of the [`Environment`](crate::Environment) does, answers to calls
-/// included ([why](crate#read-every-process-that-you-keep)).
+/// The owner must read it, with [`next`](Self::next), [`wait`](Self::wait) or
+/// [`output`](Self::output). Unread output holds back everything else of the
+/// [`Environment`](crate::Environment), including replies to calls; see [the crate
+/// documentation](crate#read-every-process-that-you-keep).
 ///
-/// Dropping it throws its output away and lets the process run on; see
+/// Dropping it discards its output. The process continues to run; see
 /// [`Environment`](crate::Environment) for how long.
 pub struct Process {
     session: Arc<Session>,
     id: ProcessId,
     events: mpsc::Receiver<Event>,
-    /// Standard input, if the command asked for it. Take it to write while
-    /// reading: a process that is not read from stops reading. What is left here
-    /// is closed by [`wait`](Self::wait) and [`output`](Self::output), and by
-    /// nothing else.
+    /// Standard input, if the command connects it. Take it out to write while
+    /// reading: a process whose output is not read stops reading its input. Only
+    /// [`wait`](Self::wait) and [`output`](Self::output) close it if it is still
+    /// here.
     pub stdin: Option<Stdin>,
-    /// An event that was met while gathering output.
+    /// An event that was received while coalescing output.
     peeked: Option<Event>,
     exit_code: Option<i32>,
-    /// Everything was told.
+    /// Whether all events were returned.
     finished: bool,
 }
 
-/// What a process did.
+/// An event of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProcessEvent {
-    /// It wrote to standard output, or to its terminal.
+    /// Output on standard output or on the terminal.
     Stdout(Vec<u8>),
-    /// It wrote to standard error.
+    /// Output on standard error.
     Stderr(Vec<u8>),
-    /// It ended: its code, or 128 plus the signal that killed it. Output of
-    /// processes that it left behind may follow.
+    /// The exit code, or 128 plus the number of the signal that killed the process.
+    /// Output of its remaining children may follow.
     Exited(i32),
 }
 
-/// All that a process did.
+/// The exit code and all output of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
-    /// Its code, or 128 plus the signal that killed it.
+    /// The exit code, or 128 plus the number of the signal that killed the process.
     pub exit_code: i32,
-    /// All of standard output, or of its terminal.
+    /// All output on standard output or on the terminal.
     pub stdout: Vec<u8>,
-    /// All of standard error.
+    /// All output on standard error.
     pub stderr: Vec<u8>,
 }
 
@@ -75,12 +75,12 @@ impl Process {
         mut start: Start,
     ) -> Result<Self, ProcessError> {
         let id = start.process_id.clone();
-        // Where a session outlives its stream, what is under way is kept to be
-        // sent again, and is better small.
+        // A resumable session keeps writes in flight to send them again, so they
+        // should be small.
         if session.extensions.stdin_window && !session.is_resumable() && start.pipe_stdin {
             start.stdin_window = Some(limits::STDIN_WINDOW_MAX_BYTES as u64);
         }
-        // Before the call: events may overtake its answer.
+        // Subscribe before the call, because events may overtake its response.
         let events = session.events.subscribe(id.clone());
         let piped = start.pipe_stdin || start.tty;
         let stdin = piped.then(|| Stdin::new(session.clone(), id.clone()));
@@ -99,12 +99,12 @@ impl Process {
         Ok(process)
     }
 
-    /// What happened next, in the order in which it did; `None` once the
-    /// process has ended and all its output was told.
+    /// Returns the next event, in the order in which they occurred. Returns `None`
+    /// after the process has ended and all its output was returned.
     ///
     /// # Errors
-    /// [`ProcessError::Lost`] if the connection was lost first.
-    /// [`ProcessError::Missed`] where output is missing; more follows.
+    /// [`ProcessError::Lost`] if the connection was lost before that.
+    /// [`ProcessError::Missed`] where output is missing; more events follow.
     pub async fn next(&mut self) -> Result<Option<ProcessEvent>, ProcessError> {
         if self.finished {
             return Ok(None);
@@ -134,10 +134,10 @@ impl Process {
         }
     }
 
-    /// Appends what has arrived of the same stream already: one write instead
-    /// of many for whoever passes it on.
+    /// Appends output of the same stream that has already arrived. The caller then
+    /// forwards it in one write instead of many.
     fn coalesce(&mut self, stream: Stream, chunk: Bytes) -> Vec<u8> {
-        let mut chunk = Vec::from(chunk); // no copy: nobody else has it
+        let mut chunk = Vec::from(chunk); // no copy: the only owner
         while chunk.len() < COALESCE_BYTES {
             match self.events.try_recv() {
                 Ok(Event::Output(same, more)) if same == stream => chunk.extend_from_slice(&more),
@@ -151,10 +151,11 @@ impl Process {
         chunk
     }
 
-    /// Waits for the end, forgetting all output.
+    /// Waits for the end of the process, discarding all output.
     ///
-    /// Closes [`stdin`](Self::stdin) if it is still there. A stock executor cannot
-    /// be told that; what reads there to the end of its input does not end.
+    /// Closes [`stdin`](Self::stdin) if it was not taken out. A stock executor
+    /// cannot close standard input; a process that reads to its end does not end
+    /// there.
     ///
     /// # Errors
     /// See [`next`](Self::next).
@@ -162,7 +163,7 @@ impl Process {
         self.drain(drop).await
     }
 
-    /// Waits for the end, collecting all output in memory. Closes
+    /// Waits for the end of the process, collecting all output in memory. Closes
     /// [`stdin`](Self::stdin) as [`wait`](Self::wait) does.
     ///
     /// # Errors
@@ -178,10 +179,10 @@ impl Process {
         Ok(Output { exit_code, stdout, stderr })
     }
 
-    /// Tells what happens until the process has ended, and gives its code.
+    /// Passes all remaining events to `on_event` and returns the exit code.
     async fn drain(mut self, on_event: impl FnMut(ProcessEvent)) -> Result<i32, ProcessError> {
         let stdin = self.stdin.take();
-        // Both at once: a process that is not read from stops reading.
+        // Concurrently: a process whose output is not read stops reading its input.
         tokio::select! {
             code = self.read_to_end(on_event) => code,
             never = close_stdin(stdin) => match never {},
@@ -198,17 +199,17 @@ impl Process {
         self.exit_code.ok_or(ProcessError::Lost)
     }
 
-    /// A handle for signals that can go to another task.
+    /// Returns a handle for signals, which other tasks can use.
     pub fn control(&self) -> Control {
         Control { session: self.session.clone(), id: self.id.clone() }
     }
 }
 
-/// Closes the input of a process of which only the end is of interest, which does
-/// not come from here.
+/// Closes standard input and then never returns: the end of the process is
+/// awaited elsewhere.
 async fn close_stdin(stdin: Option<Stdin>) -> Infallible {
     if let Some(stdin) = stdin {
-        // One that has closed it, or that cannot be told, may still end.
+        // If this fails, the process may still end by itself.
         let _ = stdin.close().await;
     }
     std::future::pending().await
@@ -222,9 +223,9 @@ impl Drop for Process {
 
 /// Sends signals to a process.
 ///
-/// A signal is sent at once, however much output waits; its answer comes behind
-/// that output. So read the [`Process`] while you wait for the answer, or drop it:
-/// what is awaited before either may wait for ever.
+/// A signal overtakes unread output, but its response comes behind that output. So
+/// read the [`Process`] while waiting for the response, or drop it first;
+/// otherwise the wait may never end.
 #[derive(Clone)]
 pub struct Control {
     session: Arc<Session>,
@@ -241,7 +242,7 @@ impl Control {
         Ok(self.session.call::<Signal>(&signal).await.map(drop)?)
     }
 
-    /// Kills the process and its children; tells whether it still ran.
+    /// Kills the process and its children. Returns whether it was still running.
     ///
     /// # Errors
     /// The call failed.
@@ -251,10 +252,13 @@ impl Control {
     }
 }
 
-/// Executors report what the system said as an internal error, and not of what:
-/// those words are part of the protocol (WIRE.md, section 6.2), stock executors use
-/// no others, and we know what we asked for. The directory is looked at after the
-/// failure only, which neither slows down what works nor races with it.
+/// Finds out why a process was not started.
+///
+/// An executor reports its system's error message as an internal error, without
+/// naming the program or the directory. The messages are part of the protocol
+/// (docs/codex-wire.md#processes), and stock executors send no others. The working
+/// directory is checked only after a failure, which neither delays successful
+/// starts nor races with them.
 async fn start_error(session: &Session, start: &Start, error: CallError) -> ProcessError {
     let (code, message) = match error {
         CallError::Refused(RpcError {
@@ -279,7 +283,8 @@ async fn start_error(session: &Session, start: &Start, error: CallError) -> Proc
     }
 }
 
-/// Why nothing can run in this directory, if that is so and the executor says it.
+/// Returns why no process can run in this directory, if the executor reports a
+/// reason.
 async fn directory_error(session: &Session, path: &str) -> Option<String> {
     match Files::new(session).metadata(path).await {
         Ok(metadata) if metadata.is_directory => None,
@@ -290,7 +295,7 @@ async fn directory_error(session: &Session, path: &str) -> Option<String> {
     }
 }
 
-/// A new process id.
+/// Generates a process id.
 pub(crate) fn random_id() -> Result<String, ProcessError> {
     let bytes = random().map_err(|_| ProcessError::NoRandomness)?;
     Ok(StreamId::from_random(bytes).as_str().to_owned())

@@ -1,10 +1,11 @@
-//! Keeps the websocket below a stream up.
+//! Reconnects the websocket below a stream.
 //!
-//! When the socket of a reliable profile is lost, a new ticket is asked for at
-//! once and the stream goes on over the next socket; the application sees a
-//! pause. That ends when the stream's grace is over, or when there is no way
-//! back: the token is refused, or another executor answers under this name.
-//! Streams of the Codex profile cannot do that and end with their socket.
+//! When the socket of a reliable profile is lost, the reconnect loop requests a
+//! new ticket at once and the stream resumes over the next socket. The
+//! application sees a pause. The loop ends when the stream's grace period is over
+//! or when a retry cannot succeed: the relay refuses the token, or another
+//! executor has taken over the environment. Streams of the Codex profile cannot
+//! resume and end with their socket.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,21 +28,21 @@ use crate::error::ConnectError;
 use crate::random::jitter;
 use crate::relay_endpoint::RelayEndpoint;
 
-/// How long the socket may take to close.
+/// The time limit for closing the socket.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Whether the connection to an executor stands.
+/// The state of the connection to an executor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionState {
-    /// It does.
+    /// The connection is established.
     Connected,
-    /// It was lost and is being resumed; nothing is lost yet.
+    /// The connection was lost and is being re-established. No data is lost yet.
     Reconnecting,
-    /// It is over.
+    /// The connection has ended.
     Closed,
 }
 
-/// The task that owns the websocket.
+/// A websocket that a task owns and reconnects.
 pub(crate) struct ReconnectingSocket {
     endpoint: Endpoint,
     state: watch::Receiver<ConnectionState>,
@@ -72,7 +73,7 @@ impl ReconnectingSocket {
         self.state.clone()
     }
 
-    /// Closes the socket in good order.
+    /// Closes the socket with a close frame.
     pub(crate) async fn close(&self) {
         self.endpoint.shut_down(CloseFrame::NORMAL);
         let task = self.task.lock().take();
@@ -85,7 +86,7 @@ impl ReconnectingSocket {
 }
 
 impl Drop for ReconnectingSocket {
-    /// The task ends by itself once everything buffered is sent.
+    /// The task ends when everything buffered is sent.
     fn drop(&mut self) {
         self.endpoint.shut_down(CloseFrame::NORMAL);
     }
@@ -128,7 +129,7 @@ impl ReconnectLoop {
         self.announce.send_replace(ConnectionState::Closed);
     }
 
-    /// Tries until it works; `None` if there is no use.
+    /// Retries until it succeeds. Returns `None` if a retry cannot succeed.
     async fn reconnect(&self, backoff: &mut Backoff) -> Option<(DialledSocket, RegistrationId)> {
         loop {
             self.endpoint.wait_detached(backoff.next_delay(RESUME_CAP, jitter())).await;
@@ -139,7 +140,7 @@ impl ReconnectLoop {
                 Ok(reconnected) => return Some(reconnected),
                 Err(error) => error,
             };
-            tracing::debug!(environment = %self.environment, %error, "cannot resume yet");
+            tracing::debug!(environment = %self.environment, %error, "cannot reconnect yet");
             if error.is_final() {
                 return None;
             }
@@ -148,7 +149,7 @@ impl ReconnectLoop {
 
     async fn try_reconnect(&self) -> Result<(DialledSocket, RegistrationId), ConnectError> {
         let reply = self.relay.request_ticket(&self.environment).await?;
-        // Another executor knows nothing of the stream.
+        // Another executor does not know the stream.
         if reply.executor_public_key != self.executor {
             return Err(ConnectError::ExecutorChanged);
         }

@@ -1,4 +1,5 @@
-//! How executors are found and reached, first and again.
+//! The relay through which a client reaches executors: for connecting and for
+//! reconnecting.
 
 use rendez_endpoint::Identity;
 use rendez_proto::ids::EnvironmentId;
@@ -9,7 +10,7 @@ use rendez_transport::dial::{DialledSocket, dial};
 
 use crate::error::ConnectError;
 
-/// A relay, and what we show there.
+/// A relay, with the client's identity and accepted profiles.
 pub(crate) struct RelayEndpoint {
     pub(crate) registry: OrchestratorClient,
     pub(crate) identity: Identity,
@@ -17,7 +18,8 @@ pub(crate) struct RelayEndpoint {
 }
 
 impl RelayEndpoint {
-    /// Asks the registry for a ticket, and checks that it answers the question.
+    /// Requests a ticket, and checks that the reply is for this environment and not
+    /// a downgrade.
     pub(crate) async fn request_ticket(
         &self,
         environment: &EnvironmentId,
@@ -28,8 +30,8 @@ impl RelayEndpoint {
         };
         let reply = self.registry.connect(environment, &request).await?;
         if reply.environment_id != *environment {
-            let what = format!("it connects to {} instead of {environment}", reply.environment_id);
-            return Err(RegistryError::Malformed(what).into());
+            let why = format!("it is for {} instead of {environment}", reply.environment_id);
+            return Err(RegistryError::Malformed(why).into());
         }
         let offered = reply.rendez.as_ref().map_or(&[][..], |offer| &offer.profiles);
         match best(&self.profiles, offered, reply.security_profile) {
@@ -38,14 +40,14 @@ impl RelayEndpoint {
         }
     }
 
-    /// Opens the websocket that a ticket is for.
+    /// Opens the websocket with the ticket of a reply.
     pub(crate) async fn dial(&self, reply: &ConnectReply) -> Result<DialledSocket, ConnectError> {
         Ok(dial(reply.url.expose()).await?)
     }
 }
 
-/// Of the profiles that we accept, the first one that the executor offers, or
-/// that the registry chose.
+/// Returns the best accepted profile among those that the executor offers and the
+/// one that the registry chose.
 fn best(accepted: &[Profile], offered: &[Profile], chosen: Profile) -> Option<Profile> {
     accepted.iter().copied().find(|profile| offered.contains(profile) || *profile == chosen)
 }

@@ -1,20 +1,23 @@
-//! The session of a connection, and how it outlives streams that cannot resume.
+//! The session of a connection. It outlives streams that cannot resume.
 //!
 //! ```text
-//!   Up ──the stream ended──► Resuming ──another stream took the session up──► Up
-//!                                └──── no way back, or the executor forgot ──► Over
+//!   Open ──the stream ends──► Resuming ──the next stream resumes the session──► Open
+//!                                 └──── a retry cannot succeed, or time is over ──► Closed
 //! ```
 //!
-//! Streams of our own profiles resume below a session ([`reconnect`](crate::reconnect)).
-//! One of the Codex profile ends with either websocket, but the executor keeps
-//! the session, its processes and their newest output for a while (WIRE.md,
-//! sections 6.1 and 6.2). So the session is taken up over a new stream, output
-//! is read from where it was, and writes to standard input that nobody answered
-//! are sent again under their ids, which an executor applies once, as is its end.
-//! No other call is repeated: its outcome is unknown.
+//! Streams of our own profiles resume below a session
+//! ([`reconnect`](crate::reconnect)). A stream of the Codex profile ends with
+//! either endpoint's websocket, but the executor keeps the session, its processes
+//! and their newest output for a while (docs/codex-wire.md#session and
+//! docs/codex-wire.md#processes). So a task resumes the session on a new stream,
+//! reads output from the last known position, and sends unacknowledged writes to
+//! standard input again under their ids. An executor applies each id once, and
+//! the same holds for closing standard input. No other call is repeated: its
+//! outcome is unknown.
 //!
-//! Output that was read waits for its reader in a task of its process, which
-//! lasts over streams: the end of a stream is noticed whoever does not read.
+//! Missed output waits for its reader in one task per process. These tasks
+//! outlive streams, so a slow reader does not delay the detection of the next
+//! stream's end.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,10 +39,11 @@ use crate::event_dispatcher::EventDispatcher;
 use crate::random::jitter;
 use crate::reconnect::ConnectionState;
 
-/// How long an executor is asked for its session: it keeps one for 80 s
-/// (WIRE.md, section 6.2).
+/// How long resuming is retried: an executor keeps a detached session for 80 s
+/// (docs/codex-wire.md#processes).
 const RESUME_WINDOW: Duration = Duration::from_secs(75);
 
+/// The stream that carries the session.
 #[derive(Clone)]
 enum StreamState {
     Open(Arc<SessionStream>),
@@ -47,22 +51,22 @@ enum StreamState {
     Closed,
 }
 
-/// See the module.
+/// A session at an executor, with all that the handles to it share.
 pub(crate) struct Session {
     stream_state: watch::Receiver<StreamState>,
     state: watch::Receiver<ConnectionState>,
     resume_task: Option<AbortHandle>,
     pub(crate) events: EventDispatcher,
-    /// What the executor speaks beyond the stock dialect.
+    /// The protocol extensions that the executor supports.
     pub(crate) extensions: Extensions,
     pub(crate) profile: Profile,
-    /// Asked for once, if the session did not bring it.
+    /// Fetched once, if the reply that opened the session did not contain it.
     environment: OnceCell<Environment>,
 }
 
 impl Session {
-    /// The session that was opened on a stream; another one takes it up where
-    /// that stream cannot resume by itself.
+    /// Takes over a session that was just opened on a stream. Starts a task that
+    /// resumes it if its streams cannot resume by themselves.
     pub(crate) fn new(connected: Connected, connector: Connector, events: EventDispatcher) -> Self {
         let Connected { stream, session, profile, executor, timings: _ } = connected;
         let socket_state = stream.socket.state();
@@ -87,7 +91,8 @@ impl Session {
         }
     }
 
-    /// Whether writes that were not answered may be sent again.
+    /// Whether the session outlives its streams, so that unacknowledged writes may
+    /// be sent again.
     pub(crate) fn is_resumable(&self) -> bool {
         self.resume_task.is_some()
     }
@@ -96,7 +101,7 @@ impl Session {
         self.state.clone()
     }
 
-    /// What the executor says of its environment.
+    /// Returns the executor's description of its environment.
     ///
     /// # Errors
     /// The call failed.
@@ -105,15 +110,16 @@ impl Session {
         self.environment.get_or_try_init(ask).await
     }
 
-    /// The stream that has the session, as soon as there is one again.
+    /// Returns the stream that carries the session, waiting for the next one if
+    /// necessary.
     ///
     /// # Errors
-    /// [`CallError::NotSent`] if there never will be.
+    /// [`CallError::NotSent`] if the session is closed.
     pub(crate) async fn stream(&self) -> Result<Arc<SessionStream>, CallError> {
         self.stream_other_than(None).await
     }
 
-    /// The stream that has the session once this one is over.
+    /// Returns the stream that carries the session after this one has ended.
     ///
     /// # Errors
     /// See [`stream`](Self::stream).
@@ -128,7 +134,8 @@ impl Session {
         wait_for_stream(&mut self.stream_state.clone(), ended).await.ok_or(CallError::NotSent)
     }
 
-    /// Sends a call, on the next stream if this one is over before it was sent.
+    /// Sends a call. If the stream ends before the call is sent, it is sent on the
+    /// next stream.
     ///
     /// # Errors
     /// [`CallError::NotSent`]
@@ -148,18 +155,18 @@ impl Session {
         }
     }
 
-    /// Calls `T` and waits for its answer.
+    /// Calls `T` and waits for its response.
     ///
     /// # Errors
-    /// [`CallError`] tells whether the call may have taken effect.
+    /// [`CallError`] shows whether the call may have taken effect.
     pub(crate) async fn call<T: Method>(&self, params: &T::Params) -> Result<T::Reply, CallError> {
         let (_live, answer) = self.request::<T>(params).await?;
         answer.wait().await
     }
 
-    /// No further stream takes the session up; the present one, if there is one.
+    /// Stops resuming the session. Returns its current stream, if there is one.
     pub(crate) fn stop_resuming(&self) -> Option<Arc<SessionStream>> {
-        // Before the task goes: it leaves none behind.
+        // Read this first: aborting the task closes the stream state.
         let stream = match &*self.stream_state.borrow() {
             StreamState::Open(stream) => Some(stream.clone()),
             StreamState::Resuming | StreamState::Closed => None,
@@ -187,15 +194,15 @@ struct ResumeTask {
 }
 
 impl ResumeTask {
-    /// `epoch` is the number of the stream that has the session.
+    /// `epoch` is the number of the stream that carries the session.
     async fn run(self, mut epoch: u64) {
-        // At most one per process that runs.
+        // At most one task per running process.
         let mut catching_up = JoinSet::new();
         loop {
             self.events.stream_ended(epoch).await;
             self.events.mark_behind();
             self.announce.send_replace(ConnectionState::Reconnecting);
-            // The socket may stand still, as when only the executor left.
+            // The socket may still be open: perhaps only the executor has left.
             self.streams.send_replace(StreamState::Resuming);
             let Some(stream) = self.resume(&mut epoch).await else { break };
             self.streams.send_replace(StreamState::Open(Arc::new(stream)));
@@ -205,12 +212,12 @@ impl ResumeTask {
                 catching_up.spawn(catch_up(self.streams.subscribe(), self.events.clone(), id));
             }
         }
-        // They may have events in their hands, and go when those are told.
+        // They may hold events, and end when those are delivered.
         catching_up.detach_all();
     }
 
-    /// Tries until it works, each time under the next number; `None` if there
-    /// is no use.
+    /// Retries until it succeeds, each time with the next number. Returns `None`
+    /// if a retry cannot succeed or the time is over.
     async fn resume(&self, epoch: &mut u64) -> Option<SessionStream> {
         let until = Instant::now() + RESUME_WINDOW;
         let mut backoff = Backoff::default();
@@ -221,15 +228,15 @@ impl ResumeTask {
                 self.connector.connect(&self.events, Some(self.id.clone()), *epoch).await;
             match connected {
                 Ok(connected) if connected.executor != self.executor => {
-                    tracing::debug!("another executor answers under this name");
+                    tracing::debug!("another executor has taken over the environment");
                     return None;
                 }
                 Ok(connected) => return Some(connected.stream),
                 Err(error) if is_session_lost(&error) => {
-                    tracing::debug!(%error, "the session cannot be taken up");
+                    tracing::debug!(%error, "cannot resume the session");
                     return None;
                 }
-                Err(error) => tracing::debug!(%error, "cannot take the session up yet"),
+                Err(error) => tracing::debug!(%error, "cannot resume the session yet"),
             }
         }
         None
@@ -237,7 +244,7 @@ impl ResumeTask {
 }
 
 impl Drop for ResumeTask {
-    /// Nobody takes the session up any more: there is no way back, or it was closed.
+    /// The session cannot be resumed any more, or its owner closed it.
     fn drop(&mut self) {
         self.events.close();
         self.streams.send_replace(StreamState::Closed);
@@ -245,9 +252,9 @@ impl Drop for ResumeTask {
     }
 }
 
-/// Reads what a process did while it had no stream, until nothing is missing any
-/// more: again after more has arrived before the answer than can be held, and
-/// over the next stream if this one ends.
+/// Reads the events that a process produced while the session had no stream,
+/// until none is missing. Reads again if more events arrived before the response
+/// than can be held, and on the next stream if this one ends.
 async fn catch_up(
     mut stream_state: watch::Receiver<StreamState>,
     events: EventDispatcher,
@@ -264,12 +271,13 @@ async fn catch_up(
         };
         let answer = stream.caller.call::<Read>(&read).await;
         let epoch = stream.epoch;
-        // What follows waits for a reader, and must not hold a stream that ends.
+        // The delivery below waits for the reader. It must not keep a stream alive
+        // that has ended.
         drop(stream);
         match answer {
             Ok(reply) => events.deliver_read(&id, reply).await,
-            // The executor does not know it, not yet or not any more, or says
-            // what nobody understands.
+            // The executor does not know the process, not yet or not any more, or
+            // its response is malformed.
             Err(CallError::Refused(_) | CallError::Malformed { .. }) => {
                 events.unknown(&id, position, epoch).await;
             }
@@ -278,8 +286,8 @@ async fn catch_up(
     }
 }
 
-/// The stream that has the session, but not the one of this number; `None` if
-/// there never will be one.
+/// Waits for a stream that carries the session and does not have the number
+/// `ended`. Returns `None` if the session is closed.
 async fn wait_for_stream(
     stream_state: &mut watch::Receiver<StreamState>,
     ended: Option<u64>,
@@ -295,10 +303,10 @@ async fn wait_for_stream(
     }
 }
 
-/// Whether the session is ended for good.
+/// Whether the session cannot be resumed any more.
 fn is_session_lost(error: &ConnectError) -> bool {
     match error {
-        // Until the executor notices that the old stream is ended.
+        // The executor has not yet noticed the end of the old stream.
         ConnectError::Session(CallError::Refused(RpcError {
             code: code::SESSION_ATTACHED,
             ..

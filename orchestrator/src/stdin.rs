@@ -1,13 +1,13 @@
 //! The standard input of a process.
 //!
 //! ```text
-//!            ──sent──► in flight ──answered──► done
-//!  waiting ◄──────────────┘ its stream ended, and the session goes on
+//!            ──sent──► in flight ──acknowledged──► done
+//!  pending ◄──────────────┘ its stream ended and the session continues
 //! ```
 //!
-//! Where a session outlives its streams, a write is in one of both queues until
-//! it is answered, and between them nothing is awaited: whoever gives up waiting
-//! leaves every write where it is, and in order.
+//! If the session is resumable, every write is in one of the two queues until it is
+//! acknowledged. Nothing is awaited while a write moves between them, so cancelling
+//! a call leaves all writes queued and in order.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -20,46 +20,45 @@ use rendez_rpc::CallError;
 use crate::error::ProcessError;
 use crate::session::Session;
 
-/// Writes under way at once: hides a round trip, within what an executor takes
-/// for a process that does not read.
+/// The number of writes in flight: enough to hide a round trip, and within the
+/// number that an executor queues for a process that does not read.
 const WRITES_IN_FLIGHT: usize = limits::WRITES_UNANSWERED_PER_PROCESS - 2;
 
-/// Bytes of standard input per write, of which so many may be under way that
-/// they fill the window.
+/// The size of one write in bytes, so that the writes in flight fill the window.
 const fn write_bytes(window: usize) -> usize {
     let bytes = window / limits::WRITES_UNANSWERED_PER_PROCESS;
     if bytes == 0 { 1 } else { bytes }
 }
 
-/// The most bytes that [`Stdin::write_all`] sends as one message: reads of that
-/// size make best use of a long path.
+/// The most bytes that [`Stdin::write_all`] sends in one message. Writing pieces of
+/// this size makes best use of a path with a long round trip.
 pub const STDIN_WRITE_MAX_BYTES: usize = write_bytes(limits::STDIN_WINDOW_MAX_BYTES);
 
 /// The standard input of a process.
 ///
-/// Dropping it tells the process nothing: one that reads to the end of its input
-/// goes on waiting. [`close`](Self::close) tells it, and so do
+/// Dropping it does not close the input: a process that reads to the end of its
+/// input continues to wait. [`close`](Self::close) closes it, and so do
 /// [`Process::wait`](crate::Process::wait) and
-/// [`Process::output`](crate::Process::output) of an input that was not taken out.
+/// [`Process::output`](crate::Process::output) if it was not taken out.
 pub struct Stdin {
     session: Arc<Session>,
     id: ProcessId,
-    /// The most bytes of one write.
+    /// The size limit of one write in bytes.
     write_bytes: usize,
     next_write: u64,
-    /// To be sent, first ones first. At most [`WRITES_IN_FLIGHT`] that another
-    /// stream took down with it, and one behind them.
+    /// Writes to send, oldest first: at most [`WRITES_IN_FLIGHT`] from a stream that
+    /// ended, and one new write behind them.
     pending: VecDeque<Write>,
     in_flight: VecDeque<InFlight>,
-    /// The stream that has those.
+    /// The number of the stream that carries the writes in flight.
     epoch: u64,
 }
 
-/// A write without an answer.
+/// An unacknowledged write.
 struct InFlight {
-    /// To be sent again, where a session outlives its stream.
+    /// The write itself, to send it again if the session is resumable.
     write: Option<Write>,
-    /// Awaited where it is; what it says comes once, and then it goes.
+    /// Awaited in place. When it completes, the entry leaves the queue.
     reply: Pin<Box<dyn Future<Output = Result<WriteReply, CallError>> + Send + Sync>>,
 }
 
@@ -76,20 +75,21 @@ impl Stdin {
         }
     }
 
-    /// The executor takes so many bytes for a process that does not read.
+    /// Sets the number of bytes that the executor queues for a process that does not
+    /// read.
     pub(crate) fn set_window(&mut self, window: u64) {
         let window = usize::try_from(window).unwrap_or(usize::MAX);
         self.write_bytes = write_bytes(window.min(limits::STDIN_WINDOW_MAX_BYTES));
     }
 
-    /// Writes all of `bytes`; returns when they are on their way, with a
-    /// bounded number not yet accepted by the executor.
+    /// Writes all of `bytes`. Returns when they are sent; the executor has not yet
+    /// acknowledged a bounded number of them.
     ///
-    /// Whoever stops waiting for this cannot tell how many bytes are on their
-    /// way: those up to some point are, in order.
+    /// This is not cancellation safe: after a cancelled call, an unknown number of
+    /// leading bytes is sent, in order.
     ///
     /// # Errors
-    /// [`ProcessError::StdinClosed`] if the process takes no more.
+    /// [`ProcessError::StdinClosed`] if the process does not accept input.
     pub async fn write_all(&mut self, bytes: &[u8]) -> Result<(), ProcessError> {
         for chunk in bytes.chunks(self.write_bytes) {
             self.send_pending().await?;
@@ -104,8 +104,8 @@ impl Stdin {
         Ok(())
     }
 
-    /// Waits until the executor has taken everything written. May be given up and
-    /// called again.
+    /// Waits until the executor has acknowledged everything written. This is
+    /// cancellation safe.
     ///
     /// # Errors
     /// See [`write_all`](Self::write_all).
@@ -117,11 +117,11 @@ impl Stdin {
         Ok(())
     }
 
-    /// Tells the process that its input has ended, behind all that was written.
+    /// Closes the input after everything that was written.
     ///
     /// # Errors
-    /// [`ProcessError::Unsupported`] for a stock executor: its protocol has no
-    /// word for it, and the process goes on waiting.
+    /// [`ProcessError::Unsupported`] for a stock executor: its protocol has no such
+    /// call, and the process continues to wait for input.
     pub async fn close(mut self) -> Result<(), ProcessError> {
         self.flush().await?;
         if !self.session.extensions.close_stdin {
@@ -131,14 +131,14 @@ impl Stdin {
         let close = CloseStdin { process_id: self.id.clone(), write_id };
         loop {
             match self.session.call::<CloseStdin>(&close).await {
-                // What is closed twice is closed.
+                // Closing twice is harmless, so the call is repeated.
                 Err(CallError::Interrupted) if self.session.is_resumable() => {}
                 answer => return check_status(answer?),
             }
         }
     }
 
-    /// Sends what waits, behind what another stream took down with it.
+    /// Sends the pending writes, after those of a stream that ended.
     async fn send_pending(&mut self) -> Result<(), ProcessError> {
         while !self.pending.is_empty() {
             let stream = self.session.stream().await?;
@@ -174,7 +174,7 @@ impl Stdin {
         check_status(answer?)
     }
 
-    /// What is in flight on a stream that ended waits for the next one.
+    /// Moves the writes in flight on a stream that ended back to the pending ones.
     fn requeue_unanswered(&mut self) {
         while let Some(last) = self.in_flight.pop_back() {
             if let Some(write) = last.write {
@@ -183,7 +183,8 @@ impl Stdin {
         }
     }
 
-    /// The executor applies a write id once, so a repeated write is safe.
+    /// Returns the next write id. The executor applies each id once, so repeating a
+    /// write is safe.
     fn next_write_id(&mut self) -> String {
         self.next_write += 1;
         self.next_write.to_string()
@@ -195,7 +196,7 @@ fn check_status(reply: WriteReply) -> Result<(), ProcessError> {
         WriteStatus::Accepted => Ok(()),
         WriteStatus::StdinClosed | WriteStatus::UnknownProcess => Err(ProcessError::StdinClosed),
         WriteStatus::Starting => {
-            Err(ProcessError::Malformed("a started process is said to be starting".to_owned()))
+            Err(ProcessError::Malformed("it reports a started process as starting".to_owned()))
         }
     }
 }

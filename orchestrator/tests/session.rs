@@ -1,4 +1,4 @@
-//! Sessions and processes at an executor that does what a test says.
+//! Sessions and processes at a scripted executor.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::future::poll_fn;
@@ -33,40 +33,40 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-/// A session outlives its streams.
+/// A profile whose sessions outlive their streams.
 const RESUMABLE: Profile = Profile::NoiseHybridIkV1;
 const REGISTRATION: &str = "reg-1";
-/// Longer than anything here takes.
+/// Longer than any step of these tests takes.
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What is done about a request.
+/// The reaction of the executor to a request.
 enum Action {
     Answer(Value),
-    /// It is held, as one that has to wait.
+    /// Records the parameters and does not respond.
     Hold,
-    /// It is held, and the answer to a write is yes.
+    /// Records the parameters and accepts the write.
     Accept,
-    /// The executor says no.
+    /// Refuses the request.
     Refuse,
-    /// A process is started that says `a` and ends; as soon as another request of
+    /// Starts a process that prints `a` and ends, as soon as another request on
     /// this stream was refused.
     Run,
-    /// Nothing goes through the socket any more, until it is cut.
+    /// Stops all traffic on the socket until it is cut.
     Stall,
-    /// The stream ends.
+    /// Ends the stream.
     End,
 }
 
-/// By the number of the stream, from 0, and the name of the method.
+/// Selects the action by the number of the stream, from 0, and the method.
 type Script = fn(usize, &str) -> Action;
 
-/// Requests of which a test looks at the parameters.
+/// The parameters of recorded requests.
 type HeldParams = Arc<Mutex<Vec<Json>>>;
 
-/// The methods of all requests.
+/// The methods of all received requests.
 type CalledMethods = Arc<Mutex<Vec<String>>>;
 
-/// Registry and executor in one; each websocket has one stream.
+/// Registry and executor in one server. Each websocket has one stream.
 struct FakeRelay {
     address: SocketAddr,
     profile: Profile,
@@ -77,7 +77,7 @@ struct FakeRelay {
     task: JoinHandle<()>,
 }
 
-/// The socket through which nothing goes.
+/// The state of the stalled socket.
 #[derive(Default)]
 struct Stalled {
     is: AtomicBool,
@@ -111,7 +111,7 @@ impl FakeRelay {
         Self { address, profile, streams, held, asked, stalled, task }
     }
 
-    /// How often a method was called.
+    /// Returns how often a method was called.
     fn calls_of(&self, method: &str) -> usize {
         self.asked.lock().unwrap().iter().filter(|asked| *asked == method).count()
     }
@@ -138,7 +138,7 @@ fn identity() -> Identity {
     Identity::from_seed(&IdentitySeed::from_bytes([7; IdentitySeed::BYTES]))
 }
 
-/// Answers `POST …/connect`.
+/// Responds to `POST …/connect`.
 async fn answer_connect(mut tcp: TcpStream, address: SocketAddr, profile: Profile) {
     let mut request = Vec::new();
     while !request.ends_with(b"}") {
@@ -157,7 +157,7 @@ async fn answer_connect(mut tcp: TcpStream, address: SocketAddr, profile: Profil
     tcp.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).await.unwrap();
 }
 
-/// One websocket with one stream.
+/// The executor's end of one websocket with one stream.
 struct FakeExecutor {
     number: usize,
     script: Script,
@@ -253,7 +253,7 @@ fn default_action(method: &str) -> Action {
     })
 }
 
-/// Every state that the link takes from here on.
+/// Records every state of the connection from now on.
 fn record_states(executor: &Environment) -> Arc<Mutex<Vec<ConnectionState>>> {
     let states = Arc::new(Mutex::new(Vec::new()));
     let (seen, mut link) = (states.clone(), executor.connection_state());
@@ -302,8 +302,8 @@ async fn malformed_read_reply_loses_the_process() {
     executor.ping().await.unwrap();
 }
 
-/// The start waits for room in a stream that ends; then it is sent again on the
-/// next one, where the executor is asked at once what the process has done.
+/// The start waits for room in a stream that ends. It is then sent on the next
+/// stream, where the catch-up task reads the events of the process at once.
 #[tokio::test]
 async fn unsent_start_is_sent_on_next_stream() {
     let relay = FakeRelay::start(RESUMABLE, |stream, method| match (stream, method) {
@@ -380,7 +380,7 @@ async fn cancelled_write_leaves_no_gap_in_stdin() {
     assert!(poll_once(pin!(stdin.write_all(b"too much"))).await.is_none());
     assert!(poll_once(pin!(stdin.flush())).await.is_none());
     assert!(executor.ping().await.is_err());
-    // there is no stream
+    // No stream is open.
     assert!(poll_once(pin!(stdin.flush())).await.is_none());
     assert!(poll_once(pin!(stdin.write_all(b"too early"))).await.is_none());
     relay.held.lock().unwrap().clear();
@@ -394,11 +394,11 @@ async fn cancelled_write_leaves_no_gap_in_stdin() {
     assert_eq!(String::from_utf8(text).unwrap(), all + "last");
 }
 
-/// Chunks that were missed, more than wait for a reader.
+/// The number of missed chunks: more than the reader's queue holds.
 const MISSED: u64 = 200;
 
-/// The task that reads a process waits for something else first, over two
-/// streams that end.
+/// The task that reads the process first awaits other calls, while two streams
+/// end.
 #[tokio::test]
 async fn stream_end_is_noticed_during_catch_up() {
     let relay = FakeRelay::start(RESUMABLE, |stream, method| match (stream, method) {
@@ -415,7 +415,7 @@ async fn stream_end_is_noticed_during_catch_up() {
         while relay.calls_of(Read::NAME) == 0 {
             executor.ping().await.unwrap();
         }
-        // comes behind the answer
+        // This response comes behind the reply to the read.
         executor.ping().await.unwrap();
         let written = executor.files().write("/x", b"x").await;
         assert!(matches!(written, Err(FileError::Lost)), "{written:?}");
@@ -434,7 +434,7 @@ async fn stream_end_is_noticed_during_catch_up() {
     assert_eq!(String::from_utf8(events).unwrap(), all);
 }
 
-/// What the executor has held; `ended` if the process has, after that.
+/// The reply to a read of these chunks; with `ended`, also of exit and close.
 fn missed(seqs: RangeInclusive<u64>, ended: bool) -> Value {
     let next_seq = seqs.end() + 1 + if ended { 2 } else { 0 };
     let chunk =
@@ -463,7 +463,7 @@ async fn process_of_closed_connection_is_lost() {
     }
 }
 
-/// What a future has to say without waiting.
+/// Polls a future once.
 async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Some(output)),
@@ -472,8 +472,7 @@ async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     .await
 }
 
-/// How many bytes each write has that is under way to a process that does not
-/// read, at an executor that grants this.
+/// Returns the sizes of the writes in flight to a process that does not read.
 async fn writes(profile: Profile, script: Script) -> Vec<usize> {
     let relay = FakeRelay::start(profile, script).await;
     let executor = relay.connect().await;
@@ -484,7 +483,7 @@ async fn writes(profile: Profile, script: Script) -> Vec<usize> {
         tokio::spawn(
             async move { stdin.write_all(&vec![0; 2 * limits::STDIN_WINDOW_MAX_BYTES]).await },
         );
-    // what it sends before this comes before it
+    // Earlier writes arrive before a later ping.
     let arrived = || relay.held.lock().unwrap().len();
     let in_time = async {
         while arrived() < limits::WRITES_UNANSWERED_PER_PROCESS - 2 {
