@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Streams, sessions and processes outlive all phases. A temporary failure never
-//! ends an agent. A refused token does, because only a person can fix it.
+//! ends an agent. A refused token does: a retry would fail, too.
 
 mod lifecycle;
 mod phase;
@@ -24,9 +24,10 @@ use rendez_proto::ids::RegistrationId;
 use rendez_proto::keys::PublicKey;
 use rendez_registry_client::{ExecutorClient, RegistryError};
 use rendez_rpc::{Channel, Endpoint, Incoming, MessageStream as _};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use self::lifecycle::Lifecycle;
 use crate::config::{AgentArgs, AgentConfig, ConfigError};
@@ -168,27 +169,27 @@ impl Agent {
             tracing::warn!(relay = %self.config.relay, "credentials are sent to the relay over plain HTTP");
         }
         let agent = Arc::new(self);
-        let accept_task = AbortOnDrop(tokio::spawn(accept_streams(agent.clone())));
-        let _expiry_task = AbortOnDrop(tokio::spawn({
+        let accept_task = AbortOnDropHandle::new(tokio::spawn(accept_streams(agent.clone())));
+        let _expiry_task = AbortOnDropHandle::new(tokio::spawn({
             let sessions = agent.sessions.clone();
             async move { sessions.expire_sessions().await }
         }));
         let connected = AtomicBool::new(false);
-        let mut life = pin!(Lifecycle::new(&agent, &connected, on_state).run());
-        let outcome = cancel.run_until_cancelled(life.as_mut()).await;
+        let mut lifecycle = pin!(Lifecycle::new(&agent, &connected, on_state).run());
+        let outcome = cancel.run_until_cancelled(lifecycle.as_mut()).await;
         agent.sessions.shutdown();
         if let Some(outcome) = outcome {
             return outcome;
         }
         if connected.load(Ordering::Relaxed) {
             let finish = async {
-                if timeout(FINISH_TIMEOUT, accept_task.finished()).await.is_err() {
+                if timeout(FINISH_TIMEOUT, accept_task).await.is_err() {
                     tracing::debug!("gave up waiting for the streams to finish");
                 }
                 agent.endpoint.shut_down(CloseFrame::NORMAL);
             };
             // the pump that sends the last frames is part of the lifecycle
-            if timeout(FINISH_TIMEOUT + CLOSE_TIMEOUT, join(finish, life)).await.is_err() {
+            if timeout(FINISH_TIMEOUT + CLOSE_TIMEOUT, join(finish, lifecycle)).await.is_err() {
                 tracing::debug!("gave up waiting for the close handshake with the relay");
             }
         }
@@ -234,21 +235,6 @@ async fn serve_stream(sessions: Arc<SessionManager>, channel: Channel) {
     let rest = async { while channel.recv().await.is_some() {} };
     let (why, ()) = join(channel.finish(), rest).await;
     tracing::debug!(%why, "stream closed");
-}
-
-struct AbortOnDrop(JoinHandle<()>);
-
-impl AbortOnDrop {
-    async fn finished(mut self) {
-        // the runtime has reported a panic of the task
-        let _ = (&mut self.0).await;
-    }
-}
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use rendez_rpc::OpenError;
 use rendez_transport::{Ended, pump};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite as ws;
 
 use super::phase::DIALS_PER_REGISTRATION;

@@ -17,6 +17,7 @@ use rendez_proto::rpc::RpcError;
 use rendez_proto::rpc::process::{Start, Stream};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Child;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::process_handle::ProcessHandle;
 use super::stdin::StdinFeeder;
@@ -69,8 +70,8 @@ pub(super) async fn run(
     process: Arc<ProcessHandle>,
 ) {
     let terminal = outputs.iter().any(|(stream, _)| *stream == Stream::Pty);
-    let feeder_task =
-        input.map(|(feeder, writer)| AbortOnDrop(tokio::spawn(feeder.run(writer, terminal))));
+    let feeder_task = input
+        .map(|(feeder, writer)| AbortOnDropHandle::new(tokio::spawn(feeder.run(writer, terminal))));
     let end = async {
         let code = match child.wait().await {
             Ok(status) => exit_code(status),
@@ -104,13 +105,5 @@ async fn read_output(stream: Stream, mut output: Reader, process: &Arc<ProcessHa
                 }
             }
         }
-    }
-}
-
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
