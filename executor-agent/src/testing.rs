@@ -32,7 +32,7 @@ pub(crate) fn identity() -> Identity {
 }
 
 /// An executor without sessions.
-pub(crate) fn executor() -> Arc<SessionManager> {
+pub(crate) fn session_manager() -> Arc<SessionManager> {
     SessionManager::new(environment::describe(Path::new("/tmp")), STREAM_GRACE, &[])
 }
 

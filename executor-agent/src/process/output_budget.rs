@@ -3,7 +3,7 @@
 //! A log keeps up to its own limit while the budget has room, and otherwise as much
 //! as the budget has left, so that many logs share it. All logs keep at most
 //! [`EXECUTOR_OUTPUT_RETAINED_BYTES`], plus [`PROCESS_OUTPUT_MIN_BYTES`] for each
-//! process that starts once the budget is used up.
+//! process.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 

@@ -36,18 +36,18 @@ pub(super) struct ProcessHandle {
 }
 
 impl ProcessHandle {
-    /// A process whose events go to `notifications` while a peer is attached.
-    /// `attached` is the largest chunk that the peer accepts.
+    /// A process whose events go to `notifications` while a peer is attached, which
+    /// accepts chunks of `peer_chunk_bytes`.
     pub(super) fn new(
         id: ProcessId,
         stdin: Arc<Stdin>,
         group: ProcessGroup,
         notifications: Arc<NotificationQueue>,
-        attached: Option<usize>,
+        peer_chunk_bytes: Option<usize>,
         budget: Arc<OutputBudget>,
     ) -> Arc<Self> {
         let mut log = OutputLog::new(PROCESS_OUTPUT_RETAINED_BYTES, budget);
-        if let Some(chunk_bytes) = attached {
+        if let Some(chunk_bytes) = peer_chunk_bytes {
             log.attach(chunk_bytes);
         }
         Arc::new(Self {

@@ -211,8 +211,7 @@ impl AppliedWrites {
 impl StdinFeeder {
     /// Writes the queue to `writer`. Never returns, because it holds the sending end,
     /// too: abort it when the child has exited, which answers the waiting jobs. On a
-    /// `terminal` end-of-file is typed,
-    /// because closing one's end of a terminal would hang it up.
+    /// `terminal` it types end-of-file, because closing our end would hang it up.
     pub(super) async fn run(mut self, writer: Writer, terminal: bool) {
         let mut writer = Some(writer);
         let mut at_line_start = true;

@@ -206,14 +206,14 @@ impl Supervisor {
         stdin: Arc<Stdin>,
         group: ProcessGroup,
     ) -> Option<Arc<ProcessHandle>> {
-        self.table.lock().started(id, |attached| {
+        self.table.lock().started(id, |peer_chunk_bytes| {
             let budget = self.context.output.clone();
             ProcessHandle::new(
                 id.clone(),
                 stdin,
                 group,
                 self.notifications.clone(),
-                attached,
+                peer_chunk_bytes,
                 budget,
             )
         })

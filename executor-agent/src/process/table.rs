@@ -1,4 +1,4 @@
-//! The processes of one session by name.
+//! The processes of one session by id.
 //!
 //! ```text
 //!   reserve ──► Starting ──started──► Running (running → exited) ──closed──► Closed
@@ -27,8 +27,8 @@ pub(crate) const PROCESSES_PER_SESSION: usize = 1024;
 #[derive(Default)]
 pub(super) struct ProcessTable {
     entries: BTreeMap<ProcessId, ProcessEntry>,
-    /// The largest chunk of output that the attached peer takes.
-    attached: Option<usize>,
+    /// The largest chunk of output that the attached peer accepts.
+    peer_chunk_bytes: Option<usize>,
     /// The session has ended: no process can be started any more.
     ended: bool,
     closings: u64,
@@ -62,15 +62,15 @@ impl ProcessEntry {
 }
 
 impl ProcessTable {
-    /// Attaches a peer that takes chunks of at most `chunk_bytes`.
+    /// Attaches a peer that accepts chunks of at most `chunk_bytes`.
     pub(super) fn attach(&mut self, chunk_bytes: usize) {
-        self.attached = Some(chunk_bytes);
+        self.peer_chunk_bytes = Some(chunk_bytes);
         self.processes().for_each(|process| process.attach(chunk_bytes));
     }
 
     /// Detaches the peer.
     pub(super) fn detach(&mut self) {
-        self.attached = None;
+        self.peer_chunk_bytes = None;
         self.processes().for_each(|process| process.detach());
     }
 
@@ -94,10 +94,10 @@ impl ProcessTable {
         self.entries.get(id)
     }
 
-    /// Reserves the name of a process that is about to start.
+    /// Reserves the id of a process that is about to start.
     ///
     /// # Errors
-    /// -32600 if the name is taken, the table is full or the session has ended.
+    /// -32600 if the id is taken, the table is full or the session has ended.
     pub(super) fn reserve(&mut self, id: &ProcessId) -> Result<(), RpcError> {
         if self.ended {
             return Err(session_ended());
@@ -114,16 +114,16 @@ impl ProcessTable {
         Ok(())
     }
 
-    /// Moves a process from `Starting` to `Running`; `make` gets the chunk size of
-    /// the attached peer. Returns `None`, without a call of `make`, if the session
-    /// has ended meanwhile.
+    /// Moves a process from `Starting` to `Running`. `make` gets the chunk size of the
+    /// attached peer. Returns `None` without calling `make` if the session has ended
+    /// meanwhile.
     pub(super) fn started(
         &mut self,
         id: &ProcessId,
         make: impl FnOnce(Option<usize>) -> Arc<ProcessHandle>,
     ) -> Option<Arc<ProcessHandle>> {
         let entry = self.entries.get_mut(id)?;
-        let process = make(self.attached);
+        let process = make(self.peer_chunk_bytes);
         let running = ProcessEntry::Running { process: process.clone(), task: None };
         if let ProcessEntry::Starting { early: Some(signal) } = std::mem::replace(entry, running) {
             process.signal(signal);
@@ -150,7 +150,7 @@ impl ProcessTable {
 
     /// Forgets `process`, or with `None` a process that failed to start.
     pub(super) fn forget(&mut self, id: &ProcessId, process: Option<&Arc<ProcessHandle>>) {
-        // the name may belong to another process by now
+        // the id may belong to another process by now
         let same = self.entries.get(id).is_some_and(|entry| match (entry.process(), process) {
             (Some(there), Some(process)) => Arc::ptr_eq(there, process),
             (None, None) => true,
@@ -198,7 +198,7 @@ pub(super) fn session_ended() -> RpcError {
 
 #[cfg(test)]
 impl ProcessTable {
-    /// The names in the table.
+    /// The ids in the table.
     pub(super) fn ids(&self) -> Vec<ProcessId> {
         self.entries.keys().cloned().collect()
     }

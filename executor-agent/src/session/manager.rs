@@ -43,7 +43,7 @@ pub struct SessionManager {
 
 /// A session that is attached to a connection; dropping it detaches the session.
 pub(super) struct AttachedSession {
-    executor: Arc<SessionManager>,
+    manager: Arc<SessionManager>,
     connection: ConnectionId,
     id: SessionId,
     supervisor: Arc<Supervisor>,
@@ -145,7 +145,7 @@ impl SessionManager {
             }
         };
         supervisor.attach(chunk_bytes);
-        Ok(AttachedSession { executor: self.clone(), connection, id, supervisor })
+        Ok(AttachedSession { manager: self.clone(), connection, id, supervisor })
     }
 }
 
@@ -163,8 +163,8 @@ impl Drop for AttachedSession {
     fn drop(&mut self) {
         // detach the processes first: a later resume attaches them again
         self.supervisor.detach();
-        if self.executor.sessions.lock().detach(&self.id, self.connection, now()) {
-            self.executor.detached.notify_one();
+        if self.manager.sessions.lock().detach(&self.id, self.connection, now()) {
+            self.manager.detached.notify_one();
         }
     }
 }

@@ -66,14 +66,14 @@ pub(super) fn method_family(method: &str) -> Option<&'static str> {
 
 /// Calls `method` in a session that is ready. `reads` belongs to the stream.
 pub(super) fn dispatch(
-    executor: &SessionManager,
+    sessions: &SessionManager,
     reads: &StreamFileReads,
     supervisor: &Arc<Supervisor>,
     id: RequestId,
     method: &str,
     params: &Json,
 ) -> ReplyFuture {
-    let files = executor.files();
+    let files = sessions.files();
     match method {
         Initialize::NAME => {
             let again =
@@ -81,7 +81,7 @@ pub(super) fn dispatch(
             refuse(&id, &again)
         }
         EnvironmentInfo::NAME => reply_to::<EnvironmentInfo, _>(id, params, |_| {
-            ready(Ok(executor.environment().clone()))
+            ready(Ok(sessions.environment().clone()))
         }),
         EnvironmentStatus::NAME => reply_to::<EnvironmentStatus, _>(id, params, |_| {
             ready(Ok(EnvironmentStatusReply { status: EnvironmentStatusReply::READY.to_owned() }))

@@ -74,8 +74,8 @@ impl From<StreamClosed> for StreamEnd {
 
 /// Serves one stream until it closes or the executor shuts down, then detaches its
 /// session.
-pub async fn serve<M: MessageStream>(executor: Arc<SessionManager>, messages: Arc<M>) -> StreamEnd {
-    let mut connection = RpcConnection::new(executor.clone(), messages);
+pub async fn serve<M: MessageStream>(sessions: Arc<SessionManager>, messages: Arc<M>) -> StreamEnd {
+    let mut connection = RpcConnection::new(sessions.clone(), messages);
     let id = connection.id;
     let served = async {
         while let Some(message) = connection.messages.recv().await {
@@ -85,7 +85,7 @@ pub async fn serve<M: MessageStream>(executor: Arc<SessionManager>, messages: Ar
         }
         StreamEnd::Closed
     };
-    let why = executor.until_shutdown(served).await.unwrap_or(StreamEnd::Closed);
+    let why = sessions.until_shutdown(served).await.unwrap_or(StreamEnd::Closed);
     // the tasks hold the stream, too
     connection.tasks.shutdown().await;
     tracing::debug!(connection = id.0, "connection closed");
@@ -93,7 +93,7 @@ pub async fn serve<M: MessageStream>(executor: Arc<SessionManager>, messages: Ar
 }
 
 struct RpcConnection<M> {
-    executor: Arc<SessionManager>,
+    sessions: Arc<SessionManager>,
     id: ConnectionId,
     messages: Arc<M>,
     request_permits: Arc<Semaphore>,
@@ -117,11 +117,11 @@ enum SessionPhase {
 }
 
 impl<M: MessageStream> RpcConnection<M> {
-    fn new(executor: Arc<SessionManager>, messages: Arc<M>) -> Self {
+    fn new(sessions: Arc<SessionManager>, messages: Arc<M>) -> Self {
         let semaphore = |most| Arc::new(Semaphore::new(most));
         Self {
-            id: executor.next_connection_id(),
-            executor,
+            id: sessions.next_connection_id(),
+            sessions,
             messages,
             request_permits: semaphore(REQUESTS_IN_FLIGHT),
             write_permits: semaphore(WRITES_UNANSWERED_PER_STREAM),
@@ -195,12 +195,13 @@ impl<M: MessageStream> RpcConnection<M> {
     fn initialize(&mut self, params: &Json) -> Result<InitializeReply, RpcError> {
         let call = methods::decode::<Initialize>(params)?;
         let resumed = call.resume_session_id.is_some();
-        let takes = call.rendez.unwrap_or_default().max_chunk;
-        let session = self.executor.attach(self.id, call.resume_session_id, chunk_bytes(takes))?;
+        let max_chunk = call.rendez.unwrap_or_default().max_chunk;
+        let session =
+            self.sessions.attach(self.id, call.resume_session_id, chunk_bytes(max_chunk))?;
         tracing::debug!(connection = self.id.0, resumed, "session attached");
         let answer = InitializeReply {
             session_id: session.id().clone(),
-            environment_info: Some(self.executor.environment().clone()),
+            environment_info: Some(self.sessions.environment().clone()),
             rendez: Some(Extensions {
                 version: EXTENSIONS_VERSION,
                 close_stdin: true,
@@ -245,7 +246,7 @@ impl<M: MessageStream> RpcConnection<M> {
             None => self.request_permit().await?,
         };
         let answer =
-            methods::dispatch(&self.executor, &self.file_reads, supervisor, id, method, &params);
+            methods::dispatch(&self.sessions, &self.file_reads, supervisor, id, method, &params);
         let messages = self.messages.clone();
         self.tasks.spawn(async move {
             let reply = answer.await;
@@ -308,10 +309,10 @@ async fn push_notifications<M: MessageStream>(messages: Arc<M>, supervisor: Arc<
     }
 }
 
-/// The largest chunk of output for a client that accepts `takes` bytes; 0 for a
+/// The largest chunk of output for a client that accepts `max_chunk` bytes; 0 for a
 /// stock client, which expects the stock size.
-fn chunk_bytes(takes: u64) -> usize {
-    usize::try_from(takes)
+fn chunk_bytes(max_chunk: u64) -> usize {
+    usize::try_from(max_chunk)
         .unwrap_or(usize::MAX)
         .clamp(limits::PROCESS_CHUNK_MAX_BYTES, limits::PROCESS_CHUNK_LARGE_MAX_BYTES)
 }
@@ -319,7 +320,7 @@ fn chunk_bytes(takes: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{executor, process_id};
+    use crate::testing::{process_id, session_manager};
     use futures_util::poll;
     use rendez_proto::rpc::{notification, path::PathUri, request};
     use rendez_rpc::duplex::duplex;
@@ -329,7 +330,7 @@ mod tests {
     #[tokio::test]
     async fn calls_before_the_end_take_effect() {
         let (client, ours) = duplex(64);
-        let mut connection = RpcConnection::new(executor(), Arc::new(ours));
+        let mut connection = RpcConnection::new(session_manager(), Arc::new(ours));
         let sleeper = process::Start::new(
             process_id("p"),
             ["/bin/sleep", "1000"].map(str::to_owned).to_vec(),

@@ -29,18 +29,18 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn connect(executor: &Arc<SessionManager>, capacity: usize) -> Self {
+    pub(super) fn connect(sessions: &Arc<SessionManager>, capacity: usize) -> Self {
         let (end, other) = duplex(capacity);
-        let server = tokio::spawn(serve(executor.clone(), Arc::new(other)));
+        let server = tokio::spawn(serve(sessions.clone(), Arc::new(other)));
         Self { end, next_id: AtomicI64::new(1), inbox: Vec::new(), takes: None, server }
     }
 
     /// Connects and opens or resumes a session; returns its id, too.
     pub(super) async fn ready(
-        executor: &Arc<SessionManager>,
+        sessions: &Arc<SessionManager>,
         resume: Option<&SessionId>,
     ) -> (Self, SessionId) {
-        let mut client = Self::connect(executor, 64);
+        let mut client = Self::connect(sessions, 64);
         let id = client.initialize(resume).await.unwrap();
         (client, id)
     }

@@ -17,13 +17,13 @@ use super::rpc_connection::READS_WAITING_PER_STREAM;
 use super::test_client::{Client, Event, path, read, shell};
 use crate::fs::FILE_READS_AT_ONCE;
 use crate::process::output_log::PROCESS_OUTPUT_RETAINED_BYTES;
-use crate::testing::{executor, is_alive, process_id as pid, wait_until_gone};
+use crate::testing::{is_alive, process_id as pid, session_manager, wait_until_gone};
 
 // ---- phases --------------------------------------------------------------
 
 #[tokio::test]
 async fn initialize_is_required_first_and_once() {
-    let mut client = Client::connect(&executor(), 8);
+    let mut client = Client::connect(&session_manager(), 8);
     let terminate = Terminate { process_id: pid("p") };
     let error = client.call::<Terminate>(&terminate).await.unwrap_err();
     assert_eq!(
@@ -55,7 +55,7 @@ async fn initialize_is_required_first_and_once() {
 
 #[tokio::test]
 async fn invalid_calls_get_documented_errors() {
-    let (mut client, _) = Client::ready(&executor(), None).await;
+    let (mut client, _) = Client::ready(&session_manager(), None).await;
     for (request, code, message) in [
         (
             json!({"id": 90, "method": "x/y"}),
@@ -92,7 +92,7 @@ async fn invalid_calls_get_documented_errors() {
 
 #[tokio::test]
 async fn invalid_message_ends_the_stream() {
-    let (mut client, _) = Client::ready(&executor(), None).await;
+    let (mut client, _) = Client::ready(&session_manager(), None).await;
     client.raw(br#"{"method":"what/ever","params":{}}"#).await;
     client.raw(br#"{"id":77,"result":null}"#).await;
     client.call::<EnvironmentInfo>(&EnvironmentInfo {}).await.unwrap();
@@ -105,7 +105,7 @@ async fn invalid_message_ends_the_stream() {
 
 #[tokio::test]
 async fn output_and_exit_code_arrive_in_order() {
-    let (mut client, _) = Client::ready(&executor(), None).await;
+    let (mut client, _) = Client::ready(&session_manager(), None).await;
     let done = client.sh("p", "echo out; echo err >&2; exit 7").await;
     assert_eq!((done.stdout(), done.stderr.as_slice()), ("out\n", b"err\n".as_slice()));
     assert_eq!((done.code, done.last_seq), (Some(7), 4));
@@ -116,7 +116,7 @@ async fn output_and_exit_code_arrive_in_order() {
 
 #[tokio::test]
 async fn process_id_stays_taken_after_close() {
-    let (mut client, _) = Client::ready(&executor(), None).await;
+    let (mut client, _) = Client::ready(&session_manager(), None).await;
     client.sh("dup", "true").await;
     let error = client.call::<Start>(&shell("dup", "true")).await.unwrap_err();
     assert_eq!(error, RpcError::invalid_request("process dup already exists"));
@@ -125,7 +125,7 @@ async fn process_id_stays_taken_after_close() {
 
 #[tokio::test]
 async fn failed_start_is_explained_and_frees_id() {
-    let (mut client, _) = Client::ready(&executor(), None).await;
+    let (mut client, _) = Client::ready(&session_manager(), None).await;
     let good = shell("p", "true");
     let missing = "No such file or directory (os error 2)";
     for (start, code, message) in [
@@ -162,7 +162,7 @@ async fn failed_start_is_explained_and_frees_id() {
 
 #[tokio::test]
 async fn child_gets_requested_path_cwd_and_env() {
-    let (mut client, _) = Client::ready(&executor(), None).await;
+    let (mut client, _) = Client::ready(&session_manager(), None).await;
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().canonicalize().unwrap();
     std::os::unix::fs::symlink("/bin/sh", root.join("my-sh")).unwrap();
@@ -190,7 +190,7 @@ async fn child_gets_requested_path_cwd_and_env() {
 
 #[tokio::test]
 async fn signals_reach_the_whole_process_group() {
-    let (mut client, _) = Client::ready(&executor(), None).await;
+    let (mut client, _) = Client::ready(&session_manager(), None).await;
     // if the inner sleep survived, it would hold the output open and delay the close
     let script = "sleep 1000 & echo ready; exec sleep 1000";
     for (signal, code) in
@@ -228,7 +228,7 @@ async fn signals_reach_the_whole_process_group() {
 
 #[tokio::test]
 async fn stdin_is_written_once_per_id_and_can_be_closed() {
-    let (mut client, _) = Client::ready(&executor(), None).await;
+    let (mut client, _) = Client::ready(&session_manager(), None).await;
     let start = Start { pipe_stdin: true, ..shell("cat", "cat; echo end") };
     client.call::<Start>(&start).await.unwrap();
     assert_eq!(client.write("cat", "a", Some("1")).await, WriteStatus::Accepted);
@@ -246,7 +246,7 @@ async fn stdin_is_written_once_per_id_and_can_be_closed() {
 
 #[tokio::test]
 async fn child_without_stdin_reads_eof() {
-    let (mut client, _) = Client::ready(&executor(), None).await;
+    let (mut client, _) = Client::ready(&session_manager(), None).await;
     assert_eq!(client.sh("p", "cat; echo end").await.stdout(), "end\n");
     assert_eq!(client.write("p", "x", None).await, WriteStatus::StdinClosed);
 }
@@ -254,7 +254,7 @@ async fn child_without_stdin_reads_eof() {
 #[tokio::test]
 async fn requested_stdin_window_is_granted() {
     const MOST: u64 = limits::STDIN_WINDOW_MAX_BYTES as u64;
-    let (mut client, _) = Client::ready(&executor(), None).await;
+    let (mut client, _) = Client::ready(&session_manager(), None).await;
     for (id, asked, pipe_stdin, granted) in [
         ("a", None, true, None),
         ("b", Some(u64::MAX), true, Some(MOST)),
@@ -268,7 +268,7 @@ async fn requested_stdin_window_is_granted() {
 
 #[tokio::test]
 async fn pipelined_calls_keep_their_order() {
-    let (mut client, _) = Client::ready(&executor(), None).await;
+    let (mut client, _) = Client::ready(&session_manager(), None).await;
     let start = Start { pipe_stdin: true, ..shell("cat", "cat") };
     client.call::<Start>(&start).await.unwrap();
     let mut expected = String::new();
@@ -290,7 +290,7 @@ async fn pipelined_calls_keep_their_order() {
 
 #[tokio::test]
 async fn child_that_ignores_stdin_can_be_terminated() {
-    let (mut client, _) = Client::ready(&executor(), None).await;
+    let (mut client, _) = Client::ready(&session_manager(), None).await;
     let start = Start { pipe_stdin: true, ..shell("p", "echo ready; exec sleep 1000") };
     client.call::<Start>(&start).await.unwrap();
     client.next_event(&start.process_id).await;
@@ -321,7 +321,7 @@ async fn stuck(client: &mut Client) -> Vec<String> {
 
 #[tokio::test]
 async fn blocked_writes_do_not_block_other_calls() {
-    let (mut client, _) = Client::ready(&executor(), None).await;
+    let (mut client, _) = Client::ready(&session_manager(), None).await;
     stuck(&mut client).await;
     client.call::<EnvironmentInfo>(&EnvironmentInfo {}).await.unwrap();
     let close = CloseStdin { process_id: pid("a"), write_id: None };
@@ -336,12 +336,12 @@ async fn blocked_writes_do_not_block_other_calls() {
 
 #[tokio::test]
 async fn session_with_blocked_writes_expires() {
-    let executor = executor();
+    let sessions = session_manager();
     let sweeper = tokio::spawn({
-        let executor = executor.clone();
-        async move { executor.expire_sessions().await }
+        let sessions = sessions.clone();
+        async move { sessions.expire_sessions().await }
     });
-    let (mut client, _) = Client::ready(&executor, None).await;
+    let (mut client, _) = Client::ready(&sessions, None).await;
     let children = stuck(&mut client).await;
     client.disconnect().await;
     tokio::time::pause();
@@ -357,7 +357,7 @@ async fn session_with_blocked_writes_expires() {
 
 #[tokio::test]
 async fn terminal_has_size_echo_interrupt_and_eof() {
-    let (mut client, _) = Client::ready(&executor(), None).await;
+    let (mut client, _) = Client::ready(&session_manager(), None).await;
     let tty = |id: &str, script: &str| Start { tty: true, ..shell(id, script) };
     client.call::<Start>(&tty("size", "stty size; tty >/dev/null && echo tty")).await.unwrap();
     let done = client.finish(&pid("size"), 0).await;
@@ -381,7 +381,7 @@ async fn terminal_has_size_echo_interrupt_and_eof() {
 #[tokio::test]
 async fn slow_reader_pauses_child_and_loses_nothing() {
     let total = 3 * PROCESS_OUTPUT_RETAINED_BYTES;
-    let mut client = Client::connect(&executor(), 1);
+    let mut client = Client::connect(&session_manager(), 1);
     client.initialize(None).await.unwrap();
     let script = format!("head -c {total} /dev/zero");
     let start = shell("big", &script);
@@ -411,9 +411,9 @@ async fn slow_reader_pauses_child_and_loses_nothing() {
 async fn chunk_size_follows_the_client() {
     const MOST: usize = limits::PROCESS_CHUNK_LARGE_MAX_BYTES;
     const LEAST: usize = limits::PROCESS_CHUNK_MAX_BYTES;
-    let executor = executor();
+    let sessions = session_manager();
     for (takes, largest) in [(0, LEAST), (20_000, 20_000), (u64::MAX, MOST)] {
-        let mut client = Client::connect(&executor, 1);
+        let mut client = Client::connect(&sessions, 1);
         client.takes = Some(ClientExtensions { max_chunk: takes });
         client.initialize(None).await.unwrap();
         // one write that fills the pipe while it is not read
@@ -426,7 +426,7 @@ async fn chunk_size_follows_the_client() {
 
 #[tokio::test]
 async fn flooding_process_does_not_starve_others() {
-    let mut client = Client::connect(&executor(), 4);
+    let mut client = Client::connect(&session_manager(), 4);
     client.initialize(None).await.unwrap();
     client.call::<Start>(&shell("flood", "exec cat /dev/zero")).await.unwrap();
     assert_eq!(client.sh("small", "echo hi").await.stdout(), "hi\n");
@@ -438,7 +438,7 @@ async fn flooding_process_does_not_starve_others() {
 
 #[tokio::test]
 async fn read_repeats_waits_and_truncates() {
-    let (mut client, _) = Client::ready(&executor(), None).await;
+    let (mut client, _) = Client::ready(&session_manager(), None).await;
     let start = Start { pipe_stdin: true, ..shell("p", "cat") };
     client.call::<Start>(&start).await.unwrap();
     let nothing = client.read("p", 0).await;
@@ -461,7 +461,7 @@ async fn read_repeats_waits_and_truncates() {
 
 #[tokio::test]
 async fn long_reads_do_not_block_other_calls() {
-    let (mut client, _) = Client::ready(&executor(), None).await;
+    let (mut client, _) = Client::ready(&session_manager(), None).await;
     client.call::<Start>(&shell("p", "exec sleep 1000")).await.unwrap();
     let wait = Read { wait_ms: Some(u64::MAX), ..read("p", 0) };
     let mut waiting = Vec::new();
@@ -481,13 +481,13 @@ async fn long_reads_do_not_block_other_calls() {
 
 #[tokio::test]
 async fn session_outlives_its_stream() {
-    let executor = executor();
-    let (mut client, session) = Client::ready(&executor, None).await;
+    let sessions = session_manager();
+    let (mut client, session) = Client::ready(&sessions, None).await;
     let start = Start { pipe_stdin: true, ..shell("p", "echo one; cat") };
     client.call::<Start>(&start).await.unwrap();
     assert!(matches!(client.next_event(&start.process_id).await, Event::Output(_)));
 
-    let mut other = Client::connect(&executor, 64);
+    let mut other = Client::connect(&sessions, 64);
     let error = other.initialize(Some(&session)).await.unwrap_err();
     assert_eq!(error.code, code::SESSION_ATTACHED);
     client.disconnect().await;
@@ -505,8 +505,8 @@ async fn session_outlives_its_stream() {
 
 #[tokio::test]
 async fn detached_session_keeps_newest_output() {
-    let executor = executor();
-    let (mut client, session) = Client::ready(&executor, None).await;
+    let sessions = session_manager();
+    let (mut client, session) = Client::ready(&sessions, None).await;
     let total = 3 * PROCESS_OUTPUT_RETAINED_BYTES;
     let script = format!("read go; head -c {total} /dev/zero; echo end");
     let start = Start { pipe_stdin: true, ..shell("p", &script) };
@@ -514,7 +514,7 @@ async fn detached_session_keeps_newest_output() {
     client.write("p", "go\n", None).await;
     client.disconnect().await;
 
-    let (mut client, _) = Client::ready(&executor, Some(&session)).await;
+    let (mut client, _) = Client::ready(&sessions, Some(&session)).await;
     // the child may have written any part of it before the resume; the rest is pushed
     let reply = loop {
         let reply =
@@ -553,12 +553,12 @@ async fn start_sleeper(client: &mut Client) -> String {
 
 #[tokio::test]
 async fn detached_session_expires_after_its_grace() {
-    let executor = executor();
+    let sessions = session_manager();
     let sweeper = tokio::spawn({
-        let executor = executor.clone();
-        async move { executor.expire_sessions().await }
+        let sessions = sessions.clone();
+        async move { sessions.expire_sessions().await }
     });
-    let (mut client, session) = Client::ready(&executor, None).await;
+    let (mut client, session) = Client::ready(&sessions, None).await;
     let sleeper = start_sleeper(&mut client).await;
     client.disconnect().await;
     tokio::time::pause();
@@ -567,7 +567,7 @@ async fn detached_session_expires_after_its_grace() {
     tokio::time::advance(Duration::from_millis(20)).await;
     tokio::time::resume();
     wait_until_gone(&sleeper).await;
-    let mut client = Client::connect(&executor, 8);
+    let mut client = Client::connect(&sessions, 8);
     let error = client.initialize(Some(&session)).await.unwrap_err();
     assert_eq!(error.message, format!("unknown session id {session}"));
     sweeper.abort();
@@ -575,10 +575,10 @@ async fn detached_session_expires_after_its_grace() {
 
 #[tokio::test]
 async fn shutdown_kills_running_processes() {
-    let executor = executor();
-    let (mut client, _) = Client::ready(&executor, None).await;
+    let sessions = session_manager();
+    let (mut client, _) = Client::ready(&sessions, None).await;
     let sleeper = start_sleeper(&mut client).await;
-    executor.shutdown();
+    sessions.shutdown();
     wait_until_gone(&sleeper).await;
     // the stream ends after the messages in flight
     while client.end.recv().await.is_some() {}
@@ -589,7 +589,7 @@ async fn shutdown_kills_running_processes() {
 
 #[tokio::test]
 async fn files_are_served_without_sandbox() {
-    let (mut client, _) = Client::ready(&executor(), None).await;
+    let (mut client, _) = Client::ready(&session_manager(), None).await;
     let folder = tempfile::tempdir().unwrap();
     let file = path(folder.path().join("x").to_str().unwrap());
     let write = WriteFile { path: file.clone(), data: b"hello".to_vec(), sandbox: None };
@@ -608,17 +608,17 @@ async fn files_are_served_without_sandbox() {
 /// others only once they hold all permits.
 #[tokio::test]
 async fn files_held_by_slow_clients_are_bounded() {
-    let executor = executor();
+    let sessions = session_manager();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("x");
     std::fs::write(&file, "hello").unwrap();
     let read =
         ReadFile { path: path(file.to_str().unwrap()), follow_symlinks: true, sandbox: None };
-    let (mut quick, _) = Client::ready(&executor, None).await;
+    let (mut quick, _) = Client::ready(&sessions, None).await;
     let mut slow = Vec::new();
     for _ in 0..FILE_READS_AT_ONCE {
         quick.call::<ReadFile>(&read).await.unwrap();
-        let mut client = Client::connect(&executor, 1);
+        let mut client = Client::connect(&sessions, 1);
         client.initialize(None).await.unwrap();
         // the stream accepts the first file; the second one and the rest wait
         let mut asked = vec![client.ask::<ReadFile>(&read).await];
@@ -629,7 +629,7 @@ async fn files_held_by_slow_clients_are_bounded() {
             asked.push(client.ask::<ReadFile>(&read).await);
         }
         slow.push((client, asked));
-        while executor.files().in_memory() < slow.len() {
+        while sessions.files().in_memory() < slow.len() {
             tokio::task::yield_now().await;
         }
     }
