@@ -96,7 +96,7 @@ impl Reload {
     }
 }
 
-/// Whether the setting is one that TLS takes over at a reload, if it can.
+/// Whether it is a TLS setting that a reload applies.
 fn waits_for_tls(difference: Difference) -> bool {
     difference.key.starts_with("tls.") && difference.change == Change::AtReload
 }

@@ -56,7 +56,7 @@ impl Traces {
             .map_err(|error| failed(&error))?;
         let exporter = SpanExporter::builder()
             .with_http()
-            .with_http_client(Post { http, runtime: Handle::current() })
+            .with_http_client(OtlpHttpClient { http, runtime: Handle::current() })
             .with_protocol(Protocol::HttpBinary)
             .with_endpoint(url)
             .with_timeout(SEND_TIMEOUT)
@@ -107,13 +107,13 @@ fn listener(provider: &SdkTracerProvider) -> Listener {
 
 /// Sends batches on our runtime, because the exporter's thread has none.
 #[derive(Debug)]
-struct Post {
+struct OtlpHttpClient {
     http: reqwest::Client,
     runtime: Handle,
 }
 
 #[async_trait]
-impl HttpClient for Post {
+impl HttpClient for OtlpHttpClient {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let http = self.http.clone();
         let sending = async move {

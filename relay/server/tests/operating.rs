@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rendez_program::settings::{Layers, reference};
 use rendez_program::signals::Stop;
 use rendez_proto::close::CloseFrame;
@@ -35,7 +35,7 @@ fn documentation() -> String {
 /// Requires `wanted` between `<!-- NAME -->` and `<!-- end -->`.
 fn check(name: &str, wanted: &str) {
     static WRITING: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _one_at_a_time = WRITING.lock();
     let text = documentation();
     let (before, rest) = text.split_once(&format!("<!-- {name} -->\n")).unwrap();
     let (found, after) = rest.split_once("<!-- end -->").unwrap();

@@ -14,42 +14,43 @@ use parking_lot::{Mutex, MutexGuard};
 use rendez_proto::limits;
 use rendez_relay_core::{Account, Quota, Shared};
 
-/// Bytes that wait at one relay, by default.
+/// Default for the bytes queued at one relay.
 const NODE_MEMORY_BYTES: u64 = 1024 * 1024 * 1024;
-/// Bytes that wait around one executor: smallest windows of a quarter of its
-/// streams, or two of the largest.
+/// Default for the bytes queued for and from one executor: the smallest windows of a
+/// quarter of its streams, or two of the largest.
 const ENVIRONMENT_MEMORY_BYTES: u64 = 64 * 1024 * 1024;
-/// Bytes that wait for or from the bearers of one token.
+/// Default for the bytes queued for and from the bearers of one token.
 const TOKEN_MEMORY_BYTES: u64 = 256 * 1024 * 1024;
-/// Bytes that wait for one orchestrator's websocket.
+/// Default for the bytes queued for one orchestrator's websocket.
 const CONNECTION_MEMORY_BYTES: u64 = 32 * 1024 * 1024;
-/// Handshakes that the orchestrators of one environment may begin per minute:
-/// an executor does a few hundred a second, and its registry is asked each time.
+/// Default for the handshakes per minute that the orchestrators of one environment may
+/// begin. An executor computes a few hundred per second and asks its registry each
+/// time.
 const ENVIRONMENT_HANDSHAKES_PER_MINUTE: u64 = 1200;
-/// Handshakes that the bearers of one token may begin per minute, over all
-/// environments.
+/// Default for the handshakes per minute that the bearers of one token may begin, over
+/// all environments.
 const TOKEN_HANDSHAKES_PER_MINUTE: u64 = 600;
 
-/// The bounds of everything on a node.
+/// The quotas of all accounts of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quotas {
     /// The node as a whole.
     pub node: Quota,
-    /// Each environment, unless it is named below.
+    /// Each environment without its own quota.
     pub environment: Quota,
-    /// Each token, unless it is named below.
+    /// Each token without its own quota.
     pub token: Quota,
     /// Each websocket: memory and rates.
     pub connection: Quota,
-    /// Environments with quotas of their own, by id.
+    /// Quotas of single environments, by id.
     pub environments: BTreeMap<String, Quota>,
-    /// Tokens with quotas of their own, by id.
+    /// Quotas of single tokens, by id.
     pub tokens: BTreeMap<String, Quota>,
 }
 
 impl Default for Quotas {
-    /// Memory is bounded, and handshakes, which cost executors the most; no
-    /// other rate is.
+    /// Bounds memory and the rate of handshakes, which cost executors the most. All
+    /// other rates are unlimited.
     fn default() -> Self {
         let memory = |memory_bytes| Quota { memory_bytes, ..Quota::UNLIMITED };
         Self {

@@ -12,11 +12,11 @@ use rendez_transport::{Ended, SocketError};
 pub enum End {
     /// The peer closed it.
     ByPeer,
-    /// The path broke, or the peer left without a close frame.
+    /// The network failed, or the peer disconnected without a close frame.
     Lost,
-    /// The peer was silent for too long.
+    /// The peer did not answer pings in time.
     Silent,
-    /// The peer broke RFC 6455.
+    /// The peer violated RFC 6455.
     BrokenProtocol,
     /// The peer sent a message above the limit.
     TooBig,
@@ -128,7 +128,7 @@ impl ConnectionStats {
         self.head_timeouts.load(Ordering::Relaxed)
     }
 
-    /// Connections that were closed because their client did not read an answer.
+    /// Connections that were closed because their client did not read a response.
     pub fn answer_timeouts(&self) -> u64 {
         self.answer_timeouts.load(Ordering::Relaxed)
     }

@@ -26,7 +26,7 @@ use rendez_registry::RENDEZVOUS_PATH;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use crate::metrics::{CONTENT_TYPE as METRICS_TYPE, Call, Metrics};
+use crate::metrics::{CONTENT_TYPE as METRICS_TYPE, ClientCall, Metrics};
 use crate::rendezvous::{Rendezvous, rendezvous};
 
 /// The routes of the public listener.
@@ -85,7 +85,7 @@ async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
 /// Measures the duration of client calls.
 async fn measure(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    let Some(call) = path.and_then(Call::of_route) else { return next.run(request).await };
+    let Some(call) = path.and_then(ClientCall::of_route) else { return next.run(request).await };
     let since = Instant::now();
     let span = tracing::info_span!("call", otel.name = call.as_str(), status = Empty);
     let response = next.run(request).instrument(span.clone()).await;

@@ -42,15 +42,16 @@ const SECONDS: [f64; 12] =
 
 /// A client's call whose duration is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Call {
+pub(crate) enum ClientCall {
     Register,
     Connect,
     Validate,
     Rendezvous,
 }
 
-impl Call {
-    const ALL: [Call; 4] = [Call::Register, Call::Connect, Call::Validate, Call::Rendezvous];
+impl ClientCall {
+    const ALL: [ClientCall; 4] =
+        [ClientCall::Register, ClientCall::Connect, ClientCall::Validate, ClientCall::Rendezvous];
 
     /// The call of a matched route.
     pub(crate) fn of_route(route: &str) -> Option<Self> {
@@ -61,10 +62,10 @@ impl Call {
     /// Its name in labels and traces.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
-            Call::Register => "register",
-            Call::Connect => "connect",
-            Call::Validate => "validate",
-            Call::Rendezvous => "rendezvous",
+            ClientCall::Register => "register",
+            ClientCall::Connect => "connect",
+            ClientCall::Validate => "validate",
+            ClientCall::Rendezvous => "rendezvous",
         }
     }
 }
@@ -79,7 +80,7 @@ pub(crate) struct Metrics {
 /// Durations of client calls, which no other part of the relay needs.
 #[derive(Clone)]
 struct Durations {
-    calls: [Histogram; Call::ALL.len()],
+    calls: [Histogram; ClientCall::ALL.len()],
 }
 
 impl Default for Durations {
@@ -122,7 +123,7 @@ impl Metrics {
         Ok(out)
     }
 
-    pub(crate) fn observe_call(&self, call: Call, took: Duration) {
+    pub(crate) fn observe_call(&self, call: ClientCall, took: Duration) {
         self.durations.calls[call as usize].observe(took.as_secs_f64());
     }
 }
@@ -155,8 +156,8 @@ impl Collector for RelayCollector {
         database::encode(&mut out, &self.state, &self.store)?;
         tls::encode(&mut out, self.tls.as_ref().map_or(&self.no_tls, |tls| &tls.stats))?;
         tls::orders(&mut out, self.tls.as_ref().map_or(&self.no_orders, |tls| &tls.orders))?;
-        let calls =
-            Call::ALL.map(|call| ([("call", call.as_str())], &self.durations.calls[call as usize]));
+        let calls = ClientCall::ALL
+            .map(|call| ([("call", call.as_str())], &self.durations.calls[call as usize]));
         out.histograms("rendez_call_seconds", "Duration of client calls until the response.", calls)
     }
 }

@@ -19,9 +19,9 @@ impl Rendezvous {
         ticket: &str,
         source: Option<IpAddr>,
         permit: ConnectionPermit,
-    ) -> Result<ConnectionGuard, Refusal> {
+    ) -> Result<ConnectionGuard, UpgradeRefused> {
         if self.connections.is_closed() {
-            return Err(Refusal::ShuttingDown);
+            return Err(UpgradeRefused::ShuttingDown);
         }
         let admitted = self.registry.tickets().admit(ticket, source).await?;
         let joined = ConnectionGuard::join(&self.connections, &self.registry, &admitted, permit);
@@ -49,7 +49,7 @@ impl Rendezvous {
 
 /// Why an upgrade was refused.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Refusal {
+pub(super) enum UpgradeRefused {
     #[error("this is a websocket endpoint; send an upgrade request")]
     NotAnUpgrade,
     #[error("the relay is shutting down; try again")]
@@ -60,19 +60,20 @@ pub(super) enum Refusal {
     Join(#[from] JoinError),
 }
 
-impl Refusal {
+impl UpgradeRefused {
     fn status(&self) -> (StatusCode, ErrorCode) {
         match self {
-            Refusal::NotAnUpgrade => (StatusCode::BAD_REQUEST, ErrorCode::InvalidRequest),
-            Refusal::Ticket(TicketRefused::Unavailable(_))
-            | Refusal::ShuttingDown
-            | Refusal::Join(JoinError::TooManyOrchestrators | JoinError::Quota(_)) => {
+            UpgradeRefused::NotAnUpgrade => (StatusCode::BAD_REQUEST, ErrorCode::InvalidRequest),
+            UpgradeRefused::Ticket(TicketRefused::Unavailable(_))
+            | UpgradeRefused::ShuttingDown
+            | UpgradeRefused::Join(JoinError::TooManyOrchestrators | JoinError::Quota(_)) => {
                 (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
             }
-            Refusal::Ticket(TicketRefused::Superseded) | Refusal::Join(JoinError::Stale { .. }) => {
+            UpgradeRefused::Ticket(TicketRefused::Superseded)
+            | UpgradeRefused::Join(JoinError::Stale { .. }) => {
                 (StatusCode::CONFLICT, ErrorCode::RegistrationSuperseded)
             }
-            Refusal::Ticket(_) => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
+            UpgradeRefused::Ticket(_) => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
         }
     }
 

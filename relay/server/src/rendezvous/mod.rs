@@ -30,7 +30,7 @@ use rendez_transport::{Ended, pump};
 use tracing::Span;
 use tracing::field::Empty;
 
-use self::admission::Refusal;
+use self::admission::UpgradeRefused;
 use self::port::HubPort;
 use self::socket::AcceptedSocket;
 use crate::connections::{ConnectionGuard, ConnectionPermit, ConnectionTable, End};
@@ -69,7 +69,7 @@ pub(crate) async fn rendezvous(
     // Checked first, so that a request that cannot be upgraded uses up no ticket.
     let Ok(upgrade) = upgrade else {
         rendezvous.connections.connection_stats().count_not_an_upgrade();
-        return Refusal::NotAnUpgrade.into_response();
+        return UpgradeRefused::NotAnUpgrade.into_response();
     };
     let source = rendezvous.registry.source(Some(peer.address), &headers);
     let ticket = ticket_of(query.as_deref().unwrap_or_default());

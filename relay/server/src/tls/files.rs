@@ -34,7 +34,7 @@ pub(crate) struct TlsFiles {
 }
 
 /// The configuration that the files result in.
-pub(crate) struct Loaded {
+pub(crate) struct LoadedTls {
     pub(super) config: Arc<ServerConfig>,
     pub(super) digest: [u8; 32],
     /// When the certificate expires, in seconds since 1970.
@@ -76,7 +76,7 @@ impl TlsFiles {
         Ok(digest.finalize().into())
     }
 
-    pub(super) fn load(&self) -> Result<Loaded, TlsError> {
+    pub(super) fn load(&self) -> Result<LoadedTls, TlsError> {
         // First, so that the next check notices a file that changes meanwhile.
         let digest = self.digest()?;
         let provider = Arc::new(aws_lc_rs::default_provider());
@@ -105,7 +105,7 @@ impl TlsFiles {
             .map_err(|error| wrong(&self.certificate, &format!("with its key: {error}")))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         tracing::info!(certificate = %leaf, until = leaf.until(), "TLS certificate loaded");
-        Ok(Loaded { config: Arc::new(config), digest, not_after: leaf.not_after() })
+        Ok(LoadedTls { config: Arc::new(config), digest, not_after: leaf.not_after() })
     }
 
     /// The verifier of client certificates; `None` if they are not requested.

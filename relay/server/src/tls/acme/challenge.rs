@@ -18,7 +18,7 @@ use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ConfigBuilder, ServerConfig};
 
-use super::failure::Failure;
+use super::failure::OrderError;
 use crate::tls::error::TlsError;
 
 /// The ALPN protocol of these handshakes.
@@ -31,7 +31,7 @@ pub(super) struct Challenges {
 }
 
 /// A proof that is served until this is dropped.
-pub(super) struct Pending {
+pub(super) struct PendingChallenge {
     domain: String,
     pending: Arc<Mutex<BTreeMap<String, Arc<ServerConfig>>>>,
 }
@@ -52,10 +52,14 @@ impl Challenges {
     }
 
     /// Serves the `digest` of a key authorization for `domain`.
-    pub(super) fn serve(&self, domain: &str, digest: &[u8; 32]) -> Result<Pending, Failure> {
+    pub(super) fn serve(
+        &self,
+        domain: &str,
+        digest: &[u8; 32],
+    ) -> Result<PendingChallenge, OrderError> {
         let config = Arc::new(proof(domain, digest)?);
         self.pending.lock().insert(domain.to_owned(), config);
-        Ok(Pending { domain: domain.to_owned(), pending: self.pending.clone() })
+        Ok(PendingChallenge { domain: domain.to_owned(), pending: self.pending.clone() })
     }
 
     /// The configuration with this name's proof.
@@ -69,13 +73,13 @@ impl Challenges {
     }
 }
 
-impl Drop for Pending {
+impl Drop for PendingChallenge {
     fn drop(&mut self) {
         self.pending.lock().remove(&self.domain);
     }
 }
 
-fn proof(domain: &str, digest: &[u8; 32]) -> Result<ServerConfig, Failure> {
+fn proof(domain: &str, digest: &[u8; 32]) -> Result<ServerConfig, OrderError> {
     let mut params = CertificateParams::new([domain.to_owned()])?;
     params.distinguished_name = DistinguishedName::new();
     params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];

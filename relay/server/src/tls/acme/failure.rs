@@ -17,7 +17,7 @@ const NO_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
 
 /// Why an order of a certificate failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
+pub(super) enum OrderError {
     /// The server refused the order; the operator has to change the settings.
     #[error("the ACME server refused the order: {}", log_text(.0))]
     Refused(Problem),
@@ -63,45 +63,47 @@ pub(super) enum Failure {
     },
 }
 
-impl Failure {
+impl OrderError {
     /// The outcome that it is counted as.
     pub(super) fn outcome(&self) -> OrderOutcome {
         match self {
-            Failure::Refused(problem) if is(problem, RATE_LIMITED) => OrderOutcome::RateLimited,
-            Failure::Refused(_) | Failure::NoSupportedChallenge { .. } => OrderOutcome::Refused,
-            Failure::Unproven { .. } => OrderOutcome::Unproven,
-            Failure::Unreachable(_) | Failure::Timeout => OrderOutcome::Unreachable,
-            Failure::Unusable(_) | Failure::Crypto(_) => OrderOutcome::Unusable,
-            Failure::NotStored { .. } => OrderOutcome::NotStored,
+            OrderError::Refused(problem) if is(problem, RATE_LIMITED) => OrderOutcome::RateLimited,
+            OrderError::Refused(_) | OrderError::NoSupportedChallenge { .. } => {
+                OrderOutcome::Refused
+            }
+            OrderError::Unproven { .. } => OrderOutcome::Unproven,
+            OrderError::Unreachable(_) | OrderError::Timeout => OrderOutcome::Unreachable,
+            OrderError::Unusable(_) | OrderError::Crypto(_) => OrderOutcome::Unusable,
+            OrderError::NotStored { .. } => OrderOutcome::NotStored,
         }
     }
 
     /// Whether the server does not know the account.
     pub(super) fn is_unknown_account(&self) -> bool {
-        matches!(self, Failure::Refused(problem) if is(problem, NO_ACCOUNT))
+        matches!(self, OrderError::Refused(problem) if is(problem, NO_ACCOUNT))
     }
 }
 
-impl From<Error> for Failure {
+impl From<Error> for OrderError {
     fn from(error: Error) -> Self {
         match error {
-            Error::Api(problem) => Failure::Refused(problem),
-            Error::Timeout(_) => Failure::Timeout,
-            Error::Crypto | Error::KeyRejected => Failure::Crypto(error.to_string()),
-            other => Failure::Unreachable(other),
+            Error::Api(problem) => OrderError::Refused(problem),
+            Error::Timeout(_) => OrderError::Timeout,
+            Error::Crypto | Error::KeyRejected => OrderError::Crypto(error.to_string()),
+            other => OrderError::Unreachable(other),
         }
     }
 }
 
-impl From<rcgen::Error> for Failure {
+impl From<rcgen::Error> for OrderError {
     fn from(error: rcgen::Error) -> Self {
-        Failure::Crypto(error.to_string())
+        OrderError::Crypto(error.to_string())
     }
 }
 
-impl From<rustls::Error> for Failure {
+impl From<rustls::Error> for OrderError {
     fn from(error: rustls::Error) -> Self {
-        Failure::Crypto(error.to_string())
+        OrderError::Crypto(error.to_string())
     }
 }
 
@@ -131,14 +133,14 @@ mod tests {
 
     #[test]
     fn problem_type_decides_the_outcome() {
-        let failure = |kind: &str| Failure::from(Error::Api(problem(kind, "")));
+        let failure = |kind: &str| OrderError::from(Error::Api(problem(kind, "")));
         assert_eq!(failure(RATE_LIMITED).outcome(), OrderOutcome::RateLimited);
         assert_eq!(failure(NO_ACCOUNT).outcome(), OrderOutcome::Refused);
         assert!(
             failure(NO_ACCOUNT).is_unknown_account() && !failure(RATE_LIMITED).is_unknown_account()
         );
-        assert_eq!(Failure::from(Error::Timeout(None)).outcome(), OrderOutcome::Unreachable);
-        assert_eq!(Failure::from(Error::Str("x")).outcome(), OrderOutcome::Unreachable);
+        assert_eq!(OrderError::from(Error::Timeout(None)).outcome(), OrderOutcome::Unreachable);
+        assert_eq!(OrderError::from(Error::Str("x")).outcome(), OrderOutcome::Unreachable);
     }
 
     #[test]
@@ -146,7 +148,7 @@ mod tests {
         let long = "ü".repeat(LOG_TEXT_MAX_BYTES);
         let text = log_text(&problem("k", &format!("a\nb\u{1b}[31m{long}")));
         assert!(text.contains("a b [31m") && text.len() <= LOG_TEXT_MAX_BYTES, "{text}");
-        let refused = Failure::Refused(problem("k", "not you")).to_string();
+        let refused = OrderError::Refused(problem("k", "not you")).to_string();
         assert_eq!(refused, "the ACME server refused the order: API error: not you (k)");
     }
 }

@@ -31,13 +31,13 @@ const PROBLEM: &str = "application/problem+json";
 
 /// HTTPS to an ACME server.
 #[derive(Clone)]
-pub(super) struct Http {
+pub(super) struct AcmeHttpClient {
     client: reqwest::Client,
     /// `Retry-After` of the last refusal.
     retry_after: Arc<Mutex<Option<Duration>>>,
 }
 
-impl Http {
+impl AcmeHttpClient {
     /// A client that trusts the authorities in `root`, or those of the system.
     ///
     /// # Errors
@@ -95,7 +95,7 @@ impl Http {
     }
 }
 
-impl HttpClient for Http {
+impl HttpClient for AcmeHttpClient {
     fn request(
         &self,
         request: Request<BodyWrapper<Bytes>>,
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn error_names_the_unusable_root_file() {
         for path in ["/no/such/root.pem", "/dev/null"] {
-            let error = Http::new(Some(Path::new(path))).err().unwrap().to_string();
+            let error = AcmeHttpClient::new(Some(Path::new(path))).err().unwrap().to_string();
             assert!(error.contains(path), "{error}");
         }
     }

@@ -33,10 +33,10 @@ use rustls::ServerConfig;
 use rustls::server::ClientHello;
 
 use self::challenge::Challenges;
-use self::failure::Failure;
-use self::http::Http;
-use self::schedule::Failures;
-use self::store::Store;
+use self::failure::OrderError;
+use self::http::AcmeHttpClient;
+use self::schedule::FailureCount;
+use self::store::AcmeStore;
 use super::error::TlsError;
 use super::order_stats::{OrderOutcome, OrderStats};
 use crate::config::Config;
@@ -53,15 +53,15 @@ pub(super) struct Acme {
     contact: Vec<String>,
     directory: String,
     retry: Duration,
-    http: Http,
-    store: Store,
+    http: AcmeHttpClient,
+    store: AcmeStore,
     challenges: Challenges,
 }
 
 /// The state that an order leaves for the next one.
 #[derive(Default)]
 pub(super) struct RenewalState {
-    failures: Failures,
+    failures: FailureCount,
     /// The server's `Retry-After`.
     retry_after: Option<Duration>,
 }
@@ -78,8 +78,8 @@ impl Acme {
             return Err(TlsError::AcmeTerms { directory });
         }
         Ok(Some(Self {
-            store: Store::new(&config.state, &directory),
-            http: Http::new(config.acme_root.as_deref())?,
+            store: AcmeStore::new(&config.state, &directory),
+            http: AcmeHttpClient::new(config.acme_root.as_deref())?,
             challenges: Challenges::new()?,
             contact: config.acme_contact.urls(),
             retry: config.acme_retry,
@@ -128,14 +128,14 @@ impl Acme {
                              this machine"
                         );
                     } else {
-                        state.failures = Failures::default();
+                        state.failures = FailureCount::default();
                     }
                     return;
                 }
                 Err(failure) => {
                     stats.count(failure.outcome());
                     match failure {
-                        Failure::Unreachable(_) => state.failures.unreached(),
+                        OrderError::Unreachable(_) => state.failures.unreached(),
                         _ => state.failures.refused(),
                     }
                     state.retry_after = self.http.take_retry_after();
@@ -164,7 +164,7 @@ impl Acme {
     }
 
     /// Makes one order and stores its certificate.
-    async fn attempt(&self) -> Result<(), Failure> {
+    async fn attempt(&self) -> Result<(), OrderError> {
         let domains = self.domains.join(" ");
         tracing::info!(domains, directory = self.directory, "ordering a certificate by ACME");
         let whole = async {
@@ -172,7 +172,7 @@ impl Acme {
             order::certificate(&account, &self.domains, &self.challenges).await
         };
         let ordered = tokio::time::timeout(ORDER_TIMEOUT, whole).await;
-        match ordered.unwrap_or(Err(Failure::Timeout)) {
+        match ordered.unwrap_or(Err(OrderError::Timeout)) {
             Ok(pem) => {
                 self.store.store_certificate(&pem)?;
                 tracing::info!(domains, "got a certificate by ACME");
@@ -189,7 +189,7 @@ impl Acme {
     }
 
     /// The stored account, or a new one.
-    async fn account(&self) -> Result<Account, Failure> {
+    async fn account(&self) -> Result<Account, OrderError> {
         let builder = Account::builder_with_http(Box::new(self.http.clone()));
         if let Some(credentials) = self.store.account()? {
             return Ok(builder.from_credentials(credentials).await?);

@@ -13,8 +13,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
-use super::challenge::{Challenges, Pending};
-use super::failure::{Failure, log_text};
+use super::challenge::{Challenges, PendingChallenge};
+use super::failure::{OrderError, log_text};
 use super::leaf::Leaf;
 
 /// How long an ACME server may take to verify all names, and then to issue.
@@ -29,7 +29,7 @@ pub(super) async fn certificate(
     account: &Account,
     domains: &[String],
     challenges: &Challenges,
-) -> Result<Zeroizing<String>, Failure> {
+) -> Result<Zeroizing<String>, OrderError> {
     let identifiers: Vec<_> = domains.iter().cloned().map(Identifier::Dns).collect();
     let mut order = account.new_order(&NewOrder::new(&identifiers)).await?;
     // A recent proof may still be valid.
@@ -37,7 +37,7 @@ pub(super) async fn certificate(
         let _pending = prove(&mut order, domains, challenges).await?;
         match order.poll_ready(&POLL).await {
             Ok(OrderStatus::Ready) => {}
-            ended => return Err(unproven(&mut order, ended.err().map(Failure::from)).await),
+            ended => return Err(unproven(&mut order, ended.err().map(OrderError::from)).await),
         }
     }
     // Each certificate has a new key.
@@ -47,7 +47,7 @@ pub(super) async fn certificate(
     order.finalize_csr(params.serialize_request(&key)?.der()).await?;
     let chain = order.poll_certificate(&POLL).await?;
     let key = Zeroizing::new(key.serialize_pem());
-    check(&chain, &key, domains).map_err(Failure::Unusable)?;
+    check(&chain, &key, domains).map_err(OrderError::Unusable)?;
     Ok(Zeroizing::new(format!("{}{chain}", *key)))
 }
 
@@ -56,7 +56,7 @@ async fn prove(
     order: &mut Order,
     domains: &[String],
     challenges: &Challenges,
-) -> Result<Vec<Pending>, Failure> {
+) -> Result<Vec<PendingChallenge>, OrderError> {
     let mut pending = Vec::new();
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
@@ -66,10 +66,10 @@ async fn prove(
         }
         let domain = authorization.identifier().to_string();
         if !domains.contains(&domain) {
-            return Err(Failure::Unusable(format!("a challenge for {}", log_text(&domain))));
+            return Err(OrderError::Unusable(format!("a challenge for {}", log_text(&domain))));
         }
         let challenge = authorization.challenge(ChallengeType::TlsAlpn01);
-        let unsupported = || Failure::NoSupportedChallenge { domain: domain.clone() };
+        let unsupported = || OrderError::NoSupportedChallenge { domain: domain.clone() };
         let mut challenge = challenge.ok_or_else(unsupported)?;
         let digest = challenge.key_authorization().digest();
         let digest = digest.as_ref().try_into().map_err(|_| unsupported())?;
@@ -81,7 +81,7 @@ async fn prove(
 
 /// The name that was not verified, by the server's state of each. If no state is
 /// invalid, the error that ended the wait.
-async fn unproven(order: &mut Order, otherwise: Option<Failure>) -> Failure {
+async fn unproven(order: &mut Order, otherwise: Option<OrderError>) -> OrderError {
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let Ok(mut authorization) = authorization else { break };
@@ -92,9 +92,9 @@ async fn unproven(order: &mut Order, otherwise: Option<Failure>) -> Failure {
         }
         let error = state.challenges.iter().find_map(|challenge| challenge.error.as_ref());
         let why = error.map_or_else(|| "no reason".to_owned(), log_text);
-        return Failure::Unproven { domain, why };
+        return OrderError::Unproven { domain, why };
     }
-    otherwise.unwrap_or(Failure::Timeout)
+    otherwise.unwrap_or(OrderError::Timeout)
 }
 
 /// Checks that a chain begins with a certificate for this key and all names.

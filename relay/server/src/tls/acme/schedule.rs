@@ -26,14 +26,14 @@ pub(super) fn renewal(not_before: i64, not_after: i64) -> i64 {
 
 /// Failures since the last certificate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Failures {
+pub(super) struct FailureCount {
     /// Orders that the server refused. It allows a few per hour.
     refused: u32,
     /// The orders since then that did not reach the server.
     unreached: u32,
 }
 
-impl Failures {
+impl FailureCount {
     /// Counts an order that the server refused.
     pub(super) fn refused(&mut self) {
         *self = Self { refused: self.refused.saturating_add(1), unreached: 0 };
@@ -70,7 +70,7 @@ impl Failures {
 /// a day. A `jitter` of `0.0..=1.0` adds up to half of the wait, so that relays that
 /// failed together do not retry together.
 pub(super) fn pause(
-    failures: Failures,
+    failures: FailureCount,
     first: Duration,
     retry_after: Option<Duration>,
     jitter: f64,
@@ -101,8 +101,8 @@ mod tests {
         assert_eq!(renewal(i64::MIN, i64::MAX), i64::MIN + (i64::MAX - i64::MAX / 3));
     }
 
-    fn refused(times: u32) -> Failures {
-        Failures { refused: times, unreached: 0 }
+    fn refused(times: u32) -> FailureCount {
+        FailureCount { refused: times, unreached: 0 }
     }
 
     #[test]
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn unreachable_server_is_retried_soon() {
-        let mut failures = Failures::default();
+        let mut failures = FailureCount::default();
         let mut minutes = || {
             failures.unreached();
             pause(failures, MINUTE, None, 0.0).as_secs() / 60
@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(pause(failures, MINUTE, None, 0.0), MINUTE);
         failures.refused();
         assert_eq!(pause(failures, MINUTE, None, 0.0), 2 * HOUR);
-        let never = Failures { refused: u32::MAX, unreached: u32::MAX };
+        let never = FailureCount { refused: u32::MAX, unreached: u32::MAX };
         assert_eq!(pause(never, HOUR, None, 0.0), HOUR, "never sooner than set");
         assert_eq!(never.count(), u32::MAX);
     }

@@ -18,7 +18,7 @@ use reqwest::Url;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use super::failure::Failure;
+use super::failure::OrderError;
 use super::leaf::Leaf;
 use crate::sys::{create_owner_only_dir, owner_only};
 use crate::tls::files;
@@ -28,12 +28,12 @@ const ACCOUNT: &str = "account.json";
 const CERTIFICATE: &str = "certificate.pem";
 
 /// The stored data of one ACME server.
-pub(super) struct Store {
+pub(super) struct AcmeStore {
     folder: PathBuf,
     certificate: PathBuf,
 }
 
-impl Store {
+impl AcmeStore {
     /// The data of the server with this directory URL. Creates nothing yet.
     pub(super) fn new(state: &Path, directory: &str) -> Self {
         let host = Url::parse(directory).ok().and_then(|url| Some(url.host_str()?.to_owned()));
@@ -55,12 +55,12 @@ impl Store {
     }
 
     /// The stored account.
-    pub(super) fn account(&self) -> Result<Option<AccountCredentials>, Failure> {
+    pub(super) fn account(&self) -> Result<Option<AccountCredentials>, OrderError> {
         let path = self.folder.join(ACCOUNT);
         let text = match fs::read(&path) {
             Ok(text) => Zeroizing::new(text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(Failure::NotStored { path, source }),
+            Err(source) => return Err(OrderError::NotStored { path, source }),
         };
         // The parser's error could quote the key, so it is not logged.
         let account = serde_json::from_slice(&text).ok();
@@ -70,23 +70,23 @@ impl Store {
         Ok(account)
     }
 
-    pub(super) fn store_account(&self, account: &AccountCredentials) -> Result<(), Failure> {
+    pub(super) fn store_account(&self, account: &AccountCredentials) -> Result<(), OrderError> {
         let path = self.folder.join(ACCOUNT);
-        let failed = |source| Failure::NotStored { path: path.clone(), source };
+        let failed = |source| OrderError::NotStored { path: path.clone(), source };
         let text = serde_json::to_vec(account).map_err(|error| failed(error.into()))?;
         self.write(&path, &Zeroizing::new(text)).map_err(failed)
     }
 
     /// Removes the account, so that the next order creates a new one.
-    pub(super) fn remove_account(&self) -> Result<(), Failure> {
+    pub(super) fn remove_account(&self) -> Result<(), OrderError> {
         let path = self.folder.join(ACCOUNT);
-        fs::remove_file(&path).map_err(|source| Failure::NotStored { path, source })
+        fs::remove_file(&path).map_err(|source| OrderError::NotStored { path, source })
     }
 
     /// Replaces certificate and key atomically.
-    pub(super) fn store_certificate(&self, pem: &str) -> Result<(), Failure> {
+    pub(super) fn store_certificate(&self, pem: &str) -> Result<(), OrderError> {
         let written = self.write(&self.certificate, pem.as_bytes());
-        written.map_err(|source| Failure::NotStored { path: self.certificate.clone(), source })
+        written.map_err(|source| OrderError::NotStored { path: self.certificate.clone(), source })
     }
 
     fn write(&self, path: &Path, content: &[u8]) -> io::Result<()> {
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn each_server_has_its_own_folder() {
         let state = Path::new("state");
-        let path = |url: &str| Store::new(state, url).certificate().to_owned();
+        let path = |url: &str| AcmeStore::new(state, url).certificate().to_owned();
         let le = path("https://acme-v02.api.letsencrypt.org/directory");
         assert!(le.starts_with("state/acme") && le.ends_with(CERTIFICATE), "{}", le.display());
         assert!(le.to_string_lossy().contains("/acme-v02.api.letsencrypt.org-"));
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn files_are_owner_only_and_replaced_whole() {
         let state = tempfile::tempdir().unwrap();
-        let store = Store::new(&state.path().join("not/yet"), "https://ca.example/d");
+        let store = AcmeStore::new(&state.path().join("not/yet"), "https://ca.example/d");
         assert!(store.account().unwrap().is_none() && store.leaf().is_none());
 
         store.store_account(&serde_json::from_str(ACCOUNT_TEXT).unwrap()).unwrap();
@@ -158,13 +158,13 @@ mod tests {
     #[test]
     fn invalid_account_is_replaced_and_errors_name_the_file() {
         let state = tempfile::tempdir().unwrap();
-        let store = Store::new(state.path(), "https://ca.example/d");
+        let store = AcmeStore::new(state.path(), "https://ca.example/d");
         store.store_certificate("x").unwrap();
         fs::write(store.folder.join(ACCOUNT), "{").unwrap();
         assert!(store.account().unwrap().is_none());
 
         let file = tempfile::NamedTempFile::new().unwrap();
-        let store = Store::new(file.path(), "https://ca.example/d");
+        let store = AcmeStore::new(file.path(), "https://ca.example/d");
         let error = store.store_certificate("x").unwrap_err();
         assert!(error.to_string().contains(CERTIFICATE), "{error}");
         assert!(!error.to_string().contains('\n'));
