@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs a command where the only network is loopback:
 #
-#   tests/netns.sh cargo test --offline -p rendez-tests --test conformance -- --ignored
+#   tests/netns.sh cargo test --offline -p rendez-tests --test conformance
 #
 # The stock binary tries to reach hosts on the internet when it starts, so the
 # tests refuse to start it anywhere else. Where the kernel allows it the command

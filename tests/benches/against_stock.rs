@@ -6,8 +6,8 @@
 //! tests/netns.sh cargo bench -p rendez-tests --bench against_stock --offline
 //! ```
 //!
-//! Prints medians and the ratio of the two. Absolute figures are the machine's;
-//! trust the ratios.
+//! Prints medians and the ratio of the two. Absolute figures depend on the machine;
+//! compare the ratios.
 
 use std::time::{Duration, Instant};
 

@@ -1,13 +1,13 @@
-//! A hundred streams on one executor socket, one of them never read: what the
-//! others keep of their throughput, and what the three processes hold.
+//! A hundred streams on one executor websocket, one of which is never read: the
+//! throughput of the others, and the memory of the three processes.
 //!
 //! ```sh
 //! cargo build --release --bins
 //! cargo bench -p rendez-tests --bench fairness
 //! ```
 //!
-//! Rounds with and without the stream that is not read take turns; trust the
-//! ratio of their medians.
+//! Rounds with and without the unread stream alternate; compare the ratio of their
+//! medians.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 
 const READERS: usize = 99;
 const BYTES_EACH: usize = 16 << 20;
-/// How long a stream that nobody reads may take to fill up and stand still.
+/// Time for an unread stream to fill up and stall.
 const FILLED_WITHIN: Duration = Duration::from_millis(500);
 const ROUNDS: usize = 5;
 
@@ -53,7 +53,7 @@ async fn main() -> Result<()> {
         rates[rates.len() / 2]
     });
     println!("{READERS} readers, median of {ROUNDS} rounds, MiB/s together");
-    println!("  nobody stalls          {quiet:8.1}");
+    println!("  no stream stalls          {quiet:8.1}");
     println!("  one more is not read   {stalled:8.1}   ratio {:.3}", stalled / quiet);
     println!("RSS in KiB              relay    agent  orchestrators");
     let line = |what: &str, [relay, agent, own]: [u64; 3]| {
@@ -71,7 +71,7 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// Every reader takes `BYTES_EACH`; MiB per second of all together.
+/// Every reader reads `BYTES_EACH`. Returns MiB per second of all together.
 async fn round(readers: &[Environment]) -> Result<f64> {
     let mut processes = Vec::new();
     for executor in readers {
@@ -94,10 +94,10 @@ async fn round(readers: &[Environment]) -> Result<f64> {
     Ok(bytes / f64::from(1 << 20) / start.elapsed().as_secs_f64())
 }
 
-/// A process that writes without end and whose output is not taken.
+/// A process that writes endlessly and whose output is not read.
 async fn start_and_fill(executor: &Environment) -> Result<Process> {
     let mut process = executor.spawn(Command::new("cat").arg("/dev/zero")).await?;
-    // the first event shows that it runs; from here on nobody reads
+    // the first event shows that it runs; it is not read from here on
     process.next().await?;
     tokio::time::sleep(FILLED_WITHIN).await;
     Ok(process)

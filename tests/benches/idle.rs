@@ -1,5 +1,5 @@
-//! Thousands of idle executors on one relay process, each with a registration of
-//! its own: what they cost, and how they come back when the relay restarts.
+//! Thousands of idle executors on one relay process, each with its own registration:
+//! their cost, and their reconnection when the relay restarts.
 //!
 //! ```sh
 //! cargo build --release -p rendez
@@ -8,11 +8,11 @@
 //! ```
 //!
 //! The clients are tasks of this process. They register, dial, ping, back off and
-//! register anew as `rendez agent` does, with its dialler, pump and back-off; they
-//! serve nobody. Each calls the registry over a connection of its own, as
-//! processes would. They reach the relay at several loopback addresses, so that
-//! there are ports enough. Either end has as many descriptors as the hard limit
-//! grants; if that is too few, there are fewer clients, and it is said.
+//! register again as `rendez agent` does, with its dialler, pump and back-off, but
+//! serve no streams. Each calls the registry over its own connection, as separate
+//! processes would. They connect to several loopback addresses of the relay, so that
+//! there are enough ports. Both processes raise their descriptor limit to the hard
+//! limit; if that is too low, the bench prints this and uses fewer clients.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -47,14 +47,14 @@ const CLIENTS: usize = 20_000;
 const SPARE_DESCRIPTORS: usize = 600;
 /// Loopback addresses of the relay: each has 28,000 ports for clients.
 const ADDRESSES: usize = 8;
-/// Clients that start at one time.
+/// Clients that start concurrently.
 const STARTING: usize = 64;
-/// As in the agent: failed dials in a row before it registers anew.
+/// Failed dials in a row before a client registers again, as in the agent.
 const DIALS_PER_REGISTRATION: u32 = 3;
 /// Longest wait for all of them to be connected.
 const ALL_WITHIN: Duration = Duration::from_secs(600);
-/// What is written behind is written after this time, and clients' idle HTTP
-/// connections are closed.
+/// After this time, delayed writes are done and idle HTTP connections of clients are
+/// closed.
 const SETTLE: Duration = Duration::from_secs(12);
 
 #[tokio::main]
@@ -78,7 +78,7 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// The soft limit becomes the hard one, for the relay too, which inherits it.
+/// Raises the soft limit to the hard one. The relay inherits it.
 fn raise_descriptors() -> Result<usize> {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
@@ -213,7 +213,7 @@ fn address(n: usize) -> String {
 
 // ---- clients -------------------------------------------------------------
 
-/// What all clients share.
+/// The state that all clients share.
 struct Clients {
     http: reqwest::Client,
     token: String,
@@ -224,7 +224,7 @@ struct Clients {
     events: Mutex<EventLog>,
 }
 
-/// What a client does.
+/// An event of a client.
 #[derive(Clone, Copy, PartialEq)]
 enum Event {
     Dial,
@@ -284,8 +284,8 @@ impl Clients {
         self.events.lock().0.clear();
     }
 
-    /// Waits until so many are connected, and as many have connected since
-    /// [`forget`](Self::forget).
+    /// Waits until `count` clients are connected, and as many have connected since
+    /// [`clear_events`](Self::clear_events).
     async fn all_connected(&self, count: usize) -> Result<()> {
         let all = async {
             while self.connected.load(Ordering::Relaxed) < count || self.connects() < count {
@@ -299,8 +299,8 @@ impl Clients {
     }
 }
 
-/// How many there were, how many in the busiest second, and when half and nearly
-/// all were over.
+/// The number of events, the number in the busiest second, and when half and nearly
+/// all had happened.
 struct Rate {
     count: usize,
     peak: usize,
@@ -327,7 +327,8 @@ impl std::fmt::Display for Rate {
     }
 }
 
-/// An agent's life without streams, as in `executor-agent/src/agent/lifecycle.rs`.
+/// The lifecycle of an agent without streams, as in
+/// `executor-agent/src/agent/lifecycle.rs`.
 async fn run_client(shared: Arc<Clients>, n: usize) {
     let mut backoff = Backoff::default();
     let mut registered: Option<String> = None;
@@ -382,7 +383,7 @@ async fn wait(backoff: &mut Backoff) {
     sleep(backoff.next_delay(backoff::CAP, u32::from_le_bytes(random))).await;
 }
 
-/// An executor that nobody asks for anything; the pump pings and answers pings.
+/// An executor without streams; the pump sends and answers pings.
 struct Idle;
 
 impl Protocol for Idle {

@@ -1,7 +1,7 @@
-//! Whole-system tests: tidy, end to end, survival, conformance.
+//! Whole-system tests: tidy, end to end, endurance, conformance.
 //!
-//! This library is what those tests share. Nothing here waits without a
-//! deadline, and nothing that it starts outlives its handle.
+//! The code that those tests share. Every wait here has a deadline, and every
+//! process ends with its handle.
 
 pub mod poll;
 pub mod process;

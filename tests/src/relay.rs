@@ -1,11 +1,11 @@
-//! A relay in this process, and raw ends that speak to it byte by byte.
+//! A relay in this process, and raw endpoints that exchange bytes with it.
 //!
-//! - The keys of raw ends are made up: a relay never looks into them, so they
-//!   do for everything but a handshake.
-//! - [`Counters`] are all that a relay counts, so that a test can demand that
-//!   one of them went up and no other did.
-//! - A [`Witness`] is a pair of ends that nothing may disturb: it notices every
-//!   frame that is lost, changed or not its own.
+//! - Raw endpoints have made-up keys. A relay never looks into keys, so they suffice
+//!   for everything but a handshake.
+//! - [`Counters`] hold everything that a relay counts, so that a test can require
+//!   that exactly one counter went up.
+//! - A [`Witness`] is a pair of endpoints that a test must not disturb: it fails on
+//!   every frame that is lost, changed or foreign.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -65,7 +65,7 @@ pub struct TestRelay {
 }
 
 impl TestRelay {
-    /// Starts a relay; it answers when this returns.
+    /// Starts a relay that accepts connections when this returns.
     pub async fn start() -> Result<Self> {
         Self::start_with_connections(CONNECTIONS_MAX).await
     }
@@ -110,17 +110,17 @@ impl TestRelay {
         })
     }
 
-    /// Tells it to leave, as SIGTERM does.
+    /// Starts its shutdown, as SIGTERM does.
     pub fn stop(&self) {
         self.stop.gently.cancel();
     }
 
-    /// The same with a second SIGTERM.
+    /// Ends it at once, as a second SIGTERM does.
     pub fn stop_now(&self) {
         self.stop.at_once.cancel();
     }
 
-    /// Waits until it has left.
+    /// Waits until it has stopped.
     pub async fn stopped(&self) {
         self.stopped.cancelled().await;
     }
@@ -155,17 +155,17 @@ impl TestRelay {
         create_token(&self.registry, role, environments).await
     }
 
-    /// Its registry, from inside.
+    /// Its registry, without HTTP.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// What verifies its tickets.
+    /// The key that verifies its tickets.
     pub fn verifying_key(&self) -> VerifyingKey {
         self.registry.verifying_key()
     }
 
-    /// What signs its tickets, out of its state directory.
+    /// The key that signs its tickets, read from its state directory.
     pub fn signing_key(&self) -> Result<SigningKey> {
         let text = std::fs::read_to_string(self.state().join(SIGNING_KEY_FILE))?;
         let (_, seed) = text.trim_end().split_once(' ').context("a key file has two words")?;
@@ -197,7 +197,7 @@ impl TestRelay {
         answer(request.json(&register_request())).await
     }
 
-    /// Asks for a way to an executor, in the Codex profile.
+    /// Requests a connection to an executor, in the Codex profile.
     pub async fn connect(&self, environment: &str, key: PublicKey) -> Result<ConnectReply> {
         self.connect_with(environment, key, self.orchestrator_token()).await
     }
@@ -213,8 +213,7 @@ impl TestRelay {
         answer(request.json(&ConnectRequest { harness_public_key: key, rendez: None })).await
     }
 
-    /// Tries to open a websocket at a `ws://` URL, and says how the relay
-    /// refuses.
+    /// Requests a websocket upgrade that must be refused, and returns the refusal.
     pub async fn refused_upgrade(&self, url: &str) -> Result<(StatusCode, ErrorBody)> {
         let url = url.replacen("ws://", "http://", 1);
         let request = self
@@ -241,7 +240,7 @@ impl TestRelay {
 
     // ---- counters --------------------------------------------------------
 
-    /// All that the relay has counted.
+    /// The current value of every counter.
     pub fn counters(&self) -> Counters {
         let registry = self.registry.stats();
         let hubs = self.connections.hub_stats();
@@ -262,8 +261,8 @@ impl TestRelay {
         Counters(all.filter(|(_, n)| *n > 0).collect())
     }
 
-    /// Waits until each of `wanted` has gone up since `before`, and demands
-    /// that they did by one and that nothing else did.
+    /// Waits until each of `wanted` has gone up since `before`. Each must have gone
+    /// up by one, and no other.
     pub async fn counted(&self, before: &Counters, wanted: &[Counter]) -> Result<()> {
         let wanted: HashMap<Counter, u64> = wanted.iter().map(|counter| (*counter, 1)).collect();
         // Some go up just after the peer got its answer.
@@ -277,7 +276,7 @@ impl TestRelay {
         Ok(())
     }
 
-    /// What is connected.
+    /// The number of open connections, by kind.
     pub fn census(&self) -> ConnectionCounts {
         self.connections.counts()
     }
@@ -292,12 +291,12 @@ impl TestRelay {
         self.connections.quotas().node().usage().memory_bytes
     }
 
-    /// How often a websocket was not read for a while because of a rate.
+    /// How often the rate limiter paused reading from a websocket.
     pub fn held_back(&self) -> u64 {
         self.connections.hub_stats().held_back
     }
 
-    /// Calls that wait for an executor that is away.
+    /// Calls that wait for an offline executor.
     pub fn waiting(&self) -> usize {
         self.connections.waiting()
     }
@@ -309,38 +308,38 @@ impl TestRelay {
     }
 }
 
-/// Something that a relay counts.
+/// A counter of a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Counter {
     /// A call of the registry, or a ticket.
     Registry(Operation, Outcome),
-    /// A request to the rendezvous that is no upgrade.
+    /// A request to the rendezvous endpoint that is not an upgrade.
     NotAnUpgrade,
-    /// A request head that did not come in time.
+    /// A request head that timed out.
     HeadTimeout,
-    /// A client that did not read an answer.
+    /// A client that did not read its response.
     AnswerTimeout,
-    /// A request head that is not HTTP.
+    /// An invalid request head.
     BadHead,
     /// The end of a websocket.
     Ended(End),
     /// A frame that was not forwarded.
     Dropped(Dropped),
-    /// A reset that the relay made.
+    /// A reset that the relay sent.
     Reset(ResetReason),
 }
 
-/// What a relay had counted at some moment.
+/// The counters of a relay at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counters(HashMap<Counter, u64>);
 
 impl Counters {
-    /// How often that was counted.
+    /// The value of a counter.
     pub fn get(&self, counter: Counter) -> u64 {
         self.0.get(&counter).copied().unwrap_or_default()
     }
 
-    /// What went up since `before`, by how much.
+    /// The increase of each counter since `before`.
     fn since(&self, before: &Counters) -> Counters {
         let by = |(counter, n): (&Counter, &u64)| {
             (*counter, n - before.0.get(counter).copied().unwrap_or_default())
@@ -360,7 +359,7 @@ pub fn token_id(text: &str) -> Result<String> {
     Ok(parsed.id().as_str().to_owned())
 }
 
-/// One connection per request: none stays open and idle.
+/// A client with one connection per request, so that none stays open and idle.
 pub fn http_client(base: &str) -> Result<reqwest::Client> {
     Ok(reqwest::Client::builder()
         .tls_backend_preconfigured(rustls::ClientConfig::clone(&*tls::for_url(base)?))
@@ -370,7 +369,7 @@ pub fn http_client(base: &str) -> Result<reqwest::Client> {
         .build()?)
 }
 
-/// Sends a request that must succeed.
+/// Sends a request that must succeed, and parses its response.
 pub async fn answer<T: DeserializeOwned>(request: RequestBuilder) -> Result<T> {
     let answer = request.send().await?;
     let (status, body) = (answer.status(), answer.bytes().await?);
@@ -378,7 +377,7 @@ pub async fn answer<T: DeserializeOwned>(request: RequestBuilder) -> Result<T> {
     Ok(serde_json::from_slice(&body)?)
 }
 
-/// Sends a request that must fail, with the body of all failures.
+/// Sends a request that must be refused, and parses the error.
 pub async fn refusal(request: RequestBuilder) -> Result<(StatusCode, ErrorBody)> {
     let answer = request.send().await?;
     let (status, body) = (answer.status(), answer.bytes().await?);
@@ -393,7 +392,7 @@ pub fn key(n: u8) -> PublicKey {
     PublicKey::hybrid([n; 32], Box::new([n; 1184]))
 }
 
-/// What a stock executor sends to `register`.
+/// The body that a stock executor sends to `register`.
 pub fn register_request() -> RegisterRequest {
     RegisterRequest {
         security_profile: Profile::NoiseHybridIkV1,
@@ -413,8 +412,7 @@ pub fn data_frame(stream: &StreamId, seq: u32, record: &[u8]) -> Bytes {
     Frame::bare(stream.clone(), Body::Data { seq: Seq(seq), record }).encode()
 }
 
-/// A websocket without any endpoint on it. Pings are answered while it is
-/// read.
+/// A websocket without an endpoint. It answers pings while it is read.
 pub struct Websocket(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 impl Websocket {
@@ -429,23 +427,23 @@ impl Websocket {
         timeout(SHORT_TIMEOUT, self.0.send(message)).await.context("sending")?.map_err(Into::into)
     }
 
-    /// Buffers one binary message; waits for room, however long that takes.
+    /// Buffers one binary message. Waits for room without a deadline.
     pub async fn feed_binary(&mut self, bytes: impl Into<Bytes>) -> Result<()> {
         Ok(self.0.feed(Message::Binary(bytes.into())).await?)
     }
 
-    /// Sends what was buffered, however long that takes.
+    /// Sends the buffered messages, without a deadline.
     pub async fn flush(&mut self) -> Result<()> {
         Ok(self.0.flush().await?)
     }
 
-    /// Sends one binary message, however long that takes.
+    /// Sends one binary message, without a deadline.
     pub async fn send_without_timeout(&mut self, bytes: impl Into<Bytes>) -> Result<()> {
         self.feed_binary(bytes).await?;
         self.flush().await
     }
 
-    /// The next binary message, however long that takes.
+    /// The next binary message, without a deadline.
     pub async fn receive_without_timeout(&mut self) -> Result<Bytes> {
         loop {
             match self.0.next().await.transpose()? {
@@ -469,18 +467,18 @@ impl Websocket {
         }
     }
 
-    /// Waits for a close frame, before which nothing else may come, and
-    /// answers it. Its code and reason.
+    /// Waits for a close frame, which must be the next message, and answers it.
+    /// Returns its code and reason.
     pub async fn closed(&mut self) -> Result<(u16, String)> {
         self.closed_within(SHORT_TIMEOUT).await
     }
 
-    /// The same, with a limit of the caller's.
+    /// The same, with another deadline.
     pub async fn closed_within(&mut self, limit: Duration) -> Result<(u16, String)> {
         match self.next_within(limit).await? {
             Some(Message::Close(Some(frame))) => {
-                // The library answers while it is read; what then comes is the
-                // end in one way or another.
+                // The library answers the close frame during the next read, which
+                // then fails or ends.
                 let _ = self.next().await;
                 Ok((frame.code.into(), frame.reason.as_str().to_owned()))
             }
@@ -505,7 +503,7 @@ impl Websocket {
     }
 }
 
-/// An executor and an orchestrator that nothing may disturb.
+/// An executor and an orchestrator that a test must not disturb.
 pub struct Witness {
     /// The executor's end.
     pub executor: Websocket,
@@ -536,8 +534,7 @@ impl Witness {
         &self.stream
     }
 
-    /// Sends a frame each way, which must arrive as it is and be the next
-    /// thing that arrives.
+    /// Sends a frame each way. Each must arrive unchanged, as the next message.
     pub async fn exchange(&mut self) -> Result<()> {
         self.sent += 1;
         let there = data_frame(&self.stream, self.sent, b"there");

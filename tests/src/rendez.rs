@@ -1,4 +1,4 @@
-//! Our own programs, as people start them.
+//! Our own programs, started as users start them.
 
 use std::ffi::OsStr;
 use std::net::SocketAddr;
@@ -15,8 +15,8 @@ use tokio::net::TcpStream;
 use crate::poll::poll;
 use crate::process::{Capture, IsolatedCommand, Output, Process, run, workspace_binary};
 
-/// Longest wait for one of our programs. Generous: the machine may be busy,
-/// and what is late fails anyway.
+/// Longest wait for one of our programs. It is generous, because the machine may be
+/// busy.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The `rendez` binary.
@@ -27,18 +27,18 @@ pub fn rendez() -> Result<IsolatedCommand> {
 /// `rendez dev` on a free port. Dropping it kills it.
 pub struct Dev {
     process: Process,
-    /// Where it leaves what other commands need to find it.
+    /// The runtime directory with the context file for other commands.
     runtime: TempDir,
     url: String,
 }
 
 impl Dev {
-    /// Starts it and waits until it invites people to use it.
+    /// Starts it and waits until it prints its greeting.
     pub async fn start() -> Result<Self> {
         Self::start_by(rendez()?).await
     }
 
-    /// The same by somebody who ignores these signals.
+    /// The same, started by a shell that ignores these signals.
     pub async fn start_ignoring(signals: &str) -> Result<Self> {
         let mut command = IsolatedCommand::new("sh")?;
         command
@@ -57,7 +57,7 @@ impl Dev {
                 Some(rest.split_once(',')?.0.to_owned())
             })
             .await
-            .context("rendez dev said nothing of its relay")?;
+            .context("rendez dev did not print the URL of its relay")?;
         Ok(Self { process, runtime, url })
     }
 
@@ -71,7 +71,7 @@ impl Dev {
         &mut self.process
     }
 
-    /// A `rendez` command that finds this `rendez dev` by itself.
+    /// A `rendez` command that finds this `rendez dev` by its context file.
     pub fn command<S: AsRef<OsStr>>(
         &self,
         args: impl IntoIterator<Item = S>,
@@ -172,7 +172,7 @@ impl OurRelay {
         listening(&self.process, "listening address=").await.map(drop)
     }
 
-    /// Ends it by this signal and waits until it is gone.
+    /// Sends this signal and waits until the process has ended.
     pub async fn stop(&mut self, signal: Signal) -> Result<ExitStatus> {
         self.process.signal(signal)?;
         self.process.wait(TIMEOUT).await
@@ -193,7 +193,7 @@ impl OurRelay {
         self.address
     }
 
-    /// Where it listens for operators, if it was told to.
+    /// The address of its admin listener.
     pub async fn operators(&self) -> Result<SocketAddr> {
         listening(&self.process, "listening for operators address=").await
     }
@@ -233,7 +233,7 @@ impl OurRelay {
         &mut self.process
     }
 
-    /// What it has logged since it was started.
+    /// Its log since the last start.
     pub fn log(&self) -> &Capture {
         self.process.stderr()
     }
@@ -243,7 +243,7 @@ impl OurRelay {
         self.administer(&["token", "create", "--role", role]).await
     }
 
-    /// What a `rendez` command on its state directory says.
+    /// The output of a `rendez` command on its state directory.
     pub async fn administer(&self, args: &[&str]) -> Result<String> {
         let mut command = rendez()?;
         command.args(args).arg("--state").arg(&self.state);
@@ -263,9 +263,9 @@ fn relay<S: AsRef<OsStr>>(
     Ok(command)
 }
 
-async fn listening(relay: &Process, says: &str) -> Result<SocketAddr> {
+async fn listening(relay: &Process, before: &str) -> Result<SocketAddr> {
     relay
-        .stderr_line(TIMEOUT, |line| line.split_once(says)?.1.trim().parse().ok())
+        .stderr_line(TIMEOUT, |line| line.split_once(before)?.1.trim().parse().ok())
         .await
         .context("the relay does not listen")
 }
@@ -294,7 +294,7 @@ impl OurAgent {
         Self::start_by(Self::command(state, relay, environment, token)?).await
     }
 
-    /// The same by a command that somebody else has put together.
+    /// The same with a prepared command.
     pub async fn start_by(command: IsolatedCommand) -> Result<Self> {
         let agent = Self { process: Process::spawn(command)?, _state: None };
         agent.connected(1).await?;
@@ -312,7 +312,7 @@ impl OurAgent {
         self.process.stderr_line(TIMEOUT, nth_time).await.context("the agent did not connect")
     }
 
-    /// What would start it.
+    /// The command that starts it.
     pub fn command(
         state: &Path,
         relay: &str,
@@ -335,12 +335,12 @@ impl OurAgent {
         &mut self.process
     }
 
-    /// What it has logged.
+    /// Its log.
     pub fn log(&self) -> &Capture {
         self.process.stderr()
     }
 
-    /// Ends it, in good order.
+    /// Ends it by SIGTERM.
     pub async fn stop(self) -> Result<()> {
         self.process.stop(TIMEOUT).await.map(drop)
     }

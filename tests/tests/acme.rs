@@ -1,5 +1,5 @@
-//! Certificates that the relay gets by itself: an ACME server that looks at
-//! every proof, and clients that trust its authority and nobody else.
+//! Certificates that the relay obtains by ACME: a server that validates every
+//! challenge, and clients that trust only its authority.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -37,11 +37,11 @@ const OTHER_DOMAIN: &str = "other.relay.test";
 const CONTACT: &str = "ops@relay.test";
 const HTTP: &[u8] = b"http/1.1";
 
-/// `rendez relay` on a free port, with its certificate from a server.
+/// `rendez relay` on a free port, with a certificate from an ACME server.
 struct Relay(OurRelay);
 
 impl Relay {
-    /// Names lead to it from then on.
+    /// Starts it. The server resolves every name to it from then on.
     async fn start(server: &Server, state: &Path) -> Result<Self> {
         Self::start_for(server, state, DOMAIN).await
     }
@@ -53,7 +53,7 @@ impl Relay {
             .into_iter()
             .chain(["--acme-terms-agreed", "true", "--acme-contact", CONTACT])
             .chain(["--acme-retry", "50ms", "--acme-directory", &directory])
-            // what is written is taken up without a look
+            // a new certificate is used without polling the files
             .chain(["--tls-reload-every", "1h", "--acme-root"])
             .map(OsStr::new)
             .chain([root.as_os_str()]);
@@ -79,7 +79,7 @@ fn certificate(stream: &TlsStream<TcpStream>) -> Result<Vec<u8>> {
     Ok(chain[0].to_vec())
 }
 
-/// All files below a folder, with their permissions.
+/// All files below a directory, with their permissions.
 fn files(folder: &Path) -> Result<Vec<(PathBuf, u32)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -98,7 +98,7 @@ async fn certificate_is_obtained_and_survives_restart() -> Result<()> {
     let relay = Relay::start_for(&server, state.path(), "relay.test Other.Relay.test.").await?;
     relay.0.logs("there is no certificate yet").await?;
     server.ready(2).await?;
-    assert!(relay.dial(&server).await.is_err(), "there is nothing to show yet");
+    assert!(relay.dial(&server).await.is_err(), "there is no certificate yet");
     relay.0.metric("rendez_tls_handshakes_total{result=\"no_certificate\"} 1").await?;
 
     server.allow_validations(2);
@@ -125,12 +125,12 @@ async fn certificate_is_obtained_and_survives_restart() -> Result<()> {
     let next = metrics.lines().find_map(|line| line.strip_prefix(next)?.parse::<i64>().ok());
     let not_after = "rendez_tls_certificate_not_after_seconds ";
     let ends = metrics.lines().find_map(|line| line.strip_prefix(not_after)?.parse::<i64>().ok());
-    let left = ends.context("it ends")? - next.context("it is renewed")?;
+    let left = ends.context("no expiry time")? - next.context("no renewal time")?;
     assert!((29..32).contains(&(left / (24 * 3600))), "a third of 90 days is left, not {left} s");
-    assert_eq!(server.made(), (1, 1), "nothing is ordered");
+    assert_eq!(server.made(), (1, 1), "no new order");
     again.stop().await?;
 
-    // another name: what is kept serves until there is one for both
+    // another name: the stored certificate is used until there is one for both
     let more = Relay::start_for(&server, state.path(), "relay.test third.relay.test").await?;
     assert_eq!(certificate(&more.dial(&server).await?)?, first);
     server.allow_validations(2);
@@ -152,26 +152,30 @@ async fn challenge_certificate_is_served_only_while_pending() -> Result<()> {
     challenge::validate(relay.0.address(), DOMAIN, &server.digest(0)?).await?;
     assert!(
         challenge::validate(relay.0.address(), DOMAIN, &[0; 32]).await.is_err(),
-        "the check checks"
+        "a wrong digest was accepted"
     );
     look("RELAY.test", &[ALPN]).await?;
     for name in [OTHER_DOMAIN, "x.relay.test", "127.0.0.1"] {
         assert!(look(name, &[ALPN]).await.is_err(), "{name} is not pending");
     }
-    assert!(look(DOMAIN, &[ALPN, HTTP]).await.is_err(), "who wants more gets none");
+    assert!(
+        look(DOMAIN, &[ALPN, HTTP]).await.is_err(),
+        "a challenge certificate with other protocols"
+    );
     assert!(look(DOMAIN, &[HTTP]).await.is_err());
     assert!(look(DOMAIN, &[]).await.is_err());
 
     server.allow_validations(1);
     relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
-    assert!(look(DOMAIN, &[ALPN]).await.is_err(), "nothing is pending any more");
+    assert!(look(DOMAIN, &[ALPN]).await.is_err(), "the challenge is over");
     livez(&mut relay.dial(&server).await?).await.map(drop)
 }
 
 #[tokio::test]
 async fn renewal_keeps_open_connections() -> Result<()> {
     let (server, state) = (Server::start().await?, tempfile::tempdir()?);
-    // Two thirds are over in three seconds, and it is good for a day afterwards.
+    // Two thirds of its lifetime are over in three seconds, and it is valid for a
+    // day afterwards.
     let day = Duration::from_secs(24 * 3600);
     server
         .next_validity(Validity { elapsed: day * 2, remaining: day + Duration::from_secs(9) / 2 });
@@ -184,7 +188,11 @@ async fn renewal_keeps_open_connections() -> Result<()> {
 
     server.ready(2).await?;
     livez(&mut open).await?;
-    assert_eq!(certificate(&relay.dial(&server).await?)?, first, "it serves until then");
+    assert_eq!(
+        certificate(&relay.dial(&server).await?)?,
+        first,
+        "the first one is used until then"
+    );
     server.allow_validations(1);
     relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 2").await?;
     relay.0.metric("rendez_acme_orders_total{result=\"ok\"} 2").await?;
@@ -219,7 +227,7 @@ async fn refused_orders_are_logged_and_retried() -> Result<()> {
 async fn misdirected_name_is_logged_and_retried() -> Result<()> {
     let (server, state) = (Server::start().await?, tempfile::tempdir()?);
     let relay = Relay::start(&server, state.path()).await?;
-    // somebody who speaks no TLS
+    // a server without TLS
     let elsewhere = TcpListener::bind("127.0.0.1:0").await?;
     server.resolve_names_to(elsewhere.local_addr()?);
     server.allow_validations(1);
@@ -255,8 +263,8 @@ async fn invalid_acme_settings_stop_the_start() -> Result<()> {
         let mut command = rendez()?;
         command.args(["relay", "--listen", "127.0.0.1:0", "--state"]).arg(state.path()).args(flags);
         let output = run(command, b"", TIMEOUT).await?;
-        let said = output.stderr_text();
-        ensure!(!output.status.success() && said.contains(words), "{flags:?}: {said}");
+        let stderr = output.stderr_text();
+        ensure!(!output.status.success() && stderr.contains(words), "{flags:?}: {stderr}");
         Ok(())
     };
     let domains = ["--acme-domains", DOMAIN];

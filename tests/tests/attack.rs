@@ -1,15 +1,14 @@
-//! Attacks on a relay, each beside a victim that exchanges frames all the time.
+//! Attacks on a relay, each while a victim exchanges frames continuously.
 //!
-//! Every test demands that the victim loses nothing, and that afterwards the
-//! relay is what it was: sockets, hubs, streams, tasks and descriptors are back
-//! where they were. What the victim's round trips were, quiet and attacked, and
-//! what memory the attack cost, is printed (`--nocapture`); times are not
-//! demanded, since the machine may be busy with other things.
+//! Every test requires that the victim loses nothing, and that the relay afterwards
+//! has the same number of sockets, hubs, streams, tasks and descriptors as before.
+//! It prints the victim's round trips, quiet and attacked, and the memory that the
+//! attack cost (`--nocapture`). Times are not asserted, because the machine may be
+//! busy.
 //!
-//! Tickets that are replayed, forged or of another environment, stolen stream
-//! ids, and what breaks a protocol once, are in `bad_input.rs`; peers that
-//! vanish without a word are simulated in `tests/sim`, and on real links in
-//! `survive_netns.rs`.
+//! Replayed, forged and foreign tickets, stolen stream ids and single protocol
+//! violations are in `bad_input.rs`; peers that vanish silently are simulated in
+//! `tests/sim`, and on real links in `survive_netns.rs`.
 
 use std::fmt::Debug;
 use std::path::Path;
@@ -40,25 +39,25 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{interval, timeout};
 
-/// Where the victim is.
+/// The victim's environment.
 const VICTIM: &str = "victim";
-/// Where the attacker has an executor of its own.
+/// The environment of the attacker's own executor.
 const HOSTILE: &str = "hostile";
-/// Round trips that say how it is when nobody attacks.
+/// Round trips that are measured before an attack.
 const QUIET_ROUNDS: usize = 200;
 /// Longest wait for anything on a busy machine.
 const LONG_TIMEOUT: Duration = Duration::from_secs(60);
-/// How often what announces nothing is looked at.
+/// Time between two checks of the footprint.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Descriptors are the whole process's and tasks the whole runtime's, so all
-/// attacks take place on this one, by turns, and each leaves it empty.
+/// Descriptors belong to the whole process and tasks to the whole runtime, so all
+/// attacks run on this runtime, one at a time, and each must leave it empty.
 static RUNTIME: LazyLock<Mutex<Runtime>> = LazyLock::new(|| {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     Mutex::new(builder.worker_threads(2).enable_all().build().expect("a runtime"))
 });
 
-/// Runs an attack when it is its turn, and has it leave the stage empty.
+/// Runs an attack alone on the runtime, and requires that nothing of it is left.
 fn exclusively(attack: impl Future<Output = Result<()>>) -> Result<()> {
     let runtime = RUNTIME.lock();
     runtime.block_on(async {
@@ -69,7 +68,7 @@ fn exclusively(attack: impl Future<Output = Result<()>>) -> Result<()> {
     })
 }
 
-/// Waits until things are again what they were.
+/// Waits until `look` returns its earlier value.
 async fn back_to<T: PartialEq + Debug>(before: &T, look: impl Fn() -> Result<T>) -> Result<()> {
     poll(LONG_TIMEOUT, async || {
         let now = look()?;
@@ -82,14 +81,14 @@ fn tasks() -> usize {
     tokio::runtime::Handle::current().metrics().num_alive_tasks()
 }
 
-/// How many descriptors are open on what counts.
+/// The number of open descriptors whose target counts.
 fn descriptors(counts: impl Fn(&Path) -> bool) -> Result<usize> {
     let open = std::fs::read_dir("/proc/self/fd")?;
-    // One that is gone before it is looked at is not counted.
+    // A descriptor that is closed meanwhile is not counted.
     Ok(open.flatten().flat_map(|entry| entry.path().read_link()).filter(|on| counts(on)).count())
 }
 
-/// A relay, its victim, and how it was before.
+/// A relay, the victim, and the state before the attack.
 struct AttackRun {
     relay: TestRelay,
     stop: oneshot::Sender<()>,
@@ -98,7 +97,7 @@ struct AttackRun {
     before: Footprint,
 }
 
-/// What an attack may leave nothing of.
+/// The resources that an attack must not leak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Footprint {
     connected: (usize, usize),
@@ -130,18 +129,18 @@ impl AttackRun {
             }
             Ok((witness, rounds))
         });
-        // The victim's own task is one that was not there.
+        // The victim's own task is new.
         let before = Footprint { tasks: before.tasks + 1, ..before };
         Ok(Self { relay, stop, victim, quiet, before })
     }
 
-    /// The attack is over: nothing is left of it, and the victim is well.
+    /// Ends the attack: no resource may be leaked, and the victim still works.
     async fn end(self, attack: &str) -> Result<()> {
         back_to(&self.before, || footprint(&self.relay)).await.context(attack.to_owned())?;
         let _ = self.stop.send(());
         let (mut witness, attacked) = timeout(LONG_TIMEOUT, self.victim).await???;
         witness.exchange().await?;
-        ensure!(!attacked.is_empty(), "the victim did nothing meanwhile");
+        ensure!(!attacked.is_empty(), "the victim exchanged no frames meanwhile");
         let line = |what: &str, mut rounds: Vec<Duration>| {
             rounds.sort_unstable();
             let at = |percent: usize| rounds[(rounds.len() - 1) * percent / 100];
@@ -168,7 +167,7 @@ async fn timed(witness: &mut Witness) -> Result<Duration> {
     Ok(began.elapsed())
 }
 
-/// The footprint when it has stopped changing: the last request's connection
+/// The footprint once it has stopped changing: the connection of the last request
 /// may be about to close.
 async fn settled(relay: &TestRelay) -> Result<Footprint> {
     const LOOKS: u32 = 10;
@@ -193,7 +192,7 @@ fn footprint(relay: &TestRelay) -> Result<Footprint> {
         hubs: census.hubs,
         streams: census.streams,
         tasks: tasks(),
-        // The database's pool opens connections as it needs them and keeps them.
+        // The database's pool opens connections on demand and keeps them.
         descriptors: descriptors(|on| !on.starts_with(relay.state()))?,
     })
 }
@@ -210,7 +209,7 @@ fn hostile_handshakes_are_limited_per_token() -> Result<()> {
         const ATTEMPTS: u64 = 10_000;
         let run = AttackRun::start().await?;
         let relay = &run.relay;
-        // A stock executor: it answers each bad handshake with a reset.
+        // Like a stock executor, it answers each bad handshake with a reset.
         let mut executor = relay.executor(HOSTILE).await?;
         let token = relay.token(Role::Orchestrator, HOSTILE).await?;
         let (done, mut over) = oneshot::channel();
@@ -237,10 +236,10 @@ fn hostile_handshakes_are_limited_per_token() -> Result<()> {
             let body = Body::Handshake { message: message.clone(), profile: String::new() };
             hostile.send_binary(Frame::bare(stream(n), body).encode()).await?;
             // Every attempt is answered, by the executor or by the relay.
-            let told = hostile.receive().await?;
-            ensure!(peek(&told)?.kind == Kind::Reset);
+            let answer = hostile.receive().await?;
+            ensure!(peek(&answer)?.kind == Kind::Reset);
         }
-        // Somebody else's handshake gets through meanwhile.
+        // A handshake with another token gets through meanwhile.
         let other = relay.token(Role::Orchestrator, HOSTILE).await?;
         let reply = relay.connect_with(HOSTILE, key(67), other.expose()).await?;
         let mut honest = Websocket::open(reply.url.expose()).await?;
@@ -282,8 +281,8 @@ fn random_frames_do_not_disturb_others() -> Result<()> {
             executor.feed_binary(frame).await?;
         }
         executor.flush().await?;
-        // Orchestrators are held to more: the first frame that cannot be routed
-        // ends their websocket.
+        // The relay is stricter with orchestrators: the first frame that cannot be
+        // routed closes their websocket.
         let mut closed = 0;
         for n in 0..50 {
             let mut hostile = relay.orchestrator(HOSTILE, key(n)).await?;
@@ -327,7 +326,7 @@ fn unfinished_requests_and_websockets_time_out() -> Result<()> {
             socket.write_all(&[0x82, 0xfe, 0xff, 0xff, 1, 2]).await?;
             half.push(socket);
         }
-        // Drips until the relay hangs up, which it does on its own clock.
+        // Sends single bytes until the relay closes, which its own timeout decides.
         let mut hung_up = 0;
         for mut socket in slow {
             let gone = async {
@@ -343,7 +342,7 @@ fn unfinished_requests_and_websockets_time_out() -> Result<()> {
                     }
                 }
             };
-            ensure!(timeout(LONG_TIMEOUT, gone).await? == 0, "half a request was answered");
+            ensure!(timeout(LONG_TIMEOUT, gone).await? == 0, "an unfinished request was answered");
             hung_up += 1;
         }
         ensure!(hung_up == CONNECTIONS);
@@ -372,7 +371,7 @@ fn compression_is_neither_negotiated_nor_decoded() -> Result<()> {
         ensure!(offered.status() == StatusCode::SWITCHING_PROTOCOLS);
         ensure!(!offered.headers().contains_key("sec-websocket-extensions"));
         drop(offered);
-        // A body that says that it is compressed is read as what it is.
+        // A body that claims to be compressed is not decompressed.
         let zeros = vec![0; limits::REGISTRY_BODY_MAX_BYTES / 2];
         let answered = relay
             .call(VICTIM, "register")
@@ -401,7 +400,7 @@ fn oversized_headers_and_queries_are_refused() -> Result<()> {
                 _ => format!("GET /v1/rendezvous?ticket={long} HTTP/1.1\r\nhost: relay\r\n\r\n"),
             };
             let mut socket = TcpStream::connect(relay.address()).await?;
-            // The relay may answer and hang up before it has read all of it.
+            // The relay may answer and close before it has read all of it.
             let _ = socket.write_all(request.as_bytes()).await;
             let mut answer = Vec::new();
             let _ = timeout(SHORT_TIMEOUT, socket.read_to_end(&mut answer)).await?;
@@ -426,7 +425,7 @@ fn frame_rate_is_limited_per_token() -> Result<()> {
         const STORM: u64 = 4_000;
         let quotas = Quotas::default();
         let token = Quota { frames_per_second: RATE, ..quotas.token };
-        // The victim's tokens are exempt; the storm's is not.
+        // The victim's tokens are exempt, the attacker's is not.
         let run = AttackRun::with(quotas.clone()).await?;
         let relay = &run.relay;
         let hostile = relay.token(Role::Orchestrator, HOSTILE).await?;
@@ -449,7 +448,7 @@ fn frame_rate_is_limited_per_token() -> Result<()> {
             executor.receive_without_timeout().await?;
         }
         let took = began.elapsed();
-        // A burst of a second goes at once.
+        // A burst of one second passes at once.
         let least = Duration::from_secs(STORM / RATE) - RATE_BURST - Duration::from_millis(50);
         ensure!(took >= least, "{STORM} frames in {took:?}");
         ensure!(relay.held_back() > 0);
@@ -458,7 +457,7 @@ fn frame_rate_is_limited_per_token() -> Result<()> {
     })
 }
 
-/// A new websocket, ticket and stream for each attempt are no new chance.
+/// A new websocket, ticket and stream for each attempt does not help the attacker.
 #[test]
 fn reconnecting_does_not_reset_handshake_limit() -> Result<()> {
     exclusively(async {
@@ -473,9 +472,10 @@ fn reconnecting_does_not_reset_handshake_limit() -> Result<()> {
             let mut hostile = Websocket::open(reply.url.expose()).await?;
             let body = Body::Handshake { message: vec![7; 3_500].into(), profile: String::new() };
             hostile.send_binary(Frame::bare(stream(n), body).encode()).await?;
-            // A stock executor resets; the relay does so itself when it refuses.
+            // A stock executor sends a reset; the relay sends one itself when it
+            // refuses.
             let refused = tokio::select! {
-                told = hostile.receive() => peek(&told?)?.kind == Kind::Reset,
+                answer = hostile.receive() => peek(&answer?)?.kind == Kind::Reset,
                 seen = executor.receive_without_timeout() => {
                     ensure!(peek(&seen?)?.kind == Kind::Handshake);
                     let reset = Body::Reset { reason: "noise_relay_protocol_error".into() };
@@ -497,7 +497,7 @@ fn reconnecting_does_not_reset_handshake_limit() -> Result<()> {
     })
 }
 
-/// Who is turned away for a quota is told so, and stands in the audit log.
+/// A connection beyond the quota is refused with the reason, and audited.
 #[test]
 fn websockets_are_limited_per_token() -> Result<()> {
     exclusively(async {
@@ -545,8 +545,8 @@ fn stalled_reader_uses_bounded_memory() -> Result<()> {
         let mut reader = reader;
         reader.send_binary(data_frame(&stream(1), 0, b"hello")).await?;
         executor.receive().await?;
-        // The Codex profile cannot resend: the executor is held back, then the
-        // stream is reset, and everybody else goes on.
+        // The Codex profile cannot resend: the relay pauses reading from the
+        // executor, then resets the stream, and every other stream goes on.
         let record = vec![7; 60_000];
         let mut most = 0;
         let flood = async {

@@ -1,7 +1,6 @@
-//! Bad input at every door of a relay. Each test demands three things: the
-//! documented status or close code, that exactly the counters it names went up
-//! by one, and that a witness pair which was connected all the time noticed
-//! nothing.
+//! Bad input to every interface of a relay. Each test requires three things: the
+//! documented status or close code, an increase by one of exactly the named
+//! counters, and no effect on a witness pair that is connected all the time.
 
 use std::pin::pin;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -35,7 +34,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
 /// The witness's environment; misbehaving orchestrators share it.
 const ENVIRONMENT: &str = "dev";
-/// Where executors misbehave.
+/// The environment of misbehaving executors.
 const ELSEWHERE: &str = "elsewhere";
 /// More than [`limits::MESSAGE_MAX_BYTES`].
 const TOO_BIG_BYTES: usize = 300 * 1024;
@@ -53,8 +52,8 @@ impl Fixture {
         Ok(Self { relay, witness })
     }
 
-    /// Runs `input`, which may cost exactly one of each of `counters` and must
-    /// not reach the witness.
+    /// Runs `input`. It must increase each of `counters` by one, no other counter,
+    /// and must not affect the witness.
     async fn watch<T>(
         &mut self,
         counters: &[Counter],
@@ -65,12 +64,12 @@ impl Fixture {
         let output = input(&self.relay).await?;
         self.relay.counted(&before, counters).await?;
         self.witness.exchange().await?;
-        // again: the exchange has given what was late the time to show
+        // late increases had the time of the exchange to show
         self.relay.counted(&before, counters).await?;
         Ok(output)
     }
 
-    /// A request to the registry that must be refused, and be counted so.
+    /// Sends a request to the registry that must be refused, and counted as refused.
     async fn refused(
         &mut self,
         operation: Operation,
@@ -85,7 +84,7 @@ impl Fixture {
         Ok(())
     }
 
-    /// A ticket that must be refused, and be counted so.
+    /// Uses a ticket that must be refused, and counted as refused.
     async fn refused_ticket(
         &mut self,
         ticket: &str,
@@ -105,7 +104,7 @@ impl Fixture {
         Ok(())
     }
 
-    /// A message upon which the relay must close the sender's websocket.
+    /// Sends messages for which the relay must close the sender's websocket.
     async fn closed(
         &mut self,
         socket: Websocket,
@@ -127,13 +126,14 @@ impl Fixture {
         self.relay.orchestrator(ENVIRONMENT, key(9)).await
     }
 
-    /// What the relay says in a ticket.
+    /// The claims in a ticket of the relay.
     fn claims(&self, ticket: &str, purpose: Purpose) -> Result<Claims> {
         Ok(Ticket::verify(ticket, &self.relay.verifying_key(), purpose, now()?)?)
     }
 }
 
-/// The table of WIRE.md, sections 1.1 to 1.3, and of the API.
+/// The documented status of each error (docs/codex-wire.md#registry-api,
+/// docs/protocol.md).
 fn documented_status(code: ErrorCode) -> u16 {
     match code {
         ErrorCode::InvalidRequest
@@ -145,7 +145,7 @@ fn documented_status(code: ErrorCode) -> u16 {
         ErrorCode::RequestTimeout => 408,
         ErrorCode::EnvironmentOffline | ErrorCode::RegistrationSuperseded => 409,
         ErrorCode::BodyTooLarge => 413,
-        other => panic!("no test asks for {other}"),
+        other => panic!("unexpected error code {other}"),
     }
 }
 
@@ -273,7 +273,7 @@ async fn unknown_environment_is_offline() -> Result<()> {
         relay.call("nowhere", "validate").bearer_auth(relay.executor_token()).json(&validate_body())
     };
     fixture.refused(Operation::Validate, ErrorCode::RegistrationSuperseded, validate).await?;
-    // what is no environment id at all
+    // not an environment id
     let register =
         |relay: &TestRelay| relay.call("no%2Fid", "register").bearer_auth(relay.executor_token());
     fixture.refused(Operation::Register, ErrorCode::InvalidRequest, register).await
@@ -376,7 +376,7 @@ async fn oversized_body_is_refused() -> Result<()> {
         };
         fixture.refused(Operation::Register, ErrorCode::BodyTooLarge, request).await?;
     }
-    // a stranger's body is not even read
+    // a body without a valid token is not read
     let request = |relay: &TestRelay| {
         relay.call(ENVIRONMENT, "register").body(vec![b' '; limits::REGISTRY_BODY_MAX_BYTES + 1])
     };
@@ -385,12 +385,12 @@ async fn oversized_body_is_refused() -> Result<()> {
 
 // ---- slow and broken HTTP --------------------------------------------------
 
-/// Sends `request` and waits until the relay closes; what it said.
+/// Sends `request` and waits until the relay closes. Returns its response.
 async fn raw_http(relay: &TestRelay, request: &[u8]) -> Result<String> {
     let mut tcp = TcpStream::connect(relay.address()).await?;
     tcp.write_all(request).await?;
     let mut answer = Vec::new();
-    // The relay's patience is ten seconds, and then it needs a moment.
+    // The relay's timeout is ten seconds, and closing takes a moment.
     timeout(2 * SHORT_TIMEOUT, tcp.read_to_end(&mut answer))
         .await
         .context("the relay waits on")??;
@@ -473,7 +473,7 @@ async fn replayed_ticket_is_refused() -> Result<()> {
     let mut first = Websocket::open(reply.url.expose()).await?;
     let ticket = ticket(reply.url.expose())?;
     fixture.refused_ticket(ticket, Operation::OrchestratorTicket, TicketFault::Used).await?;
-    // whoever used it first has lost nothing
+    // the first user of the ticket is not affected
     let frame = data_frame(&StreamId::from_random([9; 16]), 0, b"still here");
     first.send_binary(frame.clone()).await?;
     ensure!(fixture.witness.executor.receive().await? == frame);
@@ -503,7 +503,7 @@ async fn forged_ticket_is_refused() -> Result<()> {
     let stranger = TestRelay::start().await?.signing_key()?;
     let executors = fixture.relay.register(ELSEWHERE).await?;
     let genuine = fixture.claims(ticket(executors.url.expose())?, Purpose::Executor)?;
-    // the same claims, signed by somebody else
+    // the same claims, signed with another key
     let forged = Ticket::issue(&genuine, &stranger)?;
     fixture
         .refused_ticket(forged.expose(), Operation::UnknownTicket, TicketFault::BadSignature)
@@ -602,7 +602,7 @@ async fn text_message_closes_the_websocket() -> Result<()> {
     Ok(())
 }
 
-/// What cannot be routed, and why.
+/// Frames that cannot be routed, and the reason.
 fn unroutable() -> [(&'static str, Bytes); 6] {
     [
         ("empty", Bytes::new()),
@@ -626,8 +626,8 @@ async fn malformed_orchestrator_frame_closes_its_websocket() -> Result<()> {
     Ok(())
 }
 
-/// An executor's socket carries the streams of others: it stays. The witness's
-/// own executor is the one that misbehaves.
+/// An executor's websocket carries the streams of others, so it stays open. The
+/// witness's own executor is the one that misbehaves.
 #[tokio::test]
 async fn malformed_executor_frame_is_dropped() -> Result<()> {
     let mut fixture = Fixture::start().await?;
@@ -645,7 +645,7 @@ async fn malformed_executor_frame_is_dropped() -> Result<()> {
 async fn frame_for_unknown_stream_is_dropped() -> Result<()> {
     let mut fixture = Fixture::start().await?;
     let before = fixture.relay.counters();
-    let frame = data_frame(&StreamId::from_random([1; 16]), 0, b"for nobody");
+    let frame = data_frame(&StreamId::from_random([1; 16]), 0, b"unknown");
     fixture.witness.executor.send_binary(frame).await?;
     fixture.witness.exchange().await?;
     fixture.relay.counted(&before, &[Counter::Dropped(Dropped::UnknownStream)]).await
@@ -678,7 +678,7 @@ async fn foreign_stream_id_is_refused() -> Result<()> {
     let reset = Frame::bare(stream, Body::Reset { reason: "finished".to_owned() }).encode();
     let counters = [Counter::Dropped(Dropped::ForeignStream)];
     fixture.watch(&counters, async |_| intruder.send_binary(reset).await).await?;
-    // and the intruder may still do what is its own business
+    // the intruder's own streams still work
     let own = data_frame(&StreamId::from_random([9; 16]), 0, b"own");
     intruder.send_binary(own.clone()).await?;
     ensure!(fixture.witness.executor.receive().await? == own);
@@ -705,7 +705,7 @@ async fn message_above_limit_closes_the_websocket() -> Result<()> {
     Ok(())
 }
 
-/// The limit itself is no offence.
+/// A message of exactly the limit is allowed.
 #[tokio::test]
 async fn largest_message_is_forwarded() -> Result<()> {
     let mut fixture = Fixture::start().await?;
@@ -756,7 +756,7 @@ async fn superseded_executor_is_closed() -> Result<()> {
 
     let stale = ticket(old.url.expose())?;
     fixture.refused_ticket(stale, Operation::ExecutorTicket, TicketFault::Superseded).await?;
-    // the new one has the environment
+    // the new executor has the environment
     let mut orchestrator = fixture.relay.orchestrator(ELSEWHERE, key(9)).await?;
     let frame = data_frame(&StreamId::from_random([9; 16]), 0, b"to the new one");
     orchestrator.send_binary(frame.clone()).await?;

@@ -1,8 +1,7 @@
-//! What a relay can know: a whole run through a real relay process, with
-//! everything recorded that passes it, that it logs at its most talkative,
-//! that it stores and that it has in memory. None of it may contain what the
-//! endpoints told each other, nor a key, nor, where it is not on its way in an
-//! HTTP request, a token or a ticket.
+//! The knowledge of a relay: a whole run through a real relay process, with a
+//! recording of all traffic, its log at the most detailed level, its state directory
+//! and its memory. None of them may contain application data or an endpoint's key,
+//! or a token or ticket outside of the HTTP request that carries it.
 //!
 //! | | content | executor's key | signing key | tokens | tickets |
 //! | --- | --- | --- | --- | --- | --- |
@@ -12,8 +11,8 @@
 //! | HTTP | no | no | no | by design | by design |
 //! | memory | no | no | by design | by design | by design |
 //!
-//! Where "no" holds, the same search finds something else that must be there:
-//! an empty recording would fail.
+//! Where "no" holds, the same search must find something else: an empty recording
+//! fails.
 
 #[path = "capture/memory.rs"]
 mod memory;
@@ -51,14 +50,14 @@ use crate::recorder::{Recorder, Recording};
 use crate::search::{Marker, Search};
 
 const ENVIRONMENT: &str = "capture-dev";
-/// All that our orchestrator can speak: each has its own handshake or records.
+/// All profiles of our orchestrator. Each has its own handshake or records.
 const PROFILES: [Profile; 3] =
     [Profile::RendezHybridIkV1, Profile::RendezIkV1, Profile::NoiseHybridIkV1];
-/// Bytes of a ticket's signature, which no other ticket has.
+/// Bytes of a ticket's signature, which is unique.
 const SIGNATURE_BYTES: usize = 64;
-/// What a flood prints: so much that it is under way while memory is read.
+/// The output of a flood: enough that it is in progress while memory is read.
 const FLOOD_BYTES: usize = 2 * 1024 * 1024;
-/// How long a process may take to stop.
+/// Longest wait for a process to stop.
 const STOP_MAX: Duration = Duration::from_secs(20);
 
 // ---- the controls ----------------------------------------------------------
@@ -83,8 +82,8 @@ fn marker_is_found_in_every_encoding() -> Result<()> {
     Ok(())
 }
 
-/// Endpoints that do not encrypt are caught, although what they send is masked
-/// on the wire.
+/// Endpoints that do not encrypt are detected, although their bytes are masked on
+/// the wire.
 #[tokio::test]
 async fn cleartext_is_found_on_the_wire() -> Result<()> {
     let relay = TestRelay::start().await?;
@@ -143,7 +142,7 @@ async fn relay_learns_no_content_or_endpoint_keys() -> Result<()> {
         floods.push(Flood::start(executor, &flood).await?);
     }
     let id = relay.process.id().context("the relay runs")?;
-    // beside the floods: a stream that nobody reads would be reset
+    // in parallel with the floods: a stream that is not read would be reset
     let memory = tokio::task::spawn_blocking(move || memory::snapshot(id));
     for flood in floods {
         flood.end().await?;
@@ -177,7 +176,7 @@ async fn relay_learns_no_content_or_endpoint_keys() -> Result<()> {
     everything(&streams, [&log], "the log")?;
     ensure!(String::from_utf8_lossy(&log).contains("TRACE"), "the log has no traces");
 
-    // the state directory, the signing key's own file apart
+    // the state directory without the signing key's own file
     for files in [&state_during, &state_after] {
         let others = files.iter().filter(|(name, _)| name != Path::new(SIGNING_KEY_FILE));
         nothing(&all, others.map(|(_, bytes)| bytes), "the state directory")?;
@@ -217,7 +216,7 @@ fn everything<'a, 'b>(
 ) -> Result<()> {
     let markers: Vec<&Marker> = markers.into_iter().collect();
     let wanted: BTreeSet<String> = markers.iter().map(|marker| marker.name().to_owned()).collect();
-    ensure!(!wanted.is_empty(), "nothing is looked for in {place}");
+    ensure!(!wanted.is_empty(), "no markers to find in {place}");
     let found = find_in(&Search::new(markers), haystacks);
     ensure!(found == wanted, "{place} contain(s) only {found:?} of {wanted:?}");
     Ok(())
@@ -230,7 +229,7 @@ fn find_in<'a>(
     haystacks.into_iter().flat_map(|bytes| search.find(bytes)).collect()
 }
 
-/// Where things are on disk.
+/// The directories of a run.
 struct Directories {
     relay_state: PathBuf,
     agent_state: PathBuf,
@@ -245,12 +244,12 @@ impl Directories {
     }
 }
 
-/// Uses every way that content can take; what the relay must not see of it.
-/// Each marker is checked to have arrived at the other end.
+/// Sends data in every possible way. Returns the markers that the relay must not
+/// see, each of which has arrived at the other end.
 async fn work(executor: &Environment, directories: &Directories) -> Result<Vec<Marker>> {
     let [argument, variable, stdin, output, error, file, name] =
         ["argument", "variable", "stdin", "output", "error", "file", "name"].map(Marker::text);
-    // What the command prints is nowhere in the command.
+    // The command's output is not part of the command.
     fs::write(directories.work.join("output"), output.bytes())?;
     fs::write(directories.work.join("error"), error.bytes())?;
     let script = "cat; cat output; cat error >&2; test -n \"$1$VARIABLE\"";
@@ -285,7 +284,7 @@ struct Flood {
 }
 
 impl Flood {
-    /// Comes back when the flood has begun.
+    /// Returns when the flood has begun.
     async fn start(executor: &Environment, marker: &Marker) -> Result<Self> {
         let script = format!("yes \"$1\" | head -c {FLOOD_BYTES}");
         let command = Command::new("/bin/sh").args(["-c", &script, "sh"]).arg(marker.as_text());
@@ -369,7 +368,7 @@ struct Tokens {
 }
 
 impl Tokens {
-    /// As `rendez token create` does on the relay's machine.
+    /// Creates tokens as `rendez token create` does on the relay's machine.
     async fn create(state: &Path) -> Result<Self> {
         let registry = Registry::open(state, Options::default()).await?;
         let token = async |role| {
@@ -382,7 +381,7 @@ impl Tokens {
         })
     }
 
-    /// The secret parts; whose tokens they are is no secret.
+    /// The secret parts. The ids of tokens are not secret.
     fn secrets(&self) -> Result<Vec<Marker>> {
         let secret = |name: &str, token: &str| {
             let secret = token.splitn(4, '_').nth(3).context("a token has four parts")?;
@@ -415,7 +414,7 @@ fn tickets(legs: &[Recording]) -> Result<Vec<Marker>> {
     Ok(signatures.into_iter().enumerate().map(number).collect())
 }
 
-/// The ids of the streams whose frames passed: what a relay does know.
+/// The ids of the recorded streams, which a relay does know.
 fn streams(legs: &[Recording]) -> Vec<Marker> {
     let messages = legs.iter().flat_map(|leg| &leg.messages);
     let streams = messages.filter_map(|message| Some(peek(message).ok()?.stream.to_owned()));
@@ -423,7 +422,7 @@ fn streams(legs: &[Recording]) -> Vec<Marker> {
     streams.into_iter().map(|stream| Marker::new(stream.clone(), stream)).collect()
 }
 
-/// What the database knows of the environment: long enough to be looked for.
+/// A text about the environment in the database, long enough to search for.
 fn registered() -> Vec<u8> {
     Profile::RendezHybridIkV1.name().as_bytes().to_vec()
 }
@@ -458,7 +457,7 @@ impl RelayProcess {
         Ok(Self { process, address })
     }
 
-    /// Stops it; all that it logged.
+    /// Stops it. Returns its log.
     async fn stop(self) -> Result<Vec<u8>> {
         let stderr = self.process.stderr().clone();
         let status = self.process.stop(STOP_MAX).await?;
@@ -489,7 +488,7 @@ impl RunningAgent {
         let task = tokio::spawn({
             let cancel = cancel.clone();
             async move {
-                // nobody listens any more once it is connected
+                // the receiver is gone once the agent is connected
                 agent.run(cancel, move |state| drop(states.send(state))).await
             }
         });

@@ -1,7 +1,7 @@
 //! Stock Codex against our relay and agent, at either end and at both.
 //!
-//! Runs in a network namespace with loopback only, because the stock binary
-//! tries to reach the internet (`tests/netns.sh`, called by `check.sh`).
+//! Runs in a network namespace with loopback only, because the stock binary contacts
+//! internet hosts (`tests/netns.sh`, called by `check.sh`).
 
 use std::path::Path;
 use std::time::Duration;
@@ -77,8 +77,8 @@ async fn our_library_uses_stock_executor_files() -> Result<()> {
     Ok(())
 }
 
-/// Stock streams end with their websockets; the session and what runs in it go
-/// on, and nothing is lost, doubled or started again.
+/// Stock streams end with their websockets. The session and its processes continue,
+/// and nothing is lost, doubled or started again.
 #[tokio::test]
 async fn our_orchestrator_resumes_stock_executor_session() -> Result<()> {
     const LINES: usize = 150;
@@ -102,16 +102,16 @@ async fn our_orchestrator_resumes_stock_executor_session() -> Result<()> {
     let mut echo = connected.spawn(Command::new("cat").stdin(true)).await?;
     let mut stdin = echo.stdin.take().expect("it was asked for");
 
-    let (mut said, mut code, mut cuts) = (String::new(), None, 0);
+    let (mut stdout, mut code, mut cuts) = (String::new(), None, 0);
     while let Some(event) = timeout(TIMEOUT, talker.next()).await?? {
         match event {
-            ProcessEvent::Stdout(chunk) => said.push_str(std::str::from_utf8(&chunk)?),
+            ProcessEvent::Stdout(chunk) => stdout.push_str(std::str::from_utf8(&chunk)?),
             ProcessEvent::Stderr(chunk) => bail!("{}", String::from_utf8_lossy(&chunk)),
             ProcessEvent::Exited(status) => code = Some(status),
         }
-        let lines = said.lines().count();
+        let lines = stdout.lines().count();
         if lines >= LINES * (cuts + 1) / 4 && cuts < 3 {
-            // one way, the other, and both; and what was written goes down with it
+            // one path, the other, and both; written data is lost with them
             stdin.write_all(format!("before {cuts}\n").as_bytes()).await?;
             if cuts != 1 {
                 ours.reset_all();
@@ -123,7 +123,7 @@ async fn our_orchestrator_resumes_stock_executor_session() -> Result<()> {
             cuts += 1;
         }
     }
-    assert!(said.lines().eq((1..=LINES).map(|n| n.to_string())), "{said}");
+    assert!(stdout.lines().eq((1..=LINES).map(|n| n.to_string())), "{stdout}");
     assert_eq!((code, cuts), (Some(7), 3));
     assert_eq!(std::fs::read_to_string(directory.path().join("started"))?, "started\n");
     timeout(TIMEOUT, stdin.flush()).await??;
@@ -164,7 +164,8 @@ async fn output_lost_by_stock_executor_is_counted() -> Result<()> {
     let mut process = connected.spawn(Command::new("sh").args(["-c", &script])).await?;
     let ready = timeout(TIMEOUT, process.next()).await??;
     assert_eq!(ready, Some(ProcessEvent::Stdout(b"ready\n".to_vec())));
-    // away, with the executor told of it, while the output is made
+    // the orchestrator is disconnected, and the executor knows it, while the output
+    // is made
     ours.set_stalled(true);
     ours.reset_all();
     let link = connected.connection_state();
@@ -202,8 +203,8 @@ async fn stock_harness_gets_ready_on_our_agent() -> Result<()> {
     Ok(())
 }
 
-/// A turn of the stock harness: the model asks for commands, they run, and
-/// what they print comes back to it.
+/// A turn of the stock harness: the model requests commands, they run, and their
+/// output returns to it.
 async fn turn_runs_commands(relay: &TestRelay, environment: &str) -> Result<()> {
     let calls = vec![
         ToolCall::exec("echo marker-$((40 + 2)); exit 7"),
@@ -237,10 +238,10 @@ async fn stock_turn_runs_on_stock_executor() -> Result<()> {
     turn_runs_commands(&relay, "box").await
 }
 
-/// The relay is told to leave in the middle of a turn, and started again. Both
-/// ends are stock, so what saves the turn is that their sockets are closed in
-/// good order, that the executor's ticket is still good and that its session
-/// waits for the harness.
+/// The relay is restarted by SIGTERM in the middle of a turn. Both endpoints are
+/// stock, so the turn survives only because the relay closes their websockets
+/// cleanly, the executor's ticket is still valid and its session waits for the
+/// harness.
 #[tokio::test]
 async fn stock_turn_survives_relay_restart() -> Result<()> {
     let mut relay = OurRelay::start().await?;
@@ -249,7 +250,7 @@ async fn stock_turn_survives_relay_restart() -> Result<()> {
     executor.connected(1, TIMEOUT).await?;
     let directory = tempfile::tempdir()?;
     let file = |name: &str| directory.path().join(name);
-    // prints all the time; what is lost or doubled shows
+    // prints continuously, so that lost or doubled lines show
     let command = format!(
         "n=0; touch {started}; while [ ! -e {finish} ]; do n=$((n+1)); echo line-$n; sleep 0.05; \
          done; echo last-line-was-$n; exit 7",
@@ -269,7 +270,7 @@ async fn stock_turn_survives_relay_restart() -> Result<()> {
         anyhow::ensure!(status.success(), "the relay left with {status}");
         relay.start_again().await?;
         executor.connected(2, TIMEOUT).await?;
-        // the harness is back, in the session that it had
+        // the harness has resumed its session
         executor.accepted(2, TIMEOUT).await?;
         std::fs::write(file("finish"), "")?;
         anyhow::Ok(())

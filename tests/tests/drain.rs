@@ -1,6 +1,6 @@
-//! A relay that leaves: what it says, how fast it goes, and that nobody loses
-//! anything by it. Streams under load through restarts are in `survive.rs`,
-//! stock ends in `conformance.rs`.
+//! The shutdown of a relay: its announcements, its pace, and no loss for its
+//! clients. Streams under load through restarts are in `survive.rs`, stock endpoints
+//! in `conformance.rs`.
 
 use std::io::Read as _;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ async fn drain_announces_the_reconnect_window() -> Result<()> {
     for closed in futures_util::future::join_all(closing).await {
         assert_eq!(closed?, (1012, "relay_restarting within 2s".to_owned()));
     }
-    // in batches: the last ones went a good while after the first
+    // in batches: the last ones closed long after the first
     assert!(since.elapsed() >= Duration::from_millis(500), "{:?}", since.elapsed());
     Ok(())
 }
@@ -90,7 +90,7 @@ async fn drain_fails_readiness_first() -> Result<()> {
         Ok(if unready { Ok(ready.text().await?) } else { Err(format!("/readyz: {status}")) })
     });
     assert_eq!(unready.await?, "shutting down\n");
-    // until balancers have noticed, everything else goes on
+    // until load balancers have noticed, everything else goes on
     let alive = relay.request(Method::GET, "/livez").send().await?;
     assert_eq!(alive.status(), StatusCode::OK);
     let orchestrator = relay.orchestrator("box", key(1)).await?;
@@ -111,7 +111,7 @@ async fn drain_fails_readiness_first() -> Result<()> {
 async fn drain_ends_at_its_deadline() -> Result<()> {
     let relay = TestRelay::start_with(|config| config.drain_deadline = Duration::from_millis(300));
     let relay = relay.await?;
-    // a request whose body never comes: its connection is busy
+    // a request whose body never arrives keeps its connection busy
     let mut stuck = TcpStream::connect(relay.address()).await?;
     let head = format!(
         "POST /cloud/environment/box/register HTTP/1.1\r\nhost: relay\r\n\
@@ -119,21 +119,21 @@ async fn drain_ends_at_its_deadline() -> Result<()> {
         relay.executor_token()
     );
     stuck.write_all(head.as_bytes()).await?;
-    // the relay asks for the body: it waits for it from here on
+    // the relay has asked for the body and waits for it
     let mut asked = *b"HTTP/1.1 100 Continue\r\n\r\n";
     tokio::time::timeout(TIMEOUT, stuck.read_exact(&mut asked)).await??;
     assert_eq!(&asked, b"HTTP/1.1 100 Continue\r\n\r\n");
     relay.stop();
     tokio::time::timeout(TIMEOUT, relay.stopped()).await.context("the deadline")?;
-    // it did not wait for the request, which nobody has answered yet
+    // it did not wait for the request, which is unanswered
     let answered = stuck.into_std()?.read(&mut [0]);
-    assert!(!matches!(answered, Ok(1)), "it had time for an answer");
-    assert!(TcpStream::connect(relay.address()).await.is_err(), "nobody listens any more");
+    assert!(!matches!(answered, Ok(1)), "the request was answered");
+    assert!(TcpStream::connect(relay.address()).await.is_err(), "the listener is still open");
     Ok(())
 }
 
-/// Commands that print all the time while the relay is restarted twice; every
-/// line arrives, once and in order.
+/// Commands print continuously while the relay is restarted twice. Every line
+/// arrives, once and in order.
 #[tokio::test]
 async fn output_survives_relay_restarts() -> Result<()> {
     const COMMANDS: usize = 5;
@@ -155,7 +155,7 @@ async fn output_survives_relay_restarts() -> Result<()> {
         commands.push(Process::spawn(command)?);
     }
     let mut seen = vec![0; COMMANDS];
-    // something new from each of them: streams are up
+    // new output from each command: all streams work
     let progress = async |seen: &mut Vec<u64>| -> Result<()> {
         for (command, seen) in commands.iter().zip(seen) {
             let newer = |line: &str| line.parse().ok().filter(|n: &u64| *n > *seen + 20);
@@ -167,7 +167,7 @@ async fn output_survives_relay_restarts() -> Result<()> {
     for _ in 0..2 {
         relay.process().signal(Signal::TERM)?;
         let status = relay.process().wait(TIMEOUT).await?;
-        ensure!(status.success(), "the relay left with {status}");
+        ensure!(status.success(), "the relay ended with {status}");
         relay.start_again().await?;
         progress(&mut seen).await?;
     }
@@ -189,8 +189,8 @@ async fn second_signal_stops_idle_relay_cleanly() -> Result<()> {
     let drain = ["--drain-announce", "50m", "--drain-deadline", "1h"];
     let mut relay = OurRelay::start_with(drain).await?;
     relay.process().signal(Signal::TERM)?;
-    let says = |line: &str| line.contains("asked to stop").then_some(());
-    relay.process().stderr_line(TIMEOUT, says).await.context("the first signal")?;
+    let logged = |line: &str| line.contains("asked to stop").then_some(());
+    relay.process().stderr_line(TIMEOUT, logged).await.context("the first signal")?;
     assert!(relay.stop(Signal::TERM).await?.success());
     relay.log().closed().await;
     let log = relay.log().text();

@@ -1,5 +1,5 @@
-//! What a relay says of its environments, through everything that can happen
-//! to an executor and to the relay itself: real processes.
+//! The state of environments as a relay reports it, while executors and the relay
+//! itself fail and restart: real processes.
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ impl Fixture {
         Ok(Self { relay, dir: tempfile::tempdir()?, tokens })
     }
 
-    /// A command of the bearer of this token.
+    /// A command with this token.
     fn command(&self, token: &str, args: &[&str]) -> Result<IsolatedCommand> {
         let mut command = rendez()?;
         command.args(args).env("RENDEZ_RELAY", self.relay.url()).env("RENDEZ_TOKEN", token);
@@ -57,8 +57,8 @@ impl Fixture {
         Ok(serde_json::from_str(&output)?)
     }
 
-    /// The audit log, once it has a row of each of these kinds: that a
-    /// websocket has closed is noticed a moment after the other end is gone.
+    /// The audit log, once it has a row of each of these kinds. The close of a
+    /// websocket is recorded with a delay.
     async fn exports(&self, kinds: &[&str]) -> Result<String> {
         poll(TIMEOUT, async || {
             let export = self.admin(&["admin", "audit", "export"])?;
@@ -70,7 +70,7 @@ impl Fixture {
         .await
     }
 
-    /// Asks until it is as wanted.
+    /// Polls until the environment is as wanted.
     async fn shows(
         &self,
         wanted: impl Fn(&EnvironmentDetail) -> bool,
@@ -97,7 +97,7 @@ async fn environment_state_follows_agent_and_relay() -> Result<()> {
     let mut fixture = Fixture::start("10s").await?;
     let shown = fixture.show(&[]).await?;
     assert_eq!((shown.state, shown.history.len()), (EnvironmentState::NeverSeen, 0));
-    // nothing to wait for
+    // an unknown environment is refused without waiting
     let misspelt = fixture.orchestrator(&["exec", "box", "--", "true"])?;
     assert_eq!(run(misspelt, b"", TIMEOUT).await?.status.code(), Some(68));
 
@@ -127,12 +127,12 @@ async fn environment_state_follows_agent_and_relay() -> Result<()> {
     assert_eq!(entry.away_because, Some(EndReason::SocketError));
     assert_eq!(entry.since_unix_secs, shown.history[0].ended_at_unix_secs);
 
-    // the call waits for the agent's return
+    // the call waits until the agent reconnects
     let mut waiting = Process::spawn(fixture.orchestrator(&["exec", "-n", "box", "--", "true"])?)?;
     let mut agent = fixture.agent().await?;
     assert!(waiting.wait(TIMEOUT).await?.success());
 
-    // the relay dies, and says so itself
+    // the relay is killed, and records this as the reason
     fixture.relay.stop(Signal::KILL).await?;
     let state = fixture.relay.state().to_owned();
     fixture.relay.start_again_on(&state, ["--connect-wait", "1s"]).await?;
@@ -143,15 +143,19 @@ async fn environment_state_follows_agent_and_relay() -> Result<()> {
     let expected = [None, Some(EndReason::RelayRestarted), Some(EndReason::SocketError)];
     assert_eq!(ends(&shown), expected);
 
-    // nobody comes back: the answer comes when the wait is over, with the reason
+    // no executor returns: the call fails at the end of its wait, with the reason
     agent.process().signal(Signal::KILL)?;
     agent.process().wait(TIMEOUT).await?;
     fixture.shows(|shown| shown.state == EnvironmentState::Offline).await?;
     let asked = Instant::now();
-    let vain = run(fixture.orchestrator(&["exec", "box", "--", "true"])?, b"", TIMEOUT).await?;
-    assert_eq!(vain.status.code(), Some(69));
+    let refused = run(fixture.orchestrator(&["exec", "box", "--", "true"])?, b"", TIMEOUT).await?;
+    assert_eq!(refused.status.code(), Some(69));
     assert!(asked.elapsed() >= Duration::from_secs(1));
-    assert!(vain.stderr_text().contains("its connection broke off"), "{}", vain.stderr_text());
+    assert!(
+        refused.stderr_text().contains("its connection broke off"),
+        "{}",
+        refused.stderr_text()
+    );
     let listed = success(run(fixture.orchestrator(&["env", "ls"])?, b"", TIMEOUT).await?)?;
     assert!(listed.contains("box") && listed.contains("offline"), "{listed}");
     Ok(())
@@ -174,7 +178,7 @@ async fn disconnected_agent_warns_once() -> Result<()> {
     Ok(())
 }
 
-/// Whoever held the stream was killed, and the agent still waits for them.
+/// The stream's orchestrator was killed, and the agent still waits for it.
 #[tokio::test]
 async fn stopped_agent_closes_its_websocket_cleanly() -> Result<()> {
     let fixture = Fixture::start("0s").await?;
@@ -191,7 +195,7 @@ async fn stopped_agent_closes_its_websocket_cleanly() -> Result<()> {
     Ok(())
 }
 
-/// As when somebody starts by hand what runs as a service.
+/// For example a manual start of a relay that runs as a service.
 #[tokio::test]
 async fn failed_start_leaves_the_history_unchanged() -> Result<()> {
     let fixture = Fixture::start("1s").await?;
@@ -206,7 +210,7 @@ async fn failed_start_leaves_the_history_unchanged() -> Result<()> {
     Ok(())
 }
 
-/// As when a new one starts while the old one drains.
+/// For example a new relay that starts while the old one drains.
 #[tokio::test]
 async fn second_relay_on_same_state_warns() -> Result<()> {
     let fixture = Fixture::start("1s").await?;
@@ -216,12 +220,12 @@ async fn second_relay_on_same_state_warns() -> Result<()> {
     command.args(["relay", "--listen", "127.0.0.1:0", "--log", "info", "--state"]);
     command.arg(fixture.relay.state());
     let mut second = Process::spawn(command)?;
-    let says = async |word: &str| {
-        let said = second.stderr_line(TIMEOUT, |line| line.contains(word).then_some(())).await;
-        said.with_context(|| format!("{word} is not said"))
+    let logs = async |word: &str| {
+        let logged = second.stderr_line(TIMEOUT, |line| line.contains(word).then_some(())).await;
+        logged.with_context(|| format!("{word} is not logged"))
     };
-    says("another relay runs on this state directory").await?;
-    says("listening address=").await?;
+    logs("another relay runs on this state directory").await?;
+    logs("listening address=").await?;
     assert_eq!(ends(&fixture.show(&[]).await?), [None]);
     second.signal(Signal::TERM)?;
     assert!(second.wait(TIMEOUT).await?.success());
@@ -237,7 +241,7 @@ async fn restored_backup_keeps_registrations_and_audit_log() -> Result<()> {
     success(run(fixture.orchestrator(&hello)?, b"", TIMEOUT).await?)?;
     let generation = fixture.show(&[]).await?.entry.context("it was seen")?.generation;
 
-    // over HTTP, and from the files: one log, one end
+    // the head of the log is the same over HTTP and from the files
     let verify = ["admin", "audit", "verify"];
     let head = success(run(fixture.admin(&verify)?, b"", TIMEOUT).await?)?;
     let kinds = ["register", "open", "connect", "validate", "close"];
@@ -256,7 +260,7 @@ async fn restored_backup_keeps_registrations_and_audit_log() -> Result<()> {
     make.args(["admin", "backup", "--state"]).arg(&state).arg(&backup);
     success(run(make, b"", TIMEOUT).await?)?;
 
-    // another machine: the copy and the key
+    // another machine has the copy and the key
     fixture.relay.stop(Signal::TERM).await?;
     let restored = fixture.dir.path().join("restored");
     std::fs::create_dir(&restored)?;
@@ -269,11 +273,11 @@ async fn restored_backup_keeps_registrations_and_audit_log() -> Result<()> {
     assert_eq!(now, generation, "the executor came back under its old registration");
     assert_eq!(success(run(fixture.orchestrator(&hello)?, b"", TIMEOUT).await?)?, "hello\n");
 
-    // what was noted before is part of the log still
+    // the noted head is still part of the log
     let mut offline = rendez()?;
     offline.args(["admin", "audit", "verify", "--head", head.trim(), "--state"]).arg(&restored);
     success(run(offline, b"", TIMEOUT).await?)?;
-    // and what was never part of it is not
+    // a forged head is not
     let (seq, hash) = head.trim().split_once(':').context("SEQ:HASH")?;
     let other = format!("{seq}:{}", hash.chars().rev().collect::<String>());
     let mut forged = rendez()?;

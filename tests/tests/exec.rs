@@ -1,5 +1,5 @@
-//! `rendez dev` and the commands that people run through it: real processes,
-//! a real relay, end to end.
+//! `rendez dev` and the commands that users run through it, end to end: real
+//! processes and a real relay.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -63,7 +63,7 @@ async fn waiting_for_a_process_closes_its_stdin() -> Result<()> {
     let code = timeout(TIMEOUT, cat().await?.wait()).await??;
     assert_eq!(code, 0);
 
-    // more than `cat` takes while nobody reads what it writes
+    // more than `cat` accepts while its output is not read
     let input = random_bytes(16_000_000);
     let mut process = cat().await?;
     let stdin = process.stdin.as_mut().context("it was asked for")?;
@@ -121,7 +121,7 @@ async fn ended_second_dev_restores_the_first() -> Result<()> {
     Ok(())
 }
 
-/// A cancelled job, `timeout 60 rendez exec`, a terminal that was closed.
+/// For example a cancelled job, `timeout 60 rendez exec`, or a closed terminal.
 #[tokio::test]
 async fn sigterm_and_sighup_terminate_remote_command() -> Result<()> {
     let dev = Dev::start().await?;
@@ -137,7 +137,7 @@ async fn sigterm_and_sighup_terminate_remote_command() -> Result<()> {
     Ok(())
 }
 
-/// As under nohup.
+/// For example under nohup.
 #[tokio::test]
 async fn ignored_sighup_stays_ignored() -> Result<()> {
     let dev = Dev::start().await?;
@@ -150,7 +150,7 @@ async fn ignored_sighup_stays_ignored() -> Result<()> {
     Ok(())
 }
 
-/// What came before the failure must not be taken for all of it.
+/// Partial input must not be taken for complete input.
 #[tokio::test]
 async fn unreadable_stdin_is_not_end_of_file() -> Result<()> {
     let dev = Dev::start().await?;
@@ -180,25 +180,25 @@ async fn gone(pid: i32) -> Result<()> {
     wait_until(TIMEOUT, "the end of the command", || !Path::new(&path).exists()).await
 }
 
-/// `rendez exec … yes` whose output nobody reads.
+/// `rendez exec … yes` whose output is not read.
 struct UnreadCommand {
     exec: Child,
     stdout: ChildStdout,
-    /// That of the remote command.
+    /// The process id of the remote command.
     pid: i32,
     /// Its directories last as long as it runs.
     _command: IsolatedCommand,
 }
 
-/// What the executor's log takes of it in any case: so it has begun.
+/// The executor retains at least this much, so the command has begun.
 const UNREAD_MIN_BYTES: u64 = rendez_executor_agent::PROCESS_OUTPUT_RETAINED_BYTES as u64;
 
-/// Commands that go all the way there and back, however busy the machine is, while
-/// nothing of an unread one moves: then everything between its ends is full.
+/// Number of complete round trips during which the unread command writes nothing.
+/// Then every buffer is full, on a machine of any speed.
 const FULL_FOR_COMMANDS: u32 = 4;
 
 impl UnreadCommand {
-    /// Starts it and waits until everything between its ends is full.
+    /// Starts it and waits until every buffer between its ends is full.
     async fn start(dev: &Dev) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let path = directory.path().join("pid");
@@ -233,7 +233,7 @@ impl UnreadCommand {
         Ok(kill_process(pid.context("it still runs")?, Signal::INT)?)
     }
 
-    /// Its exit code and what it said.
+    /// Its exit code and its messages.
     async fn end(self) -> Result<(Option<i32>, String)> {
         let output = timeout(TIMEOUT, self.exec.wait_with_output()).await??;
         Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
@@ -247,7 +247,7 @@ fn written(pid: i32) -> Result<u64> {
     Ok(written.context("no count of what was written")?.parse()?)
 }
 
-/// As of `rendez exec … | less`, and `q` on the first page.
+/// For example `rendez exec … | less`, and `q` on the first page.
 #[tokio::test]
 async fn stdout_closed_after_pause_ends_the_command() -> Result<()> {
     let dev = Dev::start().await?;
@@ -268,11 +268,11 @@ async fn ctrl_c_works_with_unread_output() -> Result<()> {
     let unread = UnreadCommand::start(&dev).await?;
     unread.interrupt()?;
     gone(unread.pid).await?;
-    // It has ended, its output still waits; who does not want that says so.
+    // The command has ended. Its output still waits: a second interrupt abandons it.
     unread.interrupt()?;
-    let (code, said) = unread.end().await?;
-    assert_eq!(code, Some(130), "{said}");
-    assert!(said.starts_with("rendez: not waiting any longer"), "{said}");
+    let (code, stderr) = unread.end().await?;
+    assert_eq!(code, Some(130), "{stderr}");
+    assert!(stderr.starts_with("rendez: not waiting any longer"), "{stderr}");
     Ok(())
 }
 
@@ -286,8 +286,8 @@ async fn exec_can_leave_a_frozen_executor() -> Result<()> {
     drop(stdout);
     let output = timeout(TIMEOUT, exec.wait_with_output()).await??;
     assert_eq!(output.status.code(), Some(74));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("cannot tell whether the command has ended"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("cannot tell whether the command has ended"), "{stderr}");
 
     let pressed_until_it_ends = async {
         loop {
@@ -309,12 +309,12 @@ async fn exit_codes_tell_failures_apart() -> Result<()> {
         let output = dev.run(args, b"").await?;
         Ok((output.status.code(), output.stderr_text()))
     };
-    let (status, said) = code(&["exec", "nowhere", "--", "true"]).await?;
+    let (status, stderr) = code(&["exec", "nowhere", "--", "true"]).await?;
     assert_eq!(status, Some(68));
-    assert!(said.starts_with("rendez: unknown environment"), "{said}");
+    assert!(stderr.starts_with("rendez: unknown environment"), "{stderr}");
 
     let here = "/";
-    for (directory, program, expected, says) in [
+    for (directory, program, expected, message) in [
         (here, "nosuchprog", 127, "nosuchprog: not found on the executor"),
         (here, "/no/such/program", 127, "/no/such/program: not found on the executor"),
         (here, "", 127, "'': not found on the executor"),
@@ -324,13 +324,13 @@ async fn exit_codes_tell_failures_apart() -> Result<()> {
         ("/etc/passwd", "true", 126, "working directory /etc/passwd: not a directory"),
         ("relative", "true", 126, "working directory relative: "),
     ] {
-        let (status, said) = code(&["exec", "-C", directory, "dev", "--", program]).await?;
-        assert_eq!(status, Some(expected), "{directory} {program}: {said}");
-        assert!(said.starts_with(&format!("rendez: {says}")), "{said}");
+        let (status, stderr) = code(&["exec", "-C", directory, "dev", "--", program]).await?;
+        assert_eq!(status, Some(expected), "{directory} {program}: {stderr}");
+        assert!(stderr.starts_with(&format!("rendez: {message}")), "{stderr}");
     }
-    let (status, said) = code(&["exec", "not an id", "--", "true"]).await?;
-    assert_eq!(status, Some(64), "{said}");
-    assert!(said.contains("allowed are letters"), "{said}");
+    let (status, stderr) = code(&["exec", "not an id", "--", "true"]).await?;
+    assert_eq!(status, Some(64), "{stderr}");
+    assert!(stderr.contains("allowed are letters"), "{stderr}");
 
     let mut refused = dev.command(["exec", "dev", "--", "true"])?;
     refused.env("RENDEZ_TOKEN", "rdz_o_0000000000000000_nothing");
@@ -344,7 +344,7 @@ async fn exit_codes_tell_failures_apart() -> Result<()> {
     assert_eq!(output.status.code(), Some(64));
     assert!(output.stderr_text().contains("RENDEZ_RELAY"), "{}", output.stderr_text());
 
-    // the relay goes away for good
+    // the relay stops for good
     let url = dev.url().to_owned();
     dev.process().signal(Signal::TERM)?;
     assert_eq!(dev.process().wait(TIMEOUT).await?.code(), Some(0));
@@ -358,7 +358,7 @@ async fn exit_codes_tell_failures_apart() -> Result<()> {
     Ok(())
 }
 
-/// As in the background of a script, or under nohup.
+/// For example in the background of a script, or under nohup.
 #[tokio::test]
 async fn commands_do_not_inherit_ignored_signals() -> Result<()> {
     let dev = Dev::start_ignoring("HUP INT QUIT").await?;

@@ -1,4 +1,4 @@
-//! What load balancers ask, and what a new operator is told.
+//! Health endpoints for load balancers, and hints for new operators.
 
 use anyhow::Result;
 use rendez_tests::process::run;
@@ -22,7 +22,7 @@ async fn relay_without_tokens_logs_a_hint() -> Result<()> {
     let mut relay = OurRelay::start().await?;
     let hint = |line: &str| line.contains("rendez token create").then_some(());
     relay.process().stderr_line(TIMEOUT, hint).await?;
-    // the token that is made while the relay runs works at once
+    // a token created while the relay runs works at once
     let token = relay.token("orchestrator").await?;
     let output = exec(relay.url(), &token, "nowhere", &["true"]).await?;
     assert_eq!(output.status.code(), Some(68), "{}", output.stderr_text());

@@ -1,5 +1,5 @@
-//! Tokens of another issuer against a live relay: keys over real HTTPS from a
-//! private authority, an agent and a command that have nothing but such tokens.
+//! Tokens of an external issuer, with a live relay: its keys come over real HTTPS
+//! from a private authority, and an agent and a command have only such tokens.
 
 use std::ffi::OsString;
 use std::fs;
@@ -56,7 +56,7 @@ impl Issuer {
         self.authority.path(name)
     }
 
-    /// A token with these claims, good from now on for so long.
+    /// A token with these claims, valid from now on.
     fn token(&self, subject: &str, audience: &str, good_for: Duration) -> Result<String> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
         let claims = json!({"iss": ISSUER, "aud": audience, "sub": subject, "team": "a/b",
@@ -68,7 +68,7 @@ impl Issuer {
         Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
 
-    /// `rendez relay` that believes this issuer, and its URL.
+    /// A relay that accepts this issuer.
     async fn relay(&self) -> Result<OurRelay> {
         let issuers = format!(
             "[[issuer]]\nissuer = {ISSUER:?}\naudience = {AUDIENCE:?}\nkeys = {{ url = {:?} }}\n\
@@ -96,7 +96,7 @@ async fn serve(listener: TcpListener, tls: TlsAcceptor, keys: String, asked: Arc
             let mut stream = tls.accept(tcp).await?;
             let mut request = Vec::new();
             while !request.ends_with(b"\r\n\r\n") {
-                ensure!(stream.read_buf(&mut request).await? > 0, "half a request");
+                ensure!(stream.read_buf(&mut request).await? > 0, "the request is incomplete");
             }
             asked.fetch_add(1, Ordering::SeqCst);
             stream.write_all(answer.as_bytes()).await?;
@@ -115,14 +115,15 @@ async fn issuer_tokens_open_agent_and_exec() -> Result<()> {
     let relay = issuer.relay().await?;
     let url = relay.url();
     let machine = issuer.token("machine", AUDIENCE, HOUR)?;
-    // The claim `a/b` as a name.
+    // The claim `a/b`, escaped as an environment id.
     let _agent = OurAgent::start(url, "a_2fb", &machine).await?;
     let person = issuer.token("person", AUDIENCE, HOUR)?;
     let output = exec(url, &person, "a_2fb", &["echo", "met"]).await?;
     ensure!(output.stdout_text() == "met\n", "{output:?}");
-    ensure!(issuer.asked.load(Ordering::SeqCst) == 1, "the keys are remembered");
+    ensure!(issuer.asked.load(Ordering::SeqCst) == 1, "the keys are cached");
 
-    // What is for somebody else, over, or somebody else's, is good for nothing.
+    // Tokens for another audience, forged tokens and tokens without a rule are
+    // refused.
     let elsewhere = issuer.token("person", "rendez.example", HOUR)?;
     let stranger = issuer.token("stranger", AUDIENCE, HOUR)?;
     let mut forged = person.clone();

@@ -1,5 +1,5 @@
-//! An executor joins with a token that it needs once, and goes when it is told
-//! to: real processes, a real relay.
+//! An executor joins with a token that it needs once, and ends when it is revoked:
+//! real processes, a real relay.
 
 use anyhow::{Context as _, Result, ensure};
 use rendez_tests::process::{Process, run};
@@ -7,34 +7,34 @@ use rendez_tests::relay::token_id;
 use rendez_tests::rendez::{OurAgent, OurRelay, TIMEOUT, exec};
 use serde_json::Value;
 
-/// Runs a command through the relay, which must work.
+/// Runs a command through the relay, which must succeed.
 async fn works(relay: &OurRelay, token: &str) -> Result<()> {
     let output = exec(relay.url(), token, "box", &["echo", "here"]).await?;
     ensure!(output.stdout_text() == "here\n", "{}", output.stderr_text());
     Ok(())
 }
 
-/// The listed entries that somebody joined as.
+/// The listed tokens that were created by enrolment.
 async fn enrolled(relay: &OurRelay) -> Result<Vec<Value>> {
     let lines = relay.administer(&["token", "ls", "--json"]).await?;
     let entries: Vec<Value> = lines.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     Ok(entries.into_iter().filter(|entry| !entry["enrolled_by"].is_null()).collect())
 }
 
-/// Starts an agent that must end, with this code, and say this.
+/// Starts an agent that must end with this code and this message.
 async fn ends(
     state: &std::path::Path,
     relay: &OurRelay,
     environment: &str,
     token: Option<&str>,
     code: i32,
-    says: &str,
+    message: &str,
 ) -> Result<()> {
     let output =
         run(OurAgent::command(state, relay.url(), environment, token)?, b"", TIMEOUT).await?;
-    let said = output.stderr_text();
-    ensure!(output.status.code() == Some(code), "{:?}: {said}", output.status);
-    ensure!(said.contains(says), "{said}");
+    let stderr = output.stderr_text();
+    ensure!(output.status.code() == Some(code), "{:?}: {stderr}", output.status);
+    ensure!(stderr.contains(message), "{stderr}");
     Ok(())
 }
 
@@ -63,14 +63,14 @@ async fn join_token_enrols_one_machine() -> Result<()> {
     let id = joined[0]["id"].as_str().context("an entry has an id")?;
     relay.administer(&["token", "revoke", id]).await?;
     let process: &mut Process = agent.process();
-    // the last words may be read after the end is seen
-    for says in ["token was revoked", "join with a new"] {
-        process.stderr_line(TIMEOUT, |line| line.contains(says).then_some(())).await?;
+    // the last messages may arrive after the exit
+    for message in ["token was revoked", "join with a new"] {
+        process.stderr_line(TIMEOUT, |line| line.contains(message).then_some(())).await?;
     }
     assert_eq!(process.wait(TIMEOUT).await?.code(), Some(77));
     ensure!(!process.stderr().text().contains(&join), "the token was shown");
 
-    // not even with another token, for the key is the revoked one
+    // another token does not help, because the key is revoked
     let second = relay.token("join").await?;
     ends(state.path(), &relay, "box", Some(&second), 77, "this executor was revoked").await?;
     std::fs::remove_file(state.path().join("credential"))?;
@@ -88,7 +88,7 @@ async fn revoked_environment_needs_a_new_enrolment() -> Result<()> {
     let mut agent = OurAgent::start_in(state.path(), relay.url(), "box", Some(&old)).await?;
     works(&relay, &orchestrator).await?;
 
-    // ends one registration: the agent comes back by itself
+    // ends one registration: the agent registers again by itself
     relay.administer(&["env", "revoke", "box", "--registration-only"]).await?;
     let ended = "an operator has ended";
     agent.process().stderr_line(TIMEOUT, |line| line.contains(ended).then_some(())).await?;

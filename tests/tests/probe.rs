@@ -1,5 +1,5 @@
-//! `rendez probe`: real round trips, through a throw-away pair and to an
-//! executor that is there.
+//! `rendez probe`: real round trips, through a temporary pair and to a connected
+//! executor.
 
 use anyhow::{Context as _, Result};
 use rendez_tests::process::{Output, Process, run};
@@ -86,9 +86,9 @@ async fn probe_executor_refuses_other_orchestrators() -> Result<()> {
             }
         }
     };
-    let (code, said) = tokio::time::timeout(TIMEOUT, refused).await??;
-    assert_eq!(code, Some(75), "{said}");
-    assert!(said.contains("encrypted stream"), "{said}");
+    let (code, stderr) = tokio::time::timeout(TIMEOUT, refused).await??;
+    assert_eq!(code, Some(75), "{stderr}");
+    assert!(stderr.contains("encrypted stream"), "{stderr}");
     drop(probe);
     Ok(())
 }
@@ -102,10 +102,10 @@ async fn probe_failures_have_documented_exit_codes() -> Result<()> {
         probe.args(["probe", url]).env("RENDEZ_TOKEN", token);
         Ok(run(probe, b"", TIMEOUT).await?.status.code())
     };
-    // to make tokens takes an admin's
+    // only an admin token can create tokens
     assert_eq!(probe(relay.url(), &orchestrator).await?, Some(77));
     assert_eq!(probe("http://127.0.0.1:1", &orchestrator).await?, Some(75));
-    // no executor answers under this name any more
+    // the executor of this environment has stopped
     let executor = relay.token("executor").await?;
     let agent = OurAgent::start(relay.url(), "box", &executor).await?;
     let output = exec(relay.url(), &orchestrator, "box", &["true"]).await?;
@@ -119,7 +119,7 @@ async fn probe_failures_have_documented_exit_codes() -> Result<()> {
     Ok(())
 }
 
-/// As deploy/relay.toml has it: no listener serves all that a probe needs.
+/// As in deploy/relay.toml: no listener serves everything that a probe needs.
 #[tokio::test]
 async fn probe_reports_missing_endpoints_at_once() -> Result<()> {
     let relay =
@@ -134,20 +134,23 @@ async fn probe_reports_missing_endpoints_at_once() -> Result<()> {
         Ok((output.status.code(), output.stderr_text()))
     };
     for args in [["probe", relay.url()], ["token", "ls"]] {
-        let (code, said) = ask(&args).await?;
-        assert_eq!(code, Some(64), "{args:?}: {said}");
-        assert!(said.contains("admin listener") && said.contains("--state"), "{args:?}: {said}");
+        let (code, stderr) = ask(&args).await?;
+        assert_eq!(code, Some(64), "{args:?}: {stderr}");
+        assert!(
+            stderr.contains("admin listener") && stderr.contains("--state"),
+            "{args:?}: {stderr}"
+        );
     }
     for args in [&["admin", "status"][..], &["admin", "connections"], &["admin", "audit", "export"]]
     {
-        let (code, said) = ask(args).await?;
-        assert_eq!(code, Some(64), "{args:?}: {said}");
-        assert!(said.contains("admin listener"), "{args:?}: {said}");
+        let (code, stderr) = ask(args).await?;
+        assert_eq!(code, Some(64), "{args:?}: {stderr}");
+        assert!(stderr.contains("admin listener"), "{args:?}: {stderr}");
     }
-    // more time than the test has
-    let (code, said) = ask(&["probe", "--timeout", "1h", &operators]).await?;
-    assert_eq!(code, Some(75), "{said}");
-    assert!(said.contains("clients are served on the relay's public listener"), "{said}");
+    // a timeout that exceeds the test's
+    let (code, stderr) = ask(&["probe", "--timeout", "1h", &operators]).await?;
+    assert_eq!(code, Some(75), "{stderr}");
+    assert!(stderr.contains("clients are served on the relay's public listener"), "{stderr}");
 
     let mut probe = rendez()?;
     probe.args(["probe", relay.url(), "--json", "--connects", "1", "--state"]).arg(relay.state());

@@ -1,5 +1,5 @@
-//! Quotas of single tokens and environments as operators set them, in the file,
-//! while the relay runs; and what the audit log says of who runs into one.
+//! Quotas of single tokens and environments, set in the file while the relay runs,
+//! and the audit of refusals.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -58,8 +58,8 @@ impl Fixture {
         self.http.post(url).bearer_auth(token)
     }
 
-    /// Writes the file anew, and waits until the relay says of each of `ids`
-    /// that its bounds are not `old` any more, but `new`.
+    /// Writes the file, reloads it, and waits until the relay has logged for each of
+    /// `ids` that its quota changed from `old` to `new`.
     async fn set(&mut self, text: &str, ids: &[&str], old: &str, new: &str) -> Result<()> {
         fs::write(&self.file, text)?;
         let process = self.relay.process();
@@ -70,16 +70,16 @@ impl Fixture {
         };
         for id in ids {
             let wanted = format!("id={id:?}{}{}", value("old", old), value("new", new));
-            let said = |line: &str| {
+            let logged = |line: &str| {
                 let line = line.trim_end();
                 (line.contains("setting changed") && line.ends_with(&wanted)).then_some(())
             };
-            process.stderr_line(TIMEOUT, said).await.with_context(|| wanted.clone())?;
+            process.stderr_line(TIMEOUT, logged).await.with_context(|| wanted.clone())?;
         }
         Ok(())
     }
 
-    /// Opens an orchestrator's websocket, or says why there is none.
+    /// Opens an orchestrator's websocket, or returns the reason for the refusal.
     async fn open(&self, token: &str, environment: &str) -> Result<Result<Websocket, String>> {
         let body = ConnectRequest { harness_public_key: key(7), rendez: None };
         let reply: ConnectReply =
@@ -94,15 +94,15 @@ impl Fixture {
         Ok(Err(serde_json::from_slice::<ErrorBody>(body)?.error.message))
     }
 
-    /// Opens one that the quotas allow.
+    /// Opens a websocket that the quotas allow.
     async fn opened(&self, token: &str, environment: &str) -> Result<Websocket> {
         self.open(token, environment).await?.map_err(anyhow::Error::msg)
     }
 
-    /// Who has no place for another one.
+    /// Opens a websocket that a quota refuses. Returns the reason.
     async fn full(&self, token: &str, environment: &str) -> Result<String> {
         match self.open(token, environment).await? {
-            Ok(_) => bail!("there was a place"),
+            Ok(_) => bail!("the websocket was opened"),
             Err(why) => Ok(why),
         }
     }
@@ -122,7 +122,7 @@ async fn token_quota_is_reloaded() -> Result<()> {
     ensure!(why.contains("the token's quota of connections"), "{why}");
     let others = [fixture.opened(&other, "a").await?, fixture.opened(&other, "b").await?];
 
-    // read again as it was: it holds on
+    // an unchanged quota survives a reload
     fixture.set(&text.replace("streams=77", "streams=78"), &[], "", "").await?;
     let all = |line: &str| line.contains("new=\"streams=78\"").then_some(());
     fixture.relay.process().stderr_line(TIMEOUT, all).await?;
@@ -138,7 +138,7 @@ async fn token_quota_is_reloaded() -> Result<()> {
 async fn environment_quota_is_reloaded() -> Result<()> {
     let mut fixture = Fixture::start().await?;
     let token = fixture.relay.token("orchestrator").await?;
-    // the executor's own websocket is one of them
+    // the executor's own websocket counts
     fixture.set("[quota.environments]\na = \"connections=2\"", &["a"], "", "connections=2").await?;
     let first = fixture.opened(&token, "a").await?;
     let why = fixture.full(&token, "a").await?;
@@ -157,18 +157,18 @@ async fn environment_quota_is_reloaded() -> Result<()> {
     // a file that cannot be used changes nothing
     fs::write(&fixture.file, "[quota.environments]\na = \"conections=9\"")?;
     fixture.relay.process().signal(Signal::HUP)?;
-    let said = |line: &str| {
+    let logged = |line: &str| {
         let named = line.contains("the old ones stay") && line.contains("`connections`?");
         named.then_some(())
     };
-    fixture.relay.process().stderr_line(TIMEOUT, said).await?;
+    fixture.relay.process().stderr_line(TIMEOUT, logged).await?;
     fixture.full(&token, "b").await?;
     drop((first, second, others));
     Ok(())
 }
 
-/// However often somebody is refused, the log gets a row at once and one per
-/// minute, and none of the refusals is missing in their counts.
+/// However many requests are refused, the log gets a row at once and one per minute.
+/// Their counts add up to all refusals.
 #[tokio::test]
 async fn refused_streams_and_handshakes_are_audited() -> Result<()> {
     const FRAMES: u64 = 500;
@@ -187,7 +187,7 @@ async fn refused_streams_and_handshakes_are_audited() -> Result<()> {
     for n in 0..=FRAMES {
         greedy.feed_binary(data_frame(&stream(n), 0, b"x")).await?;
     }
-    // its one handshake of the minute, and a second one
+    // the one handshake per minute, and a second one
     for _ in 0..2 {
         let message = Bytes::from_static(b"hello");
         let hello = Body::Handshake { message, profile: String::new() };
@@ -205,15 +205,15 @@ async fn refused_streams_and_handshakes_are_audited() -> Result<()> {
     relay.stopped().await;
 
     let rows = relay.registry().audit().page(0).await?.rows;
-    let said = |what: &str| {
+    let rows_of = |what: &str| {
         let of = rows.iter().map(|row| &row.event).filter(|row| row.what.as_deref() == Some(what));
         of.collect::<Vec<_>>()
     };
-    let streams = said("streams of the token");
+    let streams = rows_of("streams of the token");
     ensure!(streams.iter().filter_map(|row| row.count).sum::<u64>() == FRAMES, "{streams:?}");
     let minutes = began.elapsed().as_secs() / 60;
     ensure!(streams.len() as u64 <= 2 + minutes, "{} rows", streams.len());
-    let handshakes = said("handshakes of the token");
+    let handshakes = rows_of("handshakes of the token");
     ensure!(handshakes.len() == 1, "{handshakes:?}");
     for row in streams.into_iter().chain(handshakes) {
         ensure!(row.kind == AuditKind::Quota && row.actor.as_deref() == Some(&id), "{row:?}");

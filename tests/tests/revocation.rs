@@ -1,5 +1,5 @@
-//! What is revoked loses its live websockets, whoever revokes it, and whatever
-//! the peer does about it; what is not, does not notice.
+//! A revocation closes live websockets, on any path to revoke and with any peer;
+//! other websockets are not affected.
 
 use std::time::{Duration, Instant};
 
@@ -20,20 +20,21 @@ use reqwest::StatusCode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::time::timeout;
 
-/// Longest wait for a close. It should take below 5 s; the machine may be busy.
+/// Longest wait for a close. It should take less than 5 s, but the machine may be
+/// busy.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Who a token's text names.
+/// The subject of a token.
 fn subject(token: &str) -> Result<Subject> {
     Ok(token_id(token)?.parse()?)
 }
 
-/// The same state directory, as another process on the machine has it open.
+/// Opens the relay's state directory, as another process on the machine does.
 async fn from_outside(relay: &TestRelay) -> Result<Registry> {
     Ok(Registry::open(relay.state(), Options::default()).await?)
 }
 
-/// An executor of its own token.
+/// Connects an executor with its own token.
 async fn executor(relay: &TestRelay, environment: &str, token: &str) -> Result<Websocket> {
     Websocket::open(relay.register_with(environment, token).await?.url.expose()).await
 }
@@ -58,7 +59,7 @@ async fn revoked_token_closes_only_its_websockets() -> Result<()> {
     assert_eq!((status, body.error.code), (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized));
     ensure!(body.error.message.contains("revoked"), "{}", body.error.message);
 
-    // an orchestrator's, by another process
+    // an orchestrator's token, by another process
     let outside = from_outside(&relay).await?;
     outside.tokens().revoke(None, &subject(relay.orchestrator_token())?).await?;
     let closed = witness.orchestrator.closed_within(TIMEOUT).await?;
@@ -87,7 +88,7 @@ async fn revoked_environment_refuses_old_credentials() -> Result<()> {
 
     let new = relay.token(Role::Executor, "gone").await?;
     relay.register_with("gone", new.expose()).await?;
-    relay.register("elsewhere").await.context("the old token is good for other environments")?;
+    relay.register("elsewhere").await.context("the old token is valid for other environments")?;
     Ok(())
 }
 
@@ -105,7 +106,7 @@ async fn ended_registration_can_be_renewed() -> Result<()> {
     let closed = executor.closed_within(TIMEOUT).await?;
     assert_eq!(closed, (4004, "registration_ended".to_owned()));
     assert_eq!(refusal(end()).await?.0, StatusCode::NOT_FOUND);
-    // its ticket is good for nothing, its token is
+    // its ticket is refused, its token is not
     let (status, _) = relay.refused_upgrade(reply.url.expose()).await?;
     assert_eq!(status, StatusCode::UNAUTHORIZED);
     relay.executor("dev").await?;
@@ -127,9 +128,9 @@ async fn expired_token_closes_its_websockets() -> Result<()> {
 async fn revocation_drops_peer_that_does_not_read() -> Result<()> {
     let relay = TestRelay::start().await?;
     let token = relay.token(Role::Executor, "*").await?;
-    let _deaf = executor(&relay, "dev", token.expose()).await?;
+    let _stalled = executor(&relay, "dev", token.expose()).await?;
     let mut orchestrator = relay.orchestrator("dev", key(2)).await?;
-    // until nothing fits anywhere any more
+    // until every buffer is full
     let stream = StreamId::from_random([1; 16]);
     let record = vec![0; 60 * 1024];
     let full = async {
@@ -141,7 +142,7 @@ async fn revocation_drops_peer_that_does_not_read() -> Result<()> {
     let _ = timeout(Duration::from_secs(2), full).await;
 
     relay.registry().tokens().revoke(None, &subject(token.expose())?).await?;
-    // well before it would be dropped for its silence
+    // well before the keep-alive timeout
     let dropped = || relay.connected().0 == 0;
     wait_until(PONG_TIMEOUT / 2, "the executor is dropped", dropped).await
 }
@@ -150,7 +151,7 @@ async fn revocation_drops_peer_that_does_not_read() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn revocation_closes_a_thousand_websockets() -> Result<()> {
     const SOCKETS: usize = 1000;
-    // two descriptors each, for both ends are here
+    // two descriptors each, because both ends are in this process
     let files = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files })?;
     let relay = TestRelay::start_with_connections(2 * SOCKETS).await?;

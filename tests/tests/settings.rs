@@ -1,5 +1,5 @@
 //! A relay's settings as operators use them: printed, read back, overridden,
-//! read again at SIGHUP.
+//! reloaded at SIGHUP.
 
 use std::fs;
 use std::path::Path;
@@ -44,12 +44,12 @@ async fn printed_settings_name_origin_and_round_trip() -> Result<()> {
     fs::write(&file, "[drain]\ndeadlin = \"7s\"\n")?;
     let wrong = print_config(&file, &[], None).await?;
     assert_eq!(wrong.status.code(), Some(78));
-    let said = wrong.stderr_text();
-    assert!(said.contains("relay.toml:2") && said.contains("`drain.deadline`?"), "{said}");
+    let stderr = wrong.stderr_text();
+    assert!(stderr.contains("relay.toml:2") && stderr.contains("`drain.deadline`?"), "{stderr}");
     Ok(())
 }
 
-/// At SIGTERM it would cut everybody off.
+/// Such a relay would drop all connections at SIGTERM.
 #[tokio::test]
 async fn announce_beyond_drain_deadline_is_refused() -> Result<()> {
     let state = tempfile::tempdir()?;
@@ -58,9 +58,9 @@ async fn announce_beyond_drain_deadline_is_refused() -> Result<()> {
     relay.arg(state.path()).env("RENDEZ_DRAIN_DEADLINE", "25s");
     let output = run(relay, b"", TIMEOUT).await?;
     assert_eq!(output.status.code(), Some(78));
-    let said = output.stderr_text();
-    assert!(said.contains("--drain-announce: `drain.announce`: 30s is not less"), "{said}");
-    assert!(said.contains("`drain.deadline`, which is 25s"), "{said}");
+    let stderr = output.stderr_text();
+    assert!(stderr.contains("--drain-announce: `drain.announce`: 30s is not less"), "{stderr}");
+    assert!(stderr.contains("`drain.deadline`, which is 25s"), "{stderr}");
     Ok(())
 }
 
@@ -78,18 +78,18 @@ async fn invalid_issuers_error_names_the_file() -> Result<()> {
     relay.arg("--state").arg(&state);
     let output = run(relay, b"", TIMEOUT).await?;
     assert_eq!(output.status.code(), Some(78));
-    let said = output.stderr_text();
+    let stderr = output.stderr_text();
     let expected = format!(
         "cannot use the issuers: {}: issuer \"https://a\": a rule must name a claim",
         file.display()
     );
-    assert!(said.contains(&expected), "{said}");
-    assert!(said.contains("this issuer's keys cannot be read"), "{said}");
+    assert!(stderr.contains(&expected), "{stderr}");
+    assert!(stderr.contains("this issuer's keys cannot be read"), "{stderr}");
     assert!(!state.exists());
     Ok(())
 }
 
-/// A name that is misspelt would be a relay of its own.
+/// A misspelt directory would start a new relay.
 #[tokio::test]
 async fn new_database_is_announced() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -101,9 +101,9 @@ async fn new_database_is_announced() -> Result<()> {
         assert!(output.status.success(), "{}", output.stderr_text());
         Ok(output.stderr_text())
     };
-    let told = format!("made a new database in {}", state.display());
-    assert!(create().await?.contains(&told));
-    assert!(!create().await?.contains(&told));
+    let announced = format!("made a new database in {}", state.display());
+    assert!(create().await?.contains(&announced));
+    assert!(!create().await?.contains(&announced));
     Ok(())
 }
 
@@ -194,7 +194,7 @@ async fn token_sent_without_tls_is_warned_about() -> Result<()> {
         command.env("RENDEZ_RELAY", relay).env("RENDEZ_TOKEN", "rdz_o_x_y");
         run(command, b"", TIMEOUT).await
     };
-    // this machine, by an address that does not say so
+    // this machine, by an address that is not loopback
     let exposed = exec("http://0.0.0.0:1").await?.stderr_text();
     assert_eq!(exposed.matches("without TLS").count(), 1, "{exposed}");
     let near = exec("http://127.0.0.1:1").await?.stderr_text();

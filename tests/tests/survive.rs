@@ -1,10 +1,10 @@
-//! Streams that survive: real processes, under everything that can happen to
-//! their path. What must hold is in `rendez_tests::survive::scenario`.
+//! Streams survive faults: real processes, with every kind of fault on their path.
+//! `rendez_tests::survive::scenario` states the properties.
 //!
-//! A real relay and a real agent; four `rendez exec` move bytes up, bytes
-//! down, 200,000 lines and the time, while at random moments the relay is
-//! killed or restarted, sockets are reset or half-closed, a network is dark or
-//! away for ten seconds, or an end is frozen.
+//! Four `rendez exec` move bytes up, bytes down, 200,000 lines and the time through
+//! a real relay and a real agent. Meanwhile, at random moments, the relay is killed
+//! or restarted, sockets are reset or half-closed, a network is stalled or down for
+//! ten seconds, or an endpoint is frozen.
 //!
 //! The default is small, for a debug build on two busy cores. In full, with
 //! optimised binaries:
@@ -17,8 +17,8 @@
 //! done
 //! ```
 //!
-//! The aim is a median of 1.5 s from a restored path to flowing bytes. The
-//! test asserts a generous bound only, and prints what it measured.
+//! The aim is a median of 1.5 s from the end of a fault to flowing bytes. The test
+//! asserts a generous bound only, and prints the measurement.
 //!
 //! `survive_netns` is the same with real links between network namespaces.
 

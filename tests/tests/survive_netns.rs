@@ -1,6 +1,6 @@
-//! `survive` with real links: agent and orchestrators are in network
-//! namespaces of their own, and an outage sets their link down for ten
-//! seconds, so that it is the system's TCP that has to notice and to recover.
+//! `survive` with real links: agent and orchestrators are in their own network
+//! namespaces, and an outage sets their link down for ten seconds, so that the
+//! system's TCP has to detect it and recover.
 //!
 //! ```sh
 //! cargo build -p rendez

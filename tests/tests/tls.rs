@@ -1,5 +1,5 @@
-//! TLS that the relay itself ends: real handshakes, certificates of a private
-//! authority, files that change underneath, clients that must show who they are.
+//! TLS that the relay terminates: real handshakes, certificates of a private
+//! authority, files that change, and client certificates.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -91,7 +91,7 @@ async fn agent_and_exec_use_mutual_tls() -> Result<()> {
     let state = tempfile::tempdir()?;
     let agent = OurAgent::command(state.path(), &url, "box", Some(&executor))?;
     let _agent = OurAgent::start_by(with_tls(agent, &ca, identity)).await?;
-    // who it is stands in the relay's log
+    // the relay logs the client's name
     let named = |line: &str| line.contains("CN=box 1").then_some(());
     relay.0.log().line(TIMEOUT, named).await?;
 
@@ -104,8 +104,8 @@ async fn agent_and_exec_use_mutual_tls() -> Result<()> {
     assert_eq!(output.stdout_text(), "through TLS\n", "{}", output.stderr_text());
     assert_eq!(output.status.code(), Some(7));
 
-    let nobody = exec(with_tls(rendez()?, &ca, None)).await?;
-    assert_eq!(nobody.status.code(), Some(75), "{}", nobody.stderr_text());
+    let anonymous = exec(with_tls(rendez()?, &ca, None)).await?;
+    assert_eq!(anonymous.status.code(), Some(75), "{}", anonymous.stderr_text());
     relay.0.metric("rendez_tls_handshakes_total{result=\"client_certificate\"} 1").await?;
     let other = Authority::new()?;
     let stranger = exec(with_tls(rendez()?, &other.path("ca.pem"), identity)).await?;
@@ -130,7 +130,7 @@ async fn certificate_reload_keeps_open_connections() -> Result<()> {
     livez(&mut open).await?;
     let first = shown().await?;
 
-    // a pair that does not fit: the old one serves on
+    // a mismatched pair is refused and the old one kept
     authority.issue("next", "second")?;
     fs::copy(authority.path("next.pem"), authority.path("relay.pem"))?;
     let warned = |line: &str| line.contains("keeping the old ones").then_some(());
@@ -141,11 +141,11 @@ async fn certificate_reload_keeps_open_connections() -> Result<()> {
     fs::copy(authority.path("next.key"), authority.path("relay.key"))?;
     relay.0.metric("rendez_tls_reloads_total{result=\"ok\"} 1").await?;
     assert_ne!(shown().await?, first);
-    assert!(livez(&mut open).await?.starts_with("HTTP/1.1 200"), "what was open stays open");
+    assert!(livez(&mut open).await?.starts_with("HTTP/1.1 200"), "an open connection was closed");
     Ok(())
 }
 
-/// What was asked for at SIGHUP is what is waited for.
+/// The settings of the last SIGHUP apply, once their files exist.
 #[tokio::test]
 async fn settings_apply_when_missing_files_appear() -> Result<()> {
     let authority = Authority::new()?;
@@ -161,8 +161,8 @@ async fn settings_apply_when_missing_files_appear() -> Result<()> {
     let wanted = format!("[tls]\nclient_auth = \"required\"\nclient_ca = {later:?}\n");
     fs::write(&config, wanted)?;
     relay.0.process().signal(Signal::HUP)?;
-    for said in ["keeping the old ones", "is not in force yet"] {
-        relay.0.log().line(TIMEOUT, |line| line.contains(said).then_some(())).await?;
+    for logged in ["keeping the old ones", "is not in force yet"] {
+        relay.0.log().line(TIMEOUT, |line| line.contains(logged).then_some(())).await?;
     }
     livez(&mut relay.dial(stranger.clone()).await?).await?;
 
@@ -177,8 +177,8 @@ async fn settings_apply_when_missing_files_appear() -> Result<()> {
     Ok(())
 }
 
-/// As many as there are places say nothing, as many stop halfway, and nobody is
-/// given up for ten minutes: others do not notice.
+/// The maximum number of connections sends nothing, as many stop in the middle of a
+/// handshake, and the timeout is ten minutes: other connections still work.
 #[tokio::test]
 async fn stalled_handshakes_do_not_block_others() -> Result<()> {
     const PLACES: usize = 2;
@@ -198,7 +198,7 @@ async fn stalled_handshakes_do_not_block_others() -> Result<()> {
         let mut hello = Vec::new();
         ClientConnection::new(client.clone(), name)?.write_tls(&mut hello)?;
         halfway.write_all(&hello).await?;
-        // the relay has done its part and waits for ours
+        // the relay has sent its part and waits for the client's
         tokio::time::timeout(TIMEOUT, halfway.read_u8()).await??;
         held.push(halfway);
     }

@@ -1,16 +1,16 @@
-//! What one stream carries over a path with a round trip and with loss, beside
-//! a plain TCP connection over the same path; and the CPU time that it takes.
+//! Throughput of one stream over a path with a round trip and loss, compared with a
+//! plain TCP connection over the same path, and its CPU time.
 //!
 //! ```sh
 //! cargo build --release --bins
 //! tests/netns.sh cargo bench -p rendez-tests --bench paths --offline
 //! ```
 //!
-//! Relay and agent are on one side of a link, the orchestrator on the other, in
-//! a network namespace. The link is `wire`; it needs root and /dev/net/tun.
-//! Buffers of TCP may grow to [`TCP_BUFFER_BYTES`], which is what a path of
-//! 200 ms and 1 Gbit/s needs of the kernel. Figures are of [`MEASURED`] after
-//! [`WARM_UP`]; the ratio to TCP is what to look at.
+//! Relay and agent are on one side of a link, the orchestrator on the other, in a
+//! network namespace. The link is `wire`; it needs root and /dev/net/tun. TCP
+//! buffers may grow to [`TCP_BUFFER_BYTES`], which a path of 200 ms and 1 Gbit/s
+//! needs in the kernel. Figures cover [`MEASURED`] after [`WARM_UP`]; compare the
+//! ratio to TCP.
 
 mod wire;
 
@@ -26,13 +26,13 @@ use rendez_tests::process::{IsolatedCommand, Process, run};
 use rendez_tests::rendez::{OurAgent, OurRelay};
 use wire::LinkProfile;
 
-/// How long windows and TCP may take to find their size.
+/// Time for windows and TCP to reach their size.
 const WARM_UP: Duration = Duration::from_secs(4);
-/// For how long bytes are counted.
+/// Duration of a measurement.
 const MEASURED: Duration = Duration::from_secs(6);
 /// Longest wait for a helper program, or a measurement.
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// How large TCP's buffers may grow.
+/// Maximum size of TCP buffers.
 const TCP_BUFFER_BYTES: u64 = 64 << 20;
 const MIB: f64 = 1048576.0;
 
@@ -67,7 +67,7 @@ async fn matrix() -> Result<()> {
     near().await
 }
 
-/// The same machine, no link: what it costs.
+/// Measures CPU time on one machine, without a link.
 async fn near() -> Result<()> {
     let mut relay = OurRelay::start().await?;
     let mut agent = OurAgent::start(relay.url(), "box", &relay.token("executor").await?).await?;
@@ -102,7 +102,7 @@ async fn near() -> Result<()> {
     Ok(())
 }
 
-/// The far end of a link, and what is here to talk to it.
+/// The remote end of a link, and the local processes that talk to it.
 struct RemoteEnd {
     holder: Process,
     relay: OurRelay,
@@ -130,7 +130,7 @@ impl RemoteEnd {
         let wire = Process::spawn(wire)?;
         wire.stdout_line(TIMEOUT, up).await.context("no TUN devices: this needs root")?;
         let pid = holder.id().context("it was not waited for")?.to_string();
-        // The link before goes when its process has ended, which takes a moment.
+        // The previous link disappears a moment after the end of its process.
         let (outside, inside) = (format!("10.124.{number}.1"), format!("10.124.{number}.2"));
         let near = format!(
             "ip link set rendez{number}b netns {pid} && ip addr add {outside}/24 dev rendez{number}a && \
@@ -216,7 +216,7 @@ fn hold_wire(number: &str, round_trip_ms: &str, loss_per_mille: &str) -> Result<
 
 // ---- the far side ------------------------------------------------------------
 
-/// Measures one stream; prints MiB/s, GiB in all, and CPU seconds of its own.
+/// Measures one stream. Prints MiB/s, GiB in total, and its own CPU seconds.
 async fn far_stream(direction: &str, url: &str, token: &str) -> Result<()> {
     let client = Client::new(url, token.to_owned().into())?;
     let executor = client.connect(&"box".parse()?).await?;
@@ -231,7 +231,7 @@ async fn far_stream(direction: &str, url: &str, token: &str) -> Result<()> {
             }
         }
     } else {
-        // What counts is what the far end says that it has.
+        // Only bytes that the remote end has accepted count.
         let script = "exec cat > /dev/null";
         let command = Command::new("sh").args(["-c", script]).stdin(true);
         let mut process = executor.spawn(command).await?;
@@ -291,7 +291,7 @@ struct Meter {
 }
 
 impl Meter {
-    /// Whether it has seen enough.
+    /// Counts bytes. Returns whether the measurement is complete.
     fn add(&mut self, bytes: usize) -> bool {
         let began = *self.began.get_or_insert_with(Instant::now);
         self.total += bytes as u64;

@@ -2,10 +2,9 @@
 //! devices, one of them in another network namespace, and threads that carry
 //! packets from one to the other.
 //!
-//! Every packet waits for the delay; of those that were not lost, none
-//! overtakes. What the threads cannot carry in time queues up in
-//! [`QUEUE_PACKETS`], then in the devices, and is dropped there, as a router
-//! would.
+//! Every packet waits for the delay, and none overtakes. Packets that the threads
+//! cannot forward in time wait in [`QUEUE_PACKETS`], then in the devices, and are
+//! dropped there, as in a router.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -20,17 +19,17 @@ pub(crate) const MTU: usize = 1500;
 /// Packets on their way: 1 Gbit/s for 500 ms.
 const QUEUE_PACKETS: usize = 42_000;
 
-/// What a link does to packets, each way.
+/// Delay and loss of a link, in each direction.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LinkProfile {
-    /// There and back.
+    /// Delay of both directions together.
     pub(crate) round_trip: Duration,
-    /// Packets lost of a thousand.
+    /// Lost packets per thousand.
     pub(crate) loss_per_mille: u64,
 }
 
-/// Makes the devices `names`, and carries packets between them for as long as
-/// the process lives.
+/// Creates the devices `names`, and forwards packets between them for the lifetime
+/// of the process.
 pub(crate) fn connect_devices(names: [&str; 2], profile: LinkProfile) -> Result<()> {
     let open = |name: &str| {
         let device = DeviceBuilder::new().name(name).build_sync();
@@ -52,7 +51,7 @@ fn receive_packets(from: &SyncDevice, queue: &SyncSender<Packet>, profile: LinkP
     let mut random = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed);
     let mut packet = [0; MTU];
     loop {
-        // The device is down at first, and refuses to be read.
+        // A device that is down cannot be read.
         let Ok(len) = from.recv(&mut packet) else {
             thread::sleep(Duration::from_millis(1));
             continue;
@@ -64,7 +63,7 @@ fn receive_packets(from: &SyncDevice, queue: &SyncSender<Packet>, profile: LinkP
             continue;
         }
         let due = Instant::now() + profile.round_trip / 2;
-        // A full queue drops, and the network's end ends the thread.
+        // A full queue drops the packet; the thread ends with the network.
         let _ = queue.try_send((due, packet[..len].into()));
     }
 }

@@ -56,7 +56,8 @@ impl Capture {
         String::from_utf8_lossy(&self.bytes()).into_owned()
     }
 
-    /// Waits until the child, and whoever inherited the stream, has closed it.
+    /// Waits until the child, and every process that inherited the stream, has
+    /// closed it.
     pub async fn closed(&self) {
         // The sender is alive, `self` holds it: this cannot fail.
         let _ = self.0.subscribe().wait_for(|captured| captured.closed).await;

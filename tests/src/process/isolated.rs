@@ -22,8 +22,8 @@ const DIRECTORIES: [(&str, &str); 4] =
 /// themselves, so the program keeps the process id.
 const LAUNCHER: &str = "umask 022; exec env --default-signal \"$@\"";
 
-/// A command in a world of its own: nothing of the caller's environment but
-/// `PATH`, empty directories of its own for home, runtime files, state and
+/// A command that is isolated from its caller: `PATH` is the only inherited
+/// variable, and it gets empty directories for home, runtime files, state and
 /// temporary files, a fixed locale, umask 022 and default signal actions.
 ///
 /// Arguments and further variables are added as to a [`Command`]. The

@@ -1,8 +1,8 @@
-//! Real binaries under test: where they are, how they start, what they print.
+//! Real binaries under test: their paths, their start and their output.
 //!
 //! - Dropping a [`Process`] kills it.
-//! - Its output is read all the time, so a child never blocks on a full pipe,
-//!   and kept, so a wait for a line finds it however late it is asked for.
+//! - Its output is read continuously, so a child never blocks on a full pipe, and
+//!   kept, so a line is found even if the wait for it begins later.
 //! - Every wait has a deadline, and its error carries the end of stderr.
 
 mod capture;
@@ -24,22 +24,22 @@ use tokio::time::timeout;
 pub use capture::Capture;
 pub use isolated::IsolatedCommand;
 
-/// The directory with the binaries to test, if not the one of this test run.
-/// For example the release profile's, to measure.
+/// The variable that names another directory with the binaries to test, such as that
+/// of the release profile for measurements.
 pub const BINARY_DIR_VARIABLE: &str = "RENDEZ_BINARY_DIR";
 
 /// How much of stderr an error message repeats, in bytes.
 const TAIL_BYTES: usize = 4096;
 /// Longest wait for a child to read what was written to it.
 const WRITE_MAX: Duration = Duration::from_secs(10);
-/// How long a failed wait for a line lets stderr come to its end: a child that
-/// dies closes stdout and says why at about the same time.
+/// After a failed wait for a line, the time for stderr to end: a child that fails
+/// closes stdout and writes the reason at about the same time.
 const STDERR_GRACE: Duration = Duration::from_millis(200);
 
 /// The path of a binary of this workspace, such as `rendez`.
 ///
-/// Cargo only builds the binaries of the tested package itself, so whoever
-/// runs the tests builds the others first; this cannot tell an old one.
+/// Cargo builds only the binaries of the tested package itself. Build the others
+/// first; an outdated one is not detected.
 pub fn workspace_binary(name: &str) -> Result<PathBuf> {
     let directory = match env::var_os(BINARY_DIR_VARIABLE) {
         Some(directory) => PathBuf::from(directory),
@@ -108,12 +108,12 @@ impl Process {
         })
     }
 
-    /// What it wrote to stdout.
+    /// Its output on stdout.
     pub fn stdout(&self) -> &Capture {
         &self.stdout
     }
 
-    /// What it wrote to stderr.
+    /// Its output on stderr.
     pub fn stderr(&self) -> &Capture {
         &self.stderr
     }
@@ -214,10 +214,10 @@ impl Process {
     }
 }
 
-/// What a process that ran to its end left behind.
+/// The result of a process that has ended.
 #[derive(Debug)]
 pub struct Output {
-    /// How it ended.
+    /// The exit status.
     pub status: ExitStatus,
     /// All of stdout.
     pub stdout: Vec<u8>,
@@ -226,24 +226,24 @@ pub struct Output {
 }
 
 impl Output {
-    /// Stdout as text; what is not UTF-8 is replaced.
+    /// Stdout as text, with invalid UTF-8 replaced.
     pub fn stdout_text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
-    /// Stderr as text; what is not UTF-8 is replaced.
+    /// Stderr as text, with invalid UTF-8 replaced.
     pub fn stderr_text(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 }
 
 /// Runs `command` to its end with `input` on its stdin, reading while writing.
-/// A child that closes its stdin early is no error.
+/// A child may close its stdin early.
 pub async fn run(command: IsolatedCommand, input: &[u8], within: Duration) -> Result<Output> {
     let mut process = Process::spawn(command)?;
     let mut stdin = process.stdin.take().context("stdin was piped")?;
     let feed = async move {
-        // A broken pipe: the child has ended or does not read. That, and a
+        // The pipe is broken if the child has ended or does not read. That, and a
         // deadline missed here, show in the output.
         let _ = timeout(within, stdin.write_all(input)).await;
     };

@@ -1,5 +1,5 @@
-//! Stock `codex app-server`: the harness end without a model (WIRE.md
-//! section 7). JSON-RPC, one object per line on stdin and stdout.
+//! Stock `codex app-server`: a harness without a model (docs/codex-wire.md#harness).
+//! It speaks JSON-RPC, one object per line, on stdin and stdout.
 
 use std::time::Duration;
 
@@ -10,19 +10,19 @@ use tokio::time::{Instant, sleep};
 use super::{CodexHome, Harness};
 use crate::process::Process;
 
-/// The name under which stock Codex knows the executor of its environment
+/// The name by which stock Codex refers to the executor of its environment
 /// variables.
 const REMOTE: &str = "remote";
-/// Errors of a `disconnected` status that is not final: the first for a few
+/// Errors of a `disconnected` status that is not final. The first lasts for a few
 /// milliseconds after the loss, the second from then on.
 const RECOVERING: [&str; 2] =
     ["exec-server transport disconnected", "exec-server environment is recovering"];
-/// Longest wait for an answer that needs no executor.
+/// Longest wait for a response that needs no executor.
 const LOCAL_ANSWER: Duration = Duration::from_secs(10);
-/// Longest wait for an answer that may connect or recover first: recovery alone
-/// has 45 s.
+/// Longest wait for a response that may connect or recover first: recovery alone may
+/// take 45 s.
 const REMOTE_ANSWER: Duration = Duration::from_secs(60);
-/// Gap between two questions for the status, which is never announced.
+/// Time between two status requests; status changes are not announced.
 const STATUS_POLL: Duration = Duration::from_millis(25);
 
 /// A running stock harness.
@@ -32,22 +32,22 @@ pub struct AppServer {
     _home: CodexHome,
 }
 
-/// Where its connection to the executor stands.
+/// The state of its connection to the executor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Status {
     /// Connecting for the first time.
     Pending,
-    /// The executor answered just now.
+    /// The executor has just answered.
     Ready,
     /// Lost the connection and is trying to get it back, for up to 45 s.
     Recovering,
-    /// Gave up, with its reason. Only a use starts another attempt.
+    /// Gave up, for this reason. Only the next use starts another attempt.
     Disconnected(String),
 }
 
 impl AppServer {
-    /// Starts it and initializes the JSON-RPC session. It connects to the
-    /// executor by itself, meanwhile.
+    /// Starts it and initializes the JSON-RPC session. It connects to the executor
+    /// in the background.
     pub async fn start(harness: &Harness) -> Result<Self> {
         let home = CodexHome::new()?;
         let mut command = home.command()?;
@@ -63,7 +63,7 @@ impl AppServer {
         Ok(server)
     }
 
-    /// Calls `method`. An error answer is an error, with the server's text.
+    /// Calls `method`. An error response becomes an error with the server's text.
     pub async fn request(
         &mut self,
         method: &str,
@@ -77,19 +77,18 @@ impl AppServer {
         answer.and_then(|answer| answer).with_context(|| format!("stock app-server: {method}"))
     }
 
-    /// How its connection to the executor stands. Never starts an attempt.
+    /// The state of its connection to the executor. Never starts an attempt.
     pub async fn environment_status(&mut self) -> Result<Status> {
         let params = json!({"environmentId": REMOTE});
         Status::parse(&self.request("environment/status", params, REMOTE_ANSWER).await?)
     }
 
-    /// What the executor says of itself. Connects first if it has to.
+    /// The executor's description of itself. Connects first if necessary.
     pub async fn environment_info(&mut self) -> Result<Value> {
         self.request("environment/info", json!({"environmentId": REMOTE}), REMOTE_ANSWER).await
     }
 
-    /// Waits until the executor answers. A connection that was given up is
-    /// an error at once.
+    /// Waits until the executor answers. Fails at once if the harness gives up.
     pub async fn ready(&mut self, within: Duration) -> Result<()> {
         let deadline = Instant::now() + within;
         loop {
@@ -128,11 +127,11 @@ impl Status {
     }
 }
 
-/// The answer to request `id`, if that is what `line` holds: other lines are
-/// notifications and late answers.
+/// The response to request `id`, if `line` holds it. Other lines are notifications
+/// and late responses.
 fn answer_to(id: u64, line: &str) -> Option<Result<Value>> {
     let mut message: Value = serde_json::from_str(line).ok()?;
-    // A request of the server's own has an id too.
+    // A request from the server has an id as well.
     if message["id"].as_u64() != Some(id) || message.get("method").is_some() {
         return None;
     }

@@ -1,4 +1,4 @@
-//! Stock `codex exec`: one whole turn of the agent, with a fake model.
+//! Stock `codex exec`: one whole turn of the agent with a fake model.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,29 +10,29 @@ use super::model::FakeModel;
 use super::{CodexHome, Harness};
 use crate::process;
 
-/// What one turn printed.
+/// The output of one turn.
 pub struct Turn {
     /// The objects of `--json`, in order.
     pub events: Vec<Value>,
 }
 
-/// A command that the harness ran on its executor, as it told its user.
+/// A command that the harness ran on its executor, as reported to the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandExecution {
     /// Stdout and stderr, each in order; how they interleave is up to the
     /// executor's reads.
     pub output: String,
-    /// None if the harness never learned it.
+    /// None if the harness did not receive it.
     pub exit_code: Option<i64>,
 }
 
-/// Runs one turn to its end: the harness connects, asks `model`, runs what it
-/// calls for on the executor of `harness`, and reports.
+/// Runs one turn to its end: the harness connects, asks `model`, runs the requested
+/// commands on the executor of `harness`, and reports.
 ///
 /// `directory` is the turn's working directory. It has to exist on both ends.
 ///
-/// A turn without an executor also ends well: the model is told that there is
-/// no usable environment. Only [`Turn::commands`] and the model's outputs tell.
+/// A turn without an executor also succeeds: the model learns that no environment is
+/// usable. Check [`Turn::commands`] and the model's outputs.
 pub async fn run(
     harness: &Harness,
     model: &FakeModel,
@@ -86,9 +86,8 @@ impl Turn {
     }
 }
 
-/// A home's configuration: the model is at `base_url`, and nothing that would
-/// only wait for the internet is on. Analytics alone adds five seconds to the
-/// end of every turn.
+/// A home's configuration: the model is at `base_url`, and every feature that needs
+/// the internet is off. Analytics alone adds five seconds to each turn.
 fn config(base_url: &str) -> String {
     format!(
         r#"model = "fake"

@@ -1,7 +1,7 @@
 //! Proof that nothing started from here can reach another host.
 //!
-//! What counts is the kernel's view of the process's own network namespace in
-//! `/proc/net`; `/sys/class/net` shows the namespace of whoever mounted it.
+//! It reads the kernel's view of the process's own network namespace in `/proc/net`;
+//! `/sys/class/net` shows the namespace in which it was mounted.
 
 use std::collections::BTreeSet;
 use std::fs::read_to_string;
@@ -16,7 +16,8 @@ const FALLBACK_TUNNELS: [&str; 9] =
 /// Refuses to go on where the network is more than loopback.
 ///
 /// # Panics
-/// If there is a way out of this network namespace, or if that cannot be told.
+/// If there is another interface or route in this network namespace, or if that
+/// cannot be determined.
 pub fn require_loopback_only() {
     match Tables::read() {
         Ok(tables) => {

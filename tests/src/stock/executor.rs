@@ -1,4 +1,5 @@
-//! Stock `codex exec-server`: the executor end (WIRE.md sections 1.1 and 8).
+//! Stock `codex exec-server`: the executor (docs/codex-wire.md#register,
+//! docs/codex-wire.md#credentials-and-hosts).
 
 use std::time::Duration;
 
@@ -7,21 +8,21 @@ use anyhow::{Context as _, Result};
 use super::CodexHome;
 use crate::process::Process;
 
-/// What it logs each time its websocket to the relay is up.
+/// Its log line for each open websocket to the relay.
 const CONNECTED: &str = "Noise executor connected to rendezvous";
-/// What it logs for each harness that it let in.
+/// Its log line for each harness that completed a handshake.
 const ACCEPTED: &str = "Noise executor handshake completed";
 
 /// A running stock executor with a home and a key of its own.
 ///
-/// Any answer of the registry but a 2xx to its registration ends it.
+/// It ends if the registry answers its registration with anything but a 2xx.
 pub struct StockExecutor {
     process: Process,
     _home: CodexHome,
 }
 
 impl StockExecutor {
-    /// Starts it; it has not registered yet, see [`Self::connected`].
+    /// Starts it. Wait for its registration with [`Self::connected`].
     pub async fn start(registry_url: &str, environment: &str, bearer: &str) -> Result<Self> {
         let home = CodexHome::new()?;
         let mut command = home.command()?;
@@ -34,14 +35,14 @@ impl StockExecutor {
         Ok(Self { process, _home: home })
     }
 
-    /// Waits until it has registered and its websocket was up for the
-    /// `times`-th time; fails at once if it ends instead.
+    /// Waits until its websocket has been opened `times` times. Fails at once if it
+    /// ends instead.
     pub async fn connected(&self, times: usize, within: Duration) -> Result<()> {
         let logged = self.logged(CONNECTED, times, within).await;
         logged.context("the stock executor did not connect")
     }
 
-    /// Waits until the `times`-th handshake of a harness was completed.
+    /// Waits until `times` handshakes of harnesses were completed.
     pub async fn accepted(&self, times: usize, within: Duration) -> Result<()> {
         let logged = self.logged(ACCEPTED, times, within).await;
         logged.context("the stock executor accepted no harness")

@@ -1,9 +1,9 @@
 //! The stock Codex binary (0.169.0) as either end of a relay.
 //!
-//! `tests/stock/install.sh` puts the binary in place and checks its hash;
-//! `tests/netns.sh` runs a test where the only network is loopback. The binary
-//! tries to reach hosts on the internet when it starts, so [`CodexHome::command`]
-//! refuses to make a command for it anywhere else.
+//! `tests/stock/install.sh` installs the binary and checks its hash;
+//! `tests/netns.sh` runs a test where loopback is the only network. The binary
+//! contacts internet hosts when it starts, so [`CodexHome::command`] refuses to run
+//! anywhere else.
 //!
 //! Each instance is an [`IsolatedCommand`] with a fresh home directory: no
 //! login, no key and no proxy setting of the caller's reaches it.
@@ -21,26 +21,26 @@ use tempfile::TempDir;
 
 use crate::process::{IsolatedCommand, scratch_directory};
 
-/// What every instance logs to stderr: the events that the tests wait for.
+/// The log filter of every instance: the events that the tests wait for.
 const LOG_FILTER: &str = "codex_exec_server::remote=info,codex_exec_server::relay=info";
 
 /// The path of the stock binary.
 ///
-/// The link is there only after the install script found the pinned hash.
+/// The link exists only after the install script has verified the pinned hash.
 pub fn binary() -> Result<PathBuf> {
     let link = Path::new(env!("CARGO_MANIFEST_DIR")).join(".stock/codex");
     ensure!(link.exists(), "{} is not there: run tests/stock/install.sh first", link.display());
-    // The binary looks for its helpers beside itself, not beside a link.
+    // The binary looks for its helpers next to itself, not next to a link.
     link.canonicalize().with_context(|| format!("cannot resolve {}", link.display()))
 }
 
-/// A fresh CODEX_HOME, gone when dropped.
+/// A new CODEX_HOME, removed on drop.
 pub struct CodexHome(TempDir);
 
 impl CodexHome {
-    /// Makes a home that holds nothing but the temporary directory of its
-    /// commands: stock Codex makes no helper links in a home below the
-    /// temporary directory, and the whole checkout may be below the system's.
+    /// Makes an empty home, except for the temporary directory of its commands.
+    /// Stock Codex makes no helper links in a home below the temporary directory,
+    /// and the whole checkout may be below the system's.
     pub fn new() -> Result<Self> {
         let home = tempfile::Builder::new().prefix("codex-home-").tempdir_in(scratch_directory()?);
         let home = Self(home.context("cannot make a home for stock Codex")?);
@@ -52,7 +52,7 @@ impl CodexHome {
         self.path().join("tmp")
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         self.0.path()
     }
@@ -79,7 +79,8 @@ impl CodexHome {
     }
 }
 
-/// What a stock harness needs to find its executor (WIRE.md section 7).
+/// The settings with which a stock harness finds its executor
+/// (docs/codex-wire.md#harness).
 #[derive(Clone)]
 pub struct Harness {
     /// Base URL of the registry, http or https.

@@ -1,8 +1,8 @@
 //! A fake of the model behind stock Codex: the Responses API on loopback.
 //!
-//! It calls one tool after the other, each as soon as the output of the one
-//! before is in the request, and then says its message. What it answers
-//! depends on the request alone, so a repeated request gets the same answer.
+//! It requests one tool call after the other, each once the output of the previous
+//! one is in the request, and then sends its message. Its responses depend on the
+//! request alone, so a repeated request gets the same response.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,8 +20,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// Most requests kept. A turn makes one per tool call and one more; what goes
-/// beyond is refused, which fails the turn.
+/// Most requests kept. A turn makes one per tool call and one more. Further ones are
+/// refused, which fails the turn.
 const REQUESTS_MAX: usize = 64;
 
 /// A tool call that the model makes.
@@ -37,8 +37,8 @@ impl ToolCall {
         Self { name: "exec_command", arguments: json!({"cmd": command_line}) }
     }
 
-    /// The same, and wait longer for its end than the ten seconds after which
-    /// the harness tells the model that it still runs.
+    /// The same, but wait longer for its end than the ten seconds after which the
+    /// harness reports it as running.
     pub fn exec_and_wait(command_line: &str) -> Self {
         const MILLIS: u64 = 30_000;
         Self {
@@ -53,7 +53,7 @@ impl ToolCall {
     }
 }
 
-/// What the harness told the model about a tool call.
+/// The output of a tool call, as the harness sends it to the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolOutput(String);
 
@@ -63,8 +63,8 @@ impl ToolOutput {
         &self.0
     }
 
-    /// What the command printed: stdout and stderr, each in order. The harness
-    /// cuts out the middle of what exceeds 10,000 tokens (about 40 kB).
+    /// The command's output: stdout and stderr, each in order. The harness cuts out
+    /// the middle of more than 10,000 tokens (about 40 kB).
     pub fn printed(&self) -> Option<&str> {
         self.0.split_once("\nOutput:\n").map(|(_head, printed)| printed)
     }
@@ -90,7 +90,7 @@ struct Shared {
 }
 
 impl FakeModel {
-    /// Starts a model that makes `calls` and then says `message`.
+    /// Starts a model that makes `calls` and then sends `message`.
     pub async fn start(calls: Vec<ToolCall>, message: &str) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("no loopback port")?;
         let address = listener.local_addr()?;
@@ -111,7 +111,7 @@ impl FakeModel {
         self.shared.requests.lock().clone()
     }
 
-    /// What the harness told the model about its tool calls, in their order.
+    /// The outputs of the tool calls so far, in their order.
     pub fn outputs(&self) -> Vec<ToolOutput> {
         self.shared.requests.lock().last().map(outputs).unwrap_or_default()
     }
@@ -236,7 +236,7 @@ mod tests {
         let mut input = vec![json!({"type": "message"})];
         for expected in ["first", "second", "the end"] {
             let request = json!({"input": input}).to_string();
-            // A repeated request does not move it on.
+            // A repeated request does not advance it.
             for _ in 0..2 {
                 let answer = ask(&model, &request).await;
                 assert!(answer.contains("text/event-stream"), "{answer}");

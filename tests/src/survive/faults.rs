@@ -1,4 +1,4 @@
-//! What happens to a path, one thing at a time.
+//! Faults of a path, one at a time.
 
 use std::time::Duration;
 
@@ -12,29 +12,30 @@ use super::random::Random;
 use super::testbed::{NetworkPath, Testbed};
 use super::workload::{Workload, now_micros};
 
-/// How long a network is away.
+/// The duration of an outage.
 const OUTAGE: Duration = Duration::from_secs(10);
 
-/// Something that happens.
+/// A fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The relay is killed with SIGKILL, and started again soon.
+    /// The relay is killed with SIGKILL, and restarted soon.
     KillRelay,
-    /// The relay is ended with SIGTERM, and started again soon.
+    /// The relay is ended with SIGTERM, and restarted soon.
     StopRelay,
     /// Every connection of an endpoint is reset.
     Reset(End),
     /// Every connection of an endpoint ends in one direction.
     HalfClose(End, Side),
-    /// Nothing passes for some seconds, then everything goes on.
+    /// No data passes for some seconds.
     Stall(End),
     /// An endpoint has no network for ten seconds.
     Outage(End),
-    /// An endpoint's processes stop for some seconds, as in a sleeping laptop.
+    /// An endpoint's processes are stopped for some seconds, as in a sleeping
+    /// laptop.
     Freeze(End),
 }
 
-/// Whom it hits.
+/// The endpoint that a fault hits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// The agent.
@@ -43,7 +44,7 @@ pub enum End {
     Orchestrator,
 }
 
-/// Every kind of cut, at either end.
+/// Every kind of fault, at either end.
 pub const ALL: [Fault; 14] = [
     Fault::KillRelay,
     Fault::Reset(End::Executor),
@@ -61,17 +62,17 @@ pub const ALL: [Fault; 14] = [
     Fault::HalfClose(End::Orchestrator, Side::Relay),
 ];
 
-/// When it happened, in microseconds since 1970.
+/// The time of a fault, in microseconds since 1970.
 #[derive(Debug, Clone, Copy)]
 pub struct Times {
-    /// What was printed before may have passed already.
+    /// Its start. Earlier output may have passed already.
     pub began: u64,
-    /// From here on the path is whole.
+    /// Its end. The path works from here on.
     pub ended: u64,
 }
 
 impl Fault {
-    /// Whether this end loses its websockets by it, for certain.
+    /// Whether it certainly closes this end's websockets.
     pub fn closes_websockets_of(self, end: End) -> bool {
         match self {
             Fault::KillRelay | Fault::StopRelay => true,
@@ -80,16 +81,16 @@ impl Fault {
         }
     }
 
-    /// Whether an end does: then there is something to resume.
+    /// Whether it closes the websockets of an end, which then has to resume.
     pub fn closes_websockets(self) -> bool {
         [End::Executor, End::Orchestrator].iter().any(|end| self.closes_websockets_of(*end))
     }
 
-    /// Lets it happen. The path is whole when this returns. A freeze lasts
-    /// for `freeze`, or else for some seconds.
+    /// Injects the fault. The path works again when this returns. A freeze lasts for
+    /// `freeze`, or else for some seconds.
     ///
     /// # Errors
-    /// The relay did not stop or start, or a process is gone.
+    /// If the relay did not stop or start, or a process has ended.
     pub async fn inject(
         self,
         testbed: &mut Testbed,
@@ -145,7 +146,7 @@ async fn restart(testbed: &mut Testbed, signal: Signal, random: &mut Random) -> 
     testbed.start_relay().await
 }
 
-/// Takes a network away, or brings it back.
+/// Starts an outage, or ends it.
 async fn outage(path: &NetworkPath, away: Option<LinkDown>) -> Result<()> {
     match &path.link {
         Some(link) => {
@@ -159,7 +160,7 @@ async fn outage(path: &NetworkPath, away: Option<LinkDown>) -> Result<()> {
     }
 }
 
-/// One to five.
+/// One to five seconds.
 fn some_seconds(random: &mut Random) -> Duration {
     Duration::from_millis(1000 + random.below(4000))
 }

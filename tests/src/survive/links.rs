@@ -1,12 +1,12 @@
-//! Network namespaces, each with one link, that can be set down.
+//! Network namespaces, each with one link that can be set down.
 //!
 //! ```text
 //!   outside: relay and paths            inside: agent, or orchestrators
 //!   rendez<n>, 10.123.<n>.1/24 ──veth── eth0, 10.123.<n>.2/24
 //! ```
 //!
-//! Only where there is no other network, so that a machine's own is never
-//! touched: run it under `tests/netns.sh`.
+//! They are made only where there is no other network, so that a machine's own
+//! network is never touched: run it under `tests/netns.sh`.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -21,19 +21,19 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// A hardware address that no end has.
 const UNUSED_MAC: &str = "02:00:00:00:00:01";
 
-/// How a network is away.
+/// The kind of an outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkDown {
-    /// The link is down inside: the system there knows that it has none.
+    /// The link is down inside: the system there detects it.
     Inside,
     /// The link is down outside.
     Outside,
-    /// Nothing arrives any more, and nobody is told.
+    /// Packets are lost silently.
     Silent,
 }
 
-/// A namespace and its link. Dropping it ends the namespace, once nothing
-/// runs there any more.
+/// A namespace and its link. Dropping it removes the namespace, once no process runs
+/// there.
 pub struct Link {
     number: u8,
     /// Keeps the namespace.
@@ -41,7 +41,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Makes namespace and link number `number`.
+    /// Creates the namespace and the link with this number.
     pub async fn start(number: u8) -> Result<Self> {
         let routes = std::fs::read_to_string("/proc/net/route")?;
         ensure!(
@@ -70,7 +70,7 @@ impl Link {
         Ok(link)
     }
 
-    /// The address outside, which can be reached from inside.
+    /// The address outside, reachable from inside.
     pub fn address(&self) -> IpAddr {
         Ipv4Addr::new(10, 123, self.number, 1).into()
     }
@@ -83,7 +83,7 @@ impl Link {
         Ok(command)
     }
 
-    /// Takes the network away, or brings it back.
+    /// Starts an outage, or ends it.
     pub async fn set(&self, away: Option<LinkDown>) -> Result<()> {
         let name = self.name();
         let state = |down| if away == Some(down) { "down" } else { "up" };
@@ -94,13 +94,12 @@ impl Link {
             (IsolatedCommand::new("ip")?, name.as_str(), inner),
             (self.enter("ip")?, "eth0", outer),
         ] {
-            let nobody = ["lladdr", UNUSED_MAC, "nud", "permanent"];
+            let unused = ["lladdr", UNUSED_MAC, "nud", "permanent"];
             if away == Some(LinkDown::Silent) {
                 let replace = ["neigh", "replace", &far, "dev", device];
-                ip(command, &[&replace[..], &nobody].concat()).await?;
+                ip(command, &[&replace[..], &unused].concat()).await?;
             } else {
-                // Forgets the address; there is none to forget after a link
-                // was down.
+                // Removes the address. There is none after a link was down.
                 let flush = ["neigh", "flush", "to", &far, "dev", device, "nud", "all"];
                 ip(command, &flush).await?;
             }

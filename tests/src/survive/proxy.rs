@@ -4,10 +4,10 @@
 //! - [`Proxy::reset_all`] resets every connection at both sides.
 //! - [`Proxy::half_close`] ends every connection towards one side, while the
 //!   other direction goes on.
-//! - [`Proxy::set_stalled`] keeps everything back, new connections too, until it
-//!   is light again.
-//! - A relay that is not there resets the endpoint's connection, as the
-//!   kernel would.
+//! - [`Proxy::set_stalled`] holds back all data and new connections until it is
+//!   reset.
+//! - If the relay does not listen, the endpoint's connection is reset, as the kernel
+//!   would do.
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Bytes that one read takes: what a connection may lose to the dark.
+/// Bytes per read: the most that a stalled connection holds.
 const READ_BYTES: usize = 64 * 1024;
 
 /// One end of a connection.
@@ -34,8 +34,8 @@ pub enum Side {
     Relay,
 }
 
-/// What the network is like. The counters tell connections of their own time
-/// from later ones.
+/// The state of the network. By the counters, a connection recognises events after
+/// its start.
 #[derive(Debug, Clone, Copy, Default)]
 struct Conditions {
     stalled: bool,
@@ -44,7 +44,7 @@ struct Conditions {
     half_closes: [u64; 2],
 }
 
-/// See the module. Dropping it ends the listener, and every connection.
+/// A proxy. Dropping it closes the listener and every connection.
 pub struct Proxy {
     local: SocketAddr,
     conditions: watch::Sender<Conditions>,
@@ -53,7 +53,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on a free port of `address` and leads to `relay`.
+    /// Listens on a free port of `address` and forwards to `relay`.
     pub async fn start(address: IpAddr, relay: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind((address, 0)).await?;
         let local = listener.local_addr()?;
@@ -63,7 +63,7 @@ impl Proxy {
         Ok(Self { local, conditions, carried, listener: tokio::spawn(accepting) })
     }
 
-    /// The relay's URL by this path.
+    /// The relay's URL through this proxy.
     pub fn url(&self) -> String {
         format!("http://{}", self.local)
     }
@@ -73,17 +73,17 @@ impl Proxy {
         self.conditions.send_modify(|conditions| conditions.resets += 1);
     }
 
-    /// Tells one side of every connection that the other has finished.
+    /// Closes the direction towards one side of every connection.
     pub fn half_close(&self, towards: Side) {
         self.conditions.send_modify(|conditions| conditions.half_closes[towards as usize] += 1);
     }
 
-    /// Keeps everything back, or lets it go on.
+    /// Holds back all data, or forwards it again.
     pub fn set_stalled(&self, stalled: bool) {
         self.conditions.send_modify(|conditions| conditions.stalled = stalled);
     }
 
-    /// Bytes that passed so far, both ways together.
+    /// Bytes forwarded so far, in both directions together.
     pub fn carried(&self) -> u64 {
         self.carried.load(Ordering::Relaxed)
     }
@@ -137,7 +137,7 @@ async fn connection(
     }
 }
 
-/// Carries one direction, until its end, or until it is half-closed.
+/// Forwards one direction, until its end or a half-close.
 async fn carry(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
@@ -162,18 +162,18 @@ async fn carry(
     let _ = to.shutdown().await;
 }
 
-/// Waits while it is dark.
+/// Waits while the proxy is stalled.
 async fn stall_over(conditions: &mut watch::Receiver<Conditions>) {
-    // An error: the path is gone, and there is nothing to wait for.
+    // An error means that the proxy was dropped.
     let _ = conditions.wait_for(|conditions| !conditions.stalled).await;
 }
 
-/// Waits until the weather is `so`, or the path is gone.
+/// Waits until `so` holds, or the proxy was dropped.
 async fn changed(mut conditions: watch::Receiver<Conditions>, so: impl Fn(&Conditions) -> bool) {
     let _ = conditions.wait_for(so).await;
 }
 
-/// Makes the coming close a reset.
+/// Turns the following close into a reset.
 fn reset(connection: &TcpStream) {
     let _ = connection.set_zero_linger();
 }

@@ -1,11 +1,11 @@
-//! Numbers and bytes that follow from a seed.
+//! Reproducible random numbers and bytes from a seed.
 
-/// SplitMix64: every seed is as good as any other.
+/// A SplitMix64 generator: every seed is equally good.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
 impl Random {
-    /// The numbers of this seed.
+    /// Creates the generator of this seed.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -29,8 +29,8 @@ impl Random {
         (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// The next bytes. Cutting the same sequence at multiples of eight gives
-    /// the same bytes, however it is cut.
+    /// Fills a buffer with the next bytes. Buffers whose sizes are multiples of
+    /// eight get the same sequence, however it is divided.
     pub fn fill(&mut self, bytes: &mut [u8]) {
         for chunk in bytes.chunks_mut(8) {
             chunk.copy_from_slice(&self.next_u64().to_le_bytes()[..chunk.len()]);
@@ -38,11 +38,11 @@ impl Random {
     }
 }
 
-/// Compares bytes that arrive in pieces with a seed's.
+/// Compares bytes that arrive in pieces with those of a seed.
 #[derive(Debug)]
 pub struct ExpectedBytes {
     random: Random,
-    /// Made and not yet compared.
+    /// Generated and not yet compared.
     ahead: Vec<u8>,
     at: u64,
 }
@@ -53,15 +53,15 @@ impl ExpectedBytes {
         Self { random: Random::new(seed), ahead: Vec::new(), at: 0 }
     }
 
-    /// How many bytes were right.
+    /// The number of bytes that matched.
     pub fn matched(&self) -> u64 {
         self.at
     }
 
-    /// Takes the next piece; the offset of its first wrong byte, if it has one.
+    /// Compares the next piece.
     ///
     /// # Errors
-    /// The offset from the start of the sequence.
+    /// The offset of the first wrong byte in the sequence.
     pub fn take(&mut self, piece: &[u8]) -> Result<(), u64> {
         let made = self.ahead.len();
         if made < piece.len() {

@@ -1,11 +1,11 @@
-//! Workload through a world while it is cut, and what must hold in the end.
+//! A workload under faults, and the properties that must hold.
 //!
-//! What holds: every byte and every line arrives once and in order, each
-//! command started once and its exit code arrives, a user at a terminal is
-//! told and a script is not, and nothing takes longer than its deadline.
+//! Every byte and every line arrives once and in order, each command starts once and
+//! its exit code arrives, a user at a terminal sees messages and a script does not,
+//! and no step exceeds its deadline.
 //!
-//! Printed: when something got through again after each cut, from the moment
-//! at which the path was whole; and the bytes that paths carried.
+//! The figures printed are the time from the end of each fault until data arrives
+//! again, and the bytes that the paths carried.
 
 use std::env;
 use std::time::{Duration, Instant};
@@ -19,39 +19,39 @@ use super::random::Random;
 use super::testbed::Testbed;
 use super::workload::{Workload, now_micros};
 
-/// Longest time without progress, and for a flow's end: above any grace, so
-/// that what was lost says so first.
+/// Longest time without progress, and for a flow's end. It exceeds every grace
+/// period, so that a loss is reported first.
 const STALL: Duration = Duration::from_secs(120);
 /// A run that takes longer hangs.
 const DEADLINE: Duration = Duration::from_secs(1800);
-/// One in so many cuts does not wait for the one before to be over.
+/// One in this many faults does not wait for the previous one to be over.
 const OVERLAP_ODDS: u64 = 5;
-/// How often progress is looked at.
+/// Time between two checks of the progress.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
-/// What the median of the resume times may be at most on a busy machine, in
-/// any build. The aim is in the documentation of the test.
+/// The largest median of the recovery times that is accepted on a busy machine, in
+/// any build. The documentation of the test states the aim.
 const MEDIAN_MAX: Duration = Duration::from_secs(5);
 
-/// How much happens.
+/// The size of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
-    /// Decides the bytes, the kinds of cuts and their moments.
+    /// Decides the bytes, the kinds of faults and their moments.
     pub seed: u64,
-    /// Up, and as many down.
+    /// Size of the upload and of the download.
     pub mebibytes: u64,
-    /// How often something happens.
+    /// Number of faults.
     pub faults: usize,
-    /// How long ends are frozen, in seconds; some seconds if not said. Above
-    /// 60, their websockets are given up meanwhile; above 90, their streams.
+    /// Seconds for which endpoints are frozen; a few seconds by default. Above 60
+    /// their websockets are closed meanwhile, above 90 their streams.
     pub freeze_secs: Option<u64>,
 }
 
 impl Plan {
-    /// This plan, with what `SEED`, `SURVIVE_MIB`, `SURVIVE_CUTS` and
-    /// `SURVIVE_FREEZE_SECS` say instead.
+    /// This plan, changed by `SEED`, `SURVIVE_MIB`, `SURVIVE_CUTS` and
+    /// `SURVIVE_FREEZE_SECS`.
     ///
     /// # Errors
-    /// One of them is not a number.
+    /// If one of them is not a number.
     pub fn or_from_environment(self) -> Result<Self> {
         Ok(Self {
             seed: number("SEED")?.unwrap_or(self.seed),
@@ -61,8 +61,8 @@ impl Plan {
         })
     }
 
-    /// Every kind once, in an order of the seed's, and so on, at sorted
-    /// fractions of what flows.
+    /// The faults at sorted fractions of the transfer: every kind once in random
+    /// order, and again.
     fn events(self, random: &mut Random) -> Vec<(f64, Fault)> {
         let mut moments: Vec<f64> = (0..self.faults).map(|_| random.fraction()).collect();
         moments.sort_by(f64::total_cmp);
@@ -84,11 +84,11 @@ fn number(variable: &str) -> Result<Option<u64>> {
     number.map(Some).with_context(|| format!("{variable} is not a number"))
 }
 
-/// Runs the plan; `links` are the executor's and the orchestrators', if they
-/// are real.
+/// Runs the plan. `links` are the links of the executor and of the orchestrators, if
+/// they are real.
 ///
 /// # Errors
-/// What did not hold, with the seed that shows it.
+/// The property that did not hold, with the seed that reproduces it.
 pub async fn run_plan(plan: Plan, links: Option<[Link; 2]>) -> Result<()> {
     println!("{plan:?}");
     let expected_losses = timeout(DEADLINE, run(plan, links)).await;
@@ -143,7 +143,7 @@ async fn run(plan: Plan, links: Option<[Link; 2]>) -> Result<()> {
     Ok(())
 }
 
-/// Prints how long it took until bytes flowed again; the median.
+/// Prints how long recovery took, and returns the median.
 fn report(plan: Plan, what: &str, mut delays: Vec<Duration>) -> Option<Duration> {
     delays.sort_unstable();
     let (median, longest) = (*delays.get(delays.len() / 2)?, *delays.last()?);
@@ -157,7 +157,7 @@ fn report(plan: Plan, what: &str, mut delays: Vec<Duration>) -> Option<Duration>
     Some(median)
 }
 
-/// Lets everything happen; how long it took after each until bytes flowed.
+/// Injects all faults. Returns how long recovery took after each.
 async fn fault(
     testbed: &mut Testbed,
     workload: &Workload,
@@ -168,7 +168,7 @@ async fn fault(
     let mut delays = Vec::new();
     let mut overlapping = false;
     for (index, (moment, fault)) in events.iter().enumerate() {
-        // Workload may run ahead of the slowest one, but not up to the next cut.
+        // Flows may run ahead of the slowest one, but not up to the next fault.
         let next = events.get(index + 1).map_or(1.0, |(next, _)| *next);
         workload.open(moment + (next - moment) / 2.0);
         if !overlapping {
@@ -178,7 +178,7 @@ async fn fault(
         let began = now_micros();
         let times = fault.inject(testbed, workload, random, freeze).await?;
         let away = Duration::from_micros(times.ended - began);
-        // Some hit what has just begun to resume.
+        // Some faults hit streams that have just begun to resume.
         if random.below(OVERLAP_ODDS) == 0 && index + 1 < events.len() {
             println!("fault {index:2} at {:4.1} %: {fault:?}, and at once:", moment * 100.0);
             overlapping = true;

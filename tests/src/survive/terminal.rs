@@ -1,5 +1,5 @@
-//! A terminal for a child's stderr: our programs tell people, not scripts,
-//! about lost connections.
+//! A terminal for a child's stderr: our programs report lost connections to users at
+//! a terminal, not to scripts.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read as _;
@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
-/// What was written to a terminal.
+/// The output on a terminal.
 pub struct Terminal {
     written: Arc<Mutex<Vec<u8>>>,
     reader: JoinHandle<()>,
@@ -41,9 +41,9 @@ impl Terminal {
         Ok((Self { written, reader }, child.into()))
     }
 
-    /// Everything written; waits for the child to end, which closes its end.
+    /// All output. Waits for the child to end, which closes its end.
     pub fn into_text(self) -> String {
-        // A panic in it shows in what is missing.
+        // If the reader panicked, output is missing.
         let _ = self.reader.join();
         String::from_utf8_lossy(&self.written.lock()).into_owned()
     }
@@ -52,7 +52,7 @@ impl Terminal {
 fn read(master: OwnedFd, written: &Mutex<Vec<u8>>) {
     let mut master = File::from(master);
     let mut buffer = [0; 4096];
-    // Reading fails once nobody holds the child's end any more.
+    // Reading fails once all of the child's ends are closed.
     while let Ok(length @ 1..) = master.read(&mut buffer) {
         written.lock().extend_from_slice(&buffer[..length]);
     }

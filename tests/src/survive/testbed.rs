@@ -15,11 +15,11 @@ use crate::rendez::{OurAgent, OurRelay, rendez};
 /// The environment's id.
 pub const ENVIRONMENT: &str = "box";
 
-/// What an endpoint's network is made of.
+/// The network between an endpoint and the relay.
 pub struct NetworkPath {
-    /// Where it can be cut, at any time.
+    /// The proxy that injects faults.
     pub proxy: Proxy,
-    /// Where it can be set down, in a run with real links.
+    /// The link that can be set down, in a run with real links.
     pub link: Option<Link>,
 }
 
@@ -38,22 +38,22 @@ impl NetworkPath {
     }
 }
 
-/// All of it. Dropping it kills every process.
+/// All processes and paths. Dropping it kills every process.
 pub struct Testbed {
     relay: OurRelay,
     /// The executor's process.
     pub agent: OurAgent,
-    /// The executor's way to the relay.
+    /// The executor's path to the relay.
     pub executor: NetworkPath,
-    /// The orchestrators' way to the relay.
+    /// The orchestrators' path to the relay.
     pub orchestrator: NetworkPath,
     token: String,
     directory: TempDir,
 }
 
 impl Testbed {
-    /// Starts it; `links` are the executor's and the orchestrators', if they
-    /// are real. The agent is connected when this returns.
+    /// Starts all processes. `links` are the links of the executor and of the
+    /// orchestrators, if they are real. The agent is connected when this returns.
     pub async fn start(links: Option<[Link; 2]>) -> Result<Self> {
         let relay = OurRelay::start().await?;
         let [executor, orchestrator] = links.map_or([None, None], |links| links.map(Some));
@@ -77,7 +77,7 @@ impl Testbed {
         self.directory.path()
     }
 
-    /// `rendez exec` of this command, by the orchestrators' way.
+    /// `rendez exec` of this command, on the orchestrators' path.
     pub fn exec<S: AsRef<OsStr>>(
         &self,
         command: impl IntoIterator<Item = S>,
@@ -92,7 +92,7 @@ impl Testbed {
         Ok(exec)
     }
 
-    /// Ends the relay, with SIGKILL or SIGTERM, and waits until it is gone.
+    /// Ends the relay with SIGKILL or SIGTERM, and waits for its exit.
     pub async fn stop_relay(&mut self, signal: Signal) -> Result<()> {
         let status = self.relay.stop(signal).await?;
         ensure!(signal == Signal::KILL || status.success(), "the relay ended with {status}");
@@ -104,7 +104,7 @@ impl Testbed {
         self.relay.start_again().await
     }
 
-    /// The end of what relay and agent logged, to explain a failure.
+    /// The last log lines of relay and agent, to explain a failure.
     pub fn log_tails(&self) -> String {
         format!("relay:\n{}\nagent:\n{}", tail(self.relay.log()), tail(self.agent.log()))
     }

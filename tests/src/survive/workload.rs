@@ -1,13 +1,13 @@
-//! What runs while paths are cut: `rendez exec` processes, four at once.
+//! The commands that run under faults: four `rendez exec` processes at once.
 //!
 //! | flow | command on the executor | proves |
 //! | --- | --- | --- |
 //! | up | `cat >up` | standard input, byte by byte |
 //! | down | `cat down` | standard output, byte by byte |
 //! | lines | `seq`, padded | each line once and in order |
-//! | clock | the time, every 20 ms | when something got through again |
+//! | clock | the time, every 20 ms | when data arrived again |
 //!
-//! Each of them notes its start in a file, and ends with a code of its own.
+//! Each of them records its start in a file, and ends with an exit code of its own.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -30,24 +30,24 @@ use super::terminal::Terminal;
 use super::testbed::Testbed;
 use crate::process::{Capture, IsolatedCommand};
 
-/// Bytes that are written or read at once.
+/// Bytes per read or write.
 const PIECE_BYTES: usize = 64 * 1024;
-/// Lines of the flow of lines.
+/// Number of lines in the flow `lines`.
 pub const LINES: u64 = 200_000;
 /// Digits of a padded line; with its end, 100 bytes.
 const LINE_DIGITS: usize = 99;
-/// The file in which commands note that they start.
+/// The file in which commands record their start.
 const STARTS: &str = "starts";
-/// Workload that carry a fixed amount.
+/// The flows that carry a fixed amount.
 const CARRIERS: [&str; 3] = ["up", "down", "lines"];
 
-/// How the ends of the commands are told apart.
+/// Exit codes that identify the commands.
 const UP_CODE: i32 = 3;
 const DOWN_CODE: i32 = 4;
 const LINES_CODE: i32 = 5;
 const CLOCK_CODE: i32 = 6;
 
-/// Microseconds since 1970: the one clock that a shell has, too.
+/// Microseconds since 1970: the clock that a shell has as well.
 pub fn now_micros() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -63,17 +63,17 @@ struct Tick {
     arrived: u64,
 }
 
-/// How far the flows may go and have gone.
+/// The progress that a flow is allowed to make, and has made.
 #[derive(Clone)]
 struct Gate {
-    /// The fraction of its total that each flow may pass.
+    /// The fraction of its total that each flow may carry.
     open: watch::Receiver<f64>,
     done: Arc<AtomicU64>,
     total: u64,
 }
 
 impl Gate {
-    /// Waits until something may pass beyond `done`, which passed.
+    /// Reports `done` as carried, and waits until the flow may go on.
     async fn pass(&mut self, done: u64) -> Result<()> {
         self.done.store(done, Ordering::Relaxed);
         let total = self.total as f64;
@@ -85,7 +85,7 @@ impl Gate {
 /// All flows. Dropping it kills their processes.
 pub struct Workload {
     open: watch::Sender<f64>,
-    /// Of down and lines: what was read.
+    /// The progress of `down` and `lines`.
     read: [Arc<AtomicU64>; 2],
     bytes: u64,
     directory: PathBuf,
@@ -98,7 +98,7 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// Starts them, with `bytes` bytes up and as many down.
+    /// Starts the commands, with `bytes` bytes up and as many down.
     pub async fn start(testbed: &Testbed, seed: u64, bytes: u64) -> Result<Self> {
         let directory = testbed.directory().to_owned();
         let (up_seed, down_seed) = (seed ^ 1, seed ^ 2);
@@ -162,12 +162,12 @@ impl Workload {
         })
     }
 
-    /// Lets every flow pass this fraction of its total.
+    /// Allows every flow this fraction of its total.
     pub fn open(&self, fraction: f64) {
         self.open.send_replace(fraction);
     }
 
-    /// The fractions that up, down and lines have passed at their far ends.
+    /// The fractions of up, down and lines that have arrived.
     pub fn passed(&self) -> [f64; 3] {
         let up = std::fs::metadata(self.directory.join("up")).map_or(0, |file| file.len());
         let [down, lines] = &self.read;
@@ -179,15 +179,15 @@ impl Workload {
         ]
     }
 
-    /// Whether a flow has ended, which none does before all gates are open,
-    /// unless it failed.
+    /// Whether a flow has ended. None does before all gates are open, unless it
+    /// failed.
     pub fn any_ended(&self) -> bool {
         self.clock.is_finished() || self.carriers.iter().any(|(_, task)| task.is_finished())
     }
 
-    /// Waits until something got through that the executor printed since
-    /// `printed`, at or after `from`; the delay from then on. Both are in
-    /// microseconds.
+    /// Waits for output that the executor printed at or after `printed` and that
+    /// arrived at or after `from`, both in microseconds. Returns the time from
+    /// `from` until then.
     pub async fn recovered(&self, printed: u64, from: u64, within: Duration) -> Result<Duration> {
         let mut ticks = self.ticks.clone();
         let fits = |tick: &&Tick| tick.printed >= printed && tick.arrived >= from;
@@ -208,8 +208,8 @@ impl Workload {
         Ok(())
     }
 
-    /// Opens all gates and waits for every command to end as it should.
-    /// Returns what the clock's orchestrator told its user.
+    /// Opens all gates and waits for every command to end successfully. Returns the
+    /// messages that the clock's orchestrator printed on its terminal.
     pub async fn finish(mut self, within: Duration) -> Result<String> {
         self.open(1.0);
         for (name, task) in self.carriers {
@@ -230,7 +230,7 @@ impl Workload {
         Ok(self.terminal.into_text())
     }
 
-    /// What became of the flows that have ended, to explain a failure.
+    /// The outcome of the flows that have ended, to explain a failure.
     pub async fn explain(self) -> String {
         let mut words = Vec::new();
         let clock = ("clock", self.clock);
@@ -249,7 +249,7 @@ impl Workload {
     }
 }
 
-/// A script that notes its start and ends with `code`.
+/// A script that records its start and ends with `code`.
 fn script(name: &str, command: &str, code: i32) -> String {
     format!("echo {name} >>{STARTS}; {command}; exit {code}")
 }
@@ -257,7 +257,7 @@ fn script(name: &str, command: &str, code: i32) -> String {
 /// One `rendez exec`. Dropping it kills it.
 struct Exec {
     child: Child,
-    /// Empty in the end: scripts are not told about lost connections.
+    /// Must be empty: scripts get no messages about lost connections.
     stderr: Option<Capture>,
     /// Its directories last as long as it runs.
     _command: IsolatedCommand,
@@ -300,10 +300,10 @@ impl Exec {
             }
             None => String::new(),
         };
-        // A real link is not loopback, and has no TLS here.
-        let said = stderr.lines().find(|line| !line.ends_with("without TLS"));
+        // A real link is not loopback, so the warning about missing TLS is expected.
+        let unexpected = stderr.lines().find(|line| !line.ends_with("without TLS"));
         ensure!(
-            status.code() == Some(code) && said.is_none(),
+            status.code() == Some(code) && unexpected.is_none(),
             "{status} instead of {code}; stderr: {stderr:?}"
         );
         Ok(())

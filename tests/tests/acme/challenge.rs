@@ -1,4 +1,4 @@
-//! The look at a proof by TLS-ALPN-01 (RFC 8737), as an ACME server takes it.
+//! Validation of a TLS-ALPN-01 challenge (RFC 8737), as an ACME server does it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,26 +20,26 @@ pub(crate) const ALPN: &[u8] = b"acme-tls/1";
 /// `id-pe-acmeIdentifier`.
 const ACME_IDENTIFIER: &str = "1.3.6.1.5.5.7.1.31";
 
-/// Looks at `address` for a proof of `domain`, and demands that it is one with
-/// this digest and that nothing follows.
+/// Connects to `address` and requires a challenge certificate for `domain` with this
+/// digest, and no data after the handshake.
 pub(crate) async fn validate(address: SocketAddr, domain: &str, digest: &[u8]) -> Result<()> {
     let certificate = presented_certificate(address, domain, &[ALPN]).await?;
     let (_, certificate) = X509Certificate::from_der(&certificate)?;
-    let names = certificate.subject_alternative_name()?.context("it names something")?;
+    let names = certificate.subject_alternative_name()?.context("no subject alternative names")?;
     let [GeneralName::DNSName(name)] = names.value.general_names.as_slice() else {
-        anyhow::bail!("it names {:?}", names.value.general_names);
+        anyhow::bail!("it is for {:?}", names.value.general_names);
     };
     ensure!(*name == domain, "it is for {name}");
     let found = certificate.extensions().iter().find(|e| e.oid.to_string() == ACME_IDENTIFIER);
     let found = found.context("it has no acmeIdentifier")?;
     ensure!(found.critical, "its acmeIdentifier is not critical");
     // an OCTET STRING of 32 bytes
-    ensure!(found.value == [&[4, 32], digest].concat(), "its digest is another");
+    ensure!(found.value == [&[4, 32], digest].concat(), "it has another digest");
     Ok(())
 }
 
-/// The certificate that is shown to who asks for these protocols; the
-/// connection must be closed after the handshake.
+/// The certificate that a server presents to a client with these protocols. The
+/// server must close the connection after the handshake.
 pub(crate) async fn presented_certificate(
     address: SocketAddr,
     name: &str,
@@ -60,13 +60,13 @@ pub(crate) async fn presented_certificate(
         ensure!(session.alpn_protocol() == Some(ALPN), "{:?}", session.alpn_protocol());
         let chain =
             session.peer_certificates().context("a certificate is presented_certificate")?.to_vec();
-        ensure!(tls.read(&mut [0; 1]).await? == 0, "something follows the handshake");
+        ensure!(tls.read(&mut [0; 1]).await? == 0, "data follows the handshake");
         Ok(chain[0].to_vec())
     };
     tokio::time::timeout(TIMEOUT, look).await?
 }
 
-/// Takes any certificate, and demands its key.
+/// Accepts any certificate, but requires a signature by its key.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 
@@ -91,8 +91,8 @@ impl ServerCertVerifier for AnyCertificate {
         Err(rustls::Error::General("only TLS 1.3 was offered".to_owned()))
     }
 
-    /// By the bare key: the library looks into no certificate with a critical
-    /// extension that it does not know.
+    /// Verifies with the bare key: the library does not parse a certificate with an
+    /// unknown critical extension.
     fn verify_tls13_signature(
         &self,
         message: &[u8],

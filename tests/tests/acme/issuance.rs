@@ -1,5 +1,4 @@
-//! The authority of the tests: issues for the key in a request and for nothing
-//! else.
+//! Issues certificates for the key and the names in a request, and for nothing else.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,15 +10,15 @@ use rcgen::{
 use rendez_tests::tls::Authority;
 use x509_parser::prelude::{FromDer as _, GeneralName, ParsedExtension, X509CertificationRequest};
 
-/// How long a certificate has lived when it is issued, and how long it has
-/// still to live.
+/// The age of a certificate when it is issued, and its remaining lifetime.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Validity {
     pub(crate) elapsed: Duration,
     pub(crate) remaining: Duration,
 }
 
-/// A chain for a request (PKCS #10) that is for these names and signed.
+/// Issues a chain for a request (PKCS #10). The request must be signed by its key
+/// and be for exactly these names.
 pub(crate) fn issue(
     authority: &Authority,
     request: &[u8],
@@ -35,7 +34,7 @@ pub(crate) fn issue(
         .context("the request is not signed by its key")?;
     let mut asked: Vec<_> = request.requested_extensions().context("no extensions")?.collect();
     let Some(ParsedExtension::SubjectAlternativeName(asked)) = asked.pop() else {
-        anyhow::bail!("names are asked for, and nothing else");
+        anyhow::bail!("the request must ask for names only");
     };
     let asked: Vec<_> = asked.general_names.iter().map(dns).collect::<Result<_>>()?;
     ensure!(asked == names, "the request is for {asked:?}, the order for {names:?}");
@@ -52,7 +51,7 @@ pub(crate) fn issue(
 fn dns(name: &GeneralName<'_>) -> Result<String> {
     match name {
         GeneralName::DNSName(name) => Ok((*name).to_owned()),
-        other => anyhow::bail!("{other:?} is no DNS name"),
+        other => anyhow::bail!("{other:?} is not a DNS name"),
     }
 }
 

@@ -1,4 +1,5 @@
-//! What an ACME client signs (RFC 8555, section 6.2), and whether that is so.
+//! Requests signed by an ACME client (RFC 8555, section 6.2), and their
+//! verification.
 
 use anyhow::{Context as _, Result, ensure};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
@@ -16,18 +17,18 @@ pub(crate) struct Jwk {
     y: String,
 }
 
-/// Signer signed.
+/// The key that signed a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Signer {
-    /// Somebody new, by key.
+    /// A new account, by its key.
     Key(Jwk),
-    /// An account, by URL.
+    /// An existing account, by its URL.
     Account(String),
 }
 
-/// A request whose signature is not checked yet.
+/// A request whose signature is not verified yet.
 pub(crate) struct Signed {
-    pub(crate) who: Signer,
+    pub(crate) signer: Signer,
     pub(crate) nonce: String,
     pub(crate) payload: Vec<u8>,
     message: String,
@@ -51,7 +52,7 @@ struct Protected {
 }
 
 impl Jwk {
-    /// RFC 7638.
+    /// The thumbprint of RFC 7638.
     pub(crate) fn thumbprint(&self) -> String {
         let Self { crv, kty, x, y } = self;
         let canonical = format!(r#"{{"crv":"{crv}","kty":"{kty}","x":"{x}","y":"{y}"}}"#);
@@ -72,13 +73,13 @@ impl Signed {
         let head: Protected = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(&protected)?)?;
         ensure!(head.alg == "ES256", "signed by {}", head.alg);
         ensure!(head.url == url, "signed for {} and sent to {url}", head.url);
-        let who = match (head.jwk, head.kid) {
+        let signer = match (head.jwk, head.kid) {
             (Some(key), None) => Signer::Key(key),
             (None, Some(account)) => Signer::Account(account),
-            _ => anyhow::bail!("one of jwk and kid is wanted"),
+            _ => anyhow::bail!("exactly one of jwk and kid is required"),
         };
         Ok(Self {
-            who,
+            signer,
             nonce: head.nonce,
             message: format!("{protected}.{payload}"),
             payload: URL_SAFE_NO_PAD.decode(&payload)?,
@@ -86,7 +87,7 @@ impl Signed {
         })
     }
 
-    /// Checks the signature.
+    /// Verifies the signature.
     pub(crate) fn verify(&self, key: &Jwk) -> Result<()> {
         let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key.point()?);
         key.verify(self.message.as_bytes(), &self.signature).ok().context("a wrong signature")

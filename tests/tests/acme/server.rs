@@ -1,10 +1,10 @@
-//! An ACME server (RFC 8555) for tests, over TLS, that believes nothing: every
-//! request is signed by its account and has a fresh nonce, every name is looked
-//! at, every certificate is for the key of its request.
+//! A strict ACME server (RFC 8555) for tests, over TLS: it requires a valid
+//! signature and a fresh nonce for every request, validates every name, and issues
+//! certificates only for the key of the request.
 //!
-//! It looks at a name when the test lets it, so that a test decides what happens
-//! before there is a certificate. What a client does wrong is answered with an
-//! error and kept in [`Server::complaints`].
+//! A validation waits for the test's permission, so that a test decides what happens
+//! before there is a certificate. Protocol violations of a client are answered with
+//! an error and kept in [`Server::violations`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -34,7 +34,7 @@ use crate::issuance::{Validity, issue};
 use crate::jws::{Jwk, Signed, Signer};
 
 const ERROR: &str = "urn:ietf:params:acme:error:";
-/// A life of which hardly anything is over.
+/// A certificate that has just been issued.
 const DEFAULT_VALIDITY: Validity =
     Validity { elapsed: Duration::from_secs(3600), remaining: Duration::from_secs(90 * 24 * 3600) };
 
@@ -47,26 +47,26 @@ struct Shared {
     authority: Authority,
     base: String,
     state: Mutex<ServerState>,
-    /// How often it may still look at a name.
+    /// Permitted validations.
     permits: Semaphore,
-    /// Where names lead.
+    /// The address of every name.
     resolve_names_to: watch::Sender<Option<SocketAddr>>,
-    /// Proofs that clients were ready to show, so far.
+    /// Challenges that clients have accepted so far.
     ready: watch::Sender<usize>,
 }
 
-/// What it knows.
+/// Accounts, orders and the instructions of the test.
 struct ServerState {
     nonces: BTreeSet<String>,
     numbers: u64,
-    /// Good nonces that it refuses nevertheless.
+    /// Valid nonces that are refused nevertheless.
     nonces_to_refuse: u32,
     accounts: BTreeMap<String, Account>,
     accounts_made: usize,
     orders: Vec<Order>,
-    /// What it answers to the next orders instead of taking them.
+    /// Refusals of the next orders.
     refusals: VecDeque<Refusal>,
-    /// Lives of the next certificates.
+    /// Validities of the next certificates.
     validities: VecDeque<Validity>,
     violations: Vec<String>,
 }
@@ -96,11 +96,11 @@ enum Validation {
     Invalid(String),
 }
 
-/// An error that a client gets.
+/// An error response.
 #[derive(Debug, Clone)]
 pub(crate) struct Refusal {
     pub(crate) status: u16,
-    /// After [`ERROR`].
+    /// The part after [`ERROR`].
     pub(crate) kind: &'static str,
     pub(crate) detail: String,
 }
@@ -158,39 +158,39 @@ impl Server {
         &self.shared.authority
     }
 
-    /// All names lead there.
+    /// Resolves every name to this address.
     pub(crate) fn resolve_names_to(&self, address: SocketAddr) {
         self.shared.resolve_names_to.send_replace(Some(address));
     }
 
-    /// It may look at so many names more.
+    /// Permits this many more validations.
     pub(crate) fn allow_validations(&self, names: usize) {
         self.shared.permits.add_permits(names);
     }
 
-    /// Waits until clients were ready to show so many proofs.
+    /// Waits until clients have accepted this many challenges.
     pub(crate) async fn ready(&self, proofs: usize) -> Result<()> {
         let mut ready = self.shared.ready.subscribe();
         tokio::time::timeout(TIMEOUT, ready.wait_for(|found| *found >= proofs)).await??;
         Ok(())
     }
 
-    /// The next order is refused so.
+    /// Refuses the next order.
     pub(crate) fn refuse(&self, refusal: Refusal) {
         self.shared.state().refusals.push_back(refusal);
     }
 
-    /// The next certificate has this life.
+    /// Sets the validity of the next certificate.
     pub(crate) fn next_validity(&self, validity: Validity) {
         self.shared.state().validities.push_back(validity);
     }
 
-    /// Nobody has an account any more.
+    /// Deletes all accounts.
     pub(crate) fn delete_accounts(&self) {
         self.shared.state().accounts.clear();
     }
 
-    /// Accounts that were made, and orders that were taken.
+    /// The number of created accounts, and of accepted orders.
     pub(crate) fn made(&self) -> (usize, usize) {
         let state = self.shared.state();
         (state.accounts_made, state.orders.len())
@@ -206,7 +206,8 @@ impl Server {
         self.shared.state().digest(order, 0)
     }
 
-    /// What clients did wrong; refusals that tests asked for are none.
+    /// The protocol violations of clients. Refusals that a test asked for do not
+    /// count.
     pub(crate) fn violations(&self) -> Vec<String> {
         self.shared.state().violations.clone()
     }
@@ -235,7 +236,7 @@ impl axum::serve::Listener for TlsListener {
     }
 }
 
-/// An answer that is no error.
+/// A successful response.
 struct Answer {
     status: StatusCode,
     location: Option<String>,
@@ -327,7 +328,7 @@ impl Shared {
     fn answer(self: &Arc<Self>, path: &str, body: &[u8]) -> Result<Answer, Refusal> {
         let signed = Signed::read(body, &self.url(path))?;
         self.state().take_nonce(&signed.nonce)?;
-        let account = match &signed.who {
+        let account = match &signed.signer {
             Signer::Key(key) => {
                 signed.verify(key)?;
                 if path == "/account" {
@@ -337,7 +338,7 @@ impl Shared {
             }
             Signer::Account(url) => {
                 let key = self.state().accounts.get(url).map(|account| account.key.clone());
-                let key = key.ok_or(Refusal::new(400, "accountDoesNotExist", "who are you?"))?;
+                let key = key.ok_or(Refusal::new(400, "accountDoesNotExist", "unknown account"))?;
                 signed.verify(&key)?;
                 url.clone()
             }
@@ -346,7 +347,7 @@ impl Shared {
             return self.new_order(account, &signed.payload);
         }
         let words: Vec<&str> = path.trim_matches('/').split('/').collect();
-        let number = |word: &str| word.parse::<usize>().context("a number is wanted");
+        let number = |word: &str| word.parse::<usize>().context("a number is required");
         let order = number(words.get(1).context("no such path")?)?;
         ensure_own(&self.state(), order, &account)?;
         match words.as_slice() {
@@ -369,7 +370,7 @@ impl Shared {
 
     fn new_account(&self, key: &Jwk, payload: &[u8]) -> Result<Answer> {
         let asked: Value = serde_json::from_slice(payload)?;
-        ensure!(asked["termsOfServiceAgreed"] == true, "nobody agreed to the terms");
+        ensure!(asked["termsOfServiceAgreed"] == true, "the terms were not agreed to");
         let mut state = self.state();
         state.accounts_made += 1;
         let url = self.url(&format!("/account/{}", state.accounts_made));
@@ -426,7 +427,7 @@ impl Shared {
             Validation::Valid => "valid",
             Validation::Invalid(_) => "invalid",
         };
-        // one that a relay cannot do stands first
+        // the first challenge is of a type that a relay does not support
         let other = json!({ "type": "dns-01", "url": self.url("/no"), "status": "pending",
             "token": "x" });
         Ok(json!({
@@ -457,14 +458,14 @@ impl Shared {
         Ok(text)
     }
 
-    /// Looks at a name as soon as it may and knows where that leads.
+    /// Validates a name, once it is permitted and the address is known.
     fn start_validation(self: &Arc<Self>, order: usize, name: usize) -> Result<()> {
         let (domain, digest) = {
             let mut state = self.state();
             let digest = state.digest(order, name)?;
             let domain = state.order(order)?.names[name].clone();
             let state = &mut state.proof_mut(order, name)?.state;
-            ensure!(*state == Validation::Pending, "this was looked at before");
+            ensure!(*state == Validation::Pending, "it was validated before");
             *state = Validation::Processing;
             (domain, digest)
         };
@@ -475,7 +476,7 @@ impl Shared {
                 this.permits.acquire().await?.forget();
                 let mut resolves_to = this.resolve_names_to.subscribe();
                 let address = *resolves_to.wait_for(Option::is_some).await?;
-                challenge::validate(address.context("it was there")?, &domain, &digest).await
+                challenge::validate(address.context("the address was set")?, &domain, &digest).await
             };
             let state = match look.await {
                 Ok(()) => Validation::Valid,
@@ -522,7 +523,7 @@ impl ServerState {
             self.violations.push(format!("the nonce {nonce} is not fresh"));
         }
         self.nonces_to_refuse = self.nonces_to_refuse.saturating_sub(1);
-        Err(Refusal::new(400, "badNonce", "another one, please"))
+        Err(Refusal::new(400, "badNonce", "use the next nonce"))
     }
 
     fn order(&self, number: usize) -> Result<&Order> {
@@ -538,7 +539,8 @@ impl ServerState {
         order.proofs.get_mut(name).context("no such name")
     }
 
-    /// RFC 8555, section 8.1 and RFC 8737, section 3.
+    /// The digest of the key authorization (RFC 8555, section 8.1; RFC 8737, section
+    /// 3).
     fn digest(&self, order: usize, name: usize) -> Result<Vec<u8>> {
         let account = self.accounts.get(&self.order(order)?.account).context("no account")?;
         let token = &self.proof(order, name)?.token;
@@ -573,7 +575,7 @@ fn ensure_own(state: &ServerState, order: usize, account: &str) -> Result<()> {
 
 fn ensure_empty_object(payload: &[u8]) -> Result<()> {
     if payload != b"{}" {
-        bail!("a challenge is answered with an empty object");
+        bail!("a challenge response must be an empty object");
     }
     Ok(())
 }

@@ -5,11 +5,10 @@ use std::os::unix::fs::FileExt as _;
 
 use anyhow::{Context as _, Result};
 
-/// Everything that process `id` could have written: its writable mappings, one
-/// after the other.
+/// The writable mappings of process `id`, one after the other.
 ///
-/// The kernel allows this to whoever may trace the process: by default its
-/// parent, or root.
+/// The kernel allows this to processes that may trace it: by default its parent, or
+/// root.
 pub(crate) fn snapshot(id: u32) -> Result<Vec<Vec<u8>>> {
     let maps = fs::read_to_string(format!("/proc/{id}/maps")).context("cannot list mappings")?;
     let memory = File::open(format!("/proc/{id}/mem"))

@@ -1,4 +1,4 @@
-//! A TCP proxy that keeps every byte, and what the bytes were.
+//! A TCP proxy that records every byte, and parses the recording.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use tokio::task::JoinHandle;
 
 /// Bytes per read.
 const READ_BYTES: usize = 64 * 1024;
-/// Where the head of a request or of an answer ends.
+/// The end of the head of a request or response.
 const HEAD_END: &[u8] = b"\r\n\r\n";
 
-/// Passes connections on to a relay. Dropping it stops that.
+/// Forwards connections to a relay, until it is dropped.
 pub(crate) struct Recorder {
     address: SocketAddr,
     connections: Arc<Mutex<Vec<Arc<Mutex<Connection>>>>>,
@@ -28,13 +28,13 @@ struct Connection {
     down: Vec<u8>,
 }
 
-/// All that passed, by what it was.
+/// All recorded bytes, by protocol.
 #[derive(Debug, Default)]
 pub(crate) struct Recording {
-    /// HTTP: requests and answers, with those that opened websockets.
+    /// HTTP requests and responses, with those that opened websockets.
     pub(crate) http: Vec<u8>,
-    /// Everything behind an upgrade as it was on the wire, where what an
-    /// endpoint sends is masked.
+    /// All bytes after an upgrade, as on the wire, where an endpoint's bytes are
+    /// masked.
     pub(crate) websocket: Vec<u8>,
     /// The messages' payloads without masks, in the order of each direction.
     pub(crate) messages: Vec<Vec<u8>>,
@@ -64,7 +64,7 @@ impl Recorder {
         self.address
     }
 
-    /// What passed so far.
+    /// The recording so far.
     pub(crate) fn recording(&self) -> Recording {
         let mut recording = Recording::default();
         for connection in self.connections.lock().iter() {
@@ -101,8 +101,7 @@ async fn pass(client: TcpStream, relay: SocketAddr, connection: Arc<Mutex<Connec
     );
 }
 
-/// Keeps bytes before it passes them on, so that nothing is ever received that
-/// was not recorded.
+/// Records bytes before it forwards them, so that no byte is received unrecorded.
 async fn copy(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
@@ -119,8 +118,8 @@ async fn copy(
     let _ = to.shutdown().await;
 }
 
-/// The payloads of websocket frames (RFC 6455, section 5.2), unmasked. What is
-/// cut off at the end counts as far as it goes.
+/// The unmasked payloads of websocket frames (RFC 6455, section 5.2). A truncated
+/// frame at the end is included.
 fn payloads(mut bytes: &[u8]) -> Vec<Vec<u8>> {
     let mut payloads = Vec::new();
     while let Some((payload, rest)) = payload(bytes) {

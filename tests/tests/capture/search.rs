@@ -1,5 +1,5 @@
-//! Looking for secrets in bytes: as they are, as base64 of either alphabet at
-//! each of the three alignments, and as hexadecimal digits of either case.
+//! Search for secrets in bytes: as they are, as base64 of either alphabet at each of
+//! the three alignments, and as hexadecimal digits of either case.
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
@@ -7,10 +7,10 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
-/// Fewest bytes of a marker: shorter ones might be found by chance.
+/// Fewest bytes of a marker. Shorter ones might be found by chance.
 const MARKER_MIN_BYTES: usize = 16;
 
-/// A secret and what it is called.
+/// A secret and its name.
 #[derive(Clone)]
 pub(crate) struct Marker {
     name: String,
@@ -31,7 +31,7 @@ impl Marker {
         Self::new(name, format!("{name}-{first:016x}{second:016x}"))
     }
 
-    /// What it is called.
+    /// Its name.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
@@ -46,13 +46,13 @@ impl Marker {
         String::from_utf8_lossy(&self.bytes).into_owned()
     }
 
-    /// All that the marker may look like.
+    /// All encodings of the marker.
     pub(crate) fn forms(&self) -> BTreeSet<Vec<u8>> {
         let mut forms = BTreeSet::from([self.bytes.clone()]);
         for alphabet in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
             for before in 0..3 {
                 let text = alphabet.encode([&[0; 3][..before], &self.bytes].concat());
-                // only the characters that are made of nothing but the marker
+                // only the characters that depend on the marker alone
                 let first = (before * 8).div_ceil(6);
                 let end = (before + self.bytes.len()) * 8 / 6;
                 forms.insert(text.as_bytes()[first..end].to_vec());
@@ -67,12 +67,12 @@ impl Marker {
 
 /// Looks for many markers in one pass.
 pub(crate) struct Search {
-    /// By their first two bytes.
+    /// Encodings and names, by their first two bytes.
     patterns: Vec<Vec<(Vec<u8>, String)>>,
 }
 
 impl Search {
-    /// For all forms of these markers.
+    /// Creates the search for all encodings of these markers.
     pub(crate) fn new<'a>(markers: impl IntoIterator<Item = &'a Marker>) -> Self {
         let mut patterns = vec![Vec::new(); 1 << 16];
         for marker in markers {
@@ -97,7 +97,7 @@ impl Search {
     }
 }
 
-/// What the standard library seeds hash tables with.
+/// A random number: the seed of the standard library's hash tables.
 fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }

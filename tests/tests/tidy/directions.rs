@@ -1,18 +1,18 @@
-//! Who may link what: facts about Cargo, so that "the relay only routes" is
-//! not a promise.
+//! Permitted dependencies between crates, so that Cargo enforces "the relay only
+//! routes".
 //!
-//! Three things are allowed in the pure crates that look like exceptions:
+//! Three dependencies of the pure crates look like exceptions:
 //!
-//! * `aws-lc-rs` has a random generator inside. Endpoint core uses its AEAD
-//!   and nothing else, in one file; `sources` holds that.
-//! * `rand_core` and `rand_chacha` compute from a seed that the caller gives.
-//!   `rand` comes in by `libcrux-traits`, without the feature that asks the
-//!   operating system. All that do ask it go through `getrandom`, so that is
-//!   what is forbidden: to each crate as it is built alone, because in the
-//!   workspace's tests `proptest` switches the feature on for everybody.
-//! * `prost-build` names a temporary file with `getrandom`, on the machine that
-//!   builds. A build script is no part of what it makes, so only normal
-//!   dependencies count there.
+//! * `aws-lc-rs` contains a random generator. Endpoint core uses only its AEAD, in
+//!   one file; `sources` checks that.
+//! * `rand_core` and `rand_chacha` compute from a seed of the caller. `rand` is a
+//!   dependency of `libcrux-traits`, without the feature that uses the operating
+//!   system. All users of system randomness go through `getrandom`, so the rule
+//!   forbids that crate. It checks each crate as built alone, because `proptest`
+//!   enables the feature in the workspace's tests.
+//! * `prost-build` names a temporary file with `getrandom`, on the build machine. A
+//!   build script is not part of its product, so that rule counts only normal
+//!   dependencies.
 
 use crate::check;
 use crate::graph::{Graph, run};
@@ -133,8 +133,7 @@ fn dependencies_point_one_way() {
     check("a crate depends on what it must not:", problems);
 }
 
-/// A rule against a crate that nobody links, or for a crate that is called
-/// otherwise by now, would hold for ever and say nothing.
+/// A rule that names a crate which does not exist any more would pass forever.
 #[test]
 fn every_rule_names_existing_packages() {
     let graph = Graph::host();

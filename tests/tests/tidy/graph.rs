@@ -1,4 +1,4 @@
-//! What cargo says about the workspace: packages, and who links whom.
+//! The packages of the workspace and their dependencies, from `cargo metadata`.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package, PackageId};
 
-/// The resolved graph of the whole workspace on one platform. Features are
-/// those of a build of everything at once: the most that any crate ever links.
+/// The resolved graph of the whole workspace on one platform, with the features of a
+/// build of everything at once: the most that any crate ever links.
 pub(crate) struct Graph {
     pub(crate) metadata: Metadata,
     packages: HashMap<PackageId, usize>,
@@ -56,9 +56,9 @@ impl Graph {
         &self.metadata.packages[self.packages[id]]
     }
 
-    /// Everything that the member `from` is built of, by name, with one chain
-    /// of dependencies that leads there: normal ones, and those of build
-    /// scripts. Development dependencies are linked into tests only.
+    /// All dependencies of the member `from`, by name, each with one chain that
+    /// leads to it: normal ones, and those of build scripts. Development
+    /// dependencies are linked into tests only.
     pub(crate) fn reached(&self, from: &str) -> BTreeMap<String, String> {
         let nodes = &self.metadata.resolve.as_ref().expect("resolved above").nodes;
         let nodes: HashMap<_, _> = nodes.iter().map(|node| (&node.id, node)).collect();
@@ -88,7 +88,7 @@ impl Graph {
     }
 }
 
-/// The workspace's folder: of the tree that cargo runs the tests in, or, for a
+/// The workspace's directory: of the tree in which cargo runs the tests, or, for a
 /// binary that is run by itself, of the tree that it was built from.
 pub(crate) fn root() -> PathBuf {
     let tests = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
@@ -96,7 +96,7 @@ pub(crate) fn root() -> PathBuf {
     tests.parent().expect("the tests crate lies in the workspace").to_owned()
 }
 
-/// What a tool of the toolchain prints.
+/// The output of a tool of the toolchain.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).current_dir(root()).output();
     let output = output.unwrap_or_else(|error| panic!("cannot run {program}: {error}"));

@@ -1,4 +1,4 @@
-//! What may stand in which file.
+//! Permitted contents of source files.
 
 use std::fs;
 
@@ -6,16 +6,16 @@ use crate::graph::{Graph, root};
 use crate::tree::{Line, Source, contains_word, rust_sources, text_files};
 use crate::{check, stale};
 
-/// Folders of the crates that compute and do nothing else.
+/// Directories of the pure crates.
 const PURE: &[&str] = &["proto/", "endpoint/core/", "relay/core/"];
 
 /// The most lines of a file, its test module not counted.
 const LINES_MAX: usize = 600;
 
-/// Files that are longer, and why they are not two.
+/// Longer files, and the reason.
 const LONGER: &[(&str, &str)] = &[];
 
-/// Tests that sleep, and why that is not synchronisation.
+/// Tests that sleep, and why the sleep is not synchronisation.
 const SLEEPS_IN_TESTS: &[(&str, &str)] = &[
     (
         "transport/src/pump/tests.rs",
@@ -31,11 +31,11 @@ const SLEEPS_IN_TESTS: &[(&str, &str)] = &[
     ("tests/src/survive/faults.rs", "how long an outage lasts is what is tested"),
 ];
 
-/// Types outside of proto that are written somewhere.
+/// Serialized types outside of proto.
 const SERIALIZED: &[(&str, &str)] =
     &[("cli/src/context.rs", "the command line's own file, which only it reads")];
 
-/// `select!` beyond one per crate.
+/// Crates with more than one `select!`.
 const MORE_SELECTS: &[(&str, &str)] = &[];
 
 /// The most lines of a `select!` from its name to its closing bracket.
@@ -45,7 +45,7 @@ fn is_in(source: &Source, folders: &[&str]) -> bool {
     folders.iter().any(|folder| source.path.starts_with(folder))
 }
 
-/// This test's own words are no findings.
+/// The tidy tests contain the words that they search for.
 fn is_tidy(path: &str) -> bool {
     path.starts_with("tests/tests/tidy")
 }
@@ -61,7 +61,7 @@ fn lines_where(wanted: impl Fn(&Source, &Line<'_>) -> bool) -> Vec<String> {
     found
 }
 
-/// The findings that are on no exception list, and the entries without one.
+/// The findings without an exception, and the exceptions without a finding.
 fn except(found: Vec<String>, list: &[(&'static str, &str)]) -> Vec<String> {
     let file = |finding: &str| finding.split(':').next().unwrap_or_default().to_owned();
     let used: Vec<String> = found.iter().map(|finding| file(finding)).collect();
@@ -174,7 +174,7 @@ fn r7_only_programs_use_anyhow() {
         let edge = source.path.ends_with("src/main.rs") || source.path.starts_with("cli/");
         contains_word(line.code, "anyhow") && !edge && !line.test
     });
-    check("R7: say in an enum who is at fault; callers cannot match on anyhow:", found);
+    check("R7: return an enum that names the cause; callers cannot match on anyhow:", found);
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn no_test_waits_by_sleeping() {
 #[test]
 fn no_machine_specific_paths() {
     const FOLDERS: [&str; 3] = ["/work", "/root", "/home"];
-    // what a user's home is called where a test needs one
+    // the home directory in tests that need one
     const EXAMPLE: &str = "/home/me";
     let mut found = Vec::new();
     for (path, text) in text_files() {

@@ -1,4 +1,4 @@
-//! What others wrote: where it comes from and on which terms.
+//! Third-party crates: their sources and licences.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,8 +6,8 @@ use crate::graph::Graph;
 use crate::tree::{self, contains_word};
 use crate::{check, stale};
 
-/// The terms that we accept, by SPDX id. All let us ship binaries; what they
-/// ask for is a notice.
+/// Accepted licences, by SPDX id. All of them permit binary distribution with a
+/// notice.
 const LICENCES: &[&str] =
     &["Apache-2.0", "BSD-3-Clause", "ISC", "MIT", "MIT-0", "Unicode-3.0", "Zlib"];
 
@@ -43,12 +43,12 @@ fn licences_are_on_the_list() {
     let mut problems = Vec::new();
     let mut used = BTreeSet::new();
     for package in Graph::host().packages() {
-        let who = format!("{} {}", package.name, package.version);
+        let crate_version = format!("{} {}", package.name, package.version);
         match &package.license {
-            None => problems.push(format!("{who}: no licence in its manifest")),
+            None => problems.push(format!("{crate_version}: no licence in its manifest")),
             Some(terms) => match accepted(terms) {
                 Some(needed) => used.extend(needed),
-                None => problems.push(format!("{who}: {terms}")),
+                None => problems.push(format!("{crate_version}: {terms}")),
             },
         }
     }
@@ -66,12 +66,12 @@ fn dependencies_come_from_crates_io() {
     let mut problems = Vec::new();
     let root = crate::graph::root();
     for package in Graph::host().packages() {
-        let who = format!("{} {}", package.name, package.version);
+        let crate_version = format!("{} {}", package.name, package.version);
         match &package.source {
             Some(source) if source.repr == CRATES_IO => {}
-            Some(source) => problems.push(format!("{who}: {source}")),
+            Some(source) => problems.push(format!("{crate_version}: {source}")),
             None if package.manifest_path.starts_with(&root) => {}
-            None => problems.push(format!("{who}: {}", package.manifest_path)),
+            None => problems.push(format!("{crate_version}: {}", package.manifest_path)),
         }
     }
     let members = Graph::host().members();
@@ -94,7 +94,7 @@ fn big_crates_have_one_version() {
         Some(found) => Some(format!("{name}: {found:?}")),
         None => Some(format!("{name}: not in the graph any more; remove it from the list")),
     });
-    check("align the versions (`cargo tree -d` tells who asks for which):", problems.collect());
+    check("align the versions (`cargo tree -d` shows the dependents):", problems.collect());
 }
 
 #[test]
@@ -116,8 +116,8 @@ fn no_dependency_is_unused() {
 
 // ---- SPDX ------------------------------------------------------------------
 
-/// The ids on the list that satisfy a licence expression, or `None` if none
-/// do. `/` is the old way to write OR; brackets nest.
+/// The accepted ids that satisfy a licence expression, or `None`. `/` is the old
+/// form of OR; brackets nest.
 fn accepted(expression: &str) -> Option<Vec<&'static str>> {
     let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
     let words: Vec<&str> = spaced.split_whitespace().collect();
@@ -159,7 +159,7 @@ fn one(rest: &mut &[&str]) -> Option<Vec<&'static str>> {
             *rest = &rest[1..];
             inner
         }
-        // an exception only ever permits more
+        // an exception only grants more rights
         [id, "WITH", _, tail @ ..] | [id, tail @ ..] => {
             let known = LICENCES.iter().find(|known| *known == id);
             *rest = tail;

@@ -1,4 +1,4 @@
-//! The files of the tree, as lines with what is known about them.
+//! The files of the tree, as classified lines.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,31 +6,31 @@ use std::path::{Path, PathBuf};
 
 use crate::graph::{Graph, root};
 
-/// Names of what we did not write: folders, and the `.git` file of a worktree.
+/// Names of foreign content: directories, and the `.git` file of a worktree.
 const SKIPPED: &[&str] = &[".git", ".stock", "node_modules", "target"];
 
 /// One Rust file.
 pub(crate) struct Source {
     /// Its package's name.
     pub(crate) package: String,
-    /// From the workspace's folder on.
+    /// Relative to the workspace.
     pub(crate) path: String,
     pub(crate) text: String,
-    /// The whole file is compiled into tests only.
+    /// Whether the whole file is compiled only for tests.
     pub(crate) test: bool,
 }
 
-/// One line of it.
+/// One line of a file.
 pub(crate) struct Line<'a> {
     pub(crate) number: usize,
     /// Without its comment.
     pub(crate) code: &'a str,
-    /// Compiled into tests only.
+    /// Whether it is compiled only for tests.
     pub(crate) test: bool,
 }
 
 impl Source {
-    /// The file's lines. Its test module is taken to be what is last in it.
+    /// The file's lines. A test module is assumed to be last.
     pub(crate) fn lines(&self) -> impl Iterator<Item = Line<'_>> {
         let tests_from = self.tests_from();
         self.text.lines().enumerate().map(move |(index, line)| Line {
@@ -111,7 +111,7 @@ pub(crate) fn rust_sources() -> Vec<Source> {
     sources
 }
 
-/// All text files of the tree: path from the workspace's folder on, content.
+/// All text files of the tree: path relative to the workspace, and content.
 pub(crate) fn text_files() -> Vec<(String, String)> {
     let root = root();
     let mut files = Vec::new();
@@ -142,7 +142,7 @@ fn walk(folder: &Path, file: &mut impl FnMut(&Path)) {
     }
 }
 
-/// Whether `text` has `word` with nothing of a name around it.
+/// Whether `text` contains `word` as a whole word.
 pub(crate) fn contains_word(text: &str, word: &str) -> bool {
     let part = |c: char| c.is_alphanumeric() || c == '_';
     text.match_indices(word)

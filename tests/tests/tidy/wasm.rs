@@ -16,7 +16,8 @@ fn the_pure_crates_build_for_wasm32() {
         "the target {TARGET} is not installed, so this cannot be checked; install it with \
          `rustup target add {TARGET}` (`./check.sh` does)"
     );
-    // A folder of its own: whoever runs the tests may hold the lock on target/.
+    // Use another directory: the cargo that runs the tests may hold the lock on
+    // target/.
     let output = Command::new(env!("CARGO"))
         .args(["check", "--locked", "--quiet", "--target", TARGET])
         .args(["-p", "rendez-proto", "-p", "rendez-endpoint", "-p", "rendez-relay-core"])
