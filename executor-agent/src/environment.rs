@@ -12,7 +12,7 @@ const DEFAULT_SHELL: &str = "/bin/sh";
 /// Describes this machine, with `cwd` as the directory that commands start in.
 /// Omits paths that are not UTF-8 or not absolute. Claims no capability of the
 /// stock protocol, because none is served.
-pub fn describe(cwd: &Path) -> Environment {
+pub(crate) fn describe(cwd: &Path) -> Environment {
     describe_with(cwd, |name| env::var(name).ok().filter(|value| !value.is_empty()))
 }
 

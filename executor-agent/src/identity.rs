@@ -35,7 +35,7 @@ pub enum IdentityError {
 ///
 /// # Errors
 /// [`IdentityError`]. An existing file is never overwritten.
-pub fn load_or_create(state: &Path) -> Result<IdentitySeed, IdentityError> {
+pub(crate) fn load_or_create(state: &Path) -> Result<IdentitySeed, IdentityError> {
     let bytes = FILE.read_or_create(state, || {
         let mut seed = Zeroizing::new(vec![0; IdentitySeed::BYTES]);
         getrandom::fill(&mut seed)?;

@@ -16,18 +16,18 @@
 //! Sessions, processes and streams outlive the websocket, so it may break at any
 //! moment without a loss of output.
 
-pub mod agent;
+mod agent;
 mod authorize;
 pub mod config;
-pub mod credential;
-pub mod environment;
+mod credential;
+mod environment;
 mod fs;
-pub mod identity;
+mod identity;
 mod process;
 mod registry;
 mod sandbox;
-pub mod secret_file;
-pub mod session;
+mod secret_file;
+mod session;
 mod sys;
 #[cfg(test)]
 mod testing;

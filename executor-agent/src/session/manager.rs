@@ -30,7 +30,7 @@ const SESSIONS_PER_EXECUTOR: usize = 1024;
 const _: () = assert!(SESSION_GRACE.as_secs() >= STREAM_GRACE.as_secs() + SESSION_MARGIN.as_secs());
 
 /// The sessions and services of an executor. It outlives all connections.
-pub struct SessionManager {
+pub(crate) struct SessionManager {
     sessions: Mutex<SessionTable<Arc<Supervisor>>>,
     /// Notified when a session is detached, which adds an expiry.
     detached: Notify,
@@ -55,7 +55,7 @@ impl SessionManager {
     /// Its processes never inherit `withheld_variables`.
     ///
     /// Must be called within a tokio runtime.
-    pub fn new(
+    pub(crate) fn new(
         environment: Environment,
         stream_grace: Duration,
         withheld_variables: &'static [&'static str],
@@ -75,7 +75,7 @@ impl SessionManager {
 
     /// Ends detached sessions whose grace period is over. Never returns: run it as a
     /// task.
-    pub async fn expire_sessions(&self) {
+    pub(crate) async fn expire_sessions(&self) {
         loop {
             let next = self.sessions.lock().next_expiry();
             match next {
@@ -94,7 +94,7 @@ impl SessionManager {
     }
 
     /// Ends all streams and sessions and kills their processes. Final.
-    pub fn shutdown(&self) {
+    pub(crate) fn shutdown(&self) {
         self.shutdown_token.cancel();
         let sessions = self.sessions.lock().drain();
         sessions.iter().for_each(|supervisor| supervisor.kill_all());

@@ -13,8 +13,8 @@ mod methods;
 mod rpc_connection;
 mod table;
 
-pub use manager::SessionManager;
-pub use rpc_connection::{StreamEnd, serve};
+pub(crate) use manager::SessionManager;
+pub(crate) use rpc_connection::{StreamEnd, serve};
 
 #[cfg(test)]
 mod test_client;

@@ -59,7 +59,7 @@ pub(super) const READS_WAITING_PER_STREAM: usize = PROCESSES_PER_SESSION;
 
 /// How the service of a stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StreamEnd {
+pub(crate) enum StreamEnd {
     /// The stream closed, or the executor shut down.
     Closed,
     /// The peer sent an invalid message: reset the stream.
@@ -74,7 +74,10 @@ impl From<StreamClosed> for StreamEnd {
 
 /// Serves one stream until it closes or the executor shuts down, then detaches its
 /// session.
-pub async fn serve<M: MessageStream>(sessions: Arc<SessionManager>, messages: Arc<M>) -> StreamEnd {
+pub(crate) async fn serve<M: MessageStream>(
+    sessions: Arc<SessionManager>,
+    messages: Arc<M>,
+) -> StreamEnd {
     let mut connection = RpcConnection::new(sessions.clone(), messages);
     let id = connection.id;
     let served = async {
