@@ -293,7 +293,7 @@ impl TestRelay {
 
     /// How often the rate limiter paused reading from a websocket.
     pub fn held_back(&self) -> u64 {
-        self.connections.hub_stats().held_back
+        self.connections.hub_stats().throttled
     }
 
     /// Calls that wait for an offline executor.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::meter::Meter;
+use crate::rate_limiter::RateLimiter;
 
 /// What may be read at once before a rate applies, as time at that rate.
 pub const RATE_BURST: Duration = Duration::from_secs(1);
@@ -68,9 +68,9 @@ pub struct Account {
     memory: AtomicUsize,
     connections: AtomicU64,
     streams: AtomicU64,
-    frames_rate: Meter,
-    bytes_rate: Meter,
-    handshake_rate: Meter,
+    frames_rate: RateLimiter,
+    bytes_rate: RateLimiter,
+    handshake_rate: RateLimiter,
 }
 
 #[derive(Debug)]
@@ -169,9 +169,9 @@ impl Account {
 
     /// Counts a frame that was read; returns how long to read no more.
     pub(crate) fn read(&self, now: Instant, bytes: usize) -> Duration {
-        let wait = |limit: &Limit, meter: &Meter, amount: u64| match limit.0.load(Relaxed) {
+        let wait = |limit: &Limit, limiter: &RateLimiter, amount: u64| match limit.0.load(Relaxed) {
             Quota::NONE => Duration::ZERO,
-            rate => meter.take(now, cost(amount, rate, 1), RATE_BURST),
+            rate => limiter.take(now, cost(amount, rate, 1), RATE_BURST),
         };
         let frames = wait(&self.frames_max, &self.frames_rate, 1);
         frames.max(wait(&self.bytes_max, &self.bytes_rate, bytes as u64))
@@ -192,8 +192,8 @@ impl Account {
     /// Whether nothing that was used has still to be paid off: an account that
     /// is forgotten then is as good as a new one.
     pub fn is_settled(&self, now: Instant) -> bool {
-        let meters = [&self.frames_rate, &self.bytes_rate, &self.handshake_rate];
-        meters.into_iter().all(|meter| meter.ahead(now).is_zero())
+        let limiters = [&self.frames_rate, &self.bytes_rate, &self.handshake_rate];
+        limiters.into_iter().all(|limiter| limiter.ahead(now).is_zero())
     }
 }
 
@@ -350,7 +350,7 @@ mod tests {
     use crate::testing::t0;
 
     #[test]
-    fn places_are_counted_and_given_back() {
+    fn connections_and_streams_are_counted_and_refunded() {
         let account = Account::new(Quota { connections: 2, streams: 1, ..Quota::UNLIMITED });
         assert!(account.connect() && account.connect() && !account.connect());
         assert!(account.open_stream() && !account.open_stream());
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn all_levels_or_none() {
+    fn all_accounts_are_charged_or_none() {
         let one = || Account::new(Quota { streams: 1, ..Quota::UNLIMITED });
         let full = one();
         assert!(full.open_stream());
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_hold_readers_back() {
+    fn rates_pause_reading() {
         let now = t0();
         let account = Account::new(Quota { bytes_per_second: 1000, ..Quota::UNLIMITED });
         assert_eq!(account.read(now, 1000), Duration::ZERO, "a burst");
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn handshakes_have_a_rate() {
+    fn handshakes_are_rate_limited() {
         let now = t0();
         let account = Account::new(Quota { handshakes_per_minute: 6, ..Quota::UNLIMITED });
         assert_eq!((0..10).filter(|_| account.begin_handshake(now)).count(), 6);

@@ -14,7 +14,7 @@ use crate::account::{Account, Accounts, Level};
 use crate::handshake::HandshakeState;
 use crate::ids::{KeyFingerprint, PortKey};
 use crate::lane::{FRAME_COPY_BYTES, Lane, cost};
-use crate::overflow::{Direction, full_at};
+use crate::overflow::{Direction, full_threshold};
 
 /// How long a relay remembers a stream after a reset passed, for the far end's
 /// answer: a few round trips.
@@ -197,20 +197,20 @@ impl Claim {
     }
 
     /// How many bytes make a lane of this claim full.
-    pub(crate) fn full_at(&self) -> usize {
-        full_at(self.accounts.free_memory())
+    pub(crate) fn full_threshold(&self) -> usize {
+        full_threshold(self.accounts.free_memory())
     }
 
     /// Whether a lane is full.
     pub(crate) fn is_full(&self, direction: Direction) -> bool {
-        self.lane(direction).bytes() >= self.full_at()
+        self.lane(direction).bytes() >= self.full_threshold()
     }
 
     /// Whether the source of a full lane may be read again. Not at the first
     /// byte of room, so that it is not stopped and started for every message.
     pub(crate) fn has_drained(&self, direction: Direction) -> bool {
         let lane = self.lane(direction);
-        lane.full && lane.bytes() < self.full_at() / 2
+        lane.full && lane.bytes() < self.full_threshold() / 2
     }
 
     /// Notes that a reset passes.

@@ -34,23 +34,23 @@ use rendez_proto::limits::{HANDSHAKE_COOLDOWN, HANDSHAKE_FAILURES, HANDSHAKE_TIM
 
 use crate::account::{Account, Quota};
 use crate::handshake::HandshakeState;
-use crate::meter::Meter;
+use crate::rate_limiter::RateLimiter;
 
 /// How long until one failed handshake of a token is forgiven.
 pub(crate) const HANDSHAKE_FAILURE_RECOVERY: Duration = Duration::from_secs(300);
 /// A handshake that stays unanswered for this long and then fails is not charged
 /// to its token. It is half of what an orchestrator waits for; a verdict takes
 /// milliseconds.
-pub(crate) const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const EARLY_FAILURE: Duration = Duration::from_secs(5);
 /// Failures left at an executor at which only tokens without any get through.
 pub(crate) const HANDSHAKE_FAILURES_RESERVED: u32 = 2;
 /// Tokens whose failed handshakes one hub remembers. Beyond that it forgives the
 /// token with the fewest failures left.
-pub(crate) const HANDSHAKE_SUSPECTS: usize = 32;
+pub(crate) const PENALIZED_TOKENS_MAX: usize = 32;
 
 const _: () = {
     assert!(HANDSHAKE_FAILURES_RESERVED < HANDSHAKE_FAILURES);
-    assert!(HANDSHAKE_PATIENCE.as_millis() * 2 <= HANDSHAKE_TIMEOUT.as_millis());
+    assert!(EARLY_FAILURE.as_millis() * 2 <= HANDSHAKE_TIMEOUT.as_millis());
 };
 
 /// Counts an executor's failed handshakes, as far as a relay can follow them,
@@ -58,10 +58,10 @@ const _: () = {
 #[derive(Debug, Default)]
 pub(crate) struct HandshakeGuard {
     failures: u32,
-    deaf_until: Option<Instant>,
+    cooldown_until: Option<Instant>,
     /// Tokens with failures that are not forgiven yet, at most
-    /// [`HANDSHAKE_SUSPECTS`].
-    suspects: Vec<Suspect>,
+    /// [`PENALIZED_TOKENS_MAX`].
+    penalized_tokens: Vec<PenalizedToken>,
     /// Claims whose handshakes wait, in order. Bounded by the number of claims:
     /// each is in it once.
     waiting: VecDeque<usize>,
@@ -72,12 +72,12 @@ pub(crate) struct HandshakeGuard {
 
 /// A token with failed handshakes, recognized as long as it is remembered.
 #[derive(Debug)]
-struct Suspect {
+struct PenalizedToken {
     token: Arc<Account>,
-    failures: Meter,
+    failures: RateLimiter,
 }
 
-impl Suspect {
+impl PenalizedToken {
     /// Failed handshakes that are not forgiven yet.
     fn failures(&self, now: Instant) -> u64 {
         let ahead = self.failures.ahead(now).as_millis();
@@ -89,8 +89,9 @@ impl Suspect {
 impl HandshakeGuard {
     /// Failed handshakes of a token that are not forgiven yet.
     pub(crate) fn failures_of(&self, token: &Arc<Account>, now: Instant) -> u64 {
-        let known = self.suspects.iter().find(|suspect| Arc::ptr_eq(&suspect.token, token));
-        known.map_or(0, |suspect| suspect.failures(now))
+        let known =
+            self.penalized_tokens.iter().find(|penalized| Arc::ptr_eq(&penalized.token, token));
+        known.map_or(0, |penalized| penalized.failures(now))
     }
 
     /// Whether another handshake of a token may be risked while `under_way` may
@@ -107,41 +108,44 @@ impl HandshakeGuard {
     }
 
     #[cfg(test)]
-    pub(crate) fn suspects(&self) -> usize {
-        self.suspects.len()
+    pub(crate) fn penalized_tokens(&self) -> usize {
+        self.penalized_tokens.len()
     }
 
-    fn suspect(&mut self, token: &Arc<Account>, now: Instant) {
-        self.suspects.retain(|suspect| suspect.failures(now) > 0);
-        let known = self.suspects.iter().position(|suspect| Arc::ptr_eq(&suspect.token, token));
+    fn penalize(&mut self, token: &Arc<Account>, now: Instant) {
+        self.penalized_tokens.retain(|penalized| penalized.failures(now) > 0);
+        let known =
+            self.penalized_tokens.iter().position(|penalized| Arc::ptr_eq(&penalized.token, token));
         let at = known.unwrap_or_else(|| {
-            let least = (0..self.suspects.len()).min_by_key(|at| self.suspects[*at].failures(now));
+            let least = (0..self.penalized_tokens.len())
+                .min_by_key(|at| self.penalized_tokens[*at].failures(now));
             if let Some(least) = least
-                && self.suspects.len() >= HANDSHAKE_SUSPECTS
+                && self.penalized_tokens.len() >= PENALIZED_TOKENS_MAX
             {
-                self.suspects.remove(least);
+                self.penalized_tokens.remove(least);
             }
-            self.suspects.push(Suspect { token: token.clone(), failures: Meter::default() });
-            self.suspects.len() - 1
+            self.penalized_tokens
+                .push(PenalizedToken { token: token.clone(), failures: RateLimiter::default() });
+            self.penalized_tokens.len() - 1
         });
-        self.suspects[at].failures.take(now, HANDSHAKE_FAILURE_RECOVERY, Duration::ZERO);
+        self.penalized_tokens[at].failures.take(now, HANDSHAKE_FAILURE_RECOVERY, Duration::ZERO);
     }
 
     /// Counts a failure, and charges it to a token, if one is to blame.
     pub(crate) fn failed(&mut self, token: Option<&Arc<Account>>, now: Instant) {
         if let Some(token) = token {
-            self.suspect(token, now);
+            self.penalize(token, now);
         }
         self.failures += 1;
         if self.failures >= HANDSHAKE_FAILURES {
             self.failures = 0;
-            self.deaf_until = Some(now + HANDSHAKE_COOLDOWN);
+            self.cooldown_until = Some(now + HANDSHAKE_COOLDOWN);
         }
     }
 
     /// Whether the executor refuses all handshakes.
-    pub(crate) fn is_deaf(&self, now: Instant) -> bool {
-        self.deaf_until.is_some_and(|until| now < until)
+    pub(crate) fn is_in_cooldown(&self, now: Instant) -> bool {
+        self.cooldown_until.is_some_and(|until| now < until)
     }
 
     fn is_reserved(&self) -> bool {

@@ -42,10 +42,10 @@ mod handshake_guard;
 mod hub;
 mod ids;
 mod lane;
-mod meter;
 mod outbox;
 pub mod overflow;
 mod port;
+mod rate_limiter;
 mod refusal;
 mod stats;
 #[cfg(test)]
@@ -55,7 +55,7 @@ use std::time::Duration;
 
 pub use account::{Account, Accounts, Level, Quota, RATE_BURST, Usage};
 pub use hub::routing::{CLAIMS_PER_EXECUTOR, STREAMS_PER_ORCHESTRATOR};
-pub use hub::{Hub, JoinError, Shared, Standing, Violation};
+pub use hub::{Hub, HubAccounts, JoinError, Violation};
 pub use ids::{KeyFingerprint, PortKey};
 pub use lane::FRAME_COST_BYTES;
 pub use outbox::EXPRESS_MAX_FRAMES;

@@ -22,7 +22,7 @@ pub const FULL_BYTES: usize = LANE_MAX_BYTES - limits::MESSAGE_MAX_BYTES;
 /// and Hahne). When an executor's or the node's memory has run out, a lane still
 /// gets a minimum, so that nobody stands still for what others took; what the
 /// token and the websocket of a stream may use ends before that.
-pub fn full_at(free: usize) -> usize {
+pub fn full_threshold(free: usize) -> usize {
     free.clamp(LANE_MIN_BYTES, FULL_BYTES)
 }
 

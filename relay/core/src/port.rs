@@ -23,7 +23,7 @@ pub struct Capabilities {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
     Executor,
-    Orchestrator { fingerprint: KeyFingerprint, can: Capabilities },
+    Orchestrator { fingerprint: KeyFingerprint, capabilities: Capabilities },
 }
 
 impl Side {
@@ -222,7 +222,7 @@ impl Ports {
     }
 
     /// Stops reading the source of a full lane.
-    pub(crate) fn hold_back(&mut self, claim: &mut Claim, direction: Direction) {
+    pub(crate) fn stop_reading(&mut self, claim: &mut Claim, direction: Direction) {
         let source = self.source(claim, direction);
         let lane = claim.lane_mut(direction);
         if !lane.full
@@ -236,7 +236,7 @@ impl Ports {
     }
 
     /// Reads the source of a lane again.
-    pub(crate) fn release(&mut self, claim: &mut Claim, direction: Direction) {
+    pub(crate) fn resume_reading(&mut self, claim: &mut Claim, direction: Direction) {
         let source = self.source(claim, direction);
         if direction == Direction::ToOrchestrator {
             claim.stalled_until = None;
@@ -253,7 +253,7 @@ impl Ports {
 
     /// Empties a lane; returns how many frames are lost.
     pub(crate) fn clear(&mut self, index: usize, claim: &mut Claim, direction: Direction) -> u64 {
-        self.release(claim, direction);
+        self.resume_reading(claim, direction);
         claim.lane_mut(direction).queued = false;
         if let Some(sink) = self.sink(claim, direction)
             && let Some(port) = self.get_mut(sink)

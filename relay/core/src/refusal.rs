@@ -21,7 +21,7 @@ pub enum Refusal {
     /// Too many handshakes of the token have failed at this executor.
     FailedHandshakes,
     /// Too many have failed at the executor, whoever brought them: it takes none.
-    DeafExecutor,
+    ExecutorCooldown,
 }
 
 impl Refusal {
@@ -37,7 +37,7 @@ impl Refusal {
         Refusal::Handshakes(Level::Token),
         Refusal::Memory,
         Refusal::FailedHandshakes,
-        Refusal::DeafExecutor,
+        Refusal::ExecutorCooldown,
     ];
 
     /// What there was too much of, for the audit log.
@@ -53,7 +53,7 @@ impl Refusal {
             Refusal::Handshakes(Level::Token) => "handshakes of the token",
             Refusal::Memory => "memory for handshakes that wait",
             Refusal::FailedHandshakes => "failed handshakes of the token",
-            Refusal::DeafExecutor => "failed handshakes at the executor",
+            Refusal::ExecutorCooldown => "failed handshakes at the executor",
         }
     }
 }
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_limit_has_words_of_its_own() {
+    fn every_refusal_has_its_own_text() {
         let mut words = Refusal::ALL.map(Refusal::as_str).to_vec();
         words.sort_unstable();
         words.dedup();

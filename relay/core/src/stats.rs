@@ -83,7 +83,7 @@ pub struct Stats {
     /// Handshakes that came to nothing and were charged to their token.
     pub failed_handshakes: u64,
     /// How often a websocket was not read for a while because of a rate.
-    pub held_back: u64,
+    pub throttled: u64,
     dropped: [u64; Dropped::ALL.len()],
     resets: [u64; ResetReason::ALL.len()],
 }
@@ -107,7 +107,7 @@ impl Stats {
         sum(&mut self.forwarded_frames, &other.forwarded_frames);
         sum(&mut self.forwarded_bytes, &other.forwarded_bytes);
         self.failed_handshakes += other.failed_handshakes;
-        self.held_back += other.held_back;
+        self.throttled += other.throttled;
         sum(&mut self.dropped, &other.dropped);
         sum(&mut self.resets, &other.resets);
     }

@@ -20,7 +20,7 @@ use rendez_proto::peek::peek;
 use rendez_relay_core::overflow::{LANE_MAX_BYTES, LANE_MIN_BYTES};
 use rendez_relay_core::{
     Account, CLAIMS_PER_EXECUTOR, Capabilities, Dropped, EXPRESS_MAX_FRAMES, FRAME_COST_BYTES, Hub,
-    JoinError, KeyFingerprint, PortKey, Quota, Shared, Standing, Stats, Usage,
+    HubAccounts, JoinError, KeyFingerprint, PortKey, Quota, Stats, Usage,
 };
 
 use crate::frames;
@@ -91,8 +91,8 @@ pub fn run(data: &[u8]) {
         Quota::UNLIMITED,
     ];
     let tokens = quotas.map(Account::new);
-    let shared = Shared { environment: environment.clone(), ..Shared::default() };
-    let hub = Hub::new(shared);
+    let accounts = HubAccounts { environment: environment.clone(), ..HubAccounts::default() };
+    let hub = Hub::new(accounts);
     let mut bench = Bench {
         hub,
         environment,
@@ -354,8 +354,7 @@ impl Bench {
         assert!(usage.memory_bytes <= most, "{} bytes wait", usage.memory_bytes);
         let mut holders = 0;
         for port in &mut self.ports {
-            let standing = if port.left { Standing::Superseded } else { Standing::Joined };
-            assert_eq!(self.hub.standing(port.key), standing);
+            assert_eq!(self.hub.is_joined(port.key), !port.left);
             holders += usize::from(!port.left && port.fingerprint.is_some());
             if !port.awake {
                 let out = self.hub.poll_transmit(port.key);

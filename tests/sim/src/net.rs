@@ -5,7 +5,6 @@ use rendez_endpoint::Event as MuxEvent;
 use rendez_proto::close::CloseFrame;
 use rendez_proto::frame::Frame;
 use rendez_proto::peek::peek;
-use rendez_relay_core::Standing;
 
 use crate::log::digest;
 use crate::node::{LinkState, Role};
@@ -161,7 +160,7 @@ impl World {
             self.attacked(socket, wire);
             self.wake_ports();
         }
-        if self.relay.hub.standing(port) == Standing::Superseded {
+        if !self.relay.hub.is_joined(port) {
             self.note(format_args!("socket {socket} is superseded"));
             self.deliver_down(socket, Packet::Close { code: CloseFrame::SUPERSEDED.code });
             self.relay_side_over(socket);

@@ -12,7 +12,7 @@ use rendez_proto::limits::{HANDSHAKE_FAILURES_PER_TOKEN, MESSAGE_MAX_BYTES};
 use rendez_proto::peek::{Kind, Peek, peek};
 use rendez_relay_core::overflow::LANE_MAX_BYTES;
 use rendez_relay_core::{
-    Account, Capabilities, Dropped, Hub, KeyFingerprint, PortKey, Quota, Shared,
+    Account, Capabilities, Dropped, Hub, HubAccounts, KeyFingerprint, PortKey, Quota,
 };
 
 use crate::plan::NodeId;
@@ -41,9 +41,9 @@ pub(crate) struct Relay {
 impl Default for Relay {
     fn default() -> Self {
         let quota = Quota { memory_bytes: MEMORY_BYTES, ..Quota::UNLIMITED };
-        let shared = Shared { environment: Account::new(quota), ..Shared::default() };
+        let accounts = HubAccounts { environment: Account::new(quota), ..HubAccounts::default() };
         Self {
-            hub: Hub::new(shared),
+            hub: Hub::new(accounts),
             down: false,
             executor: None,
             ports: HashMap::new(),

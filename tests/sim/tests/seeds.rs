@@ -32,7 +32,7 @@ fn replay(seed: u64, lines: usize) {
 }
 
 #[test]
-fn whatever_befalls_a_world_its_rules_hold() {
+fn every_seed_keeps_the_rules() {
     if let Some(seed) = number("SEED") {
         return replay(seed, usize::MAX);
     }
@@ -46,12 +46,12 @@ fn whatever_befalls_a_world_its_rules_hold() {
         replay(first.seed, TAIL);
     }
     if seeds >= SEEDS {
-        the_worlds_were_not_too_good(&summary);
+        assert_worlds_had_enough_faults(&summary);
     }
 }
 
 /// Rules about what never happens hold for nothing.
-fn the_worlds_were_not_too_good(summary: &Summary) {
+fn assert_worlds_had_enough_faults(summary: &Summary) {
     let befell = |name| summary.transitions.get(name).copied().unwrap_or(0);
     for name in [
         "drop",
@@ -95,7 +95,7 @@ fn the_worlds_were_not_too_good(summary: &Summary) {
 }
 
 #[test]
-fn one_seed_always_tells_the_same_story() {
+fn same_seed_gives_the_same_log() {
     for seed in [3, 17, 40, 101, 310, 1425] {
         let [first, second] = [run_with_log(seed).1, run_with_log(seed).1];
         assert!(!first.is_empty());

@@ -79,7 +79,7 @@ impl Hub {
             let resends = claim.resends;
             let lost = claim.sink_left(Direction::ToExecutor);
             self.stats.count_dropped(Dropped::PeerAway, lost);
-            self.ports.release(claim, Direction::ToExecutor);
+            self.ports.resume_reading(claim, Direction::ToExecutor);
             claim.source_left(Direction::ToOrchestrator);
             self.reset(index, Direction::ToOrchestrator, ResetReason::ExecutorGone);
             if !resends {
@@ -95,7 +95,7 @@ impl Hub {
             self.handshake_failed(index, now);
             self.stats.count_dropped(Dropped::PeerAway, lost);
             let claim = &mut self.claims[index];
-            self.ports.release(claim, Direction::ToOrchestrator);
+            self.ports.resume_reading(claim, Direction::ToOrchestrator);
             claim.source_left(Direction::ToExecutor);
             let over = claim.ending != Ending::No;
             let holder = if claim.resends && !over {

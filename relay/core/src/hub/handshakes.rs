@@ -11,7 +11,7 @@ use rendez_proto::peek::Kind;
 use super::Hub;
 use crate::account::Account;
 use crate::handshake::{HANDSHAKE_REPEAT, HandshakeState};
-use crate::handshake_guard::HANDSHAKE_PATIENCE;
+use crate::handshake_guard::EARLY_FAILURE;
 use crate::overflow::Direction;
 use crate::refusal::{Refusal, Refused};
 use crate::stats::Dropped;
@@ -49,8 +49,8 @@ impl Hub {
             HandshakeState::None | HandshakeState::Over => {}
         }
         let accounts = claim.accounts();
-        if self.guard.is_deaf(now) {
-            return Err(Refused::guarded(Refusal::DeafExecutor));
+        if self.guard.is_in_cooldown(now) {
+            return Err(Refused::guarded(Refusal::ExecutorCooldown));
         }
         if !self.guard.may_fail(claim.token(), 0, now) {
             return Err(Refused::guarded(Refusal::FailedHandshakes));
@@ -81,7 +81,7 @@ impl Hub {
     pub(super) fn offer_waiting(&mut self, now: Instant) {
         let mut place = 0;
         while let Some(index) = self.guard.waiting(place)
-            && !self.guard.is_deaf(now)
+            && !self.guard.is_in_cooldown(now)
             && self.guard.has_room()
         {
             let token = self.claims[index].token();
@@ -126,10 +126,10 @@ impl Hub {
         let before = self.set_handshake(index, HandshakeState::Over);
         if let HandshakeState::Offered { since, .. } = before {
             // During its cooldown an executor refuses every handshake.
-            if !self.guard.is_deaf(now) {
+            if !self.guard.is_in_cooldown(now) {
                 self.stats.failed_handshakes += 1;
                 let token = self.claims[index].token();
-                self.guard.failed((now < since + HANDSHAKE_PATIENCE).then_some(token), now);
+                self.guard.failed((now < since + EARLY_FAILURE).then_some(token), now);
             }
             self.offer_waiting(now);
         }

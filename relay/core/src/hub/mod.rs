@@ -46,19 +46,9 @@ pub enum JoinError {
 #[error("an orchestrator sent a frame that cannot be routed: {0}")]
 pub struct Violation(#[from] pub PeekError);
 
-/// Whether a port is still wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    /// It is part of the hub.
-    Joined,
-    /// Another websocket of the same executor, or a newer registration, took
-    /// its place; it should close.
-    Superseded,
-}
-
 /// What all websockets of a hub draw on.
 #[derive(Debug, Clone, Default)]
-pub struct Shared {
+pub struct HubAccounts {
     /// The relay's account.
     pub node: Arc<Account>,
     /// The environment's account.
@@ -70,7 +60,7 @@ pub struct Shared {
 /// All ports, claims and lanes around one executor.
 #[derive(Debug, Default)]
 pub struct Hub {
-    shared: Shared,
+    accounts: HubAccounts,
     guard: HandshakeGuard,
     ports: Ports,
     generation: Generation,
@@ -81,8 +71,8 @@ pub struct Hub {
 impl Hub {
     /// A hub whose websockets draw on these accounts. That of
     /// [`Default`] has no quotas.
-    pub fn new(shared: Shared) -> Self {
-        Self { shared, ..Self::default() }
+    pub fn new(accounts: HubAccounts) -> Self {
+        Self { accounts, ..Self::default() }
     }
 
     /// Adds the executor's websocket. An older one, of an older registration
@@ -127,13 +117,13 @@ impl Hub {
     pub fn join_orchestrator(
         &mut self,
         fingerprint: KeyFingerprint,
-        can: Capabilities,
+        capabilities: Capabilities,
         token: Arc<Account>,
     ) -> Result<PortKey, JoinError> {
         if self.ports.orchestrators() >= limits::ORCHESTRATORS_PER_EXECUTOR {
             return Err(JoinError::TooManyOrchestrators);
         }
-        self.insert(Side::Orchestrator { fingerprint, can }, token)
+        self.insert(Side::Orchestrator { fingerprint, capabilities }, token)
     }
 
     /// Removes a websocket and tells the far ends of its streams.
@@ -163,7 +153,7 @@ impl Hub {
         let side = port.side;
         let wait = port.accounts.read(now, message.len());
         if !wait.is_zero() {
-            self.stats.held_back += u64::from(port.paused_until.is_none());
+            self.stats.throttled += u64::from(port.paused_until.is_none());
             port.paused_until = Some(now + wait);
         }
         match (peek(&message), side) {
@@ -171,9 +161,16 @@ impl Hub {
                 self.route_from_executor(frame, message.clone(), now);
                 Ok(None)
             }
-            (Ok(frame), Side::Orchestrator { fingerprint, can }) => {
+            (Ok(frame), Side::Orchestrator { fingerprint, capabilities }) => {
                 let message = message.clone();
-                Ok(self.route_from_orchestrator(from, fingerprint, can, frame, message, now))
+                Ok(self.route_from_orchestrator(
+                    from,
+                    fingerprint,
+                    capabilities,
+                    frame,
+                    message,
+                    now,
+                ))
             }
             (Err(error), side) => {
                 self.stats.count_dropped(Dropped::Malformed, 1);
@@ -201,9 +198,11 @@ impl Hub {
         }
     }
 
-    /// Whether the port is still part of the hub.
-    pub fn standing(&self, key: PortKey) -> Standing {
-        if self.ports.get(key).is_some() { Standing::Joined } else { Standing::Superseded }
+    /// Whether the port is part of the hub. A port that is not was superseded by
+    /// another websocket of the same executor or by a newer registration, and
+    /// should close.
+    pub fn is_joined(&self, key: PortKey) -> bool {
+        self.ports.get(key).is_some()
     }
 
     /// The next message for the port's socket.
@@ -216,7 +215,7 @@ impl Hub {
             Some(index) => {
                 let claim = &mut self.claims[index];
                 if claim.has_drained(direction) {
-                    self.ports.release(claim, direction);
+                    self.ports.resume_reading(claim, direction);
                 }
                 self.remove_if_over(index);
             }
@@ -274,10 +273,10 @@ impl Hub {
 impl Hub {
     fn insert(&mut self, side: Side, token: Arc<Account>) -> Result<PortKey, JoinError> {
         let accounts = Accounts {
-            node: self.shared.node.clone(),
-            environment: self.shared.environment.clone(),
+            node: self.accounts.node.clone(),
+            environment: self.accounts.environment.clone(),
             token,
-            connection: Account::new(self.shared.connection),
+            connection: Account::new(self.accounts.connection),
         };
         accounts.connect().map_err(JoinError::Quota)?;
         Ok(self.ports.insert(side, accounts))

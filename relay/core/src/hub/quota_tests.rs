@@ -11,7 +11,7 @@ use super::tests::{Bench, OURS, STOCK, data, frame, reset_of};
 use super::*;
 use crate::handshake::HANDSHAKE_REPEAT;
 use crate::handshake_guard::{
-    HANDSHAKE_FAILURE_RECOVERY, HANDSHAKE_FAILURES_RESERVED, HANDSHAKE_PATIENCE, HANDSHAKE_SUSPECTS,
+    EARLY_FAILURE, HANDSHAKE_FAILURE_RECOVERY, HANDSHAKE_FAILURES_RESERVED, PENALIZED_TOKENS_MAX,
 };
 use crate::hub::routing::STREAMS_PER_ORCHESTRATOR;
 use crate::lane::{FRAME_COPY_BYTES, FRAME_COST_BYTES};
@@ -30,8 +30,8 @@ fn fingerprint(n: usize) -> KeyFingerprint {
     KeyFingerprint(bytes)
 }
 
-fn join(b: &mut Bench, n: usize, can: Capabilities, token: &Arc<Account>) -> PortKey {
-    b.hub.join_orchestrator(fingerprint(n), can, token.clone()).unwrap()
+fn join(b: &mut Bench, n: usize, capabilities: Capabilities, token: &Arc<Account>) -> PortKey {
+    b.hub.join_orchestrator(fingerprint(n), capabilities, token.clone()).unwrap()
 }
 
 fn handshake(stream: &str) -> Bytes {
@@ -56,9 +56,10 @@ fn fill(b: &mut Bench, stream: &str) -> usize {
 }
 
 #[test]
-fn slow_readers_share_the_memory_and_leave_some() {
+fn slow_readers_leave_memory_to_others() {
     let environment = memory(32 * MIB);
-    let mut b = Bench::with(Shared { environment: environment.clone(), ..Shared::default() });
+    let mut b =
+        Bench::with(HubAccounts { environment: environment.clone(), ..HubAccounts::default() });
     let token = Arc::default();
     let streams: Vec<String> = (0..20).map(|n| format!("s{n}")).collect();
     let ports: Vec<PortKey> = (0..20)
@@ -84,11 +85,11 @@ fn slow_readers_share_the_memory_and_leave_some() {
 }
 
 #[test]
-fn every_account_bounds_what_waits() {
+fn every_account_bounds_queued_bytes() {
     let quota = |bytes| Quota { memory_bytes: bytes as u64, ..Quota::UNLIMITED };
     for level in 0..4 {
         let small = |this| if this == level { quota(4 * MIB) } else { Quota::UNLIMITED };
-        let mut b = Bench::with(Shared {
+        let mut b = Bench::with(HubAccounts {
             node: Account::new(small(0)),
             environment: Account::new(small(1)),
             connection: small(3),
@@ -103,11 +104,11 @@ fn every_account_bounds_what_waits() {
 /// However many streams there are, whichever way they run, and whatever their
 /// ends can do.
 #[test]
-fn nobody_uses_more_memory_than_a_token_and_a_websocket_may() {
+fn token_and_websocket_memory_is_never_overdrawn() {
     let small = |bytes| Quota { memory_bytes: bytes as u64, ..Quota::UNLIMITED };
     for can in [OURS, STOCK] {
-        let shared = Shared { connection: small(2 * MIB), ..Shared::default() };
-        let mut b = Bench::with(shared);
+        let accounts = HubAccounts { connection: small(2 * MIB), ..HubAccounts::default() };
+        let mut b = Bench::with(accounts);
         let token = Account::new(small(6 * MIB));
         let ports: Vec<PortKey> = (0..8).map(|n| join(&mut b, n, can, &token)).collect();
         let stream = |port: usize, n: usize| format!("s{port}-{n}");
@@ -141,9 +142,9 @@ fn nobody_uses_more_memory_than_a_token_and_a_websocket_may() {
 }
 
 #[test]
-fn a_sender_that_cannot_resend_loses_nothing_when_memory_runs_out() {
+fn stock_sender_loses_nothing_without_memory() {
     let environment = memory(4 * MIB);
-    let mut b = Bench::with(Shared { environment, ..Shared::default() });
+    let mut b = Bench::with(HubAccounts { environment, ..HubAccounts::default() });
     let token = Arc::default();
     let (up, hog) = (join(&mut b, 1, STOCK, &token), join(&mut b, 2, STOCK, &token));
     let mut sent = 0;
@@ -164,7 +165,7 @@ fn a_sender_that_cannot_resend_loses_nothing_when_memory_runs_out() {
 }
 
 #[test]
-fn a_rate_holds_one_socket_back_and_time_releases_it() {
+fn rate_limit_pauses_only_one_socket() {
     let mut b = Bench::new();
     let limited = Account::new(Quota { bytes_per_second: 100_000, ..Quota::UNLIMITED });
     let (fast, other) = (join(&mut b, 1, OURS, &limited), join(&mut b, 2, OURS, &Arc::default()));
@@ -183,11 +184,11 @@ fn a_rate_holds_one_socket_back_and_time_releases_it() {
     b.hub.handle_port_timeout(fast, until);
     assert!(b.hub.wants_read(fast));
     assert_eq!(b.hub.poll_port_timeout(fast), None);
-    assert_eq!(b.hub.stats().held_back, 1);
+    assert_eq!(b.hub.stats().throttled, 1);
 }
 
 #[test]
-fn places_run_out_with_a_reason_and_come_back() {
+fn connection_and_stream_quotas_are_refunded() {
     let quota = Quota { connections: 2, streams: 1, ..Quota::UNLIMITED };
     let mut b = Bench::new();
     let token = Account::new(quota);
@@ -222,7 +223,7 @@ fn refused(b: &mut Bench, port: PortKey, message: &Bytes) -> Option<Refusal> {
 }
 
 #[test]
-fn every_limit_is_named_by_whom_it_stopped() {
+fn refusal_names_the_limit() {
     let rate = |n| Account::new(Quota { handshakes_per_minute: n, ..Quota::UNLIMITED });
     for (level, refusal) in [
         (Level::Node, Refusal::Handshakes(Level::Node)),
@@ -230,10 +231,10 @@ fn every_limit_is_named_by_whom_it_stopped() {
         (Level::Token, Refusal::Handshakes(Level::Token)),
     ] {
         let small = |this| if this == level { rate(1) } else { Arc::default() };
-        let mut b = Bench::with(Shared {
+        let mut b = Bench::with(HubAccounts {
             node: small(Level::Node),
             environment: small(Level::Environment),
-            ..Shared::default()
+            ..HubAccounts::default()
         });
         let port = join(&mut b, 1, OURS, &small(Level::Token));
         assert_eq!(refused(&mut b, port, &handshake("one")), None);
@@ -276,7 +277,7 @@ fn fail(b: &mut Bench, n: usize, token: &Arc<Account>, now: Instant) -> bool {
 }
 
 #[test]
-fn one_token_cannot_make_an_executor_deaf() {
+fn one_token_cannot_start_the_cooldown() {
     let mut b = Bench::new();
     let (hostile, honest) = (guarded(), guarded());
     let passed = (0..100).filter(|n| fail(&mut b, *n, &hostile, t0())).count();
@@ -296,7 +297,7 @@ fn one_token_cannot_make_an_executor_deaf() {
 }
 
 #[test]
-fn a_sick_executor_locks_nobody_out_of_another_one() {
+fn failures_count_per_executor() {
     let (mut sick, mut well) = (Bench::new(), Bench::new());
     let token = guarded();
     assert_eq!((0..10).filter(|n| fail(&mut sick, *n, &token, t0())).count(), 3);
@@ -304,20 +305,20 @@ fn a_sick_executor_locks_nobody_out_of_another_one() {
 }
 
 #[test]
-fn those_who_failed_longest_ago_are_forgotten_first() {
+fn oldest_penalized_token_is_forgotten_first() {
     let mut b = Bench::new();
     let far = |n: usize| t0() + Duration::from_secs(20 * n as u64);
     let first = guarded();
     assert!(fail(&mut b, 0, &first, t0()));
-    for n in 1..3 * HANDSHAKE_SUSPECTS {
+    for n in 1..3 * PENALIZED_TOKENS_MAX {
         b.hub.guard.failed(Some(&guarded()), far(n));
     }
-    assert!(b.hub.guard.suspects() <= HANDSHAKE_SUSPECTS);
+    assert!(b.hub.guard.penalized_tokens() <= PENALIZED_TOKENS_MAX);
     assert_eq!(b.hub.guard.failures_of(&first, t0()), 0);
 }
 
 #[test]
-fn a_handshake_that_waits_is_paid_for() {
+fn waiting_handshake_is_charged() {
     let token =
         Account::new(Quota { memory_bytes: 100_000, handshake_failures: 1, ..Quota::UNLIMITED });
     let mut b = Bench::new();
@@ -344,7 +345,7 @@ fn a_handshake_that_waits_is_paid_for() {
 }
 
 #[test]
-fn acks_that_wait_are_paid_for_and_large_ones_do_not_overtake() {
+fn waiting_acks_are_charged_and_large_ones_queued() {
     let mut b = Bench::new();
     let token: Arc<Account> = Account::new(Quota::UNLIMITED);
     let port = join(&mut b, 1, OURS, &token);
@@ -372,7 +373,7 @@ fn acks_that_wait_are_paid_for_and_large_ones_do_not_overtake() {
 
 /// Frames of a few bytes cost a place each, and keep no buffer that is larger.
 #[test]
-fn many_small_frames_cost_what_they_take() {
+fn small_frames_are_charged_their_overhead() {
     let mut b = Bench::new();
     let token: Arc<Account> = Account::new(Quota::UNLIMITED);
     let port = join(&mut b, 1, OURS, &token);
@@ -393,26 +394,26 @@ fn many_small_frames_cost_what_they_take() {
 }
 
 #[test]
-fn an_executor_that_is_refused_leaves_the_old_one_where_it_is() {
+fn refused_executor_does_not_supersede() {
     let mut b = Bench::new();
     let full = Account::new(Quota { connections: 0, ..Quota::UNLIMITED });
     let refused = b.hub.join_executor(Generation(2), full, t0());
     assert_eq!(refused, Err(JoinError::Quota(Level::Token)));
-    assert_eq!(b.hub.standing(b.executor), Standing::Joined);
+    assert!(b.hub.is_joined(b.executor));
     // and an older generation than the refused one is not stale
     let one = Account::new(Quota { connections: 1, ..Quota::UNLIMITED });
     let first = b.hub.join_executor(Generation(1), one.clone(), t0()).unwrap();
-    assert_eq!(b.hub.standing(b.executor), Standing::Superseded);
+    assert!(!b.hub.is_joined(b.executor));
     // its own place is free for who takes it over
     let second = b.hub.join_executor(Generation(1), one.clone(), t0()).unwrap();
-    assert_eq!(b.hub.standing(first), Standing::Superseded);
+    assert!(!b.hub.is_joined(first));
     assert_eq!(one.usage().connections, 1);
     b.hub.leave(second, t0());
     assert_eq!(one.usage().connections, 0);
 }
 
 #[test]
-fn the_last_failures_are_for_tokens_without_any() {
+fn last_failures_are_reserved_for_clean_tokens() {
     let mut b = Bench::new();
     let tokens: Vec<Arc<Account>> = (0..4).map(|_| guarded()).collect();
     let free = HANDSHAKE_FAILURES - HANDSHAKE_FAILURES_RESERVED;
@@ -433,7 +434,7 @@ fn the_last_failures_are_for_tokens_without_any() {
 }
 
 #[test]
-fn a_handshake_that_is_cancelled_counts_and_one_that_is_answered_does_not() {
+fn cancelled_handshake_counts_as_a_failure() {
     let mut b = Bench::new();
     let token: Arc<Account> = guarded();
     let port = join(&mut b, 1, STOCK, &token);
@@ -452,7 +453,7 @@ fn a_handshake_that_is_cancelled_counts_and_one_that_is_answered_does_not() {
 
 /// As while a laptop sleeps: whoever tries it then may try it afterwards.
 #[test]
-fn nobody_is_blamed_for_an_executor_that_does_not_answer() {
+fn unresponsive_executor_does_not_penalize_tokens() {
     let mut b = Bench::new();
     let token: Arc<Account> = guarded();
     let mut now = t0();
@@ -462,7 +463,7 @@ fn nobody_is_blamed_for_an_executor_that_does_not_answer() {
         // repetitions are no new handshakes
         b.hub.handle_message(port, handshake(&format!("h{n}")), now + HANDSHAKE_REPEAT).unwrap();
         assert_eq!(offered(&mut b).len(), 2, "{n}");
-        now += HANDSHAKE_PATIENCE;
+        now += EARLY_FAILURE;
         let from = if n % 2 == 0 { port } else { b.executor };
         b.hub.handle_message(from, reset(&format!("h{n}")), now).unwrap();
         b.hub.leave(port, now);
@@ -481,7 +482,7 @@ fn offered(b: &mut Bench) -> Vec<String> {
 }
 
 #[test]
-fn a_burst_cannot_make_an_executor_deaf_before_the_first_one_has_failed() {
+fn burst_of_handshakes_cannot_start_the_cooldown() {
     let mut b = Bench::new();
     let tokens: Vec<Arc<Account>> = (0..10).map(|_| guarded()).collect();
     let ports: Vec<PortKey> = (0..10).map(|n| join(&mut b, n, STOCK, &tokens[n])).collect();
@@ -504,7 +505,7 @@ fn a_burst_cannot_make_an_executor_deaf_before_the_first_one_has_failed() {
 }
 
 #[test]
-fn a_stream_id_that_is_used_again_is_another_attempt() {
+fn reused_stream_id_is_another_attempt() {
     let mut b = Bench::new();
     let token = guarded();
     let port = join(&mut b, 1, STOCK, &token);
@@ -520,7 +521,7 @@ fn a_stream_id_that_is_used_again_is_another_attempt() {
 }
 
 #[test]
-fn message_1_may_come_again_where_ends_resend_but_not_at_once() {
+fn message_1_may_be_repeated_after_a_while() {
     let mut b = Bench::new();
     let token = guarded();
     let port = join(&mut b, 1, OURS, &token);
@@ -536,7 +537,7 @@ fn message_1_may_come_again_where_ends_resend_but_not_at_once() {
 }
 
 #[test]
-fn what_waits_can_be_cancelled_expires_and_never_reaches_the_executor() {
+fn waiting_handshake_can_be_cancelled_or_expires() {
     let mut b = Bench::new();
     let token = guarded();
     let port = join(&mut b, 1, STOCK, &token);

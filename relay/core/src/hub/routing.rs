@@ -42,12 +42,12 @@ impl Hub {
         &mut self,
         from: PortKey,
         fingerprint: KeyFingerprint,
-        can: Capabilities,
+        capabilities: Capabilities,
         frame: Peek<'_>,
         message: Bytes,
         now: Instant,
     ) -> Option<Refusal> {
-        let index = match self.claim(from, fingerprint, can, frame.stream) {
+        let index = match self.claim(from, fingerprint, capabilities, frame.stream) {
             Ok(index) => index,
             Err(refused) => {
                 // A reset is never answered by a reset.
@@ -82,7 +82,7 @@ impl Hub {
         &mut self,
         from: PortKey,
         fingerprint: KeyFingerprint,
-        can: Capabilities,
+        capabilities: Capabilities,
         stream: &str,
     ) -> Result<usize, Refused> {
         const NO_EXECUTOR: Refused = Refused(Dropped::PeerAway, ResetReason::ExecutorGone, None);
@@ -98,7 +98,7 @@ impl Hub {
             if claim.fingerprint != fingerprint {
                 return Err(FOREIGN);
             }
-            self.hold(index, from)?;
+            self.move_claim(index, from)?;
             return Ok(index);
         }
         if self.ports.executor().is_none() {
@@ -112,14 +112,15 @@ impl Hub {
             return Err(too_many());
         }
         let stream: StreamId = stream.parse().map_err(|_| too_many())?;
-        let claim = Claim::new(stream, fingerprint, can.resends, from, port.accounts.clone());
+        let claim =
+            Claim::new(stream, fingerprint, capabilities.resends, from, port.accounts.clone());
         let index = self.claims.insert(claim.map_err(Refused::streams)?);
         port.streams += 1;
         Ok(index)
     }
 
     /// Moves a claim to another port of its owner.
-    fn hold(&mut self, index: usize, port: PortKey) -> Result<(), Refused> {
+    fn move_claim(&mut self, index: usize, port: PortKey) -> Result<(), Refused> {
         let claim = &mut self.claims[index];
         let new = self.ports.get_mut(port);
         let new = new
@@ -127,7 +128,7 @@ impl Hub {
             .ok_or_else(|| Refused::too_many(Refusal::StreamsOfWebsocket))?;
         claim.charge_to(new.accounts.clone()).map_err(Refused::streams)?;
         new.streams += 1;
-        self.ports.release(claim, Direction::ToExecutor);
+        self.ports.resume_reading(claim, Direction::ToExecutor);
         let lost = self.ports.clear(index, claim, Direction::ToOrchestrator);
         self.stats.count_dropped(Dropped::PeerAway, lost);
         self.ports.uncount(claim);
@@ -166,7 +167,7 @@ impl Hub {
         let decision = on_full(direction, resends);
         let waiting = claim.lane(direction).bytes();
         let fits = match decision {
-            OnFull::Shed => waiting < claim.full_at(),
+            OnFull::Shed => waiting < claim.full_threshold(),
             // The frame that fills up the lane is taken: its source cannot
             // resend, or was not stopped because memory went to others.
             OnFull::StopReading | OnFull::StallThenReset => {
@@ -176,8 +177,8 @@ impl Hub {
         if fits {
             self.follow_handshake(index, direction, kind, now);
             match kind {
-                Kind::Reset => self.end(index, direction, now),
-                Kind::Resume => self.go_on(index),
+                Kind::Reset => self.note_reset(index, direction, now),
+                Kind::Resume => self.continue_stream(index),
                 _ => {}
             }
             self.push(index, direction, message);
@@ -190,17 +191,17 @@ impl Hub {
         if claim.is_full(direction) {
             match decision {
                 OnFull::Shed => {}
-                OnFull::StopReading => self.ports.hold_back(claim, direction),
+                OnFull::StopReading => self.ports.stop_reading(claim, direction),
                 OnFull::StallThenReset => {
                     claim.stalled_until.get_or_insert(now + limits::STALL_MAX);
-                    self.ports.hold_back(claim, direction);
+                    self.ports.stop_reading(claim, direction);
                 }
             }
         }
     }
 
     /// Ends a stream when the far end has answered the reset that passes.
-    fn end(&mut self, index: usize, direction: Direction, now: Instant) {
+    fn note_reset(&mut self, index: usize, direction: Direction, now: Instant) {
         let claim = &mut self.claims[index];
         self.ports.uncount(claim);
         claim.reset_passes(direction, now);
@@ -210,7 +211,7 @@ impl Hub {
     /// ends accept none without a proof: an executor that took the environment
     /// over for a moment resets every stream that it does not know. A resume of
     /// a stream that is really over is answered by a reset, and that one counts.
-    fn go_on(&mut self, index: usize) {
+    fn continue_stream(&mut self, index: usize) {
         let claim = &mut self.claims[index];
         let (Ending::Passed { .. }, Some(port), true) = (claim.ending, claim.port(), claim.resends)
         else {

@@ -9,7 +9,7 @@ use parking_lot::{Mutex, MutexGuard};
 use rendez_proto::close::CloseFrame;
 use rendez_proto::ids::Generation;
 use rendez_relay_core::{
-    Account, Capabilities, Hub, JoinError, KeyFingerprint, PortKey, Shared, Standing,
+    Account, Capabilities, Hub, HubAccounts, JoinError, KeyFingerprint, PortKey,
 };
 
 /// The hub of one executor, shared by the tasks that drive its ports.
@@ -24,8 +24,8 @@ struct HubState {
 }
 
 impl SharedHub {
-    pub(super) fn new(shared: Shared) -> Self {
-        let hub = Hub::new(shared);
+    pub(super) fn new(accounts: HubAccounts) -> Self {
+        let hub = Hub::new(accounts);
         Self(Mutex::new(HubState { hub, wakers: HashMap::new(), closing: None }))
     }
 
@@ -76,10 +76,7 @@ impl SharedHub {
     /// The frame to close a port with, once it must close.
     pub(crate) fn closing(&self, port: PortKey) -> Option<CloseFrame> {
         let state = self.lock();
-        match state.hub.standing(port) {
-            Standing::Superseded => Some(CloseFrame::SUPERSEDED),
-            Standing::Joined => state.closing.clone(),
-        }
+        if state.hub.is_joined(port) { state.closing.clone() } else { Some(CloseFrame::SUPERSEDED) }
     }
 
     pub(crate) fn register(&self, port: PortKey, waker: &Waker) {

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
 use rendez_proto::limits;
-use rendez_relay_core::{Account, Quota, Shared};
+use rendez_relay_core::{Account, HubAccounts, Quota};
 
 /// Default for the bytes queued at one relay.
 const NODE_MEMORY_BYTES: u64 = 1024 * 1024 * 1024;
@@ -94,11 +94,11 @@ impl QuotaAccounts {
     }
 
     /// The accounts that the hub of an environment charges.
-    pub fn shared(&self, environment: &str) -> Shared {
+    pub fn shared(&self, environment: &str) -> HubAccounts {
         let quotas = self.quotas();
         let own = quotas.environments.get(environment).copied();
         let quota = own.unwrap_or(quotas.environment);
-        Shared {
+        HubAccounts {
             node: self.node.clone(),
             environment: self.environments.account(environment, quota),
             connection: quotas.connection,
@@ -200,7 +200,7 @@ mod tests {
         let rate = Quota { bytes_per_second: 1000, ..Quota::UNLIMITED };
         let accounts = QuotaAccounts::new(Quotas { token: rate, ..Quotas::default() });
         let now = Instant::now();
-        let mut hub = Hub::new(Shared::default());
+        let mut hub = Hub::new(HubAccounts::default());
         let token = accounts.token("a");
         let executor = hub.join_executor(Generation(1), token.clone(), now).unwrap();
         hub.handle_message(executor, vec![0; 5000].into(), now).unwrap();

@@ -42,7 +42,7 @@ pub(super) fn encode(out: &mut MetricsWriter<'_>, state: &Rendezvous) -> fmt::Re
     out.counter(
         "rendez_relay_reads_held_back",
         "Pauses in reading a websocket because of a rate limit.",
-        stats.held_back,
+        stats.throttled,
     )?;
     let frames = [0, 1].map(|way| ([("direction", DIRECTIONS[way])], stats.forwarded_frames[way]));
     out.counters(

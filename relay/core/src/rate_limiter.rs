@@ -1,16 +1,16 @@
 //! A rate, as the generic cell rate algorithm (ITU-T I.371) counts it: one
-//! moment per meter, at which what was taken so far is paid off.
+//! moment per limiter, at which what was taken so far is paid off.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// See the module. Shared by whoever draws on the same rate.
+/// See the module. HubAccounts by whoever draws on the same rate.
 #[derive(Debug, Default)]
-pub(crate) struct Meter {
+pub(crate) struct RateLimiter {
     paid_off: Mutex<Option<Instant>>,
 }
 
-impl Meter {
+impl RateLimiter {
     /// Takes what costs `cost` of time. Returns how long to wait before taking
     /// more, if what was taken is ahead of the clock by more than `burst`.
     pub(crate) fn take(&self, now: Instant, cost: Duration, burst: Duration) -> Duration {
@@ -31,7 +31,7 @@ impl Meter {
         fits
     }
 
-    /// How far ahead of the clock the meter is.
+    /// How far ahead of the clock the limiter is.
     pub(crate) fn ahead(&self, now: Instant) -> Duration {
         self.lock().map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
     }
@@ -47,12 +47,12 @@ mod tests {
     use crate::testing::t0;
 
     #[test]
-    fn over_a_long_time_it_is_the_rate() {
-        let (meter, cost) = (Meter::default(), Duration::from_millis(10));
+    fn long_term_throughput_equals_the_rate() {
+        let (limiter, cost) = (RateLimiter::default(), Duration::from_millis(10));
         let (mut now, mut taken) = (t0(), 0);
         let end = now + Duration::from_secs(60);
         while now < end {
-            let wait = meter.take(now, cost, Duration::from_secs(1));
+            let wait = limiter.take(now, cost, Duration::from_secs(1));
             taken += 1;
             now += wait;
         }
@@ -61,14 +61,14 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_not_taken() {
-        let (meter, now) = (Meter::default(), t0());
+    fn try_take_refuses_beyond_the_burst() {
+        let (limiter, now) = (RateLimiter::default(), t0());
         let (cost, burst) = (Duration::from_secs(20), Duration::from_secs(60));
-        let took = (0..10).filter(|_| meter.try_take(now, cost, burst)).count();
+        let took = (0..10).filter(|_| limiter.try_take(now, cost, burst)).count();
         assert_eq!(took, 3);
-        assert_eq!(meter.ahead(now), burst);
-        assert!(!meter.try_take(now + Duration::from_secs(19), cost, burst));
-        assert!(meter.try_take(now + Duration::from_secs(20), cost, burst));
-        assert_eq!(meter.ahead(now + Duration::from_secs(200)), Duration::ZERO);
+        assert_eq!(limiter.ahead(now), burst);
+        assert!(!limiter.try_take(now + Duration::from_secs(19), cost, burst));
+        assert!(limiter.try_take(now + Duration::from_secs(20), cost, burst));
+        assert_eq!(limiter.ahead(now + Duration::from_secs(200)), Duration::ZERO);
     }
 }
