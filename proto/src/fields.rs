@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_is_read_in_order_and_to_the_end() {
+    fn fields_round_trip_in_order() {
         let bytes = encode(7, 3, &[b"text", b"", &9_u64.to_be_bytes(), &[1, 2]]);
         assert_eq!(bytes, b"\x07\x03\0\x04text\0\0\0\x08\0\0\0\0\0\0\0\x09\0\x02\x01\x02");
         let (code, mut fields) = Reader::new(&bytes, 7).unwrap();

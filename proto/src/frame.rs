@@ -341,7 +341,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_stock_ends_drop_is_no_frame() {
+    fn frames_that_stock_ends_drop_are_refused() {
         let good = wire::RelayMessageFrame {
             version: 1,
             stream_id: ID.into(),

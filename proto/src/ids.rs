@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn stream_ids_may_be_anything_but_blank() {
+    fn stream_ids_may_be_any_text_but_blank() {
         assert!("any thing/ä".parse::<StreamId>().is_ok());
         assert!(" \t".parse::<StreamId>().is_err());
     }
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_is_not_valid_does_not_deserialise() {
+    fn invalid_id_does_not_deserialize() {
         assert!(serde_json::from_str::<EnvironmentId>("\"a b\"").is_err());
     }
 }

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_keys_are_named() {
+    fn invalid_keys_are_named() {
         let good = serde_json::to_value(PublicKey::hybrid([1; 32], Box::new([2; 1184]))).unwrap();
         let with = |field: &str, value: Value| {
             let mut key = good.clone();

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_fields_are_stepped_over() {
+    fn unknown_fields_are_skipped() {
         let frame = Frame::bare("s".parse().unwrap(), Body::Ack);
         let mut bytes = frame.encode().to_vec();
         bytes.extend([0xa0, 0x06, 0x05]); // field 100, varint
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_routed_is_named() {
+    fn malformed_frames_are_named() {
         assert_eq!(peek(b""), Err(PeekError::Version));
         assert_eq!(peek(b"\x08\x02"), Err(PeekError::Version));
         assert_eq!(peek(b"\x08\x01\x12\x01 "), Err(PeekError::StreamId));
@@ -198,7 +198,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn agrees_with_the_decoder(frame in any_frame()) {
+        fn peek_agrees_with_the_decoder(frame in any_frame()) {
             let bytes = frame.encode();
             let peeked = peek(&bytes).unwrap();
             prop_assert_eq!(peeked.stream, frame.stream.as_str());
@@ -206,7 +206,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_decodes_can_be_routed(
+        fn every_decodable_frame_can_be_routed(
             frame in any_frame(),
             flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
         ) {

@@ -181,14 +181,14 @@ mod tests {
         5XLjlgKzHXiJ0iwe0-elAnbBE7_1T1BmEn84J5ClL4btb4Ro_dUGRNk91yEGdGAI";
 
     #[test]
-    fn the_bytes_are_stable() {
+    fn bytes_are_stable() {
         let text = proof(Call::Register).sign(&key());
         assert_eq!(text, GOLDEN);
         assert_eq!(Proof::verify(&text), Ok(proof(Call::Register)));
     }
 
     #[test]
-    fn each_call_has_its_own_signature() {
+    fn signature_covers_the_call() {
         let text = proof(Call::Validate).sign(&key());
         assert_eq!(Proof::verify(&text).unwrap().call, Call::Validate);
         let mut bytes = URL_SAFE_NO_PAD.decode(text).unwrap();
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn the_signer_cannot_name_another_key() {
+    fn signer_cannot_name_another_key() {
         let other = SigningKey::from_bytes(&[8; 32]);
         let stolen = Proof { key: other.verifying_key().to_bytes(), ..proof(Call::Register) };
         assert_eq!(
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_one_fits() {
+    fn longest_proof_fits() {
         let environment = "e".repeat(limits::ENVIRONMENT_ID_MAX_BYTES).parse().unwrap();
         let text = Proof { environment, ..proof(Call::Register) }.sign(&key());
         assert!(Proof::verify(&text).is_ok());
@@ -222,7 +222,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_changed_proof_is_none(at in 0..GOLDEN.len(), to in "[A-Za-z0-9_-]") {
+        fn changed_proof_is_refused(at in 0..GOLDEN.len(), to in "[A-Za-z0-9_-]") {
             let mut text = proof(Call::Register).sign(&key());
             prop_assume!(text[at..=at] != to);
             text.replace_range(at..=at, &to);
@@ -230,7 +230,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_survived(text in ".{0,300}", bytes: Vec<u8>) {
+        fn arbitrary_text_never_panics(text in ".{0,300}", bytes: Vec<u8>) {
             prop_assert!(Proof::verify(&text).is_err());
             prop_assert!(Proof::verify(&URL_SAFE_NO_PAD.encode(bytes)).is_err());
         }

@@ -390,7 +390,7 @@ mod tests {
         PZqEsL_p-hFVZcN_FOF2-b4_ndYnyufdW0bvtaXZt2RMtAAw";
 
     #[test]
-    fn the_bytes_are_stable() {
+    fn bytes_are_stable() {
         let ticket = Ticket::issue(&claims(Purpose::Orchestrator), &key()).unwrap();
         assert_eq!(ticket.expose(), GOLDEN);
         let read = verify(GOLDEN, Purpose::Orchestrator, 1_800_000_059).unwrap();
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_without_an_end_has_none() {
+    fn ticket_without_expiry_never_expires() {
         let claims = Claims { expires_at_unix_secs: None, ..claims(Purpose::Executor) };
         let ticket = Ticket::issue(&claims, &key()).unwrap();
         assert_eq!(verify(ticket.expose(), Purpose::Executor, u64::MAX), Ok(claims));
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_ticket_is_malformed() {
+    fn malformed_tickets_are_refused() {
         let long = "A".repeat(TICKET_MAX_BYTES + 1);
         let padded = format!("{GOLDEN}=");
         for text in ["", "A", "not base64!", &long, &padded, &GOLDEN[..GOLDEN.len() - 1]] {
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_ticket_fits() {
+    fn largest_ticket_fits() {
         let claims = Claims {
             environment: "e".repeat(limits::ENVIRONMENT_ID_MAX_BYTES).parse().unwrap(),
             registration: "r".repeat(REGISTRATION_ID_MAX_BYTES).parse().unwrap(),
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn the_binding_depends_on_both_keys_and_their_order() {
+    fn binding_depends_on_both_keys_and_their_order() {
         let a = PublicKey::x25519_only([1; 32]);
         let b = PublicKey::x25519_only([2; 32]);
         assert_ne!(binding(&a, &b), binding(&b, &a));
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_bounded_and_not_shown() {
+    fn ticket_text_is_bounded_and_hidden() {
         assert!("x".repeat(limits::AUTHORIZATION_MAX_BYTES).parse::<TicketText>().is_ok());
         assert!("x".repeat(limits::AUTHORIZATION_MAX_BYTES + 1).parse::<TicketText>().is_err());
         let text: TicketText = "planted".parse().unwrap();
@@ -477,7 +477,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_changed_byte_is_noticed(at in 0_usize..1000, flip in 1_u8..) {
+        fn changed_byte_is_noticed(at in 0_usize..1000, flip in 1_u8..) {
             let mut bytes = URL_SAFE_NO_PAD.decode(GOLDEN).unwrap();
             let at = at % bytes.len();
             bytes[at] ^= flip;
@@ -487,7 +487,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_survived(text in ".{0,300}", bytes: Vec<u8>) {
+        fn arbitrary_text_never_panics(text in ".{0,300}", bytes: Vec<u8>) {
             prop_assert!(verify(&text, Purpose::Executor, 0).is_err());
             let bytes = URL_SAFE_NO_PAD.encode(bytes);
             prop_assert!(verify(&bytes, Purpose::Executor, 0).is_err());

@@ -328,7 +328,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_hash_is_stable() {
+    fn hash_is_stable() {
         let row = event(1).chain(Head::EMPTY);
         assert_eq!(
             row.hash.to_string(),
@@ -345,7 +345,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn heads_are_text() {
+    fn heads_round_trip_as_text() {
         let head = Head::from(&event(1).chain(Head::EMPTY));
         assert_eq!(head.to_string().parse(), Ok(head));
         for bad in ["", "7", "7:", "7:00", ":", &format!("x:{}", AuditHash::NONE)] {

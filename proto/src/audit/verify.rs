@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_chain_is_intact_also_when_it_is_empty() {
+    fn complete_and_empty_chains_verify() {
         let rows = chain(9);
         let intact = verify(&rows, Some((&rows[4]).into())).unwrap();
         assert_eq!((intact.rows, intact.first, intact.head), (9, 1, (&rows[8]).into()));
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn no_field_can_be_changed() {
+    fn changed_field_breaks_the_chain() {
         let rows = chain(3);
         let change: [fn(&mut AuditEvent); 9] = [
             |event| event.at_unix_secs += 1,
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_moved_or_cut_off_is_named() {
+    fn missing_moved_and_truncated_rows_are_named() {
         let rows = chain(6);
         let without = |seqs: &[u64]| {
             let rows = rows.iter().filter(|row| !seqs.contains(&row.seq));
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_vouches_for_what_was_removed() {
+    fn checkpoint_covers_removed_rows() {
         let mut rows = chain(6);
         let checkpoint = |through: &AuditRow, after: &AuditRow| {
             AuditEvent {
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn gaps_add_up() {
+    fn gaps_are_summed() {
         let gap = |n, head| {
             AuditEvent { count: Some(n), ..AuditEvent::new(AuditKind::Gap, 1) }.chain(head)
         };

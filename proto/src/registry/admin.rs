@@ -218,7 +218,7 @@ mod tests {
     use crate::registry::error::ErrorCode;
 
     #[test]
-    fn a_token_request_has_defaults_and_no_unknown_members() {
+    fn token_request_has_defaults_and_refuses_unknown_members() {
         let parse = |text: &str| CreateToken::parse(text.as_bytes());
         let least = parse(r#"{"role":"orchestrator"}"#).unwrap();
         assert_eq!(least.environments, "*");
@@ -233,14 +233,14 @@ mod tests {
     }
 
     #[test]
-    fn a_role_has_the_same_name_everywhere() {
+    fn role_has_one_name_everywhere() {
         for role in Role::ALL {
             assert_eq!(serde_json::to_value(role).unwrap(), role.as_str());
         }
     }
 
     #[test]
-    fn a_created_token_shows_its_text_in_json_only() {
+    fn created_token_is_shown_only_in_json() {
         let created = TokenCreated {
             token: "rdz_e_planted".to_owned().into(),
             entry: TokenEntry {

@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_on_the_wire_are_those_of_the_database() {
+    fn wire_and_database_words_are_equal() {
         for reason in EndReason::ALL {
             let wire = serde_json::to_string(reason).unwrap();
             assert_eq!(wire, format!("\"{}\"", reason.as_str()));

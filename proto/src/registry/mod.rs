@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stock_registration_offers_the_codex_profile_only() {
+    fn stock_registration_offers_only_the_codex_profile() {
         let body = json!({"security_profile": "noise_hybrid_ik_v1", "executor_public_key": key()});
         let request = register(body.clone()).unwrap();
         assert_eq!(request.offered(), [Profile::NoiseHybridIkV1]);
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn our_registration_adds_profiles_that_its_key_can_do() {
+    fn our_registration_offers_profiles_of_its_key() {
         let offered = |key: PublicKey, first: &str, more: &[&str]| {
             register(json!({
                 "security_profile": first, "executor_public_key": key,
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn registrations_that_cannot_be_are_told_apart() {
+    fn invalid_registrations_have_distinct_codes() {
         use ErrorCode::*;
         for body in ["", " \n", "{}", r#"{"name":"box"}"#, r#"{"security_profile":null}"#] {
             let error = RegisterRequest::parse(body.as_bytes()).unwrap_err();
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stock_reply_is_read_and_ours_is_a_superset_of_it() {
+    fn our_reply_extends_the_stock_reply() {
         let stock = json!({
             "environment_id": "env-abc",
             "url": "ws://127.0.0.1:18080/rv/env-abc?role=executor&reg=reg-1",
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stock_connect_is_read_and_answered() {
+    fn stock_connect_is_parsed_and_answered() {
         let body = json!({"harness_public_key": key()});
         let request = ConnectRequest::parse(body.to_string().as_bytes()).unwrap();
         assert_eq!(serde_json::to_value(&request).unwrap(), body);
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn the_orchestrators_order_and_key_choose_the_profile() {
+    fn orchestrator_order_and_key_choose_the_profile() {
         use Profile::*;
         let connect = |key: PublicKey, accepted: Option<&[&str]>| {
             let mut body = json!({ "harness_public_key": key });
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn validation_bodies_are_the_stock_ones() {
+    fn validation_bodies_have_the_stock_shape() {
         let body = json!({
             "executor_registration_id": "reg-1",
             "harness_public_key": key(),

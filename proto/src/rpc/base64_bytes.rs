@@ -55,7 +55,7 @@ mod tests {
     struct Field<T: AsRef<[u8]> + From<Vec<u8>>>(#[serde(with = "super")] T);
 
     #[test]
-    fn bytes_come_back() {
+    fn bytes_round_trip() {
         for bytes in [&b""[..], b"hi\n", &[0xff; 1000]] {
             let text = serde_json::to_string(&Field(bytes.to_vec())).unwrap();
             assert_eq!(text, format!("\"{}\"", STANDARD.encode(bytes)));
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_base64_is_refused() {
+    fn invalid_base64_is_refused() {
         for bad in [
             r#""a""#,
             r#""aGk""#,

@@ -85,13 +85,13 @@ mod tests {
     }
 
     #[test]
-    fn of_a_member_that_is_there_twice_the_last_one_counts() {
+    fn last_duplicate_member_counts() {
         let twice = json(r#"{"processId":"a","processId":"b"}"#);
         assert_eq!(twice.parse::<Terminate>().unwrap().process_id.0, "b");
     }
 
     #[test]
-    fn strings_may_be_escaped() {
+    fn escaped_strings_parse() {
         let escaped =
             json(r#"{"\u0070rocessId":"\u0061\/\ud83d\ude00","chunk":"\/\/\u002b\u002b"}"#);
         let write: Write = escaped.parse().unwrap();
@@ -100,20 +100,20 @@ mod tests {
     }
 
     #[test]
-    fn errors_have_the_stock_words() {
+    fn errors_have_the_stock_text() {
         let error = json("{ }").parse::<Terminate>().unwrap_err();
         assert_eq!(error.to_string(), "missing field `processId`");
     }
 
     #[test]
-    fn a_large_text_is_not_read_twice() {
+    fn large_json_is_not_parsed_twice() {
         let pad = " ".repeat(JSON_REREAD_MAX_BYTES);
         let twice = json(&format!(r#"{{"processId":"a",{pad}"processId":"b"}}"#));
         assert!(twice.parse::<Terminate>().is_err());
     }
 
     #[test]
-    fn what_it_holds_is_not_told() {
+    fn debug_output_hides_the_content() {
         assert_eq!(format!("{:?}", json(r#""secret""#)), "Json(8 bytes)");
         assert!(Json::of(&()).is_null() && Json::null().is_null() && !json("{}").is_null());
     }

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_three_shapes() {
+    fn requests_notifications_and_answers_parse() {
         let parse = |value: Value| parse(value).unwrap();
         assert_eq!(
             parse(json!({"jsonrpc": "2.0", "id": 1, "method": "m", "params": {"a": 1}})),
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn absent_and_null_parameters_are_the_same() {
+    fn null_parameters_equal_absent_ones() {
         for text in [r#"{"id":1,"method":"m"}"#, r#"{"id":1,"method":"m","params": null }"#] {
             let Message::Request { params, .. } = parse(text).unwrap() else { panic!("{text}") };
             assert!(params.is_null());
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_message_is_about_is_not_copied() {
+    fn parameters_are_not_copied() {
         let bytes = Bytes::from_static(br#"{"method":"m","params": {"a":[1, 2]} }"#);
         let Ok(Message::Notification { params, .. }) = Message::parse(&bytes) else { panic!() };
         assert_eq!(params.parse::<Value>().unwrap(), json!({"a": [1, 2]}));

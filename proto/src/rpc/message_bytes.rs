@@ -61,7 +61,7 @@ mod tests {
     struct Field<T: AsRef<[u8]> + From<Vec<u8>>>(#[serde(with = "super")] T);
 
     #[test]
-    fn every_length_comes_back() {
+    fn every_length_round_trips() {
         let around = |len: usize| len - 4..len + 5;
         for len in (0..70).chain(around(CHUNK_BYTES)).chain(around(5 * CHUNK_BYTES)) {
             let bytes: Vec<u8> = (0..len).map(|n| (n * 7) as u8).collect();

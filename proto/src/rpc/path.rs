@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_become_urls_that_parse_back() {
+    fn paths_and_urls_round_trip() {
         for (path, url) in [
             ("/tmp/a b", "file:///tmp/a%20b"),
             ("/", "file:///"),
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_can_be_added() {
+    fn join_appends_a_segment() {
         let root = PathUri::from_path("/").unwrap();
         assert_eq!(root.join("a").unwrap().join("b").unwrap().path(), "/a/b");
         for bad in ["", ".", "..", "a/b", "a\0"] {
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn the_message_is_what_serde_reports() {
+    fn serde_reports_the_same_message() {
         let error = serde_json::from_value::<PathUri>("/tmp".into()).unwrap_err();
         assert_eq!(error.to_string(), "invalid URI: relative URL without a base");
     }

@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_start() {
+    fn minimal_start_parses() {
         let start: Start = from_value(json!({
             "processId": "", "argv": [], "cwd": "file:///", "env": {}, "tty": true
         }))
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn signals_and_terminate() {
+    fn signal_and_terminate_have_the_stock_shape() {
         for (signal, name) in [
             (SignalName::Interrupt, "interrupt"),
             (SignalName::Terminate, "terminate"),

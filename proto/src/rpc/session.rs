@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_may_say_what_it_takes() {
+    fn client_may_list_its_extensions() {
         let text = json!({"clientName": "x", "resumeSessionId": null,
             "rendez": {"maxChunk": 65536}});
         let call: Initialize = from_value(text.clone()).unwrap();
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn the_stock_executors_answer_parses() {
+    fn stock_executor_answer_parses() {
         let reply: InitializeReply = from_value(json!({
             "sessionId": "95083037-dd2f-445d-8761-09afe8fd70aa",
             "environmentInfo": {
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_answers_parse() {
+    fn minimal_answers_parse() {
         let reply: InitializeReply = from_value(json!({"sessionId": "s"})).unwrap();
         assert_eq!(reply.environment_info, None);
         let info: Environment =
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn our_answer_says_every_capability_and_our_additions() {
+    fn our_answer_has_every_capability_and_extension() {
         let reply = InitializeReply {
             session_id: SessionId("s".into()),
             environment_info: Some(Environment {
