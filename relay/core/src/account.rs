@@ -1,9 +1,10 @@
-//! What a node, an environment or a token may use of a relay, and uses.
+//! Quotas, and the usage that is charged to them.
 //!
-//! Every websocket draws on three accounts at once: its node's, its
-//! environment's and its token's. Accounts are shared between hubs, which live
-//! behind different locks; so they are counters, and quotas change while they
-//! are in use.
+//! Every websocket is charged to four accounts at once: its node's, its
+//! environment's, its token's and its own. The websocket's own account bounds
+//! memory and rates only. Accounts are shared between hubs, which are behind
+//! different locks; so they are counters, and quotas change while they are in
+//! use.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -12,14 +13,14 @@ use std::time::{Duration, Instant};
 
 use crate::rate_limiter::RateLimiter;
 
-/// What may be read at once before a rate applies, as time at that rate.
+/// The burst that may be read before a rate applies, as time at that rate.
 pub const RATE_BURST: Duration = Duration::from_secs(1);
 
 /// Bounds of one account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
-    /// Bytes of frames that wait for a slow reader. Senders feel it before it
-    /// is reached: a lane gets at most what is free.
+    /// Bytes of frames that wait for a slow reader. Senders are slowed down before
+    /// it is reached: a lane gets at most as much as is free.
     pub memory_bytes: u64,
     /// Websockets at once.
     pub connections: u64,
@@ -27,8 +28,8 @@ pub struct Quota {
     pub streams: u64,
     /// Handshakes that orchestrators begin, per minute.
     pub handshakes_per_minute: u64,
-    /// Handshakes that may fail at one executor before the bearers of a token
-    /// must wait; one is forgiven each `HANDSHAKE_FAILURE_RECOVERY`.
+    /// Handshakes of one token that may fail at one executor before the token is
+    /// refused; one is forgiven each `HANDSHAKE_FAILURE_RECOVERY`.
     pub handshake_failures: u64,
     /// Frames that are read, per second; sockets are read more slowly beyond.
     pub frames_per_second: u64,
@@ -57,11 +58,11 @@ impl Default for Quota {
     }
 }
 
-/// One account. See the module.
+/// The quota and the usage of a node, an environment, a token or a websocket.
 #[derive(Debug, Default)]
 pub struct Account {
     quota: Mutex<Quota>,
-    /// Of the quota, those that every frame asks for.
+    /// The parts of the quota that are checked for every frame, without its lock.
     memory_max: Limit,
     frames_max: Limit,
     bytes_max: Limit,
@@ -82,7 +83,7 @@ impl Default for Limit {
     }
 }
 
-/// What an account has in use.
+/// The usage of an account.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Bytes of frames that wait.
@@ -106,8 +107,7 @@ impl Account {
         *self.quota.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Replaces the quota. What is in use beyond it stays until it ends by
-    /// itself.
+    /// Replaces the quota. Connections and streams beyond it are not ended.
     pub fn set_quota(&self, quota: Quota) {
         let mut held = self.quota.lock().unwrap_or_else(PoisonError::into_inner);
         *held = quota;
@@ -116,7 +116,7 @@ impl Account {
         self.bytes_max.0.store(quota.bytes_per_second, Relaxed);
     }
 
-    /// What is in use.
+    /// The present usage.
     pub fn usage(&self) -> Usage {
         Usage {
             memory_bytes: self.memory.load(Relaxed),
@@ -125,7 +125,7 @@ impl Account {
         }
     }
 
-    /// Bytes that may still wait.
+    /// Bytes that may still be charged.
     pub(crate) fn free_memory(&self) -> usize {
         let max = usize::try_from(self.memory_max.0.load(Relaxed)).unwrap_or(usize::MAX);
         max.saturating_sub(self.memory.load(Relaxed))
@@ -139,7 +139,7 @@ impl Account {
         self.memory.fetch_sub(bytes, Relaxed);
     }
 
-    /// Takes a place for a websocket, if there is one.
+    /// Counts a websocket, unless the quota is used up.
     #[must_use]
     pub(crate) fn connect(&self) -> bool {
         take_place(&self.connections, self.quota().connections)
@@ -149,7 +149,7 @@ impl Account {
         self.connections.fetch_sub(1, Relaxed);
     }
 
-    /// Takes a place for a stream, if there is one.
+    /// Counts a stream, unless the quota is used up.
     #[must_use]
     pub(crate) fn open_stream(&self) -> bool {
         take_place(&self.streams, self.quota().streams)
@@ -167,7 +167,7 @@ impl Account {
         self.streams.fetch_add(1, Relaxed);
     }
 
-    /// Counts a frame that was read; returns how long to read no more.
+    /// Counts a frame that was read; returns how long to pause reading.
     pub(crate) fn read(&self, now: Instant, bytes: usize) -> Duration {
         let wait = |limit: &Limit, limiter: &RateLimiter, amount: u64| match limit.0.load(Relaxed) {
             Quota::NONE => Duration::ZERO,
@@ -177,7 +177,7 @@ impl Account {
         frames.max(wait(&self.bytes_max, &self.bytes_rate, bytes as u64))
     }
 
-    /// Counts a handshake that begins, if it may.
+    /// Counts a handshake that begins, unless it is beyond the rate.
     #[must_use]
     pub(crate) fn begin_handshake(&self, now: Instant) -> bool {
         match self.quota().handshakes_per_minute {
@@ -189,22 +189,22 @@ impl Account {
         }
     }
 
-    /// Whether nothing that was used has still to be paid off: an account that
-    /// is forgotten then is as good as a new one.
+    /// Whether no rate has anything left to wait for. Such an account may be
+    /// dropped: a new one behaves the same.
     pub fn is_settled(&self, now: Instant) -> bool {
         let limiters = [&self.frames_rate, &self.bytes_rate, &self.handshake_rate];
         limiters.into_iter().all(|limiter| limiter.ahead(now).is_zero())
     }
 }
 
-/// Which account said no.
+/// The account whose quota is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Level {
-    /// The whole relay's.
+    /// The account of the whole relay.
     Node,
-    /// One executor's and its orchestrators'.
+    /// The account of one executor and its orchestrators.
     Environment,
-    /// That of a token's bearers.
+    /// The account of all websockets with one token.
     Token,
 }
 
@@ -228,7 +228,7 @@ impl fmt::Display for Level {
     }
 }
 
-/// The accounts that one websocket draws on.
+/// The accounts that one websocket is charged to.
 #[derive(Debug, Clone, Default)]
 pub struct Accounts {
     /// The relay's.
@@ -237,7 +237,7 @@ pub struct Accounts {
     pub environment: Arc<Account>,
     /// The token's.
     pub token: Arc<Account>,
-    /// The websocket's own: memory and rates only.
+    /// The websocket's own; it bounds memory and rates only.
     pub connection: Arc<Account>,
 }
 
@@ -258,8 +258,8 @@ impl Accounts {
         self.all().into_iter().map(Account::free_memory).fold(usize::MAX, usize::min)
     }
 
-    /// What is left of those that nobody else draws on. They are never
-    /// overdrawn: who has none left took it himself.
+    /// Free memory of the accounts that no other token is charged to. They are
+    /// never overdrawn.
     pub(crate) fn own_free_memory(&self) -> usize {
         self.token.free_memory().min(self.connection.free_memory())
     }
@@ -280,7 +280,7 @@ impl Accounts {
         self.levels().into_iter().for_each(|(_, account)| account.disconnect());
     }
 
-    /// Takes a websocket's place back that was just given up.
+    /// Counts a websocket again that was just given up, whatever the quota is.
     pub(crate) fn restore_connection(&self) {
         self.levels().into_iter().for_each(|(_, account)| account.restore_connection());
     }
@@ -289,7 +289,7 @@ impl Accounts {
         self.take(Account::open_stream, Account::close_stream)
     }
 
-    /// Takes a stream's place back that was just given up.
+    /// Counts a stream again that was just given up, whatever the quota is.
     pub(crate) fn restore_stream(&self) {
         self.levels().into_iter().for_each(|(_, account)| account.restore_stream());
     }
@@ -298,7 +298,7 @@ impl Accounts {
         self.levels().into_iter().for_each(|(_, account)| account.close_stream());
     }
 
-    /// Counts a frame that was read; returns how long to read no more.
+    /// Counts a frame that was read; returns how long to pause reading.
     pub(crate) fn read(&self, now: Instant, bytes: usize) -> Duration {
         self.all()
             .into_iter()
@@ -309,14 +309,15 @@ impl Accounts {
     /// # Errors
     /// The account whose rate it is beyond.
     pub(crate) fn begin_handshake(&self, now: Instant) -> Result<(), Level> {
-        // The token first: whoever is over its own rate takes nobody else's.
+        // The token first: a token beyond its own rate does not use up the rates
+        // of others.
         match self.levels().into_iter().rev().find(|(_, account)| !account.begin_handshake(now)) {
             Some((level, _)) => Err(level),
             None => Ok(()),
         }
     }
 
-    /// Takes from all levels or from none.
+    /// Charges all levels or none.
     fn take(&self, take: impl Fn(&Account) -> bool, give: impl Fn(&Account)) -> Result<(), Level> {
         let levels = self.levels();
         for (done, (level, account)) in levels.into_iter().enumerate() {
@@ -333,8 +334,8 @@ fn take_place(places: &AtomicU64, max: u64) -> bool {
     places.fetch_update(Relaxed, Relaxed, |used| (used < max).then(|| used + 1)).is_ok()
 }
 
-/// What `amount` costs of time at `rate` per `seconds`. A rate of 0 lets
-/// nothing through for an hour at a time.
+/// The time that `amount` takes at `rate` per `seconds`, at most an hour. At a
+/// rate of 0 it is an hour.
 fn cost(amount: u64, rate: u64, seconds: u64) -> Duration {
     const HOUR: Duration = Duration::from_secs(3600);
     let nanos = u128::from(amount) * u128::from(seconds) * 1_000_000_000;
@@ -359,7 +360,7 @@ mod tests {
         account.close_stream();
         assert!(account.connect() && account.open_stream());
         account.set_quota(Quota { connections: 1, ..Quota::UNLIMITED });
-        assert_eq!(account.usage().connections, 2, "who is there stays");
+        assert_eq!(account.usage().connections, 2, "connected websockets stay");
         account.disconnect();
         assert!(!account.connect());
     }

@@ -1,4 +1,4 @@
-//! The relay's thinking part: one pure [`Hub`] per executor.
+//! The relay's core: one pure [`Hub`] per executor.
 //!
 //! ```text
 //!  orchestrator ports                    executor port
@@ -17,23 +17,23 @@
 //!    stream is over and its grace with it. Stream ids are not capabilities.
 //! 3. Order within a stream is kept; only acks and heartbeats overtake.
 //! 4. An orchestrator is not read while one of its lanes towards the executor
-//!    is full: TCP holds that one peer back, nobody else.
+//!    is full: TCP backpressure slows down that one peer only.
 //! 5. A lane towards an orchestrator that is full is a decision of
 //!    [`overflow`]: shed (the endpoints resend) or a short stall, then a reset
 //!    of that one stream.
-//! 6. Every queue is bounded by [`limits`]; what is dropped is counted by
-//!    reason ([`Dropped`]).
-//! 7. What waits, and who is connected, is paid from [`Accounts`]; a lane may
-//!    grow only as far as it leaves as much to the others.
-//! 8. Whose handshakes fail is held back before the executor refuses everybody
-//!    (`handshake_guard`).
+//! 6. Every queue has a bound; dropped frames are counted by reason
+//!    ([`Dropped`]).
+//! 7. Queued bytes and connections are charged to [`Accounts`]; a lane may grow
+//!    only as far as it leaves as much to the others.
+//! 8. A token whose handshakes fail is refused before the executor enters its
+//!    cooldown and refuses all (`handshake_guard`).
 //!
-//! A shell owns the websockets. It calls, in this order: `handle_message` for
-//! what arrives, `poll_transmit` while the port's socket has room, `poll_wake` after every call that changes something, `handle_timeout` at
-//! least every [`SWEEP_INTERVAL`].
+//! A shell owns the websockets. It calls [`Hub::handle_message`] for each message
+//! that arrives, [`Hub::poll_transmit`] while the port's socket has room,
+//! [`Hub::poll_wake`] after every call that changes something, and
+//! [`Hub::handle_timeout`] at least every [`SWEEP_INTERVAL`].
 //!
 //! [`peek`]: rendez_proto::peek
-//! [`limits`]: rendez_proto::limits
 
 mod account;
 mod claim;

@@ -1,8 +1,9 @@
-//! What waits for one websocket: acks first, then lanes in deficit round robin.
+//! The scheduler of one websocket: acks first, then its lanes in deficit round
+//! robin.
 //!
-//! The lanes themselves live in their [`Claim`]s; an outbox only knows whose
-//! turn it is. Each turn grants [`LANE_QUANTUM_BYTES`], so a stream of
-//! many small frames and one of few large ones get the same bytes.
+//! The lanes themselves are in their [`Claim`]s; an outbox only knows their
+//! order. Each turn grants [`LANE_QUANTUM_BYTES`], so a stream of many small
+//! frames and one of few large ones get the same bytes.
 
 use std::collections::VecDeque;
 
@@ -14,21 +15,22 @@ use crate::lane::cost;
 use crate::overflow::Direction;
 
 /// Acks and heartbeats that wait in one port's outbox, ahead of its lanes, each
-/// of at most [`limits::FRAME_OVERHEAD_MAX_BYTES`]. They are cumulative, so dropping one
-/// costs nothing but time.
+/// of at most [`limits::FRAME_OVERHEAD_MAX_BYTES`]. They are cumulative, so a
+/// dropped one costs only time.
 pub const EXPRESS_MAX_FRAMES: usize = 256;
 /// Bytes that the deficit round robin grants a lane per turn: one full record.
 const LANE_QUANTUM_BYTES: usize = 64 * 1024;
 
 const _: () = assert!(LANE_QUANTUM_BYTES >= limits::NOISE_MESSAGE_MAX_BYTES);
 
+/// The order in which frames go out of one port.
 #[derive(Debug)]
 pub(crate) struct Outbox {
     direction: Direction,
     express: VecDeque<Bytes>,
     express_bytes: usize,
     /// Indices of claims whose lane is not empty. Bounded by the number of
-    /// claims: a lane stands in it once.
+    /// claims: a lane is in it once.
     ring: VecDeque<usize>,
 }
 
@@ -40,24 +42,24 @@ impl Outbox {
         Self { direction, express: VecDeque::new(), express_bytes: 0, ring: VecDeque::new() }
     }
 
-    /// Whether an ack or heartbeat is what it should be, and may go ahead.
+    /// Whether an ack or heartbeat is small enough to go before all lanes.
     pub(crate) fn is_express(frame: &Bytes) -> bool {
         frame.len() <= limits::FRAME_OVERHEAD_MAX_BYTES
     }
 
-    /// Puts a frame before all lanes. Returns what it costs.
+    /// Puts a frame before all lanes. Returns its cost.
     pub(crate) fn push_express(&mut self, frame: &Bytes) -> Result<usize, ExpressFull> {
         if self.express.len() >= EXPRESS_MAX_FRAMES || !Self::is_express(frame) {
             return Err(ExpressFull);
         }
         let cost = cost(frame);
         self.express_bytes += cost;
-        // else it would keep the buffer that it was read into
+        // copied, or it would keep the buffer that it was read into
         self.express.push_back(Bytes::copy_from_slice(frame));
         Ok(cost)
     }
 
-    /// What the frames that go before all lanes cost.
+    /// The cost of all frames that go before the lanes.
     pub(crate) fn express_bytes(&self) -> usize {
         self.express_bytes
     }
@@ -73,7 +75,7 @@ impl Outbox {
         }
     }
 
-    /// The next frame, and whose it was if it came out of a lane.
+    /// The next frame, and the index of its claim if it came out of a lane.
     pub(crate) fn pop(&mut self, claims: &mut Claims) -> Option<(Bytes, Option<usize>)> {
         if let Some(frame) = self.express.pop_front() {
             self.express_bytes -= cost(&frame);
@@ -111,7 +113,7 @@ impl Outbox {
         None
     }
 
-    /// Takes a claim that is about to go out of the ring.
+    /// Removes a claim from the ring.
     pub(crate) fn forget(&mut self, index: usize) {
         self.ring.retain(|queued| *queued != index);
     }

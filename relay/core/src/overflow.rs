@@ -1,11 +1,11 @@
-//! What happens to a lane that is full: a decision, made here and counted.
+//! The decision about a full lane; its consequences are counted.
 
 use rendez_proto::limits;
 
 use crate::lane::FRAME_COST_BYTES;
 
-/// Bytes of one stream that wait in one port's outbox: a largest window, so
-/// that what a conforming sender has in flight always fits, if there is memory.
+/// Bytes of one stream that may wait in one direction: a largest window, so
+/// that the data in flight of a conforming sender fits while there is memory.
 pub const LANE_MAX_BYTES: usize = 28 * 1024 * 1024;
 /// Bytes that a lane may hold when no memory is free: one message of any size,
 /// so that every stream moves on.
@@ -17,16 +17,16 @@ pub const LANE_MIN_BYTES: usize = limits::MESSAGE_MAX_BYTES;
 pub const FULL_BYTES: usize = LANE_MAX_BYTES - limits::MESSAGE_MAX_BYTES;
 
 /// How many bytes make a lane full, when `free` bytes are free for all lanes of
-/// its accounts: a lane gets at most as much as it leaves to the others, so a
-/// few slow readers cannot take everything (the dynamic threshold of Choudhury
-/// and Hahne). When an executor's or the node's memory has run out, a lane still
-/// gets a minimum, so that nobody stands still for what others took; what the
-/// token and the websocket of a stream may use ends before that.
+/// its accounts. A lane gets at most as much as it leaves to the others, so a few
+/// slow readers cannot take everything (the dynamic threshold of Choudhury and
+/// Hahne). When the memory of an environment or the node has run out, a lane still
+/// gets a minimum, so that its stream moves on. The quotas of its token and its
+/// websocket have no such exception.
 pub fn full_threshold(free: usize) -> usize {
     free.clamp(LANE_MIN_BYTES, FULL_BYTES)
 }
 
-/// Which way a lane runs.
+/// The direction of a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// From an orchestrator to the executor.
@@ -35,14 +35,14 @@ pub enum Direction {
     ToOrchestrator,
 }
 
-/// The decision.
+/// The decision about a full lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnFull {
-    /// The lane's source is not read until there is room. It is one peer, so
-    /// nobody else waits.
+    /// The lane's source is not read until there is room. It is one orchestrator,
+    /// so no other one waits.
     StopReading,
-    /// New messages are dropped: the endpoints notice, resend, and send less.
-    /// What a conforming sender has in flight fits while there is memory.
+    /// New frames are dropped: the endpoints notice, resend, and send less. The
+    /// data in flight of a conforming sender fits while there is memory.
     Shed,
     /// The source is not read for at most [`limits::STALL_MAX`], although it
     /// carries other streams too: this stream cannot resend. Then the stream
@@ -50,7 +50,7 @@ pub enum OnFull {
     StallThenReset,
 }
 
-/// Decides.
+/// Decides by the direction of a lane and whether its stream resends.
 pub fn on_full(direction: Direction, resends: bool) -> OnFull {
     match (direction, resends) {
         (Direction::ToExecutor, _) => OnFull::StopReading,

@@ -1,5 +1,6 @@
-//! A rate, as the generic cell rate algorithm (ITU-T I.371) counts it: one
-//! moment per limiter, at which what was taken so far is paid off.
+//! A rate limiter by the generic cell rate algorithm (ITU-T I.371). Like a token
+//! bucket, but its only state is one moment, at which everything taken so far is
+//! paid off.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,8 +12,9 @@ pub(crate) struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// Takes what costs `cost` of time. Returns how long to wait before taking
-    /// more, if what was taken is ahead of the clock by more than `burst`.
+    /// Takes an amount that costs `cost` of time. Returns how long to wait before
+    /// more is taken: as long as the limiter is ahead of the clock by more than
+    /// `burst`.
     pub(crate) fn take(&self, now: Instant, cost: Duration, burst: Duration) -> Duration {
         let mut paid_off = self.lock();
         let until = paid_off.map_or(now, |at| at.max(now)) + cost;
@@ -20,7 +22,7 @@ impl RateLimiter {
         until.saturating_duration_since(now).saturating_sub(burst)
     }
 
-    /// Takes it only if that stays within `burst`.
+    /// Takes an amount only if the limiter stays within `burst`.
     pub(crate) fn try_take(&self, now: Instant, cost: Duration, burst: Duration) -> bool {
         let mut paid_off = self.lock();
         let until = paid_off.map_or(now, |at| at.max(now)) + cost;

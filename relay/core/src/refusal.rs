@@ -1,11 +1,11 @@
-//! Limits that an orchestrator's frames run into, for whoever keeps a record.
+//! Refusals of an orchestrator's frames because of a limit, for the audit log.
 
 use rendez_proto::frame::ResetReason;
 
 use crate::account::Level;
 use crate::stats::Dropped;
 
-/// Whose limit a stream or a handshake ran into.
+/// The limit that a stream or a handshake ran into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Refusal {
     /// A quota of streams.
@@ -16,11 +16,11 @@ pub enum Refusal {
     StreamsOfExecutor,
     /// A rate of handshakes.
     Handshakes(Level),
-    /// A quota of memory: a handshake that would have to wait for its turn.
+    /// A quota of memory: a handshake that would have to wait.
     Memory,
     /// Too many handshakes of the token have failed at this executor.
     FailedHandshakes,
-    /// Too many have failed at the executor, whoever brought them: it takes none.
+    /// Too many have failed at the executor, of all tokens: it is in its cooldown.
     ExecutorCooldown,
 }
 
@@ -40,7 +40,7 @@ impl Refusal {
         Refusal::ExecutorCooldown,
     ];
 
-    /// What there was too much of, for the audit log.
+    /// The name of the limit, for the audit log.
     pub fn as_str(self) -> &'static str {
         match self {
             Refusal::Streams(Level::Node) => "streams of the node",
@@ -58,8 +58,8 @@ impl Refusal {
     }
 }
 
-/// Why a frame is refused: how it is counted, what its sender is told, and the
-/// limit, if it was one.
+/// The reason of a refused frame: for counters, for the reset that its sender
+/// gets, and the limit, if it was one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Refused(pub(crate) Dropped, pub(crate) ResetReason, pub(crate) Option<Refusal>);
 

@@ -1,4 +1,4 @@
-//! What a hub counts. Shells turn it into metrics.
+//! The counters of a hub. Shells turn them into metrics.
 
 use rendez_proto::frame::ResetReason;
 
@@ -9,29 +9,29 @@ pub enum Dropped {
     Malformed,
     /// The stream belongs to another orchestrator.
     ForeignStream,
-    /// From the executor, for a stream that nobody claims.
+    /// From the executor, for a stream without a claim.
     UnknownStream,
     /// The other end of the stream is not connected.
     PeerAway,
     /// The orchestrator, or the executor, has too many streams.
     TooManyStreams,
-    /// The lane of a stream that resends was full, or one that was full changed
-    /// hands.
+    /// The lane of a stream that resends was full, or a stream moved to another
+    /// websocket with a full lane.
     LaneFull,
     /// The queue of acks was full.
     ExpressFull,
-    /// The stream was reset as overloaded and this waited in its lane.
+    /// The frame waited in the lane of a stream that was reset as overloaded.
     Overloaded,
-    /// A quota has no place for another stream, or the bearer's no memory for
-    /// another frame.
+    /// A quota of streams is used up, or the token or the websocket has no memory
+    /// left for another frame.
     Quota,
-    /// A handshake of a token of which too many failed.
+    /// A handshake of a token whose handshakes failed too often.
     HandshakeGuard,
     /// A handshake beyond a rate.
     HandshakeRate,
-    /// A handshake that came again while the first was under way.
+    /// A repeated handshake while the first was under way.
     HandshakeRepeat,
-    /// A frame of a stream whose handshake waits for its turn.
+    /// A frame of a stream whose handshake still waits.
     HandshakeWaits,
 }
 
@@ -80,9 +80,9 @@ pub struct Stats {
     pub forwarded_frames: [u64; 2],
     /// Bytes of those.
     pub forwarded_bytes: [u64; 2],
-    /// Handshakes that came to nothing and were charged to their token.
+    /// Handshakes that failed and were charged to their token.
     pub failed_handshakes: u64,
-    /// How often a websocket was not read for a while because of a rate.
+    /// How often reading a websocket was paused because of a rate.
     pub throttled: u64,
     dropped: [u64; Dropped::ALL.len()],
     resets: [u64; ResetReason::ALL.len()],

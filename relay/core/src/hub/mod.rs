@@ -1,4 +1,4 @@
-//! The switchboard of one executor. See the crate's documentation.
+//! The hub: it routes frames between one executor and its orchestrators.
 
 mod ends;
 mod handshakes;
@@ -36,24 +36,24 @@ pub enum JoinError {
     /// [`limits::ORCHESTRATORS_PER_EXECUTOR`] are connected.
     #[error("too many orchestrators are connected to this executor")]
     TooManyOrchestrators,
-    /// An account has no place for another websocket.
+    /// An account's quota of connections is used up.
     #[error("the {0}'s quota of connections is used up")]
     Quota(Level),
 }
 
 /// A message that ends its sender's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("an orchestrator sent a frame that cannot be routed: {0}")]
+#[error("the orchestrator sent an invalid frame: {0}")]
 pub struct Violation(#[from] pub PeekError);
 
-/// What all websockets of a hub draw on.
+/// The accounts that all websockets of a hub are charged to.
 #[derive(Debug, Clone, Default)]
 pub struct HubAccounts {
     /// The relay's account.
     pub node: Arc<Account>,
     /// The environment's account.
     pub environment: Arc<Account>,
-    /// What each websocket may use.
+    /// The quota of each websocket's own account.
     pub connection: Quota,
 }
 
@@ -69,7 +69,7 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// A hub whose websockets draw on these accounts. That of
+    /// A hub whose websockets are charged to these accounts. The hub of
     /// [`Default`] has no quotas.
     pub fn new(accounts: HubAccounts) -> Self {
         Self { accounts, ..Self::default() }
@@ -89,8 +89,8 @@ impl Hub {
         if generation < self.generation {
             return Err(JoinError::Stale { offered: generation, current: self.generation });
         }
-        // The place of the old one is free for the new one, who may be refused
-        // all the same: then the old one stays.
+        // The new websocket may use the place of the old one. If the new one is
+        // refused all the same, the old one stays.
         let old = self.ports.executor();
         self.set_place(old, false);
         let joined = self.insert(Side::Executor, token);
@@ -126,9 +126,9 @@ impl Hub {
         self.insert(Side::Orchestrator { fingerprint, capabilities }, token)
     }
 
-    /// Removes a websocket and tells the far ends of its streams.
+    /// Removes a websocket and resets its streams at their far ends.
     pub fn leave(&mut self, key: PortKey, now: Instant) {
-        // dropped at the end: what it holds is charged until then
+        // dropped at the end: its frames are charged until then
         let Some(port) = self.ports.remove(key) else { return };
         match port.side {
             Side::Executor => self.executor_left(),
@@ -142,7 +142,7 @@ impl Hub {
     /// # Errors
     /// [`Violation`] ends an orchestrator's connection. An executor's frame
     /// that cannot be routed is only dropped: its connection carries the
-    /// streams of others.
+    /// streams of other orchestrators.
     pub fn handle_message(
         &mut self,
         from: PortKey,
@@ -189,7 +189,7 @@ impl Hub {
         self.ports.get(key)?.paused_until
     }
 
-    /// Reads a websocket again that was held back by a rate.
+    /// Resumes reading a websocket that a rate has paused.
     pub fn handle_port_timeout(&mut self, key: PortKey, now: Instant) {
         if let Some(port) = self.ports.get_mut(key)
             && port.paused_until.is_some_and(|until| until <= now)
@@ -223,13 +223,13 @@ impl Hub {
         Some(frame)
     }
 
-    /// A port whose driver should look again: it has something to send, may
+    /// The next port whose driver must be woken: it has something to send, may
     /// read again, or is superseded.
     pub fn poll_wake(&mut self) -> Option<PortKey> {
         self.ports.poll_wake()
     }
 
-    /// Resets stalled streams, and forgets those whose grace or end is over.
+    /// Resets stalled streams, and removes those whose grace or end is over.
     pub fn handle_timeout(&mut self, now: Instant) {
         // A sweep over at most CLAIMS_PER_EXECUTOR claims, off the frame path.
         let is_due = |claim: &Claim| claim.deadline().is_some_and(|deadline| deadline <= now);
@@ -264,7 +264,7 @@ impl Hub {
         self.claims.len()
     }
 
-    /// Whether nothing is left that would be lost with the hub.
+    /// Whether the hub has no port and no claim: it may be dropped.
     pub fn is_empty(&self) -> bool {
         self.ports.is_empty() && self.claims.is_empty()
     }

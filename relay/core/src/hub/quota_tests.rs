@@ -1,4 +1,4 @@
-//! What accounts and the guard of handshakes promise.
+//! Tests of accounts and of the handshake guard.
 
 use std::time::Duration;
 
@@ -73,11 +73,11 @@ fn slow_readers_leave_memory_to_others() {
     let held: Vec<usize> = streams.iter().map(|stream| fill(&mut b, stream)).collect();
     assert!(held[0] >= 15 * MIB && held[0] <= 17 * MIB, "the first gets half: {held:?}");
     assert!(held[1] >= 7 * MIB && held[1] <= 9 * MIB, "the next half of the rest: {held:?}");
-    assert!(held.iter().all(|held| *held >= 250_000), "nobody is shut out: {held:?}");
+    assert!(held.iter().all(|held| *held >= 250_000), "every lane gets some: {held:?}");
     let waiting = environment.usage().memory_bytes;
     assert_eq!(waiting, held.iter().sum::<usize>());
     assert!(waiting <= 32 * MIB + 20 * LANE_MIN_BYTES);
-    // what is read is free again
+    // memory of frames that were read is free again
     for port in ports {
         b.drain(port);
     }
@@ -101,8 +101,7 @@ fn every_account_bounds_queued_bytes() {
     }
 }
 
-/// However many streams there are, whichever way they run, and whatever their
-/// ends can do.
+/// For any number of streams, in both directions, of both kinds of endpoints.
 #[test]
 fn token_and_websocket_memory_is_never_overdrawn() {
     let small = |bytes| Quota { memory_bytes: bytes as u64, ..Quota::UNLIMITED };
@@ -117,7 +116,7 @@ fn token_and_websocket_memory_is_never_overdrawn() {
                 b.send(*port, &data(&stream(at, n), 1, 1));
             }
         }
-        // nobody reads any more, and everybody sends, also who is not read
+        // no port reads any more, and all of them send, also those not to be read
         for seq in 2..20 {
             for (at, port) in ports.iter().enumerate() {
                 for n in 0..STREAMS_PER_ORCHESTRATOR {
@@ -134,7 +133,7 @@ fn token_and_websocket_memory_is_never_overdrawn() {
             assert!(waiting <= 2 * MIB + control / 8, "{waiting}");
         }
         assert!(b.hub.stats().dropped(Dropped::Quota) > 0);
-        // who cannot resend is told that something is missing
+        // streams that cannot resend are reset, since data is missing
         let resets =
             ports.iter().flat_map(|port| b.drain(*port)).filter_map(|wire| reset_of(&wire));
         assert_eq!(resets.count() > 0, can == STOCK);
@@ -152,7 +151,7 @@ fn stock_sender_loses_nothing_without_memory() {
     while b.hub.wants_read(hog) {
         b.send(hog, &data("hog", 0, 60_000));
     }
-    // what the hog took makes this lane full sooner, after one more message
+    // the memory of the other stream makes this lane full sooner, after one more message
     while b.hub.wants_read(up) {
         sent += 1;
         b.send(up, &data("up", sent, 60_000));
@@ -217,7 +216,7 @@ fn connection_and_stream_quotas_are_refunded() {
     assert_eq!(token.usage(), crate::Usage::default());
 }
 
-/// What the next message of a stream that nobody has yet runs into.
+/// Sends a message; returns the limit that it ran into.
 fn refused(b: &mut Bench, port: PortKey, message: &Bytes) -> Option<Refusal> {
     b.hub.handle_message(port, message.clone(), t0()).unwrap()
 }
@@ -239,7 +238,7 @@ fn refusal_names_the_limit() {
         let port = join(&mut b, 1, OURS, &small(Level::Token));
         assert_eq!(refused(&mut b, port, &handshake("one")), None);
         assert_eq!(refused(&mut b, port, &handshake("two")), Some(refusal));
-        // what then passes is not refused again
+        // the next message passes without a refusal
         assert_eq!(refused(&mut b, port, &data("three", 1, 1)), None);
     }
     let mut b = Bench::new();
@@ -249,7 +248,7 @@ fn refusal_names_the_limit() {
     }
     let one_more = data("one more", 1, 1);
     assert_eq!(refused(&mut b, port, &one_more), Some(Refusal::StreamsOfWebsocket));
-    // a stream of somebody else's is no limit
+    // another owner's stream is refused, but not because of a limit
     let other = join(&mut b, 2, OURS, &Arc::default());
     assert_eq!(refused(&mut b, other, &data("s1", 1, 1)), None);
 }
@@ -289,7 +288,7 @@ fn one_token_cannot_start_the_cooldown() {
     b.drain(b.executor);
     assert!(fail(&mut b, 1000, &honest, t0()), "others get through");
 
-    // in an hour of trying, far from often enough
+    // in an hour of tries, it fails far less often than the cooldown needs
     let minutes = (1..=60).map(|minute| t0() + Duration::from_secs(60 * minute));
     let passed =
         minutes.enumerate().filter(|(n, now)| fail(&mut b, 2000 + n, &hostile, *now)).count();
@@ -353,7 +352,7 @@ fn waiting_acks_are_charged_and_large_ones_queued() {
     b.drain(b.executor);
     let padded = |bytes: usize| {
         let mut ack = frame("s", Body::Ack).to_vec();
-        // a field that nobody knows, of this length
+        // an unknown field of this length
         ack.extend([0xfa, 0x7f, (bytes & 0x7f) as u8 | 0x80, (bytes >> 7) as u8]);
         ack.extend(vec![0; bytes]);
         Bytes::from(ack)
@@ -371,7 +370,7 @@ fn waiting_acks_are_charged_and_large_ones_queued() {
     assert_eq!(token.usage().memory_bytes, 0);
 }
 
-/// Frames of a few bytes cost a place each, and keep no buffer that is larger.
+/// Small frames are charged their overhead, and keep no larger buffer.
 #[test]
 fn small_frames_are_charged_their_overhead() {
     let mut b = Bench::new();
@@ -388,7 +387,7 @@ fn small_frames_are_charged_their_overhead() {
     b.send(port, &large);
     b.send(port, &large);
     let out: Vec<_> = b.drain(b.executor);
-    assert_eq!(out[0].as_ptr(), large.as_ptr(), "the first one need not wait");
+    assert_eq!(out[0].as_ptr(), large.as_ptr(), "the first one is not copied");
     assert_ne!(out[1].as_ptr(), large.as_ptr());
     assert_eq!(token.usage().memory_bytes, 0);
 }
@@ -404,7 +403,7 @@ fn refused_executor_does_not_supersede() {
     let one = Account::new(Quota { connections: 1, ..Quota::UNLIMITED });
     let first = b.hub.join_executor(Generation(1), one.clone(), t0()).unwrap();
     assert!(!b.hub.is_joined(b.executor));
-    // its own place is free for who takes it over
+    // the executor that supersedes it may use its place
     let second = b.hub.join_executor(Generation(1), one.clone(), t0()).unwrap();
     assert!(!b.hub.is_joined(first));
     assert_eq!(one.usage().connections, 1);
@@ -425,10 +424,10 @@ fn last_failures_are_reserved_for_clean_tokens() {
     assert!(!fail(&mut b, 100, &tokens[0], t0()), "two failures, and few are left");
     assert!(fail(&mut b, 101, &tokens[3], t0()));
     assert!(!fail(&mut b, 102, &tokens[3], t0()));
-    // when the executor is deaf after all, nobody is blamed for its refusals
+    // refusals of an executor in its cooldown are not charged to any token
     let other: Arc<Account> = guarded();
     assert!(fail(&mut b, 103, &other, t0()));
-    assert!(!fail(&mut b, 104, &guarded(), t0()), "deaf");
+    assert!(!fail(&mut b, 104, &guarded(), t0()), "in cooldown");
     assert!(fail(&mut b, 105, &guarded(), t0() + HANDSHAKE_COOLDOWN));
     assert_eq!(b.hub.guard.failures_of(&other, t0() + HANDSHAKE_FAILURE_RECOVERY), 0);
 }
@@ -451,7 +450,7 @@ fn cancelled_handshake_counts_as_a_failure() {
     assert_eq!(b.hub.guard.failures_of(&token, t0()), 2);
 }
 
-/// As while a laptop sleeps: whoever tries it then may try it afterwards.
+/// As while a laptop sleeps: a token that tries it then may try it afterwards.
 #[test]
 fn unresponsive_executor_does_not_penalize_tokens() {
     let mut b = Bench::new();
@@ -460,7 +459,7 @@ fn unresponsive_executor_does_not_penalize_tokens() {
     for n in 0..HANDSHAKE_FAILURES {
         let port = join(&mut b, 1, OURS, &token);
         b.hub.handle_message(port, handshake(&format!("h{n}")), now).unwrap();
-        // repetitions are no new handshakes
+        // repetitions do not count as new handshakes
         b.hub.handle_message(port, handshake(&format!("h{n}")), now + HANDSHAKE_REPEAT).unwrap();
         assert_eq!(offered(&mut b).len(), 2, "{n}");
         now += EARLY_FAILURE;
@@ -471,7 +470,7 @@ fn unresponsive_executor_does_not_penalize_tokens() {
     }
     assert_eq!(b.hub.guard.failures_of(&token, now), 0);
     // but a stock executor may have counted them
-    assert!(!fail(&mut b, 2, &token, now), "deaf");
+    assert!(!fail(&mut b, 2, &token, now), "in cooldown");
     assert!(fail(&mut b, 3, &token, now + HANDSHAKE_COOLDOWN));
 }
 

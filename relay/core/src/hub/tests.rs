@@ -1,4 +1,4 @@
-//! The switchboard's invariants, one test each, and a random walk over all.
+//! The hub's invariants, one test each, and random operations against all.
 
 use std::time::Duration;
 
@@ -106,11 +106,11 @@ fn stream_id_is_not_a_capability() {
     assert_eq!(b.hub.stats().dropped(Dropped::ForeignStream), 1);
     let told = b.drain(thief);
     assert_eq!(reset_of(&told[0]), Some(ResetReason::StreamInUse));
-    // answers still go to the owner, who noticed nothing
+    // answers still go to the owner
     b.send(b.executor, &data("s", 1, 1));
     assert_eq!(b.drain(thief), [] as [Bytes; 0]);
     assert_eq!(b.drain(a), [data("s", 1, 1)]);
-    // nor does the thief inherit it within the grace period
+    // the thief does not get the stream within the grace period either
     b.hub.leave(a, t0());
     b.send(thief, &data("s", 2, 1));
     assert_eq!(b.hub.stats().dropped(Dropped::ForeignStream), 2);
@@ -134,7 +134,7 @@ fn orchestrator_moves_its_stream_to_another_websocket() {
     assert_eq!(b.drain(b.executor).len(), 1);
     b.send(b.executor, &data("s", 1, 1));
     assert_eq!(b.drain(new), [data("s", 1, 1)]);
-    // also while the old one is not noticed dead
+    // also while the loss of the old websocket is not noticed
     let newer = b.orchestrator(alice(), OURS);
     b.send(newer, &frame("s", Body::Resume { next_seq: 2 }));
     b.send(b.executor, &data("s", 2, 1));
@@ -177,7 +177,7 @@ fn stock_stream_ends_with_either_websocket() {
     assert_eq!(out[0], data("t", 1, 1));
     assert_eq!(reset_of(&out[1]), Some(ResetReason::ExecutorGone));
     assert_eq!(b.hub.streams(), 0);
-    // and the next try is told at once
+    // and the next try is reset at once
     b.send(a, &data("u", 1, 1));
     assert_eq!(reset_of(&b.drain(a)[0]), Some(ResetReason::ExecutorGone));
 }
@@ -187,7 +187,7 @@ fn newest_registration_supersedes_older_ones() {
     let mut b = Bench::new();
     let newer = b.hub.join_executor(Generation(2), Arc::default(), t0()).unwrap();
     assert!(!b.hub.is_joined(b.executor));
-    assert!(b.woken().contains(&b.executor), "its driver is told");
+    assert!(b.woken().contains(&b.executor), "its driver is woken");
     assert_eq!(
         b.hub.join_executor(Generation(1), Arc::default(), t0()),
         Err(JoinError::Stale { offered: Generation(1), current: Generation(2) })
@@ -196,7 +196,7 @@ fn newest_registration_supersedes_older_ones() {
     let again = b.hub.join_executor(Generation(2), Arc::default(), t0()).unwrap();
     assert!(!b.hub.is_joined(newer));
     assert!(b.hub.is_joined(again));
-    // the old driver's goodbye does no harm
+    // a late leave of the old driver changes nothing
     b.hub.leave(newer, t0());
     assert!(b.hub.has_executor());
 }
@@ -224,7 +224,7 @@ fn full_lane_stops_only_its_orchestrator() {
     }
     assert!(sent as usize * 60_000 <= LANE_MAX_BYTES);
     assert!(b.hub.wants_read(quiet) && b.hub.wants_read(b.executor));
-    // fairness: the quiet one's 100 small frames are out within their share
+    // fairness: the 100 small frames of the quiet one go out within their share
     for seq in 0..100 {
         b.send(quiet, &data("quiet", seq, 200));
     }
@@ -260,7 +260,7 @@ fn moved_stream_keeps_its_full_lane() {
     for turn in 1..=20 {
         assert!(b.hub.wants_read(ports[turn % 2]));
         send(&mut b, ports[turn % 2]);
-        assert!(!b.hub.wants_read(ports[turn % 2]), "held back by the lane that it found");
+        assert!(!b.hub.wants_read(ports[turn % 2]), "not read because of the full lane");
     }
     b.hub.leave(ports[0], t0());
     for _ in 0..20 {
@@ -369,8 +369,8 @@ fn reset_removes_claim_when_answered_or_expired() {
 }
 
 /// The simulator's seed 1425: an executor that took over for a moment reset a
-/// stream that it did not know, its own executor came back, and two minutes
-/// later nobody told the orchestrator that it was gone.
+/// stream that it did not know, and its own executor came back. When that one
+/// left two minutes later, the orchestrator got no reset.
 #[test]
 fn stream_resumed_after_reset_keeps_its_claim() {
     let mut b = Bench::new();
@@ -445,8 +445,8 @@ fn any_op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    /// Whatever happens: lanes stay bounded, frames of a stream leave in the
-    /// order in which they came, and a drained hub holds nobody back.
+    /// Lanes stay bounded, frames of a stream leave in the order in which they
+    /// came, and a drained hub reads all ports.
     #[test]
     fn random_operations_keep_the_invariants(ops in proptest::collection::vec(any_op(), 1..300)) {
         // little memory, so that it runs out
@@ -531,7 +531,7 @@ proptest! {
             }
         }
         for port in &ports {
-            prop_assert!(b.hub.wants_read(*port), "held back with empty lanes");
+            prop_assert!(b.hub.wants_read(*port), "not read although all lanes are empty");
         }
         for port in ports {
             b.hub.leave(port, now);
