@@ -3,17 +3,16 @@
 //! ```text
 //! offset
 //! 0        version, 1 byte
-//! 1        code, 1 byte: what the bytes are for
+//! 1        code, 1 byte: the purpose of the bytes
 //! 2        fields, each [length: u16 big endian][bytes]
 //! ```
 //!
 //! Invariants: there is one encoding of each value, and nothing may follow the
-//! last field, so that what was verified is all that was sent.
+//! last field, so that everything sent is verified.
 
 use std::str::FromStr;
 
-/// The bytes of these fields. Whoever calls this bounds each of them to below
-/// 2^16 bytes.
+/// Encodes these fields. The caller bounds each of them to below 2^16 bytes.
 pub(crate) fn encode(version: u8, code: u8, fields: &[&[u8]]) -> Vec<u8> {
     let mut bytes = vec![version, code];
     for field in fields {
@@ -23,7 +22,7 @@ pub(crate) fn encode(version: u8, code: u8, fields: &[&[u8]]) -> Vec<u8> {
     bytes
 }
 
-/// Takes fields off, one after the other.
+/// Reads fields, one after the other.
 pub(crate) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -56,12 +55,12 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.bytes()?).ok()
     }
 
-    /// The next field, a text that means something.
+    /// The next field, a text that parses as a `T`.
     pub(crate) fn parse<T: FromStr>(&mut self) -> Option<T> {
         self.text()?.parse().ok()
     }
 
-    /// That was the last one.
+    /// Checks that there are no more bytes.
     pub(crate) fn end(self) -> Option<()> {
         self.0.is_empty().then_some(())
     }

@@ -6,8 +6,8 @@
 //!         | heartbeat | handshake{message, profile}
 //! ```
 //!
-//! Source: WIRE.md, section 3. The rules of the stock ends are enforced by
-//! [`Frame::decode`]: a version other than 1, a blank stream id, a missing
+//! Contract: docs/codex-wire.md#frame. [`Frame::decode`] enforces the rules of
+//! the stock ends: a version other than 1, a blank stream id, a missing
 //! body, an empty payload, a segmented record or an empty reset reason is not
 //! a frame. A receiver drops such bytes and keeps the socket.
 
@@ -24,11 +24,11 @@ const VERSION: u32 = 1;
 pub struct Frame {
     /// The stream that the frame belongs to.
     pub stream: StreamId,
-    /// What its sender has received (all zero in the Codex profile).
+    /// The frames that its sender has received (all zero in the Codex profile).
     pub ack: Ack,
     /// The highest sequence that its sender will accept (0 in the Codex profile).
     pub credit: u32,
-    /// What the frame is for.
+    /// The body.
     pub body: Body,
     /// Authenticates a frame without a record in a reliable profile.
     pub proof: Option<Proof>,
@@ -53,7 +53,7 @@ pub enum Body {
         /// Ciphertext and tag.
         record: Bytes,
     },
-    /// Nothing but the frame's ack and credit.
+    /// Only the frame's ack and credit.
     Ack,
     /// The sender has a new websocket and expects `next_seq`.
     Resume {
@@ -66,7 +66,7 @@ pub enum Body {
         /// Text of an untrusted party; see [`ResetReason::parse`].
         reason: String,
     },
-    /// Keeps a path warm; carries nothing.
+    /// Keeps a path alive; carries nothing.
     Heartbeat,
     /// A Noise handshake message.
     Handshake {
@@ -98,7 +98,7 @@ pub enum FrameError {
     /// A blank or overlong stream id.
     #[error("{0}")]
     StreamId(#[from] crate::ids::InvalidId),
-    /// No body, or a kind of body from the future.
+    /// No body, or an unknown kind of body.
     #[error("frame without a known body")]
     NoBody,
     /// A body that breaks its own rules.
@@ -107,8 +107,8 @@ pub enum FrameError {
 }
 
 impl Frame {
-    /// A frame with no acknowledgement, credit or proof: all that the Codex
-    /// profile ever sends.
+    /// A frame without acknowledgement, credit and proof, like all frames of the
+    /// Codex profile.
     pub fn bare(stream: StreamId, body: Body) -> Self {
         Self { stream, ack: Ack::default(), credit: 0, body, proof: None }
     }
@@ -117,7 +117,7 @@ impl Frame {
     /// slice of `message`, not a copy.
     ///
     /// # Errors
-    /// [`FrameError`] says which rule the bytes break.
+    /// [`FrameError`] names the rule that the bytes break.
     pub fn decode(message: Bytes) -> Result<Self, FrameError> {
         let frame =
             wire::RelayMessageFrame::decode(message).map_err(|_| FrameError::NotProtobuf)?;
@@ -224,14 +224,14 @@ pub enum ResetReason {
     StreamInUse,
     /// The relay: a stream that cannot resend did not read fast enough.
     Overloaded,
-    /// An endpoint: the stream is done, in good order.
+    /// An endpoint: the stream has finished.
     Finished,
     /// An endpoint: it has no stream of this id.
     UnknownStream,
     /// An endpoint: a handshake failed, was refused or came too often.
     HandshakeRefused,
     /// An endpoint: the peer broke the protocol. Also what stock executors
-    /// send, whatever happened.
+    /// send for any reason.
     ProtocolError,
     /// Any other text.
     Other,
@@ -266,7 +266,7 @@ impl ResetReason {
         }
     }
 
-    /// Reads the text of a peer; what is not known becomes [`ResetReason::Other`].
+    /// Reads the text of a peer; an unknown text becomes [`ResetReason::Other`].
     pub fn parse(text: &str) -> Self {
         ResetReason::ALL
             .into_iter()
@@ -300,7 +300,7 @@ pub(crate) mod tests {
         hex(ID.as_bytes())
     }
 
-    /// WIRE.md, section 3.
+    /// docs/codex-wire.md#frame.
     #[test]
     fn codex_golden_bytes() {
         let resume = Frame::bare(id(), Body::Resume { next_seq: 0 });

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits;
 
 /// Longest stream id in bytes. A UUID has 36; the rest is room for other
-/// orchestrators, while a relay keeps one id per stream.
+/// orchestrators; a relay keeps one id per stream.
 pub const STREAM_ID_MAX_BYTES: usize = 128;
 /// Longest registration id in bytes; ours have 26.
 pub const REGISTRATION_ID_MAX_BYTES: usize = 128;
@@ -24,7 +24,7 @@ pub enum InvalidId {
         /// The kind of id.
         what: &'static str,
     },
-    /// The text is longer than [`limits`] allows.
+    /// The text is too long.
     #[error("{what} is {len} bytes long, at most {max} are allowed")]
     TooLong {
         /// The kind of id.
@@ -47,7 +47,7 @@ pub enum InvalidId {
 }
 
 /// Letters, digits, `-` and `_`: safe in a URL path without escaping, which
-/// stock executors don't do (WIRE.md, section 1.1).
+/// stock executors don't do (docs/codex-wire.md#register).
 const URL_SAFE: &str = "letters, digits, '-' and '_'";
 
 fn url_safe(what: &'static str, max: usize, text: &str) -> Result<Box<str>, InvalidId> {
@@ -92,7 +92,7 @@ macro_rules! text_id {
             }
         }
 
-        /// So that maps keyed by the id can be asked with a `&str`.
+        /// Allows look-ups by `&str` in maps keyed by the id.
         impl std::borrow::Borrow<str> for $name {
             fn borrow(&self) -> &str {
                 &self.0

@@ -1,4 +1,5 @@
-//! Static public keys as registry requests carry them (WIRE.md, section 1).
+//! Static public keys as registry requests carry them
+//! (docs/codex-wire.md#registry-api).
 //!
 //! ```json
 //! {"suite": "Noise_hybridIK_X25519+MLKEM768_AESGCM_SHA256",
@@ -31,7 +32,7 @@ pub struct PublicKey {
 /// Why a public key was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidKey {
-    /// A suite that nobody here speaks.
+    /// An unknown suite.
     #[error("unknown key suite {0:?}")]
     Suite(String),
     /// A key of the wrong length.
@@ -48,8 +49,8 @@ pub enum InvalidKey {
     },
 }
 
-/// The suite's name in a key's `suite` field. It says `X25519` where the name
-/// that Noise hashes says `25519` (WIRE.md, section 4).
+/// The suite's name in a key's `suite` field. It has `X25519` where the name that
+/// Noise hashes has `25519` (docs/codex-wire.md#noise-channel).
 pub fn suite_name(suite: Suite) -> &'static str {
     match suite {
         Suite::HybridIk => "Noise_hybridIK_X25519+MLKEM768_AESGCM_SHA256",

@@ -9,21 +9,23 @@ use std::time::Duration;
 
 // ---- websocket and frame -------------------------------------------------
 
-/// Largest websocket message in bytes. Codex, section 2: its ends close the
-/// socket above it.
+/// Largest websocket message in bytes. Codex: its ends close the
+/// socket above it (docs/codex-wire.md#rendezvous-websocket).
 pub const MESSAGE_MAX_BYTES: usize = 256 * 1024;
 /// Longest environment id in bytes: fits a DNS label twice and any log line.
 pub const ENVIRONMENT_ID_MAX_BYTES: usize = 128;
 
 // ---- records and messages ------------------------------------------------
 
-/// Most plaintext bytes in one record. Codex, section 5: 61,441 is a reset.
+/// Most plaintext bytes in one record. Codex: 61,441 is a reset
+/// (docs/codex-wire.md#messages-and-sequence-numbers).
 pub const RECORD_PLAINTEXT_MAX_BYTES: usize = 60 * 1024;
 /// AES-GCM tag in bytes.
 pub const TAG_BYTES: usize = 16;
-/// Largest Noise message in bytes (Noise, section 3).
+/// Largest Noise message in bytes, by the Noise specification.
 pub const NOISE_MESSAGE_MAX_BYTES: usize = 65_535;
-/// Largest application message in bytes. Codex, section 5: more is a reset.
+/// Largest application message in bytes. Codex: more is a reset
+/// (docs/codex-wire.md#messages-and-sequence-numbers).
 pub const APPLICATION_MESSAGE_MAX_BYTES: usize = 64 * 1024 * 1024;
 /// Room for a frame's fields around its payload: a stream id, numbers, a proof
 /// and two trace fields.
@@ -31,7 +33,8 @@ pub const FRAME_OVERHEAD_MAX_BYTES: usize = 2 * 1024;
 /// Largest frame with a record that our own profiles send.
 pub const FRAME_MAX_BYTES: usize =
     RECORD_PLAINTEXT_MAX_BYTES + TAG_BYTES + FRAME_OVERHEAD_MAX_BYTES;
-/// Longest harness key authorization in bytes. Codex, section 1.2.
+/// Longest harness key authorization in bytes. Codex
+/// (docs/codex-wire.md#connect).
 pub const AUTHORIZATION_MAX_BYTES: usize = 4096;
 
 // ---- windows -------------------------------------------------------------
@@ -44,29 +47,32 @@ pub const RTO_INITIAL: Duration = Duration::from_secs(1);
 
 // ---- streams -------------------------------------------------------------
 
-/// Open streams per executor websocket. Codex, section 4: the 129th is reset.
+/// Open streams per executor websocket. Codex: the 129th is reset
+/// (docs/codex-wire.md#handshake-limits).
 pub const STREAMS_PER_EXECUTOR: usize = 128;
-/// Handshakes that wait for the registry's verdict. Codex, section 4.
+/// Handshakes that wait for the registry's verdict. Codex
+/// (docs/codex-wire.md#handshake-limits).
 pub const PENDING_HANDSHAKES: usize = 32;
 /// Failed handshakes before an executor refuses all for
-/// [`HANDSHAKE_COOLDOWN`]. Codex, section 4.
+/// [`HANDSHAKE_COOLDOWN`]. Codex (docs/codex-wire.md#handshake-limits).
 pub const HANDSHAKE_FAILURES: u32 = 8;
 /// How long an executor refuses handshakes after too many failures.
 pub const HANDSHAKE_COOLDOWN: Duration = Duration::from_secs(10);
-/// How long an initiator waits for message 2. Codex, section 4.
+/// How long an initiator waits for message 2. Codex
+/// (docs/codex-wire.md#handshake-limits).
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an executor waits for the registry's verdict: its own HTTP time
-/// limit (Codex, section 1.3: 10 s) and some.
+/// limit (Codex: 10 s, docs/codex-wire.md#validate) and some.
 pub const AUTHORIZATION_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a stream of a reliable profile outlives its websocket, unless an
-/// end is told otherwise.
+/// How long a stream of a reliable profile outlives its websocket, unless an end
+/// is configured otherwise.
 pub const STREAM_GRACE: Duration = Duration::from_secs(90);
 
 // ---- relay ---------------------------------------------------------------
 
-/// Handshakes that an executor let fail before the bearers of a token must
-/// wait. Executors refuse everybody after [`HANDSHAKE_FAILURES`], so one token
-/// gets less than half of those.
+/// Handshakes of one token that may fail at an executor before the token is
+/// refused. Executors refuse all handshakes after [`HANDSHAKE_FAILURES`], so one
+/// token gets less than half of those.
 pub const HANDSHAKE_FAILURES_PER_TOKEN: u64 = 3;
 /// Orchestrator websockets per executor at one relay: each may carry one or
 /// more of the executor's [`STREAMS_PER_EXECUTOR`].
@@ -77,9 +83,11 @@ pub const STALL_MAX: Duration = Duration::from_secs(2);
 
 // ---- liveness ------------------------------------------------------------
 
-/// How often an end sends a websocket ping. Codex, section 2.
+/// How often an end sends a websocket ping. Codex
+/// (docs/codex-wire.md#rendezvous-websocket).
 pub const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// Silence after which a websocket is given up. Codex, section 2.
+/// Silence after which a websocket is given up. Codex
+/// (docs/codex-wire.md#rendezvous-websocket).
 pub const PONG_TIMEOUT: Duration = Duration::from_secs(60);
 
 // ---- registry ------------------------------------------------------------
@@ -109,12 +117,13 @@ pub const AUDIT_KEEP_AGE: Duration = Duration::from_secs(365 * 86_400);
 /// The shortest time that they may be kept.
 pub const KEEP_MIN: Duration = Duration::from_secs(3600);
 /// How long `/connect` waits for an executor that is away, unless configured.
-/// Codex, section 1.2: its orchestrators give up one try after about 6 s.
+/// Codex: its orchestrators give up one try after about 6 s
+/// (docs/codex-wire.md#connect).
 pub const CONNECT_WAIT: Duration = Duration::from_secs(4);
 /// The longest that it may be configured to: our own orchestrators give up
 /// after 15 s.
 pub const CONNECT_WAIT_MAX: Duration = Duration::from_secs(10);
-/// How long a look at an environment waits for a pong that was asked for.
+/// How long a probe of an environment waits for the pong.
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Networks that one token may be bound to: sites of one company, not lists of
 /// addresses.
@@ -134,10 +143,11 @@ pub const REVOCATIONS_PAGE: u32 = 1000;
 
 // ---- processes and files ---------------------------------------------------
 
-/// Largest chunk of process output in bytes. Codex, section 6.2.
+/// Largest chunk of process output in bytes. Codex
+/// (docs/codex-wire.md#processes).
 pub const PROCESS_CHUNK_MAX_BYTES: usize = 8 * 1024;
-/// Largest chunk of process output for an orchestrator that says that it takes
-/// such ones: what a pipe holds, so one read empties it.
+/// Largest chunk of process output for an orchestrator that supports such ones:
+/// the size of a pipe, so one read empties it.
 pub const PROCESS_CHUNK_LARGE_MAX_BYTES: usize = 64 * 1024;
 /// Largest file that `fs/readFile` returns: its base64 in JSON must fit one
 /// application message, or the whole stream would end.
@@ -146,7 +156,7 @@ pub const READ_FILE_MAX_BYTES: usize = 47 * 1024 * 1024;
 /// refused.
 pub const WRITES_UNANSWERED_PER_PROCESS: usize = 32;
 /// Bytes of such writes that any process may have; one write of any size is
-/// taken when none waits.
+/// accepted when none waits.
 pub const STDIN_QUEUED_BYTES: usize = 8 * 1024 * 1024;
 /// Bytes of such writes of a process whose client has asked for a window: 1
 /// Gbit/s at a round trip of 200 ms.

@@ -34,7 +34,7 @@ impl PartialSchema for ErrorCode {
         let codes = ErrorCode::ALL.iter().filter(|code| **code != ErrorCode::Other);
         ObjectBuilder::new()
             .schema_type(Type::String)
-            .description(Some("What went wrong, for programs."))
+            .description(Some("The kind of error, for programs."))
             .enum_values(Some(codes.map(|code| code.as_str())))
             .into()
     }

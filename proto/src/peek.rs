@@ -1,13 +1,12 @@
-//! What a relay reads of a frame: the stream id and the kind of body.
+//! The part of a frame that a relay reads: the stream id and the kind of body.
 //!
-//! A relay never decodes. [`peek`] walks the top-level protobuf fields once,
-//! steps over payloads by their length, and leaves the bytes alone, so fields
-//! of the future pass unharmed. As in protobuf, the last of a repeated field
-//! counts.
+//! A relay never decodes. [`peek`] walks the top-level protobuf fields once and
+//! skips payloads by their length. It does not change the bytes, so unknown
+//! fields pass. As in protobuf, the last of a repeated field counts.
 //!
 //! [`peek`] accepts every frame that [`Frame::decode`](crate::frame::Frame::decode)
 //! accepts, with the same stream id and kind (a property test holds this). It
-//! may accept more: what is inside a body is the endpoints' business.
+//! may accept more: only the endpoints check the inside of a body.
 
 use crate::ids::STREAM_ID_MAX_BYTES;
 
@@ -33,7 +32,7 @@ impl Kind {
     pub const ALL: [Kind; 6] =
         [Kind::Data, Kind::Ack, Kind::Resume, Kind::Reset, Kind::Heartbeat, Kind::Handshake];
 
-    /// A word for counters and logs.
+    /// The name for counters and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::Data => "data",
@@ -52,7 +51,7 @@ impl Kind {
     }
 }
 
-/// What a relay knows of a frame.
+/// The fields of a frame that a relay knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peek<'a> {
     /// The stream id: not blank, at most [`STREAM_ID_MAX_BYTES`].

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// What two endpoints agree on before the first byte.
+/// The agreement of two endpoints before the first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Profile {
     /// The Codex profile: hybrid IK, sequence from 0, no acks, no resume.

@@ -16,10 +16,10 @@
 //! end-64   Ed25519 signature over domain(call) || everything before it
 //! ```
 //!
-//! Invariants: the body's hash binds all that the request says, the executor's
-//! Noise public keys first of all; the registry takes each nonce once, within
-//! [`limits::PROOF_WINDOW`] of its own clock, so that a captured request is good
-//! for nothing; each call has a signature domain of its own.
+//! Invariants: the body's hash binds the whole request, above all the executor's
+//! Noise public keys. The registry accepts each nonce once, within
+//! [`limits::PROOF_WINDOW`] of its own clock, so a captured request is useless.
+//! Each call has a signature domain of its own.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -46,7 +46,7 @@ pub const NONCE_BYTES: usize = 16;
 
 const VERSION: u8 = 1;
 
-/// What is asked for.
+/// The call that is signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Call {
     /// `POST .../register`
@@ -73,25 +73,26 @@ impl Call {
     }
 }
 
-/// What the holder of a key has said.
+/// The statement of a key's holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proof {
-    /// What is asked for.
+    /// The call.
     pub call: Call,
-    /// Where.
+    /// The environment of the call.
     pub environment: EnvironmentId,
-    /// The key that signed: all that is proven is that its holder said this.
+    /// The key that signed. The signature proves only that its holder made this
+    /// statement.
     pub key: [u8; 32],
-    /// When, by the holder's clock, in seconds since 1970.
+    /// The time of the holder's clock, in seconds since 1970.
     pub time: u64,
-    /// Random; the registry takes it once.
+    /// Random; the registry accepts it once.
     pub nonce: [u8; NONCE_BYTES],
     /// SHA-256 of the request's body.
     pub body: [u8; 32],
 }
 
-/// The text is no proof: not of this version, or not signed by the key that it
-/// names. Its sender is at fault.
+/// The text is not a valid proof: it has another version, or is not signed by the
+/// key that it names. Its sender is at fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the proof of possession is malformed, or its signature is wrong")]
 pub struct InvalidProof;
@@ -111,8 +112,8 @@ impl Proof {
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// Reads a proof and checks its signature. Whether the key is anybody's,
-    /// the time right and the nonce new is for the caller to find out.
+    /// Reads a proof and checks its signature. The caller checks whether the key is
+    /// enrolled, the time is right and the nonce is new.
     ///
     /// # Errors
     /// [`InvalidProof`]

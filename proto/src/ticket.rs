@@ -1,8 +1,8 @@
 //! Signed permissions: one type for every websocket ticket and for the
 //! authorization of an orchestrator's key.
 //!
-//! The registry signs, the relay verifies with the registry's public key, and
-//! everybody else passes the text on unread. A ticket is base64url without
+//! The registry signs, the relay verifies with the registry's public key, and all
+//! others pass the text on unread. A ticket is base64url without
 //! padding (one text per byte string) over canonical bytes:
 //!
 //! ```text
@@ -13,12 +13,12 @@
 //!            environment   UTF-8, an EnvironmentId
 //!            registration  UTF-8, a RegistrationId
 //!            generation    8 bytes, big endian
-//!            subject       UTF-8, who asked for it: the id of a token or another
-//!                          subject, and ~<seconds since 1970> if what it
-//!                          opens ends then
+//!            subject       UTF-8, the requester: the id of a token or another
+//!                          subject, and ~<seconds since 1970> if the websocket
+//!                          that it opens ends then
 //!            profile       UTF-8, a profile's name
 //!            expires       8 bytes, big endian, seconds since 1970; empty: never
-//!            id            16 bytes, random: what "used once" counts
+//!            id            16 bytes, random, for tickets that are used once
 //!            binding       32 bytes; zero in an executor's ticket
 //! end-64   Ed25519 signature over domain(purpose) || everything before it
 //! ```
@@ -26,7 +26,7 @@
 //! Invariants: nothing follows the fields, so that equal claims have equal
 //! bytes; there is no algorithm field, so there is nothing to downgrade; each
 //! purpose has a signature domain of its own, so that a ticket for one never
-//! verifies as another, whatever its purpose byte says.
+//! verifies as another, regardless of its purpose byte.
 
 use std::fmt;
 use std::str::FromStr;
@@ -167,7 +167,7 @@ impl<'de> Deserialize<'de> for TicketText {
     }
 }
 
-/// What a ticket permits.
+/// The permission of a ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Purpose {
     /// To open the executor's websocket, while its registration is current.
@@ -189,8 +189,8 @@ impl Purpose {
         }
     }
 
-    /// What the signature covers before the bytes: it separates purposes, and
-    /// tickets from anything else that the key may ever sign.
+    /// The prefix of the signed bytes: it separates purposes, and tickets from
+    /// anything else that the key may ever sign.
     fn domain(self) -> &'static [u8] {
         match self {
             Purpose::Executor => b"rendez/ticket/v1/executor\0",
@@ -200,20 +200,20 @@ impl Purpose {
     }
 }
 
-/// What the registry vouches for.
+/// The content of a ticket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claims {
-    /// What the ticket permits.
+    /// The permission.
     pub purpose: Purpose,
-    /// Where.
+    /// The environment that it is for.
     pub environment: EnvironmentId,
     /// The registration that it was issued under.
     pub registration: RegistrationId,
     /// That registration's place in the environment's order.
     pub generation: Generation,
-    /// Who asked for it, in the registry's words, which only the registry reads:
-    /// the id of a token or another subject, and when what it opens ends if it
-    /// has an end of its own. Not a secret.
+    /// The requester, in a form that only the registry reads: the id of a token or
+    /// another subject, and the end of the websocket that it opens, if it has one.
+    /// Not a secret.
     pub subject: String,
     /// The profile that was chosen.
     pub profile: Profile,
@@ -223,21 +223,21 @@ pub struct Claims {
     /// Random; names this ticket where it may be used only once.
     pub id: [u8; ID_BYTES],
     /// [`binding`] of the two keys for a key authorization, the fingerprint of
-    /// the orchestrator's key for its ticket, else zero.
+    /// the orchestrator's key for its ticket, zero otherwise.
     pub binding: [u8; BINDING_BYTES],
 }
 
-/// Why a ticket was refused. Its bearer is at fault, except for `Expired`,
-/// which waiting may cause too.
+/// Why a ticket was refused. Its bearer is at fault, except for `Expired`: a slow
+/// network may cause it too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum TicketError {
-    /// Not a ticket of this version.
+    /// Not a valid ticket of this version.
     #[error("the ticket is malformed")]
     Malformed,
     /// Not signed by this key for the purpose that it names.
     #[error("the ticket's signature is not this registry's")]
     BadSignature,
-    /// It was good until its time came.
+    /// Its time is over.
     #[error("the ticket is expired")]
     Expired,
     /// A genuine ticket for something else.
@@ -274,9 +274,8 @@ impl Ticket {
         Ok(TicketText(URL_SAFE_NO_PAD.encode(bytes).into()))
     }
 
-    /// Checks a ticket at `now_unix_secs` and says what it permits. Whether it
-    /// was used before, and whether its registration is current, is for the
-    /// caller to find out.
+    /// Checks a ticket at `now_unix_secs` and returns its claims. The caller checks
+    /// whether it was used before and whether its registration is current.
     ///
     /// # Errors
     /// See [`TicketError`]; the first that applies, in that order, except that
@@ -306,7 +305,7 @@ impl Ticket {
     }
 }
 
-/// The subject of the claims does not fit a ticket.
+/// The subject of the claims is too long for a ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the ticket's subject has over {} bytes", limits::TICKET_SUBJECT_MAX_BYTES)]
 pub struct SubjectTooLong;
@@ -411,7 +410,7 @@ mod tests {
         assert_eq!(verify(GOLDEN, Purpose::Orchestrator, end), Err(Expired));
         for other in [Purpose::Executor, Purpose::KeyAuthorization] {
             assert_eq!(verify(GOLDEN, other, end - 1), Err(WrongPurpose));
-            // the purpose is decided first, so an expired one tells nothing more
+            // the purpose is checked first, so an expired ticket reveals nothing more
             assert_eq!(verify(GOLDEN, other, end), Err(WrongPurpose));
         }
         let stranger = SigningKey::from_bytes(&[8; 32]).verifying_key();

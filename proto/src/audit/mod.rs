@@ -1,5 +1,5 @@
-//! The audit log: rows that are chained by their hashes (`row.rs` says how), and
-//! how to check the chain (`verify.rs`).
+//! The audit log: rows that are chained by their hashes (`row.rs`), and a check of
+//! the chain (`verify.rs`).
 
 mod row;
 mod verify;

@@ -8,18 +8,18 @@
 //! ```
 //!
 //! Integers are big-endian. `previous` is the hash of the row before, zeros for
-//! the first row ever. Two kinds of row speak about the log itself:
+//! the first row ever. Two kinds of row are about the log itself:
 //!
 //! * `gap`: `count` events were lost here, because they came faster than the
 //!   database took them.
 //! * `checkpoint`: all rows up to number `count`, whose hash is `what`, were
 //!   removed because they were old. Then the log begins with the row after it.
-//!   What people did among them may follow it again, as rows of their own: a
-//!   chain that is cut at its beginning can keep nothing in its place.
+//!   Removed rows about actions of people may follow it again, as new rows: a
+//!   chain that is cut at its beginning cannot keep a row in its place.
 //!
-//! Whoever can write the database can forge a whole new chain. Against that
-//! helps a [`Head`] that was noted elsewhere: a chain that contains it has
-//! nothing changed before it.
+//! With write access to the database one can forge a whole new chain. A [`Head`]
+//! that was noted elsewhere detects that: a chain that contains it is unchanged
+//! before it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -42,7 +42,7 @@ pub struct AuditHash(pub [u8; 32]);
 pub struct InvalidHash;
 
 impl AuditHash {
-    /// What the first row ever has before it.
+    /// The previous hash of the first row ever.
     pub const NONE: AuditHash = AuditHash([0; 32]);
 }
 
@@ -89,7 +89,7 @@ impl From<AuditHash> for String {
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
-        /// What a row is about.
+        /// The kind of event that a row records.
         #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         #[serde(rename_all = "snake_case")]
@@ -101,7 +101,7 @@ macro_rules! kinds {
             /// All kinds.
             pub const ALL: &'static [AuditKind] = &[$(AuditKind::$name,)*];
 
-            /// The word on the wire, in the database and in the hash.
+            /// The name on the wire, in the database and in the hash.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(AuditKind::$name => $text,)*
@@ -116,9 +116,9 @@ kinds! {
     Enrol = "enrol",
     /// An executor claimed an environment.
     Register = "register",
-    /// An orchestrator asked for a way to an executor.
+    /// An orchestrator asked for a connection to an executor.
     Connect = "connect",
-    /// A handshake's key was judged.
+    /// A handshake's key was accepted or refused.
     Validate = "validate",
     /// A websocket opened.
     Open = "open",
@@ -126,7 +126,7 @@ kinds! {
     Close = "close",
     /// A token, a registration or an environment was revoked.
     Revoke = "revoke",
-    /// Somebody ran into a limit.
+    /// A request, a websocket or a stream was refused because of a limit.
     Quota = "quota",
     /// An administrator changed something.
     Admin = "admin",
@@ -137,41 +137,41 @@ kinds! {
 }
 
 impl AuditKind {
-    /// Reads [`as_str`](Self::as_str)'s word.
+    /// Parses the name of [`as_str`](Self::as_str).
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.as_str() == text)
     }
 
-    /// Whether it is of something that people did, about who may do what. There
-    /// are few such rows, and they are what is looked for a year later; others
-    /// come by themselves, as many as tokens are used.
+    /// Whether the event is an action of people that changes permissions. Such rows
+    /// are few, and they are the ones that are searched for a year later. Others
+    /// appear as often as tokens are used.
     pub fn is_act(self) -> bool {
         matches!(self, AuditKind::Enrol | AuditKind::Revoke | AuditKind::Admin)
     }
 }
 
-/// What happened: a row without its place in the chain.
+/// An event: a row without its place in the chain.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditEvent {
-    /// When, in seconds since 1970.
+    /// The time, in seconds since 1970.
     pub at_unix_secs: u64,
-    /// What about.
+    /// The kind of event.
     pub kind: AuditKind,
-    /// Who: the id of a token, or another subject. Absent: the relay, or
-    /// whoever can write its state directory.
+    /// The actor: the id of a token, or another subject. Absent for the relay
+    /// itself, and for a command with write access to its state directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actor: Option<String>,
-    /// Where.
+    /// The environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<EnvironmentId>,
-    /// Under which registration.
+    /// The registration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registration: Option<RegistrationId>,
-    /// Which stream.
+    /// The stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<String>,
-    /// What happened or to whom, in a word and an id: `valid`, `token_created
+    /// The outcome or the object, as a word and an id: `valid`, `token_created
     /// 0011223344556677`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub what: Option<String>,
@@ -181,15 +181,15 @@ pub struct AuditEvent {
     /// Bytes that went to the peer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent_bytes: Option<u64>,
-    /// Of a gap, how many events; of a checkpoint, the last removed row; of a
-    /// quota or a refusal, how often since the row before; of something that
-    /// people did, the number that its row had before it was carried over.
+    /// For a gap, the number of lost events; for a checkpoint, the last removed row;
+    /// for a quota or a refusal, the number of times since the row before; for an
+    /// action of people, the number of its row before it was carried over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
 }
 
 impl AuditEvent {
-    /// An event of this kind that says nothing else yet.
+    /// An event of this kind with only a time.
     pub fn new(kind: AuditKind, at_unix_secs: u64) -> Self {
         Self {
             at_unix_secs,
@@ -205,7 +205,7 @@ impl AuditEvent {
         }
     }
 
-    /// Its row behind this one.
+    /// The event's row after this head.
     pub fn chain(self, before: Head) -> AuditRow {
         let seq = before.seq + 1;
         let hash = hash(&self, seq, before.hash);
@@ -219,7 +219,7 @@ impl AuditEvent {
 pub struct AuditRow {
     /// Its number; the first row ever has 1.
     pub seq: u64,
-    /// What happened.
+    /// The event.
     #[serde(flatten)]
     pub event: AuditEvent,
     /// Hash of the row before.
@@ -239,7 +239,7 @@ pub struct AuditPage {
     pub next: Option<u64>,
 }
 
-/// The end of a chain, as `SEQ:HASH`: who notes it elsewhere can tell later
+/// The end of a chain, as `SEQ:HASH`. A head that is noted elsewhere proves later
 /// that nothing before it was changed or cut off.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -251,7 +251,7 @@ pub struct Head {
 }
 
 impl Head {
-    /// Of an empty log.
+    /// The head of an empty log.
     pub const EMPTY: Head = Head { seq: 0, hash: AuditHash::NONE };
 }
 

@@ -1,16 +1,16 @@
 //! Checks a chain: nothing in it was changed, removed, inserted or moved.
 //!
-//! A chain alone says nothing of its end, and nothing against somebody who made
-//! all of it anew. For both there is a [`Head`] that was noted elsewhere: its
-//! row must be in the chain, or be the last one that was removed in good order.
+//! A chain alone does not prove its end, and does not reveal that all of it was
+//! forged. A [`Head`] that was noted elsewhere does both: its row must be in the
+//! chain, or be the last one that a checkpoint covers.
 
 use super::row::{AuditHash, AuditKind, AuditRow, Head, hash};
 
-/// Where a chain is broken. Somebody changed the log, or the disk did.
+/// Where and how a chain is broken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    /// The row's own hash is not that of its contents.
-    #[error("row {seq} was changed: its contents do not have its hash")]
+    /// The row's hash does not match its contents.
+    #[error("row {seq} was changed: its hash does not match its contents")]
     Edited {
         /// The row.
         seq: u64,
@@ -23,7 +23,7 @@ pub enum Broken {
         /// The last that is missing.
         to: u64,
     },
-    /// A number that was there before, or a smaller one.
+    /// A repeated or smaller number.
     #[error("row {seq} comes after row {after}")]
     Order {
         /// The row.
@@ -31,41 +31,43 @@ pub enum Broken {
         /// The one before it.
         after: u64,
     },
-    /// Its contents have its hash, but it names another row before it.
+    /// Its hash matches its contents, but not the row before it.
     #[error("row {seq} does not continue row {}, one of the two was replaced", seq - 1)]
     Unchained {
         /// The row.
         seq: u64,
     },
-    /// What was before the first row is gone, and no checkpoint says so.
-    #[error("rows before row {first} are missing, and no checkpoint says that they were removed")]
+    /// Rows before the first one are missing, without a checkpoint.
+    #[error("rows before row {first} are missing, and no checkpoint covers their removal")]
     Beginning {
         /// The first row that is there.
         first: u64,
     },
     /// The end was cut off.
-    #[error("row {head} was the last one once and is missing: the log ends with row {last}")]
+    #[error(
+        "row {head} is missing although it was noted as the last one: the log ends with row {last}"
+    )]
     CutOff {
         /// The row that was noted.
         head: u64,
         /// The last that is there.
         last: u64,
     },
-    /// The noted row is there and another one.
-    #[error("row {seq} is not the one that was noted: the log was made anew")]
+    /// The noted row has another hash.
+    #[error("row {seq} has another hash than the noted one: the log was rewritten")]
     Replaced {
         /// The row.
         seq: u64,
     },
-    /// The noted row was removed in good order.
-    #[error("row {head} that was noted was removed as too old: note a newer one")]
+    /// The noted row was removed as too old.
+    #[error("the noted row {head} was removed as too old: note a newer head")]
     HeadTooOld {
         /// The row that was noted.
         head: u64,
     },
 }
 
-/// What a whole chain says.
+/// The result for a whole chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Intact {
     /// How many rows there are.
@@ -84,14 +86,14 @@ pub struct Verifier {
     known: Option<Head>,
     first: Option<AuditRow>,
     last: Option<Head>,
-    /// A checkpoint says what was before the first row.
+    /// Whether a checkpoint covers the rows before the first one.
     vouched: bool,
     rows: u64,
     lost: u64,
 }
 
 impl Verifier {
-    /// Also demands that this row, noted before, is in the chain.
+    /// Also requires that this head, noted before, is in the chain.
     pub fn expecting(known: Option<Head>) -> Self {
         Self { known, ..Self::default() }
     }
@@ -99,7 +101,7 @@ impl Verifier {
     /// Checks the next row.
     ///
     /// # Errors
-    /// [`Broken`]; nothing after it is worth checking.
+    /// [`Broken`]; rows after it are not checked.
     pub fn check(&mut self, row: &AuditRow) -> Result<(), Broken> {
         let seq = row.seq;
         if hash(&row.event, seq, row.previous) != row.hash {
@@ -136,7 +138,7 @@ impl Verifier {
         Ok(())
     }
 
-    /// To be called after the last row.
+    /// Checks the end, after the last row.
     ///
     /// # Errors
     /// [`Broken`]: the beginning or the end is missing.

@@ -17,7 +17,7 @@ use super::parse;
 use crate::ticket::secret_text;
 
 /// How long the old secret of a rotated token stays valid unless the caller
-/// says otherwise: long enough to roll a fleet's configuration.
+/// asks for another time: long enough to roll out a fleet's configuration.
 pub const ROTATION_OVERLAP: Duration = Duration::from_secs(3600);
 
 secret_text! {
@@ -25,11 +25,10 @@ secret_text! {
     TokenText
 }
 
-/// How the text of a join token begins: whoever is given one knows that it
-/// must enrol a key.
+/// The prefix of a join token: it marks the token as one to enrol a key with.
 pub const JOIN_TOKEN_PREFIX: &str = "rdz_j_";
 
-/// What a token's bearer may do.
+/// The permissions of a token.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -70,9 +69,9 @@ impl std::fmt::Display for Role {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CreateToken {
-    /// What it permits.
+    /// Its permissions.
     pub role: Role,
-    /// Where: an environment id, in which `*` stands for any run of characters.
+    /// The environments: an id, in which `*` stands for any run of characters.
     #[serde(default = "everywhere")]
     pub environments: String,
     /// For people, at most [`crate::limits::TOKEN_LABEL_MAX_BYTES`].
@@ -121,8 +120,8 @@ impl RotateToken {
 }
 
 impl CreateToken {
-    /// A token of this role for every environment, from everywhere, without an
-    /// end.
+    /// A token of this role for every environment, from any network, without an
+    /// expiry.
     pub fn new(role: Role) -> Self {
         Self {
             role,
@@ -154,7 +153,7 @@ fn everywhere() -> String {
 pub struct TokenCreated {
     /// The secret to hand to its bearer.
     pub token: TokenText,
-    /// What is kept of it.
+    /// The token's entry.
     #[serde(flatten)]
     pub entry: TokenEntry,
 }
@@ -170,15 +169,15 @@ pub struct TokenList {
     pub next: Option<String>,
 }
 
-/// What the registry keeps of a token, except for its hash.
+/// The registry's record of a token, without its hash.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenEntry {
     /// Names the token; part of its text, not secret.
     pub id: String,
-    /// What it permits.
+    /// Its permissions.
     pub role: Role,
-    /// Where.
+    /// The environments that it covers.
     pub environments: String,
     /// For people.
     pub label: String,

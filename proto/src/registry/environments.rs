@@ -1,5 +1,5 @@
-//! The truth about environments, as far as a relay that cannot read along
-//! knows it.
+//! The state of environments, as far as a relay that cannot decrypt streams knows
+//! it.
 //!
 //! ```text
 //! GET /v1/environments?after=ID          admin, orchestrator -> EnvironmentList
@@ -29,7 +29,7 @@ pub enum EnvironmentState {
 }
 
 impl EnvironmentState {
-    /// The word on the wire and for people.
+    /// The name on the wire and for people.
     pub fn as_str(self) -> &'static str {
         match self {
             EnvironmentState::NeverSeen => "never_seen",
@@ -54,7 +54,7 @@ macro_rules! end_reasons {
             /// All reasons.
             pub const ALL: &'static [EndReason] = &[$(EndReason::$name,)*];
 
-            /// The word on the wire and in the database.
+            /// The name on the wire and in the database.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(EndReason::$name => $text,)*
@@ -68,7 +68,7 @@ macro_rules! end_reasons {
                 }
             }
 
-            /// Reads [`as_str`](Self::as_str)'s word.
+            /// Parses the name of [`as_str`](Self::as_str).
             pub fn parse(text: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|reason| reason.as_str() == text)
             }
@@ -83,8 +83,8 @@ end_reasons! {
     /// killed does, and stock ends always do.
     SocketError = "socket_error", "its connection broke off";
     /// It was silent for too long.
-    PingTimeout = "ping_timeout", "it did not answer pings any more";
-    /// It broke the websocket protocol or sent what cannot be routed.
+    PingTimeout = "ping_timeout", "it stopped answering pings";
+    /// It broke the websocket protocol or sent an invalid frame.
     ProtocolViolation = "protocol_violation", "it broke the protocol and was cut off";
     /// Another websocket of the environment took its place.
     Superseded = "superseded", "another executor took its place";
@@ -92,8 +92,8 @@ end_reasons! {
     Revoked = "revoked", "its access was revoked";
     /// The relay was stopped.
     RelayShutdown = "relay_shutdown", "the relay was stopped";
-    /// The relay died while it was open: it ended at some time before the
-    /// relay's next start, which is the time that is noted.
+    /// The relay crashed while it was open: it ended before the relay's next start,
+    /// which is the recorded time.
     RelayRestarted = "relay_restarted", "the relay was restarted";
 }
 
@@ -112,7 +112,7 @@ pub struct EnvironmentList {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnvironmentEntry {
-    /// What to pass to `connect`.
+    /// The id for `connect`.
     pub environment_id: EnvironmentId,
     /// Whether its executor is connected.
     pub online: bool,
@@ -131,7 +131,7 @@ pub struct EnvironmentEntry {
     pub executor_registration_id: Option<RegistrationId>,
     /// The last claim's place in the environment's order.
     pub generation: Generation,
-    /// What the current claim's executor offers.
+    /// The profiles that the executor of the current claim offers.
     #[serde(with = "profile_names")]
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub profiles: Vec<Profile>,
@@ -150,7 +150,7 @@ pub struct EnvironmentDetail {
     pub environment_id: EnvironmentId,
     /// Whether it can be reached.
     pub state: EnvironmentState,
-    /// What the list says of it. Absent if it was never seen.
+    /// Its entry in the list. Absent if it was never seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entry: Option<EnvironmentEntry>,
     /// The executor's websocket, while it is open.
@@ -208,8 +208,8 @@ pub struct ConnectionRecord {
     /// Why it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_because: Option<EndReason>,
-    /// Bytes of messages that came from the executor. 0 while it is open, and
-    /// if the relay died.
+    /// Bytes of messages that came from the executor. 0 while it is open, and if
+    /// the relay crashed.
     pub received_bytes: u64,
     /// Bytes of messages that went to the executor. The same.
     pub sent_bytes: u64,

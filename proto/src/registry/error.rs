@@ -7,7 +7,7 @@
 //!
 //! Codes are a closed set and part of the protocol; messages are for people.
 //! Stock orchestrators retry 408, 429, 5xx, and 409 with exactly
-//! `environment_offline` (WIRE.md, section 1.2).
+//! `environment_offline` (docs/codex-wire.md#connect).
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ use super::environments::EndReason;
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// What went wrong.
+    /// The error.
     pub error: ErrorDetail,
     /// Our addition to `environment_offline`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -31,14 +31,14 @@ pub struct ErrorBody {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message} ({code})")]
 pub struct ErrorDetail {
-    /// What went wrong.
+    /// The code.
     pub code: ErrorCode,
-    /// The same in words, with what to do about it.
+    /// The cause and the next step, for people.
     pub message: String,
 }
 
 impl ErrorDetail {
-    /// Puts the two together.
+    /// An error with this code and message.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
     }
@@ -79,7 +79,7 @@ pub enum AbsenceState {
 
 macro_rules! error_codes {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
-        /// What went wrong, for programs.
+        /// The kind of error, for programs.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(from = "String", into = "String")]
         pub enum ErrorCode {
@@ -101,7 +101,7 @@ macro_rules! error_codes {
 }
 
 error_codes! {
-    /// The request is not what the API says: the sender's fault.
+    /// The request does not follow the API: the sender's fault.
     InvalidRequest = "invalid_request",
     /// The request's body is too large: the sender's fault.
     BodyTooLarge = "body_too_large",
@@ -115,7 +115,7 @@ error_codes! {
     Unauthorized = "unauthorized",
     /// The token has another role or does not cover the environment.
     Forbidden = "forbidden",
-    /// A bound on how much there may be is reached.
+    /// A limit is reached.
     LimitReached = "limit_reached",
     /// No executor is connected for the environment: try again later.
     EnvironmentOffline = "environment_offline",

@@ -1,4 +1,5 @@
-//! Requests and replies of the registry's HTTP API (WIRE.md, section 1).
+//! Requests and replies of the registry's HTTP API
+//! (docs/codex-wire.md#registry-api).
 //!
 //! ```text
 //! POST /cloud/environment/{id}/register   executor       RegisterRequest -> RegisterReply
@@ -62,8 +63,8 @@ pub struct Profiles {
 }
 
 impl RegisterRequest {
-    /// Parses a request body and tells the kinds of failure apart: a legacy
-    /// executor sends no key and profile, a foreign one another profile.
+    /// Parses a request body, with a distinct error for each kind of failure: a
+    /// legacy executor sends no key and profile, a foreign one another profile.
     ///
     /// # Errors
     /// The sender's: `legacy_registration`, `unsupported_profile` or
@@ -121,8 +122,8 @@ impl RegisterRequest {
         })
     }
 
-    /// What the executor offers and its key can do: `security_profile` first,
-    /// then those of `rendez`.
+    /// The profiles that the executor offers and its key supports:
+    /// `security_profile` first, then those of `rendez`.
     pub fn offered(&self) -> Vec<Profile> {
         let more = self.rendez.iter().flat_map(|rendez| &rendez.profiles).copied();
         let mut offered = Vec::new();
@@ -136,7 +137,7 @@ impl RegisterRequest {
     }
 }
 
-/// The claim stands; its websocket awaits at `url`.
+/// The executor has claimed the environment; its websocket is at `url`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RegisterReply {
     /// The environment of the request.
@@ -152,12 +153,12 @@ pub struct RegisterReply {
     /// How the relay treats the socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transport_policy: Option<TransportPolicy>,
-    /// What orchestrators may choose from; absent at a stock registry.
+    /// The profiles that orchestrators may choose from; absent at a stock registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rendez: Option<Profiles>,
 }
 
-/// How the relay treats sockets. Codex, section 1.1.
+/// How the relay treats sockets (docs/codex-wire.md#register).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransportPolicy {
     /// 1.
@@ -207,7 +208,7 @@ impl ConnectRequest {
     }
 
     /// The first profile of the orchestrator's list that the executor offers
-    /// and the orchestrator's key can do.
+    /// and the orchestrator's key supports.
     pub fn choose(&self, offered: &[Profile]) -> Option<Profile> {
         let accepted = match &self.rendez {
             None => &[Profile::NoiseHybridIkV1],
@@ -241,21 +242,21 @@ pub struct ConnectReply {
     /// How the relay treats the socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transport_policy: Option<TransportPolicy>,
-    /// What the executor offers; absent at a stock registry.
+    /// The profiles that the executor offers; absent at a stock registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rendez: Option<Profiles>,
 }
 
 // ---- /validate -----------------------------------------------------------
 
-/// An executor asks whether the key that knocks may come in.
+/// An executor asks whether an orchestrator's key may complete its handshake.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ValidateRequest {
     /// The claim under which the stream was opened.
     pub executor_registration_id: RegistrationId,
     /// The key that the handshake proved, in the form of its suite.
     pub harness_public_key: PublicKey,
-    /// What message 1 carried.
+    /// The authorization that message 1 carried.
     pub harness_key_authorization: TicketText,
 }
 
@@ -269,7 +270,7 @@ impl ValidateRequest {
     }
 }
 
-/// The verdict. Anything but `true` is a no.
+/// The verdict. Anything but `true` is a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ValidateReply {
     /// Whether the handshake may complete.
@@ -280,7 +281,10 @@ pub struct ValidateReply {
 
 fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ErrorDetail> {
     serde_json::from_slice(body).map_err(|error| {
-        ErrorDetail::new(ErrorCode::InvalidRequest, format!("the request body: {error}"))
+        ErrorDetail::new(
+            ErrorCode::InvalidRequest,
+            format!("the request body is not valid: {error}"),
+        )
     })
 }
 

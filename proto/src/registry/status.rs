@@ -1,4 +1,4 @@
-//! What a relay says about itself and about what is open, for operators.
+//! The state of a relay, its open websockets and registrations, for operators.
 //!
 //! ```text
 //! GET /v1/status                               admin -> RelayStatus
@@ -80,15 +80,15 @@ pub enum ConnectionRole {
 pub struct ConnectionEntry {
     /// Its name while it is open, for `after`.
     pub id: String,
-    /// Where.
+    /// Its environment.
     pub environment_id: EnvironmentId,
-    /// What for.
+    /// Its end.
     pub role: ConnectionRole,
-    /// Under which registration.
+    /// Its registration.
     pub executor_registration_id: RegistrationId,
     /// Its place in the environment's order.
     pub generation: Generation,
-    /// Who asked for its ticket: the id of a token, or another subject.
+    /// The subject that asked for its ticket: the id of a token, or another subject.
     pub subject: String,
     /// The profile that its ticket is for.
     pub profile: String,
@@ -107,13 +107,13 @@ pub struct ConnectionEntry {
 /// the `id` of its entry: `<environment>.<number>`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ConnectionCursor {
-    /// Where it is.
+    /// Its environment.
     pub environment: EnvironmentId,
-    /// Which one: numbers grow from one websocket to the next.
+    /// Its number, which grows from one websocket to the next.
     pub number: u64,
 }
 
-/// The text names no websocket.
+/// The text does not name a websocket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not the id of a connection")]
 pub struct NotACursor;
@@ -149,20 +149,20 @@ pub struct RegistrationList {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegistrationEntry {
-    /// Of which environment.
+    /// The environment.
     pub environment_id: EnvironmentId,
     /// Its name.
     pub executor_registration_id: RegistrationId,
     /// Its place in the environment's order.
     pub generation: Generation,
-    /// What the executor offers.
+    /// The profiles that the executor offers.
     #[serde(with = "profile_names")]
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub profiles: Vec<Profile>,
     /// SHA-256 of the executor's public key, in hexadecimal digits.
     pub key_fingerprint: String,
-    /// Who registered: the id of a token, or another subject.
+    /// The subject that registered: the id of a token, or another subject.
     pub subject: String,
-    /// When, in seconds since 1970.
+    /// The time of the registration, in seconds since 1970.
     pub registered_at_unix_secs: u64,
 }

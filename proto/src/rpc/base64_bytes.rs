@@ -26,7 +26,7 @@ pub fn deserialize<'de, T: From<Vec<u8>>, D: Deserializer<'de>>(
     deserializer.deserialize_bytes(Text(PhantomData))
 }
 
-/// A string, looked at as bytes: what is not ASCII is no base64 either.
+/// A string as bytes: bytes outside of ASCII are not base64 either.
 struct Text<T>(PhantomData<T>);
 
 impl<T: From<Vec<u8>>> Visitor<'_> for Text<T> {

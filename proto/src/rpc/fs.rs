@@ -1,4 +1,4 @@
-//! Files on the executor (WIRE.md, section 6.4).
+//! Files on the executor (docs/codex-wire.md#files).
 //!
 //! Every call carries an optional `sandbox` with the stock rules; an executor
 //! that cannot enforce them must refuse.
@@ -21,7 +21,7 @@ fn yes() -> bool {
 pub struct ReadFile {
     /// The file.
     pub path: PathUri,
-    /// Read the target of a link; else a link is refused. True if absent.
+    /// Read the target of a link; otherwise a link is refused. True if absent.
     #[serde(default = "yes")]
     pub follow_symlinks: bool,
     /// Stock sandbox rules.
@@ -64,7 +64,7 @@ impl Method for WriteFile {
     type Reply = Empty;
 }
 
-/// `fs/getMetadata`: what a path is; follows links.
+/// `fs/getMetadata`: the kind, size and times of a path; follows links.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GetMetadata {
     /// The path.
@@ -92,13 +92,13 @@ pub struct Metadata {
     pub is_symlink: bool,
     /// In bytes.
     pub size: u64,
-    /// Milliseconds since 1970; 0 if the file system does not tell.
+    /// Milliseconds since 1970; 0 if the file system has none.
     pub created_at_ms: i64,
     /// Milliseconds since 1970.
     pub modified_at_ms: i64,
 }
 
-/// `fs/readDirectory`: what is in a directory, in no order.
+/// `fs/readDirectory`: the entries of a directory, in no order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReadDirectory {
     /// The directory.
@@ -117,11 +117,11 @@ impl Method for ReadDirectory {
 /// The answer to [`ReadDirectory`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadDirectoryReply {
-    /// Without `.` and `..`, and without links that lead nowhere.
+    /// Without `.` and `..`, and without dangling links.
     pub entries: Vec<DirectoryEntry>,
 }
 
-/// One name in a directory; of a link, its target's kind.
+/// One name in a directory; for a link, with the kind of its target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DirectoryEntry {
@@ -158,10 +158,10 @@ impl Method for CreateDirectory {
 pub struct Remove {
     /// The path.
     pub path: PathUri,
-    /// Remove what is in a directory, too. True if absent.
+    /// Remove the content of a directory, too. True if absent.
     #[serde(default = "yes")]
     pub recursive: bool,
-    /// Accept that there is nothing. True if absent.
+    /// Accept a path that does not exist. True if absent.
     #[serde(default = "yes")]
     pub force: bool,
     /// Stock sandbox rules.

@@ -10,14 +10,14 @@ use serde_json::value::RawValue;
 
 use super::message_bytes;
 
-/// Longest JSON that is read by way of a tree of values when it does not parse
-/// directly: such a tree may take thirty times the memory.
+/// Longest JSON that is parsed again through a tree of values when it does not
+/// parse directly: such a tree may take thirty times the memory.
 const JSON_REREAD_MAX_BYTES: usize = 1024 * 1024;
 
 /// One JSON value as it came: a slice of its message, known to be JSON, parsed
-/// when its type is known. So the large messages, which are those with files
-/// and output in them, are not held as a tree of values; small ones are while
-/// they are read again ([`Json::parse`]).
+/// when its type is known. So large messages, those with files and output, are
+/// not held as a tree of values. Small ones are while they are parsed again
+/// ([`Json::parse`]).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Json(Bytes);
 
@@ -50,14 +50,14 @@ impl Json {
 
     /// The value as a `T`.
     ///
-    /// What does not parse is read again by way of a tree of values, as stock
-    /// peers do with everything: of a member that is there twice the last one
-    /// counts, and the error is worded as theirs. Above
+    /// If it does not parse, it is parsed again through a tree of values, as stock
+    /// peers always do: the last one of a repeated member counts, and the error has
+    /// their text. Above
     /// [`JSON_REREAD_MAX_BYTES`] it is an error at once, because a tree takes
     /// many times the memory of its text.
     ///
     /// # Errors
-    /// It is no `T`. The text may quote the value: not for a log.
+    /// It is not a `T`. The text may quote the value: not for a log.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         match serde_json::from_slice(&self.0) {
             Err(_) if self.0.len() <= JSON_REREAD_MAX_BYTES => {

@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use super::{Json, Method, Notification, RequestId, RpcError, message_bytes};
 
-/// One message. What it is about stays as it came until its type is known.
+/// One message. Its parameters or result stay unparsed until their type is known.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
     /// A call.
@@ -22,7 +22,7 @@ pub enum Message {
     Response {
         /// The request's id.
         id: RequestId,
-        /// How it went.
+        /// The result or the error.
         outcome: Result<Json, RpcError>,
     },
     /// A message without an answer.
@@ -59,11 +59,12 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de Raw
 }
 
 impl Message {
-    /// Parses one message; what it is about is a slice of it.
+    /// Parses one message; its parameters or result are a slice of it.
     ///
     /// # Errors
-    /// [`NotAMessage`] for what is not JSON, not an object, or none of the
-    /// three shapes; a receiver resets the stream (WIRE.md, section 5).
+    /// [`NotAMessage`] if the bytes are not JSON, not an object, or none of the
+    /// three shapes; a receiver resets the stream
+    /// (docs/codex-wire.md#messages-and-sequence-numbers).
     pub fn parse(message: &Bytes) -> Result<Self, NotAMessage> {
         let incoming: Incoming<'_> =
             serde_json::from_slice(message).map_err(|error| NotAMessage(error.to_string()))?;
@@ -82,7 +83,7 @@ impl Message {
             Incoming { id: Some(id), result: result @ Some(_), .. } => {
                 Ok(Self::Response { id, outcome: Ok(json(result)) })
             }
-            _ => Err(NotAMessage("neither a request, an answer nor a notification".into())),
+            _ => Err(NotAMessage("not a request, an answer or a notification".into())),
         }
     }
 }
@@ -124,7 +125,7 @@ pub fn response<T: Serialize>(id: &RequestId, outcome: Result<&T, &RpcError>) ->
     encode(&Outgoing { id: Some(id), result, error, ..Outgoing::EMPTY })
 }
 
-/// The bytes of an answer that says no.
+/// The bytes of an error answer.
 pub fn refusal(id: &RequestId, error: &RpcError) -> Vec<u8> {
     response::<()>(id, Err(error))
 }
@@ -134,8 +135,7 @@ pub fn notification<N: Notification>(params: &N) -> Vec<u8> {
     encode(&Outgoing { method: Some(N::NAME), params: Some(params), ..Outgoing::EMPTY })
 }
 
-/// Serialises; the types of this module have string keys only, which is the
-/// one thing that JSON serialisation can fail on.
+/// Serialises. This cannot fail: the types of this module have only string keys.
 fn encode<T: Serialize>(message: &T) -> Vec<u8> {
     message_bytes::to_vec(message).unwrap_or_default()
 }

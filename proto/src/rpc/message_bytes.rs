@@ -1,10 +1,10 @@
 //! Binary fields of messages, for `#[serde(with)]`: standard base64 with
 //! padding, like [`super::base64_bytes`].
 //!
-//! These are nearly all of the bytes on the wire. They are decoded out of the
-//! message and encoded into it, without a string in between and without the
-//! search for characters to escape, which takes longer than the encoding. To
-//! that end they are byte strings to serde, which messages and
+//! These are nearly all of the bytes on the wire. They are decoded directly out of
+//! the message and encoded into it, without a string in between and without the
+//! search for characters to escape, which takes longer than the encoding. So they
+//! are byte strings to serde, which messages and
 //! [`super::Json::of`] write as base64. Any other serializer, such as
 //! `serde_json::to_value`, writes arrays of numbers, and those are not read.
 

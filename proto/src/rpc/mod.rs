@@ -1,4 +1,5 @@
-//! The JSON-RPC dialect inside a stream (WIRE.md, section 6).
+//! The JSON-RPC dialect inside a stream
+//! (docs/codex-wire.md#json-rpc).
 //!
 //! One message is one JSON object, without a `jsonrpc` member (one is
 //! tolerated). Requests carry `id`, `method`, `params`; answers `id` and
@@ -27,9 +28,9 @@ pub use message::{Message, NotAMessage, notification, refusal, request, response
 pub trait Method {
     /// The name on the wire, such as `process/start`.
     const NAME: &'static str;
-    /// What the caller sends.
+    /// The parameters.
     type Params: Serialize + DeserializeOwned + Send + 'static;
-    /// What comes back when it went well.
+    /// The result of a successful call.
     type Reply: Serialize + DeserializeOwned + Send + 'static;
 }
 
@@ -43,13 +44,13 @@ pub trait Notification: Serialize + DeserializeOwned + Send + 'static {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum RequestId {
-    /// What our callers use.
+    /// An integer, as our callers use.
     Number(i64),
-    /// What others may use.
+    /// A string, as other callers may use.
     Text(String),
 }
 
-/// Why a call failed, as the other end says.
+/// The error of a call, from the other end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message} ({code})")]
 pub struct RpcError {
@@ -59,9 +60,9 @@ pub struct RpcError {
     pub message: String,
 }
 
-/// Error codes (WIRE.md, section 6).
+/// Error codes (docs/codex-wire.md#json-rpc).
 pub mod code {
-    /// The request makes no sense now: not initialised, unknown id, duplicate.
+    /// The request is not valid now: not initialised, unknown id, duplicate.
     pub const INVALID_REQUEST: i64 = -32600;
     /// No such method.
     pub const METHOD_NOT_FOUND: i64 = -32601;
@@ -96,7 +97,7 @@ impl RpcError {
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(code::NOT_FOUND, message)
     }
-    /// [`code::METHOD_NOT_FOUND`], in the words of the stock executor.
+    /// [`code::METHOD_NOT_FOUND`], with the text of the stock executor.
     pub fn unknown_method(method: &str) -> Self {
         Self::new(
             code::METHOD_NOT_FOUND,

@@ -1,4 +1,4 @@
-//! Paths on the executor, as `file:` URLs (WIRE.md, section 6.3).
+//! Paths on the executor, as `file:` URLs (docs/codex-wire.md#paths).
 //!
 //! A [`PathUri`] is parsed once and is from then on an absolute path without
 //! `.`, `..`, empty segments and NUL. Parsing is text only: no file system, no
@@ -11,8 +11,8 @@
 //! file:///a/%2e%2e/b    /b
 //! ```
 //! Refused: other schemes and hosts, a query, a fragment, drive letters, `%00`,
-//! bytes that are not UTF-8, and an escaped slash, which would smuggle a
-//! segment past the normalisation.
+//! bytes that are not UTF-8, and an escaped slash, which would bypass the
+//! normalisation.
 
 use std::fmt;
 use std::fmt::Write as _;
@@ -34,7 +34,7 @@ pub enum InvalidPath {
     /// A URL of another kind.
     #[error("unsupported path URI scheme `{0}`")]
     Scheme(String),
-    /// Another machine's file.
+    /// A file of another machine.
     #[error("path URI names the host `{0}`; only an empty host or localhost is allowed")]
     Host(String),
     /// A query, a fragment, an escape or a character that paths don't have.
@@ -68,7 +68,7 @@ impl PathUri {
         &self.0
     }
 
-    /// This path with one more segment; `None` if `name` is not one.
+    /// This path with one more segment; `None` if `name` is not a segment.
     pub fn join(&self, name: &str) -> Option<Self> {
         if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
             return None;

@@ -1,12 +1,12 @@
-//! Running processes (WIRE.md, section 6.2).
+//! Running processes (docs/codex-wire.md#processes).
 //!
-//! The client names a process; the name lives in the session. Whatever happens
-//! to a process has a number, from 1 without holes, over [`Output`], [`Exited`]
-//! and [`ClosedNotification`]; notifications come in that order, [`Read`]
-//! repeats what is still kept. [`Exited`] may come before the last output;
+//! The client names a process; the name is valid in its session. Each event of a
+//! process has a number, from 1 without holes, over [`Output`], [`Exited`] and
+//! [`ClosedNotification`]. Notifications come in that order; [`Read`] repeats the
+//! events that are still kept. [`Exited`] may come before the last output;
 //! [`ClosedNotification`] is always last.
 //!
-//! Beyond the stock dialect, where `initialize` announces it:
+//! Our extensions, announced in `initialize`:
 //! [`CloseStdin`], and every [`SignalName`] but `interrupt`.
 
 use std::collections::BTreeMap;
@@ -37,7 +37,7 @@ impl fmt::Display for ProcessId {
 pub struct Start {
     /// A new name; one that is known, even of a closed process, is refused.
     pub process_id: ProcessId,
-    /// What the stock harness notes about the call; not interpreted.
+    /// Data of the stock harness about the call; not interpreted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Value>,
     /// The program and its arguments, at least one. A program without a slash
@@ -45,7 +45,7 @@ pub struct Start {
     pub argv: Vec<String>,
     /// The working directory; must exist.
     pub cwd: PathUri,
-    /// What to take from the executor's own environment; nothing if absent.
+    /// The variables to take from the executor's own environment; none if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub env_policy: Option<EnvPolicy>,
     /// Variables on top of the policy's.
@@ -53,10 +53,10 @@ pub struct Start {
     /// Run in a terminal of 24 rows and 80 columns; all output is then of
     /// [`Stream::Pty`] and stdin is open.
     pub tty: bool,
-    /// Give the child a stdin to [`Write`] to; else it reads nothing.
+    /// Give the child a stdin to [`Write`] to; otherwise its stdin is empty.
     #[serde(default)]
     pub pipe_stdin: bool,
-    /// What the child sees as its own name, instead of `argv[0]`.
+    /// The name that the child sees as its own, instead of `argv[0]`.
     #[serde(default)]
     pub arg0: Option<String>,
     /// Stock sandbox rules. An executor that cannot enforce them must refuse.
@@ -68,9 +68,9 @@ pub struct Start {
     /// Stock network rules. An executor that cannot enforce them must refuse.
     #[serde(default)]
     pub managed_network: Option<Value>,
-    /// Asks for room for so many bytes of writes that wait, up to
-    /// [`crate::limits::STDIN_WINDOW_MAX_BYTES`]: long paths need more than any
-    /// process has. Only of executors that announced it.
+    /// Requests a window of so many bytes for writes that wait, up to
+    /// [`crate::limits::STDIN_WINDOW_MAX_BYTES`]: long paths need more than the
+    /// default. Only for executors that announced it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin_window: Option<u64>,
 }
@@ -108,7 +108,7 @@ impl Method for Start {
 pub struct StartReply {
     /// As in the call.
     pub process_id: ProcessId,
-    /// What confines the process: `none`, or a stock name like `linuxSeccomp`.
+    /// The sandbox of the process: `none`, or a stock name like `linuxSeccomp`.
     #[serde(default = "sandbox_none")]
     pub sandbox_type: String,
     /// Bytes of writes that may wait, if the call asked for them; absent:
@@ -117,7 +117,7 @@ pub struct StartReply {
     pub stdin_window: Option<u64>,
 }
 
-/// [`StartReply::sandbox_type`] of a process that nothing confines.
+/// [`StartReply::sandbox_type`] of a process without a sandbox.
 pub const SANDBOX_NONE: &str = "none";
 
 fn sandbox_none() -> String {
@@ -130,7 +130,7 @@ fn sandbox_none() -> String {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EnvPolicy {
-    /// Where to begin.
+    /// The variables to begin with.
     pub inherit: Inherit,
     /// Keep variables whose names look like credentials.
     pub ignore_default_excludes: bool,
@@ -143,7 +143,7 @@ pub struct EnvPolicy {
 }
 
 impl EnvPolicy {
-    /// Everything that the executor has, unfiltered.
+    /// All variables of the executor, unfiltered.
     pub fn inherit_all() -> Self {
         Self {
             inherit: Inherit::All,
@@ -155,7 +155,7 @@ impl EnvPolicy {
     }
 }
 
-/// Where an [`EnvPolicy`] begins.
+/// The variables that an [`EnvPolicy`] begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Inherit {
@@ -177,7 +177,7 @@ pub enum Inherit {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Write {
-    /// Which process.
+    /// The process.
     pub process_id: ProcessId,
     /// The bytes.
     #[serde(with = "message_bytes")]
@@ -198,11 +198,11 @@ impl Method for Write {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WriteReply {
-    /// What became of it.
+    /// The outcome.
     pub status: WriteStatus,
 }
 
-/// What became of a [`Write`].
+/// The outcome of a [`Write`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum WriteStatus {
@@ -223,7 +223,7 @@ pub enum WriteStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CloseStdin {
-    /// Which process.
+    /// The process.
     pub process_id: ProcessId,
     /// As in [`Write`]; not needed, because closing is idempotent anyway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -236,14 +236,14 @@ impl Method for CloseStdin {
     type Reply = WriteReply;
 }
 
-/// `process/signal`: to the process and what it started, as far as that is
-/// still in its process group. Unknown and ended processes: nothing happens.
+/// `process/signal`: to the process and its process group. For unknown and ended
+/// processes, nothing happens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Signal {
-    /// Which process.
+    /// The process.
     pub process_id: ProcessId,
-    /// Which signal.
+    /// The signal.
     pub signal: SignalName,
 }
 
@@ -253,7 +253,7 @@ impl Method for Signal {
     type Reply = Empty;
 }
 
-/// What [`Signal`] can send. Stock executors know `interrupt` only.
+/// A signal for [`Signal`]. Stock executors support only `interrupt`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum SignalName {
@@ -267,7 +267,7 @@ pub enum SignalName {
     Hangup,
 }
 
-/// An answer that says nothing but "done": `{}`.
+/// An empty answer: `{}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Empty {}
 
@@ -275,7 +275,7 @@ pub struct Empty {}
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Terminate {
-    /// Which process.
+    /// The process.
     pub process_id: ProcessId,
 }
 
@@ -288,7 +288,7 @@ impl Method for Terminate {
 /// The answer to [`Terminate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TerminateReply {
-    /// Whether there was something to kill.
+    /// Whether the process was running.
     pub running: bool,
 }
 
@@ -296,7 +296,7 @@ pub struct TerminateReply {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Read {
-    /// Which process.
+    /// The process.
     pub process_id: ProcessId,
     /// Only chunks with a higher number; all if absent.
     #[serde(default)]
@@ -318,22 +318,22 @@ impl Method for Read {
 /// The answer to [`Read`].
 ///
 /// A hole in the chunks' numbers, beyond those of the exit and the close, means
-/// that output was dropped: a detached client was away for more than the
-/// executor keeps.
+/// that output was dropped: a detached client missed more than the executor
+/// keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReadReply {
     /// In the order of their numbers.
     pub chunks: Vec<Chunk>,
-    /// One above the last returned number if `maxBytes` cut the answer, else
-    /// the next number that is not used yet.
+    /// One above the last returned number if `maxBytes` cut the answer, otherwise
+    /// the next unused number.
     pub next_seq: u64,
     /// The process ended.
     pub exited: bool,
     /// Its exit code; 128 + n if signal n ended it.
     #[serde(default)]
     pub exit_code: Option<i32>,
-    /// Its outputs are closed: nothing follows.
+    /// Its outputs are closed: no output follows.
     pub closed: bool,
     /// Why the executor lost the process, if it did.
     #[serde(default)]
@@ -348,7 +348,7 @@ pub struct ReadReply {
 pub struct Chunk {
     /// Its number.
     pub seq: u64,
-    /// Where it came out.
+    /// The stream that it was written to.
     pub stream: Stream,
     /// At most [`crate::limits::PROCESS_CHUNK_MAX_BYTES`], or what the client
     /// takes ([`super::session::ClientExtensions::max_chunk`]).
@@ -356,7 +356,7 @@ pub struct Chunk {
     pub chunk: Bytes,
 }
 
-/// Where output comes out.
+/// An output stream of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Stream {
@@ -372,11 +372,11 @@ pub enum Stream {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Output {
-    /// Which process.
+    /// The process.
     pub process_id: ProcessId,
     /// The event's number.
     pub seq: u64,
-    /// Where it came out.
+    /// The stream that it was written to.
     pub stream: Stream,
     /// At most [`crate::limits::PROCESS_CHUNK_MAX_BYTES`], or what the client
     /// takes ([`super::session::ClientExtensions::max_chunk`]).
@@ -392,7 +392,7 @@ impl Notification for Output {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Exited {
-    /// Which process.
+    /// The process.
     pub process_id: ProcessId,
     /// The event's number.
     pub seq: u64,
@@ -412,7 +412,7 @@ impl Notification for Exited {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClosedNotification {
-    /// Which process.
+    /// The process.
     pub process_id: ProcessId,
     /// The event's number.
     pub seq: u64,

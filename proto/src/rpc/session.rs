@@ -1,4 +1,4 @@
-//! Opening a session and asking about the environment (WIRE.md, section 6.1).
+//! Opening a session and asking about the environment (docs/codex-wire.md#session).
 //!
 //! A stream carries one session. The client calls [`Initialize`], then sends
 //! [`Initialized`], then anything else. An executor keeps a session
@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use super::path::PathUri;
 use super::{Method, Notification};
 
-/// Names a session. Made by the executor out of random bytes: who knows the id
-/// may resume the session, so it is not logged above DEBUG.
+/// Names a session. Made by the executor out of random bytes. The id alone
+/// permits to resume the session, so it is not logged above DEBUG.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SessionId(pub String);
@@ -31,23 +31,23 @@ impl fmt::Display for SessionId {
     }
 }
 
-/// `initialize`: opens a session, or takes one up again. Once per stream.
+/// `initialize`: opens or resumes a session. Once per stream.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Initialize {
     /// For the executor's log.
     #[serde(default)]
     pub client_name: String,
-    /// The session to take up; a new one if absent.
+    /// The session to resume; a new one if absent.
     #[serde(default)]
     pub resume_session_id: Option<SessionId>,
-    /// What the client knows beyond the stock dialect; absent in stock ones,
-    /// and ignored by stock executors.
+    /// The client's extensions; absent in stock ones, and ignored by stock
+    /// executors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rendez: Option<ClientExtensions>,
 }
 
-/// What a client takes beyond the stock dialect.
+/// Extensions of the stock dialect that a client supports.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClientExtensions {
@@ -63,10 +63,10 @@ pub struct ClientExtensions {
 pub struct InitializeReply {
     /// The open session.
     pub session_id: SessionId,
-    /// What [`EnvironmentInfo`] would answer.
+    /// The answer of [`EnvironmentInfo`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment_info: Option<Environment>,
-    /// What the executor knows beyond the stock dialect; absent in stock ones.
+    /// The executor's extensions; absent in stock ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rendez: Option<Extensions>,
 }
@@ -88,7 +88,7 @@ pub struct Extensions {
     pub version: u32,
     /// [`super::process::CloseStdin`] is served.
     pub close_stdin: bool,
-    /// [`super::process::Signal`] knows more than `interrupt`.
+    /// [`super::process::Signal`] supports more than `interrupt`.
     pub signals: bool,
     /// [`super::process::Start::stdin_window`] is granted, as far as there is
     /// memory.
@@ -113,8 +113,7 @@ impl Method for EnvironmentInfo {
     type Reply = Environment;
 }
 
-/// What an executor says about its machine. Only `shell` is sure to be there;
-/// an executor may leave out the rest.
+/// An executor's description of its machine. Only `shell` is always present.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Environment {
@@ -123,10 +122,10 @@ pub struct Environment {
     /// The executor program's version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub executor_version: Option<String>,
-    /// What tells one provider of environments from another, opaque.
+    /// Identifies the provider of the environment; opaque.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider_id: Option<String>,
-    /// The directory that commands start in unless they say otherwise.
+    /// The default working directory of commands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<PathUri>,
     /// The user's home directory.
@@ -160,7 +159,7 @@ pub struct Shell {
 
 macro_rules! capabilities {
     ($($field:ident: $doc:literal,)*) => {
-        /// Optional parts of the stock dialect. An executor that lacks one says
+        /// Optional parts of the stock dialect. An executor that lacks one sends
         /// `false`, and stock orchestrators then don't use it.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
         #[serde(rename_all = "camelCase", default)]
@@ -206,7 +205,7 @@ pub struct EnvironmentStatusReply {
 }
 
 impl EnvironmentStatusReply {
-    /// The one word that stock executors answer.
+    /// The only status that stock executors answer.
     pub const READY: &'static str = "ready";
 }
 

@@ -5,7 +5,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// See the module. HubAccounts by whoever draws on the same rate.
+/// A rate limiter, shared by all that are subject to the same rate.
 #[derive(Debug, Default)]
 pub(crate) struct RateLimiter {
     paid_off: Mutex<Option<Instant>>,

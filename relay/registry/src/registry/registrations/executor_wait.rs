@@ -183,7 +183,7 @@ mod tests {
         is(Some(START), None, not_since).await;
         let gone = (START + 2, EndReason::PingTimeout);
         note(&fixture, "reg_x", Some(gone)).await;
-        let silent = "did not answer pings any more 5 s ago";
+        let silent = "stopped answering pings 5 s ago";
         is(Some(START + 2), Some(EndReason::PingTimeout), silent).await;
 
         // it registers anew while its old websocket is still open
