@@ -127,14 +127,14 @@ impl World {
         let stream = Frame::decode(wire.clone()).ok();
         let stream = stream.and_then(|frame| self.reference.find(&frame.stream));
         if let Some(stream) = stream {
-            self.deafen(stream);
+            self.mark_unaware(stream);
         }
     }
 
     /// From now on a stream's application gives up after a while.
-    pub(crate) fn deafen(&mut self, stream: StreamIndex) {
+    pub(crate) fn mark_unaware(&mut self, stream: StreamIndex) {
         let known = self.reference.stream(stream);
-        known.deaf = true;
+        known.unaware = true;
         let orchestrator = known.orchestrator;
         self.at(self.now, Event::Look(orchestrator));
     }
@@ -149,7 +149,7 @@ impl World {
         if let Some(stream) = stream
             && self.reference.stream(stream).executor != connected
         {
-            self.deafen(stream);
+            self.mark_unaware(stream);
         }
     }
 

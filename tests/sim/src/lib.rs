@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  application ── shell ── Mux ══ websocket ══ hostile layer ── Hub ── ... Mux ── shell ── application
-//!   (app.rs)   (shell.rs)        (pipe.rs)      (attack.rs)   (relay.rs)
+//!   (apps.rs)   (shell.rs)        (pipe.rs)      (attack.rs)   (relay.rs)
 //!                   └────────────── registry.rs ──────────────┘
 //! ```
 //!
@@ -15,32 +15,32 @@
 //! | `world` | virtual time, the agenda, and the phases of a run |
 //! | `net` | the pumps at both ends of each websocket (`transport`) |
 //! | `shell` | `executor-agent/src/agent/lifecycle.rs` and `orchestrator/src/link.rs` |
-//! | `app`, `talk`, `serve` | sessions, numbered output, requests that are repeated by their number |
+//! | `apps`, `orchestrator_app`, `executor_app` | sessions, numbered output, requests that are repeated by their number |
 //! | `attack` | what a hostile relay does to frames |
-//! | `fault` | cuts, restarts, pauses and clocks |
+//! | `faults` | cuts, restarts, pauses and clocks |
 //! | [`rules`] | the reference: what must be true at every step and at the end |
 //!
 //! `tests/seeds.rs` runs seeds and replays one (`SEED=n`); the program of this
 //! package runs as many as you like. See README.md.
 
-mod app;
+mod apps;
 mod attack;
-mod fault;
+pub mod batch;
+mod executor_app;
+mod faults;
 mod log;
-mod make;
-pub mod many;
 mod message;
 mod net;
 mod node;
+mod orchestrator_app;
 mod pipe;
 pub mod plan;
 mod registry;
 mod relay;
 mod rng;
 pub mod rules;
-mod serve;
+mod setup;
 mod shell;
-mod talk;
 mod world;
 
 use std::collections::BTreeMap;

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rendez_sim::many::run_many;
+use rendez_sim::batch::run_many;
 use rendez_sim::run_with_log;
 
 /// Violations after which a long run stops.

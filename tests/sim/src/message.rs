@@ -22,7 +22,7 @@ pub(crate) enum Kind {
     Output,
     /// The orchestrator has everything.
     Complete,
-    /// Said after that, before the executor closes.
+    /// SendOutcome after that, before the executor closes.
     Trailer,
 }
 

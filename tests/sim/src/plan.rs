@@ -181,8 +181,8 @@ impl Plan {
         let flood = rng.chance(1);
         let orchestrators = (0..count).map(|_| orchestrator(rng, horizon, flood)).collect();
         let mut transitions = Vec::new();
-        let how_many = rng.pick(&[0, 1, 2, 3, 5, 8, 13, 20]);
-        for _ in 0..how_many {
+        let count_of_transitions = rng.pick(&[0, 1, 2, 3, 5, 8, 13, 20]);
+        for _ in 0..count_of_transitions {
             let at = rng.below(horizon);
             let node = rng.below(count + 1) as NodeId;
             transitions.push((at, transition(rng, node)));

@@ -85,7 +85,7 @@ pub(crate) type StreamIndex = usize;
 
 /// Everything that is known of one stream.
 #[derive(Debug)]
-pub(crate) struct Known {
+pub(crate) struct StreamRecord {
     pub(crate) profile: Profile,
     /// The executor that let it in.
     pub(crate) executor: Option<NodeId>,
@@ -97,7 +97,7 @@ pub(crate) struct Known {
     /// to see its frames: then it may end like that.
     pub(crate) denied: bool,
     /// A hostile relay kept it to itself that the other end is gone.
-    pub(crate) deaf: bool,
+    pub(crate) unaware: bool,
 }
 
 /// What is known of one end.
@@ -128,7 +128,7 @@ enum Ended {
 
 /// How well a path is.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Wellness {
+pub(crate) struct PathHealth {
     /// To which executor.
     executor: Option<NodeId>,
     since: Micros,
@@ -147,10 +147,10 @@ struct Proven {
 /// The reference.
 #[derive(Debug, Default)]
 pub(crate) struct Reference {
-    streams: Vec<Known>,
+    streams: Vec<StreamRecord>,
     names: HashMap<StreamId, StreamIndex>,
     effects: BTreeMap<(u32, u32), u32>,
-    wellness: Vec<Wellness>,
+    path_health: Vec<PathHealth>,
     /// For how long a path must be well until everything that waited has gone
     /// through it.
     pub(crate) settle: Micros,
@@ -165,8 +165,8 @@ type Verdict = Result<(), (Rule, String)>;
 
 impl Reference {
     pub(crate) fn new(nodes: usize, settle: Micros, on_the_way: usize) -> Self {
-        let wellness = vec![Wellness::default(); nodes];
-        Self { wellness, settle, on_the_way, ..Self::default() }
+        let path_health = vec![PathHealth::default(); nodes];
+        Self { path_health, settle, on_the_way, ..Self::default() }
     }
 
     pub(crate) fn dialled(
@@ -175,14 +175,14 @@ impl Reference {
         profile: Profile,
         orchestrator: NodeId,
     ) -> StreamIndex {
-        self.streams.push(Known {
+        self.streams.push(StreamRecord {
             profile,
             executor: None,
             orchestrator,
             halves: Default::default(),
             both_open: None,
             denied: false,
-            deaf: false,
+            unaware: false,
         });
         self.names.insert(id, self.streams.len() - 1);
         self.streams.len() - 1
@@ -192,7 +192,7 @@ impl Reference {
         self.names.get(id).copied()
     }
 
-    pub(crate) fn stream(&mut self, index: StreamIndex) -> &mut Known {
+    pub(crate) fn stream(&mut self, index: StreamIndex) -> &mut StreamRecord {
         &mut self.streams[index]
     }
 
@@ -210,7 +210,7 @@ impl Reference {
     }
 
     /// Frames of these streams reached an executor that never had them.
-    pub(crate) fn stranger(&mut self, executor: NodeId) {
+    pub(crate) fn executor_replaced(&mut self, executor: NodeId) {
         for known in &mut self.streams {
             known.denied |= known.executor.is_some_and(|own| own != executor);
         }
@@ -300,7 +300,7 @@ impl Reference {
         why: Closed,
         local: Duration,
     ) -> Verdict {
-        let proven = self.wellness[self.streams[index].orchestrator].proven;
+        let proven = self.path_health[self.streams[index].orchestrator].proven;
         let settle = self.settle;
         let known = &mut self.streams[index];
         let [half, peer] = [end, end.peer()].map(|end| &known.halves[end as usize]);
@@ -331,7 +331,7 @@ impl Reference {
                         return Err((Rule::Ending, detail()));
                     }
                 }
-                Closed::Lost if !peer_ended && !known.deaf => {
+                Closed::Lost if !peer_ended && !known.unaware => {
                     let well = proven.filter(|proven| {
                         Some(proven.executor) == known.executor && proven.at >= both_open + settle
                     });
@@ -385,7 +385,7 @@ impl Reference {
     /// Whether an executor must get rid of a stream once its orchestrator left.
     pub(crate) fn must_end_by_itself(&self, index: StreamIndex) -> bool {
         let known = &self.streams[index];
-        !known.deaf && (known.profile.is_reliable() || !self.attacked)
+        !known.unaware && (known.profile.is_reliable() || !self.attacked)
     }
 
     /// An end is over, but for what its application did not read.
@@ -413,17 +413,17 @@ impl Reference {
         now: Micros,
         local: impl Fn(NodeId) -> Duration,
     ) {
-        let wellness = &mut self.wellness[orchestrator];
+        let path_health = &mut self.path_health[orchestrator];
         let Some(executor) = executor else {
-            wellness.executor = None;
+            path_health.executor = None;
             return;
         };
-        if wellness.executor != Some(executor) {
-            wellness.executor = Some(executor);
-            wellness.since = now;
-        } else if now >= wellness.since + self.settle {
+        if path_health.executor != Some(executor) {
+            path_health.executor = Some(executor);
+            path_health.since = now;
+        } else if now >= path_health.since + self.settle {
             let local = [local(executor), local(orchestrator)];
-            wellness.proven = Some(Proven { at: now, executor, local });
+            path_health.proven = Some(Proven { at: now, executor, local });
         }
     }
 }

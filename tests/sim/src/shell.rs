@@ -21,13 +21,13 @@ use rendez_endpoint::Mux;
 use rendez_proto::close::CloseFrame;
 use rendez_relay_core::{Account, Capabilities, KeyFingerprint};
 
-use crate::make::{executor_config, orchestrator_config};
 use crate::node::{Agent, CAP, LinkState, Phase, RESUME_CAP, Role};
 use crate::pipe::{Packet, Socket};
 use crate::plan::NodeId;
 use crate::registry::{ConnectReply, Dialled, No};
 use crate::relay::SocketId;
 use crate::rules::End;
+use crate::setup::{executor_config, orchestrator_config};
 use crate::world::{Event, Shell, World};
 use crate::{MS, Micros, SEC};
 
@@ -126,7 +126,7 @@ impl World {
         self.note(format_args!("socket {socket} of n{node} joins"));
         if let Dialled::Executor(claim) = what {
             // whoever still probes now talks to this one
-            self.reference.stranger(node);
+            self.reference.executor_replaced(node);
             let old = self.relay.executor.replace((socket, claim.id));
             if let Some((old, _)) = old {
                 self.dirty_sockets.insert(old);
@@ -169,7 +169,7 @@ impl World {
         let now = self.instant(node);
         self.nodes[node].mux.socket_lost(now);
         self.hear(node, None);
-        self.codex_is_over(node);
+        self.check_codex_streams_ended(node);
         let lived = self.now - self.nodes[node].connected_at;
         self.nodes[node].backoff.connected_for(lived);
         if code == Some(CloseFrame::SUPERSEDED.code) && self.nodes[node].is_executor() {

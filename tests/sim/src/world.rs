@@ -19,7 +19,6 @@ use rendez_relay_core::overflow::LANE_MAX_BYTES;
 
 use crate::attack::Attacks;
 use crate::log::Log;
-use crate::make::{executor, identity, node, orchestrator_config};
 use crate::node::{Link, LinkState, Node, Outcome, Phase, Role, Talk};
 use crate::pipe::{Packet, Side, Socket};
 use crate::plan::{NodeId, Plan, Transition};
@@ -27,6 +26,7 @@ use crate::registry::{Dialled, Registry};
 use crate::relay::{Relay, SocketId};
 use crate::rng::Rng;
 use crate::rules::{Reference, Rule};
+use crate::setup::{executor, identity, node, orchestrator_config};
 use crate::{MS, Micros, Report, SEC, Violation};
 
 /// How long after everything calmed down a conversation may take: back-offs,

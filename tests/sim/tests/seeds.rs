@@ -5,7 +5,7 @@
 
 use std::env::var;
 
-use rendez_sim::many::{Summary, run_many};
+use rendez_sim::batch::{Summary, run_many};
 use rendez_sim::run_with_log;
 
 /// Worlds of a test run.

@@ -3,7 +3,7 @@
 use rendez_endpoint::{Connect, Key};
 use rendez_proto::ids::StreamId;
 
-use crate::app::Said;
+use crate::apps::SendOutcome;
 use crate::message::{Header, Kind};
 use crate::node::{LinkState, Outcome, Phase};
 use crate::plan::{Closer, NodeId};
@@ -218,9 +218,9 @@ impl World {
                 _ => return,
             };
             match self.say(node, key, stream, message) {
-                Said::Later => self.nodes[node].link().talks[index].writable = false,
-                Said::Never => return,
-                Said::Yes => {
+                SendOutcome::Blocked => self.nodes[node].link().talks[index].writable = false,
+                SendOutcome::Closed => return,
+                SendOutcome::Sent => {
                     let talk = &mut self.nodes[node].link().talks[index];
                     match talk.phase {
                         Phase::Greeting { .. } => talk.phase = Phase::Greeting { sent: true },
@@ -250,7 +250,7 @@ impl World {
         let (stream, phase) = (talk.stream, talk.phase);
         let known = self.reference.stream(stream);
         let repairs = known.profile.is_reliable() || phase == Phase::Lingering;
-        if phase == Phase::Closing || (repairs && !known.deaf) {
+        if phase == Phase::Closing || (repairs && !known.unaware) {
             return;
         }
         let talk = &self.nodes[node].link().talks[index];

@@ -3,7 +3,7 @@
 use rendez_endpoint::{Key, PendingHandshake, Refusal};
 
 use crate::Micros;
-use crate::app::Said;
+use crate::apps::SendOutcome;
 use crate::message::{Header, Kind};
 use crate::node::{Role, Served, Session};
 use crate::plan::{Closer, NodeId};
@@ -173,14 +173,14 @@ impl World {
             let said = self.say(node, key, stream, message);
             let Some(served) = self.nodes[node].agent().streams.get_mut(&key) else { return };
             match said {
-                Said::Yes if from_queue => {
+                SendOutcome::Sent if from_queue => {
                     served.queue.pop_front();
                     // there is room for another request
                     self.serve(node, key);
                 }
-                Said::Yes => served.cursor = next,
-                Said::Later => served.writable = false,
-                Said::Never => {
+                SendOutcome::Sent => served.cursor = next,
+                SendOutcome::Blocked => served.writable = false,
+                SendOutcome::Closed => {
                     // nobody hears the answers; what arrived is read out
                     served.queue.clear();
                     return self.serve(node, key);

@@ -29,10 +29,10 @@ use crate::rules::{End, Rule, StreamIndex};
 use crate::world::{Event, Shell, World};
 
 /// What became of an attempt to say something.
-pub(crate) enum Said {
-    Yes,
-    Later,
-    Never,
+pub(crate) enum SendOutcome {
+    Sent,
+    Blocked,
+    Closed,
 }
 
 impl World {
@@ -61,19 +61,19 @@ impl World {
         key: Key,
         stream: StreamIndex,
         message: Bytes,
-    ) -> Said {
+    ) -> SendOutcome {
         match self.nodes[node].mux.send(key, &message) {
             Ok(()) => {
                 let end = self.end_of(node);
                 let verdict = self.reference.sent(stream, end, message);
                 self.check(verdict);
-                Said::Yes
+                SendOutcome::Sent
             }
-            Err(SendError::Blocked) => Said::Later,
-            Err(SendError::Closed(_)) => Said::Never,
+            Err(SendError::Blocked) => SendOutcome::Blocked,
+            Err(SendError::Closed(_)) => SendOutcome::Closed,
             Err(SendError::TooLarge) => {
                 self.violate(Rule::Ending, "a message is called too large".to_owned());
-                Said::Never
+                SendOutcome::Closed
             }
         }
     }
@@ -201,7 +201,7 @@ impl World {
         match talk {
             Some(talk) => self.stream_over(node, talk),
             // what made only this end give up may keep the other in the dark
-            None if why != Closed::Finished && self.reference.attacked => self.deafen(stream),
+            None if why != Closed::Finished && self.reference.attacked => self.mark_unaware(stream),
             None => {}
         }
         self.dirty_nodes.insert(node);
@@ -230,7 +230,7 @@ impl World {
 
     /// Right after its socket was lost, an end holds no stream of the Codex
     /// profile but those that are being read out.
-    pub(crate) fn codex_is_over(&mut self, node: NodeId) {
+    pub(crate) fn check_codex_streams_ended(&mut self, node: NodeId) {
         let open: Vec<(Key, StreamIndex)> = match &self.nodes[node].role {
             Role::Executor(agent) => agent
                 .streams
