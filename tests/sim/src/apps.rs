@@ -11,11 +11,11 @@
 //!   ◄───────────────────────── trailers, the end
 //! ```
 //!
-//! After a loss the orchestrator goes on over another stream: it repeats what
-//! was not answered by the same number, and reads the output from where it
-//! stopped. If the executor has no such session any more, the outcome is
-//! unknown and nothing is repeated. Both are driven by events alone, so a
-//! missing `Readable` or `Writable` stops them for ever, and is noticed.
+//! After a loss the orchestrator continues over another stream: it repeats
+//! unanswered requests under the same number, and reads the output from where it
+//! stopped. If the executor does not have the session any more, the outcome is
+//! unknown and nothing is repeated. Both are driven by events alone, so a missing
+//! `Readable` or `Writable` stops them for ever, and is noticed.
 
 use bytes::Bytes;
 use rendez_endpoint::{Closed, Event as MuxEvent, Key, SendError};
@@ -28,7 +28,7 @@ use crate::plan::NodeId;
 use crate::rules::{End, Rule, StreamIndex};
 use crate::world::{Event, Shell, World};
 
-/// What became of an attempt to say something.
+/// The outcome of an attempt to send a message.
 pub(crate) enum SendOutcome {
     Sent,
     Blocked,
@@ -47,7 +47,7 @@ impl World {
         }
     }
 
-    /// Looks at a node again at a time, or earlier.
+    /// Runs a node's application again at a time, or earlier.
     pub(crate) fn alarm(&mut self, node: NodeId, at: Micros) {
         if self.nodes[node].alarm.is_none_or(|alarm| at < alarm) {
             self.nodes[node].alarm = Some(at);
@@ -94,7 +94,7 @@ impl World {
         self.nodes[node].slow_until > self.now
     }
 
-    // ---- what the mux says -----------------------------------------------------
+    // ---- events of the mux -----------------------------------------------------
 
     pub(crate) fn application_event(
         &mut self,
@@ -122,7 +122,7 @@ impl World {
             MuxEvent::Opened { key } => self.stream_opened(node, key),
             MuxEvent::Readable { key } => self.flags(node, key, |readable, _| *readable = true),
             MuxEvent::Writable { key } => self.flags(node, key, |_, writable| *writable = true),
-            MuxEvent::Ended { .. } => {} // what arrived is still read
+            MuxEvent::Ended { .. } => {} // received messages are still read
             MuxEvent::Closed { key, why } => self.stream_closed(node, key, why, cause),
         }
     }
@@ -200,15 +200,15 @@ impl World {
         }
         match talk {
             Some(talk) => self.stream_over(node, talk),
-            // what made only this end give up may keep the other in the dark
+            // only this end gave up: the other one may be unaware
             None if why != Closed::Finished && self.reference.attacked => self.mark_unaware(stream),
             None => {}
         }
         self.dirty_nodes.insert(node);
     }
 
-    /// The executor's end may be over, though its application has not read so
-    /// far: its mux knows.
+    /// The executor's end may be over although its application has not read to the
+    /// end: its mux knows.
     fn look_at_the_peer(&mut self, node: NodeId, stream: StreamIndex) {
         let Some(executor) = self.reference.stream(stream).executor else { return };
         if executor == node || !self.nodes[executor].alive {
@@ -221,15 +221,15 @@ impl World {
         }
     }
 
-    /// Whether a mux has ended a stream: one that is open says "blocked", or
-    /// that no message is empty.
+    /// Whether a mux has ended a stream: an open one returns another error for an
+    /// empty message.
     fn is_over(&mut self, node: NodeId, key: Key) -> bool {
         let sent = self.nodes[node].mux.send(key, &Bytes::new());
         matches!(sent, Err(SendError::Closed(_)))
     }
 
-    /// Right after its socket was lost, an end holds no stream of the Codex
-    /// profile but those that are being read out.
+    /// Checks that right after its socket was lost, an end has no open stream of the
+    /// Codex profile.
     pub(crate) fn check_codex_streams_ended(&mut self, node: NodeId) {
         let open: Vec<(Key, StreamIndex)> = match &self.nodes[node].role {
             Role::Executor(agent) => agent

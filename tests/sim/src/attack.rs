@@ -1,5 +1,5 @@
 //! A hostile relay, between the hub and the websockets: it loses, repeats,
-//! reorders, changes and makes up frames, for as long as an attack lasts.
+//! reorders, changes and invents frames, for as long as an attack lasts.
 
 use std::collections::VecDeque;
 
@@ -19,7 +19,7 @@ use crate::{MS, Micros};
 /// Old frames that are kept for replays and splices, per node.
 const MEMORY: usize = 64;
 
-/// See the module.
+/// The attacks that go on, and the frames that they use.
 #[derive(Debug)]
 pub(crate) struct Attacks {
     under: Vec<Target>,
@@ -62,7 +62,7 @@ impl Attacks {
 }
 
 impl World {
-    /// What becomes of a frame on its way to an endpoint.
+    /// Applies attacks to a frame on its way to an endpoint.
     pub(crate) fn attacked(&mut self, socket: SocketId, wire: Bytes) {
         let node = self.sockets[socket].node;
         let now = self.now;
@@ -122,7 +122,7 @@ impl World {
         self.deliver_down(socket, genuine(wire));
     }
 
-    /// What a relay keeps to itself, an end that only waits never hears.
+    /// Marks a stream whose waiting end does not learn of a dropped frame.
     fn keep_to_itself(&mut self, wire: &Bytes) {
         let stream = Frame::decode(wire.clone()).ok();
         let stream = stream.and_then(|frame| self.reference.find(&frame.stream));
@@ -131,7 +131,8 @@ impl World {
         }
     }
 
-    /// From now on a stream's application gives up after a while.
+    /// Marks a stream whose end may be unaware of a loss: its application gives up
+    /// after a while.
     pub(crate) fn mark_unaware(&mut self, stream: StreamIndex) {
         let known = self.reference.stream(stream);
         known.unaware = true;
@@ -139,8 +140,8 @@ impl World {
         self.at(self.now, Event::Look(orchestrator));
     }
 
-    /// A frame that was held back goes on; if its executor left meanwhile, it
-    /// makes an end believe that it is still there.
+    /// Delivers a delayed frame. If its executor left meanwhile, the end believes
+    /// that it is still there.
     pub(crate) fn overtaken(&mut self, packet: &Packet) {
         let Packet::Frame { wire, .. } = packet else { return };
         let stream = Frame::decode(wire.clone()).ok();
@@ -153,13 +154,13 @@ impl World {
         }
     }
 
-    /// Delivers what no endpoint made, and knows what must become of it.
+    /// Delivers a hostile frame, and checks its consequences.
     fn deceive(&mut self, socket: SocketId, original: Option<&Bytes>, wire: Bytes) {
         let frame = meaning(&wire);
         if let Some(original) = original
             && frame == meaning(original)
         {
-            // bits that mean nothing were changed
+            // only bits without a meaning were changed
             let origin = Origin::Genuine;
             return self.deliver_down(socket, Packet::Frame { wire, origin });
         }
@@ -173,7 +174,7 @@ impl World {
                     && self.reference.stream(stream).profile.is_reliable()
             });
             // a repeated or forged handshake of an open stream is ignored, and
-            // what befalls one that is not open yet has its own rules
+            // one that is not open yet has its own rules
             counts = open && !matches!(frame.body, Body::Handshake { .. });
             if let (Body::Reset { reason }, None) = (&frame.body, &frame.proof) {
                 let reason = ResetReason::parse(reason);
@@ -200,7 +201,7 @@ impl World {
         bytes.into()
     }
 
-    /// A frame out of parts of two.
+    /// A frame of parts of two frames.
     fn splice(&mut self, node: NodeId, wire: &Bytes) -> Option<Bytes> {
         let seen = &self.attacks.under[node].seen;
         let other = seen[self.attacks.rng.below(seen.len() as u64) as usize].clone();
@@ -219,7 +220,7 @@ impl World {
                 }
             }
         }
-        // two frames that are the same make a replay, not a lie
+        // two equal frames make a replay, not a forgery
         let one = one.encode();
         let meant = meaning(&one);
         if self.attacks.under[node].seen.iter().any(|seen| meaning(seen) == meant) {
@@ -228,7 +229,7 @@ impl World {
         Some(one)
     }
 
-    /// A control frame, or rubbish, for the stream of a frame that passes.
+    /// A control frame, or random bytes, for the stream of a frame that passes.
     fn make_up(&mut self, wire: &Bytes) -> Option<Bytes> {
         let stream = Frame::decode(wire.clone()).ok()?.stream;
         let rng = &mut self.attacks.rng;
@@ -258,8 +259,8 @@ impl World {
     }
 }
 
-/// What an endpoint reads in a frame; a record needs no proof, so one that was
-/// added means nothing.
+/// The meaning of a frame for an endpoint. A record needs no proof, so an added
+/// one is ignored.
 fn meaning(wire: &Bytes) -> Option<Frame> {
     let mut frame = Frame::decode(wire.clone()).ok()?;
     if matches!(frame.body, Body::Data { .. }) {

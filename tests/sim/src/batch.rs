@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::{Micros, Report, Violation, run};
 
-/// What many worlds came to.
+/// The results of many worlds.
 #[derive(Debug, Clone, Default)]
 pub struct Summary {
     /// How many ran.
@@ -16,9 +16,9 @@ pub struct Summary {
     pub virtual_time: Micros,
     /// Steps, all together.
     pub steps: u64,
-    /// What befell them, by name.
+    /// Transitions, by name.
     pub transitions: BTreeMap<&'static str, u64>,
-    /// What happened in them, by name.
+    /// Counters, by name.
     pub counters: BTreeMap<&'static str, u64>,
     /// The rules that did not hold, by seed.
     pub violations: Vec<Violation>,
@@ -50,8 +50,8 @@ impl std::fmt::Display for Summary {
 }
 
 /// Runs `seeds` on so many threads, and stops after `stop_after` violations.
-/// `progress` hears after each seed how many are done; it is called by every
-/// thread.
+/// `progress` is called after each seed with the number of completed ones, from
+/// every thread.
 pub fn run_many(
     seeds: Range<u64>,
     threads: usize,

@@ -1,4 +1,5 @@
-//! The executor's application: lets in, does things once, and keeps the output.
+//! The executor's application: it accepts streams, executes each request once,
+//! and keeps the output.
 
 use rendez_endpoint::{Key, PendingHandshake, Refusal};
 
@@ -69,7 +70,7 @@ impl World {
             match kind {
                 Kind::Hello => {
                     if session == 0 {
-                        // not even welcomed before: nothing was asked for yet
+                        // not welcomed before: no request was sent yet
                         self.sessions += 1;
                         agent.sessions.insert(id, Session::new(self.sessions, now));
                     }
@@ -84,7 +85,7 @@ impl World {
                     }
                 }
                 Kind::Request => {
-                    // a stream whose session moved on is about to be closed
+                    // a stream whose session moved to another one is about to close
                     let Some(current) = agent.sessions.get_mut(&id) else { continue };
                     if current.number != session || served.closing {
                         continue;
@@ -170,9 +171,9 @@ impl World {
                 }
                 (None, None) => return,
             };
-            let said = self.say(node, key, stream, message);
+            let outcome = self.say(node, key, stream, message);
             let Some(served) = self.nodes[node].agent().streams.get_mut(&key) else { return };
-            match said {
+            match outcome {
                 SendOutcome::Sent if from_queue => {
                     served.queue.pop_front();
                     // there is room for another request
@@ -181,7 +182,7 @@ impl World {
                 SendOutcome::Sent => served.cursor = next,
                 SendOutcome::Blocked => served.writable = false,
                 SendOutcome::Closed => {
-                    // nobody hears the answers; what arrived is read out
+                    // answers cannot be sent any more; received messages are read
                     served.queue.clear();
                     return self.serve(node, key);
                 }

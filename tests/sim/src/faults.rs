@@ -1,4 +1,4 @@
-//! What befalls processes, sockets and clocks.
+//! Faults of processes, sockets and clocks.
 
 use crate::node::Role;
 use crate::pipe::Side;
@@ -47,7 +47,7 @@ impl World {
                 let usurper = self.add_executor();
                 self.start(usurper);
                 match during {
-                    // the first one takes it back meanwhile, or afterwards
+                    // the first one takes over again meanwhile, or afterwards
                     Some(during) => self.at(self.now + during, Event::Kill(usurper)),
                     None => {
                         let first = self
@@ -96,7 +96,7 @@ impl World {
             let open = self.sockets[socket].endpoint_open || self.sockets[socket].relay_open;
             if open && !self.sockets[socket].broken {
                 self.sockets[socket].broken = true;
-                // the kernel answers for the process that is gone
+                // the kernel answers for the dead process
                 let latency = self.nodes[self.sockets[socket].node].path.latency;
                 let notice = Event::Notice { socket, at: Side::Endpoint };
                 self.at(self.now + latency, notice);
@@ -117,24 +117,24 @@ impl World {
         let until = self.now + during;
         self.nodes[node].paused_until = until;
         if let Some(socket) = self.nodes[node].socket {
-            // nobody answers pings meanwhile
+            // no ping is answered meanwhile
             let (last_ping, limit) = SILENCE;
             let notices = self.rng.between(limit - last_ping, limit);
             if notices < during {
                 self.at(self.now + notices, Event::Notice { socket, at: Side::Relay });
                 self.sockets[socket].broken = true;
-                // its kernel was told; or its own clock tells it at once
+                // its kernel or its own clock reports it at once
                 self.at(until, Event::Notice { socket, at: Side::Endpoint });
             }
         }
         if clock_stands {
-            // it does not run meanwhile, so the difference may be made now
+            // it does not run meanwhile, so its clock may be set back now
             self.nodes[node].ahead -= during as i64;
         }
         self.at(until, Event::Look(node));
     }
 
-    /// A process ends without a word.
+    /// A process is killed.
     pub(crate) fn kill(&mut self, node: NodeId) {
         if !self.nodes[node].alive {
             return;

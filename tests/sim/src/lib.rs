@@ -1,27 +1,27 @@
 //! The whole system on virtual time: executors and orchestrators (the real
 //! [`Mux`](rendez_endpoint::Mux)), the real [`Hub`](rendez_relay_core::Hub)
-//! between them, a model of the registry, and a network and a relay that do
-//! their worst. One seed gives one world, always the same.
+//! between them, a model of the registry, a faulty network and a hostile relay.
+//! One seed gives one world, always the same.
 //!
 //! ```text
 //!  application ── shell ── Mux ══ websocket ══ hostile layer ── Hub ── ... Mux ── shell ── application
-//!   (apps.rs)   (shell.rs)        (pipe.rs)      (attack.rs)   (relay.rs)
+//!   (apps.rs)  (shell.rs)         (pipe.rs)      (attack.rs)   (relay.rs)
 //!                   └────────────── registry.rs ──────────────┘
 //! ```
 //!
 //! | module | stands for |
 //! | --- | --- |
-//! | [`plan`] | what a seed means: who, what they say, which [`Transition`]s |
+//! | [`plan`] | the script of a seed: nodes, conversations, [`Transition`]s |
 //! | `world` | virtual time, the agenda, and the phases of a run |
 //! | `net` | the pumps at both ends of each websocket (`transport`) |
 //! | `shell` | `executor-agent/src/agent/lifecycle.rs` and `orchestrator/src/link.rs` |
 //! | `apps`, `orchestrator_app`, `executor_app` | sessions, numbered output, requests that are repeated by their number |
-//! | `attack` | what a hostile relay does to frames |
+//! | `attack` | attacks of a hostile relay on frames |
 //! | `faults` | cuts, restarts, pauses and clocks |
-//! | [`rules`] | the reference: what must be true at every step and at the end |
+//! | [`rules`] | the reference: the rules for every step and for the end |
 //!
 //! `tests/seeds.rs` runs seeds and replays one (`SEED=n`); the program of this
-//! package runs as many as you like. See README.md.
+//! package runs any number of them. See README.md.
 
 mod apps;
 mod attack;
@@ -59,27 +59,27 @@ pub(crate) const SEC: Micros = 1_000_000;
 /// How a world ended.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
-    /// How much virtual time passed.
+    /// The virtual time that passed.
     pub virtual_time: Micros,
     /// Steps of the world.
     pub steps: u64,
-    /// What befell it, by name.
+    /// Transitions, by name.
     pub transitions: BTreeMap<&'static str, u64>,
-    /// What happened, by name; so that a test can tell that its worlds were
-    /// not too good.
+    /// Counters, by name, so that a test can check that its worlds had enough
+    /// faults.
     pub counters: BTreeMap<&'static str, u64>,
 }
 
-/// A rule did not hold.
+/// A rule that did not hold.
 #[derive(Debug, Clone)]
 pub struct Violation {
     /// The seed.
     pub seed: u64,
     /// The rule.
     pub rule: Rule,
-    /// When.
+    /// The virtual time.
     pub at: Micros,
-    /// What was seen.
+    /// The observation.
     pub detail: String,
 }
 

@@ -1,11 +1,11 @@
-//! A world's log: ids, sizes, digests and times. Lines are made only when
-//! somebody will read them; a seed that fails is run again with a log.
+//! A world's log: ids, sizes, digests and times. Lines are formatted only if the
+//! log is kept; a failed seed is run again with a log.
 
 use std::fmt::Arguments;
 
 use crate::Micros;
 
-/// See the module.
+/// The log of a world.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
     lines: Option<Vec<String>>,
@@ -31,7 +31,7 @@ impl Log {
     }
 }
 
-/// A short digest (FNV-1a) that tells frames apart in a log.
+/// A short digest (FNV-1a) that distinguishes frames in a log.
 pub(crate) fn digest(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }

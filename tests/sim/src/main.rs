@@ -1,5 +1,6 @@
-//! Runs worlds: `rendez-sim --seeds 1000000 [--from N] [--threads N]`, or one
-//! with its log: `rendez-sim --replay SEED`.
+//! Runs the worlds of many seeds:
+//! `rendez-sim --seeds 1000000 [--from N] [--threads N]`, or of one seed with its
+//! log: `rendez-sim --replay SEED`.
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +10,7 @@ use rendez_sim::run_with_log;
 
 /// Violations after which a long run stops.
 const STOP_AFTER: usize = 10;
-/// Seeds between two lines of progress.
+/// Seeds between two progress lines.
 const PROGRESS: u64 = 10_000;
 
 const USAGE: &str = "usage: rendez-sim [--seeds N] [--from N] [--threads N] | --replay SEED";
@@ -70,9 +71,9 @@ fn many(arguments: &Arguments) -> ExitCode {
     let Arguments { seeds, from, threads, .. } = *arguments;
     // panics are caught and reported with their seed
     std::panic::set_hook(Box::new(|_| {}));
-    let told = AtomicU64::new(0);
+    let reported = AtomicU64::new(0);
     let summary = run_many(from..from + seeds, threads, STOP_AFTER, |done| {
-        if done % PROGRESS == 0 && told.fetch_max(done, Ordering::Relaxed) < done {
+        if done % PROGRESS == 0 && reported.fetch_max(done, Ordering::Relaxed) < done {
             println!("{done} of {seeds}");
         }
     });

@@ -1,28 +1,28 @@
-//! What the applications say: numbered messages whose bytes follow from their
-//! number, so that any other byte is noticed.
+//! The messages of the applications. They are numbered, and their bytes follow
+//! from their number, so that a wrong byte is noticed.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 /// Bytes before the body.
 const HEADER: usize = 13;
 
-/// What a message is.
+/// The kind of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// The first one: go on with a session, or start one (session 0). The
+    /// The first one: resume a session, or start one (session 0). The
     /// number is that of the last output that arrived.
     Hello = 1,
     /// The session; 0 if it is not known.
     Welcome,
-    /// Do this, once. The body has the size that the plan says.
+    /// A request, to be executed once. The plan determines the size of its body.
     Request,
-    /// It was done.
+    /// The request was executed.
     Answer,
-    /// The process said something.
+    /// Output of the process.
     Output,
-    /// The orchestrator has everything.
+    /// The orchestrator has received everything.
     Complete,
-    /// SendOutcome after that, before the executor closes.
+    /// Sent after that, before the executor closes.
     Trailer,
 }
 
@@ -58,7 +58,7 @@ impl Header {
         bytes.freeze()
     }
 
-    /// Reads a message; what it should be, the reference knows.
+    /// Parses a message; the reference compares it with the expected one.
     pub(crate) fn parse(message: &Bytes) -> Option<Self> {
         let number = |at: usize| {
             message.get(at..at + 4).and_then(|four| four.try_into().ok()).map(u32::from_be_bytes)

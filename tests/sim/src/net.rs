@@ -136,7 +136,7 @@ impl World {
         while let Some(event) = self.nodes[node].mux.poll_event() {
             if self.log.is_kept() {
                 match &event {
-                    // Noise payloads and keys say little here
+                    // keys and payloads are of no use in the log
                     MuxEvent::AuthorizationNeeded { key, .. } => {
                         self.note(format_args!("n{node} is asked to let {key:?} in"));
                     }
@@ -195,7 +195,7 @@ impl World {
         self.dirty_sockets.insert(socket);
     }
 
-    /// Whoever the hub wants to look again does.
+    /// Wakes the ports that the hub names.
     pub(crate) fn wake_ports(&mut self) {
         while let Some(socket) = self.relay.poll_wake() {
             self.dirty_sockets.insert(socket);
@@ -213,7 +213,7 @@ impl World {
 
     // ---- how sockets end -------------------------------------------------------
 
-    /// The relay lets go of a websocket.
+    /// The relay drops a websocket.
     pub(crate) fn relay_side_over(&mut self, socket: SocketId) {
         if !std::mem::replace(&mut self.sockets[socket].relay_open, false) {
             return;

@@ -15,17 +15,17 @@ use crate::rng::Rng;
 use crate::rules::StreamIndex;
 use crate::{MS, Micros, SEC};
 
-/// See the module.
+/// An endpoint's process.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) role: Role,
     pub(crate) identity: Identity,
     pub(crate) path: Path,
     pub(crate) mux: Mux,
-    /// What muxes of this node counted that are gone.
+    /// Counters of this node's earlier muxes.
     pub(crate) past: [u64; 4],
     /// Its process runs. Counts its lives, so that answers to an earlier one
-    /// are not taken for its own.
+    /// are dropped.
     pub(crate) alive: bool,
     pub(crate) life: u32,
     /// Its clock minus the world's.
@@ -33,10 +33,10 @@ pub(crate) struct Node {
     pub(crate) paused_until: Micros,
     pub(crate) slow_until: Micros,
     pub(crate) socket: Option<SocketId>,
-    /// Somebody runs the mux's timers: the pump, or `wait_detached`. While a
-    /// shell waits for the registry or dials, nobody does.
+    /// Whether the mux's timers run, by the pump or by `wait_detached`. They do not
+    /// while a shell waits for the registry or dials.
     pub(crate) timers_run: bool,
-    /// When the application wants to be looked at next.
+    /// When the application wants to run next.
     pub(crate) alarm: Option<Micros>,
     pub(crate) backoff: Backoff,
     pub(crate) connected_at: Micros,
@@ -76,7 +76,7 @@ pub(crate) struct Served {
     pub(crate) closing: bool,
 }
 
-/// What survives streams: which requests had their effect, and the output.
+/// The state that survives streams: executed requests, and the output.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) number: u32,
@@ -99,7 +99,7 @@ pub(crate) struct Link {
 
 #[derive(Debug, Clone)]
 pub(crate) enum LinkState {
-    /// No connection; a new one is tried when there is something to say.
+    /// No connection; a new one is tried when there is something to send.
     Idle {
         not_before: Micros,
     },
@@ -110,7 +110,7 @@ pub(crate) enum LinkState {
     Up,
     /// The socket broke; the next try comes by itself.
     Waiting,
-    /// Everything was said: the socket closes when the mux has sent it all.
+    /// Everything is queued: the socket closes when the mux has sent it all.
     Closing,
 }
 
@@ -131,7 +131,7 @@ pub(crate) struct Talk {
     pub(crate) asked: BTreeSet<u32>,
     pub(crate) answered: BTreeSet<u32>,
     pub(crate) outputs: u32,
-    /// For streams that cannot repair themselves: the last sign of life.
+    /// For streams that do not resend: the last time something arrived.
     pub(crate) progress: Micros,
     pub(crate) outcome: Option<Outcome>,
 }
@@ -147,9 +147,10 @@ pub(crate) enum Phase {
         sent: bool,
     },
     Talking,
-    /// Has everything; `said`: the executor was told.
+    /// Has received everything; `reported`: [`Complete`](crate::message::Kind::Complete)
+    /// was sent.
     Completing {
-        said: bool,
+        reported: bool,
     },
     /// Complete, and open until the world asks to close.
     Lingering,
@@ -157,11 +158,11 @@ pub(crate) enum Phase {
     Done,
 }
 
-/// How a conversation went.
+/// The outcome of a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Complete,
-    /// The executor that knew has lost its memory; nothing was repeated.
+    /// The executor has restarted and lost the session; nothing was repeated.
     Unknown,
 }
 

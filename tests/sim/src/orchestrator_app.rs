@@ -1,4 +1,5 @@
-//! The orchestrator's application: asks, listens, and goes on elsewhere.
+//! The orchestrator's application: it sends requests, reads answers and output,
+//! and continues on another stream after a loss.
 
 use rendez_endpoint::{Connect, Key};
 use rendez_proto::ids::StreamId;
@@ -12,7 +13,7 @@ use crate::rules::{End, Rule};
 use crate::world::{Event, Shell, World};
 use crate::{MS, Micros, SEC};
 
-/// Silence after which a stream that cannot repair itself is given up.
+/// Silence after which a stream that does not resend is given up.
 const WATCHDOG: Micros = 20 * SEC;
 
 impl World {
@@ -79,7 +80,7 @@ impl World {
             link.talks[index].phase = again;
             return;
         };
-        // streams of an executor that is gone end by themselves
+        // streams of an executor that has left end by themselves
         link.executor = Some(reply.executor.clone());
         if !up {
             link.talks[index].phase = again;
@@ -110,7 +111,7 @@ impl World {
         }
     }
 
-    /// A moment, before something is tried again.
+    /// A short wait before a retry.
     fn pause(&mut self, node: NodeId) -> Micros {
         self.nodes[node].rng.between(100 * MS, 3 * SEC)
     }
@@ -162,15 +163,15 @@ impl World {
             }
             if talk.phase == Phase::Talking && talk.has_everything() {
                 talk.phase = match talk.plan.closer {
-                    Closer::Orchestrator => Phase::Completing { said: true },
+                    Closer::Orchestrator => Phase::Completing { reported: true },
                     Closer::Lingers => Phase::Lingering,
-                    Closer::Executor | Closer::Both => Phase::Completing { said: false },
+                    Closer::Executor | Closer::Both => Phase::Completing { reported: false },
                 };
             }
         }
     }
 
-    /// Says what is to be said, until there is no room.
+    /// Sends what is due, until there is no room.
     fn talk(&mut self, node: NodeId, index: usize) {
         loop {
             let closing = self.closing;
@@ -194,10 +195,10 @@ impl World {
                         !talk.answered.contains(number) && !talk.asked.contains(number)
                     });
                     let Some(number) = todo else {
-                        // nothing to ask for, maybe nothing to wait for
+                        // no requests, perhaps no output either
                         if talk.has_everything() {
                             self.nodes[node].link().talks[index].phase =
-                                Phase::Completing { said: false };
+                                Phase::Completing { reported: false };
                             continue;
                         }
                         return;
@@ -210,8 +211,8 @@ impl World {
                     let (size, _) = talk.plan.requests[number as usize];
                     header(Kind::Request, number).with_body(size)
                 }
-                Phase::Completing { said: false } => header(Kind::Complete, 0).with_body(0),
-                Phase::Completing { said: true } if talk.plan.closer != Closer::Executor => {
+                Phase::Completing { reported: false } => header(Kind::Complete, 0).with_body(0),
+                Phase::Completing { reported: true } if talk.plan.closer != Closer::Executor => {
                     return self.close_talk(node, index, key);
                 }
                 Phase::Lingering if closing => return self.close_talk(node, index, key),
@@ -224,7 +225,9 @@ impl World {
                     let talk = &mut self.nodes[node].link().talks[index];
                     match talk.phase {
                         Phase::Greeting { .. } => talk.phase = Phase::Greeting { sent: true },
-                        Phase::Completing { .. } => talk.phase = Phase::Completing { said: true },
+                        Phase::Completing { .. } => {
+                            talk.phase = Phase::Completing { reported: true }
+                        }
                         _ => talk.asked.extend(next_request),
                     }
                 }
@@ -242,7 +245,7 @@ impl World {
         self.hear(node, None);
     }
 
-    /// Gives a stream up that cannot repair itself, or was kept in the dark.
+    /// Gives up a stream that does not resend, or whose end is unaware of a loss.
     fn watch(&mut self, node: NodeId, index: usize) {
         let now = self.now;
         let talk = &self.nodes[node].link().talks[index];
@@ -254,7 +257,7 @@ impl World {
             return;
         }
         let talk = &self.nodes[node].link().talks[index];
-        // the next request or output may be long in coming
+        // the next request or output may come much later
         let patience = WATCHDOG + talk.plan.request_every + talk.plan.output_every;
         let until = talk.progress.max(talk.plan.starts) + patience;
         if talk.phase != Phase::Dialling && until <= now {

@@ -16,24 +16,24 @@ pub(crate) enum Side {
     Relay,
 }
 
-/// What travels.
+/// A message in a pipe.
 #[derive(Debug, Clone)]
 pub(crate) enum Packet {
     Frame { wire: Bytes, origin: Origin },
     Close { code: u16 },
 }
 
-/// Where a frame comes from.
+/// The origin of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// An endpoint or the hub made it, and it is as they made it.
+    /// An endpoint or the hub made it, and it is unchanged.
     Genuine,
-    /// The hostile relay changed it or made it up.
+    /// The hostile relay changed or invented it.
     Hostile {
         /// Whether it differs from a frame of a reliable stream that was open
         /// at its receiver, so that it must be refused and counted.
         counts: bool,
-        /// Whether it says that a peer has forgotten the stream: the one lie
+        /// Whether it claims that a peer has forgotten the stream: the only forgery
         /// that may end a stream.
         denies: bool,
     },
@@ -79,7 +79,7 @@ impl Socket {
         }
     }
 
-    /// What arrived at one end.
+    /// The next message that has arrived at one end.
     pub(crate) fn receive(&mut self, to: Side, now: Micros) -> Option<Packet> {
         if self.broken || now < self.stalled_until {
             return None;

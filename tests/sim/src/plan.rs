@@ -1,5 +1,4 @@
-//! What a seed means: who takes part, what they say to each other, and what
-//! befalls them.
+//! The script of a seed: the nodes, their conversations, and the faults.
 
 use rendez_proto::profile::Profile;
 
@@ -9,14 +8,14 @@ use crate::{MS, Micros, SEC};
 /// Names a node of the world: the first executor is 0, orchestrators follow.
 pub type NodeId = usize;
 
-/// What may befall a world.
+/// A fault or an attack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transition {
     /// The relay does something hostile to what it forwards to a node.
     Attack {
-        /// What.
+        /// The attack.
         how: Attack,
-        /// Whose incoming frames.
+        /// The node whose incoming frames are attacked.
         on: NodeId,
         /// How many of a hundred.
         percent: u64,
@@ -26,7 +25,7 @@ pub enum Transition {
     /// A node's websocket breaks. The ends notice at their own times, up to
     /// the time limit on silence; until then their frames go nowhere.
     Cut {
-        /// Whose: the executor's or an orchestrator's.
+        /// The node.
         node: NodeId,
         /// After how long the endpoint notices.
         endpoint_notices: Micros,
@@ -35,7 +34,7 @@ pub enum Transition {
     },
     /// A link carries nothing for a while; TCP then goes on.
     Stall {
-        /// Whose.
+        /// The node.
         node: NodeId,
         /// For how long.
         during: Micros,
@@ -61,13 +60,13 @@ pub enum Transition {
     },
     /// An executor with another identity takes the environment over.
     Usurp {
-        /// After how long the usurper dies and the first takes over again;
-        /// `None`: the first dies.
+        /// After how long the usurper is killed and the first takes over again;
+        /// `None`: the first is killed.
         during: Option<Micros>,
     },
     /// An end gets no processor.
     Pause {
-        /// Who.
+        /// The node.
         node: NodeId,
         /// For how long.
         during: Micros,
@@ -76,21 +75,21 @@ pub enum Transition {
     },
     /// An application stops reading.
     SlowReader {
-        /// Whose.
+        /// The node.
         node: NodeId,
         /// For how long.
         during: Micros,
     },
     /// A node's clock jumps forward.
     JumpClock {
-        /// Whose.
+        /// The node.
         node: NodeId,
         /// How far.
         by: Micros,
     },
 }
 
-/// What a hostile relay does.
+/// An attack of a hostile relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attack {
     /// A frame is lost.
@@ -105,7 +104,7 @@ pub enum Attack {
     Replay,
     /// Parts of two frames are put together.
     Splice,
-    /// Resets, acknowledgements, resumes and rubbish are made up.
+    /// Resets, acknowledgements, resumes and random bytes are invented.
     Inject,
 }
 
@@ -126,9 +125,9 @@ impl Attack {
 pub(crate) struct Plan {
     pub(crate) executor: Path,
     pub(crate) orchestrators: Vec<Orchestrator>,
-    /// When what happens.
+    /// Transitions and their times.
     pub(crate) transitions: Vec<(Micros, Transition)>,
-    /// From here on nothing befalls anybody.
+    /// From here on there are no faults.
     pub(crate) calm_at: Micros,
 }
 
@@ -138,7 +137,7 @@ pub(crate) struct Path {
     /// One way.
     pub(crate) latency: Micros,
     pub(crate) bytes_per_second: u64,
-    /// What the kernels on the way hold, per direction.
+    /// Bytes that the kernels on the way buffer, per direction.
     pub(crate) buffer: usize,
 }
 
@@ -149,7 +148,7 @@ pub(crate) struct Orchestrator {
     pub(crate) conversations: Vec<Conversation>,
 }
 
-/// What one orchestrator wants from the executor in one session.
+/// One session of an orchestrator with the executor.
 #[derive(Debug, Clone)]
 pub(crate) struct Conversation {
     pub(crate) starts: Micros,
@@ -162,7 +161,7 @@ pub(crate) struct Conversation {
     pub(crate) closer: Closer,
 }
 
-/// Who closes a conversation once it is complete.
+/// The end that closes a conversation once it is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Closer {
     Orchestrator,
@@ -198,7 +197,7 @@ impl Plan {
         Self { executor: path(rng), orchestrators, transitions, calm_at }
     }
 
-    /// All bytes that applications will say.
+    /// All bytes that applications will send.
     pub(crate) fn volume(&self) -> u64 {
         self.orchestrators
             .iter()
@@ -222,7 +221,7 @@ impl Plan {
 }
 
 impl Transition {
-    /// For how long it is felt at the very least.
+    /// How long it lasts at least.
     pub(crate) fn lasts(&self) -> Micros {
         match *self {
             Transition::Attack { during, .. }
@@ -240,7 +239,7 @@ impl Transition {
         }
     }
 
-    /// A word for counting.
+    /// The name for counters.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Transition::Attack { how: Attack::Drop, .. } => "drop",

@@ -1,6 +1,6 @@
-//! What the registry promises (`relay/registry/src/registry`), in memory:
+//! A model of the registry (`relay/registry/src/registry`), in memory:
 //! generations, presence, single-use tickets and authorizations that expire,
-//! and that it may be away.
+//! and outages.
 
 use bytes::Bytes;
 use rendez_proto::ids::{Generation, RegistrationId};
@@ -19,7 +19,7 @@ pub(crate) struct Registration {
     pub(crate) key: PublicKey,
 }
 
-/// What an orchestrator is told.
+/// The reply to an orchestrator.
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectReply {
     pub(crate) ticket: usize,
@@ -35,11 +35,11 @@ pub(crate) enum No {
     Unavailable,
     /// No executor is connected under the current registration.
     Offline,
-    /// A 4xx: the ticket or the registration is not good.
+    /// A 4xx: the ticket or the registration is not valid.
     Refused,
 }
 
-/// What it says of an orchestrator's key.
+/// The verdict on an orchestrator's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Valid,
@@ -54,7 +54,7 @@ struct Grant {
     used: bool,
 }
 
-/// See the module.
+/// The registry.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     /// It answers nothing until then.
@@ -141,7 +141,7 @@ impl Registry {
         }
     }
 
-    /// Judges the key that a handshake proved; uses the authorization up.
+    /// Checks the key that a handshake proved, and consumes the authorization.
     pub(crate) fn validate(
         &mut self,
         now: Micros,
@@ -178,7 +178,7 @@ fn binding(orchestrator: &PublicKey, executor: &PublicKey) -> [u8; 32] {
     rendez_proto::ticket::binding(orchestrator, executor)
 }
 
-/// Who asks for what; answered after a round trip.
+/// A dial with its ticket; answered after a round trip.
 #[derive(Debug, Clone)]
 pub(crate) enum Dialled {
     Executor(Registration),

@@ -1,5 +1,5 @@
-//! The relay's process: the real hub, and a shadow of its lanes that knows
-//! what must come out of them.
+//! The relay's process: the real hub, and a shadow of its lanes that predicts
+//! their output.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -21,11 +21,11 @@ use crate::rules::Rule;
 /// Names a websocket of the world.
 pub(crate) type SocketId = usize;
 
-/// What may wait in the relay: less than the largest window, so that streams
-/// meet the end of it.
+/// Memory for waiting frames: less than the largest window, so that streams run
+/// into the limit.
 const MEMORY_BYTES: u64 = 12 * 1024 * 1024;
 
-/// See the module.
+/// The relay's process.
 #[derive(Debug)]
 pub(crate) struct Relay {
     pub(crate) hub: Hub,
@@ -33,7 +33,7 @@ pub(crate) struct Relay {
     /// The executor that joined last, and its registration.
     pub(crate) executor: Option<(SocketId, RegistrationId)>,
     ports: HashMap<PortKey, SocketId>,
-    /// By who bears the token.
+    /// By the bearer of the token.
     accounts: HashMap<Option<NodeId>, Arc<Account>>,
     shadow: Shadow,
 }
@@ -123,7 +123,7 @@ impl Relay {
         let claimed = dropped(&self.hub, &refusals) == before.1;
         let mut lost = dropped(&self.hub, &Dropped::ALL) - before.0;
         if claimed && executor != Some(from) && self.shadow.held(from, wire) {
-            // What waited for the websocket before is lost, and not this frame;
+            // Frames that waited for the old websocket are lost, not this frame;
             // without an executor it goes nowhere either way.
             lost -= dropped(&self.hub, &away) - before_away;
         }
@@ -133,8 +133,8 @@ impl Relay {
         Ok(claimed)
     }
 
-    /// Another orchestrator, with a ticket of its own, sends a frame of somebody
-    /// else's stream.
+    /// Another orchestrator, with a ticket of its own, sends a frame of a stream of
+    /// another owner.
     pub(crate) fn intrude(&mut self, wire: &Bytes, now: Instant) -> Result<(), (Rule, String)> {
         let fingerprint = KeyFingerprint([0xee; 32]);
         let can = Capabilities { resends: true };
@@ -166,13 +166,13 @@ impl Relay {
     }
 }
 
-/// What the hub holds, as a naive reader of its promises would say.
+/// The expected content of the hub's lanes, by a naive model.
 #[derive(Debug, Default)]
 struct Shadow {
     names: HashMap<Box<str>, usize>,
     /// By sink and stream.
     lanes: HashMap<(SocketId, usize), Lane>,
-    /// Which orchestrator's websocket used a stream last.
+    /// The orchestrator's websocket that used a stream last.
     holders: HashMap<usize, SocketId>,
     /// Streams that were reset as overloaded: the hub empties their lanes.
     overloaded: Vec<usize>,
@@ -194,8 +194,8 @@ impl Shadow {
         name
     }
 
-    /// An orchestrator used a stream: what waited for another websocket of it
-    /// goes. Returns whether there was another one.
+    /// An orchestrator used a stream: frames that waited for another websocket of it
+    /// are dropped. Returns whether there was another one.
     fn held(&mut self, from: SocketId, wire: &Bytes) -> bool {
         let Ok(frame) = peek(wire) else { return false };
         let stream = self.name(frame.stream);

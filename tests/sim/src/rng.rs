@@ -1,9 +1,9 @@
-//! All chance in a world: one seed, one generator.
+//! The random numbers of a world: one seed, one generator.
 
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 
-/// Seeded chance.
+/// A seeded generator.
 #[derive(Debug, Clone)]
 pub(crate) struct Rng(ChaCha8Rng);
 

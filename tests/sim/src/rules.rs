@@ -1,8 +1,8 @@
-//! The reference: what must be true, whatever happened.
+//! The reference: the rules that must hold in every world.
 //!
-//! It knows of every stream what its two applications said, in order, and
-//! compares each message that arrives. It knows when the path between two ends
-//! was well for long enough, and from that, which streams may be lost.
+//! It records what the two applications of each stream send, in order, and
+//! compares each message that arrives. It records when the path between two ends
+//! was healthy for long enough, and derives which streams may be lost.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use rendez_proto::profile::Profile;
 use crate::Micros;
 use crate::plan::NodeId;
 
-/// What was violated.
+/// A rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
     /// A message was delivered that is not exactly the next one that was sent.
@@ -31,14 +31,13 @@ pub enum Rule {
     /// An open stream of our profiles ended in a way that no correct peer and
     /// no relay can cause.
     Ending,
-    /// A stream that one side closed and called finished lacks messages at
-    /// the other.
+    /// A stream that ended as finished at one side lacks messages at the other.
     FinishedIsComplete,
-    /// What the peer did not authenticate ended an open stream.
+    /// A frame that the peer did not authenticate ended an open stream.
     HostileNeverEnds,
-    /// What was forged was not counted as refused, or was opened.
+    /// A forged frame was not counted as refused, or was opened.
     HostileIsCounted,
-    /// What was there before, or older than that, was not counted as refused.
+    /// A replayed or older frame was not counted as refused.
     ReplayIsCounted,
     /// More records or bytes were opened than were sealed.
     NothingOutOfThinAir,
@@ -52,13 +51,13 @@ pub enum Rule {
     HubMemory,
     /// The hub changed, lost, repeated or reordered what it forwards.
     BlindRelay,
-    /// The hub took frames of a stream from somebody else's websocket.
+    /// The hub took frames of a stream from the websocket of another owner.
     IdsAreNotCapabilities,
     /// A timer is due again right after it ran, or the world does not settle.
     NoSpinning,
-    /// Something is not complete long after everything calmed down.
+    /// Something is not complete long after the last fault.
     Completes,
-    /// Something is left, or moves, after everybody has gone.
+    /// Something is left, or moves, after all nodes have left.
     GoesQuiet,
     /// A core panicked.
     NoPanic,
@@ -83,7 +82,7 @@ impl End {
 /// Names a stream of the world.
 pub(crate) type StreamIndex = usize;
 
-/// Everything that is known of one stream.
+/// The reference's record of one stream.
 #[derive(Debug)]
 pub(crate) struct StreamRecord {
     pub(crate) profile: Profile,
@@ -93,17 +92,18 @@ pub(crate) struct StreamRecord {
     halves: [Half; 2],
     /// When both ends had it open.
     both_open: Option<Micros>,
-    /// A hostile relay said that the peer forgot it, or another executor got
-    /// to see its frames: then it may end like that.
+    /// A hostile relay claimed that the peer forgot it, or another executor received
+    /// its frames: then it may end as unknown.
     pub(crate) denied: bool,
-    /// A hostile relay kept it to itself that the other end is gone.
+    /// An end may be unaware that the other one has left, because a hostile relay
+    /// dropped the news.
     pub(crate) unaware: bool,
 }
 
-/// What is known of one end.
+/// The reference's record of one end.
 #[derive(Debug, Default)]
 struct Half {
-    /// What its application sent and the other one did not read yet.
+    /// Messages that its application sent and the other one has not read yet.
     waiting: VecDeque<Bytes>,
     waiting_bytes: usize,
     /// Its local time when it was open.
@@ -122,17 +122,17 @@ struct Half {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ended {
     Told(Closed),
-    /// Its process or its connection is gone; nobody was told.
+    /// Its process or its connection ended; its application was not notified.
     Gone,
 }
 
-/// How well a path is.
+/// The health of a path.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct PathHealth {
     /// To which executor.
     executor: Option<NodeId>,
     since: Micros,
-    /// The last time at which it had been well for long enough, and both local
+    /// The last time at which it had been healthy for long enough, and both local
     /// times then.
     proven: Option<Proven>,
 }
@@ -151,13 +151,13 @@ pub(crate) struct Reference {
     names: HashMap<StreamId, StreamIndex>,
     effects: BTreeMap<(u32, u32), u32>,
     path_health: Vec<PathHealth>,
-    /// For how long a path must be well until everything that waited has gone
-    /// through it.
+    /// For how long a path must be healthy until everything that waited has passed
+    /// it.
     pub(crate) settle: Micros,
     largest_message: usize,
     /// The relay is hostile now and then.
     pub(crate) attacked: bool,
-    /// What the relay and the sockets may hold of a stream without credit.
+    /// Bytes that the relay and the sockets may hold of a stream without credit.
     pub(crate) on_the_way: usize,
 }
 
@@ -209,7 +209,7 @@ impl Reference {
         }
     }
 
-    /// Frames of these streams reached an executor that never had them.
+    /// Another executor receives the frames of older streams.
     pub(crate) fn executor_replaced(&mut self, executor: NodeId) {
         for known in &mut self.streams {
             known.denied |= known.executor.is_some_and(|own| own != executor);
@@ -261,11 +261,11 @@ impl Reference {
         self.streams[index].halves[end as usize].closed
     }
 
-    /// An honest frame reaches an open end of a reliable stream: whether the
-    /// same was there before, so that it must be refused and counted.
+    /// An honest frame reaches an open end of a reliable stream. Returns whether it
+    /// was received before, so that it must be refused and counted.
     pub(crate) fn is_replay(&mut self, frame: &Frame, end: End, node: NodeId) -> Option<bool> {
         let index = self.find(&frame.stream)?;
-        // another executor has no keys to tell
+        // another executor does not have the keys
         if end == End::Executor && self.streams[index].executor != Some(node) {
             return None;
         }
@@ -287,12 +287,12 @@ impl Reference {
         }
     }
 
-    /// An end is gone without a word.
+    /// An end was killed.
     pub(crate) fn gone(&mut self, index: StreamIndex, end: End) {
         self.streams[index].halves[end as usize].ended.get_or_insert(Ended::Gone);
     }
 
-    /// An end was told that its stream is over, at its local time.
+    /// An end reports that its stream is over, at its local time.
     pub(crate) fn ended(
         &mut self,
         index: StreamIndex,
@@ -310,7 +310,7 @@ impl Reference {
         if let Some(already) = half.ended {
             return Err((Rule::Ending, format!("{} after {already:?}", detail())));
         }
-        // dishonest peers do not exist here, and nobody else can seal
+        // all peers are honest, and only peers can seal
         let impossible = matches!(
             why,
             Closed::PeerMisbehaved(
@@ -351,7 +351,7 @@ impl Reference {
                 _ => return Err((Rule::Ending, detail())),
             }
         }
-        // nothing but an attack makes a hole in what a socket carries
+        // only an attack makes a hole in the data of a socket
         let whole = !known.profile.is_reliable() && opened.is_some() && !self.attacked;
         if whole && matches!(why, Closed::OutOfSequence | Closed::PeerMisbehaved(_)) {
             return Err((Rule::Ending, detail()));
@@ -360,8 +360,8 @@ impl Reference {
         self.complete(index)
     }
 
-    /// Once both ends are over: who was told "finished" had everything
-    /// delivered, unless the other application closed and looked away.
+    /// Once both ends are over, everything of an end that finished was delivered,
+    /// unless the other application closed and stopped reading.
     fn complete(&mut self, index: StreamIndex) -> Verdict {
         let known = &mut self.streams[index];
         for end in [End::Executor, End::Orchestrator] {
@@ -382,13 +382,13 @@ impl Reference {
         Ok(())
     }
 
-    /// Whether an executor must get rid of a stream once its orchestrator left.
+    /// Whether an executor must end a stream once its orchestrator has left.
     pub(crate) fn must_end_by_itself(&self, index: StreamIndex) -> bool {
         let known = &self.streams[index];
         !known.unaware && (known.profile.is_reliable() || !self.attacked)
     }
 
-    /// An end is over, but for what its application did not read.
+    /// An end is over, except for messages that its application has not read.
     pub(crate) fn fades(&mut self, index: StreamIndex, end: End) {
         self.streams[index].halves[end as usize].fading = true;
     }
@@ -404,8 +404,8 @@ impl Reference {
         Ok(())
     }
 
-    /// The path of an orchestrator was well until now, to this executor, or
-    /// was not.
+    /// Notes that the path of an orchestrator to this executor was healthy until
+    /// now, or was not.
     pub(crate) fn observe(
         &mut self,
         orchestrator: NodeId,
@@ -428,7 +428,7 @@ impl Reference {
     }
 }
 
-/// Everything that a mux counts when it refuses something.
+/// The sum of all counters of refusals of a mux.
 pub(crate) fn refusals(stats: &Stats) -> u64 {
     stats.malformed
         + stats.unknown_stream

@@ -1,5 +1,6 @@
-//! What keeps websockets up: `executor-agent/src/agent/lifecycle.rs` and
-//! `orchestrator/src/link.rs`, as small state machines.
+//! The shells that keep websockets connected:
+//! `executor-agent/src/agent/lifecycle.rs` and `orchestrator/src/link.rs`, as small
+//! state machines.
 //!
 //! ```text
 //! agent:  register ──► dial ──► connected ──over──► wait ──► dial (same registration)
@@ -33,11 +34,11 @@ use crate::{MS, Micros, SEC};
 
 /// `agent::DIALS_PER_REGISTRATION`.
 const DIALS: u32 = 3;
-/// What a client waits for an answer (WIRE.md, section 1).
+/// How long a client waits for an answer (docs/codex-wire.md#registry-api).
 const HTTP_TIMEOUT: Micros = 10 * SEC;
 
 impl World {
-    /// When the registry's answer to a request of now is there.
+    /// When the registry's answer to a request of now arrives.
     pub(crate) fn answer_time(&self, node: NodeId) -> Micros {
         if self.registry.hangs(self.now) {
             return self.now + HTTP_TIMEOUT;
@@ -82,8 +83,8 @@ impl World {
         self.at(at, Event::Upgrade { node, life, what });
     }
 
-    /// The account of an orchestrator's token, or of the executors'. A relay
-    /// that spoils handshakes does not blame anybody for it.
+    /// The account of an orchestrator's token, or of the executors'. A relay that
+    /// makes handshakes fail must not penalize the tokens for it.
     fn account(&mut self, bearer: Option<NodeId>) -> Arc<Account> {
         if self.reference.attacked { Arc::default() } else { self.relay.account(bearer) }
     }
@@ -125,7 +126,7 @@ impl World {
         self.relay.joined(port, socket);
         self.note(format_args!("socket {socket} of n{node} joins"));
         if let Dialled::Executor(claim) = what {
-            // whoever still probes now talks to this one
+            // probes of older streams now reach this executor
             self.reference.executor_replaced(node);
             let old = self.relay.executor.replace((socket, claim.id));
             if let Some((old, _)) = old {
@@ -298,7 +299,7 @@ impl World {
     fn connected(&mut self, node: NodeId) {
         let Ok(reply) = self.ask_registry(node) else { return self.connect_failed(node) };
         let link = self.nodes[node].link();
-        // another executor knows nothing of the streams
+        // another executor does not know the streams
         if link.executor.get_or_insert_with(|| reply.executor.clone()) != &reply.executor {
             self.note(format_args!("n{node}: another executor answers"));
             return self.link_down(node);
@@ -315,7 +316,7 @@ impl World {
         self.reopen(node);
     }
 
-    /// The connection is given up: whatever is left of it is lost.
+    /// Gives the connection up: its streams are lost.
     fn link_down(&mut self, node: NodeId) {
         self.nodes[node].timers_run = false;
         let delay = {

@@ -1,7 +1,7 @@
-//! Virtual time: what happens next, and how a run goes.
+//! Virtual time: the agenda of events, and the phases of a run.
 //!
 //! ```text
-//! things befall ──► calm ──► all complete ──► idle: nothing moves ──► everybody leaves ──► nothing is left
+//! faults ──► calm ──► all complete ──► idle: nothing moves ──► all nodes leave ──► nothing is left
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,14 +29,14 @@ use crate::rules::{Reference, Rule};
 use crate::setup::{executor, identity, node, orchestrator_config};
 use crate::{MS, Micros, Report, SEC, Violation};
 
-/// How long after everything calmed down a conversation may take: back-offs,
-/// graces of streams whose peer is gone, and more than one try.
+/// How long a conversation may take after the last fault: back-offs, graces of
+/// streams whose peer has left, and more than one try.
 const PATIENCE: Micros = 900 * SEC;
 /// How long nothing must move before idle streams count as quiet.
 const QUIET: Micros = 10 * SEC;
 /// Steps that one moment may take.
 const STEPS_PER_MOMENT: u32 = 200_000;
-/// What happens at a time.
+/// An event of the agenda.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// Something arrives at one end of a socket.
@@ -49,16 +49,16 @@ pub(crate) enum Event {
         socket: SocketId,
         at: Side,
     },
-    /// The plan's transition of this number.
+    /// The plan's transition with this index.
     Befall(usize),
     /// A usurper dies, or an executor's process starts.
     Kill(NodeId),
     Start(NodeId),
     /// The relay's process starts.
     RelayStarts,
-    /// A node looks at itself: its pause is over, or its alarm rings.
+    /// A node runs: its pause is over, or its alarm is due.
     Look(NodeId),
-    /// A frame that was held back goes on.
+    /// A delayed frame is delivered.
     Release {
         socket: SocketId,
         packet: Packet,
@@ -77,7 +77,7 @@ pub(crate) enum Event {
     },
 }
 
-/// What a shell waits for.
+/// An event that a shell waits for.
 #[derive(Debug)]
 pub(crate) enum Shell {
     /// The registry answers `/register`.
@@ -102,7 +102,7 @@ pub(crate) enum Shell {
     Retry,
 }
 
-/// Everything there is.
+/// A world: all nodes, the relay, the registry and the time.
 pub(crate) struct World {
     pub(crate) seed: u64,
     pub(crate) plan: Plan,
@@ -124,7 +124,7 @@ pub(crate) struct World {
     pub(crate) report: Report,
     /// Lingering conversations close.
     pub(crate) closing: bool,
-    /// Nobody connects any more.
+    /// No node connects any more.
     pub(crate) leaving: bool,
     pub(crate) last_frame: Micros,
     /// Sessions that executors made.
@@ -225,8 +225,7 @@ impl World {
             open.map(|talk| format!("conversation {} is {:?}", talk.id, talk.phase))
         })?;
 
-        // what is left of lost streams goes in its own time; then idle streams
-        // cost nothing
+        // the rest of lost streams expires; then idle streams cost nothing
         self.note(format_args!("idle"));
         self.pass(self.now + 2 * grace(), |_| false)?;
         let until = self.now + PATIENCE;
@@ -285,9 +284,9 @@ impl World {
         Ok(std::mem::take(&mut self.report))
     }
 
-    /// Two executors would take the environment from each other for ever. And
-    /// one whose registration was replaced by one that never connected serves
-    /// nobody new until its socket breaks (see README.md, what it found).
+    /// Keeps one executor: two would take the environment from each other for ever.
+    /// An executor whose registration was replaced by one that never connected gets
+    /// no new streams until its socket breaks (README.md, known limits).
     fn leave_one_executor(&mut self) {
         let lives = |world: &World, node: NodeId| {
             world.nodes[node].is_executor() && world.nodes[node].alive
@@ -346,7 +345,7 @@ impl World {
         }
     }
 
-    /// What is left after everybody went.
+    /// Anything that is left after all nodes have left.
     fn leftovers(&self) -> Option<String> {
         for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.alive) {
             if node.mux.streams() > 0 {
@@ -407,7 +406,7 @@ impl World {
         self.at(at, Event::Shell { node, life, what });
     }
 
-    /// A node's local time, as its mux is told it.
+    /// A node's local time, for its mux.
     pub(crate) fn instant(&self, node: NodeId) -> Instant {
         self.base + self.nodes[node].local(self.now)
     }
@@ -452,7 +451,7 @@ impl World {
         self.settle();
     }
 
-    /// Runs whoever has something to do until nobody has.
+    /// Runs all nodes and ports that have something to do.
     fn settle(&mut self) {
         for _ in 0..STEPS_PER_MOMENT {
             if self.violation.is_some() {

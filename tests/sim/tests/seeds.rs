@@ -1,4 +1,4 @@
-//! 2,000 worlds, and that a world follows from its seed.
+//! Runs 3,000 worlds, and checks that a world follows from its seed.
 //!
 //! `SEED=n cargo test -p rendez-sim --test seeds -- --nocapture` replays one
 //! world with its log; `SEEDS=n` runs another number of them.
@@ -50,9 +50,9 @@ fn every_seed_keeps_the_rules() {
     }
 }
 
-/// Rules about what never happens hold for nothing.
+/// Rules prove nothing in worlds without faults.
 fn assert_worlds_had_enough_faults(summary: &Summary) {
-    let befell = |name| summary.transitions.get(name).copied().unwrap_or(0);
+    let transitions = |name| summary.transitions.get(name).copied().unwrap_or(0);
     for name in [
         "drop",
         "duplicate",
@@ -72,9 +72,9 @@ fn assert_worlds_had_enough_faults(summary: &Summary) {
         "slow reader",
         "jump clock",
     ] {
-        assert!(befell(name) >= 100, "{name} befell only {} times", befell(name));
+        assert!(transitions(name) >= 100, "{name}: only {} transitions", transitions(name));
     }
-    let happened = |name| summary.counters.get(name).copied().unwrap_or(0);
+    let counted = |name| summary.counters.get(name).copied().unwrap_or(0);
     for (name, times) in [
         ("conversations complete", 4_000),
         ("conversations unknown", 100),
@@ -90,7 +90,7 @@ fn assert_worlds_had_enough_faults(summary: &Summary) {
         ("retransmits", 5_000),
         ("bytes delivered", 1_000_000_000),
     ] {
-        assert!(happened(name) >= times, "{name}: only {}", happened(name));
+        assert!(counted(name) >= times, "{name}: only {}", counted(name));
     }
 }
 
@@ -101,8 +101,8 @@ fn same_seed_gives_the_same_log() {
         assert!(!first.is_empty());
         let differs = first.iter().zip(&second).position(|(one, other)| one != other);
         if let Some(line) = differs {
-            panic!("seed {seed} tells two stories:\n{}\n{}", first[line], second[line]);
+            panic!("seed {seed} gave two different logs:\n{}\n{}", first[line], second[line]);
         }
-        assert_eq!(first.len(), second.len(), "seed {seed} tells a longer story");
+        assert_eq!(first.len(), second.len(), "seed {seed} gave logs of different lengths");
     }
 }
