@@ -155,7 +155,8 @@ impl Admin {
             Admin::Local(registry) => registry,
         };
         let found = registry.environments().revoke(None, id).await?;
-        let unknown = || Exit::unknown_environment("nobody registered this environment");
+        let unknown =
+            || Exit::unknown_environment("no executor ever registered in this environment");
         if found { Ok(()) } else { Err(unknown()) }
     }
 

@@ -51,7 +51,7 @@ async fn join_token_enrols_one_machine() -> Result<()> {
     drop(agent);
     // the token was for one machine
     let other = tempfile::tempdir()?;
-    ends(other.path(), &relay, "box", Some(&join), 77, "as often as it may be").await?;
+    ends(other.path(), &relay, "box", Some(&join), 77, "used up").await?;
 
     let mut agent = OurAgent::start_in(state.path(), relay.url(), "box", None).await?;
     works(&relay, &orchestrator).await?;

@@ -1,8 +1,8 @@
-//! A copy of the database, also while relays use it.
+//! Backups of the database, also while relays use it.
 //!
-//! What else a relay needs to be itself is the signing key: a file that never
-//! changes, and that whoever has it can sign tickets with. It is not part of
-//! the copy, so that a backup alone admits nobody.
+//! A relay also needs its signing key, a file that never changes and that permits
+//! its holder to sign tickets. The backup does not contain it, so that a backup
+//! alone admits no one.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -13,38 +13,38 @@ use crate::registry::{DATABASE_FILE, is_file};
 use crate::store::StoreError;
 use crate::store::sqlite::{SqliteOpenError, SqliteStore};
 
-/// Why there is no backup. The operator has to act.
+/// Why a backup failed. The operator has to act.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    /// There is no database.
-    #[error("{}: there is no database here", .0.display())]
+    /// The state directory has no database.
+    #[error("{}: the database is missing", .0.display())]
     NoDatabase(PathBuf),
     /// The database cannot be opened.
     #[error("{}: {source}", path.display())]
     Open {
-        /// The database's file.
+        /// The file of the database.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         source: SqliteOpenError,
     },
-    /// The copy cannot be written, perhaps the file exists; or the database
-    /// cannot be looked at.
+    /// The backup file cannot be written, for example because it exists; or the
+    /// database file cannot be accessed.
     #[error("{}: {source}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// SQLite cannot write it.
-    #[error("the database cannot be copied: {0}")]
+    /// SQLite cannot copy the database.
+    #[error("copying the database failed: {0}")]
     Copy(#[from] StoreError),
 }
 
-/// Copies the database in `state_dir` to `file`, which must not exist, as it is
-/// at one moment. Its schema stays that of the relay that uses it. The copy is
-/// readable for its owner alone, and safe on disk when this returns, its name
-/// included.
+/// Copies the database in `state_dir` to `file`, which must not exist, as it is at
+/// one moment. The copy has the schema of the relay that uses the database. Only
+/// the owner can read the copy, and it is durable, with its name, when this
+/// returns.
 ///
 /// # Errors
 /// See [`BackupError`].
@@ -58,20 +58,20 @@ pub async fn backup(state_dir: &Path, file: &Path) -> Result<(), BackupError> {
     let failed = |source| BackupError::File { path: file.to_owned(), source };
     let store = SqliteStore::open_any(&database).await;
     let store = store.map_err(|source| BackupError::Open { path: database, source })?;
-    // SQLite fills an empty file, and this one has the right mode from the start
+    // SQLite fills an empty file; this one has the right mode from the start
     let copy =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map_err(failed)?;
     let copied = store.copy_into(file).await;
     store.close().await;
     if let Err(error) = copied {
-        // half a backup is none
+        // remove the incomplete backup
         let _ = std::fs::remove_file(file);
         return Err(error.into());
     }
     copy.sync_all().and_then(|()| sync_name(file)).map_err(failed)
 }
 
-/// A file's name is part of its directory, which is written at its own time.
+/// Syncs the directory: the name of a file is durable only with its directory.
 fn sync_name(file: &Path) -> io::Result<()> {
     let directory = file.parent().filter(|directory| !directory.as_os_str().is_empty());
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
@@ -98,11 +98,11 @@ mod tests {
         let registered = fixture.register(&executor, "dev").await;
         let backups = tempfile::tempdir().unwrap();
         let file = backups.path().join("backup.sqlite");
-        // while the registry has it open
+        // the registry has the database open meanwhile
         backup(fixture.dir.path(), &file).await.unwrap();
         let mode = std::fs::metadata(&file).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o600);
-        // what comes later is not in it
+        // later changes are not in the backup
         let later = fixture.token(Role::Admin, "*").await;
         let again = backup(fixture.dir.path(), &file).await;
         assert!(matches!(again, Err(BackupError::File { .. })), "a backup is not overwritten");
@@ -131,7 +131,7 @@ mod tests {
         let attached = Registry::attach(dir.path(), Options::default()).await.unwrap_err();
         let opened = Registry::open(dir.path(), Options::default()).await.unwrap_err();
         let expected = format!(
-            "{}: file is not a database: it is damaged, or something else; restore a backup of it",
+            "{}: file is not a database: it is damaged or not a database; restore a backup",
             database.display()
         );
         for said in [copied.to_string(), attached.to_string(), opened.to_string()] {
@@ -146,7 +146,7 @@ mod tests {
         let result = backup(empty.path(), &file).await;
         assert!(matches!(result, Err(BackupError::NoDatabase(_))));
         assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 0);
-        // what cannot be looked at is not what is not there
+        // an access error is not reported as a missing database
         let database = empty.path().join(DATABASE_FILE);
         std::os::unix::fs::symlink(&database, &database).unwrap();
         let error = backup(empty.path(), &file).await.unwrap_err();

@@ -15,20 +15,20 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::model::{Role, TokenId};
 
-/// Longest bearer token in bytes that is looked at; ours have 66.
+/// The longest bearer token that is parsed, in bytes. Ours have 66.
 pub(crate) const BEARER_MAX_BYTES: usize = 256;
 
-/// Bytes of a token's secret.
+/// The bytes of a token's secret.
 pub const SECRET_BYTES: usize = 32;
 
-/// A token as its bearer knows it.
+/// A token with its secret.
 pub struct BearerToken {
     role: Role,
     id: TokenId,
     secret: Zeroizing<[u8; SECRET_BYTES]>,
 }
 
-/// The text is not a token of this registry. It is not repeated here.
+/// The text is not a token of this registry. The error does not repeat it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this is not a Rendez token")]
 pub struct InvalidToken;
@@ -43,20 +43,20 @@ fn letter(role: Role) -> char {
 }
 
 impl BearerToken {
-    /// A new token out of random bytes.
+    /// Creates a token from random bytes.
     pub fn new(role: Role, id: TokenId, secret: [u8; SECRET_BYTES]) -> Self {
         Self { role, id, secret: Zeroizing::new(secret) }
     }
 
-    /// Reads a token's text.
+    /// Parses the text of a token.
     ///
     /// # Errors
-    /// [`InvalidToken`], without saying in what way: a stranger needs no help.
+    /// [`InvalidToken`], without the reason: a stranger needs no help.
     pub fn parse(text: &str) -> Result<Self, InvalidToken> {
         if text.len() > BEARER_MAX_BYTES {
             return Err(InvalidToken);
         }
-        // the secret may hold '_' itself
+        // the secret may contain '_'
         let mut parts = text.splitn(4, '_');
         let mut next = || parts.next().ok_or(InvalidToken);
         if next()? != "rdz" {
@@ -72,22 +72,22 @@ impl BearerToken {
         Ok(Self::new(role, id, secret.map_err(|_| InvalidToken)?))
     }
 
-    /// The role that the text claims; the stored one counts.
+    /// The role in the text. Only the stored role counts.
     pub fn role(&self) -> Role {
         self.role
     }
 
-    /// Which token it is.
+    /// The id of the token.
     pub fn id(&self) -> &TokenId {
         &self.id
     }
 
-    /// What is stored of the secret.
+    /// The hash of the secret, as it is stored.
     pub fn secret_hash(&self) -> [u8; 32] {
         Sha256::digest(self.secret.as_slice()).into()
     }
 
-    /// The text to hand to the bearer.
+    /// The text for the bearer.
     pub fn to_text(&self) -> TokenText {
         let mut secret = URL_SAFE_NO_PAD.encode(self.secret.as_slice());
         let text = format!("rdz_{}_{}_{secret}", letter(self.role), self.id);

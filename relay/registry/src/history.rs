@@ -1,14 +1,13 @@
-//! The history of connections: noted at once, written in the background.
+//! The history of connections: recorded at once, written in the background.
 //!
 //! Invariants
 //!
-//! * [`History::record`] never waits. What is noted is in memory until the
-//!   database has it, so that a slow or failing database holds up nobody.
-//! * Of a connection that changes before it is written, the last state is
-//!   written, once.
-//! * A connection begins once, however few of an environment are kept: whose
-//!   beginning was written is only changed from then on.
-//! * At most [`CONNECTIONS_UNWRITTEN`] wait; beyond that, the oldest is
+//! * [`History::record`] never waits. Records stay in memory until the database
+//!   has them, so that a slow or failing database delays no connection.
+//! * If a connection changes before it is written, only its last state is written.
+//! * A connection is inserted once. Later writes only update it, also if its row
+//!   has been pruned meanwhile.
+//! * At most [`CONNECTIONS_UNWRITTEN`] records wait. Beyond that, the oldest is
 //!   lost and counted.
 //! * Cancelling `History::run` or [`History::flush`] loses nothing.
 
@@ -30,21 +29,22 @@ use crate::store::capacity;
 use crate::store::connections::{ConnectionId, ConnectionRow, ConnectionUpdate, PreviousEnd};
 use crate::traits::Clock;
 
-/// Records of connections that wait to be written. More than there are
-/// connections on a node; beyond it, the oldest is lost and counted.
+/// The records that may wait to be written. The bound exceeds the connections of a
+/// node. Beyond it, the oldest record is lost and counted.
 pub(crate) const CONNECTIONS_UNWRITTEN: usize = 65_536;
 
-/// Records of connections that one transaction writes: it holds up other
-/// writers no longer than a few milliseconds.
+/// The records that one transaction writes. It delays other writers by a few
+/// milliseconds at most.
 pub(crate) const CONNECTIONS_PER_WRITE: usize = 256;
 
 /// How much of the history is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HistoryRetention {
-    /// At most so many connections of each environment, the newest; an
-    /// environment that has more keeps them until its next connection.
+    /// The largest number of connections per environment. Older ones are removed
+    /// with the next connection of the environment.
     pub connections: u32,
-    /// None that ended longer ago, but the last one of each environment.
+    /// The largest age of an ended connection. The last connection of each
+    /// environment stays.
     pub age: Duration,
 }
 
@@ -54,38 +54,39 @@ impl Default for HistoryRetention {
     }
 }
 
-/// What is not written yet, and who writes it.
+/// The queue of unwritten connections and their writer.
 pub struct History {
     store: Arc<dyn ConnectionStore>,
     clock: Arc<dyn Clock>,
     retention: Mutex<HistoryRetention>,
-    /// What is too old is looked for at once.
+    /// The next iteration of the writer prunes.
     prune_now: AtomicBool,
-    /// Drawn by lot at the start: part of every connection's name.
+    /// Random number of this start, part of every connection id.
     instance: u64,
     numbers: AtomicU64,
     queue: Mutex<Queue>,
-    /// Something was noted.
+    /// Notified when a connection is recorded.
     recorded: Notify,
-    /// One at a time, so that an older state never overtakes a newer one.
+    /// Held by one writer at a time, so that an older state never overwrites a
+    /// newer one.
     writing: tokio::sync::Mutex<()>,
     lost: AtomicU64,
-    /// Connections that began, by why the one before had ended; the last: there
-    /// was none.
+    /// Connections that began, by the end of the one before them. The last counter
+    /// is for those without a predecessor.
     began: [AtomicU64; EndReason::ALL.len() + 1],
 }
 
 #[derive(Default)]
 struct Queue {
     unwritten: BTreeMap<u64, Queued>,
-    /// Whose beginning was written, and whose end was not: no more than are open
-    /// or wait in `unwritten`.
+    /// Connections that are inserted and have not ended in the database: open
+    /// ones, and those in `unwritten`.
     inserted: BTreeSet<u64>,
 }
 
 struct Queued {
     connection: ConnectionRow,
-    /// Tells whether it changed while it was being written.
+    /// Detects changes during a write.
     version: u64,
 }
 
@@ -111,13 +112,13 @@ impl History {
         }
     }
 
-    /// A name for a connection that begins.
+    /// Returns the id for a new connection.
     pub fn next_id(&self) -> ConnectionId {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
         ConnectionId { instance: self.instance, number }
     }
 
-    /// Remembers what a connection is now.
+    /// Queues the current state of a connection.
     pub fn record(&self, connection: ConnectionRow) {
         let mut queue = self.queue.lock();
         let Queue { unwritten, inserted } = &mut *queue;
@@ -134,7 +135,7 @@ impl History {
         self.recorded.notify_one();
     }
 
-    /// Changes how much is kept, from now on.
+    /// Changes the retention from now on.
     pub fn set_retention(&self, retention: HistoryRetention) {
         let mut current = self.retention.lock();
         if std::mem::replace(&mut *current, retention) != retention {
@@ -143,24 +144,24 @@ impl History {
         }
     }
 
-    /// How much is kept.
+    /// Returns the current retention.
     pub fn retention(&self) -> HistoryRetention {
         *self.retention.lock()
     }
 
-    /// How many changes wait to be written.
+    /// Returns the number of connections that wait to be written.
     pub fn unwritten(&self) -> usize {
         self.queue.lock().unwritten.len()
     }
 
-    /// How many were lost since the start, because the database took none for
-    /// too long.
+    /// Returns the number of records lost since the start because the database was
+    /// unavailable for too long.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// How many connections were written since the start that begin after one
-    /// that ended so, or as the first of their environment.
+    /// Returns the number of connections written since the start whose predecessor
+    /// ended for this reason, or that had no predecessor.
     pub fn connections_after(&self, previous: PreviousEnd) -> u64 {
         self.counter(previous).load(Ordering::Relaxed)
     }
@@ -169,19 +170,20 @@ impl History {
         &self.began[previous.map_or(EndReason::ALL.len(), |why| why as usize)]
     }
 
-    /// Writes what was noted before this call.
+    /// Writes what was recorded before this call.
     ///
     /// # Errors
-    /// The database refused; what is left is kept for the next call.
+    /// The database refused the write. The remaining records are kept for the next
+    /// call.
     pub async fn flush(&self) -> Result<(), StoreError> {
         let _one_at_a_time = self.writing.lock().await;
-        // What is noted meanwhile has higher numbers, or is written again.
+        // Connections recorded meanwhile have higher numbers, or are written again.
         let Some(last) = self.queue.lock().unwritten.last_key_value().map(|(number, _)| *number)
         else {
             return Ok(());
         };
         let mut from = 0;
-        // Ends: each round begins after the last number of the one before.
+        // Ends: each iteration starts after the last number of the one before.
         while from <= last {
             let batch: Vec<(u64, ConnectionUpdate)> = {
                 let queue = self.queue.lock();
@@ -220,7 +222,7 @@ impl History {
         Ok(())
     }
 
-    /// Writes what is noted and removes what is old, for ever.
+    /// Writes queued connections and prunes old ones, forever.
     pub(crate) async fn run(&self) {
         let mut failing = false;
         let mut prune_at = Instant::now();
@@ -237,9 +239,9 @@ impl History {
             match done {
                 Ok(()) => failing = false,
                 Err(error) => {
-                    // once per outage
+                    // log once per outage
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(%error, "the history of connections cannot be written now");
+                        tracing::warn!(%error, "failed to write the history of connections, retrying");
                     }
                     sleep(store::WRITE_RETRY_PAUSE).await;
                 }
@@ -247,13 +249,13 @@ impl History {
         }
     }
 
-    /// Removes what is too old. How many connections.
+    /// Removes the connections that are too old and returns their number.
     pub(crate) async fn prune(&self) -> Result<u64, StoreError> {
         let age = self.retention().age.as_secs();
         let before = self.clock.now_unix_secs().saturating_sub(age);
         let mut removed = 0;
         loop {
-            // lets others write in between
+            // batches let other writers in between
             let limit = capacity::CONNECTIONS_PRUNE_BATCH;
             let batch = self.store.prune_connections(before, limit).await?;
             removed += batch;
@@ -262,13 +264,13 @@ impl History {
             }
         }
         if removed > 0 {
-            tracing::info!(removed, "old connections were removed from the history");
+            tracing::info!(removed, "pruned the history of connections");
         }
         Ok(removed)
     }
 
-    /// Ends the connections that are open in the history, which a relay that
-    /// starts finds if the one before it did not stop in good order.
+    /// Ends the connections that are open in the history. A relay that starts
+    /// calls this: the one before it may not have shut down cleanly.
     ///
     /// # Errors
     /// The store's.
@@ -276,7 +278,7 @@ impl History {
         let (now, why) = (self.clock.now_unix_secs(), EndReason::RelayRestarted);
         let ended = self.store.end_open_connections(now, why).await?;
         if ended > 0 {
-            tracing::info!(ended, "connections of a relay that did not stop in good order");
+            tracing::info!(ended, "ended connections of a relay that did not shut down cleanly");
         }
         Ok(ended)
     }
@@ -406,7 +408,7 @@ mod tests {
         writer.abort();
     }
 
-    /// The clock is stopped: it goes on when everybody waits.
+    /// Advances the paused clock and lets every task run.
     async fn sleep_virtually(time: std::time::Duration) {
         tokio::time::advance(time).await;
         for _ in 0..100 {

@@ -1,26 +1,26 @@
 //! Environments, registrations, tokens and tickets, over a [`Store`].
 //!
 //! ```text
-//! http     extract, authenticate, parse, call, convert; one status table
+//! http      authenticate, parse, call a resource, convert the result
 //!   |
-//! registry the rules; owns time, ids and signatures          -> Presence (the relay)
+//! registry  the resources and their rules                      -> Presence (the relay)
 //!   |
-//! store    one transaction per method, `now` is an argument  -> SQLite
+//! store     one transaction per method, `now` is an argument   -> SQLite
 //! ```
 //!
 //! Invariants
 //!
-//! * The newest registration of an environment is its current one. Its
-//!   generation is higher than any before it, and generations never reset.
-//! * An orchestrator's ticket opens one websocket, and an authorization
-//!   completes one handshake, both within a minute and under the registration
-//!   that they were issued for.
-//! * The database holds no secret in clear: tokens as hashes, tickets as ids.
-//!   The signing key lives in a file beside it.
-//! * `/register` waits rather than fails: stock executors exit on any failure.
+//! * The newest registration of an environment is its current one. Its generation
+//!   is higher than any before it, and generations never reset.
+//! * An orchestrator's ticket opens one websocket, and an authorization completes
+//!   one handshake, both within a minute and under the registration for which they
+//!   were issued.
+//! * The database holds no secret in clear: tokens as hashes, tickets as ids. The
+//!   signing key is in a file beside it.
+//! * `/register` retries rather than fails: stock executors exit on any failure.
 //!
 //! The relay embeds [`Registry`]: its router serves HTTP, and
-//! [`tickets::Tickets::admit`] judges the tickets that arrive in websocket URLs.
+//! [`tickets::Tickets::admit`] checks the tickets that arrive in websocket URLs.
 
 pub mod audit;
 pub mod backup;

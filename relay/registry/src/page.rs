@@ -1,9 +1,9 @@
-//! Lists in pages.
+//! Pagination.
 
 use rendez_proto::limits;
 
-/// What the page after `page` starts behind: its last one, if `page` is full. A
-/// full page may be the last one; then an empty one follows.
+/// Returns the cursor of the next page: the last entry, if `page` is full. A full
+/// page may be the last one; then an empty one follows.
 pub(crate) fn next_cursor<T, I>(page: &[T], id: impl FnOnce(&T) -> I) -> Option<I> {
     let full = page.len() >= limits::LIST_PAGE_MAX as usize;
     page.last().filter(|_| full).map(id)

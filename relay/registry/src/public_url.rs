@@ -1,5 +1,5 @@
-//! Under which URL clients reach this relay: the base of the websocket URLs
-//! that replies carry.
+//! The URL under which clients reach this relay: the base of the websocket URLs in
+//! replies.
 
 use rendez_proto::registry::RendezvousUrl;
 use rendez_proto::ticket::TicketText;
@@ -7,21 +7,21 @@ use std::fmt;
 use std::str::FromStr;
 use url::Url;
 
-/// Longest Host header in bytes: a DNS name has 253, a port adds six.
+/// The longest Host header in bytes: a DNS name has 253, a port adds six.
 pub(crate) const HOST_MAX_BYTES: usize = 260;
 
-/// Path of the rendezvous websocket below the base. The ticket is the query
+/// The path of the rendezvous websocket below the base. The ticket is the query
 /// parameter `ticket`.
 pub const RENDEZVOUS_PATH: &str = "/v1/rendezvous";
 
-/// Where clients reach the relay.
+/// The source of the public URL.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum PublicUrl {
-    /// Wherever this request was sent to, without TLS: right for a relay that
-    /// is reached directly, wrong behind a proxy that ends TLS.
+    /// The Host header of the request, without TLS: right for a relay that is
+    /// reached directly, wrong behind a proxy that terminates TLS.
     #[default]
     FromHost,
-    /// The same with TLS: right for a relay that ends TLS itself.
+    /// The Host header, with TLS: right for a relay that terminates TLS itself.
     FromHostByTls,
     /// A configured base.
     Fixed(WebsocketBase),
@@ -38,13 +38,13 @@ pub enum InvalidPublicUrl {
     /// Not a URL.
     #[error("the public URL is not a URL: {0}")]
     Syntax(#[from] url::ParseError),
-    /// Another scheme.
+    /// It has another scheme.
     #[error("the public URL must start with http://, https://, ws:// or wss://")]
     Scheme,
-    /// Parts that a base cannot have.
+    /// It has parts that a base cannot have.
     #[error("the public URL must have no user, query or fragment")]
     Parts,
-    /// No usable Host header, where the URL depends on it.
+    /// The request has no usable Host header, and no URL is configured.
     #[error("the request has no usable Host header, and the relay has no public URL configured")]
     Host,
 }
@@ -69,7 +69,7 @@ impl FromStr for PublicUrl {
 }
 
 impl PublicUrl {
-    /// The base for a request with this Host header.
+    /// Returns the base for a request with this Host header.
     ///
     /// # Errors
     /// [`InvalidPublicUrl::Host`] if the header is needed and not usable.
@@ -92,7 +92,7 @@ impl PublicUrl {
 }
 
 impl WebsocketBase {
-    /// The URL that `ticket` opens.
+    /// Returns the URL that `ticket` opens.
     pub fn rendezvous(&self, ticket: &TicketText) -> RendezvousUrl {
         format!("{}{RENDEZVOUS_PATH}?ticket={}", self.0, ticket.expose()).into()
     }

@@ -1,8 +1,8 @@
-//! The registry's signing key: a file of its own in the state directory, mode
-//! 0600, made on first start. It is never in the database.
+//! The registry's signing key: a file in the state directory, mode 0600, created
+//! on first start. It is never in the database.
 //!
 //! The file is one line, `ed25519 <seed as base64>`. Losing it invalidates all
-//! tickets: executors then register again by themselves.
+//! tickets; executors then register again by themselves.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use crate::traits::{NoRandomness, Random};
 
-/// Name of the key's file in the state directory.
+/// The name of the key's file in the state directory.
 pub const SIGNING_KEY_FILE: &str = "signing.key";
 
 const ALGORITHM: &str = "ed25519";
@@ -27,50 +27,50 @@ const ALGORITHM: &str = "ed25519";
 #[derive(Clone)]
 pub struct Signer(SigningKey);
 
-/// The signing key cannot be had. The operator has to act.
+/// The signing key cannot be used. The operator has to act.
 #[derive(Debug, thiserror::Error)]
 pub enum SignerError {
-    /// The file cannot be read or made.
+    /// The file cannot be read or created.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// There is none.
+    /// The file is missing.
     #[error(
-        "{}: there is no signing key; restore it, or start the relay, which makes a new one",
+        "{}: the signing key is missing; restore it, or start the relay, which creates a new one",
         .0.display()
     )]
     Missing(PathBuf),
-    /// Others can read it.
-    #[error("{}: others can read the signing key (mode {mode:o}); run chmod 600 on it, or remove it to have a new one made", path.display())]
+    /// Other users can read the file.
+    #[error("{}: other users can read the signing key (mode {mode:o}); run chmod 600 on it, or remove it to have a new one created", path.display())]
     Mode {
         /// The file.
         path: PathBuf,
-        /// Its permission bits.
+        /// The permission bits of the file.
         mode: u32,
     },
-    /// It holds something else.
-    #[error("{}: not a signing key; remove it to have a new one made", path.display())]
+    /// The file has other content.
+    #[error("{}: not a signing key; remove it to have a new one created", path.display())]
     Content {
         /// The file.
         path: PathBuf,
     },
-    /// No key can be made.
+    /// No key can be generated.
     #[error(transparent)]
     Random(#[from] NoRandomness),
 }
 
 impl Signer {
-    /// The signer with this key.
+    /// Creates a signer from this seed.
     pub fn from_seed(seed: &[u8; 32]) -> Self {
         Self(SigningKey::from_bytes(seed))
     }
 
-    /// Reads the key in `state_dir`, which must exist, or makes one there. Of
-    /// several processes that start at once, one makes it and all use it.
+    /// Reads the key in `state_dir`, which must exist, or creates one there. If
+    /// several processes start at once, one creates it and all use it.
     ///
     /// # Errors
     /// See [`SignerError`].
@@ -85,7 +85,7 @@ impl Signer {
         }
     }
 
-    /// Reads the key in `state_dir`, which must be there.
+    /// Reads the key in `state_dir`, where it must exist.
     ///
     /// # Errors
     /// See [`SignerError`].
@@ -98,7 +98,7 @@ impl Signer {
         }
     }
 
-    /// What verifies the tickets.
+    /// Returns the key that verifies the tickets.
     pub fn verifying_key(&self) -> VerifyingKey {
         self.0.verifying_key()
     }
@@ -131,8 +131,8 @@ fn read(path: &Path) -> Result<Signer, SignerError> {
     if algorithm == ALGORITHM { Ok(Signer::from_seed(seed)) } else { Err(content()) }
 }
 
-/// Writes a new key beside its place and links it there, so that nobody ever
-/// reads half a key and no key is replaced.
+/// Writes a new key to a temporary file and links it into place, so that a key is
+/// never read incomplete or replaced.
 fn create(state_dir: &Path, path: &Path, random: &dyn Random) -> Result<(), SignerError> {
     let mut seed = Zeroizing::new([0; 32]);
     random.fill(seed.as_mut())?;
@@ -183,7 +183,7 @@ mod tests {
         assert_ne!(open(other.path()).unwrap().verifying_key(), first.verifying_key());
     }
 
-    /// Two processes that both found no key: the second must not replace it.
+    /// If two processes find no key, the second must not replace it.
     #[test]
     fn signing_key_is_never_replaced() {
         let dir = tempfile::tempdir().unwrap();

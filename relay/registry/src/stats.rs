@@ -1,11 +1,11 @@
-//! Counters by operation and outcome. The registry only counts; whoever embeds
-//! it translates them into metrics.
+//! Counters by operation and outcome. The relay that embeds the registry exports
+//! them as metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rendez_proto::registry::error::ErrorCode;
 
-/// What was asked for.
+/// The kind of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Operation {
     /// POST .../register
@@ -26,11 +26,11 @@ pub enum Operation {
     Document,
     /// A path that does not exist
     UnknownRoute,
-    /// At the websocket, what is no good ticket of either kind
+    /// A websocket whose ticket is valid for neither kind
     UnknownTicket,
-    /// An executor's ticket at the websocket
+    /// A websocket with an executor's ticket
     ExecutorTicket,
-    /// An orchestrator's ticket at the websocket
+    /// A websocket with an orchestrator's ticket
     OrchestratorTicket,
 }
 
@@ -51,7 +51,7 @@ impl Operation {
         Operation::OrchestratorTicket,
     ];
 
-    /// A word for counters.
+    /// The label of the counter.
     pub fn as_str(self) -> &'static str {
         match self {
             Operation::Register => "register",
@@ -70,39 +70,39 @@ impl Operation {
     }
 }
 
-/// How it ended.
+/// The outcome of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// As asked; for `/validate`: `valid: true`.
+    /// Success; for `/validate`, `valid: true`.
     Ok,
-    /// A verdict of `valid: false`.
+    /// `valid: false`.
     Denied,
     /// A ticket was refused.
     Ticket(TicketFault),
-    /// An answer with this code.
+    /// An error response with this code.
     Error(ErrorCode),
 }
 
 /// Why a ticket was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TicketFault {
-    /// Not a ticket.
+    /// It is not a ticket.
     Malformed,
-    /// Signed by somebody else.
+    /// It has another signer.
     BadSignature,
-    /// Too late.
+    /// It is expired.
     Expired,
-    /// For something else.
+    /// It is for another purpose.
     WrongPurpose,
-    /// Used before.
+    /// It was used before.
     Used,
     /// Its token is revoked or expired.
     Revoked,
     /// Its token may not be used from that address.
     Source,
-    /// A newer registration took over.
+    /// A newer registration superseded its own.
     Superseded,
-    /// Its environment is unknown here.
+    /// Its environment is unknown.
     Unknown,
 }
 
@@ -119,7 +119,7 @@ impl TicketFault {
         TicketFault::Unknown,
     ];
 
-    /// A word for counters.
+    /// The label of the counter.
     pub fn as_str(self) -> &'static str {
         match self {
             TicketFault::Malformed => "ticket_malformed",
@@ -136,7 +136,7 @@ impl TicketFault {
 }
 
 impl Outcome {
-    /// A word for counters: of an error its code.
+    /// The label of the counter; for an error its code.
     pub fn as_str(self) -> &'static str {
         match self {
             Outcome::Ok => "ok",
@@ -176,24 +176,24 @@ impl Stats {
         }
     }
 
-    /// How often `operation` ended with `outcome`.
+    /// Returns how often `operation` ended with `outcome`.
     pub fn get(&self, operation: Operation, outcome: Outcome) -> u64 {
         self.counter(operation, outcome).map_or(0, |counter| counter.load(Ordering::Relaxed))
     }
 
-    /// All counters.
+    /// Returns all counters.
     pub fn all(&self) -> impl Iterator<Item = (Operation, Outcome, u64)> + '_ {
         self.counters
             .iter()
             .map(|(operation, outcome, n)| (*operation, *outcome, n.load(Ordering::Relaxed)))
     }
 
-    /// All counters that are not zero.
+    /// Returns all counters that are not zero.
     pub fn nonzero(&self) -> impl Iterator<Item = (Operation, Outcome, u64)> + '_ {
         self.all().filter(|(_, _, n)| *n > 0)
     }
 
-    // about 200 entries: a scan is cheap beside the request that it counts
+    // about 200 entries: a scan is cheap compared to the request
     fn counter(&self, operation: Operation, outcome: Outcome) -> Option<&AtomicU64> {
         self.counters
             .iter()
@@ -202,32 +202,32 @@ impl Stats {
     }
 }
 
-/// What is asked of a store, for counters.
+/// The kind of a call of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StoreCall {
-    /// Tokens and blocked subjects are looked up.
+    /// Reads tokens and blocked subjects.
     ReadTokens,
-    /// Tokens are made, rotated, revoked or used; executors are enrolled.
+    /// Creates, rotates, revokes or uses tokens; enrols executors.
     WriteTokens,
-    /// Environments and registrations are looked up.
+    /// Reads environments and registrations.
     ReadEnvironments,
-    /// Registrations begin or end; environments are revoked.
+    /// Begins or ends registrations; revokes environments.
     WriteEnvironments,
-    /// What was withdrawn is asked for.
+    /// Reads revocations.
     ReadRevocations,
-    /// Tickets are used.
+    /// Redeems tickets.
     Redeem,
-    /// The history of connections is read.
+    /// Reads the history of connections.
     ReadHistory,
-    /// It is written.
+    /// Writes the history of connections.
     WriteHistory,
-    /// Its old end is removed.
+    /// Prunes the history of connections.
     PruneHistory,
-    /// The audit log is read.
+    /// Reads the audit log.
     ReadAudit,
-    /// It is written.
+    /// Writes the audit log.
     WriteAudit,
-    /// Its old end is removed.
+    /// Prunes the audit log.
     PruneAudit,
 }
 
@@ -248,7 +248,7 @@ impl StoreCall {
         StoreCall::PruneAudit,
     ];
 
-    /// Whether it writes.
+    /// Whether the call writes.
     pub fn writes(self) -> bool {
         match self {
             StoreCall::WriteTokens
@@ -266,7 +266,7 @@ impl StoreCall {
         }
     }
 
-    /// A word for counters.
+    /// The label of the counter.
     pub fn as_str(self) -> &'static str {
         match self {
             StoreCall::ReadTokens => "read_tokens",

@@ -1,5 +1,5 @@
-//! Retries while the store is not available, for the one call whose client would
-//! not repeat it: a stock executor exits on any failure of `/register`.
+//! Retries while the store is unavailable, for the one request whose client does
+//! not retry: a stock executor exits on any failure of `/register`.
 
 use std::time::Duration;
 
@@ -7,16 +7,16 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::store::StoreError;
 
-/// How long `/register` retries while the database is busy. Codex, section
-/// 1.1: its executors wait 10 s and exit on any failure.
+/// How long `/register` retries while the database is busy. Stock executors wait
+/// 10 s and exit on any failure (docs/codex-wire.md#register).
 pub(crate) const REGISTER_RETRY_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Pause between two of those tries.
+/// The pause between two attempts.
 pub(crate) const REGISTER_RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 const _: () = assert!(REGISTER_RETRY_TIMEOUT.as_secs() < 10);
 
-/// Until when a call of the store is repeated while the store is not available.
+/// Until when a call of the store is repeated while the store is unavailable.
 #[derive(Debug, Clone, Copy)]
 pub struct StoreRetry {
     deadline: Option<Instant>,
@@ -26,8 +26,8 @@ impl StoreRetry {
     /// One attempt.
     pub const NEVER: Self = Self { deadline: None };
 
-    /// Retries from now on for as long as an executor waits for its registration,
-    /// over all calls of the store together.
+    /// Retries for as long as an executor waits for its registration, counted from
+    /// now over all calls of the store together.
     pub fn for_registration() -> Self {
         Self { deadline: Some(Instant::now() + REGISTER_RETRY_TIMEOUT) }
     }

@@ -1,4 +1,4 @@
-//! A registry in a throw-away directory, with time, ids and presence in hand.
+//! A registry in a temporary directory, with a controlled clock, ids and presence.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -41,10 +41,10 @@ use crate::traits::{
 };
 use crate::{Options, PublicUrl, Registry};
 
-/// When tests begin, in seconds since 1970.
+/// The time at which tests begin, in seconds since 1970.
 pub(crate) const START: u64 = 1_800_000_000;
 
-/// The audit log's row of something that a test does to a store.
+/// The audit log's row of a change that a test makes.
 pub(crate) fn audit_event() -> AuditEvent {
     AuditEvent::new(AuditKind::Admin, START)
 }
@@ -69,7 +69,7 @@ impl Clock for FixedClock {
     }
 }
 
-/// Different bytes each time, the same in each run.
+/// Different bytes each time, but the same in each run.
 #[derive(Default)]
 pub(crate) struct FixedRandom(AtomicU64);
 
@@ -83,7 +83,7 @@ impl Random for FixedRandom {
     }
 }
 
-/// Who is connected, since [`START`].
+/// The connected executors, all since [`START`].
 pub(crate) struct FixedPresence {
     connected: watch::Sender<BTreeMap<EnvironmentId, RegistrationId>>,
     /// Calls of `wait_for_executor` so far.
@@ -153,21 +153,21 @@ impl Presence for FixedPresence {
 }
 
 /// A store in memory. It keeps what is written in the background, and knows one
-/// token, which may do anything that a registration needs; other calls fail.
+/// token, with which a registration succeeds. Other calls fail.
 #[derive(Default)]
 pub(crate) struct MemoryStore {
     token: Option<Token>,
-    /// For each kind of call, the errors that are still to come.
+    /// The errors to come, by kind of call.
     failures: Mutex<BTreeMap<&'static str, VecDeque<StoreError>>>,
-    /// Calls that can be scripted to fail, so far.
+    /// The scriptable calls so far.
     pub(crate) calls: AtomicUsize,
-    /// Whether connections are refused.
+    /// Whether writes of connections fail.
     pub(crate) down: AtomicBool,
     /// Connections, one entry per write.
     pub(crate) connections: Mutex<Vec<Vec<ConnectionUpdate>>>,
-    /// How many connections were to be kept at the last write.
+    /// The `keep` of the last write.
     pub(crate) keep: AtomicU64,
-    /// For each removal of old connections, the time before which they ended.
+    /// The `before` of each prune.
     pub(crate) prunes: Mutex<Vec<u64>>,
     /// Rows of the audit log.
     pub(crate) events: Mutex<Vec<AuditEvent>>,
@@ -334,7 +334,7 @@ impl ConnectionStore for MemoryStore {
     async fn prune_connections(&self, before: u64, limit: u32) -> Result<u64, StoreError> {
         let mut prunes = self.prunes.lock();
         prunes.push(before);
-        // there is more than fits one batch
+        // the first batch is full
         Ok(if prunes.len() == 1 { limit.into() } else { 0 })
     }
     async fn end_open_connections(&self, _: u64, _: EndReason) -> Result<u64, StoreError> {
@@ -363,7 +363,7 @@ pub(crate) struct Fixture {
     pub(crate) registry: Registry,
     pub(crate) clock: Arc<FixedClock>,
     presence: Arc<FixedPresence>,
-    /// How often somebody waited for an executor.
+    /// The waits for an executor so far.
     pub(crate) waits: Arc<AtomicU64>,
     pub(crate) dir: TempDir,
 }
@@ -373,12 +373,12 @@ impl Fixture {
         Self::with_connect_wait(Duration::ZERO).await
     }
 
-    /// Whose `/connect` waits for executors.
+    /// A fixture whose `/connect` waits for executors.
     pub(crate) async fn with_connect_wait(connect_wait: Duration) -> Self {
         Self::with(connect_wait, Vec::new()).await
     }
 
-    /// That accepts tokens of these issuers.
+    /// A fixture that trusts these issuers.
     pub(crate) async fn believing(issuers: Vec<IssuerConfig>) -> Self {
         Self::with(Duration::ZERO, issuers).await
     }
@@ -412,13 +412,13 @@ impl Fixture {
         self.clock.0.fetch_add(seconds, Ordering::SeqCst);
     }
 
-    /// A new token's text.
+    /// Creates a token and returns its text.
     pub(crate) async fn token(&self, role: Role, environments: &str) -> String {
         let new = CreateToken { environments: environments.to_owned(), ..CreateToken::new(role) };
         self.registry.tokens().create(None, &new).await.unwrap().token.expose().to_owned()
     }
 
-    /// The bearer of a new token.
+    /// Creates a token and returns its bearer.
     pub(crate) async fn caller(&self, role: Role, environments: &str) -> Caller {
         let token = self.token(role, environments).await;
         self.registry.tokens().authenticate(&token, None, StoreRetry::NEVER).await.unwrap()
@@ -433,7 +433,7 @@ impl Fixture {
             .unwrap()
     }
 
-    /// Registers and has the executor's websocket open.
+    /// Registers and connects the executor.
     pub(crate) async fn online(&self, caller: &Caller, environment: &str) -> RegisterReply {
         let reply = self.register(caller, environment).await;
         self.set_connected(environment, &reply.executor_registration_id);
@@ -445,15 +445,13 @@ impl Fixture {
         self.presence.connected.send_modify(|all| drop(all.insert(env(environment), id)));
     }
 
-    /// Returns when somebody has begun to wait for an executor, for the
-    /// `times`th time.
+    /// Waits for the `times`th wait for an executor to begin.
     pub(crate) async fn until_waiting(&self, times: u64) {
         until(async || self.waits.load(Ordering::SeqCst) >= times).await;
     }
 }
 
-/// Returns when it is so; fails if that takes longer than any machine is busy,
-/// by a clock that nobody stops.
+/// Waits until a condition holds. Fails after a minute of real time.
 pub(crate) async fn until(mut is_so: impl AsyncFnMut() -> bool) {
     let patience = Instant::now() + Duration::from_secs(60);
     while !is_so().await {
@@ -479,7 +477,7 @@ pub(crate) fn key(n: u8) -> PublicKey {
     PublicKey::hybrid([n; 32], Box::new([n; 1184]))
 }
 
-/// An executor of ours, which stock orchestrators can use too.
+/// A Rendez executor, which stock orchestrators can use too.
 pub(crate) fn register_request() -> RegisterRequest {
     RegisterRequest {
         security_profile: Profile::NoiseHybridIkV1,
@@ -495,7 +493,7 @@ pub(crate) fn connect_request(profiles: Option<&[Profile]>) -> ConnectRequest {
     }
 }
 
-/// What the executor asks after a handshake along `reply`.
+/// The executor's request after a handshake that `reply` permitted.
 pub(crate) fn validate_request(reply: &ConnectReply) -> ValidateRequest {
     ValidateRequest {
         executor_registration_id: reply.executor_registration_id.clone(),

@@ -1,5 +1,5 @@
-//! What the registry takes from its surroundings: time, randomness, and the
-//! relay's knowledge of who is connected. Tests put fixed ones in their place.
+//! The surroundings of a registry: clock, randomness, metrics, and the relay's
+//! knowledge of connected executors. Tests replace them.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,9 +10,9 @@ use rendez_proto::registry::status::{ConnectionCursor, ConnectionEntry};
 
 use crate::stats::StoreCall;
 
-/// Tells the time.
+/// A source of the time.
 pub trait Clock: Send + Sync + 'static {
-    /// Seconds since 1970.
+    /// Returns the seconds since 1970.
     fn now_unix_secs(&self) -> u64;
 }
 
@@ -26,13 +26,13 @@ impl Clock for SystemClock {
     }
 }
 
-/// Is told how long the database takes.
+/// Receives the duration of each call of the store.
 pub trait StoreMetrics: Send + Sync + 'static {
-    /// A call has ended after this time, with success or without.
+    /// Records a call that has ended after this time, successfully or not.
     fn store_call(&self, call: StoreCall, took: Duration, good: bool);
 }
 
-/// For a registry that nobody watches.
+/// Discards all durations.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoStoreMetrics;
 
@@ -40,18 +40,18 @@ impl StoreMetrics for NoStoreMetrics {
     fn store_call(&self, _: StoreCall, _: Duration, _: bool) {}
 }
 
-/// Makes ids and secrets.
+/// A source of ids and secrets.
 pub trait Random: Send + Sync + 'static {
     /// Fills `bytes` with unpredictable ones.
     ///
     /// # Errors
-    /// The system has none to give.
+    /// The system has no randomness.
     fn fill(&self, bytes: &mut [u8]) -> Result<(), NoRandomness>;
 }
 
-/// The operating system gave no randomness; nothing can be issued.
+/// The operating system has no randomness, so nothing can be issued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the operating system gave no randomness")]
+#[error("the operating system has no randomness")]
 pub struct NoRandomness;
 
 /// The operating system's generator.
@@ -64,24 +64,26 @@ impl Random for SystemRandom {
     }
 }
 
-/// `N` bytes from `random`.
+/// Returns `N` bytes from `random`.
 pub(crate) fn random_bytes<const N: usize>(random: &dyn Random) -> Result<[u8; N], NoRandomness> {
     let mut bytes = [0; N];
     random.fill(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Which executors are connected; the relay knows.
+/// The relay's knowledge of connected executors.
 ///
-/// What has a default says that nobody is, and that nobody will come.
+/// The default methods report that no executor is connected and that none will
+/// connect.
 #[async_trait]
 pub trait Presence: Send + Sync + 'static {
-    /// The registration whose executor's websocket is open, if one is.
+    /// Returns the registration whose executor's websocket is open, if there is
+    /// one.
     async fn connected(&self, environment: &EnvironmentId) -> Option<RegistrationId>;
 
-    /// Waits until such a registration is another one than `other_than`; at
-    /// once, if it is. Wakes when an executor joins, and does not poll.
-    /// Cancelling it is how to stop waiting.
+    /// Waits until the connected registration differs from `other_than`; returns
+    /// at once if it does. Wakes when an executor joins, without polling. Cancel
+    /// it to stop waiting.
     ///
     /// # Errors
     /// [`WaitRefused`]
@@ -93,7 +95,7 @@ pub trait Presence: Send + Sync + 'static {
         Err(WaitRefused)
     }
 
-    /// What is open for an environment now.
+    /// Returns the open connections of an environment.
     async fn environment_connections(
         &self,
         _environment: &EnvironmentId,
@@ -101,13 +103,13 @@ pub trait Presence: Send + Sync + 'static {
         EnvironmentConnections::default()
     }
 
-    /// What is open on this node, all together.
+    /// Returns the totals of this node.
     async fn node_connections(&self) -> NodeConnections {
         NodeConnections::default()
     }
 
-    /// At most `limit` open websockets after this one, which may be gone, ordered
-    /// by environment; of one environment or of all.
+    /// Returns at most `limit` open websockets after this cursor, which may be
+    /// closed meanwhile, ordered by environment; of one environment or of all.
     async fn connections(
         &self,
         _environment: Option<&EnvironmentId>,
@@ -117,45 +119,46 @@ pub trait Presence: Send + Sync + 'static {
         vec![]
     }
 
-    /// Sends a ping through the executor's websocket and waits for its pong,
-    /// for at most [`rendez_proto::limits::PROBE_TIMEOUT`]. `false`: none came.
+    /// Pings the executor's websocket and waits for its pong, for at most
+    /// [`rendez_proto::limits::PROBE_TIMEOUT`]. Returns `false` if none came.
     async fn probe(&self, _environment: &EnvironmentId) -> bool {
         false
     }
 }
 
-/// What is open on a node.
+/// The totals of a node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct NodeConnections {
-    /// Websockets of executors.
+    /// The websockets of executors.
     pub executors: usize,
-    /// Websockets of orchestrators.
+    /// The websockets of orchestrators.
     pub orchestrators: usize,
-    /// Streams that are known.
+    /// The known streams.
     pub streams: usize,
-    /// Whether the relay is about to send everybody elsewhere.
+    /// Whether the relay is draining.
     pub draining: bool,
 }
 
-/// Nobody may wait: too many do already, or the relay is going away.
+/// Waiting is refused: too many callers wait, or the relay is shutting down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("nobody may wait for an executor now")]
+#[error("waiting for an executor is refused at the moment")]
 pub struct WaitRefused;
 
-/// What is open for an environment.
+/// The open connections of an environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EnvironmentConnections {
     /// The executor's websocket.
     pub executor: Option<LiveExecutor>,
-    /// Websockets of orchestrators.
+    /// The websockets of orchestrators.
     pub orchestrators: usize,
-    /// Streams that are known, those whose ends may come back included.
+    /// The known streams, including those whose endpoints may reconnect.
     pub streams: usize,
-    /// Whether the relay is about to send everybody elsewhere.
+    /// Whether the relay is draining.
     pub draining: bool,
 }
 
-/// For a registry without a relay, such as that of `rendez token create`.
+/// The presence of a registry without a relay, such as that of `rendez token
+/// create`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoPresence;
 
@@ -166,25 +169,25 @@ impl Presence for NoPresence {
     }
 }
 
-/// Gets the public keys of other issuers.
+/// Fetches the public keys of issuers.
 #[async_trait]
 pub trait FetchKeys: Send + Sync + 'static {
-    /// What an `https://` URL answers, at most
+    /// Returns the body at an `https://` URL, at most
     /// [`rendez_proto::limits::JWKS_MAX_BYTES`], within
     /// [`rendez_proto::limits::JWKS_FETCH_TIMEOUT`].
     ///
     /// # Errors
-    /// Why not, for the log.
+    /// The reason, for the log.
     async fn fetch(&self, url: &str) -> Result<Vec<u8>, String>;
 }
 
-/// For a registry that asks nobody.
+/// Fetches nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoFetch;
 
 #[async_trait]
 impl FetchKeys for NoFetch {
     async fn fetch(&self, _: &str) -> Result<Vec<u8>, String> {
-        Err("this process asks nobody".to_owned())
+        Err("this process fetches no keys".to_owned())
     }
 }

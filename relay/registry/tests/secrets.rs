@@ -1,6 +1,6 @@
-//! A registry at work leaves no secret in its database files and in its log at
-//! the finest level, its dependencies' included. Alone in its binary, since it
-//! takes the process's log.
+//! A registry in use leaves no secret in its database files and in its log at the
+//! finest level, including that of its dependencies. Alone in its binary, since it
+//! captures the process's log.
 
 #![allow(clippy::unwrap_used, reason = "all of it is a test")]
 
@@ -97,7 +97,7 @@ fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
-/// An issuer that is believed, and a bearer of its.
+/// A trusted issuer and a bearer of its.
 fn foreign(keys: &Path) -> (IssuerConfig, String) {
     let seed = [9; 32];
     let public = SigningKey::from_bytes(&seed).verifying_key();
@@ -183,7 +183,7 @@ async fn no_secret_in_database_or_log() {
     registry.tickets().admit(&orchestrators, None).await.unwrap_err();
     registry.tickets().admit(&format!("{executors}x"), None).await.unwrap_err();
     registry.tickets().check_executor(&authorization, None).await.unwrap_err();
-    // a token that is wrong, in the place of one and in that of a body
+    // an invalid token as a bearer, and one in a body
     let wrong = format!("{}A", &executor[..executor.len() - 1]);
     call(&registry, "POST", &path("register"), &wrong, json!({})).await;
     call(&registry, "POST", &path("register"), &executor, json!(orchestrator)).await;
@@ -192,7 +192,7 @@ async fn no_secret_in_database_or_log() {
     let revoked = format!("/v1/tokens/{}", text(&created["id"]));
     call(&registry, "DELETE", &revoked, &admin, Value::Null).await;
     call(&registry, "GET", "/v1/tokens", &admin, Value::Null).await;
-    // a rotation, and both secrets at work
+    // a rotation, and the use of both secrets
     let first = token(&registry, Role::Executor).await;
     let rotate = format!("/v1/tokens/{}/rotate", first.split('_').nth(2).unwrap());
     let rotated = call(&registry, "POST", &rotate, &admin, json!({"overlap_secs": 60})).await;
@@ -203,7 +203,8 @@ async fn no_secret_in_database_or_log() {
         let registered = call(&registry, "POST", &there("rotated"), token, body.clone()).await;
         assert!(registered["url"].is_string(), "{registered}");
     }
-    // an executor that joins and comes again, and proofs and joins that are refused
+    // an executor that enrols and registers again, and refused proofs and
+    // enrolments
     let join = token(&registry, Role::Join).await;
     let proofs = [1, 2].map(|nonce| proof("joined", nonce, &body));
     for (proof, good) in [(&proofs[0], true), (&proofs[1], true), (&proofs[1], false)] {
@@ -214,7 +215,7 @@ async fn no_secret_in_database_or_log() {
     let forged = format!("{}A", &proofs[0][..proofs[0].len() - 1]);
     call_with(&registry, "POST", &there("joined"), &join, Some(&forged), body.clone()).await;
     call(&registry, "POST", &there("joined"), &join, body.clone()).await;
-    // the bearer of another issuer, also where it may not
+    // the bearer of another issuer, also where it is refused
     let registered = call(&registry, "POST", &there("foreign"), &jwt, body.clone()).await;
     assert!(registered["url"].is_string(), "{registered}");
     call(&registry, "POST", &there("elsewhere"), &jwt, body.clone()).await;
@@ -224,7 +225,7 @@ async fn no_secret_in_database_or_log() {
 
     let database = files(dir.path());
     let log = log.0.lock().clone();
-    // the search finds what is there
+    // the search finds a known value
     let id = executor.split('_').nth(2).unwrap().as_bytes();
     assert!(contains(&database, id) && contains(&log, id));
     assert!(contains(&log, b"SELECT"), "the database's own log is part of it");
@@ -243,7 +244,7 @@ async fn no_secret_in_database_or_log() {
     }
     for jwt in [&jwt, &forged_jwt] {
         secrets.push(("foreign bearer", jwt.as_bytes().to_vec()));
-        // what makes one good, of which its claims are no part
+        // the signature of the JWT, without which its claims are not secret
         let signature = jwt.rsplit('.').next().unwrap();
         secrets.push(("foreign bearer's signature", signature.as_bytes().to_vec()));
     }
@@ -260,7 +261,7 @@ async fn no_secret_in_database_or_log() {
     for (what, secret) in secrets {
         assert!(!contains(&database, &secret), "the database holds the {what}");
         assert!(!contains(&log, &secret), "the log holds the {what}");
-        // also not as the debug form of a byte string
+        // nor as the debug form of a byte string
         let debug = format!("{secret:?}");
         assert!(!contains(&log, debug.as_bytes()), "the log holds the {what} as numbers");
     }

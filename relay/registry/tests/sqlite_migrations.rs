@@ -1,4 +1,4 @@
-//! Databases as older versions left them come up to date with all their rows.
+//! Databases of older versions are migrated with all their rows.
 
 #![allow(clippy::unwrap_used, reason = "all of it is a test")]
 
@@ -33,7 +33,7 @@ const ROWS_OF_1: &str = "\
         ('dev-1', 'reg_a', 7, zeroblob(32), NULL, 'rendez_ik_v1', '0000000000000001', 30); \
     INSERT INTO redeemed_tickets VALUES (zeroblob(16), 40);";
 
-/// What version 2 added; the key is that of RFC 8032's first test.
+/// Rows that version 2 added; the key is that of RFC 8032's first test.
 const ROWS_OF_2: &str = "\
     INSERT INTO tokens (id, role, environments, label, ed25519, enrolled_by, source_cidrs, \
         max_uses, uses, made_seq, created_at) VALUES \
@@ -44,13 +44,13 @@ const ROWS_OF_2: &str = "\
     INSERT INTO blocked_subjects VALUES ('jwt_03dba21c_d7BQaXTTBnDeFVeJi2qskQ', 15); \
     UPDATE environments SET revoked_seq = 1 WHERE id = 'dev-1';";
 
-/// What version 10 added.
+/// Rows that version 10 added.
 const ROWS_OF_10: &str = "\
     INSERT INTO connections (id, environment, registration, generation, connected_at, ended_at, \
         ended_because, received_bytes, sent_bytes) VALUES \
         ('0000000000000001-1', 'dev-1', 'reg_a', 7, 50, 60, 'ping_timeout', 1, 2);";
 
-/// Rows that a version added, and that every later one must keep.
+/// The rows that a version added and that every later one must keep.
 fn rows_of(version: i64) -> Option<&'static str> {
     match version {
         1 => Some(ROWS_OF_1),
@@ -65,7 +65,7 @@ async fn pool(path: &Path) -> SqlitePool {
     SqlitePool::connect_with(options).await.unwrap()
 }
 
-/// What version 11 added: two rows of the audit log, one behind the other.
+/// Rows that version 11 added: two chained rows of the audit log.
 async fn audit_of_11(pool: &SqlitePool) {
     let mut head = Head::EMPTY;
     for at in [70, 71] {
@@ -83,7 +83,7 @@ async fn audit_of_11(pool: &SqlitePool) {
     }
 }
 
-/// What a store has of [`ROWS_OF_2`].
+/// Checks that a store has [`ROWS_OF_2`].
 async fn has_rows_of_2(store: &SqliteStore) {
     let tokens = store.tokens(None, 10).await.unwrap();
     let Credential::Key { public, .. } = &tokens[2].credential else { panic!("{tokens:?}") };
@@ -96,8 +96,8 @@ async fn has_rows_of_2(store: &SqliteStore) {
     assert_eq!(page.revocations, [(1, Revocation::Environment(env("dev-1")))]);
 }
 
-/// A database as the program of this version left it: migrated up to it step
-/// by step, with rows in it.
+/// A database as the program of this version left it: migrated step by step, with
+/// rows in it.
 async fn database_of(version: i64) -> (TempDir, std::path::PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");
@@ -145,7 +145,7 @@ async fn older_databases_migrate_with_all_rows() {
         let mut verifier = Verifier::default();
         rows.iter().try_for_each(|row| verifier.check(row)).unwrap();
         verifier.finish().unwrap();
-        // and goes on from there
+        // the migrated database can be opened again
         store.close().await;
         SqliteStore::open(&path).await.unwrap();
     }
@@ -190,7 +190,7 @@ async fn older_database_is_copied_but_not_opened() {
         rendez_registry::backup::backup(dir.path(), &copy).await.unwrap();
         assert_eq!(versions(&dir.path().join(DATABASE_FILE)).await, before);
         assert_eq!(versions(&copy).await, before);
-        // and the copy can be restored
+        // the copy can be restored
         let store = SqliteStore::open(&copy).await.unwrap();
         let tokens = if older >= 2 { 3 } else { 2 };
         assert_eq!(store.tokens(None, 10).await.unwrap().len(), tokens);

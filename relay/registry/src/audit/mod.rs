@@ -1,24 +1,22 @@
-//! The audit log: who did what, without what was said.
+//! The audit log: who did what, without the content of what was exchanged.
 //!
-//! Two ways in:
+//! An event is written in one of two ways:
 //!
-//! * [`Audit::record`] never waits: for what happens often (register, connect,
-//!   validate, open, close, quota). Up to [`AUDIT_UNWRITTEN`] events
-//!   wait for the writer. Beyond that they are lost, counted, and a `gap` row
-//!   stands where they would: the log says what it does not know.
-//!   [`Audit::record_refusal`] is the same for what whoever is refused may do as
-//!   often as it likes: the first of a kind is written, the others are counted.
-//! * What must leave a trace (enrol, revoke, admin) does not come here: the
-//!   store writes its row in the transaction that does the thing, so neither
-//!   is without the other. What was recorded before is written first, by
-//!   [`Audit::flush`].
+//! * [`Audit::record`] never waits. It is for frequent events: register, connect,
+//!   validate, open, close, quota. Up to [`AUDIT_UNWRITTEN`] events wait for the
+//!   writer. Beyond that, events are lost and counted, and a `gap` row stands in
+//!   their place. [`Audit::record_refusal`] is for refusals, which a client can
+//!   cause at will: it writes the first of a kind and counts the others.
+//! * A change that must leave a trace (enrol, revoke, admin) is written by the
+//!   store in the transaction that makes the change, so neither exists without the
+//!   other. [`Audit::flush`] writes the earlier events first.
 //!
 //! Invariants
 //!
-//! * Events are written in the order in which they came, in transactions of at
-//!   most [`AUDIT_PER_WRITE`], and each is written once.
-//! * Cancelling whoever waits for a write neither loses nor refusal_aggregator anything:
-//!   a write runs in a task of its own to its end.
+//! * Events are written once, in the order in which they arrive, in transactions
+//!   of at most [`AUDIT_PER_WRITE`].
+//! * Cancelling a caller that waits for a write neither loses nor repeats an
+//!   event: the write runs to its end in a task of its own.
 
 mod refusal_aggregator;
 
@@ -39,22 +37,22 @@ use crate::store;
 use crate::store::{AuditStore, StoreError};
 use crate::traits::Clock;
 
-/// Events of the audit log that wait to be written; beyond it, they are lost,
-/// counted, and a row says so. A few seconds of a busy relay.
+/// The events that may wait to be written. Further events are lost and counted,
+/// and a row records the gap. The bound is a few seconds of a busy relay.
 pub(crate) const AUDIT_UNWRITTEN: usize = 16_384;
 
-/// Events of the audit log that one transaction writes.
+/// The events that one transaction writes.
 pub(crate) const AUDIT_PER_WRITE: usize = 512;
 
-/// Rows of the audit log that one transaction removes.
+/// The rows that one transaction removes.
 pub(crate) const AUDIT_PRUNE_BATCH: u32 = 5000;
 
-/// How much of the log is kept.
+/// How much of the audit log is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AuditRetention {
-    /// At most this many rows.
+    /// The largest number of rows.
     pub rows: u64,
-    /// None that are older.
+    /// The largest age of a row.
     pub age: Duration,
 }
 
@@ -69,17 +67,17 @@ pub struct Audit {
     store: Arc<dyn AuditStore>,
     clock: Arc<dyn Clock>,
     retention: Mutex<AuditRetention>,
-    /// What is too much is looked for at once.
+    /// The next iteration of the writer prunes.
     prune_now: AtomicBool,
-    /// At its end may be a gap beyond the bound.
+    /// The last entry may be a gap, one beyond the bound.
     unwritten: Mutex<VecDeque<AuditEvent>>,
     refusals: Mutex<RefusalAggregator>,
-    /// Something was recorded.
+    /// Notified when an event is recorded.
     recorded: Notify,
-    /// One at a time: the order is that of the queue.
+    /// Held by one writer at a time, so that rows keep the order of the queue.
     writing: tokio::sync::Mutex<()>,
     lost: AtomicU64,
-    /// Rows since the start.
+    /// Rows written since the start.
     written: AtomicU64,
 }
 
@@ -103,12 +101,12 @@ impl Audit {
         }
     }
 
-    /// An event of this kind that happens now.
+    /// Creates an event of this kind with the current time.
     pub fn event(&self, kind: AuditKind) -> AuditEvent {
         AuditEvent::new(kind, self.clock.now_unix_secs())
     }
 
-    /// Takes an event and has it written soon.
+    /// Queues an event for the writer.
     pub fn record(&self, event: AuditEvent) {
         let mut unwritten = self.unwritten.lock();
         if unwritten.len() < AUDIT_UNWRITTEN {
@@ -116,7 +114,7 @@ impl Audit {
         } else {
             self.lost.fetch_add(1, Ordering::Relaxed);
             match unwritten.back_mut() {
-                // only a gap is beyond the bound
+                // only a gap may exceed the bound
                 Some(gap) if gap.kind == AuditKind::Gap => {
                     gap.count = gap.count.map(|count| count.saturating_add(1));
                 }
@@ -130,10 +128,11 @@ impl Audit {
         self.recorded.notify_one();
     }
 
-    /// Takes an event that whoever causes it can repeat at no cost. The first of
-    /// an actor and a word is written soon, those that follow are one row per
-    /// [`refusal_aggregator::REFUSAL_ROW_INTERVAL`] together, with their number and with what is
-    /// the same of all of them.
+    /// Records an event that a client can repeat at no cost. The first one of an
+    /// actor and reason is written soon. The following ones are aggregated into
+    /// one row per
+    /// [`REFUSAL_ROW_INTERVAL`](refusal_aggregator::REFUSAL_ROW_INTERVAL), with
+    /// their number and the fields that they have in common.
     pub fn record_refusal(&self, event: AuditEvent) {
         let first = self.refusals.lock().record(event, Instant::now());
         if let Some(first) = first {
@@ -141,31 +140,32 @@ impl Audit {
         }
     }
 
-    /// Records refusals that are counted and due, or all.
+    /// Queues the aggregated refusals that are due, or all of them.
     fn record_aggregated(&self, all: bool) {
         let rows = self.refusals.lock().due(Instant::now(), self.clock.now_unix_secs(), all);
         rows.into_iter().for_each(|row| self.record(row));
     }
 
-    /// Writes all there is, for a relay that stops.
+    /// Writes all events, aggregated refusals included, when a relay stops.
     ///
     /// # Errors
-    /// The database refused.
+    /// The database refused the write.
     pub(crate) async fn flush_all(self: &Arc<Self>) -> Result<(), StoreError> {
         self.record_aggregated(true);
         self.flush().await
     }
 
-    /// Writes what was recorded before this call.
+    /// Writes the events that were recorded before this call.
     ///
     /// # Errors
-    /// The database refused; what is left is kept for the next call.
+    /// The database refused the write. The remaining events are kept for the next
+    /// call.
     pub async fn flush(self: &Arc<Self>) -> Result<(), StoreError> {
         if self.unwritten() == 0 {
             return Ok(());
         }
-        // A transaction whose end nobody waits for may be done all the same:
-        // the database has a thread of its own.
+        // The database has a thread of its own: a transaction may complete although
+        // its caller was cancelled, so the write must be observed to its end.
         let this = self.clone();
         let writing = tokio::spawn(async move {
             let _one_at_a_time = this.writing.lock().await;
@@ -174,7 +174,7 @@ impl Audit {
         writing.await.unwrap_or_else(|ended| Err(StoreError::Unavailable(ended.into())))
     }
 
-    /// Changes how much is kept, from now on.
+    /// Changes the retention from now on.
     pub fn set_retention(&self, retention: AuditRetention) {
         let mut current = self.retention.lock();
         if std::mem::replace(&mut *current, retention) != retention {
@@ -183,17 +183,17 @@ impl Audit {
         }
     }
 
-    /// How many events wait to be written.
+    /// Returns the number of events that wait to be written.
     pub fn unwritten(&self) -> usize {
         self.unwritten.lock().len()
     }
 
-    /// How many were lost since the start.
+    /// Returns the number of events lost since the start.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// The end of the chain.
+    /// Returns the end of the chain.
     ///
     /// # Errors
     /// The store's.
@@ -201,7 +201,7 @@ impl Audit {
         self.store.audit_head().await
     }
 
-    /// The rows after number `after`, one page of them.
+    /// Returns one page of the rows after number `after`.
     ///
     /// # Errors
     /// The store's.
@@ -211,7 +211,7 @@ impl Audit {
         Ok(AuditPage { rows, next })
     }
 
-    /// Writes what is recorded and removes what is old, for ever.
+    /// Writes queued events and prunes old rows, forever.
     pub(crate) async fn run(self: &Arc<Self>) {
         let mut failing = false;
         let mut prune_at = Instant::now();
@@ -225,7 +225,7 @@ impl Audit {
             self.record_aggregated(false);
             let mut done = self.flush().await;
             let written = self.written.load(Ordering::Relaxed);
-            // so that no flood makes more of them than a batch too many
+            // so that a flood exceeds the retention by at most one batch
             let many = written - rows_at_prune >= u64::from(AUDIT_PRUNE_BATCH);
             let due = many || Instant::now() >= prune_at;
             if done.is_ok() && (self.prune_now.swap(false, Ordering::Relaxed) || due) {
@@ -236,9 +236,9 @@ impl Audit {
             match done {
                 Ok(()) => failing = false,
                 Err(error) => {
-                    // once per outage
+                    // log once per outage
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(%error, "the audit log cannot be written now");
+                        tracing::warn!(%error, "failed to write the audit log, retrying");
                     }
                     sleep(store::WRITE_RETRY_PAUSE).await;
                 }
@@ -246,14 +246,14 @@ impl Audit {
         }
     }
 
-    /// Removes what is too much or too old. How many rows.
+    /// Removes the rows that exceed the retention and returns their number.
     pub(crate) async fn prune(&self) -> Result<u64, StoreError> {
         let now = self.clock.now_unix_secs();
         let keep = *self.retention.lock();
         let since = now.saturating_sub(keep.age.as_secs());
         let mut removed = 0;
         loop {
-            // lets others write in between
+            // batches let other writers in between
             let limit = AUDIT_PRUNE_BATCH;
             let batch = self.store.prune_audit(keep.rows, since, limit, now).await?;
             removed += batch;
@@ -262,12 +262,12 @@ impl Audit {
             }
         }
         if removed > 0 {
-            tracing::info!(removed, "old rows of the audit log were removed");
+            tracing::info!(removed, "pruned the audit log");
         }
         Ok(removed)
     }
 
-    /// Whoever calls this holds `writing`.
+    /// The caller holds `writing`.
     async fn write(&self) -> Result<(), StoreError> {
         let mut left = self.unwritten();
         while left > 0 {
@@ -279,7 +279,7 @@ impl Audit {
             let mut unwritten = self.unwritten.lock();
             for written in &batch {
                 match unwritten.front_mut() {
-                    // a gap that has grown meanwhile
+                    // a gap that has grown during the write
                     Some(gap) if gap.kind == AuditKind::Gap && gap.count > written.count => {
                         gap.count = gap.count.zip(written.count).map(|(all, some)| all - some);
                     }

@@ -1,10 +1,10 @@
-//! What is refused again and again, for the audit log: a row at once, and then at
-//! most one per [`REFUSAL_ROW_INTERVAL`] that says how often it happened
-//! since.
+//! Aggregation of repeated refusals for the audit log: the first one gets a row at
+//! once, the following ones share at most one row per [`REFUSAL_ROW_INTERVAL`],
+//! which has their number.
 //!
-//! One entry per kind, token and word, at most [`REFUSAL_ENTRIES_MAX`] of them;
-//! what does not fit is counted together, per kind and word. So nobody fills the
-//! log by being refused.
+//! There is one entry per kind, token and reason, and at most
+//! [`REFUSAL_ENTRIES_MAX`] of them. Refusals without an entry are counted
+//! together, per kind and reason. So refusals cannot fill the log.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,34 +12,33 @@ use std::time::Duration;
 use rendez_proto::audit::AuditEvent;
 use tokio::time::Instant;
 
-/// How often the audit log says that the same token runs into the same limit, or
-/// is refused for the same reason.
+/// The interval between two rows about the same token and the same limit or
+/// reason.
 pub(crate) const REFUSAL_ROW_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Tokens and limits that are kept apart for that, and as many tokens and
-/// reasons. At a row per minute each, the log of a relay under attack grows by
-/// 140 rows a second at most.
+/// The entries that are kept apart. With a row per minute each, the log of a relay
+/// under attack grows by at most 140 rows a second.
 pub(crate) const REFUSAL_ENTRIES_MAX: usize = 4096;
 
-/// See the module.
+/// Aggregates refusals by kind, actor and reason.
 #[derive(Default)]
 pub(super) struct RefusalAggregator {
     entries: BTreeMap<Key, Entry>,
 }
 
-/// Kind, actor and word. Without an actor: of those that found no entry.
+/// Kind, actor and reason. The actor is `None` for refusals that found no entry.
 type Key = (&'static str, Option<String>, Option<String>);
 
 struct Entry {
     last_row: Instant,
-    /// How often since that row.
+    /// Refusals since that row.
     count: u64,
-    /// What is the same of all that is counted.
+    /// The fields that all counted refusals have in common.
     common: AuditEvent,
 }
 
 impl RefusalAggregator {
-    /// The row of a first one; later ones wait for [`due`](Self::due).
+    /// Returns the row of a first refusal. Later ones wait for [`due`](Self::due).
     pub(super) fn record(&mut self, event: AuditEvent, now: Instant) -> Option<AuditEvent> {
         let mut event = event;
         let mut key = key(&event);
@@ -64,8 +63,8 @@ impl RefusalAggregator {
         }
     }
 
-    /// Rows at this time whose time has come, or all. Entries of whom nothing was
-    /// heard since the last row go.
+    /// Returns the rows that are due now, or all. Removes entries without a
+    /// refusal since their last row.
     pub(super) fn due(&mut self, now: Instant, at: u64, all: bool) -> Vec<AuditEvent> {
         let mut rows = Vec::new();
         self.entries.retain(|_, entry| {
@@ -84,7 +83,7 @@ impl RefusalAggregator {
         rows
     }
 
-    /// When something may be due.
+    /// Returns when the next row may be due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let due = |entry: &Entry| entry.last_row + REFUSAL_ROW_INTERVAL;
         self.entries.values().map(due).min()
@@ -147,11 +146,11 @@ mod tests {
         let second = minute + REFUSAL_ROW_INTERVAL;
         let several = counted(away("t", None), 2);
         assert_eq!(refusals.due(second, 9, false), [several], "at several places");
-        // a minute of peace, and it is a first one again
+        // after a quiet minute a refusal is a first one again
         assert_eq!(refusals.due(second + REFUSAL_ROW_INTERVAL, 9, false), []);
         assert_eq!(refusals.next_due(), None);
         assert!(refusals.record(there.clone(), second).is_some());
-        // each token, word and kind has its own
+        // each token, reason and kind has its own entry
         assert!(refusals.record(away("u", Some("there")), second).is_some());
         let denied = AuditEvent { what: Some("denied".to_owned()), ..there.clone() };
         assert!(refusals.record(denied, second).is_some());

@@ -11,13 +11,13 @@ use crate::store;
 use crate::store::sqlite::SqliteStore;
 use crate::testing::{FixedClock, MemoryStore, START, until};
 
-/// A store that can be down, and can wait in the middle of a write.
+/// A store that can be down and that can pause in the middle of a write.
 struct Moody {
     store: SqliteStore,
     down: AtomicBool,
-    /// Whoever has this holds up writes.
+    /// The holder blocks writes.
     gate: tokio::sync::Mutex<()>,
-    /// Whoever has this holds up their answers.
+    /// The holder blocks the results of writes.
     answers: tokio::sync::Mutex<()>,
 }
 
@@ -30,7 +30,7 @@ impl AuditStore for Moody {
         }
         assert!(events.len() <= AUDIT_PER_WRITE);
         let head = self.store.append_audit(events).await;
-        // the rows are in the database, and nobody was told so far
+        // the rows are in the database, but the caller has no result yet
         let _open = self.answers.lock().await;
         head
     }
@@ -92,7 +92,7 @@ impl Log {
         verifier.finish()
     }
 
-    /// Changes the database as somebody would who has the file.
+    /// Changes the database as a user with access to the file could.
     async fn tamper(&self, sql: &'static str) -> Result<(), sqlx::Error> {
         sqlx::raw_sql(sql).execute(self.store.store.pool()).await.map(drop)
     }
@@ -136,7 +136,7 @@ async fn lost_events_are_counted_in_a_gap() {
     (0..bound + 3).for_each(|n| log.record(n));
     assert_eq!((log.audit.unwritten() as u64, log.audit.lost()), (bound + 1, 3));
 
-    // the gap grows while everything before it is being written
+    // the gap grows while the rows before it are being written
     let gate = log.store.gate.lock().await;
     let writer = tokio::spawn({
         let audit = log.audit.clone();
@@ -165,7 +165,7 @@ async fn gap_growing_during_write_is_counted_once() {
     let log = Log::new(AuditRetention::default()).await;
     let bound = AUDIT_UNWRITTEN as u64;
     (0..bound + 1).for_each(|n| log.record(n));
-    // leave the gap alone in the queue, full as it is
+    // leave only the gap in the queue
     let rest: Vec<_> = log.audit.unwritten.lock().drain(..AUDIT_UNWRITTEN).collect();
     let gate = log.store.gate.lock().await;
     let writer = tokio::spawn({
@@ -227,13 +227,13 @@ async fn pruned_log_still_verifies() {
     let intact = log.verify(Some(noted)).await.unwrap();
     assert_eq!((intact.first, intact.rows), (21, 11), "ten and the checkpoint");
 
-    // the checkpoint is one row too many; a second one vouches for the first
+    // the checkpoint is one row beyond the bound; a second one covers the first
     log.record(30);
     log.audit.flush().await.unwrap();
     assert_eq!(log.audit.prune().await.unwrap(), 2);
     assert_eq!(log.verify(Some(noted)).await.unwrap().first, 23);
 
-    // by age, everything; what is left is the checkpoint itself
+    // everything is too old; only the checkpoint remains
     log.clock.0.fetch_add(101, Ordering::SeqCst);
     assert!(log.audit.prune().await.unwrap() > 0);
     let rows = log.rows().await;
@@ -244,7 +244,7 @@ async fn pruned_log_still_verifies() {
     assert_eq!(log.verify(Some(head)).await.unwrap().rows, 1);
 }
 
-/// Rows of what people did, as the number that each had at first.
+/// The original numbers of the rows about administrative changes.
 async fn acts(log: &Log) -> Vec<u64> {
     let rows = log.rows().await.into_iter().filter(|row| row.event.kind.is_act());
     rows.map(|row| row.event.count.unwrap_or(row.seq)).collect()
@@ -278,13 +278,13 @@ async fn flood_does_not_prune_administrative_events() {
     let expected = (AuditKind::Admin, Some("one"), START);
     assert_eq!((one.event.kind, one.event.what.as_deref(), one.event.at_unix_secs), expected);
 
-    // they too are bounded: the newest stay, in half of the log
+    // these rows are bounded too: the newest stay, up to half of the log
     (0..30).for_each(|_| act(AuditKind::Admin, "many"));
     let before = log.rows().await.last().unwrap().seq;
     floods(5).await;
     assert_eq!(acts(&log).await, (before + 21..=before + 30).collect::<Vec<_>>());
 
-    // and none is kept for longer than all others
+    // and none is kept longer than other rows
     log.clock.0.fetch_add(101, Ordering::SeqCst);
     act(AuditKind::Admin, "young");
     let young = log.rows().await.last().unwrap().seq + 1;
@@ -313,7 +313,7 @@ async fn pruning_by_age_stops_at_first_young_row() {
     log.audit.flush().await.unwrap();
     let cut = async |since| log.store.prune_audit(1000, since, 10, START).await.unwrap();
     assert_eq!(cut(START + 1).await, 10, "all are old");
-    // the clock was set back: what is behind a young row stays
+    // the clock was set back: rows behind a young row stay
     log.clock.0.fetch_add(5, Ordering::SeqCst);
     log.record(30);
     log.clock.0.fetch_sub(5, Ordering::SeqCst);
@@ -325,7 +325,7 @@ async fn pruning_by_age_stops_at_first_young_row() {
     log.verify(None).await.unwrap();
 }
 
-/// The clock is stopped: it goes on by so much, and everybody does what is due.
+/// Advances the paused clock and lets every task do what is due.
 async fn pass(time: Duration) {
     tokio::time::advance(time).await;
     for _ in 0..100 {
@@ -357,7 +357,7 @@ async fn repeated_refusals_get_one_row_a_minute() {
     }
     assert_eq!(counts()[0], None);
     writer.abort();
-    // a relay that stops leaves none out
+    // a relay that stops writes all of them
     audit.flush_all().await.unwrap();
     let all: u64 = counts().into_iter().map(|count| count.unwrap_or(1)).sum();
     assert_eq!(all, 1 + 150 * 100);

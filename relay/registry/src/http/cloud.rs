@@ -1,4 +1,5 @@
-//! What executors and orchestrators call: the registry of Codex, WIRE.md section 1.
+//! The calls of executors and orchestrators: Codex's registry API
+//! (docs/codex-wire.md#registry-api).
 
 use axum::body::Body;
 use axum::http::header::{CONNECTION, HOST};
@@ -23,7 +24,7 @@ use crate::stats::{Operation, Outcome};
 use crate::store_retry::StoreRetry;
 
 pub(super) async fn register(ctx: RequestContext, path: PathParam, body: Body) -> Response {
-    // one wait for all that the database is asked here, from the start
+    // one deadline for all calls of the store, from the start of the request
     let ctx = RequestContext { retry: StoreRetry::for_registration(), ..ctx };
     let work = async {
         let auth = ExecutorAuth::new(&ctx, Call::Register).await?;
@@ -52,8 +53,9 @@ pub(super) async fn connect(ctx: RequestContext, path: PathParam, body: Body) ->
         Ok(ctx.registry.registrations().connect(&caller, &environment, &request, &base).await?)
     };
     let mut response = ctx.respond(Operation::Connect, work.await.map(ok));
-    // A stock harness whose relay restarts asks again at once, over the pooled
-    // connection if there is one; that this one is dead ends its recovery.
+    // A stock harness whose relay restarts retries at once over the pooled
+    // connection, if there is one. That connection is dead, and the failure ends
+    // its recovery.
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }
@@ -80,8 +82,8 @@ pub(super) async fn validate(ctx: RequestContext, path: PathParam, body: Body) -
     ctx.respond(Operation::Validate, result)
 }
 
-/// For which stream, as executors say it. What is no UUID is ignored: it goes to
-/// the audit log and decides nothing.
+/// The stream that the executor names. Other text than a UUID is ignored: the
+/// stream only goes to the audit log and decides nothing.
 fn stream(headers: &HeaderMap) -> Option<StreamId> {
     let text = headers.get(STREAM_ID_HEADER)?.to_str().ok()?;
     text.parse().ok().filter(StreamId::is_uuid)

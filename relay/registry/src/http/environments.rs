@@ -1,4 +1,4 @@
-//! Environments: who may be reached, who was, and an end to it.
+//! Listing and revoking environments.
 
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
@@ -17,13 +17,13 @@ use super::response::{done, ok};
 use crate::model::Role;
 use crate::stats::Operation;
 
-/// The environments that the token covers, ordered by id.
+/// Lists the environments that the token covers, ordered by id.
 #[utoipa::path(
     get,
     path = "/v1/environments",
     tag = "environments",
-    params(("after" = Option<String>, Query, description = "The last id of the page before.")),
-    responses((status = 200, description = "A page of them.", body = EnvironmentList), ErrorResponses),
+    params(("after" = Option<String>, Query, description = "The last id of the previous page.")),
+    responses((status = 200, description = "One page of them.", body = EnvironmentList), ErrorResponses),
 )]
 pub(super) async fn environments(ctx: RequestContext, page: Page) -> Response {
     let work = async {
@@ -34,14 +34,14 @@ pub(super) async fn environments(ctx: RequestContext, page: Page) -> Response {
     ctx.respond(Operation::Environments, work.await.map(ok))
 }
 
-/// How to look at one environment.
+/// The query of [`environment_detail`].
 #[derive(Debug, Deserialize)]
 pub(super) struct DetailQuery {
     #[serde(default)]
     probe: bool,
 }
 
-/// All that is known about one environment. It need not exist.
+/// Returns the state of one environment. It need not exist.
 #[utoipa::path(
     get,
     path = "/v1/environments/{id}",
@@ -67,13 +67,13 @@ pub(super) async fn environment_detail(
     ctx.respond(Operation::Environments, work.await.map(ok))
 }
 
-/// The current registration of each environment, ordered by environment.
+/// Lists the current registration of each environment, ordered by environment.
 #[utoipa::path(
     get,
     path = "/v1/registrations",
     tag = "environments",
-    params(("after" = Option<String>, Query, description = "The last environment of the page before.")),
-    responses((status = 200, description = "A page of them.", body = RegistrationList), ErrorResponses),
+    params(("after" = Option<String>, Query, description = "The last environment of the previous page.")),
+    responses((status = 200, description = "One page of them.", body = RegistrationList), ErrorResponses),
 )]
 pub(super) async fn registrations(ctx: RequestContext, page: Page) -> Response {
     let work = async {
@@ -84,15 +84,16 @@ pub(super) async fn registrations(ctx: RequestContext, page: Page) -> Response {
     ctx.respond(Operation::Environments, work.await.map(ok))
 }
 
-/// Ends an environment's registration and websockets, for all tokens of now.
+/// Revokes an environment: ends its registration, closes its websockets and
+/// refuses it to all existing credentials.
 #[utoipa::path(
     delete,
     path = "/v1/environments/{id}",
     tag = "environments",
     params(("id" = String, Path, description = "The environment.")),
     responses(
-        (status = 204, description = "It is done."),
-        (status = 404, description = "There is none.", body = ErrorBody),
+        (status = 204, description = "Done."),
+        (status = 404, description = "It does not exist.", body = ErrorBody),
         ErrorResponses,
     ),
 )]
@@ -101,22 +102,23 @@ pub(super) async fn revoke_environment(ctx: RequestContext, path: PathParam) -> 
         let caller = ctx.caller().await?;
         let environment = environment(path)?;
         caller.authorize(Role::Admin, &environment)?;
-        let unknown = || Failure::new(ErrorCode::NotFound, "nobody registered this environment");
+        let unknown =
+            || Failure::new(ErrorCode::NotFound, "no executor ever registered in this environment");
         let found = ctx.registry.environments().revoke(Some(&caller.subject), &environment).await?;
         if found { Ok(()) } else { Err(unknown()) }
     };
     ctx.respond(Operation::Environments, work.await.map(done))
 }
 
-/// Ends an environment's registration and websockets.
+/// Ends the registration of an environment and closes its websockets.
 #[utoipa::path(
     delete,
     path = "/v1/environments/{id}/registration",
     tag = "environments",
     params(("id" = String, Path, description = "The environment.")),
     responses(
-        (status = 204, description = "It is done."),
-        (status = 404, description = "There is none.", body = ErrorBody),
+        (status = 204, description = "Done."),
+        (status = 404, description = "It does not exist.", body = ErrorBody),
         ErrorResponses,
     ),
 )]

@@ -1,5 +1,4 @@
-//! From each operation's errors to codes, and from codes to statuses: the one
-//! table of both.
+//! The mapping from the errors of operations to codes, and from codes to statuses.
 
 use axum::Json;
 use axum::http::header::{CACHE_CONTROL, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -17,12 +16,12 @@ use crate::registry::tickets::IssueError;
 use crate::registry::tokens::{AuthError, CreateTokenError, RotateError};
 use crate::store::StoreError;
 
-/// Seconds that a client should wait after a 503. Stock clients ignore it.
+/// The `Retry-After` of a 503 in seconds. Stock clients ignore it.
 const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("2");
 
-/// The status of a code. Stock clients retry 408, 429, 5xx and 409 with
-/// `environment_offline`; an executor takes 401 as a verdict on its own token
-/// (WIRE.md, sections 1.2 and 1.3).
+/// Returns the status of a code. Stock clients retry 408, 429, 5xx, and 409 with
+/// `environment_offline`. A stock executor takes 401 as a verdict on its own token
+/// (docs/codex-wire.md#connect, docs/codex-wire.md#validate).
 pub fn status(code: ErrorCode) -> StatusCode {
     match code {
         ErrorCode::InvalidRequest
@@ -40,7 +39,7 @@ pub fn status(code: ErrorCode) -> StatusCode {
     }
 }
 
-/// An answer that is not a success.
+/// A response that reports an error.
 #[derive(Debug)]
 pub(super) struct Failure {
     body: ErrorBody,
@@ -55,13 +54,13 @@ impl Failure {
         self.body.error.code
     }
 
-    /// Our own fault: the log gets the reason, the client does not.
+    /// An error of the registry: the log has the reason, the client has not.
     fn ours(code: ErrorCode, error: &dyn std::error::Error) -> Self {
         tracing::warn!(%code, %error, "a request failed");
         Self::new(
             code,
             match code {
-                ErrorCode::Unavailable => "the registry is not available at the moment; try again",
+                ErrorCode::Unavailable => "the registry is temporarily unavailable; try again",
                 _ => "the registry failed; its log says why",
             },
         )

@@ -1,30 +1,30 @@
-//! The answers that all operations under `/v1` have in common.
+//! The error responses that operations under `/v1` share.
 
 use rendez_proto::registry::error::ErrorBody;
 use utoipa::IntoResponses;
 
-/// What every operation may answer instead.
+/// Error responses of every operation.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "a description")]
 pub(super) enum ErrorResponses {
-    /// A parameter or the body is not what it should be.
+    /// A parameter or the body is invalid.
     #[response(status = 400)]
     Invalid(ErrorBody),
-    /// No token, or one that is unknown, expired or revoked.
+    /// The token is missing, unknown, expired or revoked.
     #[response(status = 401)]
     Unauthorized(ErrorBody),
     /// The token has another role or does not cover the environment.
     #[response(status = 403)]
     Forbidden(ErrorBody),
-    /// The relay failed; its log says why.
+    /// The relay failed. Its log has the reason.
     #[response(status = 500)]
     Internal(ErrorBody),
-    /// The relay cannot answer now.
+    /// The relay is temporarily unavailable.
     #[response(status = 503)]
     Unavailable(ErrorBody),
 }
 
-/// What every operation with a body may answer besides.
+/// Further error responses of operations with a body.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "a description")]
 pub(super) enum BodyErrorResponses {

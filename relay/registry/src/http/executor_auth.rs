@@ -1,4 +1,5 @@
-//! Holder asks as an executor: by a bearer token, or by a proof that it holds a key.
+//! Authentication of an executor: by a bearer token, or by a proof that it holds a
+//! key.
 
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::proof::{Call, InvalidProof, PROOF_HEADER};
@@ -9,11 +10,11 @@ use crate::model::{Caller, Role};
 use crate::registry::executor_keys::{ProofError, VerifiedProof};
 use crate::registry::tokens::AuthError;
 
-/// Whoever asks for an executor's call.
+/// The credential of an executor's request.
 pub(super) enum ExecutorAuth {
-    /// The bearer of a token.
+    /// A bearer token.
     Token(Caller),
-    /// The holder of a key; its body is still to be compared.
+    /// A proof of a key. The body is not checked yet.
     Proof(Box<VerifiedProof>),
 }
 
@@ -32,7 +33,7 @@ impl ExecutorAuth {
         )))
     }
 
-    /// Checks that it may be the environment's executor.
+    /// Checks that the caller may be the environment's executor.
     pub(super) fn authorize(&self, environment: &EnvironmentId) -> Result<(), Failure> {
         match self {
             ExecutorAuth::Token(caller) => Ok(caller.authorize(Role::Executor, environment)?),
@@ -40,7 +41,7 @@ impl ExecutorAuth {
         }
     }
 
-    /// Holder it is, now that the body is here.
+    /// Checks the body and returns the caller.
     pub(super) async fn finish(self, ctx: &RequestContext, body: &[u8]) -> Result<Caller, Failure> {
         match self {
             ExecutorAuth::Token(caller) => Ok(caller),

@@ -1,11 +1,11 @@
-//! The HTTP API: authenticate, parse, call, convert.
+//! The HTTP API.
 //!
-//! Order of checks, the same on every route: bearer or proof (401), path (400), role
-//! and pattern (403), body size and arrival (413, 408), body (400), the rules.
-//! A stranger's body is never read.
+//! Every handler checks in the same order: bearer or proof (401), path (400), role
+//! and pattern (403), body size and arrival (413, 408), body (400), the rules of
+//! the operation. The body of an unauthenticated client is never read.
 //!
-//! The router has a fallback that answers unknown paths in the API's error
-//! shape; a server that merges it with routes of its own brings no other.
+//! The router has a fallback that answers unknown paths in the API's error shape.
+//! A server that merges it with routes of its own must not bring another one.
 
 pub mod body;
 mod cloud;
@@ -30,7 +30,7 @@ pub use self::peer::PeerAddr;
 use crate::registry::Registry;
 
 impl Registry {
-    /// The routes under `/cloud/environment/` and `/v1/`.
+    /// Returns the routes under `/cloud/environment/` and `/v1/`.
     pub fn router(&self) -> Router {
         let (v1, _) = openapi::v1().split_for_parts();
         v1.route("/cloud/environment/{id}/register", post(cloud::register))

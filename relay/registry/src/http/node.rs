@@ -1,4 +1,4 @@
-//! The relay as a whole, for administrators: what is open, and the audit log.
+//! The relay node and the audit log, for administrators.
 
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
@@ -17,7 +17,7 @@ use super::request_context::RequestContext;
 use super::response::ok;
 use crate::stats::Operation;
 
-/// The relay as a whole.
+/// Returns the status of the relay.
 #[utoipa::path(
     get,
     path = "/v1/status",
@@ -32,23 +32,23 @@ pub(super) async fn status(ctx: RequestContext) -> Response {
     ctx.respond(Operation::Status, work.await.map(ok))
 }
 
-/// ConnectionsQuery websockets to list.
+/// The query of [`connections`].
 #[derive(Debug, Deserialize)]
 pub(super) struct ConnectionsQuery {
     environment: Option<EnvironmentId>,
     after: Option<String>,
 }
 
-/// The websockets that are open, ordered by environment.
+/// Lists the open websockets, ordered by environment.
 #[utoipa::path(
     get,
     path = "/v1/connections",
     tag = "relay",
     params(
         ("environment" = Option<String>, Query, description = "Only those of this environment."),
-        ("after" = Option<String>, Query, description = "The last id of the page before."),
+        ("after" = Option<String>, Query, description = "The last id of the previous page."),
     ),
-    responses((status = 200, description = "A page of them.", body = ConnectionList), ErrorResponses),
+    responses((status = 200, description = "One page of them.", body = ConnectionList), ErrorResponses),
 )]
 pub(super) async fn connections(
     ctx: RequestContext,
@@ -65,20 +65,20 @@ pub(super) async fn connections(
             environment.as_ref().is_some_and(|wanted| *wanted != after.environment)
         };
         if after.as_ref().is_some_and(elsewhere) {
-            return Err(invalid("`after` is in another environment"));
+            return Err(invalid("`after` is the id of a connection in another environment"));
         }
         Ok(ctx.registry.node().connections(environment.as_ref(), after.as_ref()).await)
     };
     ctx.respond(Operation::Status, work.await.map(ok))
 }
 
-/// The audit log, ordered by number.
+/// Lists the rows of the audit log, ordered by number.
 #[utoipa::path(
     get,
     path = "/v1/audit",
     tag = "audit",
-    params(("after" = Option<u64>, Query, description = "The last number of the page before.")),
-    responses((status = 200, description = "A page of it.", body = AuditPage), ErrorResponses),
+    params(("after" = Option<u64>, Query, description = "The last number of the previous page.")),
+    responses((status = 200, description = "One page of it.", body = AuditPage), ErrorResponses),
 )]
 pub(super) async fn audit(ctx: RequestContext, page: Page) -> Response {
     let work = async {
@@ -90,12 +90,12 @@ pub(super) async fn audit(ctx: RequestContext, page: Page) -> Response {
     ctx.respond(Operation::Audit, work.await.map(ok))
 }
 
-/// The end of the audit log.
+/// Returns the end of the audit log.
 #[utoipa::path(
     get,
     path = "/v1/audit/head",
     tag = "audit",
-    responses((status = 200, description = "Its last row.", body = Head), ErrorResponses),
+    responses((status = 200, description = "The last row.", body = Head), ErrorResponses),
 )]
 pub(super) async fn audit_head(ctx: RequestContext) -> Response {
     let work = async {

@@ -1,4 +1,4 @@
-//! What stands in a request's path and query.
+//! Parameters in a request's path and query.
 
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query};
@@ -11,7 +11,7 @@ use super::error::Failure;
 pub(super) type PathParam = Result<Path<String>, PathRejection>;
 pub(super) type Page = Result<Query<After>, QueryRejection>;
 
-/// Where a page of a list starts.
+/// The start of a page.
 #[derive(Debug, Deserialize)]
 pub(super) struct After {
     after: Option<String>,

@@ -1,4 +1,4 @@
-//! Where a request comes from.
+//! The source address of a request.
 
 use std::net::IpAddr;
 
@@ -7,10 +7,10 @@ use ipnet::IpNet;
 
 use crate::registry::Registry;
 
-/// Longest `X-Forwarded-For` that is read, in bytes: a dozen proxies.
+/// The longest `X-Forwarded-For` that is parsed, in bytes: a dozen proxies.
 pub(crate) const FORWARDED_MAX_BYTES: usize = 1024;
 
-/// The TCP peer of a request; whoever accepts connections puts it into the
+/// The TCP peer of a request. The server that accepts connections puts it into the
 /// request's extensions. Without it, tokens that are bound to networks are
 /// refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,14 +19,14 @@ pub struct PeerAddr(pub IpAddr);
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
 impl Registry {
-    /// Where a request comes from: the TCP peer, or, if that is a trusted
-    /// proxy, the last address in `X-Forwarded-For` that is none.
+    /// Returns the source of a request: the TCP peer or, if that is a trusted
+    /// proxy, the last address in `X-Forwarded-For` that is not a trusted proxy.
     pub fn source(&self, peer: Option<PeerAddr>, headers: &HeaderMap) -> Option<IpAddr> {
         source(self.trusted_proxies(), peer?.0, headers)
     }
 }
 
-/// `None` if a trusted proxy does not say it, or not in a way that can be read.
+/// Returns `None` if a trusted proxy sends no valid `X-Forwarded-For`.
 fn source(trusted: &[IpNet], peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
     let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
     let peer = peer.to_canonical();
@@ -38,8 +38,8 @@ fn source(trusted: &[IpNet], peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr
     if lines.iter().map(|line| line.len()).sum::<usize>() > FORWARDED_MAX_BYTES {
         return None;
     }
-    // each proxy adds its own peer at the end; what stands before the first
-    // stranger's address is the stranger's invention
+    // each proxy appends its own peer, so addresses before the first untrusted one
+    // may be forged
     for line in lines.into_iter().rev() {
         for entry in line.to_str().ok()?.rsplit(',') {
             let address = entry.trim().parse::<IpAddr>().ok()?.to_canonical();
@@ -76,12 +76,12 @@ mod tests {
             ("10.0.0.1", &["198.51.100.9"], "198.51.100.9"),
             ("::ffff:10.0.0.1", &["198.51.100.9"], "198.51.100.9"),
             ("::1", &["::ffff:198.51.100.9"], "198.51.100.9"),
-            // forged by the client, then the proxies' own words
+            // forged by the client, followed by the entries of the proxies
             ("10.0.0.1", &["203.0.113.5, 198.51.100.9, 10.0.0.2"], "198.51.100.9"),
             ("10.0.0.1", &["203.0.113.5", "198.51.100.9,10.0.0.2"], "198.51.100.9"),
-            // another proxy asks, behind it
+            // the request comes from another proxy
             ("10.0.0.1", &["10.0.0.7"], "10.0.0.7"),
-            // a proxy that says nothing may have anybody behind it
+            // without an entry, the client behind the proxy is unknown
             ("10.0.0.1", &[], "unknown"),
             ("10.0.0.1", &["unknown"], "unknown"),
             ("10.0.0.1", &["198.51.100.9:4711"], "unknown"),

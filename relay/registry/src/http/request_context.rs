@@ -1,4 +1,4 @@
-//! A request without its path's parameters and its body: who asks, from where.
+//! The parts of a request without path parameters and body.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -18,14 +18,14 @@ use crate::registry::tokens::AuthError;
 use crate::stats::{Operation, Outcome};
 use crate::store_retry::StoreRetry;
 
-/// What every route starts from.
+/// The context that every handler starts from.
 pub(super) struct RequestContext {
     pub(super) registry: Registry,
-    /// As far as it can be believed.
+    /// The source address, if it is known.
     pub(super) source: Option<IpAddr>,
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
-    /// For the calls of the store that this request makes.
+    /// The retries of the store for this request.
     pub(super) retry: StoreRetry,
 }
 
@@ -47,19 +47,19 @@ impl FromRequestParts<Registry> for RequestContext {
 }
 
 impl RequestContext {
-    /// The bearer of a token.
+    /// Authenticates the bearer token.
     pub(super) async fn caller(&self) -> Result<Caller, Failure> {
         Ok(self.registry.tokens().authenticate(self.bearer()?, self.source, self.retry).await?)
     }
 
-    /// The bearer of an administrator's token.
+    /// Authenticates the bearer token of an administrator.
     pub(super) async fn admin(&self) -> Result<Caller, Failure> {
         let caller = self.caller().await?;
         caller.require_role(&[Role::Admin])?;
         Ok(caller)
     }
 
-    /// The token, unread.
+    /// Returns the bearer token without parsing it.
     pub(super) fn bearer(&self) -> Result<&str, AuthError> {
         let value = self.headers.get(AUTHORIZATION).ok_or(AuthError::Missing)?;
         let text = value.to_str().map_err(|_| AuthError::Unknown)?;
@@ -69,7 +69,7 @@ impl RequestContext {
         }
     }
 
-    /// The answer, which is counted.
+    /// Counts the result and converts it to a response.
     pub(super) fn respond(
         &self,
         operation: Operation,

@@ -1,4 +1,4 @@
-//! Answers, each of them counted.
+//! Responses, each of which is counted.
 
 use axum::Json;
 use axum::extract::State;
@@ -38,7 +38,7 @@ pub(super) fn ok<T: Serialize>(reply: T) -> (Outcome, Response) {
     (Outcome::Ok, json(&reply))
 }
 
-/// Replies carry secrets or change at any time: nobody may keep them.
+/// Responses carry secrets or change at any time, so caches must not store them.
 pub(super) fn json<T: Serialize>(reply: &T) -> Response {
     let mut response = Json(reply).into_response();
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -46,11 +46,12 @@ pub(super) fn json<T: Serialize>(reply: &T) -> Response {
 }
 
 pub(super) async fn not_found(State(registry): State<Registry>) -> Response {
-    let failure = Failure::new(ErrorCode::NotFound, "there is nothing at this path");
+    let failure = Failure::new(ErrorCode::NotFound, "this path does not exist");
     respond(&registry, Operation::UnknownRoute, Err(failure))
 }
 
 pub(super) async fn method_not_allowed(State(registry): State<Registry>) -> Response {
-    let failure = Failure::new(ErrorCode::MethodNotAllowed, "this path has no such method");
+    let failure =
+        Failure::new(ErrorCode::MethodNotAllowed, "this path does not support this method");
     respond(&registry, Operation::UnknownRoute, Err(failure))
 }

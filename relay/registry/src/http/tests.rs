@@ -1,4 +1,4 @@
-//! The API as a client sees it: every status, its body and its counter.
+//! The API from a client's view: every status, its body and its counter.
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
@@ -72,7 +72,7 @@ impl Api {
         self.call("POST", path, token, body.to_string()).await
     }
 
-    /// `/validate` as stock executors ctx it, for this stream.
+    /// `/validate` as stock executors call it, for this stream.
     async fn validate_for(&self, stream: &str, body: Value) -> Answer {
         let request = Request::builder()
             .method("POST")
@@ -89,7 +89,7 @@ impl Api {
         self.fixture.registry.stats().get(operation, outcome)
     }
 
-    /// Registers over HTTP and has the websocket open.
+    /// Registers over HTTP and opens the websocket.
     async fn online(&self) -> Value {
         let reply = self.post(REGISTER, &self.executor, stock_register()).await;
         assert_eq!(reply.status, StatusCode::OK);
@@ -305,15 +305,15 @@ async fn oversized_bodies_are_refused_and_drained() {
     assert_eq!(answer.code(), "body_too_large");
     assert_eq!(api.count(Operation::Register, Outcome::Error(ErrorCode::BodyTooLarge)), 1);
 
-    // one that never ends
+    // an endless body
     let piece = Bytes::from(vec![b' '; 64 * 1024]);
     let endless = futures_util::stream::repeat_with(move || Ok::<_, std::io::Error>(piece.clone()));
     let answer = api.call("POST", REGISTER, &api.executor, Body::from_stream(endless)).await;
     assert_eq!(answer.code(), "body_too_large");
 }
 
-/// Time runs only while nothing else can: the database is not touched between
-/// authentication and the end of the wait.
+/// The paused clock advances only while every task is idle: the database is not
+/// used between authentication and the end of the wait.
 #[tokio::test]
 async fn late_body_times_out() {
     tokio::time::pause();
@@ -413,7 +413,7 @@ async fn request_without_host_gets_no_url() {
 #[tokio::test]
 async fn database_failure_is_503() {
     let api = Api::new().await;
-    // takes the tables away under the running registry
+    // drops the tables under the running registry
     let path = api.fixture.dir.path().join(crate::registry::DATABASE_FILE);
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).foreign_keys(false);
     let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
@@ -436,7 +436,7 @@ async fn register_waits_for_another_writer() {
     let lock = pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
 
     let call = api.post(REGISTER, &api.executor, stock_register());
-    // by the time that one write has given up, so has the registry's first
+    // when one write has timed out, the registry's first one has too
     let release = async {
         let stuck = other.revoke(&TokenId::from_random([0; 8]).into(), 0, &audit_event()).await;
         lock.rollback().await.unwrap();
@@ -558,14 +558,14 @@ async fn http_token_is_limited_to_networks_and_uses() {
     assert_eq!(answer.status, StatusCode::OK, "refusals are no uses");
     let answer = from(Some("192.0.2.7"), "").await;
     assert_eq!((answer.status, answer.code()), (StatusCode::FORBIDDEN, "forbidden"));
-    assert!(answer.body["error"]["message"].as_str().unwrap().contains("as often as"));
+    assert!(answer.body["error"]["message"].as_str().unwrap().contains("used up"));
 
     let list = api.call("GET", "/v1/tokens", &api.admin, Body::empty()).await.body;
     let entry = list["tokens"].as_array().unwrap().iter().find(|entry| entry["id"] == *id).unwrap();
     assert_eq!(entry["source_cidrs"], json!(["192.0.2.0/24"]));
     assert_eq!((&entry["uses"], &entry["max_uses"]), (&json!(1), &json!(1)));
 
-    // an orchestrator's use is a connection that is granted
+    // an orchestrator's use is a granted connection
     let body = json!({"role": "orchestrator", "max_uses": 1});
     let token = api.post("/v1/tokens", &api.admin, body).await.body;
     let token = token["token"].as_str().unwrap();
@@ -586,7 +586,7 @@ async fn http_token_is_limited_to_networks_and_uses() {
     }
 }
 
-/// A request of the executor with this key about `body`.
+/// A request about `body` from the executor with this key.
 fn proven(key: u8, call: Call, environment: &str, nonce: u8, body: &[u8]) -> String {
     let proof = Proof {
         call,
@@ -621,7 +621,7 @@ async fn enrolled_executor_needs_no_join_token() {
     let join = api.fixture.token(Role::Join, "dev*").await;
     let register = |key, nonce| proven(key, Call::Register, "dev", nonce, &body);
 
-    // whatever is refused enrols nobody and uses nothing up
+    // refused requests enrol nothing and use up nothing
     for bad in ["", "rubbish", &register(1, 0)[1..]] {
         refused(REGISTER, bad, Some(&join), &body, 401).await;
     }
@@ -667,7 +667,7 @@ async fn enrolled_executor_needs_no_join_token() {
     assert_eq!(send(REGISTER, &register(3, 6), Some(&join), &body).await.status, StatusCode::OK);
 }
 
-/// The id of the executor that is enrolled.
+/// The id of the enrolled executor.
 async fn enrolled(api: &Api) -> String {
     let list = api.call("GET", "/v1/tokens", &api.admin, Body::empty()).await.body;
     let entries = list["tokens"].as_array().unwrap();
@@ -726,7 +726,8 @@ async fn openapi_document_is_served_and_counted() {
     assert_eq!(after, before + 2);
 }
 
-/// The table is the protocol: a change here changes what stock clients do.
+/// The table is part of the protocol: a change here changes the behaviour of stock
+/// clients.
 #[test]
 fn error_codes_map_to_statuses() {
     use ErrorCode::*;

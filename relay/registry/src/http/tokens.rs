@@ -15,13 +15,13 @@ use super::response::{done, json, ok};
 use crate::model::{Subject, TokenId};
 use crate::stats::{Operation, Outcome};
 
-/// All tokens, without their secrets, ordered by id.
+/// Lists all tokens, without their secrets, ordered by id.
 #[utoipa::path(
     get,
     path = "/v1/tokens",
     tag = "tokens",
-    params(("after" = Option<String>, Query, description = "The last id of the page before.")),
-    responses((status = 200, description = "A page of them.", body = TokenList), ErrorResponses),
+    params(("after" = Option<String>, Query, description = "The last id of the previous page.")),
+    responses((status = 200, description = "One page of them.", body = TokenList), ErrorResponses),
 )]
 pub(super) async fn list_tokens(ctx: RequestContext, page: Page) -> Response {
     let work = async {
@@ -32,7 +32,7 @@ pub(super) async fn list_tokens(ctx: RequestContext, page: Page) -> Response {
     ctx.respond(Operation::Tokens, work.await.map(ok))
 }
 
-/// Makes a token and shows it, this once.
+/// Creates a token. Only this response contains its secret.
 #[utoipa::path(
     post,
     path = "/v1/tokens",
@@ -54,7 +54,7 @@ pub(super) async fn create_token(ctx: RequestContext, body: Body) -> Response {
     ctx.respond(Operation::Tokens, work.await.map(created))
 }
 
-/// Gives a token a new secret and shows it, this once.
+/// Gives a token a new secret. Only this response contains it.
 #[utoipa::path(
     post,
     path = "/v1/tokens/{id}/rotate",
@@ -63,7 +63,7 @@ pub(super) async fn create_token(ctx: RequestContext, body: Body) -> Response {
     request_body = RotateToken,
     responses(
         (status = 200, description = "The token.", body = TokenCreated),
-        (status = 404, description = "There is no such token.", body = ErrorBody),
+        (status = 404, description = "The token does not exist.", body = ErrorBody),
         BodyErrorResponses,
         ErrorResponses,
     ),
@@ -78,15 +78,15 @@ pub(super) async fn rotate_token(ctx: RequestContext, path: PathParam, body: Bod
     ctx.respond(Operation::Tokens, work.await.map(ok))
 }
 
-/// Ends a token, and all websockets that it opened.
+/// Revokes a token and closes all websockets that it opened.
 #[utoipa::path(
     delete,
     path = "/v1/tokens/{id}",
     tag = "tokens",
     params(("id" = String, Path, description = "The token's id.")),
     responses(
-        (status = 204, description = "It is done."),
-        (status = 404, description = "There is none.", body = ErrorBody),
+        (status = 204, description = "Done."),
+        (status = 404, description = "It does not exist.", body = ErrorBody),
         ErrorResponses,
     ),
 )]

@@ -1,4 +1,4 @@
-//! Which issuers are believed, as an operator configures it.
+//! The configuration of trusted token issuers.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,43 +8,43 @@ use serde::{Deserialize, Deserializer};
 
 use crate::model::Role;
 
-/// One issuer of tokens that are believed.
+/// One trusted issuer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IssuerConfig {
-    /// Its name: `iss` of its tokens must be exactly this.
+    /// The issuer's name, which the `iss` of its tokens must equal.
     pub issuer: String,
-    /// For whom its tokens must be: this must be (among) their `aud`. Choose
-    /// one of your own, so that tokens for others are good for nothing here.
+    /// The audience that must be in the `aud` of its tokens. Choose a name of your
+    /// own, so that tokens for other services are refused.
     pub audience: String,
-    /// Where its public keys are.
+    /// The location of its public keys.
     pub keys: KeySource,
-    /// Ways of signing that are accepted; by default all that there are.
+    /// The accepted signature algorithms; by default all supported ones.
     #[serde(default = "JwtAlgorithm::all")]
     pub algorithms: Vec<JwtAlgorithm>,
-    /// Whether a websocket ends when the token that asked for it does (`exp`,
-    /// then without a leeway for clocks). By default it lives on, because such
-    /// tokens are good for minutes.
+    /// Whether a websocket ends when the token that requested it expires (`exp`,
+    /// then without a leeway for clocks). By default it stays open, because such
+    /// tokens are valid for minutes only.
     #[serde(default)]
     pub websockets_end_with_token: bool,
-    /// What its tokens permit: all that any of these grants.
+    /// The permissions of its tokens: the union of all matching rules.
     pub rules: Vec<RuleConfig>,
 }
 
-/// Where an issuer's public keys (a JSON Web Key Set) are.
+/// The location of an issuer's public keys, a JSON Web Key Set.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeySource {
-    /// In a file.
+    /// A file.
     File(PathBuf),
-    /// At an `https://` URL.
+    /// An `https://` URL.
     Url(String),
 }
 
-/// A way of signing, with a public key.
+/// A signature algorithm with a public key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub enum JwtAlgorithm {
-    /// RSA PKCS #1 1.5 with SHA-256, keys of 2048 bits and more.
+    /// RSA PKCS #1 1.5 with SHA-256, for keys of at least 2048 bits.
     RS256,
     /// ECDSA on P-256 with SHA-256.
     ES256,
@@ -68,27 +68,26 @@ impl From<JwtAlgorithm> for Algorithm {
     }
 }
 
-/// Tokens with these claims have this role in these environments.
+/// A rule: tokens with these claims have this role in these environments.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RuleConfig {
-    /// Claims that the token must have, all of them, and at least one: the name
-    /// of a claim, or a JSON pointer such as `/kubernetes.io/namespace`, and its
-    /// value, in which `*` stands for any run of characters. Of a list, one
-    /// entry must match.
+    /// The claims that the token must have; at least one. A key is the name of a
+    /// claim or a JSON pointer such as `/kubernetes.io/namespace`. In a value, `*`
+    /// stands for any run of characters. In a list, one entry must match.
     pub claims: BTreeMap<String, String>,
-    /// What it permits: `executor`, `orchestrator` or `admin`.
+    /// The role: `executor`, `orchestrator` or `admin`.
     #[serde(deserialize_with = "role")]
     pub role: Role,
-    /// Where: a pattern, in which `{claim}` stands for that claim's value with
-    /// every byte but letters, digits and `-` written as `_` and two hexadecimal
-    /// digits. No two values have an environment in common: what follows a value
-    /// and is not the end must say where the value ends, such as `__`, and no
-    /// `*` may come before one.
+    /// The environments: a pattern, in which `{claim}` stands for the value of
+    /// that claim. Bytes other than letters, digits and `-` are written as `_` and
+    /// two hexadecimal digits. Two values never share an environment: text after a
+    /// value must mark the end of the value, for example `__`, and no `*` may
+    /// stand before one.
     pub environments: String,
 }
 
-/// The roles that a rule may have: who joins has a token of the relay's own.
+/// The roles that a rule may have. Joining needs a join token of the relay.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum RuleRole {
@@ -105,7 +104,7 @@ fn role<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Role, D::Error> {
     })
 }
 
-/// An issuer's configuration cannot be. The operator is at fault.
+/// An issuer's configuration is invalid. The operator is at fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("issuer {issuer:?}: {why}")]
 pub struct InvalidIssuer {
@@ -120,21 +119,21 @@ impl InvalidIssuer {
 }
 
 impl IssuerConfig {
-    /// Checks all but the rules.
+    /// Checks everything except the rules.
     pub(crate) fn check(&self) -> Result<(), InvalidIssuer> {
         let refuse = |why: &str| Err(InvalidIssuer::new(self, why));
         if self.issuer.is_empty() || self.audience.is_empty() {
             return refuse("issuer and audience must not be empty");
         }
         if self.algorithms.is_empty() {
-            return refuse("it has no algorithm");
+            return refuse("it needs at least one algorithm");
         }
         if self.rules.is_empty() {
-            return refuse("it has no rule, so its tokens would permit nothing");
+            return refuse("it needs at least one rule");
         }
         match &self.keys {
             KeySource::Url(url) if !url.starts_with("https://") => {
-                refuse("its keys must come from an https:// URL, or from a file")
+                refuse("its keys must come from an https:// URL or a file")
             }
             _ => Ok(()),
         }

@@ -1,15 +1,14 @@
-//! An issuer's public keys: kept, and refreshed_at for anew when a token names one
-//! that is not among them, but not more often than every
-//! [`JWKS_REFRESH_PAUSE`], whatever tokens name.
+//! The public keys of an issuer: cached, and fetched again when a token names an
+//! unknown key, but at most once per [`JWKS_REFRESH_PAUSE`].
 //!
 //! Invariants
 //!
-//! * They are refreshed_at for in a task of its own, at most one at a time. Whoever
-//!   waits for it and leaves ends nothing: else strangers could see to it that
-//!   keys are never had.
-//! * A key that is there and not old is found at once, whatever others wait for.
-//!   One that is older than [`JWKS_MAX_AGE`] may have been withdrawn, so
-//!   its bearers wait for the answer too, and it serves if there is none.
+//! * Keys are fetched in a task of its own, one fetch at a time. Cancelling a
+//!   caller that waits for a fetch does not cancel the fetch; otherwise strangers
+//!   could prevent keys from ever being loaded.
+//! * A cached key that is not old is returned at once. A key older than
+//!   [`JWKS_MAX_AGE`] may have been removed by the issuer, so its bearers wait for
+//!   the fetch; the cached key is used if the fetch fails.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -29,29 +28,29 @@ use super::JwtError;
 use super::config::KeySource;
 use crate::traits::FetchKeys;
 
-/// How old an issuer's keys may be before they are refreshed_at for anew.
+/// The age at which an issuer's keys are fetched again.
 pub(crate) const JWKS_MAX_AGE: Duration = Duration::from_secs(3600);
 
-/// How old they may be if they cannot be had anew.
+/// The largest age of keys that are used while they cannot be fetched.
 pub(crate) const JWKS_STALE_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// Pause before an issuer is refreshed_at for keys again, whatever tokens name.
+/// The pause before an issuer's keys are fetched again.
 pub(crate) const JWKS_REFRESH_PAUSE: Duration = Duration::from_secs(30);
 
 pub(super) struct IssuerKeys {
     source: KeySource,
-    /// Locked for moments only.
+    /// Locked only briefly.
     cache: Arc<Mutex<Cache>>,
 }
 
 #[derive(Default)]
 struct Cache {
     keys: Vec<Jwk>,
-    /// When they were had.
+    /// When the keys were fetched.
     fetched_at: Option<Instant>,
-    /// When they were refreshed_at for last, with whatever success.
+    /// When the last fetch began.
     refreshed_at: Option<Instant>,
-    /// Closed when the last refreshing is over.
+    /// Closed when the last fetch ends.
     refreshing: Option<watch::Receiver<()>>,
 }
 
@@ -60,7 +59,7 @@ impl IssuerKeys {
         Self { source, cache: Arc::default() }
     }
 
-    /// The key of this name, for this algorithm.
+    /// Returns the key with this id for this algorithm.
     pub(super) async fn find(
         &self,
         kid: &str,
@@ -68,11 +67,11 @@ impl IssuerKeys {
         fetch: &Arc<dyn FetchKeys>,
     ) -> Result<DecodingKey, JwtError> {
         if let Some(mut refreshing) = self.refresh(kid, fetch) {
-            // an error: it is over
+            // an error means that the fetch has ended
             let _ = refreshing.changed().await;
         }
         let cache = self.cache.lock();
-        // old keys are good for a while; then they may have been withdrawn
+        // old keys stay valid for a while; then the issuer may have removed them
         let usable = cache.fetched_at.is_some_and(|since| since.elapsed() < JWKS_STALE_MAX);
         if !usable {
             return Err(JwtError::KeysUnavailable);
@@ -84,8 +83,8 @@ impl IssuerKeys {
         DecodingKey::from_jwk(key).map_err(|_| JwtError::UnknownKey)
     }
 
-    /// What to wait for before this key is looked for, if anything is: the
-    /// refreshing that is under way, or one that begins.
+    /// Returns the fetch to wait for before this key is looked up, if any: a
+    /// running one or a new one.
     fn refresh(&self, kid: &str, fetch: &Arc<dyn FetchKeys>) -> Option<watch::Receiver<()>> {
         let mut cache = self.cache.lock();
         let is_fresh = cache.fetched_at.is_some_and(|since| since.elapsed() < JWKS_MAX_AGE);
@@ -109,12 +108,12 @@ impl IssuerKeys {
         let (kept, source, fetch) = (self.cache.clone(), self.source.clone(), fetch.clone());
         tokio::spawn(async move {
             let loaded = timeout(limits::JWKS_FETCH_TIMEOUT, load(&source, &*fetch)).await;
-            match loaded.unwrap_or_else(|_| Err("no answer came in time".to_owned())) {
+            match loaded.unwrap_or_else(|_| Err("no response within the time limit".to_owned())) {
                 Ok(keys) => {
                     let mut cache = kept.lock();
                     (cache.keys, cache.fetched_at) = (keys, Some(Instant::now()));
                 }
-                Err(why) => tracing::warn!(?source, %why, "an issuer's keys cannot be had"),
+                Err(why) => tracing::warn!(?source, %why, "failed to fetch an issuer's keys"),
             }
             drop(over);
         });
@@ -132,13 +131,13 @@ async fn load(source: &KeySource, fetch: &dyn FetchKeys) -> Result<Vec<Jwk>, Str
         }
     };
     if bytes.len() > limits::JWKS_MAX_BYTES {
-        return Err(format!("they have over {} bytes", limits::JWKS_MAX_BYTES));
+        return Err(format!("the key set exceeds {} bytes", limits::JWKS_MAX_BYTES));
     }
     let set: JwkSet = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
     Ok(set.keys)
 }
 
-/// The file, or so much of it that it is seen to be too large.
+/// Reads the file, up to one byte beyond the limit.
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(limits::JWKS_MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
@@ -151,7 +150,7 @@ impl Cache {
     }
 }
 
-/// Whether this is a public key for signatures of this algorithm.
+/// Whether this is a public key for signatures with this algorithm.
 fn fits(key: &Jwk, algorithm: Algorithm) -> bool {
     let signs = matches!(key.common.public_key_use, None | Some(PublicKeyUse::Signature));
     let named = key.common.key_algorithm;

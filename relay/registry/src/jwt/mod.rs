@@ -1,9 +1,9 @@
-//! Bearers of other issuers: GitHub Actions, Kubernetes, any OIDC provider.
+//! Tokens of other issuers: GitHub Actions, Kubernetes, any OIDC provider.
 //!
-//! Nothing is believed that was not configured: the issuer by its exact name,
-//! one audience, algorithms with public keys only, keys from the configured
-//! place, and rules that say which claims permit what. `jku`, `jwk` and `x5u`
-//! in a token's header are not looked at.
+//! Only configured values are trusted: the issuer by its exact name, one audience,
+//! public key algorithms, keys from the configured location, and rules that map
+//! claims to permissions. The header fields `jku`, `jwk` and `x5u` of a token are
+//! ignored.
 
 pub mod config;
 mod keys;
@@ -24,50 +24,49 @@ use crate::model::subject::ForeignId;
 use crate::model::{Caller, Subject};
 use crate::traits::FetchKeys;
 
-/// Longest bearer of another issuer in bytes: those of GitHub have 2 KiB, and a
-/// request's head has 16.
+/// The longest JWT in bytes: those of GitHub have 2 KiB, and the head of a request
+/// has 16.
 pub(crate) const JWT_MAX_BYTES: usize = 8 * 1024;
 
-/// How far an issuer's clock may be off.
+/// The largest deviation of an issuer's clock.
 pub(crate) const JWT_LEEWAY: Duration = Duration::from_secs(30);
 
-/// A foreign token was not accepted. Its bearer is at fault, except for
-/// `KeysUnavailable`.
+/// A JWT was refused. Its bearer is at fault, except for `KeysUnavailable`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JwtError {
-    /// Not a token, too long, or not of a kind that is accepted.
+    /// It is not a JWT, too long, or of an unsupported kind.
     #[error("the token is not a JWT that this registry accepts")]
     Malformed,
-    /// Of an issuer that is not configured.
-    #[error("the token's issuer is not one of this registry's")]
+    /// Its issuer is not configured.
+    #[error("the token's issuer is not configured in this registry")]
     UnknownIssuer,
-    /// Signed in a way that is not configured.
-    #[error("the token's algorithm is not accepted from its issuer")]
+    /// Its algorithm is not configured.
+    #[error("the token's algorithm is not accepted for its issuer")]
     Algorithm,
     /// It does not name its key.
     #[error("the token names no key (kid)")]
     NoKeyId,
-    /// Its key is not among the issuer's.
-    #[error("the token's key is not one of its issuer's")]
+    /// Its issuer has no such key.
+    #[error("the token's issuer has no such key")]
     UnknownKey,
-    /// Signature, issuer, audience or subject are wrong.
-    #[error("the token's signature, audience or subject is not right")]
+    /// Its signature, issuer, audience or subject is wrong.
+    #[error("the token's signature, audience or subject is invalid")]
     Invalid,
-    /// Past its time.
+    /// It is expired.
     #[error("the token is expired")]
     Expired,
-    /// Before its time.
+    /// It is not valid yet.
     #[error("the token is not valid yet")]
     NotYetValid,
-    /// Genuine, and no rule is for it.
-    #[error("no rule of this registry permits this token anything")]
+    /// It is valid, but no rule matches.
+    #[error("no rule of this registry matches this token")]
     NoRule,
-    /// The issuer's keys cannot be had.
-    #[error("the keys of the token's issuer cannot be had at the moment")]
+    /// The issuer's keys cannot be fetched.
+    #[error("the keys of the token's issuer cannot be fetched; try again")]
     KeysUnavailable,
 }
 
-/// All issuers that are believed.
+/// All trusted issuers.
 pub(crate) struct Issuers(Vec<Issuer>);
 
 struct Issuer {
@@ -85,7 +84,7 @@ impl Issuers {
         for config in configs {
             config.check()?;
             if issuers.iter().any(|issuer| issuer.name == config.issuer) {
-                return Err(InvalidIssuer::new(config, "it is configured twice"));
+                return Err(InvalidIssuer::new(config, "it is configured more than once"));
             }
             issuers.push(Issuer {
                 name: config.issuer.clone(),
@@ -99,12 +98,12 @@ impl Issuers {
         Ok(Self(issuers))
     }
 
-    /// Whether this bearer is one to look at here at all.
+    /// Whether this bearer may be a JWT of an issuer.
     pub(crate) fn accept_format(&self, bearer: &str) -> bool {
         !self.0.is_empty() && bearer.bytes().filter(|byte| *byte == b'.').count() == 2
     }
 
-    /// Whether the subject is of an issuer that is believed still.
+    /// Whether the subject belongs to a trusted issuer.
     pub(crate) fn include(&self, id: &ForeignId) -> bool {
         self.0.iter().any(|issuer| id.is_of(&issuer.name))
     }
@@ -132,7 +131,7 @@ impl Issuers {
         validation.set_issuer(&[&issuer.name]);
         validation.set_audience(&[&issuer.audience]);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-        // judged below, by the registry's own clock
+        // checked below against the registry's own clock
         validation.validate_exp = false;
         validation.validate_nbf = false;
         let claims = decode::<Map<String, Value>>(bearer, &key, &validation);
@@ -140,9 +139,9 @@ impl Issuers {
         let time = |name: &str| claims.get(name).and_then(seconds);
         let end = time("exp").ok_or(JwtError::Invalid)?;
         let leeway = JWT_LEEWAY.as_secs();
-        // What ends with its token ends on time: beyond that, a registration
-        // would be granted, and take the environment from the executor that has
-        // it, with a ticket that opens nothing.
+        // No leeway for websockets that end with their token: a registration within
+        // the leeway would displace the environment's executor with a ticket that
+        // is already refused.
         let grace = if issuer.ends_with_token { 0 } else { leeway };
         if now >= end.saturating_add(grace) {
             return Err(JwtError::Expired);
@@ -169,7 +168,7 @@ impl Issuers {
     }
 }
 
-/// A NumericDate, which may have a fraction.
+/// Parses a NumericDate, which may have a fraction.
 fn seconds(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| {
         let seconds = value.as_f64().filter(|seconds| (0.0..1e15).contains(seconds))?;
@@ -177,7 +176,7 @@ fn seconds(value: &Value) -> Option<u64> {
     })
 }
 
-/// What the token says of its issuer, to choose the keys that judge it.
+/// Returns the issuer that the token names, to select the keys that verify it.
 fn claimed_issuer(bearer: &str) -> Option<String> {
     let payload = URL_SAFE_NO_PAD.decode(bearer.split('.').nth(1)?).ok()?;
     let claims: Map<String, Value> = serde_json::from_slice(&payload).ok()?;

@@ -1,4 +1,4 @@
-//! From claims to what they permit.
+//! Rules from claims to permissions.
 
 use serde_json::{Map, Value};
 
@@ -26,7 +26,7 @@ impl Rules {
         rules.map(Self).map_err(|why| InvalidIssuer::new(config, why))
     }
 
-    /// All that these claims permit.
+    /// Returns the grants of all matching rules.
     pub(super) fn grants(&self, claims: &Map<String, Value>) -> Vec<Grant> {
         self.0.iter().filter_map(|rule| rule.grant(claims)).collect()
     }
@@ -35,19 +35,18 @@ impl Rules {
 impl Rule {
     fn new(config: &RuleConfig) -> Result<Self, String> {
         if config.claims.is_empty() {
-            return Err("a rule must name a claim: else it is for everybody".to_owned());
+            return Err("a rule needs at least one claim".to_owned());
         }
         if config.role == Role::Join {
-            return Err("a rule cannot have the role join".to_owned());
+            return Err("a rule cannot grant the role join".to_owned());
         }
         if config.role == Role::Admin && config.environments != "*" {
-            return Err(
-                "a rule for admins is for the whole relay: its environments are \"*\"".to_owned()
-            );
+            return Err("a rule for admins covers the whole relay: its environments must be \"*\""
+                .to_owned());
         }
         let environments = template(&config.environments)?;
         check_unambiguous(&environments)?;
-        // with values put in, what is not a pattern now would never be one
+        // a template that is no valid pattern with sample values never yields one
         let sample: String = environments
             .iter()
             .map(|part| match part {
@@ -82,7 +81,7 @@ fn template(text: &str) -> Result<Vec<Part>, String> {
     let mut parts = Vec::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('{') {
-        let (name, after) = after.split_once('}').ok_or("a { in it has no }")?;
+        let (name, after) = after.split_once('}').ok_or("a `{` in the template has no `}`")?;
         parts.push(Part::Text(before.to_owned()));
         parts.push(Part::Claim(name.to_owned()));
         rest = after;
@@ -91,11 +90,11 @@ fn template(text: &str) -> Result<Vec<Part>, String> {
     Ok(parts)
 }
 
-/// Checks that no two values of a claim can have an environment in common: from
-/// left to right, each value ends where only it can end.
+/// Checks that two values of a claim never share an environment: from left to
+/// right, the end of each value is unambiguous.
 fn check_unambiguous(parts: &[Part]) -> Result<(), String> {
     let mut star = false;
-    // the last claim, while what stands behind it could be more of its value
+    // the last claim, while the text behind it could still belong to its value
     let mut open: Option<&str> = None;
     let mixed = |name: &str, what: &str| {
         format!(
@@ -130,8 +129,8 @@ fn check_unambiguous(parts: &[Part]) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether no value, as it is written, goes on like this: a `_` in one is
-/// followed by two hexadecimal digits.
+/// Whether no escaped value contains this text: in a value, `_` is followed by two
+/// hexadecimal digits.
 fn terminates_value(text: &str) -> bool {
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
@@ -162,8 +161,8 @@ fn matches(value: &Value, pattern: &str) -> bool {
     }
 }
 
-/// A value as a part of an environment's id: no two values become the same, and
-/// none becomes a star. An empty one is no part.
+/// Escapes a value for an environment id: different values stay different, and the
+/// result has no star. Returns `None` for an empty value.
 fn escaped(value: &str) -> Option<String> {
     let mut text = String::new();
     for byte in value.bytes() {
@@ -275,7 +274,7 @@ mod tests {
         }
     }
 
-    /// Values of a few bytes, each kind of which is written differently.
+    /// Short values, one for each kind of escaped byte.
     #[test]
     fn accepted_separators_keep_values_apart() {
         use serde_json::json;
@@ -293,7 +292,7 @@ mod tests {
             for one in values.iter().filter(|value| !value.is_empty()) {
                 let pattern = granted(&rule, json!({ "sub": one })).unwrap();
                 for other in values.iter().filter(|other| *other != one && !other.is_empty()) {
-                    // what a star may stand for that looks most like a value
+                    // the text behind a star that looks most like a value
                     for end in ["", "a", "_2f", separator] {
                         let theirs = format!("{}{separator}{end}", escaped(other).unwrap());
                         let mine = glob(pattern.as_bytes(), theirs.as_bytes());

@@ -1,4 +1,4 @@
-//! Every refusal, and what is accepted, with real signatures.
+//! Accepted and refused tokens, with real signatures.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -117,7 +117,7 @@ async fn valid_jwt_gets_grants_of_its_rules() {
     let ends = super::tests::issuers(ends);
     let caller = ends.authenticate(&good(&claims()), NOW, &served.fetch()).await;
     assert_eq!(caller.unwrap().until, Some(NOW + 300));
-    // on time, for its ticket would be refused from then on
+    // without leeway, since its ticket would be refused from then on
     for (now, leeway, strict) in [
         (NOW + 299, Ok(()), Ok(())),
         (NOW + 300, Ok(()), Err(JwtError::Expired)),
@@ -180,7 +180,7 @@ async fn invalid_jwts_are_refused() {
     let body = token.split('.').nth(1).unwrap();
     let none = URL_SAFE_NO_PAD.encode(r#"{"alg":"none","kid":"k1"}"#);
     assert_eq!(refused(&format!("{none}.{body}.")).await, JwtError::Malformed);
-    // an algorithm that the key is not for
+    // an algorithm that does not fit the key
     let es = URL_SAFE_NO_PAD.encode(r#"{"alg":"ES256","kid":"k1"}"#);
     let forged = format!("{es}.{body}.{}", URL_SAFE_NO_PAD.encode([1; 64]));
     assert_eq!(refused(&forged).await, JwtError::Algorithm);
@@ -221,7 +221,8 @@ async fn issuer_keys_are_cached() {
     assert_eq!(go(&old).await, Ok(()));
     assert_eq!(served.asked(), 2);
 
-    // rotated at the issuer: found at the next chance, and strangers cost no more
+    // a rotation at the issuer: found at the next fetch, and strangers cause no
+    // further ones
     served.set(Some(&[public(1, "k1"), public(2, "k2")]));
     for _ in 0..10 {
         assert_eq!(go(&new).await, Err(JwtError::UnknownKey));
@@ -231,20 +232,20 @@ async fn issuer_keys_are_cached() {
     assert_eq!(go(&new).await, Ok(()));
     assert_eq!(served.asked(), 3);
 
-    // the issuer is down: what is known is good for a day
+    // the issuer is down: known keys are valid for a day
     served.set(None);
     tokio::time::advance(keys::JWKS_MAX_AGE).await;
     assert_eq!(go(&old).await, Ok(()));
     assert_eq!(served.asked(), 4);
     tokio::time::advance(keys::JWKS_STALE_MAX).await;
     assert_eq!(go(&old).await, Err(JwtError::KeysUnavailable));
-    // and what is withdrawn there is withdrawn here within the hour
+    // and a key that the issuer removes is refused within the hour
     served.set(Some(&[public(2, "k2")]));
     tokio::time::advance(Duration::from_secs(60)).await;
     assert_eq!(go(&old).await, Err(JwtError::UnknownKey));
 }
 
-/// Answers when it is let, with as many keys as calls came.
+/// A fetcher that answers on command, with as many keys as there were calls.
 struct Held {
     asked: AtomicUsize,
     gate: tokio::sync::Semaphore,
@@ -260,7 +261,7 @@ impl FetchKeys for Held {
     }
 }
 
-/// Time stands still while anybody is at work.
+/// The paused clock stands still while a task is busy.
 #[tokio::test(start_paused = true)]
 async fn cancelled_waiter_does_not_cancel_key_fetch() {
     let held = Arc::new(Held { asked: AtomicUsize::new(0), gate: tokio::sync::Semaphore::new(0) });
@@ -274,7 +275,8 @@ async fn cancelled_waiter_does_not_cancel_key_fetch() {
     let until_asked = async |times| {
         crate::testing::until(async || held.asked.load(Ordering::SeqCst) >= times).await;
     };
-    // the first one hangs up, and the second is served by what it began
+    // the first caller is cancelled, and the second is served by the fetch that it
+    // began
     let gone = begin("k1", 1);
     until_asked(1).await;
     gone.abort();
@@ -284,7 +286,7 @@ async fn cancelled_waiter_does_not_cancel_key_fetch() {
     assert_eq!(second.await.unwrap(), Ok(()));
     assert_eq!(held.asked.load(Ordering::SeqCst), 1);
 
-    // strangers make it ask again; whose key is there is not held up
+    // unknown keys cause another fetch; bearers of known keys do not wait
     tokio::time::advance(keys::JWKS_REFRESH_PAUSE).await;
     let (stranger, rotated) = (begin("k9", 9), begin("k2", 2));
     until_asked(2).await;
@@ -295,7 +297,7 @@ async fn cancelled_waiter_does_not_cancel_key_fetch() {
     assert_eq!(stranger.await.unwrap(), Err(JwtError::UnknownKey));
     assert_eq!(rotated.await.unwrap(), Ok(()), "they share the answer");
 
-    // an issuer that never answers holds up nobody for long
+    // an issuer that never answers does not block callers for long
     tokio::time::advance(keys::JWKS_REFRESH_PAUSE).await;
     assert_eq!(begin("k9", 9).await.unwrap(), Err(JwtError::UnknownKey));
     assert_eq!(held.asked.load(Ordering::SeqCst), 3);
@@ -316,7 +318,7 @@ async fn issuer_keys_load_from_bounded_file() {
         std::fs::write(file.path(), bad).unwrap();
         assert_eq!(go().await, Err(JwtError::KeysUnavailable));
     }
-    // keys that are for something else
+    // keys for another use
     for (name, value) in [("use", json!("enc")), ("alg", json!("RS256")), ("crv", json!("P-256"))] {
         let mut key = public(1, "k1");
         key[name] = value;
@@ -325,7 +327,7 @@ async fn issuer_keys_load_from_bounded_file() {
     }
 }
 
-/// Keys of the other two kinds, made by the library that also verifies.
+/// Keys of the other two kinds, created by the library that also verifies.
 #[tokio::test]
 async fn es256_is_accepted() {
     use aws_lc_rs::rand::SystemRandom;
@@ -345,7 +347,7 @@ async fn rs256_is_accepted_with_keys_of_2048_bits() {
     use aws_lc_rs::rsa::{KeyPair, KeySize};
     let pair = KeyPair::generate(KeySize::Rsa2048).unwrap();
     let pkcs8: Pkcs8V1Der<'_> = pair.as_der().unwrap();
-    // what is inside of PKCS #8: a header of 26 bytes goes before a key of this size
+    // the content of PKCS #8: a header of 26 bytes precedes a key of this size
     let key = EncodingKey::from_rsa_der(&pkcs8.as_ref()[26..]);
     let mut jwk = Jwk::from_encoding_key(&key, Algorithm::RS256).unwrap();
     jwk.common.key_id = Some("rsa".to_owned());
@@ -357,7 +359,7 @@ async fn rs256_is_accepted_with_keys_of_2048_bits() {
     assert_eq!(refused.unwrap_err(), JwtError::Algorithm);
 }
 
-/// What a registration with this bearer is answered.
+/// The response to a registration with this bearer.
 async fn register(registry: &crate::Registry, token: &str, environment: &str) -> (u16, Value) {
     use axum::body::{Body, to_bytes};
     use tower::ServiceExt as _;
@@ -375,7 +377,7 @@ async fn register(registry: &crate::Registry, token: &str, environment: &str) ->
     (status, serde_json::from_slice(&body).unwrap())
 }
 
-/// Over HTTP, from registration to websocket, and what a block ends.
+/// Over HTTP: from registration to websocket, and the effect of a block.
 #[tokio::test]
 async fn foreign_bearer_can_register_as_executor() {
     use crate::testing::{Fixture, START, env};
@@ -392,7 +394,7 @@ async fn foreign_bearer_can_register_as_executor() {
     assert_eq!((status, &body["error"]["code"]), (503, &json!("unavailable")), "no keys yet");
 
     std::fs::write(keys.path(), json!({"keys": [public(1, "k1")]}).to_string()).unwrap();
-    // the first one does not ask again so soon
+    // the first registry does not fetch again so soon
     let fixture = Fixture::believing(vec![issuer]).await;
     let mut other = claims.clone();
     other["repository"] = json!("evil/app");
@@ -434,9 +436,9 @@ fn invalid_issuer_configuration_is_refused() {
     for (name, value, why) in [
         ("issuer", json!(""), "must not be empty"),
         ("audience", json!(""), "must not be empty"),
-        ("algorithms", json!([]), "no algorithm"),
+        ("algorithms", json!([]), "at least one algorithm"),
         ("algorithms", json!(["HS256"]), "unknown variant"),
-        ("rules", json!([]), "no rule"),
+        ("rules", json!([]), "at least one rule"),
         ("keys", json!({"url": "http://keys.example"}), "https://"),
         ("key", json!(1), "unknown field"),
     ] {

@@ -1,4 +1,4 @@
-//! Who is asking, and what that permits.
+//! The caller of an operation and its permissions.
 
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::registry::admin::Role;
@@ -6,53 +6,53 @@ use rendez_proto::registry::admin::Role;
 use super::subject::{Subject, TicketSubject};
 use super::token::TokenPattern;
 
-/// Who is asking: the bearer of an active token, of ours or of somebody whom
-/// we believe.
+/// An authenticated caller: the bearer of an active token of this registry or of a
+/// trusted issuer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// Its name.
+    /// The caller's name.
     pub subject: Subject,
-    /// What it may do: any of these.
+    /// The caller's permissions; any of them suffices.
     pub grants: Vec<Grant>,
-    /// When its websockets end, in seconds since 1970, if the registry's own
-    /// record of the subject does not say.
+    /// When its websockets end, in seconds since 1970, unless the registry's own
+    /// record of the subject has an earlier end.
     pub until: Option<u64>,
 }
 
 /// One role in some environments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
-    /// What is permitted.
+    /// The role.
     pub role: Role,
-    /// Where.
+    /// The environments.
     pub environments: TokenPattern,
 }
 
-/// The caller's token does not permit this. The caller is at fault.
+/// The caller's token does not permit this operation. The caller is at fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Forbidden {
-    /// It has another role.
+    /// The token has another role.
     #[error("the token's role does not permit this")]
     Role,
-    /// It is a join token, without the key that it could enrol.
+    /// It is a join token without a proof of the key to enrol.
     #[error(
         "a join token only enrols an executor that proves to hold a key, as `rendez agent` does; \
          a stock executor needs an executor token"
     )]
     JoinOnly,
-    /// It does not cover the environment.
+    /// The token does not cover the environment.
     #[error("the token does not cover this environment")]
     Environment,
     /// Another token made the registration.
     #[error("the registration was made with another token")]
     Token,
-    /// It was used as often as it may be.
-    #[error("the token was used as often as it may be")]
+    /// All uses of the token are used up.
+    #[error("all uses of the token are used up")]
     UsedUp,
-    /// The environment was revoked after the token had been made.
+    /// The environment was revoked after the token was created.
     #[error(
         "the environment was revoked; enrol its executor with a new join token, or give it a \
-         token that was made since"
+         token that was created afterwards"
     )]
     EnvironmentRevoked,
 }
@@ -79,19 +79,20 @@ impl Caller {
         if self.has_role_in(&[role], environment) { Ok(()) } else { Err(Forbidden::Environment) }
     }
 
-    /// Whether any of the roles is given for `environment`.
+    /// Whether the caller has any of the roles in `environment`.
     pub fn has_role_in(&self, roles: &[Role], environment: &EnvironmentId) -> bool {
         let covers = |g: &Grant| roles.contains(&g.role) && g.environments.matches(environment);
         self.grants.iter().any(covers)
     }
 
-    /// The environments for which any of the roles is given.
+    /// Returns the patterns of the environments where the caller has any of the
+    /// roles.
     pub fn patterns(&self, roles: &[Role]) -> Vec<TokenPattern> {
         let given = self.grants.iter().filter(|grant| roles.contains(&grant.role));
         given.map(|grant| grant.environments.clone()).collect()
     }
 
-    /// The caller as a ticket names it.
+    /// Returns the caller as a ticket names it.
     pub fn ticket_subject(&self) -> TicketSubject {
         TicketSubject { subject: self.subject.clone(), until: self.until }
     }

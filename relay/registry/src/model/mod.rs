@@ -1,4 +1,4 @@
-//! What the registry knows, in its own types: neither rows nor JSON.
+//! The data of the registry, in its own types.
 
 pub mod caller;
 pub mod source;
@@ -15,67 +15,68 @@ pub use self::source::SourceCidrs;
 pub use self::subject::{Subject, TicketSubject};
 pub use self::token::{Credential, InvalidPattern, Token, TokenId, TokenPattern};
 
-/// A claim that is about to be made.
+/// A registration to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewRegistration {
-    /// The environment; created if it does not exist.
+    /// The environment, which is created if it does not exist.
     pub environment: EnvironmentId,
-    /// The claim's name.
+    /// The id of the registration.
     pub id: RegistrationId,
     /// The executor's static key.
     pub key: PublicKey,
-    /// What the executor offers.
+    /// The profiles that the executor offers.
     pub profiles: Vec<Profile>,
-    /// Who claims.
+    /// The subject that registers.
     pub subject: Subject,
 }
 
-/// An environment's current claim.
+/// An environment's current registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registration {
     /// The environment.
     pub environment: EnvironmentId,
-    /// The claim's name.
+    /// The id of the registration.
     pub id: RegistrationId,
-    /// Its place in the environment's order.
+    /// The generation, which orders the registrations of the environment.
     pub generation: Generation,
     /// The executor's static key.
     pub key: PublicKey,
-    /// What the executor offers.
+    /// The profiles that the executor offers.
     pub profiles: Vec<Profile>,
-    /// Who claimed.
+    /// The subject that registered.
     pub subject: Subject,
-    /// When, in seconds since 1970.
+    /// The time of the registration, in seconds since 1970.
     pub registered_at: u64,
 }
 
-/// An environment; there is one as soon as an executor has registered, until it
-/// has to make room for others.
+/// An environment. It exists from its first registration until it is purged to
+/// make room for others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Environment {
-    /// Its name.
+    /// The id of the environment.
     pub id: EnvironmentId,
-    /// When it was first registered, in seconds since 1970.
+    /// The time of the first registration, in seconds since 1970.
     pub created_at: u64,
-    /// The last claim's place in its order.
+    /// The generation of the last registration.
     pub generation: Generation,
-    /// The current claim. `None`: it was ended, alone or with the environment.
+    /// The current registration. `None` if it was ended, alone or with the
+    /// environment.
     pub registration: Option<Registration>,
 }
 
-/// Something whose live websockets must close.
+/// A revocation: its websockets must close.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Revocation {
-    /// Everything that came from this subject.
+    /// All websockets of this subject.
     Subject(Subject),
-    /// Everything in this environment.
+    /// All websockets in this environment.
     Environment(EnvironmentId),
-    /// Everything under this registration.
+    /// All websockets under this registration.
     Registration(RegistrationId),
 }
 
 impl Revocation {
-    /// Its kind and the id of what it is about, as a store keeps them.
+    /// Returns the kind and the id as a store keeps them.
     pub(crate) fn to_columns(&self) -> (&'static str, String) {
         match self {
             Self::Subject(subject) => ("subject", subject.to_string()),
@@ -84,7 +85,7 @@ impl Revocation {
         }
     }
 
-    /// Reads what [`to_columns`](Self::to_columns) wrote.
+    /// Parses the result of [`to_columns`](Self::to_columns).
     pub(crate) fn from_columns(kind: &str, what: &str) -> Option<Self> {
         match kind {
             "subject" => what.parse().ok().map(Self::Subject),

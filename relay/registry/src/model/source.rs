@@ -1,4 +1,4 @@
-//! Where a token may be used from.
+//! The networks from which a token may be used.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,34 +7,33 @@ use std::str::FromStr;
 use ipnet::{IpNet, Ipv4Net};
 use rendez_proto::limits;
 
-/// Networks; none means anywhere.
+/// A list of networks. An empty list permits every source.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SourceCidrs(Vec<IpNet>);
 
-/// The texts are no networks. Whoever wrote them is at fault.
+/// The texts are not a list of networks. Their author is at fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidSource {
-    /// One of them is none.
+    /// One of them is not a network.
     #[error("{0:?} is not a network such as 10.0.0.0/8, 2001:db8::/32 or 192.0.2.7")]
     Network(String),
-    /// There are too many.
+    /// The list is too long.
     #[error("a token can be bound to at most {} networks", limits::TOKEN_CIDRS_MAX)]
     TooMany,
 }
 
-/// Reads a network, or an address as a network of one. IPv4 that is written as
+/// Parses a network, or an address as a network of one. IPv4 in the notation of
 /// IPv6 (`::ffff:10.0.0.0/104`) becomes IPv4, as sources do.
 ///
 /// # Errors
 /// [`InvalidSource::Network`]
 pub fn network(text: &str) -> Result<IpNet, InvalidSource> {
     let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    // the address as people write it may have bits beyond the prefix
+    // the address may have bits beyond the prefix
     net.map(|net| canonical(net.trunc())).map_err(|_| InvalidSource::Network(text.to_owned()))
 }
 
-/// A network of nothing but IPv4 peers, as a socket for both families names
-/// them, is one of IPv4.
+/// Converts a network of IPv4-mapped addresses to IPv4.
 fn canonical(net: IpNet) -> IpNet {
     let IpNet::V6(six) = net else { return net };
     let (address, prefix) = (six.network().to_ipv4_mapped(), six.prefix_len().checked_sub(96));
@@ -43,7 +42,7 @@ fn canonical(net: IpNet) -> IpNet {
 }
 
 impl SourceCidrs {
-    /// The networks that these texts name.
+    /// Parses a list of networks.
     ///
     /// # Errors
     /// See [`InvalidSource`].
@@ -54,8 +53,8 @@ impl SourceCidrs {
         texts.iter().map(|text| network(text.as_ref())).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether somebody at `source` may use it; an unknown source may only if
-    /// everybody may.
+    /// Whether a client at `source` may use the token. An unknown source is
+    /// permitted only if the list is empty.
     pub fn permit(&self, source: Option<IpAddr>) -> bool {
         self.0.is_empty()
             || source.is_some_and(|source| {
@@ -64,12 +63,12 @@ impl SourceCidrs {
             })
     }
 
-    /// The networks.
+    /// Returns the networks.
     pub fn networks(&self) -> &[IpNet] {
         &self.0
     }
 
-    /// The networks as texts.
+    /// Returns the networks as texts.
     pub fn texts(&self) -> Vec<String> {
         self.0.iter().map(IpNet::to_string).collect()
     }
@@ -104,7 +103,7 @@ mod tests {
             ("192.0.2.8", false),
             ("2001:db8:1::1", true),
             ("2001:db9::1", false),
-            // as a socket for both families names an IPv4 peer
+            // an IPv4 peer as a dual-stack socket names it
             ("::ffff:10.0.0.1", true),
             ("::ffff:11.0.0.1", false),
         ] {
@@ -120,7 +119,7 @@ mod tests {
             ("::ffff:10.1.2.3/104", "10.0.0.0/8"),
             ("::ffff:192.0.2.7", "192.0.2.7/32"),
             ("::ffff:0:0/96", "0.0.0.0/0"),
-            // not of IPv4 alone
+            // not only IPv4
             ("::/0", "::/0"),
             ("::ffff:0:0/95", "::fffe:0:0/95"),
             ("::10.0.0.1/128", "::a00:1/128"),

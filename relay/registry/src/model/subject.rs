@@ -1,4 +1,4 @@
-//! Who stands behind a request, a registration or a websocket.
+//! The identity behind a request, a registration or a websocket.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,22 +9,22 @@ use sha2::{Digest as _, Sha256};
 
 use super::token::TokenId;
 
-/// A lasting name of whoever asks. Not secret.
+/// A permanent name of a caller. Not secret.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Subject {
-    /// A token of this registry, or an executor that is enrolled here.
+    /// A token of this registry, or an enrolled executor.
     Token(TokenId),
-    /// The subject of somebody else's tokens.
+    /// The subject of another issuer's tokens.
     Foreign(ForeignId),
 }
 
-/// Names the `sub` of one issuer, whatever token it bears at the moment:
-/// `jwt_<8 hex digits of the issuer's hash>_<22 characters base64url of the
-/// hash of issuer and subject>`.
+/// Names the `sub` of one issuer, independent of its current token: `jwt_<8 hex
+/// digits of the issuer's hash>_<22 characters base64url of the hash of issuer and
+/// subject>`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ForeignId(Box<str>);
 
-/// The text names no subject.
+/// The text is not a subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a subject is the id of a token, {} hexadecimal digits, or jwt_...", TokenId::DIGITS)]
 pub struct InvalidSubject;
@@ -34,7 +34,7 @@ impl ForeignId {
     const ISSUER_DIGITS: usize = 8;
     const SUBJECT_CHARACTERS: usize = 22;
 
-    /// The name of `subject` at `issuer`.
+    /// Returns the name of `subject` at `issuer`.
     pub fn new(issuer: &str, subject: &str) -> Self {
         let mut hash = Sha256::new();
         hash.update(b"rendez/foreign-subject/v1\0");
@@ -46,7 +46,7 @@ impl ForeignId {
         Self(format!("{}{}_{subject}", Self::PREFIX, issuer_digits(issuer)).into())
     }
 
-    /// Whether it is one of this issuer's.
+    /// Whether the subject belongs to this issuer.
     pub fn is_of(&self, issuer: &str) -> bool {
         self.0[Self::PREFIX.len()..].starts_with(&issuer_digits(issuer))
     }
@@ -97,13 +97,13 @@ impl From<TokenId> for Subject {
     }
 }
 
-/// A subject as a ticket names it: with the time at which its websockets end,
-/// if it has one of its own. Text: the subject, and `~<seconds since 1970>`.
+/// A subject as a ticket names it, with the end of its websockets if it has one.
+/// As text: the subject, and `~<seconds since 1970>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TicketSubject {
-    /// Who asked for the ticket.
+    /// The subject that requested the ticket.
     pub subject: Subject,
-    /// When what it opened ends, in seconds since 1970.
+    /// When the websocket must end, in seconds since 1970.
     pub until: Option<u64>,
 }
 
@@ -144,7 +144,7 @@ mod tests {
                 assert!(ticket.to_string().len() <= limits::TICKET_SUBJECT_MAX_BYTES);
             }
         }
-        // part of tickets and of logs: it must not change
+        // part of tickets and logs: it must not change
         assert_eq!(foreign.to_string(), GOLDEN);
         for bad in ["", "jwt_", "jwt_0_a", "abababababababab~", "abababababababab~x", "~5"] {
             assert!(bad.parse::<TicketSubject>().is_err(), "{bad:?}");

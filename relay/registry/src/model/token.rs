@@ -1,4 +1,4 @@
-//! Tokens: their names, what they cover, and how they are stored.
+//! Tokens: their ids, patterns and stored form.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use subtle::{Choice, ConstantTimeEq as _};
 
 use super::source::SourceCidrs;
 
-/// Names a token: 8 random bytes as lower-case hexadecimal digits. Not secret.
+/// The id of a token: 8 random bytes as lower-case hexadecimal digits. Not secret.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TokenId(Box<str>);
 
@@ -20,15 +20,15 @@ pub struct TokenId(Box<str>);
 pub struct InvalidTokenId;
 
 impl TokenId {
-    /// Length of the text.
+    /// The length of the text.
     pub const DIGITS: usize = 16;
 
-    /// The id made of these bytes.
+    /// Creates an id from these bytes.
     pub fn from_random(bytes: [u8; 8]) -> Self {
         Self(format!("{:016x}", u64::from_be_bytes(bytes)).into())
     }
 
-    /// The id as text.
+    /// Returns the id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -59,7 +59,7 @@ impl fmt::Debug for TokenId {
 }
 
 /// The environments that a token covers: an environment id in which each `*`
-/// stands for any run of characters, also none.
+/// stands for any run of characters, also an empty one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenPattern(Box<str>);
 
@@ -72,17 +72,17 @@ pub struct TokenPattern(Box<str>);
 pub struct InvalidPattern;
 
 impl TokenPattern {
-    /// What covers every environment.
+    /// Returns the pattern that covers every environment.
     pub fn everything() -> Self {
         Self("*".into())
     }
 
-    /// The pattern as text.
+    /// Returns the pattern as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether the token covers `environment`.
+    /// Whether the pattern covers `environment`.
     pub fn matches(&self, environment: &EnvironmentId) -> bool {
         glob(self.0.as_bytes(), environment.as_str().as_bytes())
     }
@@ -101,7 +101,7 @@ impl FromStr for TokenPattern {
     }
 }
 
-/// Greedy match that goes back to the last star only: O(pattern * text).
+/// Matches greedily and backtracks to the last star only: O(pattern * text).
 pub(crate) fn glob(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (0, 0);
     let mut star = None;
@@ -116,7 +116,7 @@ pub(crate) fn glob(pattern: &[u8], text: &[u8]) -> bool {
                 t += 1;
             }
             _ => match star {
-                // let the last star swallow one more character
+                // let the last star match one more character
                 Some((at, from)) => {
                     star = Some((at, from + 1));
                     p = at + 1;
@@ -129,22 +129,22 @@ pub(crate) fn glob(pattern: &[u8], text: &[u8]) -> bool {
     pattern[p..].iter().all(|byte| *byte == b'*')
 }
 
-/// How the bearer of a token proves to be it. Neither is a secret.
+/// How the bearer of a token proves its identity. Neither variant holds a secret.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credential {
-    /// By a secret, of which the SHA-256 is kept.
+    /// A secret, of which the SHA-256 is kept.
     Secret {
-        /// Of the current secret.
+        /// The hash of the current secret.
         hash: [u8; 32],
-        /// Of the one before the last rotation, and until when it is good, in
-        /// seconds since 1970.
+        /// The hash of the secret before the last rotation, and the end of its
+        /// validity in seconds since 1970.
         previous: Option<([u8; 32], u64)>,
     },
-    /// By signatures of an enrolled executor.
+    /// Signatures of an enrolled executor.
     Key {
         /// Its Ed25519 public key.
         public: [u8; 32],
-        /// The join token that let it in.
+        /// The join token that enrolled it.
         enrolled_by: TokenId,
     },
 }
@@ -159,8 +159,8 @@ impl fmt::Debug for Credential {
 }
 
 impl Credential {
-    /// Whether `hash` is that of a secret that is good at `now`. Takes the same
-    /// time whatever the answer.
+    /// Whether `hash` belongs to a secret that is valid at `now`. Takes constant
+    /// time.
     pub fn is_proven_by(&self, hash: &[u8; 32], now: u64) -> bool {
         match self {
             Credential::Secret { hash: current, previous } => {
@@ -176,29 +176,29 @@ impl Credential {
 /// A token as it is stored.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
-    /// Its name.
+    /// Its id.
     pub id: TokenId,
-    /// What it permits.
+    /// Its role.
     pub role: Role,
-    /// Where.
+    /// The environments that it covers.
     pub environments: TokenPattern,
-    /// For people.
+    /// A description for humans.
     pub label: String,
-    /// How it is proven.
+    /// How its bearer authenticates.
     pub credential: Credential,
-    /// Where it may be used from.
+    /// The networks from which it may be used.
     pub sources: SourceCidrs,
-    /// How often it may be used.
+    /// The largest number of uses.
     pub max_uses: Option<u32>,
-    /// How often it was; counted only if there is a maximum.
+    /// The uses so far, counted only if there is a maximum.
     pub uses: u32,
-    /// In seconds since 1970.
+    /// The time of creation, in seconds since 1970.
     pub created_at: u64,
-    /// When its secret was replaced last, in seconds since 1970.
+    /// The time of the last rotation, in seconds since 1970.
     pub rotated_at: Option<u64>,
-    /// When it ends, in seconds since 1970.
+    /// The time of expiry, in seconds since 1970.
     pub expires_at: Option<u64>,
-    /// When it was revoked, in seconds since 1970.
+    /// The time of revocation, in seconds since 1970.
     pub revoked_at: Option<u64>,
 }
 
@@ -213,7 +213,7 @@ impl fmt::Debug for Token {
 }
 
 impl Token {
-    /// A token that may be used from anywhere, as often as one likes, until it
+    /// Creates a token that works from any source, any number of times, until it
     /// is revoked.
     pub fn new(
         id: TokenId,
@@ -238,7 +238,7 @@ impl Token {
         }
     }
 
-    /// Whether it permits anything at `now`.
+    /// Whether the token is neither revoked nor expired at `now`.
     pub fn is_active(&self, now: u64) -> bool {
         self.revoked_at.is_none() && self.expires_at.is_none_or(|end| now < end)
     }

@@ -1,4 +1,4 @@
-//! What the registry's own calls leave in the audit log.
+//! The registry's own events in the audit log.
 
 use rendez_proto::audit::{AuditEvent, AuditKind};
 use rendez_proto::ids::{EnvironmentId, RegistrationId};
@@ -8,7 +8,7 @@ use crate::model::Subject;
 use crate::store::StoreError;
 
 impl Context {
-    /// An event of this actor in this environment.
+    /// Creates an event of this caller in this environment.
     pub(super) fn caller_event(
         &self,
         kind: AuditKind,
@@ -24,12 +24,12 @@ impl Context {
         }
     }
 
-    /// The row of what an operator does, which the store writes together with
-    /// it, behind all that was noted before. `actor` is `None` for who works on
-    /// the relay's machine.
+    /// Creates the event of an operator's change, which the store writes in the
+    /// transaction of the change. Writes the earlier events first. `actor` is
+    /// `None` for an operator on the relay's machine.
     ///
     /// # Errors
-    /// The database refused what was noted before.
+    /// The database refused the earlier events.
     pub(super) async fn operator_event(
         &self,
         kind: AuditKind,

@@ -1,4 +1,4 @@
-//! What all resources of a registry share.
+//! The context that all resources of a registry share.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::stats::Stats;
 use crate::store::Store;
 use crate::traits::{NoRandomness, Presence, random_bytes};
 
-/// The state of a registry, its signer and its surroundings.
+/// The store, the signer and the surroundings of a registry.
 pub(crate) struct Context {
     pub(super) store: Arc<dyn Store>,
     pub(super) history: History,

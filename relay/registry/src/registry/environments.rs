@@ -1,5 +1,4 @@
-//! What is known about environments: what was registered, what is connected
-//! now, and what was before.
+//! Environments: their current state and their history.
 
 use std::collections::BTreeMap;
 
@@ -22,18 +21,18 @@ use crate::store::StoreError;
 use crate::store::connections::ConnectionRow;
 use crate::traits::EnvironmentConnections;
 
-/// Why environments were not shown.
+/// Why an operation on environments failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
-    /// The caller's fault.
+    /// The caller is at fault.
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
-    /// Ours, for now.
+    /// The store failed; a retry may succeed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// Who may look at environments.
+/// The roles that may read environments.
 const READERS: [Role; 2] = [Role::Admin, Role::Orchestrator];
 
 /// The environments of a registry.
@@ -49,7 +48,7 @@ impl<'a> Environments<'a> {
 }
 
 impl Environments<'_> {
-    /// The environments that the caller's token covers, one page of them.
+    /// Returns one page of the environments that the caller's token covers.
     ///
     /// # Errors
     /// See [`ListError`].
@@ -62,7 +61,7 @@ impl Environments<'_> {
         let covered = caller.patterns(&READERS);
         let mut page =
             self.ctx.store().environments(&covered, after, limits::LIST_PAGE_MAX).await?;
-        // the store has the same rule, and this one decides
+        // the store applies the same patterns; this check decides
         page.retain(|environment| caller.has_role_in(&READERS, &environment.id));
         let next = page::next_cursor(&page, |last| last.id.clone());
         let ids: Vec<_> = page.iter().map(|environment| environment.id.clone()).collect();
@@ -82,7 +81,8 @@ impl Environments<'_> {
         Ok(EnvironmentList { environments, next })
     }
 
-    /// All about one environment. With `probe`, its executor is pinged first.
+    /// Returns the details of one environment. With `probe`, pings its executor
+    /// first.
     ///
     /// # Errors
     /// See [`ListError`].
@@ -97,7 +97,7 @@ impl Environments<'_> {
             return Err(Forbidden::Environment.into());
         }
         if probe {
-            // without an answer, the age of the last one says so
+            // a missing pong shows as the age of the last one
             self.ctx.presence().probe(id).await;
         }
         let Some(environment) = self.ctx.store().environment(id).await? else {
@@ -127,7 +127,7 @@ impl Environments<'_> {
         })
     }
 
-    /// Why an environment's executor is away, and since when.
+    /// Returns why an environment's executor is offline, and since when.
     pub(super) async fn absence(self, environment: &Environment) -> Result<Absence, StoreError> {
         self.settle_history().await;
         let last = self.ctx.store().connections(&environment.id, 1).await?;
@@ -135,20 +135,22 @@ impl Environments<'_> {
         Ok(Absence { state: AbsenceState::Offline, since_unix_secs: since, away_because: because })
     }
 
-    /// So that what has just ended is not shown as open. A database that takes
-    /// nothing now still answers, with what it knew before.
+    /// Flushes the history, so that a connection that has just ended is not shown
+    /// as open. If the database is slow or unavailable, the older state is shown.
     async fn settle_history(self) {
         if !matches!(
             timeout(store::WRITE_RETRY_PAUSE, self.ctx.history().flush()).await,
             Ok(Ok(()))
         ) {
-            tracing::debug!("the history of connections is read before it is written");
+            tracing::debug!(
+                "reading the history of connections before its last entries are written"
+            );
         }
     }
 
-    /// Ends an environment: its registration is gone, all its websockets close
-    /// within seconds, and no credential that was made until now can register
-    /// in it again. `false`: nobody ever registered. For admins.
+    /// Revokes an environment: its registration ends, all its websockets close
+    /// within seconds, and no existing credential can register in it again.
+    /// Returns `false` if it was never registered. For admins.
     ///
     /// # Errors
     /// The store's.
@@ -168,15 +170,15 @@ impl Environments<'_> {
     }
 }
 
-/// Since when an executor that is not connected is away, and why; each as far
-/// as it is known.
+/// Returns since when an executor is offline, and why, as far as both are known.
 fn away(
     environment: &Environment,
     last: Option<&ConnectionRow>,
 ) -> (Option<u64>, Option<EndReason>) {
     let ended = last.and_then(|last| last.ended);
     let Some(registration) = &environment.registration else {
-        // it may have been away before; if not, its websocket tells when
+        // it may have been offline before; otherwise the end of its websocket has
+        // the time
         let since = ended.filter(|(_, why)| *why == EndReason::Revoked).map(|(at, _)| at);
         return (since, Some(EndReason::Revoked));
     };
@@ -184,7 +186,7 @@ fn away(
         (Some((at, why)), _) => (Some(at), Some(why)),
         // it is open, or its end is not written yet
         (None, Some(last)) if last.registration == registration.id => (None, None),
-        // under this registration there was none, whatever is open of an older one
+        // no connection under this registration, although an older one may be open
         (None, _) => (Some(registration.registered_at), None),
     }
 }

@@ -1,10 +1,10 @@
-//! Executors with a key of their own: enrolling them, and believing them.
+//! Executors that authenticate with a key: enrolment and proofs of possession.
 //!
-//! A request with a proof is judged in two steps. [`ExecutorKeys::verify`] needs its
-//! head only, so that a stranger's body is never read; [`ExecutorKeys::accept`]
-//! compares the body with what was signed, uses the nonce up, and enrols the
-//! key if it is new and a join token lets it in. Until then nothing has
-//! changed, so that a request that is refused for its body costs nothing.
+//! A request with a proof is checked in two steps. [`ExecutorKeys::verify`] needs
+//! only the head of the request, so that the body of a stranger is never read.
+//! [`ExecutorKeys::accept`] compares the body with the signed hash, uses up the
+//! nonce, and enrols a new key if a join token permits it. Nothing changes before
+//! that, so a request that is refused for its body costs nothing.
 
 use std::net::IpAddr;
 
@@ -25,45 +25,45 @@ use crate::traits::NoRandomness;
 /// A proof was not accepted. Its sender is at fault, except for the last two.
 #[derive(Debug, thiserror::Error)]
 pub enum ProofError {
-    /// Not a proof.
+    /// It is not a proof.
     #[error(transparent)]
     Invalid(#[from] InvalidProof),
-    /// For another call or environment, or with another body.
+    /// It is for another call, environment or body.
     #[error("the proof of possession is for another request")]
     OtherRequest,
-    /// Signed at another time.
+    /// It was signed at another time.
     #[error(
         "the proof of possession was signed {0} seconds away from this registry's clock; set the \
          executor's clock"
     )]
     ClockSkew(u64),
-    /// Its nonce was used.
+    /// Its nonce was used before.
     #[error("the proof of possession was used before")]
     Replayed,
-    /// Nobody knows the key.
-    #[error("this executor's key is not enrolled here; join with a join token")]
+    /// The key is unknown.
+    #[error("this executor's key is not enrolled; join with a join token")]
     NotEnrolled,
-    /// The key was revoked, and stays so.
+    /// The key was revoked, which is permanent.
     #[error(
         "this executor was revoked; to enrol the machine again, remove the agent's credential \
          file and join with a new join token"
     )]
     Revoked,
-    /// The bearer that came with it lets nobody in.
+    /// The bearer token that came with the proof was refused.
     #[error(transparent)]
     Join(#[from] AuthError),
-    /// The rules are against it.
+    /// The token or key does not permit the request.
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
-    /// Ours, for now.
+    /// The store failed; a retry may succeed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Ours.
+    /// The registry failed.
     #[error(transparent)]
     Random(#[from] NoRandomness),
 }
 
-/// Somebody who has proven to hold a key, and has not been believed yet.
+/// A verified proof of a key, whose request is not accepted yet.
 #[derive(Debug)]
 pub struct VerifiedProof {
     proof: Proof,
@@ -73,15 +73,15 @@ pub struct VerifiedProof {
 
 #[derive(Debug)]
 enum Holder {
-    /// An executor that is enrolled here.
+    /// An enrolled executor.
     Enrolled(Caller),
-    /// A key that is not known yet, with a token that may let it in.
+    /// An unknown key, with a token that may permit its enrolment.
     Joining { join: TokenId, caller: Caller },
 }
 
 impl VerifiedProof {
-    /// Checks that the request is about the environment that was signed, and
-    /// that whoever asks may be its executor.
+    /// Checks that the request is about the signed environment and that the holder
+    /// of the key may be its executor.
     ///
     /// # Errors
     /// [`ProofError::OtherRequest`], [`ProofError::Forbidden`]
@@ -97,7 +97,7 @@ impl VerifiedProof {
     }
 }
 
-/// Executors that prove to hold a key instead of bearing a token.
+/// Executors that prove possession of a key instead of bearing a token.
 #[derive(Clone, Copy)]
 pub struct ExecutorKeys<'a> {
     ctx: &'a Context,
@@ -110,8 +110,8 @@ impl<'a> ExecutorKeys<'a> {
 }
 
 impl ExecutorKeys<'_> {
-    /// Finds out who sent a proof; `bearer` is what came along, for a key that
-    /// is not known.
+    /// Verifies a proof. `bearer` is the token that came with it, for an unknown
+    /// key.
     ///
     /// # Errors
     /// See [`ProofError`].
@@ -146,7 +146,7 @@ impl ExecutorKeys<'_> {
         Ok(VerifiedProof { proof, source, holder })
     }
 
-    /// Whoever has this enrolled key and is at `source`.
+    /// Returns the caller with this enrolled key at `source`.
     fn executor(self, token: Token, source: Option<IpAddr>) -> Result<Caller, ProofError> {
         if !token.is_active(self.ctx.now()) {
             return Err(ProofError::Revoked);
@@ -157,7 +157,7 @@ impl ExecutorKeys<'_> {
         Ok(caller(token.id, token.environments))
     }
 
-    /// Believes a proof about this body, once.
+    /// Accepts a verified proof for this body, once.
     ///
     /// # Errors
     /// See [`ProofError`].
@@ -201,7 +201,7 @@ impl ExecutorKeys<'_> {
         let now = self.ctx.now();
         let join_token = retry.call(|| self.ctx.store().token(&join)).await?;
         let join_token = join_token.ok_or(AuthError::Unknown)?;
-        // an environment's id is a pattern without stars
+        // the id of an environment is a pattern without stars
         let environments = proof.environment.as_str().parse();
         let environments = environments.map_err(|_| StoreError::Corrupt("environment"))?;
         let id = TokenId::from_random(self.ctx.random()?);
@@ -229,9 +229,9 @@ impl ExecutorKeys<'_> {
             EnrolOutcome::UsedUp => Err(Forbidden::UsedUp.into()),
             EnrolOutcome::Inactive => Err(AuthError::Revoked.into()),
             EnrolOutcome::EnvironmentRevoked => Err(Forbidden::EnvironmentRevoked.into()),
-            // Another first request of the same key came between `verify` and
-            // here. This one has proven the key as well, so it is judged like
-            // one that comes later; the join token is not used for it.
+            // Another first request with the same key came between `verify` and
+            // here. This one has proven the key as well, so it is treated like a
+            // later request, and its join token is not used.
             EnrolOutcome::KeyKnown => {
                 let known = retry.call(|| self.ctx.store().token_by_key(&proof.key)).await?;
                 let caller = self.executor(known.ok_or(ProofError::NotEnrolled)?, source)?;
@@ -250,8 +250,8 @@ fn caller(id: TokenId, environments: crate::model::TokenPattern) -> Caller {
     }
 }
 
-/// The name under which a nonce is remembered: that of its own key, so that
-/// nobody can use up somebody else's.
+/// The id under which a nonce is remembered. It includes the key, so that one key
+/// cannot use up the nonces of another.
 fn nonce_id(proof: &Proof) -> [u8; 16] {
     let mut hash = Sha256::new();
     hash.update(b"rendez/proof-nonce/v1\0");
@@ -336,7 +336,7 @@ mod tests {
         assert_eq!(entry.enrolled_by, Some(join.to_string()));
         assert_eq!((entry.environments.as_str(), entry.label.as_str()), ("dev-1", "for the fleet"));
 
-        // again: without the token, and with it, which is no second use
+        // again without the token, and with it, which is not a second use
         for (nonce, bearer) in [(2, None), (3, Some(token.as_str()))] {
             let again = go(&fixture, &register(1, nonce), bearer, Call::Register, "dev-1").await;
             assert_eq!(again.unwrap(), caller);
@@ -347,7 +347,7 @@ mod tests {
         let second = go(&fixture, &register(2, 5), Some(&token), Call::Register, "dev-1").await;
         assert!(matches!(second, Err(ProofError::Forbidden(Forbidden::UsedUp))));
 
-        // the token may end, and the key may be revoked
+        // the enrolment outlives the token; the key can be revoked
         fixture.registry.tokens().revoke(None, &join.into()).await.unwrap();
         go(&fixture, &register(1, 6), None, Call::Register, "dev-1").await.unwrap();
         fixture.registry.tokens().revoke(None, &caller.subject).await.unwrap();
@@ -355,8 +355,8 @@ mod tests {
         assert!(matches!(refused, Err(ProofError::Revoked)));
     }
 
-    /// An answer is lost while its request is still at work, and the agent asks
-    /// again: both find the key unknown.
+    /// A response is lost while its request is still in progress, and the agent
+    /// retries: both requests find the key unknown.
     #[tokio::test]
     async fn concurrent_first_requests_enrol_once() {
         let fixture = Fixture::new().await;
@@ -386,7 +386,7 @@ mod tests {
         let used = fixture.registry.ctx.store().token(&join_id).await.unwrap().unwrap().uses;
         assert_eq!(used, 1);
 
-        // whoever has not proven this very request is nobody
+        // requests whose proof does not match are refused
         let refused = settle(other_body, b"{}").await;
         assert!(matches!(refused, Err(ProofError::OtherRequest)));
         let refused = settle(same, BODY).await;
@@ -398,7 +398,7 @@ mod tests {
         fixture.registry.tokens().revoke(None, &caller.subject).await.unwrap();
         assert!(matches!(settle(late, BODY).await, Err(ProofError::Revoked)));
 
-        // the first one's networks are those of its join token
+        // the first executor has the networks of its join token
         let new = CreateToken {
             source_cidrs: vec!["10.0.0.0/8".to_owned()],
             ..CreateToken::new(Role::Join)
@@ -435,7 +435,7 @@ mod tests {
         let other_body =
             registry.executor_keys().accept(proven, b"{\"a\":2}", StoreRetry::NEVER).await;
         assert!(matches!(other_body, Err(ProofError::OtherRequest)));
-        // none of these used it up; nor can another key use up its nonce
+        // none of these used up the nonce, and another key cannot use it up
         let thief = signed(&key(2), Call::Register, "dev", START, 2);
         go(&fixture, &thief, Some(&token), Call::Register, "dev").await.unwrap();
         go(&fixture, &fresh, None, Call::Register, "dev").await.unwrap();
@@ -464,7 +464,7 @@ mod tests {
                 false => assert!(matches!(result, Err(ProofError::ClockSkew(_))), "{time}"),
             }
         }
-        // a nonce is remembered as long as its proof is in time
+        // a nonce is remembered as long as its proof is valid
         let early = signed(&key(1), Call::Register, "dev", START + window, 2);
         fixture.advance(2 * window);
         let replayed = go(&fixture, &early, None, Call::Register, "dev").await;

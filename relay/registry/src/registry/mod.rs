@@ -1,9 +1,9 @@
-//! The registry: a resource per kind of thing, over one shared context.
+//! The registry: one resource per kind of data, over a shared context.
 //!
 //! Each resource is a small type in a file of its own that borrows the context:
-//! store, clock, randomness, signer, options and counters. It owns the rules; the
-//! store only keeps rows. Each operation has one error type, whose variants name
-//! the side at fault.
+//! store, clock, randomness, signer, options and counters. A resource owns the
+//! rules; the store only keeps rows. Each operation has one error type, whose
+//! variants name the side at fault.
 
 mod audit_events;
 mod context;
@@ -48,13 +48,13 @@ use crate::store::StoreError;
 use crate::store::sqlite::{SqliteOpenError, SqliteStore};
 use crate::traits::random_bytes;
 
-/// How long a stopping relay waits for what is written in the background.
+/// How long a relay that stops waits for background writes.
 pub(crate) const SHUTDOWN_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Name of the database file in the state directory.
+/// The name of the database file in the state directory.
 pub const DATABASE_FILE: &str = "registry.sqlite";
 
-/// The registry. Clones share it.
+/// The registry. Clones share its state.
 #[derive(Clone)]
 pub struct Registry {
     ctx: Arc<Context>,
@@ -63,35 +63,35 @@ pub struct Registry {
 /// The state directory cannot be used. The operator has to act.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// It cannot be made or looked into.
+    /// The directory cannot be created or accessed.
     #[error("{}: {source}", path.display())]
     Directory {
-        /// The directory, or what is in it.
+        /// The directory or a file in it.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// It is not a relay's.
-    #[error("{}: there is no database here; this is not the state of a relay", .0.display())]
+    /// The directory is not the state of a relay.
+    #[error("{}: the database is missing; this is not the state directory of a relay", .0.display())]
     NoDatabase(PathBuf),
-    /// An issuer's configuration is the trouble.
+    /// The configuration of an issuer is invalid.
     #[error(transparent)]
     Issuer(#[from] InvalidIssuer),
-    /// The signing key is the trouble.
+    /// The signing key cannot be used.
     #[error(transparent)]
     Signer(#[from] SignerError),
-    /// The database is the trouble.
+    /// The database cannot be used.
     #[error("{}: {source}", path.display())]
     Database {
         /// The database file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         source: SqliteOpenError,
     },
 }
 
-/// Whether there is a file, if that can be seen: nobody is told that nothing is
-/// there who may not look.
+/// Whether the file exists. Permission errors are returned, not reported as
+/// "missing".
 pub(crate) fn is_file(path: &Path) -> io::Result<bool> {
     match std::fs::metadata(path) {
         Ok(metadata) => Ok(metadata.is_file()),
@@ -101,21 +101,21 @@ pub(crate) fn is_file(path: &Path) -> io::Result<bool> {
 }
 
 impl OpenError {
-    /// Whether somebody was in the way: the same may work later.
+    /// Whether the database was locked: a retry may succeed.
     pub fn is_temporary(&self) -> bool {
         matches!(self, OpenError::Database { source, .. } if source.is_busy())
     }
 }
 
 impl Registry {
-    /// Opens the registry in `state_dir`: makes the directory (mode 0700), the
-    /// signing key and the SQLite database if they do not exist. Several
-    /// processes may have the same directory open.
+    /// Opens the registry in `state_dir`. Creates the directory (mode 0700), the
+    /// signing key and the SQLite database if they do not exist. Several processes
+    /// may have the same directory open.
     ///
     /// # Errors
     /// See [`OpenError`].
     pub async fn open(state_dir: &Path, options: Options) -> Result<Self, OpenError> {
-        // before anything is made: a typing error should cost nothing
+        // before anything is created: a typing error leaves no files behind
         let issuers = Issuers::new(&options.issuers)?;
         DirBuilder::new()
             .recursive(true)
@@ -129,9 +129,9 @@ impl Registry {
         Self::on(store, signer, issuers, options)
     }
 
-    /// Opens the registry in the state directory of a relay, which may run
-    /// meanwhile and be older than this program. Makes nothing: neither
-    /// directory, key and database, nor a newer schema.
+    /// Opens the registry in the state directory of a relay, which may be running
+    /// and older than this program. Creates nothing: neither directory, key and
+    /// database, nor a newer schema.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -162,8 +162,7 @@ impl Registry {
         Ok(Self { ctx })
     }
 
-    /// A registry over any store, for tests. `run` is another number at each
-    /// start.
+    /// Creates a registry over any store. `instance` differs at each start.
     #[cfg(test)]
     pub(crate) fn new(
         store: Arc<dyn crate::store::Store>,
@@ -176,54 +175,58 @@ impl Registry {
         Self { ctx }
     }
 
-    /// Writes in the background what need not be written at once, for ever.
-    /// Whoever runs a relay runs this beside it.
+    /// Writes the history and the audit log in the background, forever. A relay
+    /// runs this beside the registry.
     pub async fn write_behind(self) {
         tokio::join!(self.ctx.history.run(), self.ctx.audit.run());
     }
 
-    /// Writes what [`write_behind`](Self::write_behind) has not yet, for a relay
-    /// that stops; waits no longer than [`SHUTDOWN_FLUSH_TIMEOUT`].
+    /// Writes the rest of what [`write_behind`](Self::write_behind) writes, when a
+    /// relay stops. Waits at most `SHUTDOWN_FLUSH_TIMEOUT`.
     pub async fn flush_on_shutdown(&self) {
         let history = timeout(SHUTDOWN_FLUSH_TIMEOUT, self.history().flush());
         let audit = timeout(SHUTDOWN_FLUSH_TIMEOUT, self.audit().flush_all());
-        // each for itself: that one cannot be written says nothing of the other
+        // each on its own: a failure of one does not affect the other
         let (history, audit) = tokio::join!(history, audit);
         for (what, done) in [("history", history), ("audit log", audit)] {
             match done {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(%error, "the {what} lacks its end"),
-                Err(_) => tracing::warn!("the {what} lacks its end: the database is slow"),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "failed to flush the {what} on shutdown; its last entries are lost")
+                }
+                Err(_) => tracing::warn!(
+                    "failed to flush the {what} on shutdown: the database is slow; its last entries are lost"
+                ),
             }
         }
     }
 
-    /// Tokens.
+    /// The tokens.
     pub fn tokens(&self) -> Tokens<'_> {
         Tokens::new(&self.ctx)
     }
 
-    /// Executors that prove to hold a key.
+    /// The executors that authenticate with a key.
     pub fn executor_keys(&self) -> ExecutorKeys<'_> {
         ExecutorKeys::new(&self.ctx)
     }
 
-    /// Registrations of executors.
+    /// The registrations of executors.
     pub fn registrations(&self) -> Registrations<'_> {
         Registrations::new(&self.ctx)
     }
 
-    /// Environments.
+    /// The environments.
     pub fn environments(&self) -> Environments<'_> {
         Environments::new(&self.ctx)
     }
 
-    /// Tickets, for the relay.
+    /// The tickets, for the relay.
     pub fn tickets(&self) -> Tickets<'_> {
         Tickets::new(&self.ctx)
     }
 
-    /// Revocations, for the relay.
+    /// The revocations, for the relay.
     pub fn revocations(&self) -> Revocations<'_> {
         Revocations::new(&self.ctx)
     }
@@ -233,45 +236,45 @@ impl Registry {
         Node::new(&self.ctx)
     }
 
-    /// Which executors were connected when.
+    /// The history of executors' connections.
     pub fn history(&self) -> &History {
         &self.ctx.history
     }
 
-    /// Who did what.
+    /// The audit log.
     pub fn audit(&self) -> &Arc<Audit> {
         &self.ctx.audit
     }
 
-    /// The registry's time, in seconds since 1970.
+    /// Returns the registry's time, in seconds since 1970.
     pub fn unix_now(&self) -> u64 {
         self.ctx.now()
     }
 
-    /// What verifies this registry's tickets.
+    /// Returns the key that verifies this registry's tickets.
     pub fn verifying_key(&self) -> VerifyingKey {
         self.ctx.signer.verifying_key()
     }
 
-    /// What was asked and how it ended, since the start.
+    /// Returns the counters of operations and outcomes since the start.
     pub fn stats(&self) -> &Stats {
         &self.ctx.stats
     }
 
-    /// Asks the store anything, for readiness checks.
+    /// Checks that the store responds, for readiness checks.
     ///
     /// # Errors
-    /// The store does not answer.
+    /// The store does not respond.
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.ctx.store().environments(&[TokenPattern::everything()], None, 1).await.map(drop)
     }
 
-    /// Base of websocket URLs.
+    /// The base of websocket URLs.
     pub(crate) fn public_url(&self) -> &PublicUrl {
         &self.ctx.options.public_url
     }
 
-    /// Whose `X-Forwarded-For` is believed.
+    /// The proxies whose `X-Forwarded-For` is trusted.
     pub(crate) fn trusted_proxies(&self) -> &[IpNet] {
         &self.ctx.options.trusted_proxies
     }
@@ -320,7 +323,7 @@ mod tests {
         assert!(matches!(attach().await, Err(OpenError::NoDatabase(_))));
         assert!(!state.exists());
 
-        // what cannot be looked at is not what is not there
+        // an access error is not reported as a missing database
         let loop_path = dir.path().join(DATABASE_FILE);
         std::os::unix::fs::symlink(&loop_path, &loop_path).unwrap();
         let error = Registry::attach(dir.path(), Options::default()).await.unwrap_err();

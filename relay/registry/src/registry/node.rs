@@ -1,4 +1,4 @@
-//! What operators ask of a relay as a whole.
+//! The relay node, for operators.
 
 use rendez_proto::ids::EnvironmentId;
 use rendez_proto::limits;
@@ -21,7 +21,7 @@ impl<'a> Node<'a> {
 }
 
 impl Node<'_> {
-    /// The relay as a whole. For admins.
+    /// Returns the status of the relay. For admins.
     ///
     /// # Errors
     /// The store's.
@@ -44,8 +44,8 @@ impl Node<'_> {
         })
     }
 
-    /// The websockets that are open, one page of them; of one environment or of
-    /// all. For admins.
+    /// Returns one page of the open websockets, of one environment or of all. For
+    /// admins.
     pub async fn connections(
         self,
         environment: Option<&EnvironmentId>,

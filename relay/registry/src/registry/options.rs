@@ -1,4 +1,4 @@
-//! What a registry is given besides its state.
+//! The options of a registry.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use crate::traits::{
     SystemClock, SystemRandom,
 };
 
-/// What a registry is given besides its state.
+/// The options of a registry.
 #[derive(Clone)]
 pub struct Options {
-    /// Base of the websocket URLs in replies.
+    /// The base of the websocket URLs in replies.
     pub public_url: PublicUrl,
-    /// How long `/connect` waits for an executor that is away; zero: not at
-    /// all. At most [`limits::CONNECT_WAIT_MAX`] counts.
+    /// How long `/connect` waits for an offline executor; zero disables waiting.
+    /// At most [`limits::CONNECT_WAIT_MAX`].
     pub connect_wait: Duration,
     /// How much of the audit log is kept.
     pub audit_retention: AuditRetention,
@@ -29,23 +29,23 @@ pub struct Options {
     pub history_retention: HistoryRetention,
     /// Other issuers whose tokens are accepted.
     pub issuers: Vec<IssuerConfig>,
-    /// Gets their keys.
+    /// Fetches the keys of the issuers.
     pub fetch_keys: Arc<dyn FetchKeys>,
-    /// Proxies whose `X-Forwarded-For` is believed; by default none.
+    /// The proxies whose `X-Forwarded-For` is trusted; by default none.
     pub trusted_proxies: Vec<IpNet>,
-    /// Who knows which executors are connected.
+    /// Which executors are connected.
     pub presence: Arc<dyn Presence>,
-    /// Who is told how long the database takes.
+    /// Receives the duration of each call of the store.
     pub store_metrics: Arc<dyn StoreMetrics>,
-    /// Time.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// Ids and secrets.
+    /// The source of ids and secrets.
     pub random: Arc<dyn Random>,
 }
 
 impl Default for Options {
-    /// The system's time and randomness, URLs from the Host header, and nobody
-    /// connected.
+    /// The system's clock and randomness, URLs from the Host header, and no
+    /// connected executor.
     fn default() -> Self {
         Self {
             public_url: PublicUrl::default(),

@@ -1,11 +1,11 @@
-//! Revocations, as relays read them to close websockets.
+//! Revocations, which relays read to close websockets.
 
 use rendez_proto::limits;
 
 use super::context::Context;
 use crate::store::{RevocationPage, StoreError};
 
-/// What was revoked, in order.
+/// The revocations, in order.
 #[derive(Clone, Copy)]
 pub struct Revocations<'a> {
     ctx: &'a Context,
@@ -18,7 +18,8 @@ impl<'a> Revocations<'a> {
 }
 
 impl Revocations<'_> {
-    /// The number of the last withdrawal so far: where a relay begins to read.
+    /// Returns the number of the last revocation: the position from which a relay
+    /// reads.
     ///
     /// # Errors
     /// The store's.
@@ -26,8 +27,7 @@ impl Revocations<'_> {
         self.ctx.store().last_revocation().await
     }
 
-    /// What was withdrawn after the withdrawal with this number, by whichever
-    /// process, one page of it.
+    /// Returns one page of the revocations after this number, by any process.
     ///
     /// # Errors
     /// The store's.

@@ -1,4 +1,4 @@
-//! Judging the tickets that arrive in websocket URLs, for the relay.
+//! Tickets: issuing them, and checking those that arrive in websocket URLs.
 
 use std::net::IpAddr;
 
@@ -14,37 +14,37 @@ use crate::traits::NoRandomness;
 
 /// Why a websocket may not be opened.
 ///
-/// All but [`Unavailable`](TicketRefused::Unavailable) are final for this
-/// ticket: answer the upgrade with a 4xx, upon which a stock executor
-/// registers again (WIRE.md, section 2). `Unavailable` is ours: answer 503,
-/// and it tries the same URL again.
+/// All but [`Unavailable`](TicketRefused::Unavailable) are final for this ticket:
+/// answer the upgrade with a 4xx, after which a stock executor registers again
+/// (docs/codex-wire.md#rendezvous-websocket). `Unavailable` is the registry's
+/// failure: answer 503, and the executor retries the same URL.
 #[derive(Debug, thiserror::Error)]
 pub enum TicketRefused {
-    /// Not a good ticket for this purpose now. Its bearer is at fault.
+    /// The ticket is not valid for this purpose now. Its bearer is at fault.
     #[error(transparent)]
     Invalid(#[from] TicketError),
-    /// An orchestrator's ticket that was used before.
+    /// It is an orchestrator's ticket that was used before.
     #[error("the ticket was used before")]
     Used,
-    /// The token that asked for it was revoked or is expired.
-    #[error("the ticket's token is not active any more")]
+    /// The token that requested it was revoked or has expired.
+    #[error("the ticket's token is no longer active")]
     Revoked,
-    /// The token that asked for it may not be used from here.
+    /// The token that requested it may not be used from this address.
     #[error("the ticket's token may not be used from this address")]
     Source,
-    /// A newer registration took over.
-    #[error("the ticket's registration is not the current one any more")]
+    /// A newer registration superseded it.
+    #[error("the ticket's registration was superseded")]
     Superseded,
-    /// This registry does not know the environment (any more).
-    #[error("the ticket's environment is not known here")]
+    /// This registry does not know the environment.
+    #[error("the ticket's environment is unknown")]
     Unknown,
-    /// We could not look.
+    /// The store failed.
     #[error(transparent)]
     Unavailable(#[from] StoreError),
 }
 
 impl TicketRefused {
-    /// For counting; `None` if the ticket is not at fault.
+    /// Returns the fault for counters; `None` if the ticket is not at fault.
     pub fn fault(&self) -> Option<TicketFault> {
         Some(match self {
             TicketRefused::Invalid(TicketError::Malformed) => TicketFault::Malformed,
@@ -61,16 +61,16 @@ impl TicketRefused {
     }
 }
 
-/// A ticket could not be issued. Ours, never the caller's fault.
+/// A ticket could not be issued. The registry is at fault, never the caller.
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
-    /// No ids can be made.
+    /// No random id could be generated.
     #[error(transparent)]
     Random(#[from] NoRandomness),
-    /// Our ids do not fit a ticket.
+    /// The subject does not fit a ticket.
     #[error(transparent)]
     Subject(#[from] ticket::SubjectTooLong),
-    /// Our ids are not ids.
+    /// A generated id is invalid.
     #[error(transparent)]
     Id(#[from] rendez_proto::ids::InvalidId),
 }
@@ -78,21 +78,21 @@ pub enum IssueError {
 /// A websocket that may be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admitted {
-    /// What its ticket says.
+    /// The claims of its ticket.
     pub claims: Claims,
-    /// Who asked for the ticket: whose revocation closes the websocket.
+    /// The subject that requested the ticket. Its revocation closes the websocket.
     pub subject: Subject,
-    /// When the websocket must end, in seconds since 1970: with its token.
+    /// When the websocket must end, in seconds since 1970: when its token expires.
     pub until: Option<u64>,
 }
 
-/// What is known of a subject that may do something.
+/// The limits of an active subject.
 struct ActiveSubject {
     expires_at: Option<u64>,
     sources: SourceCidrs,
 }
 
-/// Tickets: issued by the registry, judged for the relay.
+/// The tickets of a registry: issued for clients, checked for the relay.
 #[derive(Clone, Copy)]
 pub struct Tickets<'a> {
     ctx: &'a Context,
@@ -105,8 +105,8 @@ impl<'a> Tickets<'a> {
 }
 
 impl Tickets<'_> {
-    /// Lets a ticket open a websocket at `source`, of whichever kind it is for:
-    /// [`Claims::purpose`] tells. Never a key authorization.
+    /// Admits a ticket of either kind to a websocket at `source`;
+    /// [`Claims::purpose`] has the kind. Refuses key authorizations.
     ///
     /// # Errors
     /// See [`TicketRefused`].
@@ -118,13 +118,13 @@ impl Tickets<'_> {
         let key = self.ctx.signer.verifying_key();
         match Ticket::verify(ticket, &key, Purpose::Executor, self.ctx.now()) {
             Ok(_) => self.check_executor(ticket, source).await,
-            // the signature was good, so it may be the other kind
+            // the signature is valid, so it may be the other kind
             Err(TicketError::WrongPurpose) => self.redeem_orchestrator(ticket, source).await,
             Err(error) => Err(self.count_refused(Operation::UnknownTicket, error.into())),
         }
     }
 
-    /// Lets an orchestrator's ticket open its one websocket.
+    /// Admits an orchestrator's ticket to its one websocket.
     ///
     /// # Errors
     /// See [`TicketRefused`]; never `Superseded` or `Unknown`.
@@ -153,8 +153,8 @@ impl Tickets<'_> {
         self.counted(Operation::OrchestratorTicket, result)
     }
 
-    /// Lets an executor's ticket open a websocket, as often as it likes while
-    /// its registration is current and its token active.
+    /// Admits an executor's ticket, any number of times while its registration is
+    /// current and its token active.
     ///
     /// # Errors
     /// See [`TicketRefused`]; never `Used`.
@@ -199,9 +199,9 @@ impl Tickets<'_> {
         Ok(Admitted { claims, subject: bearer.subject, until })
     }
 
-    /// Whether what a ticket opened may still be open. A relay that lists a
-    /// websocket among the live ones, then asks this, and then reads
-    /// withdrawals misses none.
+    /// Whether an admitted websocket may stay open. A relay that first adds the
+    /// websocket to its table, then calls this, and then reads revocations misses
+    /// none.
     ///
     /// # Errors
     /// The store's.
@@ -214,7 +214,7 @@ impl Tickets<'_> {
         Ok(!superseded && self.active_subject(&admitted.subject).await?.is_some())
     }
 
-    /// What is known of a subject; `None` if it may do nothing.
+    /// Returns the limits of a subject; `None` if it is not active.
     async fn active_subject(self, subject: &Subject) -> Result<Option<ActiveSubject>, StoreError> {
         match subject {
             Subject::Token(id) => {
@@ -234,7 +234,7 @@ impl Tickets<'_> {
         }
     }
 
-    /// Claims about `registration` that still lack a profile, an end and keys.
+    /// Creates claims about `registration`, without profile, expiry and keys.
     pub(super) fn claims(
         self,
         purpose: Purpose,
@@ -279,7 +279,7 @@ impl Tickets<'_> {
                 self.ctx.stats().count(operation, Outcome::Ticket(fault));
             }
             None => {
-                tracing::warn!(?operation, why = %refused, "a ticket could not be judged");
+                tracing::warn!(?operation, why = %refused, "failed to check a ticket");
                 self.ctx.stats().count(operation, Outcome::Error(ErrorCode::Unavailable));
             }
         }
@@ -287,8 +287,8 @@ impl Tickets<'_> {
     }
 }
 
-/// What using up a ticket means to the store; `None` for claims that this
-/// registry never signs.
+/// Returns the redemption of a ticket; `None` for claims that this registry never
+/// signs.
 pub(super) fn redemption(claims: &Claims) -> Option<Redemption> {
     Some(Redemption {
         ticket: claims.id,
@@ -386,7 +386,7 @@ mod tests {
         assert_eq!(pair.count(Operation::ExecutorTicket, TicketFault::Revoked), 1);
     }
 
-    /// The same key over another database: a relay that lost its state.
+    /// The same signing key with another database: a relay that lost its state.
     #[tokio::test]
     async fn ticket_for_unknown_environment_is_refused() {
         let pair = Pair::new().await;
@@ -418,8 +418,8 @@ mod tests {
         ));
 
         let foreign = Pair::new().await;
-        // both fixtures draw the same "random" bytes; this one must have
-        // another signing key
+        // both fixtures draw the same "random" bytes; this registry needs another
+        // signing key
         let stranger = crate::Registry::new(
             std::sync::Arc::new(
                 crate::store::sqlite::SqliteStore::open(&foreign.fixture.dir.path().join("other"))
@@ -442,7 +442,7 @@ mod tests {
             assert!(matches!(result, Err(TicketRefused::Invalid(error)) if error == why));
         }
         assert_eq!(pair.count(Operation::UnknownTicket, TicketFault::Malformed), 2);
-        // the wrong door
+        // the method for the other kind
         let result = registry.tickets().check_executor(&orchestrators, None).await;
         assert!(matches!(result, Err(TicketRefused::Invalid(TicketError::WrongPurpose))));
         let result = registry.tickets().redeem_orchestrator(&pair.executor_ticket, None).await;

@@ -1,4 +1,4 @@
-//! Tokens: who bears one, and their life from creation to revocation.
+//! Tokens: authentication, and their life from creation to revocation.
 
 use std::net::IpAddr;
 
@@ -22,32 +22,31 @@ use crate::store::{RotateOutcome, StoreError};
 use crate::store_retry::StoreRetry;
 use crate::traits::NoRandomness;
 
-/// The bearer token was not accepted. Its bearer is at fault, except for
-/// `Store`.
+/// The bearer token was refused. Its bearer is at fault, except for `Store`.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
-    /// There is none.
+    /// The token is missing.
     #[error("a bearer token is required")]
     Missing,
-    /// Not a token of this registry, or the wrong secret.
-    #[error("the token is not known here")]
+    /// It is not a token of this registry, or has the wrong secret.
+    #[error("the token is unknown")]
     Unknown,
-    /// Genuine, and withdrawn.
+    /// It was revoked.
     #[error("the token was revoked")]
     Revoked,
-    /// Genuine, and past its time.
+    /// It has expired.
     #[error("the token is expired")]
     Expired,
-    /// Genuine, and used from elsewhere.
+    /// It is used from another network.
     #[error("the token may not be used from {}", match .0 {
         Some(source) => source.to_string(),
-        None => "an address that this registry cannot tell".to_owned(),
+        None => "an unknown address".to_owned(),
     })]
     Source(Option<IpAddr>),
-    /// A token of another issuer; see there.
+    /// A token of another issuer was refused.
     #[error(transparent)]
     Foreign(#[from] JwtError),
-    /// We could not look.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -55,62 +54,62 @@ pub enum AuthError {
 /// Why a token was not created.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateTokenError {
-    /// The caller's fault.
+    /// The pattern is invalid.
     #[error(transparent)]
     Pattern(#[from] InvalidPattern),
-    /// The caller's fault.
+    /// The label is invalid.
     #[error(
         "a label has at most {} bytes and no control characters",
         limits::TOKEN_LABEL_MAX_BYTES
     )]
     Label,
-    /// The caller's fault.
-    #[error("a token cannot live for zero seconds")]
+    /// The token would expire at once.
+    #[error("a token must be valid for at least 1 second")]
     ExpiresAtOnce,
-    /// The caller's fault.
+    /// The networks are invalid.
     #[error(transparent)]
     Source(#[from] InvalidSource),
-    /// The caller's fault.
-    #[error("a token cannot have zero uses")]
+    /// The token would permit no use.
+    #[error("a token must permit at least 1 use")]
     NoUses,
-    /// The caller's fault.
-    #[error("uses of an admin's token are not counted: give it an expiry instead")]
+    /// Uses of admin tokens are not counted.
+    #[error("uses of an admin token are not counted; set an expiry instead")]
     UsesOfAdmin,
-    /// The caller's fault.
-    #[error("an admin's token is for the whole relay: its environments are \"*\"")]
+    /// An admin token covers every environment.
+    #[error("an admin token covers the whole relay: its environments must be \"*\"")]
     EnvironmentsOfAdmin,
-    /// Ours, for now.
+    /// The store failed; a retry may succeed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Ours.
+    /// The registry failed.
     #[error(transparent)]
     Random(#[from] NoRandomness),
 }
 
-/// Why a token did not get a new secret.
+/// Why a token was not rotated.
 #[derive(Debug, thiserror::Error)]
 pub enum RotateError {
-    /// The caller's fault.
+    /// The token does not exist.
     #[error("there is no such token")]
     Unknown,
-    /// The caller's fault.
+    /// The token has ended.
     #[error("the token is revoked or expired; make a new one")]
     Inactive,
-    /// The caller's fault.
+    /// The token is an enrolled executor, which has no secret.
     #[error(
-        "this is an enrolled executor, which has a key and no secret; revoke it and enrol it anew"
+        "this is an enrolled executor, which has a key and no secret; revoke it and enrol it again"
     )]
     HasKey,
-    /// The caller's fault.
+    /// The overlap is too long.
     #[error(
-        "an old secret can stay valid for {} seconds at most",
+        "the overlap must be at most {} seconds",
         limits::ROTATION_OVERLAP_MAX.as_secs()
     )]
     Overlap,
-    /// Ours, for now.
+    /// The store failed; a retry may succeed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Ours.
+    /// The registry failed.
     #[error(transparent)]
     Random(#[from] NoRandomness),
 }
@@ -128,7 +127,7 @@ impl<'a> Tokens<'a> {
 }
 
 impl Tokens<'_> {
-    /// Finds out who bears this token, at `source` if that is known.
+    /// Authenticates the bearer of a token, at `source` if that is known.
     ///
     /// # Errors
     /// See [`AuthError`].
@@ -168,8 +167,8 @@ impl Tokens<'_> {
         })
     }
 
-    /// Creates a token. The caller has checked that it may: over HTTP, an admin;
-    /// on the machine, a user who can write the state directory. The audit log
+    /// Creates a token. The caller has checked the permission: over HTTP an admin,
+    /// on the machine a user who can write the state directory. The audit log
     /// names `actor`.
     ///
     /// # Errors
@@ -188,7 +187,7 @@ impl Tokens<'_> {
         if new.expires_in_secs == Some(0) {
             return Err(CreateTokenError::ExpiresAtOnce);
         }
-        // an admin makes tokens, and so could have any environment
+        // an admin could create a token for any environment
         if new.role == Role::Admin && environments.as_str() != "*" {
             return Err(CreateTokenError::EnvironmentsOfAdmin);
         }
@@ -225,8 +224,7 @@ impl Tokens<'_> {
         Ok(TokenCreated { token: bearer.to_text(), entry: token_entry(token) })
     }
 
-    /// Makes an admin token if there is no token at all, which is so on the
-    /// first start.
+    /// Creates an admin token if there is no token at all, as on the first start.
     ///
     /// # Errors
     /// See [`CreateTokenError`].
@@ -238,7 +236,7 @@ impl Tokens<'_> {
         Ok(Some(self.create(None, &first).await?.token))
     }
 
-    /// All tokens, revoked ones included, one page of them. For admins.
+    /// Returns one page of all tokens, revoked ones included. For admins.
     ///
     /// # Errors
     /// The store's.
@@ -248,8 +246,8 @@ impl Tokens<'_> {
         Ok(TokenList { tokens: page.into_iter().map(token_entry).collect(), next })
     }
 
-    /// Gives a token a new secret; the old one stays valid for a while. What
-    /// it opened stays open. For admins, of whom the audit log names `actor`.
+    /// Gives a token a new secret; the old one stays valid for a while. Its
+    /// websockets stay open. For admins; the audit log names `actor`.
     ///
     /// # Errors
     /// See [`RotateError`].
@@ -280,9 +278,9 @@ impl Tokens<'_> {
         }
     }
 
-    /// Ends whatever came from this subject: its bearer, its tickets and its
-    /// authorizations are refused from now on, and its live websockets close
-    /// within seconds. `false`: there is no such token. For admins.
+    /// Revokes a subject: its bearer, its tickets and its authorizations are
+    /// refused from now on, and its websockets close within seconds. Returns
+    /// `false` if there is no such token. For admins.
     ///
     /// # Errors
     /// The store's.
@@ -423,7 +421,7 @@ mod tests {
         assert!(registry.audit().page(0).await.unwrap().rows.is_empty(), "nothing was done");
     }
 
-    /// What was not done leaves no row, and what was done has its own.
+    /// A completed change has one row; a failed one has none.
     #[tokio::test]
     async fn audit_log_records_only_completed_changes() {
         let fixture = Fixture::new().await;
@@ -494,7 +492,8 @@ mod tests {
         assert!(works(&first).await && works(&second).await);
         fixture.advance(60);
         assert!(!works(&first).await && works(&second).await);
-        // a second rotation within the overlap ends the oldest; 0 ends at once
+        // a second rotation within the overlap ends the oldest secret; overlap 0
+        // ends it at once
         let third = rotate(60).await.unwrap();
         let fourth = rotate(60).await.unwrap();
         assert!(!works(&second).await && works(&third).await && works(&fourth).await);

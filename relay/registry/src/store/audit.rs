@@ -1,4 +1,4 @@
-//! The memory of the audit log. [`Audit`] decides what is written when.
+//! The audit log in a store. [`Audit`] decides when rows are written.
 //!
 //! [`Audit`]: crate::audit::Audit
 
@@ -10,23 +10,24 @@ use super::StoreError;
 /// The audit log's rows. One transaction per method.
 #[async_trait]
 pub trait AuditStore: Send + Sync + 'static {
-    /// Chains events behind the last row, whichever process wrote that. The new
-    /// end.
+    /// Appends events to the chain, which other processes may have extended.
+    /// Returns the new end.
     async fn append_audit(&self, events: &[AuditEvent]) -> Result<Head, StoreError>;
 
-    /// At most `limit` rows after number `after`, in order.
+    /// Returns at most `limit` rows after number `after`, in order.
     async fn audit_rows(&self, after: u64, limit: u32) -> Result<Vec<AuditRow>, StoreError>;
 
-    /// The end of the chain.
+    /// Returns the end of the chain.
     async fn audit_head(&self) -> Result<Head, StoreError>;
 
     /// Removes at most `limit` of the oldest rows: those beyond the newest
     /// `keep_rows`, and those from before `keep_since`. A checkpoint, written at
-    /// `now`, vouches for them. Of those that are not that old, what people did
-    /// ([`AuditKind::is_act`]) is carried over: it stands behind the checkpoint
-    /// again, with the number that it had at first as its `count`, the newest of
-    /// it, as long as such rows are no more than one in
-    /// [`AUDIT_ACTS_PART`](super::capacity::AUDIT_ACTS_PART). How many rows went.
+    /// `now`, covers them. Of the removed rows that are not from before
+    /// `keep_since`, administrative changes ([`AuditKind::is_act`]) are carried
+    /// over: they are appended behind the checkpoint with their original number as
+    /// `count`, the newest of them, as long as such rows are at most one in
+    /// [`AUDIT_ACTS_PART`](super::capacity::AUDIT_ACTS_PART). Returns the number
+    /// of removed rows.
     ///
     /// [`AuditKind::is_act`]: rendez_proto::audit::AuditKind::is_act
     async fn prune_audit(

@@ -1,4 +1,4 @@
-//! How long the calls of a store take. Each engine runs every call through a
+//! The duration of the store's calls. An engine runs each call through a
 //! [`CallTimer`].
 
 use std::sync::Arc;
@@ -18,7 +18,7 @@ impl CallTimer {
     }
 
     /// Runs one call and reports the time from here to its end, which includes
-    /// waiting for a turn to write. A call that is cancelled is not reported.
+    /// waiting for the write lock. A cancelled call is not reported.
     pub(super) async fn time<T>(
         &self,
         call: StoreCall,

@@ -1,67 +1,66 @@
-//! Bounds that every store holds, whatever its engine.
+//! The capacity of a store, whatever its engine.
 
 use std::time::Duration;
 
 use rendez_proto::limits;
 
-/// How long the record of a used ticket outlives the ticket: covers a clock
-/// that is set back.
+/// How long the record of a used ticket outlives the ticket, in case the clock is
+/// set back.
 pub const REDEEMED_TICKET_MARGIN: Duration = Duration::from_secs(600);
 
-/// Records of used tickets that one redemption may purge.
+/// The records of used tickets that one redemption may purge.
 pub const REDEEMED_PURGE_BATCH: u32 = 64;
 
-/// Environments of one registry: bounds what a token with the pattern `*` can
-/// create. Where there are so many, those that are away longest make room.
+/// The environments of one registry. The bound limits what a token with the
+/// pattern `*` can create. When it is reached, the environments that are offline
+/// longest make room.
 pub const ENVIRONMENTS_MAX: u32 = 100_000;
 
-/// How long an environment's executor must be away before it may be forgotten
-/// for others: machines that are off for the night find all as it was, and so
-/// many pods with a name of their own may come a day as there is room for.
+/// How long an environment must be offline before it may be purged. Machines that
+/// are off overnight keep their state, and a day's pods with unique names may use
+/// the whole capacity.
 pub const ENVIRONMENTS_AWAY_KEPT: Duration = Duration::from_secs(86_400);
 
-/// Environments that one registration may have forgotten.
+/// The environments that one registration may purge.
 pub const ENVIRONMENTS_PURGE_BATCH: u32 = 64;
 
-/// How long after nothing was found to be forgotten it is looked for again: that
-/// goes through all environments.
+/// The pause after a purge that found nothing: a search reads all environments.
 pub const ENVIRONMENTS_PURGE_PAUSE: Duration = Duration::from_secs(60);
 
-/// Tokens of one registry, those that ended included, and enrolled executors
-/// not. Where there are so many, the ones that ended first make room.
+/// The tokens of one registry, ended ones included, enrolled executors excluded.
+/// When the bound is reached, the tokens that ended first make room.
 pub const TOKENS_MAX: u32 = 100_000;
 
-/// How long a token that was revoked or expired is kept, so that its bearer is
-/// told so and an operator sees it. For each environment that is probed once a
-/// minute, 86,400 of them.
+/// How long an ended token is kept, so that its bearer gets the reason and an
+/// operator sees it. With one probe per environment and minute, these are 86,400
+/// tokens per environment and 60 days.
 pub const TOKENS_ENDED_KEPT: Duration = Duration::from_secs(30 * 86_400);
 
-/// Ended tokens that the creation of one may remove.
+/// The ended tokens that the creation of one may purge.
 pub const TOKENS_PURGE_BATCH: u32 = 64;
 
-/// EnrolOutcome executors of one registry, revoked ones included: those stay, so
-/// that a key which was revoked is never enrolled again. Room to enrol each
-/// environment's executor anew.
+/// The enrolled executors of one registry. Revoked ones are kept, so that a
+/// revoked key is never enrolled again. The bound permits enrolling each
+/// environment's executor once more.
 pub const ENROLLED_MAX: u32 = 2 * ENVIRONMENTS_MAX;
 
-/// Subjects of other issuers that are blocked, for good.
+/// The permanently blocked subjects of other issuers.
 pub const BLOCKED_SUBJECTS_MAX: u32 = 100_000;
 
-/// Withdrawals that a store keeps for relays that have not read them yet. A
-/// relay that is further behind closes every websocket instead.
+/// The revocations that are kept for relays that have not read them yet. A relay
+/// that is further behind closes every websocket instead.
 pub const REVOCATIONS_KEPT: u32 = 100_000;
 
-/// The part of the audit log that what people did may take, when it is carried
-/// over because the log is cut for its length: one row in two, so that a cut
-/// always makes room, whatever is in the log.
+/// The part of a pruned audit log that carried over rows may take: one row in two,
+/// so that pruning always makes room.
 pub const AUDIT_ACTS_PART: u64 = 2;
 
-/// Connections that one transaction removes as too old.
+/// The connections that one transaction prunes.
 pub const CONNECTIONS_PRUNE_BATCH: u32 = 2000;
 
 const _: () = assert!(limits::REVOCATIONS_PAGE < REVOCATIONS_KEPT);
 
-/// How many rows of what grows without bound a store may hold. Tests shrink it.
+/// The rows that a store may hold. Tests reduce it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Capacity {
     /// Environments.

@@ -1,7 +1,7 @@
-//! What only grows and is cut at its old end: the history of connections.
+//! The history of connections in a store: it only grows and is pruned at its old
+//! end.
 //!
-//! It is written in the background, in batches, by [`History`]; nothing that
-//! decides reads it.
+//! [`History`] writes it in the background, in batches. No decision depends on it.
 //!
 //! [`History`]: crate::history::History
 
@@ -14,13 +14,13 @@ use rendez_proto::registry::environments::EndReason;
 
 use super::StoreError;
 
-/// Names one connection for good: what one start of a relay drew by lot, and a
-/// number. Not secret.
+/// A permanent id of one connection: the random number of a relay's start, and a
+/// counter. Not secret.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ConnectionId {
-    /// Random, drawn once per start.
+    /// The random number of the start.
     pub instance: u64,
-    /// Counts from 1 in each run.
+    /// Counts from 1 in each instance.
     pub number: u64,
 }
 
@@ -43,45 +43,45 @@ impl FromStr for ConnectionId {
 /// One connection of an executor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionRow {
-    /// Its name.
+    /// Its id.
     pub id: ConnectionId,
-    /// Where the executor serves.
+    /// The environment of the executor.
     pub environment: EnvironmentId,
-    /// Under which registration.
+    /// The registration of the executor.
     pub registration: RegistrationId,
-    /// The registration's place in the environment's order.
+    /// The generation of the registration.
     pub generation: Generation,
     /// When it began, in seconds since 1970.
     pub connected_at: u64,
     /// When it ended, in seconds since 1970, and why.
     pub ended: Option<(u64, EndReason)>,
-    /// Bytes of messages from the executor, at the end.
+    /// The bytes of messages from the executor, at the end.
     pub received_bytes: u64,
-    /// Bytes of messages to the executor, at the end.
+    /// The bytes of messages to the executor, at the end.
     pub sent_bytes: u64,
 }
 
-/// What a connection is now, to be written.
+/// The current state of a connection, to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionUpdate {
     /// The connection.
     pub connection: ConnectionRow,
-    /// Its beginning was written before. Then it never begins again, also if its
-    /// row is gone: newer ones have pushed it out while it lasted.
+    /// Whether the connection was inserted before. Then it is only updated, also
+    /// if its row has been pruned since.
     pub inserted: bool,
 }
 
-/// Of a connection that begins, why the one before it in its environment had
-/// ended; `None`: there was none.
+/// The end of the previous connection in the environment; `None` if there was
+/// none.
 pub type PreviousEnd = Option<EndReason>;
 
-/// The memory of connections. One transaction per method.
+/// The connections of executors. One transaction per method.
 #[async_trait]
 pub trait ConnectionStore: Send + Sync + 'static {
-    /// Writes connections, new or changed, in this order. An older one of the
-    /// same environment that is open still was superseded. Of these
-    /// environments, only the newest `keep` connections each stay. An entry for
-    /// each that is new.
+    /// Writes connections, new or changed, in this order. A new connection
+    /// supersedes the open one of its environment. Only the newest `keep`
+    /// connections of these environments are kept. Returns one entry for each new
+    /// connection.
     async fn write_connections(
         &self,
         updates: &[ConnectionUpdate],
@@ -89,25 +89,25 @@ pub trait ConnectionStore: Send + Sync + 'static {
     ) -> Result<Vec<PreviousEnd>, StoreError>;
 
     /// Removes at most `limit` of the oldest connections that ended before this
-    /// time, in seconds since 1970, but the last one of an environment that is
-    /// there still. How many went.
+    /// time, in seconds since 1970, but not the last one of an existing
+    /// environment. Returns their number.
     async fn prune_connections(&self, before: u64, limit: u32) -> Result<u64, StoreError>;
 
-    /// An environment's connections, the newest first.
+    /// Returns an environment's connections, newest first.
     async fn connections(
         &self,
         environment: &EnvironmentId,
         limit: u32,
     ) -> Result<Vec<ConnectionRow>, StoreError>;
 
-    /// The newest connection of each of these environments that has any, ordered
-    /// by environment.
+    /// Returns the newest connection of each of these environments that has one,
+    /// ordered by environment.
     async fn last_connections(
         &self,
         environments: &[EnvironmentId],
     ) -> Result<Vec<ConnectionRow>, StoreError>;
 
-    /// Ends what is open still, for a relay that starts: whoever wrote that is
-    /// gone. How many there were.
+    /// Ends the connections that are still open, for a relay that starts. Returns
+    /// their number.
     async fn end_open_connections(&self, now: u64, why: EndReason) -> Result<u64, StoreError>;
 }

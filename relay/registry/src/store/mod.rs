@@ -1,10 +1,11 @@
 //! The store: the registry's durable state. One transaction per method; `now` is
 //! an argument, in seconds since 1970.
 //!
-//! One trait per table, in a file of its own; an engine implements each of them
-//! in a file of the same name: [`sqlite`] today. A change that must leave a trace
-//! takes an `act`, its row of the audit log, which is written in the same
-//! transaction: the row exists if, and only if, the change was made.
+//! There is one trait per kind of data, in a file of its own. An engine implements
+//! each of them in a file of the same name; today the only engine is [`sqlite`]. A
+//! change that must leave a trace takes an `event`, its row of the audit log,
+//! which is written in the same transaction: the row exists if, and only if, the
+//! change was made.
 
 pub mod audit;
 mod call_timer;
@@ -43,29 +44,30 @@ impl<T> Store for T where
 {
 }
 
-/// Why the store did not do it.
+/// Why the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Busy, or not reachable: the same call may succeed later.
-    #[error("the database is not available: {0}")]
+    /// It is busy or not reachable: a retry may succeed.
+    #[error("the database is unavailable: {0}")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A row is not what this version wrote. The operator has to act.
-    #[error("the database holds an invalid {0}")]
+    /// A row has a value that this version does not write. The operator has to
+    /// act.
+    #[error("the database has an invalid {0}")]
     Corrupt(&'static str),
-    /// There may be no more of these. The caller asked for too much.
-    #[error("there are {max} {what} already, which is the limit")]
+    /// A limit is reached. The caller asked for too much.
+    #[error("the limit of {max} {what} is reached")]
     LimitReached {
-        /// Of what.
+        /// The name of the limited rows.
         what: &'static str,
-        /// How many.
+        /// The limit.
         max: u32,
     },
 }
 
-/// How often old rows of the audit log and of the history are looked for.
+/// The interval at which old rows of the audit log and of the history are pruned.
 pub(crate) const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 
 const _: () = assert!(PRUNE_INTERVAL.as_secs() <= limits::KEEP_MIN.as_secs());
 
-/// Pause after the database refused what is written in the background.
+/// The pause after the database refused a background write.
 pub(crate) const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(1);

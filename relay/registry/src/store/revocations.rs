@@ -1,16 +1,16 @@
-//! Revocations in a store, for relays to read.
+//! Revocations in a store, which relays read.
 
 use async_trait::async_trait;
 
 use super::StoreError;
 use crate::model::Revocation;
 
-/// Some of what was withdrawn.
+/// One page of revocations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RevocationPage {
-    /// In order, with their numbers.
+    /// The revocations with their numbers, in order.
     pub revocations: Vec<(u64, Revocation)>,
-    /// Whether nothing is missing between the number asked for and the list:
+    /// Whether none is missing between the requested number and the first entry:
     /// old ones are not kept.
     pub complete: bool,
 }
@@ -18,9 +18,9 @@ pub struct RevocationPage {
 /// Revocations, in order. One transaction per method.
 #[async_trait]
 pub trait RevocationStore: Send + Sync + 'static {
-    /// The number of the last withdrawal, 0 if there was none.
+    /// Returns the number of the last revocation, 0 if there was none.
     async fn last_revocation(&self) -> Result<u64, StoreError>;
 
-    /// At most `limit` withdrawals with a greater number than `after`.
+    /// Returns at most `limit` revocations with a greater number than `after`.
     async fn revocations(&self, after: u64, limit: u32) -> Result<RevocationPage, StoreError>;
 }

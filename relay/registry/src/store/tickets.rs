@@ -6,32 +6,32 @@ use rendez_proto::ticket;
 use super::StoreError;
 use crate::model::Subject;
 
-/// A ticket that is about to be used, once.
+/// A ticket to be used up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redemption {
-    /// The ticket.
+    /// The id of the ticket.
     pub ticket: [u8; ticket::ID_BYTES],
-    /// When it ends; its record is kept at least until then.
+    /// When the ticket expires. Its record is kept at least until then.
     pub expires_at: u64,
-    /// Who asked for it, and must be active still.
+    /// The subject that requested it, which must still be active.
     pub subject: Subject,
 }
 
-/// What became of a [`Redemption`].
+/// The outcome of a [`Redemption`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RedeemOutcome {
     /// The ticket is used now.
     Redeemed,
     /// The ticket was used before.
     AlreadyRedeemed,
-    /// Its subject is gone, revoked or expired; the ticket is not used.
+    /// Its subject is gone, revoked or expired. The ticket is not used.
     TokenInactive,
 }
 
 /// Used tickets. One transaction per method.
 #[async_trait]
 pub trait TicketStore: Send + Sync + 'static {
-    /// Uses a ticket. Of any number of calls with the same ticket, one gets
+    /// Uses up a ticket. Of any number of calls with the same ticket, one gets
     /// [`RedeemOutcome::Redeemed`].
     async fn redeem(&self, redemption: &Redemption, now: u64) -> Result<RedeemOutcome, StoreError>;
 }

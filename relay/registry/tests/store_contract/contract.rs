@@ -1,4 +1,4 @@
-//! What every store must do, whatever its engine.
+//! The contract of every store, whatever its engine.
 
 use std::slice::from_ref;
 
@@ -30,7 +30,7 @@ fn claim(environment: &str, id: &str, key: PublicKey) -> NewRegistration {
     }
 }
 
-/// Runs the whole contract on an empty store.
+/// Checks the whole contract on an empty store.
 pub(crate) async fn check(store: &impl Store) {
     tokens(store).await;
     registrations(store).await;
@@ -43,10 +43,10 @@ pub(crate) async fn check(store: &impl Store) {
     withdrawals(store).await;
 }
 
-/// Connections of each environment that stay.
+/// The connections of each environment that are kept.
 const KEEP: u32 = 50;
 
-/// Needs the environments that `registrations` made.
+/// Needs the environments that `registrations` created.
 async fn connections(store: &dyn ConnectionStore) {
     let all = async |environment| store.connections(&env(environment), 100).await.unwrap();
     let last = async |ids: &[&str]| {
@@ -79,7 +79,7 @@ async fn connections(store: &dyn ConnectionStore) {
     };
     assert!(all("dev-0").await.is_empty() && last(&["dev-0", "dev-1"]).await.is_empty());
 
-    // inserted, then over; both in one call, and each in its own
+    // inserted, then ended; both in one call, and each in its own
     let (one, two) = (begin(1, "dev-0"), begin(2, "dev-1"));
     let began = write(&[one.clone(), two.clone()], false).await;
     assert_eq!(began, [None, None], "the first of their environments");
@@ -89,7 +89,7 @@ async fn connections(store: &dyn ConnectionStore) {
     assert_eq!(began, [], "it had inserted before");
     assert_eq!(all("dev-1").await, *from_ref(&two));
 
-    // a newer one ends an open one, until it is known why that really ended
+    // a newer one ends an open one, until the real reason is written
     let three = begin(3, "dev-0");
     let began = write(from_ref(&three), false).await;
     assert_eq!(began, [Some(EndReason::Superseded)]);
@@ -102,7 +102,7 @@ async fn connections(store: &dyn ConnectionStore) {
     assert_eq!(last(&["dev-1", "never", "dev-0"]).await, [three.clone(), two.clone()]);
     assert_eq!(last(&["dev-1"]).await, *from_ref(&two));
 
-    // the relay died: what was open ends now, and not before it began
+    // the relay crashed: open ones end now, but not before they began
     let four = begin(4, "dev-1");
     let began = write(from_ref(&four), false).await;
     assert_eq!(began, [Some(EndReason::SocketError)]);
@@ -126,7 +126,7 @@ async fn connections(store: &dyn ConnectionStore) {
     assert_eq!(kept.last(), many.get(2));
     assert_eq!(all("dev-1").await.len(), 2, "each environment has its own");
 
-    // none that ended before, the oldest first, but never the last one
+    // prunes those that ended before, oldest first, but never the last one
     let five = begin(5, "dev-1");
     write(from_ref(&five), false).await;
     let oldest_first = all("dev-1").await;
@@ -140,7 +140,7 @@ async fn connections(store: &dyn ConnectionStore) {
     assert_eq!(all("dev-1").await, [five], "it is open");
 }
 
-/// A newer connection pushes an older one out while that is still open.
+/// A newer connection displaces an older one that is still open.
 async fn one_connection_is_kept(store: &dyn ConnectionStore) {
     let place = env("dev-one");
     let begin = |number| ConnectionRow {
@@ -160,7 +160,7 @@ async fn one_connection_is_kept(store: &dyn ConnectionStore) {
     };
     assert_eq!(write(&old, false).await, [None]);
     assert_eq!(write(&new, false).await, [Some(EndReason::Superseded)]);
-    // the old one's end is known late, and it does not come back for it
+    // the end of the old one is written late and does not insert it again
     let over = ConnectionRow { ended: Some((105, EndReason::SocketError)), ..old };
     assert_eq!(write(&over, true).await, []);
     assert_eq!(store.connections(&place, 10).await.unwrap(), *from_ref(&new));
@@ -233,7 +233,7 @@ async fn registrations(store: &dyn Store) {
     assert_eq!(stored.generation, Generation(2));
     assert_eq!(store.registration(&env("dev-1")).await.unwrap(), Some(stored.clone()));
 
-    // another environment counts for itself, and a claim needs a token
+    // another environment has its own generations, and a registration needs a token
     let other = claim_with(store, &claim("dev-0", "reg_c", key(7)), 300).await;
     assert_eq!(other.generation, Generation(1));
     for nobody in [9, 3] {
@@ -253,7 +253,7 @@ async fn registrations(store: &dyn Store) {
     assert_eq!(list[1].registration, Some(stored));
     assert_eq!(listed(store, &["*"], None, 1).await, list[..1]);
     assert_eq!(listed(store, &["*"], Some(&env("dev-0")), 1).await, list[1..]);
-    // what is not covered ends no page and fills none
+    // environments that are not covered neither end a page nor fill it
     for (covered, expected) in [
         (&["*-1"] as &[&str], &list[1..]),
         (&["prod", "d*v*0", "dev-_"], &list[..1]),
@@ -274,23 +274,23 @@ async fn redemptions(store: &dyn Store) {
     assert_eq!(store.redeem(&ticket(1), 10).await.unwrap(), RedeemOutcome::AlreadyRedeemed);
     assert_eq!(store.redeem(&ticket(2), 10).await.unwrap(), RedeemOutcome::Redeemed);
 
-    // many at once: one wins
+    // of several at once, one succeeds
     let (third, nine) = (ticket(3), ticket(9));
     let (a, b, c) =
         tokio::join!(store.redeem(&third, 10), store.redeem(&third, 10), store.redeem(&third, 10));
     let won = [a, b, c].into_iter().filter(|r| matches!(r, Ok(RedeemOutcome::Redeemed))).count();
     assert_eq!(won, 1);
 
-    // the record outlives the ticket by the margin, and then goes
+    // the record outlives the ticket by the margin, then it is purged
     let kept_until = 60 + capacity::REDEEMED_TICKET_MARGIN.as_secs();
     store.redeem(&Redemption { expires_at: 900, ..nine.clone() }, kept_until).await.unwrap();
     assert_eq!(store.redeem(&ticket(1), kept_until).await.unwrap(), RedeemOutcome::AlreadyRedeemed);
-    // this call purges, the next finds nothing
+    // this call purges, so the next one succeeds
     store.redeem(&Redemption { expires_at: 900, ..nine }, kept_until + 1).await.unwrap();
     assert_eq!(store.redeem(&ticket(1), kept_until + 1).await.unwrap(), RedeemOutcome::Redeemed);
 
-    // token 2 ends at 1000; 3 is revoked; 9 does not exist; none of them uses
-    // up the ticket
+    // token 2 expires at 1000; 3 is revoked; 9 does not exist; none of them uses up
+    // the ticket
     let fresh = ticket(4);
     assert_eq!(store.redeem(&fresh, 1000).await.unwrap(), RedeemOutcome::TokenInactive);
     for n in [3, 9] {
@@ -317,7 +317,7 @@ async fn uses(store: &dyn Store) {
     assert_eq!(store.use_token(&id(2).into(), 1000).await.unwrap(), UseOutcome::Inactive);
     assert_eq!(store.use_token(&id(9).into(), 5).await.unwrap(), UseOutcome::Inactive);
 
-    // a claim is a use
+    // a registration is a use
     let once = Token { max_uses: Some(1), ..token(21, Role::Executor) };
     store.insert_token(&once, &audit_event()).await.unwrap();
     let mine = |id: &str| NewRegistration {
@@ -424,7 +424,7 @@ async fn withdrawals(store: &dyn Store) {
     };
     assert_eq!(without().await, Generation(2));
 
-    // may come back, with a higher generation
+    // it may register again, with a higher generation
     let back = claim_with(store, &mine(key.clone(), "reg_4"), 100).await;
     assert_eq!(back.generation, Generation(3));
     assert!(store.revoke_environment(&env("dev-key"), 100, &audit_event()).await.unwrap());
@@ -442,7 +442,7 @@ async fn withdrawals(store: &dyn Store) {
     );
     assert_eq!(store.last_revocation().await.unwrap(), start + 3);
 
-    // only what was made since may claim it, or enrol for it
+    // only newer credentials may register in it or enrol for it
     let refused = [(Subject::from(id(1)), "old"), (foreign("other"), "foreign")];
     for (subject, which) in refused {
         let claimed = store.put_registration(&mine(subject, "reg_5"), 100).await.unwrap();

@@ -1,5 +1,5 @@
-//! The document of everything under `/v1`, made of the very routes that serve
-//! it, so that there is no route without a description.
+//! The OpenAPI document of everything under `/v1`. It is built from the routes
+//! that serve it, so that every route has a description.
 
 use std::sync::LazyLock;
 
@@ -25,7 +25,7 @@ use crate::stats::{Operation, Outcome};
     info(
         title = "Rendez: administration of a relay",
         description = "Environments, tokens, the audit log and the relay itself. \
-                       What executors and orchestrators call is in docs/protocol.md.",
+                       docs/protocol.md describes the calls of executors and orchestrators.",
         version = "1",
         license(name = "MIT OR Apache-2.0"),
     ),
@@ -43,7 +43,7 @@ impl Modify for Bearer {
     }
 }
 
-/// The routes, and what they say of themselves.
+/// Returns the routes with their descriptions.
 pub(super) fn v1() -> OpenApiRouter<Registry> {
     OpenApiRouter::with_openapi(About::openapi())
         .routes(routes!(environments::environments))
@@ -60,12 +60,12 @@ pub(super) fn v1() -> OpenApiRouter<Registry> {
         .routes(routes!(document))
 }
 
-/// The document, for clients and their generators.
+/// Returns the document, for clients and their generators.
 pub fn openapi() -> Document {
     v1().into_openapi()
 }
 
-/// This document.
+/// Returns this document.
 #[utoipa::path(
     get,
     path = "/v1/openapi.json",
@@ -73,16 +73,16 @@ pub fn openapi() -> Document {
     security(()),
     responses(
         (status = 200, description = "The document.", body = serde_json::Value),
-        (status = 500, description = "There is none.", body = ErrorBody),
+        (status = 500, description = "The document cannot be serialized.", body = ErrorBody),
     ),
 )]
 async fn document(State(registry): State<Registry>) -> Response {
-    let failed = || Failure::new(ErrorCode::Internal, "the document cannot be written");
+    let failed = || Failure::new(ErrorCode::Internal, "the OpenAPI document cannot be serialized");
     let text = DOCUMENT.as_ref().ok_or_else(failed);
     response::respond(&registry, Operation::Document, text.map(|text| (Outcome::Ok, shown(text))))
 }
 
-/// Anybody may ctx for it, so it is made once.
+/// The serialized document, built once because any client may request it.
 static DOCUMENT: LazyLock<Option<Bytes>> =
     LazyLock::new(|| serde_json::to_vec(&openapi()).ok().map(Bytes::from));
 

@@ -1,5 +1,5 @@
-//! The document is what is in the repository, and every operation in it does
-//! what it says.
+//! The document in the repository is current, and every operation behaves as it
+//! describes.
 
 use std::path::Path;
 
@@ -16,17 +16,17 @@ use crate::model::Role;
 use crate::store::connections::ConnectionRow;
 use crate::testing::{Fixture, START, env};
 
-/// What an operation is called with.
+/// The arguments of an operation.
 struct Call {
     path: String,
     body: Option<Value>,
-    /// A query that it must refuse.
+    /// A query that the operation must refuse.
     bad_query: Option<&'static str>,
-    /// The least of the roles that may call it: all others are refused.
+    /// The roles that may call the operation. All others are refused.
     roles: &'static [Role],
 }
 
-/// A call of each operation. A new one fails here until it is listed.
+/// A call of each operation. A new operation fails here until it is listed.
 async fn call(fixture: &Fixture, method: &str, path: &str) -> Call {
     const ADMIN: &[Role] = &[Role::Admin];
     const CLIENTS: &[Role] = &[Role::Admin, Role::Orchestrator];
@@ -58,7 +58,7 @@ async fn call(fixture: &Fixture, method: &str, path: &str) -> Call {
             Call { body: Some(json!({"overlap_secs": 60})), ..on(&path, None, ADMIN) }
         }
         ("delete", "/v1/environments/{id}" | "/v1/environments/{id}/registration") => {
-            // one that no other call needs
+            // an executor that no other call needs
             let executor = fixture.caller(Role::Executor, "*").await;
             let id = if path.ends_with("registration") { "ended" } else { "revoked" };
             fixture.register(&executor, id).await;
@@ -93,8 +93,8 @@ async fn send_to(
     Answer { status, body }
 }
 
-/// Whether a list is in it that has nothing in it, whose entries no schema has
-/// seen then. Most tokens have no networks.
+/// Whether the body has an empty list, whose entries no schema has checked. Most
+/// tokens have no networks.
 fn is_empty(body: &Value) -> bool {
     match body {
         Value::Array(list) => list.is_empty() || list.iter().any(is_empty),
@@ -105,7 +105,7 @@ fn is_empty(body: &Value) -> bool {
     }
 }
 
-/// Demands that an answer is one that the operation describes.
+/// Checks that the operation describes this response.
 fn check(document: &Value, operation: &Value, answer: &Answer, what: &str) {
     let status = answer.status.as_str();
     let described = &operation["responses"][status];
@@ -201,7 +201,7 @@ async fn responses_match_the_openapi_schemas() {
                     assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE, "{what}");
                 }
             }
-            // what is hard to bring about
+            // responses that are hard to cause
             let rare: &[_] =
                 if call.body.is_some() { &["408", "500", "503"] } else { &["500", "503"] };
             for status in rare {
@@ -211,7 +211,7 @@ async fn responses_match_the_openapi_schemas() {
     }
 }
 
-/// The check above would let everything pass if schemas said nothing.
+/// The check above would accept everything if schemas were empty.
 #[test]
 fn openapi_schemas_reject_other_values() {
     let document = serde_json::to_value(openapi()).unwrap();

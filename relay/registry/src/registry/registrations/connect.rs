@@ -17,26 +17,26 @@ use crate::store::{StoreError, UseOutcome};
 /// Why an orchestrator was not connected.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The caller's fault.
+    /// The caller is at fault.
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
-    /// The caller's token ended while it asked.
-    #[error("the token is not active any more")]
+    /// The caller's token ended during the request.
+    #[error("the token is no longer active")]
     TokenInactive,
-    /// Nobody's fault, or a misspelt environment.
+    /// The executor is offline, or the environment is misspelt.
     #[error("{0}")]
     Offline(ExecutorOffline),
-    /// The two ends have nothing in common.
-    #[error("the executor offers {}, of which the orchestrator accepts none",
+    /// Executor and orchestrator have no profile in common.
+    #[error("the orchestrator accepts none of the executor's profiles: {}",
         .offered.iter().map(|profile| profile.name()).collect::<Vec<_>>().join(", "))]
     NoCommonProfile {
-        /// What the executor offers.
+        /// The profiles that the executor offers.
         offered: Vec<Profile>,
     },
-    /// Ours, for now.
+    /// The store failed; a retry may succeed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Ours.
+    /// The registry failed.
     #[error(transparent)]
     Issue(#[from] IssueError),
 }
@@ -51,10 +51,10 @@ impl From<ReachError> for ConnectError {
 }
 
 impl Registrations<'_> {
-    /// Tells an orchestrator how to reach the environment's executor, and
-    /// authorizes its key there, once. Waits up to
-    /// [`Options::connect_wait`](crate::Options::connect_wait) for an executor
-    /// that is away.
+    /// Returns the URL of the environment's executor and authorizes the
+    /// orchestrator's key there, once. Waits up to
+    /// [`Options::connect_wait`](crate::Options::connect_wait) for an offline
+    /// executor.
     ///
     /// # Errors
     /// See [`ConnectError`].
@@ -94,7 +94,7 @@ impl Registrations<'_> {
         let ticket = tickets.sign(&Claims {
             profile,
             expires_at_unix_secs: Some(expires),
-            // The relay gives a stream to the key that opened it.
+            // The relay assigns a stream to the key that opened it.
             binding: orchestrator_key.fingerprint(),
             ..tickets.claims(Purpose::Orchestrator, &registration, caller)?
         })?;

@@ -1,4 +1,4 @@
-//! Finding an environment's executor, and waiting a while for one that is away.
+//! Finding an environment's executor, and waiting for one that is offline.
 
 use std::fmt;
 
@@ -12,12 +12,12 @@ use crate::model::Registration;
 use crate::registry::environments::Environments;
 use crate::store::StoreError;
 
-/// Why an environment has no executor.
+/// An executor that is offline, with the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExecutorOffline {
-    /// The same for programs.
+    /// The reason, for programs.
     pub absence: Absence,
-    /// When it was asked for, in seconds since 1970.
+    /// The time of the request, in seconds since 1970.
     pub asked_at: u64,
 }
 
@@ -40,7 +40,7 @@ impl fmt::Display for ExecutorOffline {
     }
 }
 
-/// Why there is no executor to speak to.
+/// Why an environment's executor cannot be reached.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReachError {
     #[error("{0}")]
@@ -50,9 +50,10 @@ pub(super) enum ReachError {
 }
 
 impl Registrations<'_> {
-    /// The current registration of an environment whose executor is connected
-    /// under it. If it is not, waits for it, also if its registration was ended:
-    /// then it may register anew. Not if there never was one.
+    /// Returns the current registration of an environment whose executor is
+    /// connected under it. Otherwise waits for it, also after its registration was
+    /// ended, since it may register again. Does not wait if the environment was
+    /// never registered.
     pub(super) async fn wait_until_reachable(
         self,
         environment: &EnvironmentId,
@@ -60,15 +61,14 @@ impl Registrations<'_> {
         let wait = self.ctx.options.connect_wait.min(limits::CONNECT_WAIT_MAX);
         let deadline = Instant::now() + wait;
         let mut connected = self.ctx.presence().connected(environment).await;
-        // Ends at the deadline; each further round needs another registration
-        // to join.
+        // Ends at the deadline: each iteration needs another registration to join.
         loop {
             let Some(mut found) = self.ctx.store().environment(environment).await? else {
                 let away = ExecutorOffline { absence: Absence::UNKNOWN, asked_at: self.ctx.now() };
                 return Err(ReachError::Offline(away));
             };
             // an executor that is connected under an older registration would
-            // refuse the handshake: its prologue names another one
+            // refuse the handshake, whose prologue names another one
             let current = found.registration.take_if(|own| connected.as_ref() == Some(&own.id));
             if let Some(registration) = current {
                 return Ok(registration);
@@ -106,7 +106,7 @@ mod tests {
     use crate::store::connections::ConnectionRow;
     use crate::testing::{Fixture, START, env};
 
-    /// Nobody waits that long here, unless the machine stands still.
+    /// No test waits that long, unless the machine stalls.
     const WAIT: Duration = limits::CONNECT_WAIT_MAX;
 
     async fn away(fixture: &Fixture) -> ExecutorOffline {
@@ -116,7 +116,7 @@ mod tests {
         }
     }
 
-    /// An environment with an executor that is not connected.
+    /// An environment whose executor is offline.
     async fn offline(wait: Duration) -> (Arc<Fixture>, crate::model::Caller) {
         let fixture = Arc::new(Fixture::with_connect_wait(wait).await);
         let executor = fixture.caller(Role::Executor, "*").await;
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(waiting.await.unwrap().unwrap().id, again.executor_registration_id);
     }
 
-    /// Notes a connection under this registration, and has it written.
+    /// Records a connection under this registration and flushes it.
     async fn note(fixture: &Fixture, registration: &str, ended: Option<(u64, EndReason)>) {
         let history = fixture.registry.history();
         history.record(ConnectionRow {
@@ -186,12 +186,12 @@ mod tests {
         let silent = "stopped answering pings 5 s ago";
         is(Some(START + 2), Some(EndReason::PingTimeout), silent).await;
 
-        // it registers anew while its old websocket is still open
+        // it registers again while its old websocket is still open
         let fresh = fixture.register(&executor, "dev").await;
         fixture.advance(7);
         note(&fixture, "reg_y", None).await;
         is(Some(START + 7), None, not_since).await;
-        // it was connected, and why no more is not known yet
+        // it was connected, and the reason for the end is not known yet
         note(&fixture, fresh.executor_registration_id.as_str(), None).await;
         is(None, None, "executor is not connected").await;
     }
@@ -210,7 +210,7 @@ mod tests {
             assert_eq!(gone.absence, revoked);
             assert!(gone.to_string().ends_with("connected: its access was revoked"), "{gone}");
             assert_eq!(fixture.waits.load(Ordering::SeqCst), 1, "it was waited for");
-            // that it left for another reason before is not what keeps it away
+            // an earlier end for another reason does not explain the absence
             note(&fixture, "reg_x", Some((START + 1, EndReason::PingTimeout))).await;
             assert_eq!(away(&fixture).await.absence, revoked);
             note(&fixture, "reg_x", Some((START + 2, EndReason::Revoked))).await;
@@ -224,7 +224,7 @@ mod tests {
                 async move { fixture.registry.registrations().wait_until_reachable(&env("dev")).await }
             });
             fixture.until_waiting(1).await;
-            // after the environment's end only with a new token
+            // after the environment's revocation only with a new token
             let executor = match whole {
                 false => executor,
                 true => fixture.caller(Role::Executor, "*").await,
@@ -234,7 +234,7 @@ mod tests {
         }
     }
 
-    /// Ends the registration, or the whole environment.
+    /// Ends the registration, or revokes the environment.
     async fn end(fixture: &Fixture, whole: bool) {
         let registry = &fixture.registry;
         match whole {

@@ -1,5 +1,5 @@
-//! Registrations: an executor claims an environment, an orchestrator finds it,
-//! and the executor has the orchestrator's key validated.
+//! Registrations: an executor registers in an environment, an orchestrator
+//! connects to it, and the executor validates the orchestrator's key.
 
 mod connect;
 pub mod executor_wait;
@@ -27,16 +27,16 @@ use crate::store_retry::StoreRetry;
 /// Why a registration was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
-    /// The caller's fault.
+    /// The caller is at fault.
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
-    /// The caller's token ended while it asked.
-    #[error("the token is not active any more")]
+    /// The caller's token ended during the request.
+    #[error("the token is no longer active")]
     TokenInactive,
-    /// Ours, for now.
+    /// The store failed; a retry may succeed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Ours.
+    /// The registry failed.
     #[error(transparent)]
     Issue(#[from] IssueError),
 }
@@ -54,9 +54,8 @@ impl<'a> Registrations<'a> {
 }
 
 impl Registrations<'_> {
-    /// Makes the caller the executor of `environment`, instead of whoever was.
-    /// Waits for a database that is not available for as long as the whole call
-    /// may, `REGISTER_RETRY_TIMEOUT`.
+    /// Makes the caller the executor of `environment` and supersedes the previous
+    /// one. `retry` bounds how long the call waits for an unavailable database.
     ///
     /// # Errors
     /// See [`RegisterError`].
@@ -109,7 +108,7 @@ impl Registrations<'_> {
         })
     }
 
-    /// The current registration of each environment, one page of them. For
+    /// Returns one page of the current registrations, one per environment. For
     /// admins.
     ///
     /// # Errors
@@ -125,8 +124,8 @@ impl Registrations<'_> {
         Ok(RegistrationList { registrations: registrations.map(entry).collect(), next })
     }
 
-    /// Ends an environment's current registration, and closes its websockets
-    /// within seconds; its executor may register anew. `None`: there was none.
+    /// Ends an environment's current registration and closes its websockets within
+    /// seconds. Its executor may register again. Returns `None` if there was none.
     /// For admins.
     ///
     /// # Errors

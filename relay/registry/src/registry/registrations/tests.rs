@@ -1,4 +1,4 @@
-//! Registering, connecting and validating, on a real store.
+//! Registering, connecting and validating.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -117,7 +117,7 @@ async fn connect_needs_connected_current_executor() {
     assert_eq!(absent().await, Some(AbsenceState::Offline));
     fixture.set_connected("dev", &first.executor_registration_id);
     assert_eq!(absent().await, None);
-    // registered anew, while the old websocket is still open
+    // registered again, while the old websocket is still open
     let second = fixture.register(&executor, "dev").await;
     assert_eq!(absent().await, Some(AbsenceState::Offline));
     fixture.set_connected("dev", &second.executor_registration_id);
@@ -281,7 +281,7 @@ async fn revoked_orchestrator_fails_validation() {
     assert_eq!(verdict, Verdict::Denied(Denied::TokenInactive));
 }
 
-/// A registry on a store in memory that knows the bearer of a token with this
+/// A registry over a store in memory that knows the bearer of a token with this
 /// role. Each call of the store fails first with these errors.
 fn scripted(
     role: Role,
@@ -343,7 +343,7 @@ async fn permanent_errors_are_not_retried() {
     assert_eq!(calls, 1);
 }
 
-/// The status of `/register` over HTTP, by a bearer alone or with a proof.
+/// The status of `/register` over HTTP, with a bearer alone or with a proof.
 async fn register_over_http(
     registry: &Registry,
     bearer: &BearerToken,
@@ -381,14 +381,14 @@ async fn register_shares_one_retry_deadline() {
     assert_eq!(store.calls.load(Ordering::SeqCst), 102);
     assert_eq!(start.elapsed(), store_retry::REGISTER_RETRY_PAUSE * 100);
 
-    // a machine that joins asks for more
+    // an enrolment makes more calls
     let calls = ["token_by_key", "token", "redeem", "enrol", "put"];
     let (registry, store, bearer) = scripted(Role::Join, calls.map(|call| (call, times(20))));
     assert_eq!(register_over_http(&registry, &bearer, true).await, 200);
-    // the join token is looked at once more when it is used
+    // the join token is read again when it is used
     assert_eq!(store.calls.load(Ordering::SeqCst), calls.len() * 21 + 1);
 
-    // no longer than the executor waits, whatever it is that takes so long
+    // never longer than the executor waits, whichever call takes the time
     for failures in [
         vec![("token", times(1000))],
         vec![("token", times(100)), ("put", times(1000))],
@@ -403,7 +403,7 @@ async fn register_shares_one_retry_deadline() {
                 >= store_retry::REGISTER_RETRY_TIMEOUT
         );
     }
-    // others are told at once, for they come again
+    // other callers get the error at once, since they retry themselves
     let (registry, store, bearer) = scripted(Role::Executor, [("token", times(1))]);
     assert!(
         registry

@@ -10,33 +10,35 @@ use crate::model::{Caller, Forbidden, Registration, Role};
 use crate::registry::tickets::redemption;
 use crate::store::{RedeemOutcome, Redemption, StoreError};
 
-/// Why a key was not even event.
+/// Why a key was not checked.
 #[derive(Debug, thiserror::Error)]
 pub enum ValidateError {
-    /// The caller's fault.
+    /// The caller is at fault.
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
-    /// Another executor has claimed the environment, or nobody ever did.
+    /// Another executor has registered in the environment, or it was never
+    /// registered.
     #[error("the registration is not the environment's current one")]
     Superseded,
-    /// Ours, for now.
+    /// The store failed; a retry may succeed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// What `/validate` says about an orchestrator's key.
+/// The result of `/validate` for an orchestrator's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The handshake may complete.
     Valid,
-    /// It may not, and why; for our log, not for the executor.
+    /// The handshake must not complete. The reason is for the registry's log, not
+    /// for the executor.
     Denied(Denied),
 }
 
-/// Why an orchestrator's key was turned away.
+/// Why an orchestrator's key was denied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    /// The authorization is not one, or too old.
+    /// The authorization is invalid or expired.
     #[error(transparent)]
     Ticket(#[from] TicketError),
     /// It is for another environment or registration.
@@ -48,15 +50,15 @@ pub enum Denied {
     /// It was used before.
     #[error("the authorization was used before")]
     Used,
-    /// The orchestrator's token was revoked since, or expired.
-    #[error("the orchestrator's token is not active any more")]
+    /// The orchestrator's token was revoked or has expired.
+    #[error("the orchestrator's token is no longer active")]
     TokenInactive,
 }
 
 impl Registrations<'_> {
-    /// Judges the key that an orchestrator's handshake proved. The
-    /// authorization is used up only if all else about it is right, so that a
-    /// stranger who saw it cannot burn it.
+    /// Checks the key that an orchestrator's handshake proved. The authorization
+    /// is used up only if everything else is right, so that a stranger who saw it
+    /// cannot use it up.
     ///
     /// # Errors
     /// See [`ValidateError`].

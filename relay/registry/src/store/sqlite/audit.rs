@@ -72,8 +72,8 @@ impl AuditStore for SqliteStore {
                     sqlx::query_scalar("SELECT min(seq) FROM audit").fetch_one(&mut *tx).await?;
                 let Some(first) = first else { return Ok(0) };
                 let end = (first - 1).saturating_add(limit.into());
-                // Times need not grow with the numbers, if the clock was set back:
-                // what goes is before the first row that is young enough.
+                // Times may decrease if the clock was set back: the removed rows
+                // end before the first one that is young enough.
                 let young: Option<i64> =
                     sqlx::query_scalar("SELECT min(seq) FROM audit WHERE seq <= ? AND at >= ?")
                         .bind(end)
@@ -113,15 +113,15 @@ impl AuditStore for SqliteStore {
     }
 }
 
-/// Rows of what people did; the index `audit_acts` has the same words.
+/// Selects administrative changes; the index `audit_acts` has the same condition.
 macro_rules! acts {
     ($select:literal, $rest:literal) => {
         concat!($select, " FROM audit WHERE kind IN ('enrol', 'revoke', 'admin') ", $rest)
     };
 }
 
-/// What people did since `keep_since`, of the rows up to `through`: as much of
-/// it as there is room for beside what is behind them, in order.
+/// Returns the administrative changes since `keep_since` in the rows up to
+/// `through`, in order, as many as fit beside those behind `through`.
 async fn carried(
     tx: &mut DurableTransaction,
     through: i64,
@@ -146,7 +146,7 @@ async fn carried(
     rows.iter().rev().map(event).collect()
 }
 
-/// Chains an event behind the last row, as a part of what it tells of.
+/// Appends an event in the transaction of the change that it describes.
 pub(super) async fn append_event(
     tx: &mut DurableTransaction,
     event: &AuditEvent,

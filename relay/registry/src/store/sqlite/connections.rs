@@ -94,8 +94,8 @@ impl ConnectionStore for SqliteStore {
         self.db
             .timer
             .time(StoreCall::PruneHistory, async {
-                // Found before the transaction: what looks through all connections
-                // keeps no writer waiting.
+                // Selected before the transaction: a scan of all connections must
+                // not block writers.
                 let old: Vec<i64> = sqlx::query_scalar(
                     "SELECT seq FROM connections AS old WHERE ended_at < ? AND (EXISTS \
              (SELECT 1 FROM connections WHERE environment = old.environment AND seq > old.seq) \

@@ -1,14 +1,13 @@
-//! The connections to the database, and the write_lock to write.
+//! The connections to the database, and the write lock.
 //!
-//! SQLite lets one transaction write at a time, and whoever begins one while
-//! another is under way holds a connection and waits. So a writer takes its
-//! write_lock first and a connection then: however many wait to write, one connection
-//! at most is theirs, and the others are for readers. Turns are given in the
-//! order in which they were asked for.
+//! SQLite permits one writing transaction at a time, and a second one holds a
+//! connection while it waits. So a writer first takes the write lock and then a
+//! connection: however many writers wait, they hold at most one connection, and
+//! the others are for readers. The lock is fair.
 //!
-//! What is in the audit log must outlive a power cut, and only that is worth
-//! waiting for the disk: [`DurableTransaction`] is the proof that a transaction does, and
-//! rows of the log are written with nothing else.
+//! The audit log must survive a power failure, and only that is worth waiting for
+//! the disk. [`DurableTransaction`] proves that a transaction waits, and rows of
+//! the log can only be written with one.
 
 use sqlx::sqlite::{SqliteConnection, SqlitePool};
 use sqlx::{Sqlite, Transaction};
@@ -22,25 +21,24 @@ use crate::store::StoreError;
 use crate::store::call_timer::CallTimer;
 use crate::store::capacity::Capacity;
 
-/// How long a writer waits for others of its process: several of them may have
-/// waited for [`DATABASE_BUSY_TIMEOUT`](super::DATABASE_BUSY_TIMEOUT). Codex, section 1: clients give up after
-/// 6 s and more.
+/// How long a writer waits for others of its process, several of which may have
+/// waited for [`DATABASE_BUSY_TIMEOUT`](super::DATABASE_BUSY_TIMEOUT). Stock
+/// clients give up after 6 s and more (docs/codex-wire.md#registry-api).
 pub(crate) const DATABASE_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An open database. Clones share it, and the write_lock.
+/// An open database. Clones share it, and the write lock.
 #[derive(Clone)]
 pub(super) struct Database {
-    /// For reading; whoever writes asks for [`write`](Self::write).
+    /// The connections for reading. Writers call [`write`](Self::write).
     pub(super) pool: SqlitePool,
-    /// Of connections whose commits wait for the disk.
+    /// The connection whose commits wait for the disk.
     pub(super) durable: SqlitePool,
     pub(super) timer: CallTimer,
     write_lock: Arc<Mutex<()>>,
-    /// How long a writer waits for its write_lock.
+    /// How long a writer waits for the write lock.
     pub(super) write_timeout: Duration,
     pub(super) capacity: Capacity,
-    /// When a look for environments that may be forgotten found none; whoever has
-    /// this looks.
+    /// When a purge of environments last found none. Held during a purge.
     pub(super) purge_found_none: Arc<Mutex<Option<Instant>>>,
 }
 
@@ -61,16 +59,16 @@ impl Database {
         }
     }
 
-    /// A transaction that has its write_lock among the writers from the start: first
-    /// among those of this process, then, at `BEGIN IMMEDIATE`, among all.
+    /// Begins a transaction that holds the write lock: first that of this process,
+    /// then, with `BEGIN IMMEDIATE`, that of the database.
     ///
-    /// A power cut may undo it after its commit, as long as no [`DurableTransaction`] one
-    /// was committed after it.
+    /// A power failure may undo it after its commit, unless a
+    /// [`DurableTransaction`] was committed after it.
     pub(super) async fn write(&self) -> Result<WriteTransaction, StoreError> {
         self.begin(&self.pool).await
     }
 
-    /// The same for what stays, whatever happens after its commit.
+    /// Begins a transaction that survives a power failure after its commit.
     pub(super) async fn write_durable(&self) -> Result<DurableTransaction, StoreError> {
         Ok(DurableTransaction(self.begin(&self.durable).await?))
     }
@@ -78,7 +76,7 @@ impl Database {
     pub(super) async fn begin(&self, pool: &SqlitePool) -> Result<WriteTransaction, StoreError> {
         let write_lock = timeout(self.write_timeout, self.write_lock.clone().lock_owned()).await;
         let write_lock = write_lock
-            .map_err(|_| StoreError::Unavailable("too many writers are before this".into()))?;
+            .map_err(|_| StoreError::Unavailable("timed out waiting for the write lock".into()))?;
         Ok(WriteTransaction {
             tx: pool.begin_with("BEGIN IMMEDIATE").await?,
             _write_lock: write_lock,
@@ -86,9 +84,9 @@ impl Database {
     }
 }
 
-/// A transaction that may write. Undone, unless it is committed.
+/// A writing transaction. It is rolled back unless it is committed.
 pub(super) struct WriteTransaction {
-    // goes first: the next in write_lock finds the connection given back, or nearly
+    // dropped first, so that the next writer finds the connection returned
     tx: Transaction<'static, Sqlite>,
     _write_lock: OwnedMutexGuard<()>,
 }
@@ -112,8 +110,8 @@ impl DerefMut for WriteTransaction {
     }
 }
 
-/// A transaction that is on disk when it is committed, and seen by nobody before
-/// it is.
+/// A writing transaction that is on disk when its commit returns, and visible to
+/// readers only then.
 pub(super) struct DurableTransaction(WriteTransaction);
 
 impl DurableTransaction {
@@ -167,7 +165,7 @@ mod tests {
                 })
             })
             .collect();
-        // each has begun to wait for something
+        // lets each writer begin to wait
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
@@ -184,13 +182,13 @@ mod tests {
         }
     }
 
-    /// What SQLite does at a commit of this transaction.
+    /// The synchronous mode of this transaction.
     async fn synchronous(tx: &mut SqliteConnection) -> i64 {
         sqlx::query_scalar("PRAGMA synchronous").fetch_one(tx).await.unwrap()
     }
 
-    /// That rows of the audit log are written with nothing else, the compiler
-    /// sees to.
+    /// The type system ensures that rows of the audit log are written with nothing
+    /// else.
     #[tokio::test]
     async fn durable_transactions_wait_for_the_disk() {
         let (store, _dir) = store(PATIENT).await;

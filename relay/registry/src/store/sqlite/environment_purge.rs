@@ -1,16 +1,17 @@
-//! Room for new environments: where there is none, those whose executor has been
-//! away for long are forgotten, with their history.
+//! Purging environments: when a registry is full, the environments that are
+//! offline longest make room, with their history.
 //!
 //! Invariants
 //!
-//! * Nothing that was decided is undone. A revoked environment stays, since only
-//!   it knows which credentials may not have it; so do tokens and enrolled keys.
-//! * A registration goes as if it had been ended: its ticket opens nothing any
-//!   more, and a websocket that is open under it all the same, of which the
-//!   history does not know, is closed. Its executor registers again by itself.
-//! * A name that comes back gets a generation above all that were forgotten.
-//! * Whoever looks through all environments holds up no writer, and one looks at
-//!   a time; where nothing is found, the next look is
+//! * No decision is undone. A revoked environment stays, since only it records
+//!   which credentials are refused; so do tokens and enrolled keys.
+//! * A purged registration ends like any other: its ticket is refused, and a
+//!   websocket that is open under it although the history does not have it is
+//!   closed. Its executor registers again by itself.
+//! * A name that comes back gets a generation above those of all purged
+//!   environments.
+//! * The search for environments to purge blocks no writer, and only one runs at a
+//!   time. After one that found nothing, the next starts no earlier than
 //!   [`capacity::ENVIRONMENTS_PURGE_PAUSE`] later.
 
 use rendez_proto::audit::{AuditEvent, AuditKind};
@@ -26,9 +27,10 @@ use crate::model::Revocation;
 use crate::store::StoreError;
 use crate::store::capacity;
 
-/// Environments that may be forgotten, with their registrations if they have
-/// any; which of them, and in which order, follows. Without a registration they
-/// may be at once, with one if they are away since `?1` or longer.
+/// Selects the environments that may be purged, with their registrations if they
+/// have any. `$rest` narrows and orders them. An environment without a
+/// registration may be purged at once, one with a registration if it is offline
+/// since `?1` or longer.
 macro_rules! away {
     ($rest:literal) => {
         concat!(
@@ -46,8 +48,8 @@ macro_rules! away {
     };
 }
 
-/// Forgets some environments, those that are away longest, unless there is room
-/// already. `false`: there is none to be had.
+/// Purges the environments that are offline longest, unless there is room. Returns
+/// `false` if none may be purged.
 pub(super) async fn make_room(db: &Database, now: u64) -> Result<bool, StoreError> {
     let mut found_none = db.purge_found_none.lock().await;
     let mut reading = db.pool.acquire().await?;
@@ -71,7 +73,7 @@ pub(super) async fn make_room(db: &Database, now: u64) -> Result<bool, StoreErro
     let mut tx = db.write_durable().await?;
     let (mut environments, mut connections) = (0_u32, 0);
     for (name, _) in found {
-        // whoever has come back meanwhile stays
+        // an environment that has come back meanwhile stays
         let again = sqlx::query(away!("AND environments.id = ?2")).bind(since).bind(name);
         let Some(row) = again.fetch_optional(&mut *tx).await? else { continue };
         connections += purge(&mut tx, &row, now).await?;
@@ -83,22 +85,22 @@ pub(super) async fn make_room(db: &Database, now: u64) -> Result<bool, StoreErro
     tx.commit().await?;
     *found_none = (environments == 0).then(Instant::now);
     if environments > 0 {
-        tracing::info!(environments, "environments that were away longest were forgotten");
+        tracing::info!(environments, "purged the environments that were offline longest");
     }
     Ok(environments > 0)
 }
 
-/// How many environments there are.
+/// Returns the number of environments.
 pub(super) async fn count(db: &mut SqliteConnection) -> Result<i64, StoreError> {
     Ok(sqlx::query_scalar("SELECT count(*) FROM environments").fetch_one(db).await?)
 }
 
-/// The generation that no forgotten environment went beyond.
+/// Returns the highest generation of all purged environments.
 pub(super) async fn last_generation(tx: &mut SqliteConnection) -> Result<i64, StoreError> {
     Ok(sqlx::query_scalar("SELECT generation FROM forgotten").fetch_one(tx).await?)
 }
 
-/// Forgets one of [`away`], and tells how many connections it had.
+/// Purges one row of [`away`] and returns the number of its connections.
 async fn purge(
     tx: &mut DurableTransaction,
     found: &SqliteRow,
@@ -166,7 +168,7 @@ mod tests {
     }
 
     impl Full {
-        /// That has room for this many environments.
+        /// A store with room for this many environments.
         async fn new(environments: u32) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let mut store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
@@ -222,7 +224,7 @@ mod tests {
         full.claim("gone", NOW - 9 * DAY).await.unwrap();
         full.connected(1, "here", None).await;
         full.connected(2, "gone", Some(NOW - DAY)).await;
-        // away for long, and registered a moment ago
+        // offline for long, but registered a moment ago
         full.connected(3, "fresh", Some(NOW - 8 * DAY)).await;
         full.claim("fresh", NOW - DAY + 1).await.unwrap();
         // came back
@@ -250,7 +252,7 @@ mod tests {
         let forgotten: Vec<_> = forgotten.collect();
         assert_eq!(forgotten, ["register forgotten ended", "register forgotten gone"]);
 
-        // who was forgotten comes back by itself, and the revoked one does not
+        // a purged environment can register again, a revoked one cannot
         let again = full.claim("gone", NOW).await.unwrap();
         assert_eq!(again.generation, Generation(3));
         let refused = full.claim("more", NOW).await;
@@ -272,7 +274,7 @@ mod tests {
         assert!(full.claim("new", NOW).await.is_err());
         let first = looked().await;
         assert!(first.is_some());
-        // a day later by the registry's clock, and a moment by that of the pause
+        // a day later by the registry's clock, but within the pause
         assert!(full.claim("new", NOW + DAY).await.is_err());
         assert_eq!(looked().await, first);
         let pause = capacity::ENVIRONMENTS_PURGE_PAUSE;

@@ -1,4 +1,4 @@
-//! Why a database file cannot be used.
+//! Errors of opening a database file.
 
 use std::error::Error;
 use std::fmt;
@@ -16,37 +16,37 @@ const BUSY: [u32; 2] = [5, 6];
 /// The database file cannot be used. The operator has to act.
 #[derive(Debug, thiserror::Error)]
 pub enum SqliteOpenError {
-    /// The file cannot be made or is not ours.
-    #[error("database file: {0}")]
+    /// The file cannot be created or accessed.
+    #[error("{0}")]
     File(#[from] io::Error),
-    /// SQLite refuses it.
+    /// SQLite refuses the file.
     #[error("{}", DatabaseError(.0))]
     Database(#[from] sqlx::Error),
-    /// A newer Rendez made it, or has brought it up to its own version.
+    /// A newer Rendez created or migrated it.
     #[error(
         "the database has schema version {found}, which this Rendez does not know (it knows \
-         versions up to {newest}); start the newer Rendez that made it, or restore a backup \
+         versions up to {newest}); start the newer Rendez that created it, or restore a backup \
          from before the upgrade"
     )]
     Newer {
-        /// A version that it has.
+        /// An unknown version that it has.
         found: i64,
-        /// The newest that we know.
+        /// The newest known version.
         newest: i64,
     },
-    /// An older Rendez made it, and may be using it.
+    /// An older Rendez created it, and may be using it.
     #[error(
         "the database has schema version {found}, and this Rendez works with version {newest}; \
          start the relay of this version first, which brings it up to date, or use the `rendez` \
          of the relay that runs"
     )]
     Older {
-        /// Its newest version; 0: it has none.
+        /// Its newest version; 0 if it has none.
         found: i64,
-        /// The newest that we know.
+        /// The newest known version.
         newest: i64,
     },
-    /// Its schema is not one of ours.
+    /// Its schema is not one of Rendez.
     #[error("database schema: {0}")]
     Schema(#[source] MigrateError),
 }
@@ -63,7 +63,7 @@ impl From<MigrateError> for SqliteOpenError {
 }
 
 impl SqliteOpenError {
-    /// Whether another connection was in the way: the same may work later.
+    /// Whether another connection locked the database: a retry may succeed.
     pub fn is_busy(&self) -> bool {
         let mut next: Option<&(dyn Error + 'static)> = Some(self);
         while let Some(error) = next {
@@ -86,13 +86,13 @@ impl fmt::Display for DatabaseError<'_> {
         };
         f.write_str(error.message())?;
         if primary_code(&**error).is_some_and(|code| DAMAGED.contains(&code)) {
-            f.write_str(": it is damaged, or something else; restore a backup of it")?;
+            f.write_str(": it is damaged or not a database; restore a backup")?;
         }
         Ok(())
     }
 }
 
-/// The low byte of SQLite's code, which is the error; the rest is a detail.
+/// Returns the low byte of SQLite's code, which is the error without details.
 fn primary_code(error: &dyn sqlx::error::DatabaseError) -> Option<u32> {
     let code: u32 = error.code()?.parse().ok()?;
     Some(code & 0xff)

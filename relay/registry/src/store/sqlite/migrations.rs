@@ -1,6 +1,5 @@
-//! The schema's versions, in the order in which they are applied. What was
-//! released is never edited: sqlx refuses a database whose applied migrations
-//! differ from these.
+//! The migrations of the schema, in order. A released migration is never edited:
+//! sqlx refuses a database whose applied migrations differ from these.
 
 use sqlx::SqlSafeStr as _;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
@@ -11,7 +10,7 @@ use super::SqliteOpenError;
 /// Version, name and SQL.
 pub type Version = (i64, &'static str, &'static str);
 
-/// All versions that this program knows.
+/// All known versions.
 pub const ALL: &[Version] = &[
     (1, "init", include_str!("../../../migrations/sqlite/0001_init.sql")),
     (2, "credentials", include_str!("../../../migrations/sqlite/0002_credentials.sql")),
@@ -21,11 +20,11 @@ pub const ALL: &[Version] = &[
     (13, "forgotten", include_str!("../../../migrations/sqlite/0013_forgotten.sql")),
 ];
 
-/// Brings a database from any of these versions to the newest.
+/// Migrates a database from any of these versions to the newest.
 ///
-/// Other processes may do the same at once, and SQLite has no lock that would
-/// span all steps. So a step may fail because another process was faster; each
-/// such failure leaves one step less.
+/// Other processes may migrate at the same time, and SQLite has no lock that spans
+/// all steps. A step may fail because another process was faster; each such
+/// failure leaves one step less.
 pub(super) async fn run(pool: &SqlitePool) -> Result<(), MigrateError> {
     let migrator = migrator(ALL);
     for _ in ALL {
@@ -37,8 +36,7 @@ pub(super) async fn run(pool: &SqlitePool) -> Result<(), MigrateError> {
     migrator.run(pool).await
 }
 
-/// Refuses a database that does not have exactly these versions, and changes
-/// nothing.
+/// Refuses a database that does not have exactly these versions. Changes nothing.
 pub(super) async fn check(pool: &SqlitePool) -> Result<(), SqliteOpenError> {
     let found = applied(pool).await?;
     for (version, checksum) in &found {
@@ -55,8 +53,8 @@ pub(super) async fn check(pool: &SqlitePool) -> Result<(), SqliteOpenError> {
     Ok(())
 }
 
-/// The versions that a database has, in order, with the hashes of their SQL;
-/// none if it is not ours.
+/// Returns the versions of a database, in order, with the hashes of their SQL;
+/// none if it has no such table.
 ///
 /// # Errors
 /// The database cannot be read.
@@ -69,7 +67,7 @@ pub async fn applied(pool: &SqlitePool) -> Result<Vec<(i64, Vec<u8>)>, sqlx::Err
     sqlx::query_as(rows).fetch_all(pool).await
 }
 
-/// Applies these versions to a database.
+/// Creates a migrator for these versions.
 pub fn migrator(versions: &[Version]) -> Migrator {
     let migration = |(version, name, sql): &Version| {
         let sql = (*sql).into_sql_str();
@@ -78,7 +76,7 @@ pub fn migrator(versions: &[Version]) -> Migrator {
     Migrator::with_migrations(versions.iter().map(migration).collect())
 }
 
-/// The newest version that this program knows.
+/// Returns the newest known version.
 pub fn newest() -> i64 {
     ALL.iter().map(|(version, _, _)| *version).max().unwrap_or_default()
 }

@@ -1,17 +1,18 @@
-//! The store in one SQLite file, shared by the processes of one machine.
+//! The store in one SQLite file, which the processes of one machine share.
 //!
-//! WAL: readers never wait. Writers take turns: those of one process in order,
-//! before they take a connection; those of several at `BEGIN` (`IMMEDIATE`), so
-//! that no transaction fails half way for lock order.
-//! What is in the audit log is on disk before anybody is told or can read it
-//! (`synchronous=FULL`): so a revocation that was acknowledged is never undone,
-//! and the end of the log that somebody noted is never missing. What is often
-//! written, and not together with its row, is not waited for (`NORMAL`):
-//! registrations, used tickets, uses, the history. After a power cut the last of those may be
-//! gone, unless something of the first kind came after them. That is safe: a lost
-//! registration's ticket names an id that is not current, whatever its
-//! generation, a used ticket would have to be replayed within the minute that it
-//! lives, and of a token whose uses are counted a few may be there again.
+//! In WAL mode readers never wait. Writers take turns: those of one process in
+//! order, before they take a connection; those of several processes at `BEGIN
+//! IMMEDIATE`, so that no transaction fails half way because of the lock order.
+//!
+//! Rows of the audit log are on disk before the caller gets the result or a reader
+//! sees them (`synchronous=FULL`): an acknowledged revocation is never undone, and
+//! a noted end of the log is never missing. Frequent writes without such a row do
+//! not wait for the disk (`NORMAL`): registrations, used tickets, uses, the
+//! history. After a power failure the last of those may be lost, unless a durable
+//! transaction followed. That is safe: the ticket of a lost registration names an
+//! id that is not current, whatever its generation; a used ticket would have to be
+//! replayed within its one-minute life; and a token with counted uses may regain a
+//! few.
 
 mod audit;
 mod connections;
@@ -47,15 +48,14 @@ use crate::traits::StoreMetrics;
 /// How long one statement waits for another writer of the database.
 pub(crate) const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a starting process waits for others that start on the same
-/// database.
+/// How long a starting process waits for others that start on the same database.
 pub(crate) const DATABASE_OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a command waits for a database of an older schema to be brought up
-/// to date by a relay that starts just now.
+/// How long a command waits for a relay that is starting to migrate a database of
+/// an older schema.
 pub(crate) const DATABASE_SCHEMA_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Connections to the database: one writes, the others read meanwhile.
+/// The connections to the database: one writes, the others read meanwhile.
 pub(crate) const DATABASE_CONNECTIONS: u32 = 4;
 
 const _: () =
@@ -73,22 +73,22 @@ impl fmt::Debug for SqliteStore {
     }
 }
 
-/// What becomes of a database's schema.
+/// How a database is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Schema {
-    /// It is brought up to date.
+    /// The schema is migrated to the newest version.
     Migrate,
-    /// It must be up to date.
+    /// The schema must be the newest version.
     Current,
-    /// It stays as it is, whichever it is.
+    /// The schema may be any version and stays as it is.
     Any,
 }
 
 impl SqliteStore {
-    /// Opens the database, makes it (mode 0600) if it does not exist, and
-    /// brings its schema up to date. Waits for other processes that do the
-    /// same: the switch to WAL fails at once if another connection is in the
-    /// way, whatever the busy timeout.
+    /// Opens the database, creates it (mode 0600) if it does not exist, and
+    /// migrates its schema. Waits for other processes that do the same: the switch
+    /// to WAL fails at once if another connection is open, whatever the busy
+    /// timeout.
     ///
     /// # Errors
     /// See [`SqliteOpenError`].
@@ -97,9 +97,9 @@ impl SqliteStore {
         Self::connect_with_retry(path, Schema::Migrate).await
     }
 
-    /// Opens a database that is there and up to date, and changes nothing in
-    /// it: an older relay may be using it. One that is being made just now is
-    /// waited for.
+    /// Opens an existing database with the current schema and changes nothing in
+    /// it, since an older relay may be using it. Waits for one that is being
+    /// created.
     ///
     /// # Errors
     /// See [`SqliteOpenError`].
@@ -115,8 +115,8 @@ impl SqliteStore {
         }
     }
 
-    /// Opens a database that is there to copy it, whatever its version, and
-    /// changes nothing in it.
+    /// Opens an existing database to copy it, whatever its version, and changes
+    /// nothing in it.
     ///
     /// # Errors
     /// See [`SqliteOpenError`].
@@ -146,16 +146,16 @@ impl SqliteStore {
             options = options.journal_mode(SqliteJournalMode::Wal);
         }
         let pool = SqlitePoolOptions::new().acquire_timeout(DATABASE_BUSY_TIMEOUT);
-        // SQLite ends a transaction by itself when the disk is full or broken, and
-        // the library then takes its connection for one that has it still, for
-        // ever: such a one is closed.
+        // SQLite rolls a transaction back by itself when the disk is full or
+        // broken, but the library then considers its connection in the transaction
+        // forever: such a connection is closed.
         let pool = pool.after_release(|connection, _| {
             Box::pin(async move {
                 connection.ping().await?;
                 Ok(!connection.is_in_transaction())
             })
         });
-        // one, since writers take turns, and made when it is needed
+        // one, since writers take turns, opened when it is needed
         let durable = pool
             .clone()
             .max_connections(1)
@@ -173,21 +173,22 @@ impl SqliteStore {
         Ok(Self { db: Database::new(pool, durable) })
     }
 
-    /// The same store, which reports to `store_metrics` how long each call takes.
+    /// Returns the store with `store_metrics`, which receive the duration of each
+    /// call.
     #[must_use]
     pub fn with_metrics(mut self, store_metrics: Arc<dyn StoreMetrics>) -> Self {
         self.db.timer = CallTimer::new(store_metrics);
         self
     }
 
-    /// For tests that change the database behind the store's back.
+    /// For tests that change the database directly.
     #[cfg(test)]
     pub(crate) fn pool(&self) -> &sqlx::SqlitePool {
         &self.db.pool
     }
 
-    /// Writes a copy, as it is at one moment, to a file that is empty. Nobody
-    /// waits for it.
+    /// Writes a copy, as it is at one moment, to an empty file. Blocks neither
+    /// readers nor writers.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -204,9 +205,9 @@ impl SqliteStore {
     }
 }
 
-/// Makes the file, for SQLite gives its WAL and index files the same mode. An
-/// existing file is not opened: closing it would drop the locks that SQLite
-/// holds on it elsewhere in this process.
+/// Creates the file with a private mode; SQLite gives its WAL and index files the
+/// same one. An existing file is not opened: closing it would release the locks
+/// that SQLite holds on it elsewhere in this process.
 fn create_private(path: &Path) -> io::Result<()> {
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -268,7 +269,7 @@ mod tests {
         assert_eq!(second.generation, Generation(2));
     }
 
-    /// Repeated, since it is a race.
+    /// Repeated, since it tests a race.
     #[tokio::test]
     async fn several_processes_can_open_at_once() {
         for _ in 0..20 {
@@ -313,7 +314,7 @@ mod tests {
         assert!(matches!(store.tokens(None, 1).await, Err(StoreError::Corrupt("id"))));
     }
 
-    /// Tokens from number `first` on, without a key, or with one.
+    /// Inserts tokens from number `first` on, with or without a key.
     async fn fill(store: &SqliteStore, first: u32, count: u32, key: bool, revoked: Option<u64>) {
         let columns = if key { "ed25519, enrolled_by" } else { "secret_sha256, enrolled_by" };
         let secret = "CAST(printf('%032d', i) AS BLOB), '0000000000000000'";
@@ -381,7 +382,7 @@ mod tests {
         let refused = store.insert_token(&made(4), &audit_event()).await;
         assert!(matches!(refused, Err(StoreError::LimitReached { what: "tokens", max: 5 })));
 
-        // enrolled executors have a bound of their own, and make no room
+        // enrolled executors have a capacity of their own and do not make room
         let enrolled = |n: u8| Token {
             credential: Credential::Key { public: [n; 32], enrolled_by: join.id.clone() },
             environments: "dev".parse().unwrap(),
@@ -425,7 +426,7 @@ mod tests {
         assert!(matches!(error, StoreError::LimitReached { what: "environments", .. }));
     }
 
-    /// SQLite undoes the transaction itself then, whatever the library thinks.
+    /// SQLite rolls the transaction back, whatever the library's state.
     #[tokio::test]
     async fn writes_resume_after_full_disk() {
         let dir = tempfile::tempdir().unwrap();
@@ -433,7 +434,7 @@ mod tests {
         sqlx::query("CREATE TABLE filler (bytes)").execute(store.pool()).await.unwrap();
         let fill = "INSERT INTO filler VALUES (randomblob(1000000))";
         for pool in [&store.db.pool, &store.db.durable] {
-            // every connection of it finds the disk full
+            // each of its connections finds the disk full
             let mut connections = Vec::new();
             for _ in 0..pool.options().get_max_connections() {
                 connections.push(pool.acquire().await.unwrap());

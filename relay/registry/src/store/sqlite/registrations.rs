@@ -1,4 +1,4 @@
-//! The tables of environments and of their registrations.
+//! The tables of environments and registrations.
 
 use async_trait::async_trait;
 use rendez_proto::audit::AuditEvent;
@@ -15,8 +15,8 @@ use crate::model::{Environment, NewRegistration, Registration, Revocation, Subje
 use crate::stats::StoreCall;
 use crate::store::{RegisterOutcome, RegistrationStore, StoreError, UseOutcome};
 
-/// Environments, with their registrations if they have any; what selects and
-/// orders them is around it. Columns of the same name are those of the registration.
+/// Selects environments, with their registrations if they have any. The arguments
+/// go before and behind. Columns of the same name are those of the registration.
 macro_rules! environments {
     ($rest:literal) => {
         environments!("", $rest)
@@ -42,7 +42,7 @@ impl RegistrationStore for SqliteStore {
         self.db
             .timer
             .time(StoreCall::WriteEnvironments, async {
-                // Ends: in each further round somebody else took the room that was made.
+                // Ends: in each further iteration another caller took the room.
                 loop {
                     match put_if_there_is_room(&self.db, new, now).await {
                         Err(StoreError::LimitReached { .. })
@@ -73,8 +73,8 @@ impl RegistrationStore for SqliteStore {
         self.db
             .timer
             .time(StoreCall::ReadEnvironments, async {
-                // Reads all environments at most, and hands out none that is not covered:
-                // where a page ends, too, is the name of one that is.
+                // Reads all environments at most and returns only covered ones, so
+                // that the last id of a page is covered too.
                 let sql = environments!(
                     "WITH covered (pattern) AS MATERIALIZED (SELECT value FROM json_each(?)) ",
                     "WHERE EXISTS (SELECT 1 FROM covered WHERE environments.id GLOB pattern) \
@@ -149,7 +149,7 @@ impl RegistrationStore for SqliteStore {
                     return Ok(false);
                 }
                 delete(&mut tx, environment).await?;
-                // what was enrolled for this environment is good for nothing any more
+                // executors enrolled for this environment have no other use
                 sqlx::query(
                     "UPDATE tokens SET revoked_at = ? \
          WHERE environments = ? AND ed25519 IS NOT NULL AND revoked_at IS NULL",
@@ -233,8 +233,8 @@ async fn put_if_there_is_room(
     }))
 }
 
-/// After which withdrawal a credential was made; `None` for foreign ones, of
-/// which nobody here knows.
+/// Returns the number of the last revocation before the credential was created;
+/// `None` for those of other issuers, which is not known.
 async fn made_seq(tx: &mut SqliteConnection, subject: &Subject) -> Result<Option<i64>, StoreError> {
     let Subject::Token(id) = subject else { return Ok(None) };
     let found = sqlx::query_scalar("SELECT made_seq FROM tokens WHERE id = ?").bind(id.as_str());

@@ -35,7 +35,7 @@ impl RevocationStore for SqliteStore {
                     .iter()
                     .map(|row| Ok((number(row, "seq")?, revocation(row)?)))
                     .collect::<Result<_, StoreError>>()?;
-                // numbers are given without gaps, so what is missing was purged
+                // numbers have no gaps, so missing ones were purged
                 let complete = list.first().is_none_or(|(seq, _)| *seq <= after.saturating_add(1));
                 Ok(RevocationPage { revocations: list, complete })
             })
@@ -43,9 +43,9 @@ impl RevocationStore for SqliteStore {
     }
 }
 
-/// The number of the last withdrawal ever made, 0 if there was none.
+/// Returns the number of the last revocation ever made, 0 if there was none.
 pub(super) async fn latest(db: impl sqlx::SqliteExecutor<'_>) -> Result<i64, StoreError> {
-    // outlives the rows themselves
+    // outlives the rows
     let found: Option<i64> =
         sqlx::query_scalar("SELECT seq FROM sqlite_sequence WHERE name = 'withdrawals'")
             .fetch_optional(db)
@@ -53,7 +53,7 @@ pub(super) async fn latest(db: impl sqlx::SqliteExecutor<'_>) -> Result<i64, Sto
     Ok(found.unwrap_or(0))
 }
 
-/// Notes a withdrawal, and returns its number.
+/// Adds a revocation and returns its number.
 pub(super) async fn insert(
     tx: &mut SqliteConnection,
     revocation: &Revocation,

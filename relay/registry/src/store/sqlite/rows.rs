@@ -1,4 +1,4 @@
-//! Between rows and values.
+//! Conversion between rows and values.
 
 use rendez_proto::registry::admin::Role;
 use sqlx::Row as _;
@@ -23,13 +23,12 @@ pub(super) fn role(row: &SqliteRow) -> Result<Role, StoreError> {
     known.ok_or(StoreError::Corrupt("role"))
 }
 
-/// SQLite's integers are signed; times beyond its range mean "never" as well
-/// as any.
+/// Converts to SQLite's signed integers. Times beyond their range mean "never".
 pub(super) fn seconds(time: u64) -> i64 {
     i64::try_from(time).unwrap_or(i64::MAX)
 }
 
-/// A list as one argument, to be read with `json_each`.
+/// Encodes a list as one argument, for `json_each`.
 pub(super) fn texts<'a>(list: impl Iterator<Item = &'a str>) -> String {
     list.map(serde_json::Value::from).collect::<serde_json::Value>().to_string()
 }

@@ -1,4 +1,4 @@
-//! The table of tokens, and of enrolled executors.
+//! The tables of tokens and blocked subjects.
 
 use async_trait::async_trait;
 use rendez_proto::audit::AuditEvent;
@@ -103,7 +103,7 @@ impl TokenStore for SqliteStore {
         self.db
             .timer
             .time(StoreCall::WriteTokens, async {
-                // most tokens have no maximum: nothing is written for them
+                // most tokens have no maximum and need no write
                 let counted = match subject {
                     Subject::Token(id) => {
                         get(&self.db.pool, id).await?.is_some_and(|token| token.max_uses.is_some())
@@ -225,7 +225,7 @@ impl TokenStore for SqliteStore {
     }
 }
 
-/// Sees to it that there may be one more, with or without a key.
+/// Ensures that there is room for one more token, with or without a key.
 async fn make_room(
     tx: &mut SqliteConnection,
     capacity: Capacity,
@@ -248,15 +248,15 @@ async fn make_room(
     if count < i64::from(max) {
         return Ok(());
     }
-    // better to forget sooner what is good for nothing than to refuse what is
+    // purging ended tokens early is better than refusing a new one
     let purged = if key { 0 } else { purge_ended(tx, now).await? };
     if purged > 0 { Ok(()) } else { Err(StoreError::LimitReached { what, max }) }
 }
 
-/// Removes some tokens that were revoked or expired before this time, those
-/// that ended first. Nothing asks for them any more: what ended is refused as
-/// what is unknown, and elsewhere they are names only. A key stays: it must
-/// never be enrolled again. How many there were.
+/// Removes some tokens that were revoked or expired before this time, those that
+/// ended first. A removed token is refused as unknown, and elsewhere only its id
+/// remains. Keys stay, since they must never be enrolled again. Returns the number
+/// of removed tokens.
 async fn purge_ended(tx: &mut SqliteConnection, before: u64) -> Result<u64, StoreError> {
     let done = sqlx::query(
         "DELETE FROM tokens WHERE id IN \
@@ -326,7 +326,7 @@ pub(super) async fn by_key(
     row.fetch_optional(db).await?.map(|row| token(&row)).transpose()
 }
 
-/// Whether the subject may do anything at `now`.
+/// Whether the subject is active at `now`.
 pub(super) async fn is_active(
     tx: &mut SqliteConnection,
     subject: &Subject,
@@ -350,7 +350,7 @@ pub(super) async fn is_blocked(
     Ok(found.is_some())
 }
 
-/// Counts a use of a token that may be used so many times, and of no other.
+/// Counts a use of a token with a maximum; other tokens are not counted.
 pub(super) async fn count_use(
     tx: &mut SqliteConnection,
     subject: &Subject,
