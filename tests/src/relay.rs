@@ -277,7 +277,7 @@ impl TestRelay {
     }
 
     /// The number of open connections, by kind.
-    pub fn census(&self) -> ConnectionCounts {
+    pub fn connection_counts(&self) -> ConnectionCounts {
         self.connections.counts()
     }
 
@@ -303,8 +303,8 @@ impl TestRelay {
 
     /// Connected executors and orchestrators.
     pub fn connected(&self) -> (usize, usize) {
-        let census = self.connections.counts();
-        (census.executors, census.orchestrators)
+        let counts = self.connections.counts();
+        (counts.executors, counts.orchestrators)
     }
 }
 

@@ -186,11 +186,11 @@ async fn settled(relay: &TestRelay) -> Result<Footprint> {
 }
 
 fn footprint(relay: &TestRelay) -> Result<Footprint> {
-    let census = relay.census();
+    let counts = relay.connection_counts();
     Ok(Footprint {
-        connected: (census.executors, census.orchestrators),
-        hubs: census.hubs,
-        streams: census.streams,
+        connected: (counts.executors, counts.orchestrators),
+        hubs: counts.hubs,
+        streams: counts.streams,
         tasks: tasks(),
         // The database's pool opens connections on demand and keeps them.
         descriptors: descriptors(|on| !on.starts_with(relay.state()))?,

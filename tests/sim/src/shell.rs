@@ -89,7 +89,7 @@ impl World {
         if self.reference.attacked { Arc::default() } else { self.relay.account(bearer) }
     }
 
-    /// A websocket's upgrade request reaches the relay (`edge::admit`).
+    /// A websocket's upgrade request reaches the relay (`Rendezvous::admit`).
     pub(crate) fn upgrade(&mut self, node: NodeId, life: u32, what: Dialled) {
         let back = self.now + self.nodes[node].path.latency;
         let fail = |world: &mut World, refused| {

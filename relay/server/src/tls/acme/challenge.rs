@@ -18,7 +18,7 @@ use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ConfigBuilder, ServerConfig};
 
-use super::failure::OrderError;
+use super::order_error::OrderError;
 use crate::tls::error::TlsError;
 
 /// The ALPN protocol of these handshakes.

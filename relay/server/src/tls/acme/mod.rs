@@ -8,8 +8,8 @@
 //!   │     └── challenge   the proofs of pending challenges
 //!   ├── store      account, certificate and key in the state directory
 //!   │     └── leaf        names and validity of a certificate
-//!   ├── http       the relay's HTTP client for the ACME library
-//!   └── failure    why an order failed
+//!   ├── http_client    the relay's HTTP client for the ACME library
+//!   └── order_error    why an order failed
 //! ```
 //!
 //! * A failed order never changes the certificate in use, and the relay keeps running.
@@ -17,10 +17,10 @@
 //! * This module does not know the listener; its caller learns of a new file.
 
 mod challenge;
-mod failure;
-mod http;
+mod http_client;
 mod leaf;
 mod order;
+mod order_error;
 mod schedule;
 mod store;
 
@@ -33,8 +33,8 @@ use rustls::ServerConfig;
 use rustls::server::ClientHello;
 
 use self::challenge::Challenges;
-use self::failure::OrderError;
-use self::http::AcmeHttpClient;
+use self::http_client::AcmeHttpClient;
+use self::order_error::OrderError;
 use self::schedule::FailureCount;
 use self::store::AcmeStore;
 use super::error::TlsError;

@@ -14,8 +14,8 @@ use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
 use super::challenge::{Challenges, PendingChallenge};
-use super::failure::{OrderError, log_text};
 use super::leaf::Leaf;
+use super::order_error::{OrderError, log_text};
 
 /// How long an ACME server may take to verify all names, and then to issue.
 const POLL_TIMEOUT: Duration = Duration::from_secs(120);

@@ -18,8 +18,8 @@ use reqwest::Url;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use super::failure::OrderError;
 use super::leaf::Leaf;
+use super::order_error::OrderError;
 use crate::sys::{create_owner_only_dir, owner_only};
 use crate::tls::files;
 
