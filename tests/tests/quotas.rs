@@ -158,7 +158,7 @@ async fn environment_quota_is_reloaded() -> Result<()> {
     fs::write(&fixture.file, "[quota.environments]\na = \"conections=9\"")?;
     fixture.relay.process().signal(Signal::HUP)?;
     let logged = |line: &str| {
-        let named = line.contains("the old ones stay") && line.contains("`connections`?");
+        let named = line.contains("keeping the old ones") && line.contains("`connections`?");
         named.then_some(())
     };
     fixture.relay.process().stderr_line(TIMEOUT, logged).await?;
