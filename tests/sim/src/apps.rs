@@ -72,7 +72,7 @@ impl World {
             Err(SendError::Blocked) => SendOutcome::Blocked,
             Err(SendError::Closed(_)) => SendOutcome::Closed,
             Err(SendError::TooLarge) => {
-                self.violate(Rule::Ending, "a message is called too large".to_owned());
+                self.violate(Rule::Ending, "the mux refuses a message as too large".to_owned());
                 SendOutcome::Closed
             }
         }
@@ -112,7 +112,7 @@ impl World {
                 pending,
             } => {
                 let Some(stream) = self.reference.find(&stream) else {
-                    let detail = "a handshake for a stream that nobody started".to_owned();
+                    let detail = "a handshake for a stream that was never started".to_owned();
                     return self.violate(Rule::NothingOutOfThinAir, detail);
                 };
                 self.nodes[node].agent().streams.insert(key, Served::new(stream));

@@ -55,7 +55,7 @@ impl Attacks {
         self.intruder.as_mut().is_some_and(|rng| rng.chance(10))
     }
 
-    /// Whether an attack on what a node receives goes on.
+    /// Whether an attack on frames to a node goes on.
     pub(crate) fn is_under(&self, node: NodeId, now: Micros) -> bool {
         self.under[node].active.iter().any(|(_, _, until)| *until > now)
     }

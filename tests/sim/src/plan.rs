@@ -11,7 +11,7 @@ pub type NodeId = usize;
 /// A fault or an attack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transition {
-    /// The relay does something hostile to what it forwards to a node.
+    /// The relay attacks frames to a node.
     Attack {
         /// The attack.
         how: Attack,
@@ -96,7 +96,7 @@ pub enum Attack {
     Drop,
     /// A frame comes twice.
     Duplicate,
-    /// A frame comes later than what followed it.
+    /// A frame arrives later than its successor.
     Reorder,
     /// Bits of a frame, or of a copy of it, are flipped.
     Forge,

@@ -152,7 +152,7 @@ impl Relay {
         }
         while let Some(answer) = self.hub.poll_transmit(port) {
             if !matches!(peek(&answer), Ok(Peek { kind: Kind::Reset, .. })) {
-                let detail = "an intruder hears more than a refusal".to_owned();
+                let detail = "an intruder receives more than a refusal".to_owned();
                 return Err((Rule::IdsAreNotCapabilities, detail));
             }
         }
@@ -230,7 +230,7 @@ impl Shadow {
 
     fn gave(&mut self, to: SocketId, wire: &Bytes) -> Result<(), (Rule, String)> {
         let Ok(frame) = peek(wire) else {
-            return Err((Rule::BlindRelay, "the hub sent what is no frame".to_owned()));
+            return Err((Rule::BlindRelay, "the hub sent an invalid frame".to_owned()));
         };
         if frame.kind.may_overtake() {
             return Ok(());
@@ -257,7 +257,7 @@ impl Shadow {
             // one that the hub made
             None if frame.kind == Kind::Reset => Ok(()),
             None => {
-                let detail = format!("stream {stream}: {} bytes that nobody sent", wire.len());
+                let detail = format!("stream {stream}: {} bytes that no endpoint sent", wire.len());
                 Err((Rule::BlindRelay, detail))
             }
         }

@@ -49,7 +49,7 @@ pub enum Rule {
     BoundedStream,
     /// A lane of the hub holds more than the limits allow.
     HubMemory,
-    /// The hub changed, lost, repeated or reordered what it forwards.
+    /// The hub changed, lost, repeated or reordered a frame.
     BlindRelay,
     /// The hub took frames of a stream from the websocket of another owner.
     IdsAreNotCapabilities,

@@ -1,4 +1,4 @@
-//! How nodes are made.
+//! The construction of nodes.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock};
@@ -41,10 +41,10 @@ pub(crate) fn executor(rng: &mut Rng, path: Path, number: u8) -> Node {
     node(Role::Executor(Agent::default()), identity, path, mux, rng)
 }
 
-/// Keys cost more than everything else in a short world, so they are made once.
+/// Generating keys takes most of the time of a short world, so they are cached.
 pub(crate) fn identity(number: u8) -> Identity {
     static MADE: OnceLock<Mutex<HashMap<u8, Identity>>> = OnceLock::new();
-    let mut made = MADE.get_or_init(Default::default).lock().expect("nobody panics here");
+    let mut made = MADE.get_or_init(Default::default).lock().expect("not poisoned");
     let make = || Identity::from_seed(&IdentitySeed::from_bytes([number; 96]));
     made.entry(number).or_insert_with(make).clone()
 }

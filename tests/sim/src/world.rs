@@ -51,7 +51,7 @@ pub(crate) enum Event {
     },
     /// The plan's transition with this index.
     Befall(usize),
-    /// A usurper dies, or an executor's process starts.
+    /// A usurper is killed, or an executor's process starts.
     Kill(NodeId),
     Start(NodeId),
     /// The relay's process starts.
@@ -235,7 +235,7 @@ impl World {
         })?;
         self.demand(Rule::GoesQuiet, |world| {
             if world.now - world.last_frame < QUIET {
-                return Some("frames pass though nobody has anything to say".to_owned());
+                return Some("frames pass although all applications are idle".to_owned());
             }
             let ticking =
                 world.nodes.iter().position(|node| node.alive && node.mux.poll_timeout().is_some());
@@ -325,7 +325,7 @@ impl World {
             }
             moment.1 += 1;
             if moment.1 > STEPS_PER_MOMENT {
-                self.violate(Rule::NoSpinning, "time stands still".to_owned());
+                self.violate(Rule::NoSpinning, "time does not advance".to_owned());
             }
         }
         Ok(())
@@ -509,7 +509,7 @@ impl World {
         }
     }
 
-    /// Between whom the path was well until now.
+    /// Notes which paths were healthy until now.
     fn observe(&mut self) {
         let executor = self.relay.executor.as_ref().map(|(socket, _)| *socket);
         let executor = executor.filter(|socket| self.is_well(*socket));
@@ -588,7 +588,7 @@ fn grace() -> Micros {
     STREAM_GRACE.as_micros() as Micros + 5 * SEC
 }
 
-/// The origin of virtual time; everything else is an offset from it.
+/// The origin of virtual time; all other times are offsets from it.
 #[expect(clippy::disallowed_methods, reason = "the origin of virtual time")]
 fn origin() -> Instant {
     static ORIGIN: OnceLock<Instant> = OnceLock::new();
