@@ -38,7 +38,7 @@ pub struct AuditHash(pub [u8; 32]);
 
 /// The text is not a hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a hash has 64 hexadecimal digits")]
+#[error("invalid hash: it must have 64 hexadecimal digits")]
 pub struct InvalidHash;
 
 impl AuditHash {

@@ -234,7 +234,7 @@ mod tests {
         let head = Some(Head::from(&rows[5]));
         assert_eq!(verify(&without(&[3, 4]), None), Err(Broken::Missing { from: 3, to: 4 }));
         assert_eq!(verify(&without(&[1]), None), Err(Broken::Beginning { first: 2 }));
-        assert!(verify(&without(&[5, 6]), None).is_ok(), "nobody can tell without a head");
+        assert!(verify(&without(&[5, 6]), None).is_ok(), "not detectable without a head");
         assert_eq!(verify(&without(&[5, 6]), head), Err(Broken::CutOff { head: 6, last: 4 }));
 
         let mut swapped = rows.clone();

@@ -53,8 +53,8 @@ pub struct RegisterRequest {
     pub rendez: Option<Profiles>,
 }
 
-/// A list of profiles: what an executor offers, what an orchestrator accepts
-/// (best first), or what was agreed.
+/// A list of profiles: offered by an executor, accepted by an orchestrator (best
+/// first), or agreed.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Profiles {
     /// Without repetition; names that we don't know are left out.

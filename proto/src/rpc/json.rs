@@ -22,7 +22,7 @@ const JSON_REREAD_MAX_BYTES: usize = 1024 * 1024;
 pub struct Json(Bytes);
 
 impl Json {
-    /// `null`, which is also what an absent member is.
+    /// `null`, also for an absent member.
     pub fn null() -> Self {
         Self(Bytes::from_static(b"null"))
     }
@@ -32,8 +32,8 @@ impl Json {
         Self(Bytes::from_static(b"{}"))
     }
 
-    /// The JSON of a value as in a message; `null` if it has none, because it has keys that
-    /// are no strings.
+    /// The JSON of a value as in a message; `null` if it has keys that are not
+    /// strings, and so no JSON.
     pub fn of<T: Serialize>(value: &T) -> Self {
         message_bytes::to_vec(value).map_or_else(|_| Self::null(), |text| Self(text.into()))
     }
