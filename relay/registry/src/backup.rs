@@ -131,11 +131,11 @@ mod tests {
         let attached = Registry::attach(dir.path(), Options::default()).await.unwrap_err();
         let opened = Registry::open(dir.path(), Options::default()).await.unwrap_err();
         let expected = format!(
-            "{}: file is not a database: it is damaged or not a database; restore a backup",
+            "{}: file is not a database; the file may be damaged: restore a backup",
             database.display()
         );
-        for said in [copied.to_string(), attached.to_string(), opened.to_string()] {
-            assert_eq!(said, expected);
+        for message in [copied.to_string(), attached.to_string(), opened.to_string()] {
+            assert_eq!(message, expected);
         }
     }
 

@@ -7,7 +7,7 @@
 //! * If a connection changes before it is written, only its last state is written.
 //! * A connection is inserted once. Later writes only update it, also if its row
 //!   has been pruned meanwhile.
-//! * At most [`CONNECTIONS_UNWRITTEN`] records wait. Beyond that, the oldest is
+//! * At most [`CONNECTIONS_QUEUE_MAX`] records wait. Beyond that, the oldest is
 //!   lost and counted.
 //! * Cancelling `History::run` or [`History::flush`] loses nothing.
 
@@ -31,11 +31,11 @@ use crate::traits::Clock;
 
 /// The records that may wait to be written. The bound exceeds the connections of a
 /// node. Beyond it, the oldest record is lost and counted.
-pub(crate) const CONNECTIONS_UNWRITTEN: usize = 65_536;
+pub(crate) const CONNECTIONS_QUEUE_MAX: usize = 65_536;
 
 /// The records that one transaction writes. It delays other writers by a few
 /// milliseconds at most.
-pub(crate) const CONNECTIONS_PER_WRITE: usize = 256;
+pub(crate) const CONNECTIONS_WRITE_BATCH: usize = 256;
 
 /// How much of the history is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +125,7 @@ impl History {
         let number = connection.id.number;
         let version = unwritten.get(&number).map_or(0, |noted| noted.version + 1);
         unwritten.insert(number, Queued { connection, version });
-        if unwritten.len() > CONNECTIONS_UNWRITTEN {
+        if unwritten.len() > CONNECTIONS_QUEUE_MAX {
             if let Some((lost, _)) = unwritten.pop_first() {
                 inserted.remove(&lost);
             }
@@ -188,7 +188,7 @@ impl History {
             let batch: Vec<(u64, ConnectionUpdate)> = {
                 let queue = self.queue.lock();
                 let Queue { unwritten, inserted } = &*queue;
-                let next = unwritten.range(from..=last).take(CONNECTIONS_PER_WRITE);
+                let next = unwritten.range(from..=last).take(CONNECTIONS_WRITE_BATCH);
                 let note = |(number, noted): (&u64, &Queued)| {
                     let connection = noted.connection.clone();
                     (
@@ -361,7 +361,7 @@ mod tests {
         let kept = Arc::new(MemoryStore::default());
         kept.down.store(true, Ordering::SeqCst);
         let history = Arc::new(history_of(kept.clone()));
-        let noted: Vec<_> = (0..CONNECTIONS_PER_WRITE + 1)
+        let noted: Vec<_> = (0..CONNECTIONS_WRITE_BATCH + 1)
             .map(|_| connection(&history))
             .inspect(|connection| history.record(connection.clone()))
             .collect();
@@ -420,10 +420,10 @@ mod tests {
     async fn full_queue_drops_and_counts_the_oldest() {
         let history = history_of(Arc::default());
         let one = connection(&history);
-        for _ in 0..CONNECTIONS_UNWRITTEN + 3 {
+        for _ in 0..CONNECTIONS_QUEUE_MAX + 3 {
             history.record(ConnectionRow { id: history.next_id(), ..one.clone() });
         }
-        assert_eq!(history.unwritten(), CONNECTIONS_UNWRITTEN);
+        assert_eq!(history.unwritten(), CONNECTIONS_QUEUE_MAX);
         assert_eq!(history.lost(), 3);
     }
 }

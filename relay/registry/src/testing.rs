@@ -379,7 +379,7 @@ impl Fixture {
     }
 
     /// A fixture that trusts these issuers.
-    pub(crate) async fn believing(issuers: Vec<IssuerConfig>) -> Self {
+    pub(crate) async fn trusting(issuers: Vec<IssuerConfig>) -> Self {
         Self::with(Duration::ZERO, issuers).await
     }
 
@@ -447,15 +447,15 @@ impl Fixture {
 
     /// Waits for the `times`th wait for an executor to begin.
     pub(crate) async fn until_waiting(&self, times: u64) {
-        until(async || self.waits.load(Ordering::SeqCst) >= times).await;
+        wait_until(async || self.waits.load(Ordering::SeqCst) >= times).await;
     }
 }
 
 /// Waits until a condition holds. Fails after a minute of real time.
-pub(crate) async fn until(mut is_so: impl AsyncFnMut() -> bool) {
-    let patience = Instant::now() + Duration::from_secs(60);
-    while !is_so().await {
-        assert!(Instant::now() < patience, "it does not become so");
+pub(crate) async fn wait_until(mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition().await {
+        assert!(Instant::now() < deadline, "the condition did not become true");
         tokio::task::yield_now().await;
     }
 }

@@ -29,7 +29,7 @@ impl Clock for SystemClock {
 /// Receives the duration of each call of the store.
 pub trait StoreMetrics: Send + Sync + 'static {
     /// Records a call that has ended after this time, successfully or not.
-    fn store_call(&self, call: StoreCall, took: Duration, good: bool);
+    fn observe_call(&self, call: StoreCall, elapsed: Duration, succeeded: bool);
 }
 
 /// Discards all durations.
@@ -37,7 +37,7 @@ pub trait StoreMetrics: Send + Sync + 'static {
 pub struct NoStoreMetrics;
 
 impl StoreMetrics for NoStoreMetrics {
-    fn store_call(&self, _: StoreCall, _: Duration, _: bool) {}
+    fn observe_call(&self, _: StoreCall, _: Duration, _: bool) {}
 }
 
 /// A source of ids and secrets.

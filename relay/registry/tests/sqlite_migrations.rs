@@ -167,8 +167,11 @@ async fn newer_database_is_refused_and_unchanged() {
     assert!(matches!(error, SqliteOpenError::Newer { found: 9000, .. }));
     let again = SqliteStore::open_current(&path).await.unwrap_err();
     assert!(matches!(again, SqliteOpenError::Newer { found: 9000, .. }));
-    let said = error.to_string();
-    assert!(said.contains("version 9000") && said.contains("start the newer Rendez"), "{said}");
+    let message = error.to_string();
+    assert!(
+        message.contains("version 9000") && message.contains("start the newer Rendez"),
+        "{message}"
+    );
 }
 
 #[tokio::test]
@@ -217,7 +220,7 @@ async fn changed_migration_is_refused() {
 async fn other_file_is_refused_and_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");
-    let text = "this is not a database, whatever its name says\n".repeat(100);
+    let text = "this is not a database, despite its name\n".repeat(100);
     std::fs::write(&path, &text).unwrap();
     assert!(SqliteStore::open(&path).await.is_err());
     assert_eq!(std::fs::read_to_string(&path).unwrap(), text);

@@ -3,7 +3,7 @@
 //! An event is written in one of two ways:
 //!
 //! * [`Audit::record`] never waits. It is for frequent events: register, connect,
-//!   validate, open, close, quota. Up to [`AUDIT_UNWRITTEN`] events wait for the
+//!   validate, open, close, quota. Up to [`AUDIT_QUEUE_MAX`] events wait for the
 //!   writer. Beyond that, events are lost and counted, and a `gap` row stands in
 //!   their place. [`Audit::record_refusal`] is for refusals, which a client can
 //!   cause at will: it writes the first of a kind and counts the others.
@@ -14,7 +14,7 @@
 //! Invariants
 //!
 //! * Events are written once, in the order in which they arrive, in transactions
-//!   of at most [`AUDIT_PER_WRITE`].
+//!   of at most [`AUDIT_WRITE_BATCH`].
 //! * Cancelling a caller that waits for a write neither loses nor repeats an
 //!   event: the write runs to its end in a task of its own.
 
@@ -39,10 +39,10 @@ use crate::traits::Clock;
 
 /// The events that may wait to be written. Further events are lost and counted,
 /// and a row records the gap. The bound is a few seconds of a busy relay.
-pub(crate) const AUDIT_UNWRITTEN: usize = 16_384;
+pub(crate) const AUDIT_QUEUE_MAX: usize = 16_384;
 
 /// The events that one transaction writes.
-pub(crate) const AUDIT_PER_WRITE: usize = 512;
+pub(crate) const AUDIT_WRITE_BATCH: usize = 512;
 
 /// The rows that one transaction removes.
 pub(crate) const AUDIT_PRUNE_BATCH: u32 = 5000;
@@ -109,7 +109,7 @@ impl Audit {
     /// Queues an event for the writer.
     pub fn record(&self, event: AuditEvent) {
         let mut unwritten = self.unwritten.lock();
-        if unwritten.len() < AUDIT_UNWRITTEN {
+        if unwritten.len() < AUDIT_QUEUE_MAX {
             unwritten.push_back(event);
         } else {
             self.lost.fetch_add(1, Ordering::Relaxed);
@@ -272,7 +272,7 @@ impl Audit {
         let mut left = self.unwritten();
         while left > 0 {
             let batch: Vec<AuditEvent> =
-                self.unwritten.lock().iter().take(left.min(AUDIT_PER_WRITE)).cloned().collect();
+                self.unwritten.lock().iter().take(left.min(AUDIT_WRITE_BATCH)).cloned().collect();
             self.store.append_audit(&batch).await?;
             self.written.fetch_add(batch.len() as u64, Ordering::Relaxed);
             left -= batch.len();

@@ -165,12 +165,12 @@ mod tests {
         let start = Instant::now();
         let mut refusals = RefusalAggregator::default();
         let mut take = |n: usize| refusals.record(away(&format!("t{n}"), Some("here")), start);
-        let said = (0..REFUSAL_ENTRIES_MAX + 7).filter_map(&mut take);
-        let said: Vec<_> = said.collect();
-        assert_eq!(said.len(), REFUSAL_ENTRIES_MAX + 1);
-        let nobody = AuditEvent { actor: None, ..away("", Some("here")) };
-        assert_eq!(said.last(), Some(&nobody), "the first of those without an entry");
+        let rows = (0..REFUSAL_ENTRIES_MAX + 7).filter_map(&mut take);
+        let rows: Vec<_> = rows.collect();
+        assert_eq!(rows.len(), REFUSAL_ENTRIES_MAX + 1);
+        let unknown = AuditEvent { actor: None, ..away("", Some("here")) };
+        assert_eq!(rows.last(), Some(&unknown), "the first of those without an entry");
         let rows = refusals.due(start + REFUSAL_ROW_INTERVAL, 9, false);
-        assert_eq!(rows, [counted(nobody, 6)]);
+        assert_eq!(rows, [counted(unknown, 6)]);
     }
 }

@@ -9,10 +9,10 @@ use tempfile::TempDir;
 use super::*;
 use crate::store;
 use crate::store::sqlite::SqliteStore;
-use crate::testing::{FixedClock, MemoryStore, START, until};
+use crate::testing::{FixedClock, MemoryStore, START, wait_until};
 
 /// A store that can be down and that can pause in the middle of a write.
-struct Moody {
+struct FlakyStore {
     store: SqliteStore,
     down: AtomicBool,
     /// The holder blocks writes.
@@ -22,13 +22,13 @@ struct Moody {
 }
 
 #[async_trait]
-impl AuditStore for Moody {
+impl AuditStore for FlakyStore {
     async fn append_audit(&self, events: &[AuditEvent]) -> Result<Head, StoreError> {
         let _open = self.gate.lock().await;
         if self.down.load(Ordering::SeqCst) {
             return Err(StoreError::Unavailable("down".into()));
         }
-        assert!(events.len() <= AUDIT_PER_WRITE);
+        assert!(events.len() <= AUDIT_WRITE_BATCH);
         let head = self.store.append_audit(events).await;
         // the rows are in the database, but the caller has no result yet
         let _open = self.answers.lock().await;
@@ -53,7 +53,7 @@ impl AuditStore for Moody {
 
 struct Log {
     audit: Arc<Audit>,
-    store: Arc<Moody>,
+    store: Arc<FlakyStore>,
     clock: Arc<FixedClock>,
     _dir: TempDir,
 }
@@ -64,7 +64,7 @@ impl Log {
         let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
         let gate = tokio::sync::Mutex::default();
         let answers = tokio::sync::Mutex::default();
-        let store = Arc::new(Moody { store, down: AtomicBool::new(false), gate, answers });
+        let store = Arc::new(FlakyStore { store, down: AtomicBool::new(false), gate, answers });
         let clock = Arc::new(FixedClock(AtomicU64::new(START)));
         let audit = Arc::new(Audit::new(store.clone(), clock.clone(), retention));
         Self { audit, store, clock, _dir: dir }
@@ -110,7 +110,7 @@ impl Log {
 #[tokio::test]
 async fn audit_events_survive_an_outage_in_order() {
     let log = Log::new(AuditRetention::default()).await;
-    let count = AUDIT_PER_WRITE as u64 + 5;
+    let count = AUDIT_WRITE_BATCH as u64 + 5;
     log.store.down.store(true, Ordering::SeqCst);
     (0..count).for_each(|n| log.record(n));
     assert!(log.audit.flush().await.is_err());
@@ -132,7 +132,7 @@ async fn audit_events_survive_an_outage_in_order() {
 #[tokio::test]
 async fn lost_events_are_counted_in_a_gap() {
     let log = Log::new(AuditRetention::default()).await;
-    let bound = AUDIT_UNWRITTEN as u64;
+    let bound = AUDIT_QUEUE_MAX as u64;
     (0..bound + 3).for_each(|n| log.record(n));
     assert_eq!((log.audit.unwritten() as u64, log.audit.lost()), (bound + 1, 3));
 
@@ -163,10 +163,10 @@ async fn lost_events_are_counted_in_a_gap() {
 #[tokio::test]
 async fn gap_growing_during_write_is_counted_once() {
     let log = Log::new(AuditRetention::default()).await;
-    let bound = AUDIT_UNWRITTEN as u64;
+    let bound = AUDIT_QUEUE_MAX as u64;
     (0..bound + 1).for_each(|n| log.record(n));
     // leave only the gap in the queue
-    let rest: Vec<_> = log.audit.unwritten.lock().drain(..AUDIT_UNWRITTEN).collect();
+    let rest: Vec<_> = log.audit.unwritten.lock().drain(..AUDIT_QUEUE_MAX).collect();
     let gate = log.store.gate.lock().await;
     let writer = tokio::spawn({
         let audit = log.audit.clone();
@@ -194,7 +194,7 @@ async fn cancelled_flush_writes_once() {
         let audit = log.audit.clone();
         async move { audit.flush().await }
     });
-    until(async || log.audit.head().await.unwrap().seq >= 3).await;
+    wait_until(async || log.audit.head().await.unwrap().seq >= 3).await;
     waiting.abort();
     assert!(waiting.await.unwrap_err().is_cancelled());
     drop(answers);
@@ -393,7 +393,7 @@ async fn retention_can_change_at_run_time() {
     (0..30).for_each(|n| log.record(n));
     log.audit.flush().await.unwrap();
     log.audit.set_retention(AuditRetention { rows: 10, ..AuditRetention::default() });
-    until(async || log.rows().await.len() == 11).await;
+    wait_until(async || log.rows().await.len() == 11).await;
     writer.abort();
     assert_eq!(log.verify(None).await.unwrap().first, 21);
 }
@@ -461,7 +461,7 @@ async fn background_writer_flushes_by_itself() {
         async move { audit.run().await }
     });
     log.record(1);
-    until(async || log.audit.unwritten() == 0).await;
+    wait_until(async || log.audit.unwritten() == 0).await;
     writer.abort();
     assert_eq!(log.verify(None).await.unwrap().rows, 1);
 }

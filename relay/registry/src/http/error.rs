@@ -61,7 +61,7 @@ impl Failure {
             code,
             match code {
                 ErrorCode::Unavailable => "the registry is temporarily unavailable; try again",
-                _ => "the registry failed; its log says why",
+                _ => "the registry failed; see its log",
             },
         )
     }

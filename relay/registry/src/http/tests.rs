@@ -146,9 +146,11 @@ async fn stock_peers_register_connect_and_validate() {
     assert_eq!((verdict.status, verdict.body), (StatusCode::OK, json!({"valid": false})));
     api.fixture.registry.audit().flush().await.unwrap();
     let rows = api.fixture.registry.audit().page(0).await.unwrap().rows;
-    let judged = rows.iter().map(|row| &row.event).filter(|row| row.kind == AuditKind::Validate);
-    let judged: Vec<_> = judged.map(|row| (row.what.as_deref(), row.stream.as_deref())).collect();
-    assert_eq!(judged, [(Some("valid"), Some(stream)), (Some("denied"), None)]);
+    let validations =
+        rows.iter().map(|row| &row.event).filter(|row| row.kind == AuditKind::Validate);
+    let validations: Vec<_> =
+        validations.map(|row| (row.what.as_deref(), row.stream.as_deref())).collect();
+    assert_eq!(validations, [(Some("valid"), Some(stream)), (Some("denied"), None)]);
 
     for operation in [Operation::Register, Operation::Connect, Operation::Validate] {
         assert_eq!(api.count(operation, Outcome::Ok), 1, "{operation:?}");
@@ -662,8 +664,8 @@ async fn enrolled_executor_needs_no_join_token() {
     let answer = api.call("DELETE", &path, &api.admin, Body::empty()).await;
     assert_eq!(answer.status, StatusCode::NO_CONTENT);
     let join = api.fixture.token(Role::Join, "dev*").await;
-    let said = refused(REGISTER, &register(1, 5), Some(&join), &body, 401).await;
-    assert!(said.contains("revoked") && said.contains("join"), "{said}");
+    let message = refused(REGISTER, &register(1, 5), Some(&join), &body, 401).await;
+    assert!(message.contains("revoked") && message.contains("join"), "{message}");
     assert_eq!(send(REGISTER, &register(3, 6), Some(&join), &body).await.status, StatusCode::OK);
 }
 

@@ -103,10 +103,10 @@ async fn valid_jwt_gets_grants_of_its_rules() {
     assert_eq!(caller.until, None);
     let mut main = claims();
     main["ref"] = json!("refs/heads/main");
-    main["aud"] = json!(["somebody", "rendez"]);
+    main["aud"] = json!(["other", "rendez"]);
     let both = issuers.authenticate(&good(&main), NOW, &served.fetch()).await.unwrap();
     assert_eq!(environments(&both)[1], (Role::Orchestrator, "prod".to_owned()));
-    assert_eq!(both.subject, caller.subject, "whatever the token says else");
+    assert_eq!(both.subject, caller.subject, "independent of the other claims");
     let Subject::Foreign(id) = &caller.subject else { panic!("not foreign") };
     assert!(issuers.include(id));
     assert!(!issuers.include(&ForeignId::new("https://other", "repo:acme/app")));
@@ -273,7 +273,7 @@ async fn cancelled_waiter_does_not_cancel_key_fetch() {
         tokio::spawn(async move { issuers.authenticate(&token, NOW, &fetch).await.map(drop) })
     };
     let until_asked = async |times| {
-        crate::testing::until(async || held.asked.load(Ordering::SeqCst) >= times).await;
+        crate::testing::wait_until(async || held.asked.load(Ordering::SeqCst) >= times).await;
     };
     // the first caller is cancelled, and the second is served by the fetch that it
     // began
@@ -386,7 +386,7 @@ async fn foreign_bearer_can_register_as_executor() {
     let mut config = config();
     config["keys"] = json!({"file": keys.path()});
     let issuer: IssuerConfig = serde_json::from_value(config).unwrap();
-    let fixture = Fixture::believing(vec![issuer.clone()]).await;
+    let fixture = Fixture::trusting(vec![issuer.clone()]).await;
     let mut claims = claims();
     claims["exp"] = json!(START + 300);
     let token = good(&claims);
@@ -395,7 +395,7 @@ async fn foreign_bearer_can_register_as_executor() {
 
     std::fs::write(keys.path(), json!({"keys": [public(1, "k1")]}).to_string()).unwrap();
     // the first registry does not fetch again so soon
-    let fixture = Fixture::believing(vec![issuer]).await;
+    let fixture = Fixture::trusting(vec![issuer]).await;
     let mut other = claims.clone();
     other["repository"] = json!("evil/app");
     let mut late = claims.clone();
@@ -442,8 +442,8 @@ fn invalid_issuer_configuration_is_refused() {
         ("keys", json!({"url": "http://keys.example"}), "https://"),
         ("key", json!(1), "unknown field"),
     ] {
-        let said = refused(name, value);
-        assert!(said.contains(why), "{name}: {said}");
+        let message = refused(name, value);
+        assert!(message.contains(why), "{name}: {message}");
     }
     let twice: IssuerConfig = serde_json::from_value(config()).unwrap();
     assert!(Issuers::new(&[twice.clone(), twice]).is_err());

@@ -109,7 +109,7 @@ mod tests {
         ] {
             assert_eq!(cidrs.permit(Some(source.parse().unwrap())), inside, "{source}");
         }
-        assert!(!cidrs.permit(None), "nobody knows where it comes from");
+        assert!(!cidrs.permit(None), "its source is unknown");
         assert!(SourceCidrs::default().permit(None));
     }
 

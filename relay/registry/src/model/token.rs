@@ -161,7 +161,7 @@ impl fmt::Debug for Credential {
 impl Credential {
     /// Whether `hash` belongs to a secret that is valid at `now`. Takes constant
     /// time.
-    pub fn is_proven_by(&self, hash: &[u8; 32], now: u64) -> bool {
+    pub fn matches_secret(&self, hash: &[u8; 32], now: u64) -> bool {
         match self {
             Credential::Secret { hash: current, previous } => {
                 let (old, until) = previous.unwrap_or(([0; 32], 0));
@@ -292,12 +292,12 @@ mod tests {
     #[test]
     fn previous_secret_is_valid_until_its_end() {
         let one = Credential::Secret { hash: [1; 32], previous: None };
-        assert!(one.is_proven_by(&[1; 32], 5));
-        assert!(!one.is_proven_by(&[0; 32], 0) && !one.is_proven_by(&[2; 32], 5));
+        assert!(one.matches_secret(&[1; 32], 5));
+        assert!(!one.matches_secret(&[0; 32], 0) && !one.matches_secret(&[2; 32], 5));
         let two = Credential::Secret { hash: [2; 32], previous: Some(([1; 32], 10)) };
-        assert!(two.is_proven_by(&[2; 32], 10) && two.is_proven_by(&[1; 32], 9));
-        assert!(!two.is_proven_by(&[1; 32], 10));
+        assert!(two.matches_secret(&[2; 32], 10) && two.matches_secret(&[1; 32], 9));
+        assert!(!two.matches_secret(&[1; 32], 10));
         let key = Credential::Key { public: [3; 32], enrolled_by: TokenId::from_random([0; 8]) };
-        assert!(!key.is_proven_by(&[3; 32], 0));
+        assert!(!key.matches_secret(&[3; 32], 0));
     }
 }

@@ -67,7 +67,7 @@ impl Environments<'_> {
         let ids: Vec<_> = page.iter().map(|environment| environment.id.clone()).collect();
         let mut connections = BTreeMap::new();
         if !ids.is_empty() {
-            self.settle_history().await;
+            self.flush_history().await;
             for connection in self.ctx.store().last_connections(&ids).await? {
                 connections.insert(connection.environment.clone(), connection);
             }
@@ -111,7 +111,7 @@ impl Environments<'_> {
                 history: vec![],
             });
         };
-        self.settle_history().await;
+        self.flush_history().await;
         let limit = self.ctx.history().retention().connections;
         let history = self.ctx.store().connections(id, limit).await?;
         let live = self.ctx.presence().environment_connections(id).await;
@@ -129,15 +129,15 @@ impl Environments<'_> {
 
     /// Returns why an environment's executor is offline, and since when.
     pub(super) async fn absence(self, environment: &Environment) -> Result<Absence, StoreError> {
-        self.settle_history().await;
+        self.flush_history().await;
         let last = self.ctx.store().connections(&environment.id, 1).await?;
-        let (since, because) = away(environment, last.first());
+        let (since, because) = offline_since(environment, last.first());
         Ok(Absence { state: AbsenceState::Offline, since_unix_secs: since, away_because: because })
     }
 
     /// Flushes the history, so that a connection that has just ended is not shown
     /// as open. If the database is slow or unavailable, the older state is shown.
-    async fn settle_history(self) {
+    async fn flush_history(self) {
         if !matches!(
             timeout(store::WRITE_RETRY_PAUSE, self.ctx.history().flush()).await,
             Ok(Ok(()))
@@ -171,7 +171,7 @@ impl Environments<'_> {
 }
 
 /// Returns since when an executor is offline, and why, as far as both are known.
-fn away(
+fn offline_since(
     environment: &Environment,
     last: Option<&ConnectionRow>,
 ) -> (Option<u64>, Option<EndReason>) {
@@ -210,7 +210,7 @@ fn entry(
             (state, Some(executor.connected_at_unix_secs), None)
         }
         None => {
-            let (since, because) = away(&environment, last);
+            let (since, because) = offline_since(&environment, last);
             (EnvironmentState::Offline, since, because)
         }
     };

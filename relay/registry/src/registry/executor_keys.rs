@@ -489,6 +489,6 @@ mod tests {
         let text = signed(&key(1), Call::Validate, "dev", START, 1);
         let (token, _) = join(&fixture, "*", 1).await;
         let result = go(&fixture, &text, Some(&token), Call::Validate, "dev").await;
-        assert!(matches!(result, Err(ProofError::NotEnrolled)), "validating enrols nobody");
+        assert!(matches!(result, Err(ProofError::NotEnrolled)), "validating does not enrol");
     }
 }

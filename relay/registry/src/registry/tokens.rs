@@ -147,7 +147,7 @@ impl Tokens<'_> {
         let stored = retry.call(|| self.ctx.store().token(bearer.id())).await?;
         let stored = stored.ok_or(AuthError::Unknown)?;
         let now = self.ctx.now();
-        let proven = stored.credential.is_proven_by(&bearer.secret_hash(), now);
+        let proven = stored.credential.matches_secret(&bearer.secret_hash(), now);
         if !proven || bearer.role() != stored.role {
             return Err(AuthError::Unknown);
         }
@@ -428,11 +428,11 @@ mod tests {
         let registry = &fixture.registry;
         let made = registry.tokens().create(None, &request(Role::Orchestrator)).await.unwrap();
         let id: TokenId = made.entry.id.parse().unwrap();
-        let nobody = TokenId::from_random([9; 8]);
+        let unknown = TokenId::from_random([9; 8]);
         let rotate = RotateToken { overlap_secs: 0 };
         registry.tokens().rotate(None, &id, &rotate).await.unwrap();
-        registry.tokens().rotate(None, &nobody, &rotate).await.unwrap_err();
-        assert!(!registry.tokens().revoke(None, &nobody.into()).await.unwrap());
+        registry.tokens().rotate(None, &unknown, &rotate).await.unwrap_err();
+        assert!(!registry.tokens().revoke(None, &unknown.into()).await.unwrap());
         assert!(registry.tokens().revoke(None, &id.clone().into()).await.unwrap());
         registry.tokens().rotate(None, &id, &rotate).await.unwrap_err();
         assert!(!registry.environments().revoke(None, &"never".parse().unwrap()).await.unwrap());
@@ -505,9 +505,9 @@ mod tests {
         assert!(matches!(rotate(long).await, Err(RotateError::Overlap)));
         registry.tokens().revoke(None, &id.clone().into()).await.unwrap();
         assert!(matches!(rotate(0).await, Err(RotateError::Inactive)));
-        let nobody = TokenId::from_random([9; 8]);
+        let unknown = TokenId::from_random([9; 8]);
         let result =
-            registry.tokens().rotate(None, &nobody, &RotateToken { overlap_secs: 0 }).await;
+            registry.tokens().rotate(None, &unknown, &RotateToken { overlap_secs: 0 }).await;
         assert!(matches!(result, Err(RotateError::Unknown)));
     }
 

@@ -27,8 +27,8 @@ impl CallTimer {
         let began = Instant::now();
         let done = work.await;
         // a reached limit is an answer, not a failure of the database
-        let good = matches!(done, Ok(_) | Err(StoreError::LimitReached { .. }));
-        self.0.store_call(call, began.elapsed(), good);
+        let succeeded = matches!(done, Ok(_) | Err(StoreError::LimitReached { .. }));
+        self.0.observe_call(call, began.elapsed(), succeeded);
         done
     }
 }

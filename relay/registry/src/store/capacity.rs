@@ -19,7 +19,7 @@ pub const ENVIRONMENTS_MAX: u32 = 100_000;
 /// How long an environment must be offline before it may be purged. Machines that
 /// are off overnight keep their state, and a day's pods with unique names may use
 /// the whole capacity.
-pub const ENVIRONMENTS_AWAY_KEPT: Duration = Duration::from_secs(86_400);
+pub const ENVIRONMENTS_OFFLINE_KEPT: Duration = Duration::from_secs(86_400);
 
 /// The environments that one registration may purge.
 pub const ENVIRONMENTS_PURGE_BATCH: u32 = 64;

@@ -27,7 +27,7 @@ pub trait RegistrationStore: Send + Sync + 'static {
     /// if needed, up to [`ENVIRONMENTS_MAX`](super::capacity::ENVIRONMENTS_MAX).
     /// At that limit some environments are purged: those without a registration,
     /// and those that are offline longest, for at least
-    /// [`ENVIRONMENTS_AWAY_KEPT`](super::capacity::ENVIRONMENTS_AWAY_KEPT), but
+    /// [`ENVIRONMENTS_OFFLINE_KEPT`](super::capacity::ENVIRONMENTS_OFFLINE_KEPT), but
     /// none that was revoked. The generation is higher than any that the
     /// environment had. Counts as a use of the subject's token.
     async fn put_registration(

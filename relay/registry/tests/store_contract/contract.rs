@@ -236,9 +236,9 @@ async fn registrations(store: &dyn Store) {
     // another environment has its own generations, and a registration needs a token
     let other = claim_with(store, &claim("dev-0", "reg_c", key(7)), 300).await;
     assert_eq!(other.generation, Generation(1));
-    for nobody in [9, 3] {
+    for unknown in [9, 3] {
         let stranger =
-            NewRegistration { subject: id(nobody).into(), ..claim("dev-2", "reg_d", key(7)) };
+            NewRegistration { subject: id(unknown).into(), ..claim("dev-2", "reg_d", key(7)) };
         assert_eq!(
             store.put_registration(&stranger, 300).await.unwrap(),
             RegisterOutcome::Inactive
@@ -345,9 +345,9 @@ async fn rotations(store: &dyn Store) {
     store.rotate_token(&old.id, &[0x33; 32], 0, 110, &audit_event()).await.unwrap();
     let credential = store.token(&old.id).await.unwrap().unwrap().credential;
     assert_eq!(credential, Credential::Secret { hash: [0x33; 32], previous: None });
-    for (nobody, why) in [(9, RotateOutcome::NotFound), (3, RotateOutcome::Inactive)] {
+    for (unknown, why) in [(9, RotateOutcome::NotFound), (3, RotateOutcome::Inactive)] {
         assert_eq!(
-            store.rotate_token(&id(nobody), &[0; 32], 0, 100, &audit_event()).await.unwrap(),
+            store.rotate_token(&id(unknown), &[0; 32], 0, 100, &audit_event()).await.unwrap(),
             why
         );
     }

@@ -20,8 +20,8 @@ use rendez_registry::traits::StoreMetrics;
 struct Reported(Mutex<Vec<(StoreCall, bool)>>);
 
 impl StoreMetrics for Reported {
-    fn store_call(&self, call: StoreCall, _: Duration, good: bool) {
-        self.0.lock().push((call, good));
+    fn observe_call(&self, call: StoreCall, _: Duration, succeeded: bool) {
+        self.0.lock().push((call, succeeded));
     }
 }
 

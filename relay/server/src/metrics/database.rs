@@ -36,13 +36,13 @@ impl Default for StoreTimes {
 }
 
 impl StoreMetrics for StoreTimes {
-    fn store_call(&self, call: StoreCall, took: Duration, good: bool) {
-        self.seconds[call as usize].observe(took.as_secs_f64());
-        if !good {
+    fn observe_call(&self, call: StoreCall, elapsed: Duration, succeeded: bool) {
+        self.seconds[call as usize].observe(elapsed.as_secs_f64());
+        if !succeeded {
             self.failures[call as usize].fetch_add(1, Ordering::Relaxed);
         }
         if call.writes() {
-            *self.write_failed() = (!good).then(Instant::now);
+            *self.write_failed() = (!succeeded).then(Instant::now);
         }
     }
 }
@@ -110,7 +110,7 @@ mod tests {
     fn store_fails_until_a_write_succeeds() {
         let times = StoreTimes::default();
         let call = |call, good| {
-            times.store_call(call, Duration::ZERO, good);
+            times.observe_call(call, Duration::ZERO, good);
             times.is_failing()
         };
         assert!(!call(StoreCall::ReadTokens, false), "a failed read does not count");

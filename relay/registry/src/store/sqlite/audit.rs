@@ -114,7 +114,7 @@ impl AuditStore for SqliteStore {
 }
 
 /// Selects administrative changes; the index `audit_acts` has the same condition.
-macro_rules! acts {
+macro_rules! administrative {
     ($select:literal, $rest:literal) => {
         concat!($select, " FROM audit WHERE kind IN ('enrol', 'revoke', 'admin') ", $rest)
     };
@@ -128,11 +128,11 @@ async fn carried(
     keep_since: u64,
     room: u64,
 ) -> Result<Vec<AuditEvent>, StoreError> {
-    let behind: i64 = sqlx::query_scalar(acts!("SELECT count(*)", "AND seq > ?"))
+    let behind: i64 = sqlx::query_scalar(administrative!("SELECT count(*)", "AND seq > ?"))
         .bind(through)
         .fetch_one(&mut **tx)
         .await?;
-    let select = acts!("SELECT *", "AND seq <= ? AND at >= ? ORDER BY seq DESC LIMIT ?");
+    let select = administrative!("SELECT *", "AND seq <= ? AND at >= ? ORDER BY seq DESC LIMIT ?");
     let rows = sqlx::query(select)
         .bind(through)
         .bind(seconds(keep_since))

@@ -31,7 +31,7 @@ use crate::store::capacity;
 /// have any. `$rest` narrows and orders them. An environment without a
 /// registration may be purged at once, one with a registration if it is offline
 /// since `?1` or longer.
-macro_rules! away {
+macro_rules! purgeable {
     ($rest:literal) => {
         concat!(
             "SELECT environments.id AS name, registrations.id AS registration \
@@ -59,8 +59,8 @@ pub(super) async fn make_room(db: &Database, now: u64) -> Result<bool, StoreErro
     if found_none.is_some_and(|at| at.elapsed() < capacity::ENVIRONMENTS_PURGE_PAUSE) {
         return Ok(false);
     }
-    let since = seconds(now.saturating_sub(capacity::ENVIRONMENTS_AWAY_KEPT.as_secs()));
-    let found: Vec<(String, Option<String>)> = sqlx::query_as(away!(
+    let since = seconds(now.saturating_sub(capacity::ENVIRONMENTS_OFFLINE_KEPT.as_secs()));
+    let found: Vec<(String, Option<String>)> = sqlx::query_as(purgeable!(
         "ORDER BY registrations.id IS NOT NULL, max(coalesce(connections.ended_at, 0), \
          coalesce(registrations.registered_at, environments.created_at)) LIMIT ?2"
     ))
@@ -74,7 +74,7 @@ pub(super) async fn make_room(db: &Database, now: u64) -> Result<bool, StoreErro
     let (mut environments, mut connections) = (0_u32, 0);
     for (name, _) in found {
         // an environment that has come back meanwhile stays
-        let again = sqlx::query(away!("AND environments.id = ?2")).bind(since).bind(name);
+        let again = sqlx::query(purgeable!("AND environments.id = ?2")).bind(since).bind(name);
         let Some(row) = again.fetch_optional(&mut *tx).await? else { continue };
         connections += purge(&mut tx, &row, now).await?;
         environments += 1;
@@ -100,7 +100,7 @@ pub(super) async fn last_generation(tx: &mut SqliteConnection) -> Result<i64, St
     Ok(sqlx::query_scalar("SELECT generation FROM forgotten").fetch_one(tx).await?)
 }
 
-/// Purges one row of [`away`] and returns the number of its connections.
+/// Purges one row of `purgeable` and returns the number of its connections.
 async fn purge(
     tx: &mut DurableTransaction,
     found: &SqliteRow,
@@ -160,7 +160,7 @@ mod tests {
     use crate::testing::{audit_event, env, key, token};
 
     const NOW: u64 = 1_800_000_000;
-    const DAY: u64 = capacity::ENVIRONMENTS_AWAY_KEPT.as_secs();
+    const DAY: u64 = capacity::ENVIRONMENTS_OFFLINE_KEPT.as_secs();
 
     struct Full {
         store: SqliteStore,

@@ -86,7 +86,7 @@ impl fmt::Display for DatabaseError<'_> {
         };
         f.write_str(error.message())?;
         if primary_code(&**error).is_some_and(|code| DAMAGED.contains(&code)) {
-            f.write_str(": it is damaged or not a database; restore a backup")?;
+            f.write_str("; the file may be damaged: restore a backup")?;
         }
         Ok(())
     }
