@@ -11,7 +11,7 @@ use crate::context::{Purpose, RelayOptions};
 use crate::exit::Exit;
 use crate::human::{ago, bytes, now, span};
 use crate::out::{self, out, tell};
-use crate::registry::{AdminOptions, State};
+use crate::registry::{AdminOptions, StateDirectory};
 
 /// Look at environments, and revoke them.
 #[derive(Debug, clap::Subcommand)]
@@ -78,7 +78,7 @@ pub(crate) async fn run(command: EnvCommand) -> Result<ExitCode, Exit> {
             }
         }
         EnvCommand::Revoke { admin, environment, registration_only } => {
-            let admin = admin.open(State::Existing).await?;
+            let admin = admin.open(StateDirectory::Existing).await?;
             if registration_only {
                 admin.end_registration(&environment).await?;
                 tell(format_args!("ended the registration of {environment}"));

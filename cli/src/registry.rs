@@ -1,5 +1,5 @@
-//! A registry to administer: one that is asked over HTTP, or the state
-//! directory of a relay, which may run meanwhile.
+//! A registry to administer: over HTTP, or in the state directory of a relay. That
+//! relay may be running.
 
 use std::path::{Path, PathBuf};
 
@@ -14,24 +14,24 @@ use crate::context::{Purpose, RelayOptions};
 use crate::exit::Exit;
 use crate::out::tell;
 
-/// Options of every command that administers a relay.
+/// The options of commands that administer a relay.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct AdminOptions {
     #[command(flatten)]
     relay: RelayOptions,
 
-    /// Work on this state directory of a relay instead of asking one; needs no
-    /// token, and the relay may run meanwhile
+    /// Use this state directory of a relay instead of its API. Needs no token; the
+    /// relay may be running
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
 }
 
-/// Whether a state directory may be made.
+/// Whether a command may create the state directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
-    /// It is made if it is missing.
-    New,
-    /// It must be there: a misspelt name must not make an empty one.
+pub(crate) enum StateDirectory {
+    /// A missing directory is created.
+    MayCreate,
+    /// The directory must exist: a misspelt name must not create an empty one.
     Existing,
 }
 
@@ -42,47 +42,47 @@ pub(crate) enum Admin {
 }
 
 impl AdminOptions {
-    /// The registry that these options name.
-    pub(crate) async fn open(&self, state: State) -> Result<Admin, Exit> {
+    /// Opens the registry that these options name.
+    pub(crate) async fn open(&self, state: StateDirectory) -> Result<Admin, Exit> {
         match &self.state {
             None => Ok(Admin::Remote(Box::new(self.relay.admin_client(Purpose::Administer)?))),
-            Some(directory) => Ok(Admin::Local(open_here(directory, state).await?)),
+            Some(directory) => Ok(Admin::Local(open_state(directory, state).await?)),
         }
     }
 
-    /// How to reach the relay.
+    /// Returns the options for reaching the relay.
     pub(crate) fn relay(&self) -> &RelayOptions {
         &self.relay
     }
 
-    /// The same options for the relay at `url`.
+    /// Returns the same options for the relay at `url`.
     pub(crate) fn at(self, url: String) -> Self {
         Self { relay: self.relay.at(url), ..self }
     }
 }
 
-/// Opens the registry in a relay's state directory. One that is there is never
-/// brought up to date: an older relay may be running on it.
-async fn open_here(directory: &Path, state: State) -> Result<Registry, Exit> {
-    if state == State::New && !directory.join(DATABASE_FILE).exists() {
+/// Opens the registry in a relay's state directory. This never migrates an existing
+/// database, because an older relay may be using it.
+async fn open_state(directory: &Path, state: StateDirectory) -> Result<Registry, Exit> {
+    if state == StateDirectory::MayCreate && !directory.join(DATABASE_FILE).exists() {
         let made = Registry::open(directory, Options::default()).await?;
-        // the name may be misspelt, and a relay elsewhere
-        tell(format_args!("made a new database in {}", directory.display()));
+        // The user sees this if the name is misspelt and the relay uses another one.
+        tell(format_args!("created a new database in {}", directory.display()));
         return Ok(made);
     }
     Ok(Registry::attach(directory, Options::default()).await?)
 }
 
-/// What is told in place of "not found", which is the right answer to a wrong
-/// name and the wrong one to everything else.
-pub(crate) fn unless_found(error: RegistryError, missing: fn(String) -> Exit) -> Exit {
+/// Replaces a "not found" error by what the command makes of it. Other errors keep
+/// their exit code.
+pub(crate) fn map_not_found(error: RegistryError, missing: fn(String) -> Exit) -> Exit {
     match error {
         RegistryError::NotFound(message) => missing(message),
         error => error.into(),
     }
 }
 
-/// Every relay has tokens, if not for whoever asks at this address.
+/// The error for a relay that serves administrative calls only at another address.
 fn not_served(message: String) -> Exit {
     Exit::usage(format!("{message}; ask that one, or use --state beside the relay"))
 }
@@ -92,7 +92,7 @@ impl Admin {
         match self {
             Admin::Remote(client) => {
                 let created = client.create_token(new).await;
-                created.map_err(|error| unless_found(error, not_served))
+                created.map_err(|error| map_not_found(error, not_served))
             }
             Admin::Local(registry) => Ok(registry.tokens().create(None, new).await?),
         }
@@ -102,7 +102,7 @@ impl Admin {
         let registry = match self {
             Admin::Remote(client) => {
                 let tokens = client.tokens().await;
-                return tokens.map_err(|error| unless_found(error, not_served));
+                return tokens.map_err(|error| map_not_found(error, not_served));
             }
             Admin::Local(registry) => registry,
         };
@@ -128,7 +128,7 @@ impl Admin {
         match self {
             Admin::Remote(client) => {
                 let rotated = client.rotate_token(id.as_str(), request).await;
-                rotated.map_err(|error| unless_found(error, Exit::usage))
+                rotated.map_err(|error| map_not_found(error, Exit::usage))
             }
             Admin::Local(registry) => Ok(registry.tokens().rotate(None, id, request).await?),
         }
@@ -138,7 +138,7 @@ impl Admin {
         let registry = match self {
             Admin::Remote(client) => {
                 let revoked = client.revoke_token(&subject.to_string()).await;
-                return revoked.map_err(|error| unless_found(error, Exit::usage));
+                return revoked.map_err(|error| map_not_found(error, Exit::usage));
             }
             Admin::Local(registry) => registry,
         };
@@ -150,7 +150,7 @@ impl Admin {
         let registry = match self {
             Admin::Remote(client) => {
                 let revoked = client.revoke_environment(id).await;
-                return revoked.map_err(|error| unless_found(error, Exit::unknown_environment));
+                return revoked.map_err(|error| map_not_found(error, Exit::unknown_environment));
             }
             Admin::Local(registry) => registry,
         };
@@ -164,7 +164,7 @@ impl Admin {
         let registry = match self {
             Admin::Remote(client) => {
                 let ended = client.end_registration(id).await;
-                return ended.map_err(|error| unless_found(error, Exit::unknown_environment));
+                return ended.map_err(|error| map_not_found(error, Exit::unknown_environment));
             }
             Admin::Local(registry) => registry,
         };
@@ -172,12 +172,12 @@ impl Admin {
         registry.registrations().end(None, id).await?.map(drop).ok_or_else(unknown)
     }
 
-    /// The audit log's rows after number `after`, one page of them.
+    /// Returns the page of the audit log that follows row number `after`.
     pub(crate) async fn audit(&self, after: u64) -> Result<AuditPage, Exit> {
         match self {
             Admin::Remote(client) => {
                 let page = client.audit(after).await;
-                page.map_err(|error| unless_found(error, not_served))
+                page.map_err(|error| map_not_found(error, not_served))
             }
             Admin::Local(registry) => Ok(registry.audit().page(after).await?),
         }

@@ -8,7 +8,7 @@ use rendez_registry::model::Subject;
 use crate::exit::Exit;
 use crate::human::{now, seconds, span};
 use crate::out::{self, out, tell};
-use crate::registry::{AdminOptions, State};
+use crate::registry::{AdminOptions, StateDirectory};
 
 /// Create, list, rotate and revoke access tokens.
 #[derive(Debug, clap::Subcommand)]
@@ -117,20 +117,20 @@ impl From<RoleName> for Role {
 pub(crate) async fn run(command: TokenCommand) -> Result<ExitCode, Exit> {
     match command {
         TokenCommand::Create(args) => {
-            let admin = args.admin.open(State::New).await?;
+            let admin = args.admin.open(StateDirectory::MayCreate).await?;
             let created = admin.create_token(&args.request()).await?;
             tell(format_args!("id {}, covers {}", created.entry.id, created.entry.environments));
             out(created.token.expose())?;
         }
         TokenCommand::Ls { admin, json } => {
-            let tokens = admin.open(State::Existing).await?.tokens().await?;
+            let tokens = admin.open(StateDirectory::Existing).await?.tokens().await?;
             match json {
                 true => out::jsonl(&tokens)?,
                 false => out::lines(table(&tokens, now()))?,
             }
         }
         TokenCommand::Rotate { admin, id, overlap } => {
-            let admin = admin.open(State::Existing).await?;
+            let admin = admin.open(StateDirectory::Existing).await?;
             let request = RotateToken { overlap_secs: overlap };
             let rotated = admin.rotate_token(&id, &request).await?;
             match overlap {
@@ -140,7 +140,7 @@ pub(crate) async fn run(command: TokenCommand) -> Result<ExitCode, Exit> {
             out(rotated.token.expose())?;
         }
         TokenCommand::Revoke { admin, id } => {
-            admin.open(State::Existing).await?.revoke_token(&id).await?;
+            admin.open(StateDirectory::Existing).await?.revoke_token(&id).await?;
             tell(format_args!("revoked {id}"));
         }
     }

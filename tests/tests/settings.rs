@@ -101,7 +101,7 @@ async fn new_database_is_announced() -> Result<()> {
         assert!(output.status.success(), "{}", output.stderr_text());
         Ok(output.stderr_text())
     };
-    let announced = format!("made a new database in {}", state.display());
+    let announced = format!("created a new database in {}", state.display());
     assert!(create().await?.contains(&announced));
     assert!(!create().await?.contains(&announced));
     Ok(())

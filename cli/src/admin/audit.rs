@@ -6,7 +6,7 @@ use rendez_proto::audit::{AuditPage, AuditRow, Broken, Head, Intact, Verifier};
 
 use crate::exit::Exit;
 use crate::out::{jsonl, out, tell};
-use crate::registry::{AdminOptions, State};
+use crate::registry::{AdminOptions, StateDirectory};
 
 /// How often a check begins anew because rows that it had not reached were
 /// removed as too old meanwhile. A relay does that once an hour.
@@ -38,7 +38,7 @@ pub(crate) enum AuditCommand {
 pub(super) async fn run(command: AuditCommand) -> Result<ExitCode, Exit> {
     match command {
         AuditCommand::Verify { source, head } => {
-            let admin = source.open(State::Existing).await?;
+            let admin = source.open(StateDirectory::Existing).await?;
             let intact = verify(async |after| admin.audit(after).await, head).await?;
             tell(format_args!(
                 "{} rows are intact, the first is number {}",
@@ -53,7 +53,7 @@ pub(super) async fn run(command: AuditCommand) -> Result<ExitCode, Exit> {
             out(intact.head)?;
         }
         AuditCommand::Export { source, after } => {
-            let admin = source.open(State::Existing).await?;
+            let admin = source.open(StateDirectory::Existing).await?;
             pages(&async |after| admin.audit(after).await, after, jsonl).await?;
         }
     }

@@ -15,7 +15,7 @@ use crate::env::{self, EnvCommand};
 use crate::exit::Exit;
 use crate::human::{ago, bytes, now, span};
 use crate::out::{self, out, tell};
-use crate::registry::unless_found;
+use crate::registry::map_not_found;
 
 /// Administer a relay.
 #[derive(Debug, clap::Subcommand)]
@@ -62,7 +62,7 @@ pub(crate) async fn run(command: AdminCommand) -> Result<ExitCode, Exit> {
     match command {
         AdminCommand::Status { relay, json } => {
             let status = relay.admin_client(Purpose::Administer)?.status().await;
-            let status = status.map_err(|error| unless_found(error, Exit::usage))?;
+            let status = status.map_err(|error| map_not_found(error, Exit::usage))?;
             match json {
                 true => out::json(&status)?,
                 false => out(describe(&status, now()))?,
@@ -72,7 +72,7 @@ pub(crate) async fn run(command: AdminCommand) -> Result<ExitCode, Exit> {
         AdminCommand::Connections { relay, environment, json } => {
             let client = relay.admin_client(Purpose::Administer)?;
             let connections = client.connections(environment.as_ref()).await;
-            let connections = connections.map_err(|error| unless_found(error, Exit::usage))?;
+            let connections = connections.map_err(|error| map_not_found(error, Exit::usage))?;
             list(&connections, json)?;
             Ok(ExitCode::SUCCESS)
         }

@@ -21,7 +21,7 @@ use self::tokens::Tokens;
 use crate::exit::Exit;
 use crate::human;
 use crate::out::{out, tell};
-use crate::registry::{AdminOptions, State};
+use crate::registry::{AdminOptions, StateDirectory};
 
 /// The longest `--timeout`: a probe's tokens live a little longer than that.
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
@@ -120,7 +120,7 @@ pub(crate) async fn run(args: ProbeArgs) -> Result<ExitCode, Exit> {
         }
         None => {
             let environment = args.probe_environment.clone();
-            let admin = timeout_at(deadline, options.open(State::Existing));
+            let admin = timeout_at(deadline, options.open(StateDirectory::Existing));
             let mut tokens = Tokens::new(admin.await.map_err(late)??, args.timeout);
             let mut pair = None;
             let probing = async {
