@@ -80,7 +80,7 @@ async fn invalid_issuers_error_names_the_file() -> Result<()> {
     assert_eq!(output.status.code(), Some(78));
     let stderr = output.stderr_text();
     let expected = format!(
-        "cannot use the issuers: {}: issuer \"https://a\": a rule must name a claim",
+        "cannot use the issuers: {}: issuer \"https://a\": a rule needs at least one claim",
         file.display()
     );
     assert!(stderr.contains(&expected), "{stderr}");
@@ -171,7 +171,7 @@ async fn audit_retention_is_reloaded() -> Result<()> {
 
     fs::write(&file, format!("[audit]\nrows = {KEPT}\n"))?;
     relay.process().signal(Signal::HUP)?;
-    let removed = |line: &str| line.contains("of the audit log were removed").then_some(());
+    let removed = |line: &str| line.contains("pruned the audit log").then_some(());
     relay.process().stderr_line(TIMEOUT, removed).await?;
     let rows = relay.administer(&["admin", "audit", "export"]).await?;
     assert_eq!(rows.lines().count(), KEPT + 1, "those and the checkpoint: {rows}");
