@@ -7,11 +7,11 @@ use rendez_proto::registry::environments::{
     ConnectionRecord, EnvironmentDetail, EnvironmentEntry, EnvironmentState, LiveExecutor,
 };
 
-use crate::context::{Purpose, RelayOptions};
+use crate::admin_access::{AdminOptions, StateDirectory};
 use crate::exit::Exit;
-use crate::human::{ago, bytes, now, span};
-use crate::out::{self, out, tell};
-use crate::registry::{AdminOptions, StateDirectory};
+use crate::format::{ago, bytes, now, span};
+use crate::output::{note, print, print_json, print_json_lines, print_lines};
+use crate::relay_options::{Purpose, RelayOptions};
 
 /// Look at environments, and revoke them.
 #[derive(Debug, clap::Subcommand)]
@@ -73,18 +73,18 @@ pub(crate) async fn run(command: EnvCommand) -> Result<ExitCode, Exit> {
             let client = relay.admin_client(Purpose::Orchestrate)?;
             let detail = client.environment(&environment, probe).await?;
             match json {
-                true => out::json(&detail)?,
-                false => out(describe(&detail, now()))?,
+                true => print_json(&detail)?,
+                false => print(describe(&detail, now()))?,
             }
         }
         EnvCommand::Revoke { admin, environment, registration_only } => {
             let admin = admin.open(StateDirectory::Existing).await?;
             if registration_only {
                 admin.end_registration(&environment).await?;
-                tell(format_args!("ended the registration of {environment}"));
+                note(format_args!("ended the registration of {environment}"));
             } else {
                 admin.revoke_environment(&environment).await?;
-                tell(format_args!("revoked {environment}"));
+                note(format_args!("revoked {environment}"));
             }
         }
     }
@@ -95,10 +95,10 @@ async fn list(relay: &RelayOptions, json: bool) -> Result<(), Exit> {
     let client = relay.admin_client(Purpose::Orchestrate)?;
     let environments = client.environments().await?;
     if json {
-        return out::jsonl(&environments);
+        return print_json_lines(&environments);
     }
     if environments.is_empty() {
-        tell("no executor has registered yet, or the token covers none of them");
+        note("no executor has registered yet, or the token covers none of them");
         return Ok(());
     }
     let width = environments.iter().map(|e| e.environment_id.as_str().len()).max().unwrap_or(0);
@@ -106,7 +106,7 @@ async fn list(relay: &RelayOptions, json: bool) -> Result<(), Exit> {
     let head = format!("{:width$}  {:9}  {:9}  PROFILES", "ENVIRONMENT", "STATE", "SINCE");
     let now = now();
     let rows = environments.iter().map(|environment| line(environment, width, now));
-    out::lines(std::iter::once(head).chain(rows))
+    print_lines(std::iter::once(head).chain(rows))
 }
 
 fn line(environment: &EnvironmentEntry, width: usize, now: u64) -> String {

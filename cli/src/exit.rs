@@ -37,16 +37,16 @@ itself, with a message on stderr:
 And without a message: 141 if nobody reads the output any more.";
 
 /// The exit code of a program whose reader went away (128 + SIGPIPE).
-const UNREAD: u8 = 141;
+const BROKEN_PIPE: u8 = 141;
 /// The exit code of a program that a Ctrl-C ended (128 + SIGINT).
 const INTERRUPTED: u8 = 130;
 
-const NOT_WAITING: &str = "not waiting any longer; the command was told to end, whether it did is \
+const GAVE_UP_WAITING: &str = "not waiting any longer; the command was told to end, whether it did is \
                            unknown, and output may be missing";
 
 /// How long the last words may take: nobody may read standard error, and who
 /// waits for us is not to wait for that.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Prints what is wrong with the command line, or the help that was asked for.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
@@ -113,23 +113,23 @@ impl Exit {
     }
 
     /// 141: nobody reads the output any more, which needs no words.
-    pub(crate) fn unread() -> Self {
-        Self { code: UNREAD, message: None }
+    pub(crate) fn broken_pipe() -> Self {
+        Self { code: BROKEN_PIPE, message: None }
     }
 
     /// 130: who waits does not want to wait longer.
     pub(crate) fn interrupted() -> Self {
-        Self::new(INTERRUPTED, NOT_WAITING)
+        Self::new(INTERRUPTED, GAVE_UP_WAITING)
     }
 
     /// 128 and its number: a signal ended us, and we the command.
-    pub(crate) fn ended_by(signal: u8) -> Self {
+    pub(crate) fn terminated_by(signal: u8) -> Self {
         Self::new(128 + signal, format!("ended by {}; the command was ended, too", name(signal)))
     }
 
     /// The same, of a command that may go on.
-    pub(crate) fn ended_alone_by(signal: u8) -> Self {
-        Self::new(128 + signal, format!("ended by {}; {NOT_WAITING}", name(signal)))
+    pub(crate) fn gave_up_after(signal: u8) -> Self {
+        Self::new(128 + signal, format!("ended by {}; {GAVE_UP_WAITING}", name(signal)))
     }
 
     /// Tells the user and gives the process its code.
@@ -143,7 +143,7 @@ impl Exit {
             };
             if thread::Builder::new().spawn(tell).is_ok() {
                 // Nothing is sent: this waits for the end of `telling`.
-                let _ = told.recv_timeout(LAST_WORDS);
+                let _ = told.recv_timeout(REPORT_TIMEOUT);
             }
         }
         code
@@ -323,7 +323,8 @@ mod tests {
     #[test]
     fn the_help_names_every_code() {
         let signals = [128 + HANGUP, INTERRUPTED, 128 + TERMINATE];
-        for code in [64, 65, 68, 69, 70, 74, 75, 76, 77, 78, UNREAD].into_iter().chain(signals) {
+        for code in [64, 65, 68, 69, 70, 74, 75, 76, 77, 78, BROKEN_PIPE].into_iter().chain(signals)
+        {
             assert!(HELP.contains(&format!(" {code} ")), "{code}");
         }
     }

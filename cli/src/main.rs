@@ -5,15 +5,17 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod admin;
-mod context;
+mod admin_access;
+mod agent;
 mod dev;
 mod env;
 mod exec;
 mod exit;
-mod human;
-mod out;
+mod format;
+mod output;
 mod probe;
-mod registry;
+mod relay;
+mod relay_options;
 mod sys;
 mod token;
 
@@ -21,8 +23,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rendez_executor_agent::AgentArgs;
-use rendez_program::{logging, signals};
-use rendez_relay::{Relay, RelayArgs, Traces, config, raise_descriptor_limit};
+use rendez_relay::RelayArgs;
 
 use crate::exit::Exit;
 
@@ -96,27 +97,8 @@ fn main() -> ExitCode {
 async fn run(command: Command) -> Result<ExitCode, Exit> {
     match command {
         Command::Dev(args) => dev::run(args).await,
-        Command::Relay(args) => {
-            let print = args.print_config;
-            let settings = args.load().map_err(Exit::config)?;
-            if print {
-                out::out(config::document(&settings).trim_end())?;
-                return Ok(ExitCode::SUCCESS);
-            }
-            let (level, format) = (settings.config.log_level, settings.config.log_format);
-            let traces = Traces::start(&settings.config).map_err(Exit::config)?;
-            let log = logging::start_as(level, format, traces.listener());
-            raise_descriptor_limit(settings.config.connections_max);
-            let relay = Relay::bind(settings).await.map_err(Exit::config)?;
-            relay.logging(log).serve(signals::stop_at_signals()).await;
-            traces.finish().await;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Agent(args) => {
-            logging::start(args.log);
-            args.run(signals::until_signal()).await?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Relay(args) => relay::run(args).await,
+        Command::Agent(args) => agent::run(args).await,
         Command::Exec(args) => exec::run(args).await,
         Command::Env(command) => env::run(command).await,
         Command::Admin(command) => admin::run(command).await,

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use rendez_proto::registry::admin::{CreateToken, Role, RotateToken, TokenEntry};
 use rendez_registry::model::Subject;
 
+use crate::admin_access::{AdminOptions, StateDirectory};
 use crate::exit::Exit;
-use crate::human::{now, seconds, span};
-use crate::out::{self, out, tell};
-use crate::registry::{AdminOptions, StateDirectory};
+use crate::format::{now, parse_seconds, span};
+use crate::output::{note, print, print_json_lines, print_lines};
 
 /// Create, list, rotate and revoke access tokens.
 #[derive(Debug, clap::Subcommand)]
@@ -38,7 +38,7 @@ pub(crate) enum TokenCommand {
 
         /// How long the old secret works on, such as 10m or 12h; 0 ends it at
         /// once
-        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = seconds)]
+        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_seconds)]
         overlap: u64,
     },
     /// Revoke a token, an enrolled executor or a foreign subject
@@ -74,7 +74,7 @@ pub(crate) struct CreateArgs {
     label: String,
 
     /// When it ends, such as 90s, 12h, 30d or 1h30m [default: never]
-    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
     expires_in: Option<u64>,
 
     /// A network that it may be used from, such as 10.0.0.0/8 or 192.0.2.7;
@@ -117,16 +117,16 @@ impl From<RoleName> for Role {
 pub(crate) async fn run(command: TokenCommand) -> Result<ExitCode, Exit> {
     match command {
         TokenCommand::Create(args) => {
-            let admin = args.admin.open(StateDirectory::MayCreate).await?;
+            let admin = args.admin.open(StateDirectory::CreateIfMissing).await?;
             let created = admin.create_token(&args.request()).await?;
-            tell(format_args!("id {}, covers {}", created.entry.id, created.entry.environments));
-            out(created.token.expose())?;
+            note(format_args!("id {}, covers {}", created.entry.id, created.entry.environments));
+            print(created.token.expose())?;
         }
         TokenCommand::Ls { admin, json } => {
             let tokens = admin.open(StateDirectory::Existing).await?.tokens().await?;
             match json {
-                true => out::jsonl(&tokens)?,
-                false => out::lines(table(&tokens, now()))?,
+                true => print_json_lines(&tokens)?,
+                false => print_lines(table(&tokens, now()))?,
             }
         }
         TokenCommand::Rotate { admin, id, overlap } => {
@@ -134,14 +134,14 @@ pub(crate) async fn run(command: TokenCommand) -> Result<ExitCode, Exit> {
             let request = RotateToken { overlap_secs: overlap };
             let rotated = admin.rotate_token(&id, &request).await?;
             match overlap {
-                0 => tell(format_args!("the old secret of {id} has ended")),
-                _ => tell(format_args!("the old secret of {id} works for {} more", span(overlap))),
+                0 => note(format_args!("the old secret of {id} has ended")),
+                _ => note(format_args!("the old secret of {id} works for {} more", span(overlap))),
             }
-            out(rotated.token.expose())?;
+            print(rotated.token.expose())?;
         }
         TokenCommand::Revoke { admin, id } => {
             admin.open(StateDirectory::Existing).await?.revoke_token(&id).await?;
-            tell(format_args!("revoked {id}"));
+            note(format_args!("revoked {id}"));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -26,7 +26,7 @@ fn main() -> anyhow::Result<ExitCode> {
 
 async fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     logging::start(args.log);
-    match args.run(signals::until_signal()).await {
+    match args.run(signals::cancel_on_signal()).await {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             // nobody has to read it

@@ -69,8 +69,8 @@ impl Client {
 
     /// Whether the token crosses a network unencrypted: the relay is on another
     /// machine and its URL is `http://`.
-    pub fn is_exposed(&self) -> bool {
-        self.relay.registry.is_exposed()
+    pub fn sends_cleartext(&self) -> bool {
+        self.relay.registry.sends_cleartext()
     }
 
     /// Connects to the executor of `environment`. Each call opens a connection of

@@ -115,8 +115,8 @@ impl ReconnectLoop {
                 break;
             }
             backoff.connected_for(since.elapsed());
-            if let Ended::SentAway(within) = ended {
-                backoff.sent_away(within);
+            if let Ended::ReconnectWithin(within) = ended {
+                backoff.reconnect_within(within);
             }
             self.announce.send_replace(ConnectionState::Reconnecting);
             match self.reconnect(&mut backoff).await {

@@ -37,11 +37,11 @@ pub enum LogLevel {
 /// No level has this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a log level is one of off, error, warn, info, debug, trace")]
-pub struct UnknownLevel;
+pub struct InvalidLogLevel;
 
 impl FromStr for LogLevel {
-    type Err = UnknownLevel;
-    fn from_str(name: &str) -> Result<Self, UnknownLevel> {
+    type Err = InvalidLogLevel;
+    fn from_str(name: &str) -> Result<Self, InvalidLogLevel> {
         Ok(match name {
             "off" => LogLevel::Off,
             "error" => LogLevel::Error,
@@ -49,7 +49,7 @@ impl FromStr for LogLevel {
             "info" => LogLevel::Info,
             "debug" => LogLevel::Debug,
             "trace" => LogLevel::Trace,
-            _ => return Err(UnknownLevel),
+            _ => return Err(InvalidLogLevel),
         })
     }
 }
@@ -80,15 +80,15 @@ pub enum LogFormat {
 /// No format has this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a log format is human or json")]
-pub struct UnknownFormat;
+pub struct InvalidLogFormat;
 
 impl FromStr for LogFormat {
-    type Err = UnknownFormat;
-    fn from_str(name: &str) -> Result<Self, UnknownFormat> {
+    type Err = InvalidLogFormat;
+    fn from_str(name: &str) -> Result<Self, InvalidLogFormat> {
         match name {
             "human" => Ok(LogFormat::Human),
             "json" => Ok(LogFormat::Json),
-            _ => Err(UnknownFormat),
+            _ => Err(InvalidLogFormat),
         }
     }
 }
@@ -103,10 +103,10 @@ impl fmt::Display for LogFormat {
 }
 
 /// Something beside the log that hears of spans, such as an exporter of traces.
-pub type Listener = Box<dyn Layer<Registry> + Send + Sync>;
+pub type SpanLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
 /// What the log's own layer stands on.
-type Below = Layered<Option<Listener>, Registry>;
+type Below = Layered<Option<SpanLayer>, Registry>;
 
 /// Changes the level of a running log.
 #[derive(Clone, Default)]
@@ -123,19 +123,19 @@ impl LogHandle {
 
 /// Starts logging for people. A second call does nothing.
 pub fn start(level: LogLevel) {
-    start_as(level, LogFormat::Human, None);
+    start_with(level, LogFormat::Human, None);
 }
 
 /// Starts logging. A second call does nothing, and its handle has no effect.
 ///
-/// Spans are for `listener` alone, whatever the level: lines of the log say by
+/// Spans are for `spans` alone, whatever the level: lines of the log say by
 /// themselves what they are about.
-pub fn start_as(level: LogLevel, format: LogFormat, listener: Option<Listener>) -> LogHandle {
+pub fn start_with(level: LogLevel, format: LogFormat, spans: Option<SpanLayer>) -> LogHandle {
     let (filter, handle) = reload::Layer::new(filter(level));
     // not `is_event`: `tracing::enabled!` asks as neither event nor span
     let events = filter.and(filter_fn(|metadata| !metadata.is_span()));
     let log = printer(format).with_filter(events);
-    let started = tracing_subscriber::registry().with(listener).with(log).try_init();
+    let started = tracing_subscriber::registry().with(spans).with(log).try_init();
     LogHandle(started.is_ok().then_some(handle))
 }
 

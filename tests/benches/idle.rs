@@ -361,8 +361,8 @@ async fn run_client(shared: Arc<Clients>, n: usize) {
                 let ended = pump(socket, &mut Idle).await;
                 shared.connected.fetch_sub(1, Ordering::Relaxed);
                 backoff.connected_for(since.elapsed());
-                if let Ended::SentAway(within) = ended {
-                    backoff.sent_away(within);
+                if let Ended::ReconnectWithin(within) = ended {
+                    backoff.reconnect_within(within);
                 }
                 registered = Some(url);
             }

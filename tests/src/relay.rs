@@ -18,7 +18,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use futures_util::{SinkExt as _, StreamExt as _};
-use rendez_program::signals::Stop;
+use rendez_program::signals::Shutdown;
 use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::{Seq, StreamId};
 use rendez_proto::keys::PublicKey;
@@ -58,7 +58,7 @@ pub struct TestRelay {
     connections: Arc<ConnectionTable>,
     executor_token: TokenText,
     orchestrator_token: TokenText,
-    stop: Stop,
+    stop: Shutdown,
     stopped: CancellationToken,
     _running: DropGuard,
     state: TempDir,
@@ -90,7 +90,7 @@ impl TestRelay {
         let base = format!("http://{}", relay.local_addr());
         let registry = relay.registry().clone();
         let connections = relay.connections().clone();
-        let (stop, stopped) = (Stop::default(), CancellationToken::new());
+        let (stop, stopped) = (Shutdown::default(), CancellationToken::new());
         let (serve, done) = (relay.serve(stop.clone()), stopped.clone().drop_guard());
         tokio::spawn(async move {
             serve.await;
@@ -103,7 +103,7 @@ impl TestRelay {
             orchestrator_token: create_token(&registry, Role::Orchestrator, "*").await?,
             registry,
             connections,
-            _running: stop.gently.clone().drop_guard(),
+            _running: stop.graceful.clone().drop_guard(),
             stop,
             stopped,
             state,
@@ -112,12 +112,12 @@ impl TestRelay {
 
     /// Starts its shutdown, as SIGTERM does.
     pub fn stop(&self) {
-        self.stop.gently.cancel();
+        self.stop.graceful.cancel();
     }
 
     /// Ends it at once, as a second SIGTERM does.
     pub fn stop_now(&self) {
-        self.stop.at_once.cancel();
+        self.stop.immediate.cancel();
     }
 
     /// Waits until it has stopped.

@@ -27,7 +27,7 @@ pub const STABLE_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Backoff {
     failures: u32,
-    at_once: bool,
+    immediate: bool,
     spread: Option<Duration>,
 }
 
@@ -39,7 +39,7 @@ impl Backoff {
         if let Some(span) = self.spread.take() {
             return span.mul_f64(share);
         }
-        if std::mem::take(&mut self.at_once) {
+        if std::mem::take(&mut self.immediate) {
             return Duration::ZERO;
         }
         let ceiling = BASE.saturating_mul(1 << self.failures.min(16)).min(cap);
@@ -49,7 +49,7 @@ impl Backoff {
 
     /// Tells how long the last connection lived.
     pub fn connected_for(&mut self, lifetime: Duration) {
-        self.at_once = lifetime >= WORKED_AFTER;
+        self.immediate = lifetime >= WORKED_AFTER;
         if lifetime >= STABLE_AFTER {
             self.failures = 0;
         }
@@ -57,16 +57,16 @@ impl Backoff {
 
     /// The next try is at a random moment within `span`, once: a relay that
     /// sends everybody away asks for it.
-    pub fn sent_away(&mut self, span: Duration) {
-        self.at_once = false;
+    pub fn reconnect_within(&mut self, span: Duration) {
+        self.immediate = false;
         self.failures = 0;
         self.spread = Some(span);
     }
 
     /// The next try waits, however long the last connection lived: somebody
     /// wants us to stay away.
-    pub fn not_at_once(&mut self) {
-        self.at_once = false;
+    pub fn delay_next(&mut self) {
+        self.immediate = false;
     }
 }
 
@@ -99,7 +99,7 @@ mod tests {
         backoff.connected_for(WORKED_AFTER - Duration::from_millis(1));
         assert_eq!(backoff.next_delay(CAP, u32::MAX), BASE * 2, "that was a failure");
         backoff.connected_for(WORKED_AFTER);
-        backoff.not_at_once();
+        backoff.delay_next();
         assert_eq!(backoff.next_delay(CAP, u32::MAX), BASE * 4);
     }
 
@@ -109,7 +109,7 @@ mod tests {
         for (random, delay) in [(0, Duration::ZERO), (u32::MAX, span)] {
             let mut backoff = Backoff::default();
             backoff.connected_for(STABLE_AFTER);
-            backoff.sent_away(span);
+            backoff.reconnect_within(span);
             assert_eq!(backoff.next_delay(RESUME_CAP, random), delay);
             assert_eq!(backoff.next_delay(CAP, u32::MAX), BASE, "once");
         }
@@ -120,7 +120,7 @@ mod tests {
         let mut backoff = Backoff::default();
         let waited = |backoff: &mut Backoff, lifetime| {
             backoff.connected_for(lifetime);
-            backoff.not_at_once();
+            backoff.delay_next();
             backoff.next_delay(CAP, u32::MAX)
         };
         assert_eq!(waited(&mut backoff, Duration::ZERO), BASE);

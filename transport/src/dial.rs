@@ -63,7 +63,7 @@ pub enum DialError {
 /// [`DialError`] tells a refused ticket from temporary trouble.
 pub async fn dial(url: &str) -> Result<DialledSocket, DialError> {
     let target = Target::parse(url)?;
-    let at = target.at();
+    let at = target.address();
     tokio::time::timeout(DIAL_TIMEOUT, target.open()).await.unwrap_or(Err(DialError::Timeout(at)))
 }
 
@@ -89,19 +89,19 @@ impl Target {
         Ok(Self { url, host, port, secure })
     }
 
-    fn at(&self) -> String {
+    fn address(&self) -> String {
         format!("{}:{}", self.host, self.port)
     }
 
     async fn open(self) -> Result<DialledSocket, DialError> {
         let unreachable = |why: &dyn std::fmt::Display| DialError::Unreachable {
-            at: self.at(),
+            at: self.address(),
             why: why.to_string(),
         };
         let tcp = TcpStream::connect((self.host.as_str(), self.port));
         let tcp = tokio::time::timeout(CONNECT_TIMEOUT, tcp)
             .await
-            .map_err(|_| DialError::Timeout(self.at()))?
+            .map_err(|_| DialError::Timeout(self.address()))?
             .map_err(|error| unreachable(&error))?;
         tcp.set_nodelay(true).map_err(|error| unreachable(&error))?;
         let io: Box<dyn Io> = if self.secure {

@@ -55,9 +55,9 @@ pub trait Protocol: Send {
     }
 
     /// Whether one ping that is not answered within
-    /// [`ANSWER_TIMEOUT`](crate::pump::ANSWER_TIMEOUT) is enough to give
+    /// [`PING_ANSWER_TIMEOUT`](crate::pump::PING_ANSWER_TIMEOUT) is enough to give
     /// the socket up, because the core can go on over another one.
-    fn is_impatient(&self) -> bool {
+    fn wants_short_ping_timeout(&self) -> bool {
         false
     }
 

@@ -46,8 +46,8 @@ impl RelayUrl {
     }
 
     /// Whether a token would cross a network in clear.
-    pub fn is_exposed(&self) -> bool {
-        tls::is_exposed(&self.0)
+    pub fn sends_cleartext(&self) -> bool {
+        tls::sends_cleartext(&self.0)
     }
 }
 
@@ -86,7 +86,7 @@ mod tests {
             ("http://relay.example", true),
             ("http://10.0.0.1", true),
         ] {
-            assert_eq!(url.parse::<RelayUrl>().unwrap().is_exposed(), exposed, "{url}");
+            assert_eq!(url.parse::<RelayUrl>().unwrap().sends_cleartext(), exposed, "{url}");
         }
     }
 }

@@ -36,14 +36,14 @@ pub enum Incoming {
     Close(Option<u16>),
     /// The peer closes because it goes away, and asks that we come back at a
     /// random moment within this span.
-    SentAway(Duration),
+    ReconnectWithin(Duration),
 }
 
 impl Incoming {
     /// A close frame's code and reason.
     pub fn close(frame: Option<(u16, &str)>) -> Self {
         let window = frame.and_then(|(code, reason)| reconnect_window(code, reason));
-        window.map_or(Self::Close(frame.map(|(code, _)| code)), Self::SentAway)
+        window.map_or(Self::Close(frame.map(|(code, _)| code)), Self::ReconnectWithin)
     }
 
     /// A pong with this payload.

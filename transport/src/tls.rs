@@ -17,7 +17,7 @@ use rustls_platform_verifier::BuilderVerifierExt as _;
 use url::Url;
 
 /// The configuration for `https://` and `wss://`.
-static TRUSTING: OnceLock<Arc<ClientConfig>> = OnceLock::new();
+static CLIENT_CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
 
 /// Whom a program trusts and what it shows, beyond the system's defaults.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub fn configure(files: &TlsFiles) -> Result<(), TlsSetupError> {
         }
     };
     let config = Arc::new(identified(builder, files.identity.as_ref())?);
-    TRUSTING.set(config).map_err(|_| TlsSetupError::TooLate)?;
+    CLIENT_CONFIG.set(config).map_err(|_| TlsSetupError::TooLate)?;
     let _ = CONFIGURED.set(files.clone());
     Ok(())
 }
@@ -79,12 +79,12 @@ fn identified(
 ) -> Result<ClientConfig, TlsSetupError> {
     let Some((chain, key)) = identity else { return Ok(builder.with_no_client_auth()) };
     let chain = certificates(chain)?;
-    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| file(key, &words(error)))?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| file(key, &io_error(error)))?;
     Ok(builder.with_client_auth_cert(chain, key)?)
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsSetupError> {
-    let read = |error| file(path, &words(error));
+    let read = |error| file(path, &io_error(error));
     let all = CertificateDer::pem_file_iter(path).map_err(read)?;
     let all: Vec<_> = all.collect::<Result<_, _>>().map_err(read)?;
     if all.is_empty() { Err(file(path, &"no certificate in it")) } else { Ok(all) }
@@ -95,7 +95,7 @@ fn file(path: &Path, why: &dyn std::fmt::Display) -> TlsSetupError {
 }
 
 /// The system's own words where it has some.
-fn words(error: pem::Error) -> io::Error {
+fn io_error(error: pem::Error) -> io::Error {
     match error {
         pem::Error::Io(error) => error,
         other => io::Error::other(other),
@@ -104,7 +104,7 @@ fn words(error: pem::Error) -> io::Error {
 
 /// Whether what goes to this URL can be read on the way: no TLS, and another
 /// machine.
-pub fn is_exposed(url: &Url) -> bool {
+pub fn sends_cleartext(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let address = host.trim_start_matches('[').trim_end_matches(']');
     let loopback = host == "localhost"
@@ -113,21 +113,21 @@ pub fn is_exposed(url: &Url) -> bool {
 }
 
 /// The configuration for a URL: [`client_config`] for `https://` and `wss://`.
-/// For other schemes one that trusts nobody, because reading the system's
+/// For other schemes one that trusts no_roots, because reading the system's
 /// trust store takes longer than everything else about a loopback connection.
 ///
 /// # Errors
 /// The system's trust store cannot be read.
 pub fn for_url(url: &str) -> Result<Arc<ClientConfig>, rustls::Error> {
     if !(url.starts_with("https:") || url.starts_with("wss:")) {
-        let nobody = RootCertStore::empty();
-        return Ok(Arc::new(builder()?.with_root_certificates(nobody).with_no_client_auth()));
+        let no_roots = RootCertStore::empty();
+        return Ok(Arc::new(builder()?.with_root_certificates(no_roots).with_no_client_auth()));
     }
-    if let Some(config) = TRUSTING.get() {
+    if let Some(config) = CLIENT_CONFIG.get() {
         return Ok(config.clone());
     }
     let config = client_config()?;
-    Ok(TRUSTING.get_or_init(|| config).clone())
+    Ok(CLIENT_CONFIG.get_or_init(|| config).clone())
 }
 
 /// TLS 1.3 (and 1.2) by aws-lc-rs, X25519MLKEM768 first, trusting what the
@@ -167,7 +167,7 @@ mod tests {
             ("http://relay.example", true),
             ("ws://10.0.0.1", true),
         ] {
-            assert_eq!(is_exposed(&url.parse().unwrap()), exposed, "{url}");
+            assert_eq!(sends_cleartext(&url.parse().unwrap()), exposed, "{url}");
         }
     }
 }

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use rendez_proto::audit::{AuditPage, AuditRow, Broken, Head, Intact, Verifier};
 
+use crate::admin_access::{AdminOptions, StateDirectory};
 use crate::exit::Exit;
-use crate::out::{jsonl, out, tell};
-use crate::registry::{AdminOptions, StateDirectory};
+use crate::output::{note, print, print_json_lines};
 
 /// How often a check begins anew because rows that it had not reached were
 /// removed as too old meanwhile. A relay does that once an hour.
@@ -40,21 +40,21 @@ pub(super) async fn run(command: AuditCommand) -> Result<ExitCode, Exit> {
         AuditCommand::Verify { source, head } => {
             let admin = source.open(StateDirectory::Existing).await?;
             let intact = verify(async |after| admin.audit(after).await, head).await?;
-            tell(format_args!(
+            note(format_args!(
                 "{} rows are intact, the first is number {}",
                 intact.rows, intact.first
             ));
             if intact.lost > 0 {
-                tell(format_args!(
+                note(format_args!(
                     "{} events were lost when they came too fast, as the log itself says",
                     intact.lost
                 ));
             }
-            out(intact.head)?;
+            print(intact.head)?;
         }
         AuditCommand::Export { source, after } => {
             let admin = source.open(StateDirectory::Existing).await?;
-            pages(&async |after| admin.audit(after).await, after, jsonl).await?;
+            pages(&async |after| admin.audit(after).await, after, print_json_lines).await?;
         }
     }
     Ok(ExitCode::SUCCESS)

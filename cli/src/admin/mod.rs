@@ -10,12 +10,12 @@ use rendez_proto::registry::status::{ConnectionEntry, ConnectionRole, RelayStatu
 use rendez_registry::backup;
 
 use self::audit::AuditCommand;
-use crate::context::{Purpose, RelayOptions};
+use crate::admin_access::map_not_found;
 use crate::env::{self, EnvCommand};
 use crate::exit::Exit;
-use crate::human::{ago, bytes, now, span};
-use crate::out::{self, out, tell};
-use crate::registry::map_not_found;
+use crate::format::{ago, bytes, now, span};
+use crate::output::{note, print, print_json, print_json_lines, print_lines};
+use crate::relay_options::{Purpose, RelayOptions};
 
 /// Administer a relay.
 #[derive(Debug, clap::Subcommand)]
@@ -64,8 +64,8 @@ pub(crate) async fn run(command: AdminCommand) -> Result<ExitCode, Exit> {
             let status = relay.admin_client(Purpose::Administer)?.status().await;
             let status = status.map_err(|error| map_not_found(error, Exit::usage))?;
             match json {
-                true => out::json(&status)?,
-                false => out(describe(&status, now()))?,
+                true => print_json(&status)?,
+                false => print(describe(&status, now()))?,
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -80,7 +80,7 @@ pub(crate) async fn run(command: AdminCommand) -> Result<ExitCode, Exit> {
         AdminCommand::Audit(command) => audit::run(command).await,
         AdminCommand::Backup { state, file } => {
             backup::backup(&state, &file).await?;
-            tell(format_args!("wrote {}; the signing key is not part of it", file.display()));
+            note(format_args!("wrote {}; the signing key is not part of it", file.display()));
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -108,7 +108,7 @@ fn describe(status: &RelayStatus, now: u64) -> String {
 
 fn list(connections: &[ConnectionEntry], json: bool) -> Result<(), Exit> {
     if json {
-        return out::jsonl(connections);
+        return print_json_lines(connections);
     }
     let width = connections.iter().map(|c| c.environment_id.as_str().len()).max().unwrap_or(0);
     let width = width.max("ENVIRONMENT".len());
@@ -127,5 +127,5 @@ fn list(connections: &[ConnectionEntry], json: bool) -> Result<(), Exit> {
         let (id, token) = (connection.environment_id.as_str(), &connection.subject);
         format!("{id:width$}  {role:14}{since:11}{verified:11}{received:11}{sent:11}{token}")
     });
-    out::lines(std::iter::once(head).chain(rows))
+    print_lines(std::iter::once(head).chain(rows))
 }

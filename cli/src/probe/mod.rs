@@ -15,13 +15,13 @@ use std::time::Duration;
 use rendez_orchestrator::{Client, EnvironmentId, Timings};
 use tokio::time::{Instant, timeout_at};
 
-use self::pair::Pair;
+use self::pair::ProbePair;
 use self::report::{Report, Samples};
-use self::tokens::Tokens;
+use self::tokens::ProbeTokens;
+use crate::admin_access::{AdminOptions, StateDirectory};
 use crate::exit::Exit;
-use crate::human;
-use crate::out::{out, tell};
-use crate::registry::{AdminOptions, StateDirectory};
+use crate::format;
+use crate::output::{note, print};
 
 /// The longest `--timeout`: a probe's tokens live a little longer than that.
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
@@ -29,9 +29,9 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 /// percentiles: 16 bytes each, twice.
 const ROUND_TRIPS_MAX: u32 = 1_000_000;
 /// How long a token's revocation may take.
-const REVOKING: Duration = Duration::from_secs(5);
+const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the throw-away executor may take to stop.
-const STOPPING: Duration = Duration::from_secs(5);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Prints percentiles of connecting and of round trips. Without an environment
 /// it needs an admin token, or the relay's state directory: it makes tokens for
@@ -87,7 +87,7 @@ impl std::str::FromStr for Target {
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {
-    let timeout = human::duration(text)?;
+    let timeout = format::parse_duration(text)?;
     if timeout > TIMEOUT_MAX {
         return Err("a probe may take 24h at most".to_owned());
     }
@@ -121,10 +121,10 @@ pub(crate) async fn run(args: ProbeArgs) -> Result<ExitCode, Exit> {
         None => {
             let environment = args.probe_environment.clone();
             let admin = timeout_at(deadline, options.open(StateDirectory::Existing));
-            let mut tokens = Tokens::new(admin.await.map_err(late)??, args.timeout);
+            let mut tokens = ProbeTokens::new(admin.await.map_err(late)??, args.timeout);
             let mut pair = None;
             let probing = async {
-                let made = Pair::prepare(options.relay(), &mut tokens, &environment).await?;
+                let made = ProbePair::prepare(options.relay(), &mut tokens, &environment).await?;
                 let pair = pair.insert(made);
                 let register = pair.register().await?;
                 Ok::<_, Exit>((measure(pair.client(), &environment, &args).await?, register))
@@ -132,11 +132,11 @@ pub(crate) async fn run(args: ProbeArgs) -> Result<ExitCode, Exit> {
             let outcome = timeout_at(deadline, probing).await;
             // what has no time to stop loses its rights all the same
             if let Some(pair) = &pair {
-                pair.leave();
+                pair.stop();
             }
-            tokens.revoke(REVOKING).await.iter().for_each(tell);
+            tokens.revoke(REVOKE_TIMEOUT).await.iter().for_each(note);
             if let Some(pair) = pair {
-                pair.gone(STOPPING).await;
+                pair.wait_until_stopped(STOP_TIMEOUT).await;
             }
             let (measured, register) = outcome.map_err(late)??;
             (measured, Some(register), environment)
@@ -144,9 +144,9 @@ pub(crate) async fn run(args: ProbeArgs) -> Result<ExitCode, Exit> {
     };
     let report = Report { relay, environment, register, measured };
     if args.json {
-        out(report.json())?
+        print(report.json())?
     } else {
-        out(report)?
+        print(report)?
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -13,12 +13,12 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::tokens::Tokens;
-use crate::context::RelayOptions;
+use super::tokens::ProbeTokens;
 use crate::exit::Exit;
+use crate::relay_options::RelayOptions;
 
 /// See the module.
-pub(super) struct Pair {
+pub(super) struct ProbePair {
     client: Client,
     agent: Option<Agent>,
     running: Option<JoinHandle<Result<(), AgentError>>>,
@@ -26,15 +26,15 @@ pub(super) struct Pair {
     _state: TempDir,
 }
 
-impl Pair {
+impl ProbePair {
     /// Makes tokens and keys, unless somebody's executor has this name.
     pub(super) async fn prepare(
         options: &RelayOptions,
-        tokens: &mut Tokens,
+        tokens: &mut ProbeTokens,
         environment: &EnvironmentId,
     ) -> Result<Self, Exit> {
-        let orchestrator = tokens.make(Role::Orchestrator, environment).await?;
-        let executor = tokens.make(Role::Executor, environment).await?;
+        let orchestrator = tokens.create(Role::Orchestrator, environment).await?;
+        let executor = tokens.create(Role::Executor, environment).await?;
         let token = || orchestrator.expose().to_owned().into();
         let detail = options.admin_client_with(token())?.environment(environment, true).await?;
         if matches!(detail.state, EnvironmentState::Connected | EnvironmentState::Draining) {
@@ -111,12 +111,12 @@ impl Pair {
     }
 
     /// Tells the executor to stop.
-    pub(super) fn leave(&self) {
+    pub(super) fn stop(&self) {
         self.cancel.cancel();
     }
 
     /// Waits until it has, but not for longer than this.
-    pub(super) async fn gone(self, within: Duration) {
+    pub(super) async fn wait_until_stopped(self, within: Duration) {
         if let Some(running) = self.running {
             let _ = timeout(within, running).await;
         }

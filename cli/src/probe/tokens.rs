@@ -7,30 +7,30 @@ use rendez_proto::registry::admin::{CreateToken, Role, TokenText};
 use rendez_registry::model::Subject;
 use tokio::time::timeout;
 
+use crate::admin_access::AdminAccess;
 use crate::exit::Exit;
-use crate::human::span;
-use crate::registry::Admin;
+use crate::format::span;
 
 /// What a token lives beyond its probe, which may end late: time to revoke it,
 /// and a clock that is not quite ours.
 const MARGIN: Duration = Duration::from_secs(60);
 
 /// See the module.
-pub(super) struct Tokens {
-    admin: Admin,
+pub(super) struct ProbeTokens {
+    admin: AdminAccess,
     seconds: u64,
     made: Vec<Subject>,
 }
 
-impl Tokens {
+impl ProbeTokens {
     /// For a probe that takes no longer than this.
-    pub(super) fn new(admin: Admin, probing: Duration) -> Self {
+    pub(super) fn new(admin: AdminAccess, probing: Duration) -> Self {
         let seconds = probing.saturating_add(MARGIN).as_secs();
         Self { admin, seconds, made: Vec::new() }
     }
 
     /// Makes one more.
-    pub(super) async fn make(
+    pub(super) async fn create(
         &mut self,
         role: Role,
         environment: &EnvironmentId,
@@ -84,9 +84,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let registry = Registry::open(directory.path(), Options::default()).await.unwrap();
         let probing = Duration::from_secs(3600);
-        let mut tokens = Tokens::new(Admin::Local(registry.clone()), probing);
-        tokens.make(Role::Executor, &environment()).await.unwrap();
-        tokens.make(Role::Orchestrator, &environment()).await.unwrap();
+        let mut tokens = ProbeTokens::new(AdminAccess::Local(registry.clone()), probing);
+        tokens.create(Role::Executor, &environment()).await.unwrap();
+        tokens.create(Role::Orchestrator, &environment()).await.unwrap();
         let made = registry.tokens().list(None).await.unwrap().tokens;
         assert_eq!(made.len(), 2);
         for token in made {
@@ -106,7 +106,8 @@ mod tests {
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", silent.local_addr().unwrap());
         let client = AdminClient::new(&url, "token".to_owned().into()).unwrap();
-        let mut tokens = Tokens::new(Admin::Remote(Box::new(client)), Duration::from_secs(30));
+        let mut tokens =
+            ProbeTokens::new(AdminAccess::Remote(Box::new(client)), Duration::from_secs(30));
         tokens.made =
             vec!["0011223344556677".parse().unwrap(), "8899aabbccddeeff".parse().unwrap()];
         let complaints = tokens.revoke(Duration::from_millis(50)).await;

@@ -35,8 +35,8 @@ impl AdminClient {
 
     /// Whether the token crosses a network unencrypted: the relay is on another
     /// machine and its URL is `http://`.
-    pub fn is_exposed(&self) -> bool {
-        self.0.is_exposed()
+    pub fn sends_cleartext(&self) -> bool {
+        self.0.sends_cleartext()
     }
 
     /// Lists the environments that the token covers, ordered by id.

@@ -22,8 +22,8 @@ impl OrchestratorClient {
 
     /// Whether the token crosses a network unencrypted: the relay is on another
     /// machine and its URL is `http://`.
-    pub fn is_exposed(&self) -> bool {
-        self.0.is_exposed()
+    pub fn sends_cleartext(&self) -> bool {
+        self.0.sends_cleartext()
     }
 
     /// Requests a ticket for a connection to the executor of `environment`.

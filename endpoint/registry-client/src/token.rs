@@ -46,7 +46,7 @@ impl TokenClient {
             .map_err(|error| RegistryError::TrustStore(error.to_string()))?;
         let http = HttpClient::new(base, &tls, REQUEST_TIMEOUT, RESPONSE_MAX_BYTES)?;
         let client = Self { http, token };
-        if client.is_exposed() {
+        if client.sends_cleartext() {
             let host = client.http.base().host_str().unwrap_or_default();
             static ONCE: Once = Once::new();
             ONCE.call_once(|| {
@@ -58,8 +58,8 @@ impl TokenClient {
 
     /// Whether the token crosses a network unencrypted: the relay is on another
     /// machine and its URL is `http://`.
-    pub(crate) fn is_exposed(&self) -> bool {
-        tls::is_exposed(self.http.base())
+    pub(crate) fn sends_cleartext(&self) -> bool {
+        tls::sends_cleartext(self.http.base())
     }
 
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, RegistryError> {

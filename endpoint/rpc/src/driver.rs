@@ -66,7 +66,7 @@ impl Protocol for Driver {
         self.mux.lock().mux.poll_ping()
     }
 
-    fn is_impatient(&self) -> bool {
+    fn wants_short_ping_timeout(&self) -> bool {
         self.mux.lock().mux.can_resume()
     }
 }

@@ -165,7 +165,7 @@ impl Agent {
         cancel: CancellationToken,
         on_state: impl Fn(AgentState) + Send,
     ) -> Result<(), AgentError> {
-        if self.config.relay.is_exposed() {
+        if self.config.relay.sends_cleartext() {
             tracing::warn!(relay = %self.config.relay, "credentials are sent to the relay over plain HTTP");
         }
         let agent = Arc::new(self);

@@ -133,7 +133,7 @@ impl Serve {
             registration: (!is_final).then_some(self.registration),
             failed_dials: 0,
             error: describe(ended),
-            announced: matches!(ended, Ended::SentAway(_)),
+            announced: matches!(ended, Ended::ReconnectWithin(_)),
         }
     }
 }
@@ -159,7 +159,7 @@ fn describe(ended: &Ended) -> String {
         Ended::ByPeer(Some(REGISTRATION_ENDED)) => {
             "the registration of this agent was ended by an operator".to_owned()
         }
-        Ended::ByPeer(_) | Ended::SentAway(_) => format!("the relay: {ended}"),
+        Ended::ByPeer(_) | Ended::ReconnectWithin(_) => format!("the relay: {ended}"),
         other => other.to_string(),
     }
 }
@@ -178,8 +178,8 @@ impl Retries {
         self.warned = false;
         self.backoff.connected_for(lifetime);
         match ended {
-            Ended::ByPeer(Some(SUPERSEDED)) => self.backoff.not_at_once(),
-            Ended::SentAway(within) => self.backoff.sent_away(*within),
+            Ended::ByPeer(Some(SUPERSEDED)) => self.backoff.delay_next(),
+            Ended::ReconnectWithin(within) => self.backoff.reconnect_within(*within),
             _ => {}
         }
     }
@@ -252,7 +252,7 @@ mod tests {
             (closed(Ended::Silent), "dial reg-1 after 0"),
             (closed(Ended::ByPeer(None)), "dial reg-1 after 0"),
             (closed(Ended::ByPeer(Some(1012))), "dial reg-1 after 0"),
-            (closed(Ended::SentAway(Duration::from_secs(5))), "dial reg-1 after 0"),
+            (closed(Ended::ReconnectWithin(Duration::from_secs(5))), "dial reg-1 after 0"),
             (closed(Ended::ByPeer(Some(SUPERSEDED))), "dial reg-1 after 0"),
             (closed(Ended::ByPeer(Some(TOKEN_REVOKED))), "register"),
             (closed(Ended::ByPeer(Some(TOKEN_EXPIRED))), "register"),
@@ -285,7 +285,7 @@ mod tests {
             (Ended::Silent, WORKED, Duration::ZERO),
             (Ended::Silent, Duration::ZERO, backoff::BASE),
             (Ended::ByPeer(Some(SUPERSEDED)), WORKED, backoff::BASE),
-            (Ended::SentAway(Duration::from_secs(7)), WORKED, Duration::from_secs(7)),
+            (Ended::ReconnectWithin(Duration::from_secs(7)), WORKED, Duration::from_secs(7)),
         ] {
             let mut retries = Retries::default();
             retries.disconnected(&ended, lifetime);
@@ -317,7 +317,7 @@ mod tests {
             };
             retries.warns(&back_off)
         };
-        let away = || Some(Ended::SentAway(Duration::ZERO));
+        let away = || Some(Ended::ReconnectWithin(Duration::ZERO));
         for (ended, expected) in [
             (None, true),
             (None, false),

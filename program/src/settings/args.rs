@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::{ConfigError, Key, Layers, Loaded, Settings, Source};
+use super::{ConfigError, Key, Layers, Loaded, Origin, Override, Settings};
 
 const FILE: &str = "config";
 const PRINT: &str = "print-config";
@@ -72,16 +72,19 @@ fn form(unit: &str) -> String {
 
 impl<S: Settings> clap::FromArgMatches for SettingsArgs<S> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given = S::KEYS.iter().filter_map(|key| {
-            let source = match matches.value_source(key.name)? {
-                ValueSource::CommandLine => Source::Flag(key.flag()),
-                ValueSource::EnvVariable => Source::Environment(key.variable()),
+        let overrides = S::KEYS.iter().filter_map(|key| {
+            let origin = match matches.value_source(key.name)? {
+                ValueSource::CommandLine => Origin::Flag(key.flag()),
+                ValueSource::EnvVariable => Origin::Environment(key.variable()),
                 _ => return None,
             };
-            Some((key, matches.get_one::<String>(key.name)?.clone(), source))
+            let text = matches.get_one::<String>(key.name)?.clone();
+            Some(Override { key, text, origin })
         });
-        let layers =
-            Layers { file: matches.get_one::<PathBuf>(FILE).cloned(), given: given.collect() };
+        let layers = Layers {
+            file: matches.get_one::<PathBuf>(FILE).cloned(),
+            overrides: overrides.collect(),
+        };
         Ok(Self { layers, settings: PhantomData, print_config: matches.get_flag(PRINT) })
     }
 

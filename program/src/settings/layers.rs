@@ -16,12 +16,23 @@ pub struct Layers {
     /// The file, if there is one.
     pub file: Option<PathBuf>,
     /// Settings by environment or flag, the stronger one per name.
-    pub given: Vec<(&'static Key, String, Source)>,
+    pub overrides: Vec<Override>,
+}
+
+/// A setting that the environment or a flag sets.
+#[derive(Debug, Clone)]
+pub struct Override {
+    /// The setting.
+    pub key: &'static Key,
+    /// Its value as text.
+    pub text: String,
+    /// The variable or the flag.
+    pub origin: Origin,
 }
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum Origin {
     /// Nobody said anything.
     Default,
     /// The file, at this line.
@@ -32,13 +43,13 @@ pub enum Source {
     Flag(String),
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Source::Default => f.write_str("default"),
-            Source::File(path, line) => write!(f, "{}:{line}", path.display()),
-            Source::Environment(variable) => f.write_str(variable),
-            Source::Flag(flag) => write!(f, "--{flag}"),
+            Origin::Default => f.write_str("default"),
+            Origin::File(path, line) => write!(f, "{}:{line}", path.display()),
+            Origin::Environment(variable) => f.write_str(variable),
+            Origin::Flag(flag) => write!(f, "--{flag}"),
         }
     }
 }
@@ -49,7 +60,7 @@ pub struct Loaded<S> {
     /// The settings.
     pub config: S,
     layers: Layers,
-    sources: BTreeMap<&'static str, Source>,
+    origins: BTreeMap<&'static str, Origin>,
 }
 
 /// A setting that two readings do not agree about.
@@ -98,7 +109,7 @@ pub enum ConfigError {
     #[error("{at}: `{name}`: {why}")]
     Value {
         /// Where it stands.
-        at: Source,
+        at: Origin,
         /// The setting.
         name: &'static str,
         /// What is wrong with it.
@@ -117,43 +128,43 @@ impl Layers {
             read.map_err(|source| ConfigError::Read { path: path.clone(), source })
         });
         let text = text.transpose()?;
-        self.put_together(text.as_deref())
+        self.merge(text.as_deref())
     }
 
-    fn put_together<S: Settings>(self, file: Option<&str>) -> Result<Loaded<S>, ConfigError> {
+    fn merge<S: Settings>(self, file: Option<&str>) -> Result<Loaded<S>, ConfigError> {
         let mut config = S::default();
-        let mut sources = BTreeMap::new();
-        let mut apply = |key: &'static Key, text: &str, at: Source| {
+        let mut origins = BTreeMap::new();
+        let mut apply = |key: &'static Key, text: &str, at: Origin| {
             let set = config.set(key.name, text);
             set.map_err(|why| ConfigError::Value { at: at.clone(), name: key.name, why })?;
-            sources.insert(key.name, at);
+            origins.insert(key.name, at);
             Ok(())
         };
         if let (Some(path), Some(text)) = (&self.file, file) {
             read_file::<S>(path, text, &mut apply)?;
         }
-        for (key, text, at) in &self.given {
-            apply(key, text, at.clone())?;
+        for Override { key, text, origin } in &self.overrides {
+            apply(key, text, origin.clone())?;
         }
         config.check_all().map_err(|(name, why)| {
-            let at = sources.get(name).cloned().unwrap_or(Source::Default);
+            let at = origins.get(name).cloned().unwrap_or(Origin::Default);
             ConfigError::Value { at, name, why }
         })?;
-        Ok(Loaded { config, sources, layers: self })
+        Ok(Loaded { config, origins, layers: self })
     }
 }
 
 impl<S: Settings> Loaded<S> {
     /// Where the value of a setting came from.
-    pub fn source(&self, name: &str) -> &Source {
-        self.sources.get(name).unwrap_or(&Source::Default)
+    pub fn origin(&self, name: &str) -> &Origin {
+        self.origins.get(name).unwrap_or(&Origin::Default)
     }
 
     /// Reads the file again; environment and flags are what they were.
     ///
     /// # Errors
     /// See [`ConfigError`].
-    pub fn again(&self) -> Result<Self, ConfigError> {
+    pub fn reload(&self) -> Result<Self, ConfigError> {
         self.layers.clone().load()
     }
 
@@ -168,14 +179,14 @@ impl<S: Settings> Loaded<S> {
 impl<S: Settings> From<S> for Loaded<S> {
     /// Settings that a program made.
     fn from(config: S) -> Self {
-        Self { config, layers: Layers::default(), sources: BTreeMap::new() }
+        Self { config, layers: Layers::default(), origins: BTreeMap::new() }
     }
 }
 
 /// The parser's words for a name that stands there twice; its span is the name.
 const DUPLICATE: &str = "duplicate key";
 
-type Apply<'a> = dyn FnMut(&'static Key, &str, Source) -> Result<(), ConfigError> + 'a;
+type Apply<'a> = dyn FnMut(&'static Key, &str, Origin) -> Result<(), ConfigError> + 'a;
 
 fn read_file<S: Settings>(
     path: &Path,
@@ -201,10 +212,10 @@ fn read_file<S: Settings>(
         };
         let key = S::find(name)
             .ok_or_else(|| unknown(suggestion(name, S::KEYS.iter().map(|key| key.name))))?;
-        let at = Source::File(path.to_owned(), line);
+        let at = Origin::File(path.to_owned(), line);
         let text = match value {
             DeValue::Table(table) if key.table => {
-                let at = |span| Source::File(path.to_owned(), line_of(text, Some(span)));
+                let at = |span| Origin::File(path.to_owned(), line_of(text, Some(span)));
                 entries::<S>(key, table, &at)?
             }
             value => single(key, value, &at)?,
@@ -219,7 +230,7 @@ fn line_of(text: &str, span: Option<Range<usize>>) -> usize {
     1 + text.as_bytes()[..before].iter().filter(|byte| **byte == b'\n').count()
 }
 
-fn single(key: &Key, value: &DeValue<'_>, at: &Source) -> Result<String, ConfigError> {
+fn single(key: &Key, value: &DeValue<'_>, at: &Origin) -> Result<String, ConfigError> {
     scalar(value).ok_or_else(|| ConfigError::Value {
         at: at.clone(),
         name: key.name,
@@ -231,7 +242,7 @@ fn single(key: &Key, value: &DeValue<'_>, at: &Source) -> Result<String, ConfigE
 fn entries<S: Settings>(
     key: &Key,
     section: &DeTable<'_>,
-    at: &dyn Fn(Range<usize>) -> Source,
+    at: &dyn Fn(Range<usize>) -> Origin,
 ) -> Result<String, ConfigError> {
     let mut texts = Vec::new();
     for (id, value) in section {

@@ -19,7 +19,7 @@ pub mod value;
 use std::collections::BTreeMap;
 
 pub use args::SettingsArgs;
-pub use layers::{ConfigError, Difference, Layers, Loaded, Source};
+pub use layers::{ConfigError, Difference, Layers, Loaded, Origin, Override};
 pub use print::{document, reference};
 pub use suggestion::suggestion;
 pub use value::Value;
@@ -108,7 +108,7 @@ pub trait Settings: Clone + Default + 'static {
 
 /// Declares a struct of settings and implements [`Settings`] for it.
 ///
-/// `check_value` checks the setting with the given name after it was set;
+/// `check_value` checks the setting with the overrides name after it was set;
 /// `check_all` checks the settings against each other.
 #[macro_export]
 macro_rules! settings {

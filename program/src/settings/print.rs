@@ -16,7 +16,7 @@ pub fn document<S: Settings>(heading: &str, loaded: &Loaded<S>) -> String {
             let _ = write!(text, "\n[{section}]\n");
         }
         let default = quoted(key, &defaults.get(key.name));
-        let (unit, source) = (key.unit, loaded.source(key.name));
+        let (unit, source) = (key.unit, loaded.origin(key.name));
         let _ = write!(
             text,
             "\n#{}\n# Unit: {unit}. Default: {default}. Changes {}. From: {source}.\n",

@@ -1,7 +1,7 @@
 //! What may have been meant by a name that does not exist.
 
 /// Similarity (0 to 1) above which another name is worth suggesting.
-const SIMILAR: f64 = 0.75;
+const SIMILARITY_MIN: f64 = 0.75;
 
 /// `; did you mean ...`, or nothing.
 pub fn suggestion(name: &str, known: impl Iterator<Item = &'static str>) -> String {
@@ -9,11 +9,11 @@ pub fn suggestion(name: &str, known: impl Iterator<Item = &'static str>) -> Stri
     let similar = |known: &str| {
         // The right name in the wrong section counts as well.
         let whole = strsim::jaro_winkler(name, known);
-        if last(name) == last(known) { whole.max(SIMILAR) } else { whole }
+        if last(name) == last(known) { whole.max(SIMILARITY_MIN) } else { whole }
     };
     known
         .max_by(|a, b| similar(a).total_cmp(&similar(b)))
-        .filter(|known| similar(known) >= SIMILAR)
+        .filter(|known| similar(known) >= SIMILARITY_MIN)
         .map(|known| format!("; did you mean `{known}`?"))
         .unwrap_or_default()
 }

@@ -8,11 +8,11 @@ use crate::sys::{Signal, SignalKind, ignored_signals, signal};
 
 /// What somebody asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asked {
+pub enum SignalRequest {
     /// Ctrl-C.
     Interrupt,
     /// SIGTERM or SIGHUP, by its number: nobody is there to ask twice.
-    End(u8),
+    Terminate(u8),
 }
 
 /// The number of SIGHUP.
@@ -21,9 +21,9 @@ pub const HANGUP: u8 = 1;
 pub const TERMINATE: u8 = 15;
 
 /// Hears them from now on; their default actions are over for this process.
-pub struct Signals(Vec<(Asked, Signal)>);
+pub struct SignalListener(Vec<(SignalRequest, Signal)>);
 
-impl Signals {
+impl SignalListener {
     /// Listens. Who started us may have SIGTERM and SIGHUP ignored (nohup does),
     /// and they stay so.
     ///
@@ -31,22 +31,22 @@ impl Signals {
     /// The operating system's.
     pub fn listen() -> std::io::Result<Self> {
         let ignored = ignored_signals();
-        let mut heard = vec![(Asked::Interrupt, signal(SignalKind::interrupt())?)];
+        let mut heard = vec![(SignalRequest::Interrupt, signal(SignalKind::interrupt())?)];
         for number in [HANGUP, TERMINATE] {
             let kind = SignalKind::from_raw(number.into());
             if !ignored.contains(&kind.as_raw_value()) {
-                heard.push((Asked::End(number), signal(kind)?));
+                heard.push((SignalRequest::Terminate(number), signal(kind)?));
             }
         }
         Ok(Self(heard))
     }
 
     /// The next one.
-    pub async fn recv(&mut self) -> Asked {
+    pub async fn recv(&mut self) -> SignalRequest {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
-    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Asked> {
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<SignalRequest> {
         for (asked, signal) in &mut self.0 {
             if let Poll::Ready(Some(())) = signal.poll_recv(cx) {
                 return Poll::Ready(*asked);
@@ -59,7 +59,10 @@ impl Signals {
     ///
     /// # Errors
     /// What the signal asks for; `work` may be waited for further.
-    pub async fn or<W: Future + Unpin>(&mut self, work: &mut W) -> Result<W::Output, Asked> {
+    pub async fn run_until_signal<W: Future + Unpin>(
+        &mut self,
+        work: &mut W,
+    ) -> Result<W::Output, SignalRequest> {
         poll_fn(|cx| match Pin::new(&mut *work).poll(cx) {
             Poll::Ready(output) => Poll::Ready(Ok(output)),
             Poll::Pending => self.poll_recv(cx).map(Err),

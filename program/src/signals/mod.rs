@@ -1,4 +1,4 @@
-//! Signals that ask a program to end.
+//! SignalListener that ask a program to end.
 //!
 //! [`shutdown`] is for programs that serve until they are asked to stop.
 //! [`listener`] is for a command that passes signals on and decides by itself
@@ -7,7 +7,7 @@
 mod listener;
 mod shutdown;
 
-pub use listener::{Asked, HANGUP, Signals, TERMINATE};
-pub use shutdown::{Stop, stop_at_signals, until_signal};
+pub use listener::{HANGUP, SignalListener, SignalRequest, TERMINATE};
+pub use shutdown::{Shutdown, cancel_on_signal, shutdown_on_signals};
 
 pub use crate::sys::ignored_signals;

@@ -6,40 +6,40 @@ use crate::sys::{SignalKind, signal};
 
 /// When to stop.
 #[derive(Debug, Clone, Default)]
-pub struct Stop {
+pub struct Shutdown {
     /// Begin to leave in good order.
-    pub gently: CancellationToken,
+    pub graceful: CancellationToken,
     /// Leave at once, whatever is still open.
-    pub at_once: CancellationToken,
+    pub immediate: CancellationToken,
 }
 
-impl From<CancellationToken> for Stop {
-    fn from(gently: CancellationToken) -> Self {
-        Self { gently, at_once: CancellationToken::new() }
+impl From<CancellationToken> for Shutdown {
+    fn from(graceful: CancellationToken) -> Self {
+        Self { graceful, immediate: CancellationToken::new() }
     }
 }
 
-impl Stop {
+impl Shutdown {
     /// One more request to stop.
-    fn asked(&self) {
-        if self.gently.is_cancelled() {
-            self.at_once.cancel();
+    fn request(&self) {
+        if self.graceful.is_cancelled() {
+            self.immediate.cancel();
         }
-        self.gently.cancel();
+        self.graceful.cancel();
     }
 }
 
 /// A first SIGTERM or Ctrl-C stops gently, a second one at once. Must be called
 /// within a tokio runtime.
-pub fn stop_at_signals() -> Stop {
-    let stop = Stop::default();
+pub fn shutdown_on_signals() -> Shutdown {
+    let stop = Shutdown::default();
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let stop = stop.clone();
         match signal(kind) {
             Ok(mut signals) => {
                 tokio::spawn(async move {
                     while signals.recv().await.is_some() {
-                        stop.asked();
+                        stop.request();
                     }
                 });
             }
@@ -51,8 +51,8 @@ pub fn stop_at_signals() -> Stop {
 
 /// A token that SIGTERM or Ctrl-C cancels. Must be called within a tokio
 /// runtime.
-pub fn until_signal() -> CancellationToken {
-    stop_at_signals().gently
+pub fn cancel_on_signal() -> CancellationToken {
+    shutdown_on_signals().graceful
 }
 
 #[cfg(test)]
@@ -61,10 +61,10 @@ mod tests {
 
     #[test]
     fn the_second_request_is_urgent() {
-        let stop = Stop::default();
-        stop.asked();
-        assert!(stop.gently.is_cancelled() && !stop.at_once.is_cancelled());
-        stop.asked();
-        assert!(stop.at_once.is_cancelled());
+        let stop = Shutdown::default();
+        stop.request();
+        assert!(stop.graceful.is_cancelled() && !stop.immediate.is_cancelled());
+        stop.request();
+        assert!(stop.immediate.is_cancelled());
     }
 }

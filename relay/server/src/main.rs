@@ -28,9 +28,9 @@ async fn main() -> anyhow::Result<()> {
     }
     let traces = Traces::start(&settings.config)?;
     let (level, format) = (settings.config.log_level, settings.config.log_format);
-    let log = logging::start_as(level, format, traces.listener());
+    let log = logging::start_with(level, format, traces.span_layer());
     raise_descriptor_limit(settings.config.connections_max);
-    Relay::bind(settings).await?.logging(log).serve(signals::stop_at_signals()).await;
+    Relay::bind(settings).await?.logging(log).serve(signals::shutdown_on_signals()).await;
     traces.finish().await;
     Ok(())
 }

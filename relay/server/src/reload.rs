@@ -39,7 +39,7 @@ impl Reload {
     /// change nothing.
     pub(crate) fn reload(&self) {
         let mut settings = self.settings.lock();
-        let newer = match settings.again() {
+        let newer = match settings.reload() {
             Ok(newer) => newer.config,
             Err(error) => {
                 tracing::warn!(%error, "cannot use the new settings: keeping the old ones");
@@ -144,7 +144,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("relay.toml");
         fs::write(&path, "").unwrap();
-        let settings = Layers { file: Some(path.clone()), given: Vec::new() }.load().unwrap();
+        let settings = Layers { file: Some(path.clone()), overrides: Vec::new() }.load().unwrap();
         fs::remove_file(&path).unwrap();
         let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
         assert!(made.success());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use rendez_program::logging::LogHandle;
 use rendez_program::settings::Loaded;
-use rendez_program::signals::Stop;
+use rendez_program::signals::Shutdown;
 use rendez_registry::store::StoreError;
 use rendez_registry::traits::{FetchKeys, NoFetch};
 use rendez_registry::{OpenError, Options, PublicUrl, Registry};
@@ -148,7 +148,7 @@ impl Relay {
     }
 
     /// Serves until `stop`, then drains and returns.
-    pub async fn serve(self, stop: impl Into<Stop>) {
+    pub async fn serve(self, stop: impl Into<Shutdown>) {
         let stop = stop.into();
         // Caught before the log shows a relay that can be signalled.
         let hangups = Hangups::catch();
@@ -175,15 +175,15 @@ impl Relay {
         let app = routes::public(&self.rendezvous, &self.metrics, admin_on_public);
         let (table, cancel) = (connections.clone(), closing.clone());
         let accepting = tokio::spawn(self.public.serve(app, table, requests.clone(), cancel));
-        stop.gently.cancelled().await;
+        stop.graceful.cancelled().await;
         let deadline = Instant::now() + schedule.deadline;
-        drain::announce(schedule, &connections, &stop.at_once).await;
+        drain::announce(schedule, &connections, &stop.immediate).await;
         connections.close();
         // The listener closes before the websockets, so that no client reconnects to a
         // relay that accepts connections and does not answer.
         closing.cancel();
         let _ = accepting.await;
-        let at_once = &stop.at_once;
+        let at_once = &stop.immediate;
         drain::close_websockets(schedule, deadline, &connections, &requests, at_once).await;
         background.stop(&registry, at_once).await;
         tracing::info!("stopped");

@@ -20,7 +20,7 @@ use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SdkTracerProvider;
-use rendez_program::logging::Listener;
+use rendez_program::logging::SpanLayer;
 use rendez_transport::tls;
 use rustls::ClientConfig;
 use tokio::runtime::Handle;
@@ -70,9 +70,9 @@ impl Traces {
         Ok(Self(Some(provider)))
     }
 
-    /// The listener that exports our own spans, at any log level.
-    pub fn listener(&self) -> Option<Listener> {
-        self.0.as_ref().map(listener)
+    /// The layer that exports our own spans, at any log level.
+    pub fn span_layer(&self) -> Option<SpanLayer> {
+        self.0.as_ref().map(span_layer)
     }
 
     /// Sends the remaining spans.
@@ -88,7 +88,7 @@ impl Traces {
     }
 }
 
-fn listener(provider: &SdkTracerProvider) -> Listener {
+fn span_layer(provider: &SdkTracerProvider) -> SpanLayer {
     use tracing_subscriber::Layer as _;
     use tracing_subscriber::filter::filter_fn;
     let ours = |metadata: &Metadata<'_>| {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rendez_program::settings::{Layers, reference};
-use rendez_program::signals::Stop;
+use rendez_program::signals::Shutdown;
 use rendez_proto::close::CloseFrame;
 use rendez_proto::frame::ResetReason;
 use rendez_proto::registry::environments::EndReason;
@@ -59,7 +59,7 @@ fn settings_are_documented() {
 #[test]
 fn example_settings_are_valid() {
     let file = path().with_file_name("../deploy/relay.toml");
-    let layers = Layers { file: Some(file), given: Vec::new() };
+    let layers = Layers { file: Some(file), overrides: Vec::new() };
     let config = layers.load::<Config>().unwrap().config;
     assert!(!config.admin_on_public && config.admin_listen != MaybeListen::Off);
     assert_ne!(
@@ -128,7 +128,7 @@ async fn scrape() -> String {
     });
     let relay = relay.await.unwrap();
     let (public, admin) = (relay.local_addr(), relay.admin_addr().unwrap());
-    let stop = Stop::default();
+    let stop = Shutdown::default();
     let serving = tokio::spawn(relay.serve(stop.clone()));
     assert!(
         get(public, "/metrics").await.starts_with("HTTP/1.1 404"),
@@ -141,7 +141,7 @@ async fn scrape() -> String {
         "the admin listener requires tokens too"
     );
     let answer = get(admin, "/metrics").await;
-    stop.gently.cancel();
+    stop.graceful.cancel();
     serving.await.unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use rendez_program::logging::{LogFormat, LogLevel, start_as};
+use rendez_program::logging::{LogFormat, LogLevel, start_with};
 use rendez_program::settings::Settings as _;
-use rendez_program::signals::Stop;
+use rendez_program::signals::Shutdown;
 use rendez_relay::{Config, Relay, Traces};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -39,10 +39,10 @@ async fn calls_are_traced_at_any_log_level() {
     let url = format!("http://{}/v1/traces", collector.local_addr().unwrap());
     config.set("telemetry.otlp", &url).unwrap();
     let traces = Traces::start(&config).unwrap();
-    start_as(LogLevel::Off, LogFormat::Human, traces.listener());
+    start_with(LogLevel::Off, LogFormat::Human, traces.span_layer());
     let relay = Relay::bind(config).await.unwrap();
     let address = relay.local_addr();
-    let stop = Stop::default();
+    let stop = Shutdown::default();
     let serving = tokio::spawn(relay.serve(stop.clone()));
     let mut tcp = TcpStream::connect(address).await.unwrap();
     let call = "POST /cloud/environment/box/register HTTP/1.1\r\nhost: relay\r\n\
@@ -51,7 +51,7 @@ async fn calls_are_traced_at_any_log_level() {
     let mut answer = String::new();
     tcp.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
-    stop.gently.cancel();
+    stop.graceful.cancel();
     serving.await.unwrap();
     let finished = tokio::spawn(traces.finish());
     let sent = tokio::time::timeout(Duration::from_secs(60), request(&collector)).await.unwrap();

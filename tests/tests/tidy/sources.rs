@@ -33,7 +33,7 @@ const SLEEPS_IN_TESTS: &[(&str, &str)] = &[
 
 /// Serialized types outside of proto.
 const SERIALIZED: &[(&str, &str)] =
-    &[("cli/src/context.rs", "the command line's own file, which only it reads")];
+    &[("cli/src/dev/context.rs", "the command line's own file, which only it reads")];
 
 /// Crates with more than one `select!`.
 const MORE_SELECTS: &[(&str, &str)] = &[];

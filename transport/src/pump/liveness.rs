@@ -3,14 +3,14 @@
 //! * A ping goes out every [`limits::PING_INTERVAL`], and when the core wishes,
 //!   and after the machine slept.
 //! * A wish sends none while the newest ping may still be answered
-//!   ([`ANSWER_TIMEOUT`]): that answer serves both. So no number of wishes
+//!   ([`PING_ANSWER_TIMEOUT`]): that answer serves both. So no number of wishes
 //!   puts off what a ping is to find out.
 //! * A round trip is proved by the pong of the newest ping or of the oldest one
 //!   that is unanswered, or a path slower than the pings would prove none.
 //! * A peer that was silent for [`limits::PONG_TIMEOUT`] is gone. Time during
 //!   which we chose not to read does not count.
 //! * A core may be less patient: then a ping that nothing answers for
-//!   [`ANSWER_TIMEOUT`] is enough, unless so much was written since the
+//!   [`PING_ANSWER_TIMEOUT`] is enough, unless so much was written since the
 //!   peer was heard that the ping may still wait behind it.
 
 use std::time::{Duration, Instant, SystemTime};
@@ -19,10 +19,10 @@ use rendez_proto::limits;
 
 /// How long our own endpoints wait for the answer to a ping: they can resume,
 /// so a path that is merely slow costs them a pause.
-pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+pub const PING_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes behind which a ping may wait so long that its missing answer proves
-/// nothing: 400 kbit/s for [`ANSWER_TIMEOUT`].
-const ANSWER_BEHIND_BYTES: usize = 256 * 1024;
+/// nothing: 400 kbit/s for [`PING_ANSWER_TIMEOUT`].
+const PING_BEHIND_BYTES: usize = 256 * 1024;
 /// How often our own endpoints look whether the machine slept.
 const SLEEP_CHECK: Duration = Duration::from_secs(5);
 /// How far the wall clock must have gone beyond ours to call that sleep.
@@ -39,7 +39,7 @@ pub(super) struct Liveness {
     /// Bytes written since the peer was heard.
     written: usize,
     /// Whether a ping that is not answered soon is enough.
-    pub(super) impatient: bool,
+    pub(super) short_timeout: bool,
     /// Both clocks when they were last compared.
     clocks: (Instant, SystemTime),
 }
@@ -58,7 +58,7 @@ impl Liveness {
             pings: 0,
             unanswered: None,
             written: 0,
-            impatient: false,
+            short_timeout: false,
             clocks: (now, wall),
         }
     }
@@ -79,16 +79,16 @@ impl Liveness {
         let (then, wall_then) = std::mem::replace(&mut self.clocks, (now, wall));
         let ran = now.saturating_duration_since(then);
         let passed = wall.duration_since(wall_then).unwrap_or_default();
-        if self.impatient && passed > ran + SLEEP_MIN {
+        if self.short_timeout && passed > ran + SLEEP_MIN {
             self.next_ping = now;
         }
     }
 
-    /// Whether a ping is due, or `wished` for and none is on its way.
-    pub(super) fn wants_ping(&self, now: Instant, wished: bool) -> bool {
+    /// Whether a ping is due, or `requested` for and none is on its way.
+    pub(super) fn wants_ping(&self, now: Instant, requested: bool) -> bool {
         let under_way =
-            self.unanswered.is_some_and(|(_, newest)| now < newest.sent + ANSWER_TIMEOUT);
-        self.next_ping <= now || (wished && !under_way)
+            self.unanswered.is_some_and(|(_, newest)| now < newest.sent + PING_ANSWER_TIMEOUT);
+        self.next_ping <= now || (requested && !under_way)
     }
 
     /// The number of the ping that goes out now.
@@ -118,8 +118,8 @@ impl Liveness {
             [oldest.sent, newest.sent].into_iter().find(|sent| *sent >= self.last_heard)
         });
         match asked {
-            Some(asked) if self.impatient && self.written <= ANSWER_BEHIND_BYTES => {
-                patient.min(asked + ANSWER_TIMEOUT)
+            Some(asked) if self.short_timeout && self.written <= PING_BEHIND_BYTES => {
+                patient.min(asked + PING_ANSWER_TIMEOUT)
             }
             _ => patient,
         }
@@ -130,7 +130,7 @@ impl Liveness {
     pub(super) fn next_look(&self, can_ping: bool) -> Option<Instant> {
         let ping = can_ping.then_some(self.next_ping);
         // Our clock stood still while the machine slept, and so did timers.
-        let awake = self.impatient.then(|| self.clocks.0 + SLEEP_CHECK);
+        let awake = self.short_timeout.then(|| self.clocks.0 + SLEEP_CHECK);
         [ping, awake].into_iter().flatten().min()
     }
 }
@@ -141,7 +141,7 @@ mod tests {
 
     fn start() -> (Liveness, Instant, SystemTime) {
         let (now, wall) = (tokio::time::Instant::now().into_std(), SystemTime::UNIX_EPOCH);
-        (Liveness { impatient: true, ..Liveness::new(now, wall) }, now, wall)
+        (Liveness { short_timeout: true, ..Liveness::new(now, wall) }, now, wall)
     }
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -151,10 +151,10 @@ mod tests {
         let (mut liveness, now, _) = start();
         assert_eq!(liveness.deadline(), now + limits::PONG_TIMEOUT);
         liveness.ping(now + SECOND);
-        assert_eq!(liveness.deadline(), now + SECOND + ANSWER_TIMEOUT);
+        assert_eq!(liveness.deadline(), now + SECOND + PING_ANSWER_TIMEOUT);
         liveness.heard(now + 2 * SECOND);
         assert_eq!(liveness.deadline(), now + 2 * SECOND + limits::PONG_TIMEOUT);
-        liveness.impatient = false;
+        liveness.short_timeout = false;
         liveness.ping(now + 3 * SECOND);
         assert_eq!(liveness.deadline(), now + 2 * SECOND + limits::PONG_TIMEOUT);
     }
@@ -162,13 +162,13 @@ mod tests {
     #[test]
     fn an_answer_may_wait_behind_what_was_written() {
         let (mut liveness, now, _) = start();
-        liveness.wrote(ANSWER_BEHIND_BYTES + 1);
+        liveness.wrote(PING_BEHIND_BYTES + 1);
         liveness.ping(now);
         assert_eq!(liveness.deadline(), now + limits::PONG_TIMEOUT);
         liveness.heard(now);
         liveness.wrote(100);
         liveness.ping(now);
-        assert_eq!(liveness.deadline(), now + ANSWER_TIMEOUT);
+        assert_eq!(liveness.deadline(), now + PING_ANSWER_TIMEOUT);
     }
 
     #[test]
@@ -219,14 +219,14 @@ mod tests {
         let (mut liveness, now, _) = start();
         assert!(liveness.wants_ping(now, true) && !liveness.wants_ping(now, false));
         liveness.ping(now);
-        let late = now + ANSWER_TIMEOUT;
+        let late = now + PING_ANSWER_TIMEOUT;
         assert!(!liveness.wants_ping(late - SECOND, true), "its answer serves both");
         assert!(liveness.wants_ping(late, true));
         liveness.ping(late);
         assert_eq!(liveness.deadline(), late, "the first one is not answered");
         // heard of, but not the answer
         liveness.heard(now + SECOND);
-        assert_eq!(liveness.deadline(), late + ANSWER_TIMEOUT);
+        assert_eq!(liveness.deadline(), late + PING_ANSWER_TIMEOUT);
         liveness.pong(late, Some(2));
         assert!(liveness.wants_ping(late, true));
     }
@@ -235,7 +235,7 @@ mod tests {
     fn a_socket_that_takes_no_ping_needs_no_look() {
         let (mut liveness, now, _) = start();
         assert_eq!(liveness.next_look(false), Some(now + SLEEP_CHECK));
-        liveness.impatient = false;
+        liveness.short_timeout = false;
         assert_eq!(liveness.next_look(false), None);
         assert_eq!(liveness.next_look(true), Some(now + limits::PING_INTERVAL));
     }

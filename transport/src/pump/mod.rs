@@ -23,8 +23,8 @@ use crate::socket::{Incoming, Outgoing, Socket, SocketError};
 
 mod liveness;
 
-pub use liveness::ANSWER_TIMEOUT;
 use liveness::Liveness;
+pub use liveness::PING_ANSWER_TIMEOUT;
 
 /// Messages read, and messages written, before the task yields.
 const BATCH: usize = 64;
@@ -38,7 +38,7 @@ pub enum Ended {
     ByPeer(Option<u16>),
     /// The peer closed because it goes away, and asks that we come back at a
     /// random moment within this span.
-    SentAway(Duration),
+    ReconnectWithin(Duration),
     /// We closed, with our reason.
     ByUs(CloseFrame),
     /// The path broke.
@@ -51,7 +51,7 @@ impl std::fmt::Display for Ended {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Ended::ByPeer(Some(code)) => write!(f, "closed by the peer (code {code})"),
-            Ended::SentAway(within) => {
+            Ended::ReconnectWithin(within) => {
                 write!(f, "sent away, to come back within {} s", within.as_secs())
             }
             Ended::ByPeer(None) => f.write_str("closed by the peer"),
@@ -74,7 +74,7 @@ pub async fn pump<S: Socket, P: Protocol>(socket: S, protocol: &mut P) -> Ended 
         liveness: Liveness::new(start, SystemTime::now()),
         reading: true,
         blocked: false,
-        farewell: None,
+        closing: None,
         timer: Box::pin(sleep_until(start.into())),
     };
     poll_fn(|cx| pump.poll(cx)).await
@@ -93,13 +93,13 @@ struct Pump<'a, S, P> {
     blocked: bool,
     /// Our close frame is buffered; the socket ends when it is flushed, or at
     /// this deadline.
-    farewell: Option<(Instant, Ended)>,
+    closing: Option<(Instant, Ended)>,
     timer: Pin<Box<Sleep>>,
 }
 
 /// What a step left behind.
 #[derive(PartialEq)]
-enum Rest {
+enum Progress {
     /// Possibly more that could be done now.
     Ready,
     /// Nothing; somebody wakes us when that changes.
@@ -121,7 +121,7 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
         if self.protocol.poll_timeout().is_some_and(|deadline| deadline <= now) {
             self.protocol.handle_timeout(now);
         }
-        self.liveness.impatient = self.protocol.is_impatient();
+        self.liveness.short_timeout = self.protocol.wants_short_ping_timeout();
         self.liveness.compare_clocks(now, SystemTime::now());
         self.check_liveness(now)?;
         // 2 read: while the core has room
@@ -131,7 +131,7 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
         let wrote = self.write(cx, now)?;
         // 4 flush what both have buffered (a read may have buffered a pong)
         self.flush(cx)?;
-        if read == Rest::Ready || wrote == Rest::Ready {
+        if read == Progress::Ready || wrote == Progress::Ready {
             // After the other tasks had their turn.
             cx.waker().wake_by_ref();
         } else {
@@ -140,20 +140,20 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
         Ok(())
     }
 
-    fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Rest, Ended> {
-        if self.farewell.is_some() {
-            return Ok(Rest::Waiting);
+    fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Progress, Ended> {
+        if self.closing.is_some() {
+            return Ok(Progress::Waiting);
         }
         for _ in 0..BATCH {
             let ready = self.socket.poll_ready(cx);
             self.blocked = ready.is_pending();
             match ready {
-                Poll::Pending => return Ok(Rest::Waiting),
+                Poll::Pending => return Ok(Progress::Waiting),
                 Poll::Ready(ready) => ready.map_err(Ended::Lost)?,
             }
             // A ping goes first, or a busy stream would keep it back for good.
-            let wished = self.protocol.wants_ping();
-            let ping_is_due = self.liveness.wants_ping(now, wished);
+            let requested = self.protocol.wants_ping();
+            let ping_is_due = self.liveness.wants_ping(now, requested);
             let message = match ping_is_due.then(|| self.liveness.ping(now)) {
                 Some(number) => Some(Outgoing::Ping(number)),
                 None => self.protocol.poll_transmit(now).map(Outgoing::Binary),
@@ -162,10 +162,10 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
                 Some(message) => message,
                 None => match self.protocol.closing() {
                     Some(frame) => {
-                        self.say_farewell(now, frame.clone(), Ended::ByUs(frame))?;
-                        return Ok(Rest::Ready);
+                        self.start_close(now, frame.clone(), Ended::ByUs(frame))?;
+                        return Ok(Progress::Ready);
                     }
-                    None => return Ok(Rest::Waiting),
+                    None => return Ok(Progress::Waiting),
                 },
             };
             if let Outgoing::Binary(bytes) = &message {
@@ -174,40 +174,40 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
             self.socket.start_send(message).map_err(Ended::Lost)?;
             self.dirty = true;
         }
-        Ok(Rest::Ready)
+        Ok(Progress::Ready)
     }
 
-    fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Rest, Ended> {
+    fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Progress, Ended> {
         for _ in 0..BATCH {
-            if !self.protocol.wants_read() && self.farewell.is_none() {
+            if !self.protocol.wants_read() && self.closing.is_none() {
                 self.reading = false;
-                return Ok(Rest::Waiting);
+                return Ok(Progress::Waiting);
             }
             if !self.reading {
                 self.reading = true;
                 self.liveness.heard(now);
             }
             let incoming = match self.socket.poll_read(cx) {
-                Poll::Pending => return Ok(Rest::Waiting),
-                Poll::Ready(None) => return Err(self.ended(Ended::ByPeer(None))),
-                Poll::Ready(Some(Err(SocketError::TooBig))) if self.farewell.is_none() => {
-                    self.say_farewell(now, CloseFrame::TOO_BIG, Ended::Lost(SocketError::TooBig))?;
-                    return Ok(Rest::Ready);
+                Poll::Pending => return Ok(Progress::Waiting),
+                Poll::Ready(None) => return Err(self.end_reason(Ended::ByPeer(None))),
+                Poll::Ready(Some(Err(SocketError::TooBig))) if self.closing.is_none() => {
+                    self.start_close(now, CloseFrame::TOO_BIG, Ended::Lost(SocketError::TooBig))?;
+                    return Ok(Progress::Ready);
                 }
-                Poll::Ready(Some(Err(error))) => return Err(self.ended(Ended::Lost(error))),
+                Poll::Ready(Some(Err(error))) => return Err(self.end_reason(Ended::Lost(error))),
                 Poll::Ready(Some(Ok(incoming))) => incoming,
             };
             self.liveness.heard(now);
             match incoming {
                 // What still arrives while we leave is not for anybody.
-                Incoming::Binary(_) | Incoming::Text if self.farewell.is_some() => {}
+                Incoming::Binary(_) | Incoming::Text if self.closing.is_some() => {}
                 Incoming::Binary(message) => {
                     let taken = self.protocol.handle_message(now, message);
-                    self.unless_violated(now, taken)?;
+                    self.close_on_violation(now, taken)?;
                 }
                 Incoming::Text => {
                     let taken = self.protocol.handle_text();
-                    self.unless_violated(now, taken)?;
+                    self.close_on_violation(now, taken)?;
                 }
                 Incoming::Alive => self.dirty = true,
                 Incoming::Pong(number) => {
@@ -215,13 +215,13 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
                         self.protocol.handle_pong(now, round_trip);
                     }
                 }
-                Incoming::Close(code) => return Err(self.answered(cx, Ended::ByPeer(code))),
-                Incoming::SentAway(within) => {
-                    return Err(self.answered(cx, Ended::SentAway(within)));
+                Incoming::Close(code) => return Err(self.after_peer_close(cx, Ended::ByPeer(code))),
+                Incoming::ReconnectWithin(within) => {
+                    return Err(self.after_peer_close(cx, Ended::ReconnectWithin(within)));
                 }
             }
         }
-        Ok(Rest::Ready)
+        Ok(Progress::Ready)
     }
 
     fn flush(&mut self, cx: &mut Context<'_>) -> Result<(), Ended> {
@@ -229,7 +229,7 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
             match self.socket.poll_flush(cx) {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(flushed) => {
-                    flushed.map_err(|error| self.ended(Ended::Lost(error)))?;
+                    flushed.map_err(|error| self.end_reason(Ended::Lost(error)))?;
                     self.dirty = false;
                 }
             }
@@ -237,19 +237,23 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
         Ok(())
     }
 
-    fn unless_violated(&mut self, now: Instant, taken: Result<(), Violation>) -> Result<(), Ended> {
+    fn close_on_violation(
+        &mut self,
+        now: Instant,
+        taken: Result<(), Violation>,
+    ) -> Result<(), Ended> {
         match taken {
             Ok(()) => Ok(()),
-            Err(Violation(frame)) => self.say_farewell(now, frame.clone(), Ended::ByUs(frame)),
+            Err(Violation(frame)) => self.start_close(now, frame.clone(), Ended::ByUs(frame)),
         }
     }
 
     /// Buffers our close frame. The loop goes on until the peer answers it.
-    fn say_farewell(&mut self, now: Instant, frame: CloseFrame, ended: Ended) -> Result<(), Ended> {
+    fn start_close(&mut self, now: Instant, frame: CloseFrame, ended: Ended) -> Result<(), Ended> {
         match self.socket.start_send(Outgoing::Close(frame)) {
             Ok(()) => {
                 self.dirty = true;
-                self.farewell = Some((now + CLOSE_TIMEOUT, ended));
+                self.closing = Some((now + CLOSE_TIMEOUT, ended));
                 Ok(())
             }
             Err(_) => Err(ended),
@@ -257,19 +261,19 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
     }
 
     /// The library has buffered the answer to a close frame.
-    fn answered(&mut self, cx: &mut Context<'_>, ended: Ended) -> Ended {
+    fn after_peer_close(&mut self, cx: &mut Context<'_>, ended: Ended) -> Ended {
         let _ = self.socket.poll_flush(cx);
-        self.ended(ended)
+        self.end_reason(ended)
     }
 
     /// Our own reason wins over how the socket then came down.
-    fn ended(&mut self, otherwise: Ended) -> Ended {
-        self.farewell.take().map_or(otherwise, |(_, ended)| ended)
+    fn end_reason(&mut self, otherwise: Ended) -> Ended {
+        self.closing.take().map_or(otherwise, |(_, ended)| ended)
     }
 
     fn check_liveness(&mut self, now: Instant) -> Result<(), Ended> {
-        match &self.farewell {
-            Some((deadline, _)) if *deadline <= now => Err(self.ended(Ended::Silent)),
+        match &self.closing {
+            Some((deadline, _)) if *deadline <= now => Err(self.end_reason(Ended::Silent)),
             None if self.reading && now >= self.liveness.deadline() => Err(Ended::Silent),
             _ => Ok(()),
         }
@@ -277,8 +281,8 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
 
     /// Wakes the task at the next deadline of the core or of the connection.
     fn arm(&mut self, cx: &mut Context<'_>) {
-        let deadline = match &self.farewell {
-            Some((farewell, _)) => Some(*farewell),
+        let deadline = match &self.closing {
+            Some((closing, _)) => Some(*closing),
             None => {
                 let silent = self.reading.then(|| self.liveness.deadline());
                 let look = self.liveness.next_look(!self.blocked);

@@ -31,7 +31,7 @@ struct Core {
     drops_text: bool,
     waker: Option<Waker>,
     wants_ping: bool,
-    impatient: bool,
+    short_timeout: bool,
     round_trips: Vec<Duration>,
     /// How often the pump came round.
     rounds: usize,
@@ -82,8 +82,8 @@ impl Protocol for Shared {
     fn closing(&self) -> Option<CloseFrame> {
         self.0.lock().unwrap().closing.clone()
     }
-    fn is_impatient(&self) -> bool {
-        self.0.lock().unwrap().impatient
+    fn wants_short_ping_timeout(&self) -> bool {
+        self.0.lock().unwrap().short_timeout
     }
     fn wants_ping(&mut self) -> bool {
         std::mem::take(&mut self.0.lock().unwrap().wants_ping)
@@ -294,7 +294,7 @@ async fn a_wished_ping_goes_out_at_once_and_only_its_own_pong_proves_a_round_tri
     assert_eq!(core.0.lock().unwrap().round_trips, []);
 
     // reading it has answered the ping by now, or does with the next flush
-    tokio::time::advance(ANSWER_TIMEOUT).await;
+    tokio::time::advance(PING_ANSWER_TIMEOUT).await;
     core.change(|core| core.wants_ping = true);
     assert!(theirs.next().await.unwrap().unwrap().is_ping());
     theirs.send(Message::Pong(Bytes::copy_from_slice(&2u64.to_be_bytes()))).await.unwrap();
@@ -307,9 +307,9 @@ async fn a_wished_ping_goes_out_at_once_and_only_its_own_pong_proves_a_round_tri
 async fn an_impatient_core_gives_up_after_one_unanswered_ping() {
     let (core, _theirs, task) = start().await;
     let before = tokio::time::Instant::now();
-    core.change(|core| (core.impatient, core.wants_ping) = (true, true));
+    core.change(|core| (core.short_timeout, core.wants_ping) = (true, true));
     assert!(matches!(task.await.unwrap(), Ended::Silent));
-    assert_eq!(before.elapsed(), ANSWER_TIMEOUT);
+    assert_eq!(before.elapsed(), PING_ANSWER_TIMEOUT);
 }
 
 #[tokio::test(start_paused = true)]
@@ -325,9 +325,9 @@ async fn a_busy_core_still_pings() {
 #[tokio::test(start_paused = true)]
 async fn a_full_socket_is_waited_for_and_not_the_clock() {
     let (core, mut theirs, _task) = start().await;
-    for impatient in [false, true] {
+    for short_timeout in [false, true] {
         core.change(|core| {
-            core.impatient = impatient;
+            core.short_timeout = short_timeout;
             core.outbox.extend((0..4).map(|_| Bytes::from(vec![1; 200_000])));
         });
         // a ping is due and finds no room; the peer is heard of
@@ -356,7 +356,7 @@ async fn many_wishes_are_one_ping_until_it_should_have_been_answered() {
     let mut pings = 0;
     for n in 0..10 {
         if n == 9 {
-            tokio::time::advance(ANSWER_TIMEOUT).await;
+            tokio::time::advance(PING_ANSWER_TIMEOUT).await;
             assert_eq!(pings, 1);
         }
         core.change(|core| {

@@ -33,13 +33,13 @@ impl Bounds {
     }
 
     /// The name of a bound that is zero, if there is one.
-    pub(super) fn zero(&self) -> Option<&'static str> {
+    pub(super) fn first_zero(&self) -> Option<&'static str> {
         let mut named = BOUNDS.iter().zip(self.0);
         named.find_map(|((name, _, _), bound)| (bound == Some(0)).then_some(*name))
     }
 
     /// `quota` with these bounds instead of its own.
-    pub fn over(&self, mut quota: Quota) -> Quota {
+    pub fn apply_to(&self, mut quota: Quota) -> Quota {
         for ((_, _, field), bound) in BOUNDS.iter().zip(self.0) {
             if let Some(bound) = bound {
                 *field(&mut quota) = bound;
@@ -95,12 +95,12 @@ mod tests {
         let text = "memory=1KiB connections=3 streams=none bytes_per_second=10MiB";
         let bounds = Bounds::parse(text).unwrap();
         assert_eq!(bounds.text(), text);
-        let quota = bounds.over(default);
+        let quota = bounds.apply_to(default);
         assert_eq!((quota.memory_bytes, quota.connections), (1024, 3));
         assert_eq!((quota.streams, quota.bytes_per_second), (Quota::NONE, 10 << 20));
-        assert_eq!(Bounds::parse("").unwrap().over(default), default);
+        assert_eq!(Bounds::parse("").unwrap().apply_to(default), default);
         assert_eq!(Bounds::of(default).text(), "memory=64MiB streams=7");
-        assert_eq!(Bounds::of(default).over(Quota::UNLIMITED), default);
+        assert_eq!(Bounds::of(default).apply_to(Quota::UNLIMITED), default);
     }
 
     #[test]

@@ -28,8 +28,8 @@ impl<Id: Ord> Default for ById<Id> {
 
 impl<Id: Ord + Display> ById<Id> {
     /// The quota of each id, over that of its kind.
-    pub fn over(&self, kind: Quota) -> BTreeMap<String, Quota> {
-        self.0.iter().map(|(id, bounds)| (id.to_string(), bounds.over(kind))).collect()
+    pub fn apply_to(&self, kind: Quota) -> BTreeMap<String, Quota> {
+        self.0.iter().map(|(id, bounds)| (id.to_string(), bounds.apply_to(kind))).collect()
     }
 }
 
@@ -82,7 +82,7 @@ mod tests {
         assert_eq!(all.text(), text);
         assert_eq!(Environments::parse(" ; ").unwrap(), Environments::default());
         let kind = Quota { memory_bytes: 7, connections: 9, ..Quota::UNLIMITED };
-        let quotas = all.over(kind);
+        let quotas = all.apply_to(kind);
         assert_eq!(quotas.keys().collect::<Vec<_>>(), ["a", "b-1", "c"]);
         assert_eq!(quotas["a"], Quota { streams: 5, memory_bytes: Quota::NONE, ..kind });
         assert_eq!(quotas["b-1"], Quota { connections: 2, ..kind });

@@ -36,7 +36,7 @@ pub type RelayArgs = SettingsArgs<Config>;
 settings! {
     /// What a relay needs to know.
     #[allow(rustdoc::bare_urls, reason = "the comments are help texts, too")]
-    pub struct Config, ranges::check, ranges::together;
+    pub struct Config, ranges::check_value, ranges::check_all;
 
     /// Address and port that clients reach; port 0 takes any free one.
     listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7700)), "listen", "IP:PORT", AtStart;
@@ -211,15 +211,15 @@ impl Config {
     /// What everybody may use.
     pub fn quotas(&self) -> Quotas {
         let default = Quotas::default();
-        let environment = self.quota_environment.over(default.environment);
-        let token = self.quota_token.over(default.token);
+        let environment = self.quota_environment.apply_to(default.environment);
+        let token = self.quota_token.apply_to(default.token);
         Quotas {
-            node: self.quota_node.over(default.node),
+            node: self.quota_node.apply_to(default.node),
             environment,
             token,
-            connection: self.quota_connection.over(default.connection),
-            environments: self.quota_environments.over(environment),
-            tokens: self.quota_tokens.over(token),
+            connection: self.quota_connection.apply_to(default.connection),
+            environments: self.quota_environments.apply_to(environment),
+            tokens: self.quota_tokens.apply_to(token),
         }
     }
 }

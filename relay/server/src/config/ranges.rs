@@ -16,7 +16,7 @@ const _: () = assert!(limits::CONNECTIONS_PER_ENVIRONMENT <= CONNECTIONS_PER_ENV
 ///
 /// # Errors
 /// Why it cannot be so.
-pub(super) fn check(config: &Config, name: &str) -> Result<(), String> {
+pub(super) fn check_value(config: &Config, name: &str) -> Result<(), String> {
     match name {
         "connections_max" if config.connections_max == 0 => {
             Err("at least 1: with none nobody is served".to_owned())
@@ -46,8 +46,8 @@ pub(super) fn check(config: &Config, name: &str) -> Result<(), String> {
         "audit.rows" if config.audit_rows == 0 => {
             Err("at least 1 row is kept: a log that keeps none cannot be verified".to_owned())
         }
-        "audit.keep" => swept(config.audit_keep),
-        "history.keep" => swept(config.history_keep),
+        "audit.keep" => check_retention(config.audit_keep),
+        "history.keep" => check_retention(config.history_keep),
         "history.connections" => {
             let (max, wanted) = (CONNECTIONS_PER_ENVIRONMENT_MAX, config.history_connections);
             match wanted {
@@ -56,19 +56,19 @@ pub(super) fn check(config: &Config, name: &str) -> Result<(), String> {
                 _ => Ok(()),
             }
         }
-        "quota.node" => admitting(&config.quota_node),
-        "quota.environment" => admitting(&config.quota_environment),
-        "quota.token" => admitting(&config.quota_token),
-        "quota.connection" => admitting(&config.quota_connection),
+        "quota.node" => check_bounds(&config.quota_node),
+        "quota.environment" => check_bounds(&config.quota_environment),
+        "quota.token" => check_bounds(&config.quota_token),
+        "quota.connection" => check_bounds(&config.quota_connection),
         _ => Ok(()),
     }
 }
 
-/// Checks what settings say together, once all of them are read.
+/// Checks what settings say check_all, once all of them are read.
 ///
 /// # Errors
 /// The setting that is at fault, and why it cannot be so beside the other.
-pub(super) fn together(config: &Config) -> Result<(), (&'static str, String)> {
+pub(super) fn check_all(config: &Config) -> Result<(), (&'static str, String)> {
     let (announce, deadline) = (config.drain_announce, config.drain_deadline);
     if announce >= deadline {
         let [announce, deadline] = [announce, deadline].map(|span| span.text());
@@ -84,8 +84,8 @@ pub(super) fn together(config: &Config) -> Result<(), (&'static str, String)> {
 }
 
 /// What bounds everybody lets somebody in. Single ids may be shut out.
-fn admitting(bounds: &Bounds) -> Result<(), String> {
-    match bounds.zero() {
+fn check_bounds(bounds: &Bounds) -> Result<(), String> {
+    match bounds.first_zero() {
         Some(name) => Err(format!("{name}=0 would let nobody in; write at least 1, or none")),
         None => Ok(()),
     }
@@ -96,7 +96,7 @@ fn at_most(value: Duration, max: Duration, why: &str) -> Result<(), String> {
     if value > max { Err(format!("at most {text}: {why}")) } else { Ok(()) }
 }
 
-fn swept(keep: Duration) -> Result<(), String> {
+fn check_retention(keep: Duration) -> Result<(), String> {
     let least = limits::KEEP_MIN;
     let text = humantime::format_duration(least);
     match keep < least {

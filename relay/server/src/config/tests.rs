@@ -2,7 +2,7 @@
 
 use clap::{Args as _, Command, FromArgMatches as _};
 use rendez_program::settings::{
-    Change, ConfigError, Difference, Key, Layers, Settings as _, Source,
+    Change, ConfigError, Difference, Key, Layers, Origin, Override, Settings as _,
 };
 use tempfile::TempDir;
 
@@ -29,15 +29,15 @@ fn no_two_settings_share_a_variable() {
     assert_eq!(variables.len(), Config::KEYS.len());
 }
 
-/// A file `relay.toml` with this text, and settings given beside it.
+/// A file `relay.toml` with this text, and settings overrides beside it.
 struct Written {
     directory: TempDir,
-    given: Vec<(&'static Key, String, Source)>,
+    overrides: Vec<Override>,
 }
 
 impl Written {
     fn new(text: &str) -> Self {
-        let written = Self { directory: tempfile::tempdir().unwrap(), given: Vec::new() };
+        let written = Self { directory: tempfile::tempdir().unwrap(), overrides: Vec::new() };
         std::fs::write(written.path(), text).unwrap();
         written
     }
@@ -46,12 +46,12 @@ impl Written {
         self.directory.path().join("relay.toml")
     }
 
-    fn at(&self, line: usize) -> Source {
-        Source::File(self.path(), line)
+    fn at(&self, line: usize) -> Origin {
+        Origin::File(self.path(), line)
     }
 
     fn load(&self) -> Result<Loaded<Config>, ConfigError> {
-        Layers { file: Some(self.path()), given: self.given.clone() }.load()
+        Layers { file: Some(self.path()), overrides: self.overrides.clone() }.load()
     }
 }
 
@@ -65,22 +65,22 @@ fn refused(text: &str) -> String {
 #[test]
 fn flags_win_over_the_environment_and_that_over_the_file() {
     let key = |name| Config::find(name).unwrap();
-    let variable = Source::Environment("RENDEZ_LISTEN".into());
-    let flag = Source::Flag("connections-max".into());
+    let variable = Origin::Environment("RENDEZ_LISTEN".into());
+    let flag = Origin::Flag("connections-max".into());
     let text = "listen = \"127.0.0.1:1\"\nconnections_max = 1\n[admin]\non_public = false\n";
     let mut written = Written::new(text);
-    written.given = vec![
-        (key("listen"), "127.0.0.1:2".into(), variable.clone()),
-        (key("connections_max"), "3".into(), flag.clone()),
+    written.overrides = vec![
+        Override { key: key("listen"), text: "127.0.0.1:2".into(), origin: variable.clone() },
+        Override { key: key("connections_max"), text: "3".into(), origin: flag.clone() },
     ];
     let loaded = written.load().unwrap();
     assert_eq!(loaded.config.listen.port(), 2);
     assert_eq!(loaded.config.connections_max, 3);
     assert!(!loaded.config.admin_on_public);
-    assert_eq!(loaded.source("listen"), &variable);
-    assert_eq!(loaded.source("connections_max"), &flag);
-    assert_eq!(loaded.source("admin.on_public"), &written.at(4));
-    assert_eq!(loaded.source("state"), &Source::Default);
+    assert_eq!(loaded.origin("listen"), &variable);
+    assert_eq!(loaded.origin("connections_max"), &flag);
+    assert_eq!(loaded.origin("admin.on_public"), &written.at(4));
+    assert_eq!(loaded.origin("state"), &Origin::Default);
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn a_section_of_ids_is_one_setting() {
     let (one, other) = (quotas.tokens["0011223344556677"], quotas.tokens["0011223344556688"]);
     assert_eq!((one.streams, one.connections), (5, 4));
     assert_eq!(other, quotas.token);
-    assert_eq!(loaded.source("quota.tokens"), &written.at(3));
+    assert_eq!(loaded.origin("quota.tokens"), &written.at(3));
 
     let section = "[quota.environments]\na = \"streams=1\"\n";
     let cases = [
@@ -153,11 +153,11 @@ fn a_section_of_ids_is_one_setting() {
     }
     // by flag and variable it is one text, over all that the file says
     let mut written = Written::new(section);
-    written.given = vec![(
-        Config::find("quota.environments").unwrap(),
-        "b streams=2; c streams=3".into(),
-        Source::Flag("quota-environments".into()),
-    )];
+    written.overrides = vec![Override {
+        key: Config::find("quota.environments").unwrap(),
+        text: "b streams=2; c streams=3".into(),
+        origin: Origin::Flag("quota-environments".into()),
+    }];
     let loaded = written.load().unwrap();
     let ids: Vec<_> = loaded.config.quotas().environments.into_keys().collect();
     assert_eq!(ids, ["b", "c"]);
@@ -177,7 +177,7 @@ fn two_readings_are_compared_by_value() {
 
 #[test]
 fn a_file_that_is_missing_is_named() {
-    let layers = Layers { file: Some("/no/such/relay.toml".into()), given: Vec::new() };
+    let layers = Layers { file: Some("/no/such/relay.toml".into()), overrides: Vec::new() };
     assert!(layers.load::<Config>().unwrap_err().to_string().contains("/no/such/relay.toml"));
 }
 
@@ -209,8 +209,8 @@ fn flags_set_and_name_themselves() {
     let args = parse(&["--listen", "127.0.0.1:9", "--admin-listen", "off"]).unwrap();
     let loaded = args.load().unwrap();
     assert_eq!(loaded.config.listen.port(), 9);
-    assert_eq!(loaded.source("listen"), &Source::Flag("listen".into()));
-    assert_eq!(loaded.source("connections_max"), &Source::Default);
+    assert_eq!(loaded.origin("listen"), &Origin::Flag("listen".into()));
+    assert_eq!(loaded.origin("connections_max"), &Origin::Default);
 }
 
 /// But for the full stop.

@@ -92,7 +92,7 @@ impl End {
 impl From<&Ended> for End {
     fn from(ended: &Ended) -> Self {
         match ended {
-            Ended::ByPeer(_) | Ended::SentAway(_) => End::ByPeer,
+            Ended::ByPeer(_) | Ended::ReconnectWithin(_) => End::ByPeer,
             Ended::Silent => End::Silent,
             Ended::Lost(SocketError::TooBig) => End::TooBig,
             Ended::Lost(SocketError::Protocol(_)) => End::BrokenProtocol,

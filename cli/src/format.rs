@@ -8,14 +8,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const UNITS: [(char, u64); 4] = [('d', 86_400), ('h', 3600), ('m', 60), ('s', 1)];
 
 /// Reads a time such as `90s`, `12h`, `30d` or `1h30m`; `0` needs no unit.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = |error| format!("{error}; write it as 90s, 12h, 30d or 1h30m");
     humantime::parse_duration(text).map_err(wrong)
 }
 
 /// Reads a time in whole seconds.
-pub(crate) fn seconds(text: &str) -> Result<u64, String> {
-    let duration = duration(text)?;
+pub(crate) fn parse_seconds(text: &str) -> Result<u64, String> {
+    let duration = parse_duration(text)?;
     if duration.subsec_nanos() > 0 {
         return Err("must be whole seconds".to_owned());
     }
@@ -85,16 +85,16 @@ mod tests {
             ("30d", 2_592_000),
             ("2w", 1_209_600),
         ] {
-            assert_eq!(seconds(text), Ok(value), "{text}");
-            assert_eq!(duration(text), Ok(Duration::from_secs(value)), "{text}");
+            assert_eq!(parse_seconds(text), Ok(value), "{text}");
+            assert_eq!(parse_duration(text), Ok(Duration::from_secs(value)), "{text}");
         }
         for bad in ["", "5", "d", "1h30", "-5s", "5q", "99999999999999999999d", "9999999999999999w"]
         {
-            let error = seconds(bad).unwrap_err();
+            let error = parse_seconds(bad).unwrap_err();
             assert!(error.contains("1h30m"), "{bad:?}: {error}");
         }
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        assert!(seconds("250ms").unwrap_err().contains("whole"));
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
+        assert!(parse_seconds("250ms").unwrap_err().contains("whole"));
     }
 
     #[test]

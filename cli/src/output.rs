@@ -14,38 +14,38 @@ use serde::Serialize;
 use crate::exit::Exit;
 
 /// Prints a text and the end of its last line.
-pub(crate) fn out(text: impl Display) -> Result<(), Exit> {
-    lines([text])
+pub(crate) fn print(text: impl Display) -> Result<(), Exit> {
+    print_lines([text])
 }
 
 /// Prints lines.
-pub(crate) fn lines<T: Display>(lines: impl IntoIterator<Item = T>) -> Result<(), Exit> {
+pub(crate) fn print_lines<T: Display>(lines: impl IntoIterator<Item = T>) -> Result<(), Exit> {
     let mut out = BufWriter::new(stdout().lock());
     let mut lines = lines.into_iter();
     let written = lines.try_for_each(|line| writeln!(out, "{line}"));
-    written.and_then(|()| out.flush()).map_err(|error| unwritten(&error))
+    written.and_then(|()| out.flush()).map_err(|error| write_error(&error))
 }
 
 /// Prints a value as one line of JSON.
-pub(crate) fn json(value: &impl Serialize) -> Result<(), Exit> {
-    out(serde_json::to_string(value).map_err(Exit::software)?)
+pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Exit> {
+    print(serde_json::to_string(value).map_err(Exit::software)?)
 }
 
 /// Prints values as JSON, one per line.
-pub(crate) fn jsonl<T: Serialize>(values: &[T]) -> Result<(), Exit> {
+pub(crate) fn print_json_lines<T: Serialize>(values: &[T]) -> Result<(), Exit> {
     let texts: Result<Vec<_>, _> = values.iter().map(serde_json::to_string).collect();
-    lines(texts.map_err(Exit::software)?)
+    print_lines(texts.map_err(Exit::software)?)
 }
 
 /// Tells people something besides.
-pub(crate) fn tell(text: impl Display) {
+pub(crate) fn note(text: impl Display) {
     let _ = writeln!(stderr(), "{text}");
 }
 
 /// Why output is not written.
-pub(crate) fn unwritten(error: &std::io::Error) -> Exit {
+pub(crate) fn write_error(error: &std::io::Error) -> Exit {
     match error.kind() {
-        ErrorKind::BrokenPipe => Exit::unread(),
+        ErrorKind::BrokenPipe => Exit::broken_pipe(),
         _ => Exit::io(format!("cannot write the output: {error}")),
     }
 }

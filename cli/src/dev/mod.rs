@@ -1,5 +1,7 @@
 //! `rendez dev`: relay, registry and an executor in one process.
 
+mod context;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -15,9 +17,9 @@ use rendez_registry::Registry;
 use rendez_relay::{Config, Relay};
 use tokio_util::sync::CancellationToken;
 
-use crate::context::DevContext;
+pub(crate) use self::context::DevContext;
 use crate::exit::Exit;
-use crate::out::out;
+use crate::output::print;
 
 /// Keys, tokens and database live in a throw-away directory that goes away
 /// with the process.
@@ -39,7 +41,7 @@ pub(crate) struct DevArgs {
 /// Runs until interrupted.
 pub(crate) async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
     logging::start(args.log);
-    let cancel = signals::until_signal();
+    let cancel = signals::cancel_on_signal();
     let state = tempfile::Builder::new().prefix("rendez-dev-").tempdir().map_err(Exit::config)?;
     let relay = Relay::bind(Config {
         listen: args.listen,
@@ -83,7 +85,7 @@ pub(crate) async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
     let told = tokio::spawn(async move {
         match quit.run_until_cancelled(ready.cancelled()).await {
             // without a reader there is nobody to serve
-            Some(()) => out(greeting).inspect_err(|_| quit.cancel()),
+            Some(()) => print(greeting).inspect_err(|_| quit.cancel()),
             None => Ok(()),
         }
     });

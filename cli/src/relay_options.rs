@@ -4,24 +4,14 @@
 //! over a running `rendez dev`, which leaves its address and throw-away tokens
 //! in a file that only its user can read.
 
-use std::fs;
-use std::io::Write as _;
-use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
-
 use rendez_orchestrator::{Client, SecretString};
 use rendez_program::tls_args::TlsArgs;
 use rendez_program::token::TokenArgs;
 use rendez_registry_client::AdminClient;
-use serde::{Deserialize, Serialize};
 
+use crate::dev::DevContext;
 use crate::exit::Exit;
-use crate::out::tell;
-use crate::sys;
-
-/// How long a relay on this machine may take to be there.
-const ALIVE_WITHIN: Duration = Duration::from_secs(1);
+use crate::output::note;
 
 /// Options of every command that talks to a relay.
 #[derive(Debug, Clone, clap::Args)]
@@ -46,24 +36,13 @@ pub(crate) enum Purpose {
     Administer,
 }
 
-/// What `rendez dev` leaves for the other commands.
-#[derive(Serialize, Deserialize)]
-pub(crate) struct DevContext {
-    /// The relay's URL.
-    pub(crate) relay: String,
-    /// For reaching its executor.
-    pub(crate) orchestrator_token: String,
-    /// For administering it.
-    pub(crate) admin_token: String,
-}
-
 impl RelayOptions {
     /// An orchestrator at the relay and with the token that these options name.
     pub(crate) fn client(&self) -> Result<Client, Exit> {
         let (relay, token) = self.resolve(Purpose::Orchestrate)?;
         self.tls.configure().map_err(Exit::config)?;
         let client = Client::new(&relay, token)?;
-        if client.is_exposed() {
+        if client.sends_cleartext() {
             warn_of_exposure(&relay);
         }
         Ok(client)
@@ -80,7 +59,7 @@ impl RelayOptions {
         let (relay, token) = self.resolve(purpose)?;
         self.tls.configure().map_err(Exit::config)?;
         let client = AdminClient::new(&relay, token)?;
-        if client.is_exposed() {
+        if client.sends_cleartext() {
             warn_of_exposure(&relay);
         }
         Ok(client)
@@ -129,61 +108,5 @@ fn which_relay() -> Exit {
 }
 
 fn warn_of_exposure(relay: &str) {
-    tell(format_args!("rendez: warning: the token goes to {relay} without TLS"));
-}
-
-impl DevContext {
-    fn path() -> PathBuf {
-        sys::runtime_directory().join("dev.json")
-    }
-
-    /// Writes the context; the guard removes it.
-    pub(crate) fn publish(&self) -> std::io::Result<Published> {
-        let directory = sys::runtime_directory();
-        sys::make_private_directory(&directory)?;
-        let earlier = Self::load();
-        self.write(&directory)?;
-        Ok(Published { directory, relay: self.relay.clone(), earlier })
-    }
-
-    fn write(&self, directory: &Path) -> std::io::Result<()> {
-        let draft = directory.join(format!("dev.json.{}", std::process::id()));
-        let mut file = sys::create_private_file(&draft)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        fs::rename(&draft, Self::path())
-    }
-
-    /// Whether its relay is still there: it is on this machine.
-    fn is_alive(&self) -> bool {
-        let address = self.relay.strip_prefix("http://").and_then(|at| at.parse().ok());
-        address.is_some_and(|at| TcpStream::connect_timeout(&at, ALIVE_WITHIN).is_ok())
-    }
-
-    fn load() -> Option<Self> {
-        // Somebody else's file could send our commands to their relay.
-        if !sys::is_private_directory(&sys::runtime_directory()) {
-            return None;
-        }
-        serde_json::from_slice(&fs::read(Self::path()).ok()?).ok()
-    }
-}
-
-/// Removes the context when `rendez dev` ends, and brings back the one of an earlier
-/// `rendez dev` that still runs.
-pub(crate) struct Published {
-    directory: PathBuf,
-    relay: String,
-    earlier: Option<DevContext>,
-}
-
-impl Drop for Published {
-    fn drop(&mut self) {
-        // Unless a later `rendez dev` has put its own there.
-        if DevContext::load().is_some_and(|context| context.relay == self.relay) {
-            let earlier = self.earlier.take().filter(DevContext::is_alive);
-            if earlier.is_none_or(|earlier| earlier.write(&self.directory).is_err()) {
-                let _ = fs::remove_file(DevContext::path());
-            }
-        }
-    }
+    note(format_args!("rendez: warning: the token goes to {relay} without TLS"));
 }

@@ -4,8 +4,9 @@
 //! from anything else: signals are heard while output waits, and what is told
 //! meanwhile is written by other threads.
 
+mod stdin;
+
 use std::cell::Cell;
-use std::future::pending;
 use std::io::IsTerminal as _;
 use std::pin::pin;
 use std::process::ExitCode;
@@ -14,24 +15,20 @@ use std::time::Duration;
 use rendez_orchestrator::error::ProcessError;
 use rendez_orchestrator::{
     Command, ConnectionState, Control, Environment, EnvironmentId, Grace, Process, ProcessEvent,
-    STDIN_WRITE_MAX_BYTES, Stdin,
+    Stdin,
 };
-use rendez_program::signals::{Asked, Signals};
-use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use rendez_program::signals::{SignalListener, SignalRequest};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{sleep, timeout};
 
-use crate::context::RelayOptions;
+use self::stdin::feed_stdin;
 use crate::exit::Exit;
-use crate::out::{tell, unwritten};
-use crate::sys;
-
-/// Bytes of standard input that are read at once. A pipe is asked to hold as
-/// much: so many writes are under way on a long path, and no more.
-const STDIN_BYTES: usize = STDIN_WRITE_MAX_BYTES;
+use crate::output::{note, write_error};
+use crate::relay_options::RelayOptions;
 
 /// How long the end of a command is waited for that was told to end. Long enough
 /// for a busy executor on a long path; somebody waits for the prompt.
-const END_WITHIN: Duration = Duration::from_secs(5);
+const TERMINATE_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ExecArgs {
@@ -75,12 +72,12 @@ pub(crate) async fn run(args: ExecArgs) -> Result<ExitCode, Exit> {
     let client = args.relay.client()?.with_grace(args.grace);
     let executor = client.connect(&args.environment).await?;
     if std::io::stderr().is_terminal() {
-        tokio::spawn(tell_about_the_link(executor.connection_state()));
+        tokio::spawn(report_link_state(executor.connection_state()));
     }
-    let mut signals = Signals::listen().map_err(Exit::software)?;
+    let mut signals = SignalListener::listen().map_err(Exit::software)?;
     let mut process = spawn(&executor, command(&args), &mut signals).await?;
     let stdin = process.stdin.take();
-    let code = follow(process, stdin, signals).await;
+    let code = run_to_end(process, stdin, signals).await;
     executor.close().await;
     code
 }
@@ -90,10 +87,10 @@ pub(crate) async fn run(args: ExecArgs) -> Result<ExitCode, Exit> {
 async fn spawn(
     executor: &Environment,
     command: Command,
-    signals: &mut Signals,
+    signals: &mut SignalListener,
 ) -> Result<Process, Exit> {
     let mut spawning = pin!(executor.spawn(command));
-    let asked = match signals.or(&mut spawning).await {
+    let asked = match signals.run_until_signal(&mut spawning).await {
         Ok(spawned) => return Ok(spawned?),
         Err(asked) => asked,
     };
@@ -101,11 +98,11 @@ async fn spawn(
         let control = spawning.await?.control();
         control.terminate().await
     };
-    let ended = matches!(timeout(END_WITHIN, ending).await, Ok(Ok(_)));
+    let ended = matches!(timeout(TERMINATE_TIMEOUT, ending).await, Ok(Ok(_)));
     Err(match asked {
-        Asked::End(signal) if ended => Exit::ended_by(signal),
-        Asked::End(signal) => Exit::ended_alone_by(signal),
-        Asked::Interrupt => Exit::interrupted(),
+        SignalRequest::Terminate(signal) if ended => Exit::terminated_by(signal),
+        SignalRequest::Terminate(signal) => Exit::gave_up_after(signal),
+        SignalRequest::Interrupt => Exit::interrupted(),
     })
 }
 
@@ -127,21 +124,21 @@ fn command(args: &ExecArgs) -> Command {
 ///
 /// Whoever ends the process from here says in `verdict` what that comes to if it
 /// does end.
-async fn follow(
+async fn run_to_end(
     process: Process,
     stdin: Option<Stdin>,
-    signals: Signals,
+    signals: SignalListener,
 ) -> Result<ExitCode, Exit> {
     let control = process.control();
     let verdict = Cell::new(None);
     tokio::select! {
-        code = pass_on(process) => verdict.take().map_or(code, Err),
-        exit = interrupted(signals, control.clone(), &verdict) => Err(exit),
-        exit = not_fed(stdin, control, &verdict) => Err(exit),
+        code = copy_output(process) => verdict.take().map_or(code, Err),
+        exit = handle_signals(signals, control.clone(), &verdict) => Err(exit),
+        exit = feed_stdin(stdin, control, &verdict) => Err(exit),
     }
 }
 
-async fn pass_on(mut process: Process) -> Result<ExitCode, Exit> {
+async fn copy_output(mut process: Process) -> Result<ExitCode, Exit> {
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
     let (mut code, mut missed) = (0, false);
     loop {
@@ -162,7 +159,7 @@ async fn pass_on(mut process: Process) -> Result<ExitCode, Exit> {
             Ok(Some(ProcessEvent::Stderr(chunk))) => pass(&mut stderr, &chunk).await,
         };
         if let Err(error) = written {
-            return Err(unread(process, &error).await);
+            return Err(end_after_write_error(process, &error).await);
         }
     }
 }
@@ -173,12 +170,12 @@ async fn pass(sink: &mut (impl AsyncWrite + Unpin), chunk: &[u8]) -> std::io::Re
 }
 
 /// Nobody reads the output any more: ends the process, as a pipe would.
-async fn unread(process: Process, error: &std::io::Error) -> Exit {
+async fn end_after_write_error(process: Process, error: &std::io::Error) -> Exit {
     let control = process.control();
     // The answer comes behind output that has to go somewhere.
     drop(process);
-    match timeout(END_WITHIN, control.terminate()).await {
-        Ok(Ok(_)) => unwritten(error),
+    match timeout(TERMINATE_TIMEOUT, control.terminate()).await {
+        Ok(Ok(_)) => write_error(error),
         Ok(Err(_)) | Err(_) => Exit::io(format!(
             "cannot write the output ({error}), and cannot tell whether the command has ended"
         )),
@@ -187,9 +184,13 @@ async fn unread(process: Process, error: &std::io::Error) -> Exit {
 
 /// Passes Ctrl-C on, ends the process if somebody asks for that, and says when to
 /// wait no longer.
-async fn interrupted(mut signals: Signals, control: Control, verdict: &Cell<Option<Exit>>) -> Exit {
+async fn handle_signals(
+    mut signals: SignalListener,
+    control: Control,
+    verdict: &Cell<Option<Exit>>,
+) -> Exit {
     let mut asked = signals.recv().await;
-    if asked == Asked::Interrupt {
+    if asked == SignalRequest::Interrupt {
         let first = control.clone();
         // The answers may wait behind output, and the next Ctrl-C must not.
         tokio::spawn(async move { first.interrupt().await });
@@ -197,75 +198,33 @@ async fn interrupted(mut signals: Signals, control: Control, verdict: &Cell<Opti
     }
     tokio::spawn(async move { control.terminate().await });
     match asked {
-        Asked::Interrupt => {
-            let _ = timeout(END_WITHIN, signals.recv()).await;
+        SignalRequest::Interrupt => {
+            let _ = timeout(TERMINATE_TIMEOUT, signals.recv()).await;
             Exit::interrupted()
         }
-        Asked::End(signal) => {
-            verdict.set(Some(Exit::ended_by(signal)));
-            sleep(END_WITHIN).await;
-            Exit::ended_alone_by(signal)
+        SignalRequest::Terminate(signal) => {
+            verdict.set(Some(Exit::terminated_by(signal)));
+            sleep(TERMINATE_TIMEOUT).await;
+            Exit::gave_up_after(signal)
         }
     }
 }
 
-/// Passes standard input on. What cannot be read to its end is not an input that
-/// ended: the process would take a part of it for the whole, and is ended instead.
-async fn not_fed(stdin: Option<Stdin>, control: Control, verdict: &Cell<Option<Exit>>) -> Exit {
-    let Some(stdin) = stdin else { return pending().await };
-    let Ok(Err(error)) = tokio::spawn(forward_stdin(stdin)).await else { return pending().await };
-    tokio::spawn(async move { control.terminate().await });
-    let failed = format!("cannot read standard input: {error}");
-    verdict.set(Some(Exit::io(format!("{failed}; the command was ended"))));
-    sleep(END_WITHIN).await;
-    Exit::io(format!("{failed}; the command was told to end, whether it did is unknown"))
-}
-
-/// Until the input has ended, or the process takes no more.
-async fn forward_stdin(mut stdin: Stdin) -> std::io::Result<()> {
-    sys::enlarge_stdin_pipe(STDIN_BYTES);
-    let mut input = tokio::io::stdin();
-    let mut buffer = vec![0; STDIN_BYTES];
-    loop {
-        match input.read(&mut buffer).await {
-            Ok(0) => break,
-            Ok(read) => match stdin.write_all(&buffer[..read]).await {
-                Ok(()) => {}
-                // A process that stopped reading is no failure; its exit code
-                // counts. A lost connection is told by whoever reads output.
-                Err(ProcessError::StdinClosed | ProcessError::Lost) => return Ok(()),
-                Err(error) => {
-                    say(format!("rendez: standard input is not passed on any more: {error}")).await;
-                    return Ok(());
-                }
-            },
-            // One that is gone, or belongs to the programs in its foreground: there
-            // is nothing to be read that anybody typed.
-            Err(_) if std::io::stdin().is_terminal() => break,
-            Err(error) => return Err(error),
-        }
-    }
-    if let Err(ProcessError::Unsupported(_)) = stdin.close().await {
-        say("rendez: this stock executor cannot be told that standard input has ended; \
-             a command that waits for that goes on waiting (Ctrl-C interrupts it)")
-        .await;
-    }
-    Ok(())
-}
-
-async fn tell_about_the_link(mut link: tokio::sync::watch::Receiver<ConnectionState>) {
+async fn report_link_state(mut link: tokio::sync::watch::Receiver<ConnectionState>) {
     while link.changed().await.is_ok() {
         let state = *link.borrow_and_update();
         match state {
-            ConnectionState::Reconnecting => say("rendez: connection lost, resuming").await,
-            ConnectionState::Connected => say("rendez: resumed").await,
+            ConnectionState::Reconnecting => {
+                note_from_task("rendez: connection lost, resuming").await
+            }
+            ConnectionState::Connected => note_from_task("rendez: resumed").await,
             ConnectionState::Closed => return,
         }
     }
 }
 
 /// Tells people something while output may be under way to where nobody reads.
-async fn say(text: impl Into<String>) {
+async fn note_from_task(text: impl Into<String>) {
     let text = text.into();
-    let _ = tokio::task::spawn_blocking(move || tell(text)).await;
+    let _ = tokio::task::spawn_blocking(move || note(text)).await;
 }
