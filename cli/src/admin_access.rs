@@ -1,5 +1,5 @@
-//! A registry to administer: one that is asked over HTTP, or the state
-//! directory of a relay, which may run meanwhile.
+//! Access to the registry that a command administers: over HTTP, or through the
+//! state directory of a relay, which may be running.
 
 use std::path::{Path, PathBuf};
 
@@ -14,14 +14,14 @@ use crate::exit::Exit;
 use crate::output::note;
 use crate::relay_options::{Purpose, RelayOptions};
 
-/// Options of every command that administers a relay.
+/// The options of every command that administers a relay.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct AdminOptions {
     #[command(flatten)]
     relay: RelayOptions,
 
-    /// Work on this state directory of a relay instead of asking one; needs no
-    /// token, and the relay may run meanwhile
+    /// Use a relay's state directory on this machine instead of HTTP. Needs no
+    /// token; the relay may be running
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
 }
@@ -29,9 +29,9 @@ pub(crate) struct AdminOptions {
 /// Whether a state directory may be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StateDirectory {
-    /// It is made if it is missing.
+    /// It is created if it is missing.
     CreateIfMissing,
-    /// It must be there: a misspelt name must not make an empty one.
+    /// It must exist: a misspelt name must not create an empty one.
     Existing,
 }
 
@@ -52,7 +52,7 @@ impl AdminOptions {
         }
     }
 
-    /// How to reach the relay.
+    /// The options for connecting to the relay.
     pub(crate) fn relay(&self) -> &RelayOptions {
         &self.relay
     }
@@ -63,20 +63,20 @@ impl AdminOptions {
     }
 }
 
-/// Opens the registry in a relay's state directory. One that is there is never
-/// brought up to date: an older relay may be running on it.
+/// Opens the registry in a relay's state directory. An existing database is never
+/// migrated: an older relay may be running on it.
 async fn open_local(directory: &Path, state: StateDirectory) -> Result<Registry, Exit> {
     if state == StateDirectory::CreateIfMissing && !directory.join(DATABASE_FILE).exists() {
         let made = Registry::open(directory, Options::default()).await?;
-        // the name may be misspelt, and a relay elsewhere
-        note(format_args!("made a new database in {}", directory.display()));
+        // Print the path: it may be misspelt, and the relay's state elsewhere.
+        note(format_args!("created a new database in {}", directory.display()));
         return Ok(made);
     }
     Ok(Registry::attach(directory, Options::default()).await?)
 }
 
-/// What is told in place of "not found", which is the right answer to a wrong
-/// name and the wrong one to everything else.
+/// Replaces the error "not found" by that of `missing`: a name may be unknown,
+/// or the address may not serve the call.
 pub(crate) fn map_not_found(error: RegistryError, missing: fn(String) -> Exit) -> Exit {
     match error {
         RegistryError::NotFound(message) => missing(message),
@@ -84,9 +84,9 @@ pub(crate) fn map_not_found(error: RegistryError, missing: fn(String) -> Exit) -
     }
 }
 
-/// Every relay has tokens, if not for whoever asks at this address.
+/// The error for a call that this address does not serve.
 fn not_served(message: String) -> Exit {
-    Exit::usage(format!("{message}; ask that one, or use --state beside the relay"))
+    Exit::usage(format!("{message}; use that address, or --state on the relay's machine"))
 }
 
 impl AdminAccess {
@@ -125,7 +125,7 @@ impl AdminAccess {
         request: &RotateToken,
     ) -> Result<TokenCreated, Exit> {
         let Subject::Token(id) = subject else {
-            return Err(Exit::usage("only tokens of the relay itself can be rotated"));
+            return Err(Exit::usage("only the relay's own tokens can be rotated"));
         };
         match self {
             AdminAccess::Remote(client) => {
@@ -174,7 +174,7 @@ impl AdminAccess {
         registry.registrations().end(None, id).await?.map(drop).ok_or_else(unknown)
     }
 
-    /// The audit log's rows after number `after`, one page of them.
+    /// One page of the audit log: the rows after number `after`.
     pub(crate) async fn audit(&self, after: u64) -> Result<AuditPage, Exit> {
         match self {
             AdminAccess::Remote(client) => {

@@ -7,7 +7,7 @@ use rendez_program::{logging, signals};
 
 use crate::exit::Exit;
 
-/// Runs until a signal asks it to stop.
+/// Runs until SIGTERM or Ctrl-C.
 pub(crate) async fn run(args: AgentArgs) -> Result<ExitCode, Exit> {
     logging::start(args.log);
     args.run(signals::cancel_on_signal()).await?;

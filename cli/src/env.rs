@@ -1,4 +1,4 @@
-//! `rendez env`: look at environments, and revoke them.
+//! `rendez env`: list, show and revoke environments.
 
 use std::process::ExitCode;
 
@@ -13,10 +13,10 @@ use crate::format::{ago, bytes, now, span};
 use crate::output::{note, print, print_json, print_json_lines, print_lines};
 use crate::relay_options::{Purpose, RelayOptions};
 
-/// Look at environments, and revoke them.
+/// List, show and revoke environments.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum EnvCommand {
-    /// List the environments that the token may see
+    /// List the environments that the token covers
     #[command(visible_alias = "list")]
     Ls {
         #[command(flatten)]
@@ -26,8 +26,8 @@ pub(crate) enum EnvCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Show all that is known about one environment: whether its executor can
-    /// be reached, since when, and its last connections
+    /// Show one environment: whether its executor is connected, since when, and
+    /// its latest connections
     Show {
         #[command(flatten)]
         relay: RelayOptions,
@@ -36,7 +36,7 @@ pub(crate) enum EnvCommand {
         #[arg(value_name = "ENVIRONMENT")]
         environment: EnvironmentId,
 
-        /// Ping the executor first, so that what is shown was true just now
+        /// Ping the executor before the state is shown
         #[arg(long)]
         probe: bool,
 
@@ -44,12 +44,12 @@ pub(crate) enum EnvCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Revoke an environment: close all that is open in it, within 5 seconds
+    /// Revoke an environment: close its connections within 5 seconds
     ///
-    /// Its executor cannot come back: enrolled ones are revoked, and tokens
-    /// that were made until now cannot register in it. A new join token or a
-    /// new executor's token brings it back. Needs an admin token, or the
-    /// relay's state directory.
+    /// The executor cannot reconnect: enrolled executors are revoked, and
+    /// existing tokens cannot register in the environment any more. To use it
+    /// again, create a new join token or a new executor token. Needs an admin
+    /// token, or the relay's state directory.
     Revoke {
         #[command(flatten)]
         admin: AdminOptions,
@@ -58,8 +58,8 @@ pub(crate) enum EnvCommand {
         #[arg(value_name = "ENVIRONMENT")]
         environment: EnvironmentId,
 
-        /// Only end the current registration: the executor may come back with
-        /// the token or key that it has
+        /// Only end the current registration: the executor can register again
+        /// with its token or key
         #[arg(long)]
         registration_only: bool,
     },
@@ -98,7 +98,7 @@ async fn list(relay: &RelayOptions, json: bool) -> Result<(), Exit> {
         return print_json_lines(&environments);
     }
     if environments.is_empty() {
-        note("no executor has registered yet, or the token covers none of them");
+        note("no environments: no executor has registered yet, or the token covers none of them");
         return Ok(());
     }
     let width = environments.iter().map(|e| e.environment_id.as_str().len()).max().unwrap_or(0);
@@ -116,13 +116,13 @@ fn line(environment: &EnvironmentEntry, width: usize, now: u64) -> String {
     format!("{id:width$}  {state:9}  {since:9}  {}", profiles.join(","))
 }
 
-/// Some lines for people.
+/// Several lines for a terminal.
 fn describe(detail: &EnvironmentDetail, now: u64) -> String {
     let mut lines = Vec::new();
     let mut field = |name: &str, value: String| lines.push(format!("{name:14}{value}"));
     field("environment", detail.environment_id.to_string());
     let Some(entry) = &detail.entry else {
-        field("state", "never seen: no executor ever registered under this id".to_owned());
+        field("state", "never seen: no executor has registered under this id".to_owned());
         return lines.join("\n");
     };
     let since = entry.since_unix_secs.map_or_else(String::new, |since| ago(now, since));
@@ -130,7 +130,7 @@ fn describe(detail: &EnvironmentDetail, now: u64) -> String {
     if entry.state == EnvironmentState::Offline {
         let why = match (entry.away_because, entry.since_unix_secs) {
             (Some(why), _) => why.words(),
-            (None, Some(_)) => "it registered and has not connected since",
+            (None, Some(_)) => "it has registered, but not connected since",
             (None, None) => "not known yet",
         };
         field("because", why.to_owned());
@@ -166,13 +166,13 @@ fn state(state: EnvironmentState, since: &str) -> String {
         EnvironmentState::Offline if since.is_empty() => "offline".to_owned(),
         EnvironmentState::Offline => format!("offline for {since}"),
         EnvironmentState::Connected => format!("connected for {since}"),
-        EnvironmentState::Draining => format!("connected for {since}, and about to be moved away"),
+        EnvironmentState::Draining => format!("connected for {since}; its relay is draining"),
     }
 }
 
 fn verified(executor: &LiveExecutor) -> String {
     match executor.verified {
-        None => "not yet: no ping was answered so far".to_owned(),
+        None => "not yet: no ping has been answered".to_owned(),
         Some(round) => {
             let (whole, tenth) = (round.round_trip_us / 1000, round.round_trip_us % 1000 / 100);
             let age = span(round.age_ms / 1000);
@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_environment_without_a_registration_is_described() {
+    fn environment_without_registration_is_described() {
         let entry = |since_unix_secs, away_because| EnvironmentEntry {
             environment_id: "dev".parse().unwrap(),
             online: false,
@@ -232,7 +232,7 @@ mod tests {
         assert!(revoked.ends_with("known for     1m30s"), "{revoked}");
         let fresh = describe(Some(95), None);
         assert!(fresh.contains("state         offline for 5s\n"), "{fresh}");
-        assert!(fresh.contains("has not connected since\n"), "{fresh}");
+        assert!(fresh.contains("but not connected since\n"), "{fresh}");
         assert_eq!(line(&entry(None, None), 3, 100).trim_end(), "dev  offline");
     }
 }

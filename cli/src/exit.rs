@@ -1,8 +1,8 @@
-//! Exit codes and what is told on the way out.
+//! Exit codes and the final error message.
 //!
-//! A remote command's code is passed on. Our own failures use the numbers of
-//! sysexits.h, and say `rendez: ...` on standard error, so that people and
-//! scripts can tell the two apart.
+//! The exit code of a remote command is passed on. Failures of rendez itself use
+//! the numbers of sysexits.h and print `rendez: ...` on standard error, so that
+//! users and scripts can distinguish the two.
 
 use std::fmt::{self, Display};
 use std::io::{Write as _, stderr};
@@ -23,42 +23,42 @@ use rendez_registry_client::RegistryError;
 
 /// Shown below `--help`.
 pub(crate) const HELP: &str = "\
-Exit codes: that of the remote command, 128+N if signal N killed it, 126 if the executor
-cannot start it or has no such directory, 127 if it does not exist there. Of rendez
-itself, with a message on stderr:
-  64 wrong usage, or no such token   74 connection lost, outcome of the command unknown
-  65 the audit log is broken         75 relay cannot be reached or cannot serve now
-  68 unknown environment             76 the other side breaks the protocol
-  69 the executor is offline         77 token missing or refused, this is not allowed, or a
-  70 internal error                     limit is reached
-                                     78 configuration cannot be used
-  130 a second Ctrl-C, and the command did not end, or said nothing of it
-  129 SIGHUP, 143 SIGTERM: `rendez exec` was told to end, and has ended the command
-And without a message: 141 if nobody reads the output any more.";
+Exit codes: the code of the remote command; 128+N if signal N killed it; 126 if the executor
+cannot start it or the directory does not exist; 127 if the command does not exist. Codes of
+rendez itself, with a message on stderr:
+  64 wrong usage, or unknown token   74 connection lost, outcome of the command unknown
+  65 the audit log is broken         75 the relay is unreachable or unavailable
+  68 unknown environment             76 the other side violates the protocol
+  69 the executor is offline         77 token missing or refused, not allowed, or a limit
+  70 internal error                     is reached
+                                     78 the configuration cannot be used
+  130 a second Ctrl-C, and the end of the command was not confirmed
+  129 SIGHUP, 143 SIGTERM: `rendez exec` received the signal and terminated the command
+Without a message: 141 if standard output is closed.";
 
-/// The exit code of a program whose reader went away (128 + SIGPIPE).
+/// The exit code of a program whose output pipe was closed (128 + SIGPIPE).
 const BROKEN_PIPE: u8 = 141;
-/// The exit code of a program that a Ctrl-C ended (128 + SIGINT).
+/// The exit code of a program that Ctrl-C terminated (128 + SIGINT).
 const INTERRUPTED: u8 = 130;
 
-const GAVE_UP_WAITING: &str = "not waiting any longer; the command was told to end, whether it did is \
-                           unknown, and output may be missing";
+const GAVE_UP_WAITING: &str = "gave up waiting; the remote command was asked to terminate but may still be \
+                               running, and output may be missing";
 
-/// How long the last words may take: nobody may read standard error, and who
-/// waits for us is not to wait for that.
+/// How long writing the final message may take: standard error may be blocked, and
+/// the parent process waits for the exit code.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Prints what is wrong with the command line, or the help that was asked for.
+/// Prints an error of the command line, or the requested help.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     let _ = error.print();
     if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS }
 }
 
-/// A failure of ours.
+/// A failure of rendez itself: the exit code and the message.
 #[derive(Debug)]
 pub(crate) struct Exit {
     code: u8,
-    /// None: there is nobody to tell.
+    /// `None` if standard output is closed: that needs no message.
     message: Option<String>,
 }
 
@@ -72,32 +72,32 @@ impl Exit {
         Self::new(64, message)
     }
 
-    /// 65: what was read is not what it should be.
+    /// 65: the data that was read is invalid.
     pub(crate) fn data(message: impl Display) -> Self {
         Self::new(65, message)
     }
 
-    /// 68: no such environment.
+    /// 68: unknown environment.
     pub(crate) fn unknown_environment(message: impl Display) -> Self {
         Self::new(68, message)
     }
 
-    /// 70: our fault.
+    /// 70: an internal error.
     pub(crate) fn software(message: impl Display) -> Self {
         Self::new(70, message)
     }
 
-    /// 74: reading or writing here failed, or the connection was lost.
+    /// 74: local input or output failed, or the connection was lost.
     pub(crate) fn io(message: impl Display) -> Self {
         Self::new(74, message)
     }
 
-    /// 75: it did not work now; it may later.
+    /// 75: a temporary failure; another attempt may succeed.
     pub(crate) fn unavailable(message: impl Display) -> Self {
         Self::new(75, message)
     }
 
-    /// 76: the relay did not do what it should.
+    /// 76: the relay violated the protocol.
     pub(crate) fn protocol(message: impl Display) -> Self {
         Self::new(76, message)
     }
@@ -112,38 +112,39 @@ impl Exit {
         Self::new(78, message)
     }
 
-    /// 141: nobody reads the output any more, which needs no words.
+    /// 141: standard output is closed. No message is printed.
     pub(crate) fn broken_pipe() -> Self {
         Self { code: BROKEN_PIPE, message: None }
     }
 
-    /// 130: who waits does not want to wait longer.
+    /// 130: the user stopped waiting.
     pub(crate) fn interrupted() -> Self {
         Self::new(INTERRUPTED, GAVE_UP_WAITING)
     }
 
-    /// 128 and its number: a signal ended us, and we the command.
+    /// 128 plus the signal's number: the signal ended rendez, which terminated the
+    /// command.
     pub(crate) fn terminated_by(signal: u8) -> Self {
-        Self::new(128 + signal, format!("ended by {}; the command was ended, too", name(signal)))
+        Self::new(128 + signal, format!("received {}; the command was terminated", name(signal)))
     }
 
-    /// The same, of a command that may go on.
+    /// The same for a command that may still be running.
     pub(crate) fn gave_up_after(signal: u8) -> Self {
-        Self::new(128 + signal, format!("ended by {}; {GAVE_UP_WAITING}", name(signal)))
+        Self::new(128 + signal, format!("received {}; {GAVE_UP_WAITING}", name(signal)))
     }
 
-    /// Tells the user and gives the process its code.
+    /// Prints the message and returns the exit code of the process.
     pub(crate) fn report(self) -> ExitCode {
         let code = ExitCode::from(self.code);
         if self.message.is_some() {
-            let (telling, told) = mpsc::channel::<()>();
-            let tell = move || {
+            let (writing, written) = mpsc::channel::<()>();
+            let write = move || {
                 let _ = writeln!(stderr(), "rendez: {self}");
-                drop(telling);
+                drop(writing);
             };
-            if thread::Builder::new().spawn(tell).is_ok() {
-                // Nothing is sent: this waits for the end of `telling`.
-                let _ = told.recv_timeout(REPORT_TIMEOUT);
+            if thread::Builder::new().spawn(write).is_ok() {
+                // Nothing is sent: this waits until `writing` is dropped.
+                let _ = written.recv_timeout(REPORT_TIMEOUT);
             }
         }
         code
@@ -152,7 +153,7 @@ impl Exit {
 
 impl Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.message.as_deref().unwrap_or("nobody reads the output"))
+        f.write_str(self.message.as_deref().unwrap_or("standard output is closed"))
     }
 }
 
@@ -178,8 +179,7 @@ impl From<RegistryError> for Exit {
             RegistryError::Offline(_) => 69,
             RegistryError::Local(_) => 70,
             RegistryError::Unreachable { .. } | RegistryError::Unavailable(_) => 75,
-            // that something does not exist is what some commands expect; they
-            // look at it before this
+            // Commands for which "not found" means a wrong name map it before this.
             RegistryError::Malformed(_)
             | RegistryError::NotFound(_)
             | RegistryError::Refused(_) => 76,
@@ -293,9 +293,9 @@ mod tests {
         exit.into().code
     }
 
-    /// What a relay answers over HTTP and what its state directory says.
+    /// The codes over HTTP and over a state directory are equal.
     #[test]
-    fn the_same_failure_has_the_same_code() {
+    fn equal_failures_have_equal_codes() {
         let full = || StoreError::LimitReached { what: "tokens", max: 1 };
         assert_eq!(code(full()), 77);
         assert_eq!(code(CreateTokenError::Store(full())), 77);
@@ -309,19 +309,19 @@ mod tests {
         assert_eq!(code(CreateTokenError::NoUses), 64);
         assert_eq!(code(RotateError::Unknown), 64);
         assert_eq!(code(RegistryError::Invalid("m".to_owned())), 64);
-        // a call that an old relay does not have
+        // An old relay does not have the call.
         assert_eq!(code(RegistryError::NotFound("m".to_owned())), 76);
     }
 
     #[test]
-    fn an_executor_that_leaves_is_offline() {
+    fn departed_executor_is_offline() {
         assert_eq!(code(ConnectError::ExecutorLeft), 69);
         assert_eq!(code(ConnectError::ExecutorChanged), 69);
         assert_eq!(code(ConnectError::Timeout), 75);
     }
 
     #[test]
-    fn the_help_names_every_code() {
+    fn help_names_every_code() {
         let signals = [128 + HANGUP, INTERRUPTED, 128 + TERMINATE];
         for code in [64, 65, 68, 69, 70, 74, 75, 76, 77, 78, BROKEN_PIPE].into_iter().chain(signals)
         {

@@ -1,19 +1,19 @@
-//! Times and sizes as people write and read them: one grammar for all that is
-//! typed, that of the relay's settings, and one spelling for all that is shown.
+//! Durations and sizes for users: one grammar for input, that of the relay's
+//! settings, and one format for output.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Units of times that are shown, longest first, with their seconds. Weeks are
-/// harder to read than days.
+/// Units of durations in output, longest first, in seconds. Days are easier to read
+/// than weeks.
 const UNITS: [(char, u64); 4] = [('d', 86_400), ('h', 3600), ('m', 60), ('s', 1)];
 
-/// Reads a time such as `90s`, `12h`, `30d` or `1h30m`; `0` needs no unit.
+/// Parses a duration such as `90s`, `12h`, `30d` or `1h30m`; `0` needs no unit.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = |error| format!("{error}; write it as 90s, 12h, 30d or 1h30m");
     humantime::parse_duration(text).map_err(wrong)
 }
 
-/// Reads a time in whole seconds.
+/// Parses a duration of whole seconds.
 pub(crate) fn parse_seconds(text: &str) -> Result<u64, String> {
     let duration = parse_duration(text)?;
     if duration.subsec_nanos() > 0 {
@@ -22,7 +22,7 @@ pub(crate) fn parse_seconds(text: &str) -> Result<u64, String> {
     Ok(duration.as_secs())
 }
 
-/// A time in its two largest units, such as `29d23h`.
+/// A duration in its two largest units, such as `29d23h`.
 pub(crate) fn span(mut seconds: u64) -> String {
     if seconds == 0 {
         return "0s".to_owned();
@@ -43,18 +43,18 @@ pub(crate) fn span(mut seconds: u64) -> String {
     text
 }
 
-/// How long ago that was; nothing if clocks differ.
+/// The time from `then` until `now`; `0s` if the clocks differ.
 pub(crate) fn ago(now: u64, then: u64) -> String {
     span(now.saturating_sub(then))
 }
 
-/// A size with one digit behind the point.
+/// A size with one decimal digit.
 pub(crate) fn bytes(n: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     if n < 1024 {
         return format!("{n} B");
     }
-    // any number may come from a relay
+    // The number comes from a relay and may be anything.
     let mut tenths = u128::from(n) * 10 / 1024;
     let mut unit = 0;
     while tenths >= 10_240 && unit + 1 < UNITS.len() {
@@ -64,7 +64,7 @@ pub(crate) fn bytes(n: u64) -> String {
     format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
 }
 
-/// The time here, in seconds since 1970.
+/// The local time in seconds since 1970.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_have_units() {
+    fn durations_have_units() {
         for (text, value) in [
             ("0", 0),
             ("0s", 0),
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_have_two_units_at_most() {
+    fn durations_show_at_most_two_units() {
         for (value, text) in [
             (0, "0s"),
             (59, "59s"),
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_have_one_digit_behind_the_point() {
+    fn sizes_show_one_decimal_digit() {
         for (n, text) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB")] {
             assert_eq!(bytes(n), text);
         }

@@ -1,6 +1,6 @@
-//! `rendez`: the one binary that people install.
+//! `rendez`: the one binary that users install.
 //!
-//! Each command is a file, and a few lines over a library.
+//! Each command is one module, a few lines over a library.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -27,8 +27,8 @@ use rendez_relay::RelayArgs;
 
 use crate::exit::Exit;
 
-/// Reach machines behind NAT, end-to-end encrypted through a relay that cannot
-/// read along.
+/// Run commands on machines behind NAT, through a relay that cannot read the
+/// traffic.
 #[derive(Parser)]
 #[command(version, max_term_width = 100, after_help = exit::HELP)]
 struct Cli {
@@ -38,28 +38,30 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run relay, registry and an executor on this machine, to try things out
+    /// Try Rendez on this machine: run a relay and an executor in one process
     Dev(dev::DevArgs),
-    /// Run a relay: the registry and the rendezvous, on SQLite
+    /// Run a relay, which keeps its state in SQLite
     Relay(RelayArgs),
     Agent(AgentArgs),
     /// Run a command on an executor
     ///
-    /// Standard input, output, error and the exit code are the command's. Ctrl-C
-    /// interrupts it; a second one kills it and waits for its end, 5 seconds at
-    /// most; a third one waits no longer. SIGTERM and SIGHUP kill it at once, and
-    /// wait as long (a SIGHUP that is ignored, as under nohup, stays so). Of a
-    /// SIGKILL the executor learns nothing: it takes the connection for lost and
-    /// lets the command run on for 190 seconds, whatever --grace says.
+    /// Standard input, output, error and the exit code are those of the command.
+    ///
+    /// Ctrl-C interrupts the command. A second Ctrl-C kills it and waits at most 5
+    /// seconds for its end; a third one stops waiting. SIGTERM and SIGHUP kill it
+    /// at once and wait at most 5 seconds. Under nohup, SIGHUP is ignored.
+    ///
+    /// If rendez itself is killed (SIGKILL), the command keeps running for up to
+    /// 190 seconds, whatever --grace is.
     #[command(visible_alias = "x", after_help = exit::HELP)]
     Exec(exec::ExecArgs),
-    /// Look at environments, and revoke them
+    /// List, show and revoke environments
     #[command(subcommand)]
     Env(env::EnvCommand),
-    /// Administer a relay: its state, connections, audit log and backups
+    /// Administer a relay: status, connections, audit log and backups
     #[command(subcommand)]
     Admin(admin::AdminCommand),
-    /// Measure real round trips through a relay
+    /// Measure connection and round-trip times through a relay
     #[command(after_help = exit::HELP)]
     Probe(probe::ProbeArgs),
     /// Create, list, rotate and revoke access tokens
@@ -72,7 +74,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli.command,
         Err(error) => return exit::usage(&error),
     };
-    // A server uses all cores; a client is done sooner without more threads.
+    // Servers use all cores. Clients finish sooner without additional threads.
     let serves = matches!(command, Command::Dev(_) | Command::Relay(_) | Command::Agent(_));
     let runtime = if serves {
         tokio::runtime::Builder::new_multi_thread().enable_all().build()
@@ -82,11 +84,11 @@ fn main() -> ExitCode {
     let outcome = match runtime {
         Ok(runtime) => {
             let outcome = runtime.block_on(run(command));
-            // Do not wait for a thread that still reads standard input.
+            // A thread may still block on standard input: do not wait for it.
             runtime.shutdown_background();
             outcome
         }
-        Err(error) => Err(Exit::software(format!("no async runtime: {error}"))),
+        Err(error) => Err(Exit::software(format!("cannot start the async runtime: {error}"))),
     };
     match outcome {
         Ok(code) => code,

@@ -1,10 +1,10 @@
-//! All that is printed.
+//! Output to the terminal.
 //!
-//! What was asked for goes to standard output, through [`out`] and [`lines`]: a
-//! reader that goes away (`rendez env ls | head -1`) ends the command as it ends
-//! others, without a word and with the code of SIGPIPE. What people are told
-//! besides goes to standard error, through [`tell`], and nobody has to read it.
-//! `println!` and `eprintln!` would panic in both cases; a lint forbids them.
+//! Results go to standard output, through [`print()`] and [`print_lines`]: if the
+//! pipe is closed (`rendez env ls | head -1`), the command ends without a message
+//! and with the code of SIGPIPE, as other programs do. Notes go to standard error,
+//! through [`note`], which ignores failures. `println!` and `eprintln!` would panic
+//! in both cases; a lint forbids them.
 
 use std::fmt::Display;
 use std::io::{BufWriter, ErrorKind, Write, stderr, stdout};
@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::exit::Exit;
 
-/// Prints a text and the end of its last line.
+/// Prints a text and a line break.
 pub(crate) fn print(text: impl Display) -> Result<(), Exit> {
     print_lines([text])
 }
@@ -37,12 +37,12 @@ pub(crate) fn print_json_lines<T: Serialize>(values: &[T]) -> Result<(), Exit> {
     print_lines(texts.map_err(Exit::software)?)
 }
 
-/// Tells people something besides.
+/// Prints a note on standard error.
 pub(crate) fn note(text: impl Display) {
     let _ = writeln!(stderr(), "{text}");
 }
 
-/// Why output is not written.
+/// The exit for output that could not be written.
 pub(crate) fn write_error(error: &std::io::Error) -> Exit {
     match error.kind() {
         ErrorKind::BrokenPipe => Exit::broken_pipe(),

@@ -8,7 +8,7 @@ use rendez_relay::{Relay, RelayArgs, Traces, config, raise_descriptor_limit};
 use crate::exit::Exit;
 use crate::output::print;
 
-/// Runs until a signal asks it to stop.
+/// Runs until SIGTERM or Ctrl-C.
 pub(crate) async fn run(args: RelayArgs) -> Result<ExitCode, Exit> {
     let print_config = args.print_config;
     let settings = args.load().map_err(Exit::config)?;

@@ -1,7 +1,7 @@
-//! Which relay, and with which token.
+//! The relay and the token that a command uses.
 //!
-//! Flags win over the environment (`RENDEZ_RELAY`, `RENDEZ_TOKEN`), and that
-//! over a running `rendez dev`, which leaves its address and throw-away tokens
+//! Precedence: flags, then the environment (`RENDEZ_RELAY`, `RENDEZ_TOKEN`),
+//! then a running `rendez dev`, which leaves its address and temporary tokens
 //! in a file that only its user can read.
 
 use rendez_orchestrator::{Client, SecretString};
@@ -13,10 +13,10 @@ use crate::dev::DevContext;
 use crate::exit::Exit;
 use crate::output::note;
 
-/// Options of every command that talks to a relay.
+/// The options of every command that connects to a relay.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct RelayOptions {
-    /// The relay's URL. Default: the one of a `rendez dev` that runs here
+    /// The relay's URL [default: the running `rendez dev` of this user]
     #[arg(long, env = "RENDEZ_RELAY", value_name = "URL")]
     relay: Option<String>,
 
@@ -27,7 +27,7 @@ pub(crate) struct RelayOptions {
     tls: TlsArgs,
 }
 
-/// What a token is wanted for.
+/// The use of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// To reach executors.
@@ -74,7 +74,7 @@ impl RelayOptions {
     /// The relay's URL.
     pub(crate) fn url(&self) -> Result<String, Exit> {
         let dev = || DevContext::load().map(|dev| dev.relay);
-        self.relay.clone().or_else(dev).ok_or_else(which_relay)
+        self.relay.clone().or_else(dev).ok_or_else(no_relay)
     }
 
     /// The same options for the relay at `url`.
@@ -87,11 +87,11 @@ impl RelayOptions {
         match (&self.relay, given) {
             (Some(relay), Some(token)) => Ok((relay.clone(), token)),
             (Some(_), None) => Err(Exit::no_token(
-                "no token; set RENDEZ_TOKEN or --token-file (see `rendez token create --help`)",
+                "no token: set RENDEZ_TOKEN or --token-file (see `rendez token create --help`)",
             )),
             (None, given) => {
                 let Some(dev) = DevContext::load() else {
-                    return Err(which_relay());
+                    return Err(no_relay());
                 };
                 let own = match purpose {
                     Purpose::Orchestrate => dev.orchestrator_token,
@@ -103,10 +103,10 @@ impl RelayOptions {
     }
 }
 
-fn which_relay() -> Exit {
-    Exit::usage("which relay? Set RENDEZ_RELAY and RENDEZ_TOKEN, or start `rendez dev`")
+fn no_relay() -> Exit {
+    Exit::usage("no relay is given: set RENDEZ_RELAY and RENDEZ_TOKEN, or start `rendez dev`")
 }
 
 fn warn_of_exposure(relay: &str) {
-    note(format_args!("rendez: warning: the token goes to {relay} without TLS"));
+    note(format_args!("rendez: warning: the token is sent to {relay} over plain HTTP"));
 }

@@ -21,7 +21,7 @@ pub(crate) fn make_private_directory(path: &Path) -> io::Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ if !is_private_directory(path) => {
-            let message = format!("{} is not yours alone", path.display());
+            let message = format!("{} is not private: other users can use it", path.display());
             Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
         }
         _ => Ok(()),

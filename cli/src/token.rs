@@ -13,7 +13,7 @@ use crate::output::{note, print, print_json_lines, print_lines};
 /// Create, list, rotate and revoke access tokens.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum TokenCommand {
-    /// Create a token and print it, this once
+    /// Create a token and print it. It cannot be printed again
     Create(CreateArgs),
     /// List tokens and enrolled executors, without their secrets
     #[command(visible_alias = "list")]
@@ -25,32 +25,32 @@ pub(crate) enum TokenCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Give a token a new secret and print it, this once
+    /// Give a token a new secret and print it. It cannot be printed again
     ///
-    /// It stays the same token: its role, bounds and open connections are as
-    /// before. The old secret works beside the new one for a while.
+    /// The token keeps its id, role, restrictions and open connections. The old
+    /// secret stays valid for the time of --overlap.
     Rotate {
         #[command(flatten)]
         admin: AdminOptions,
 
-        /// The id, as `rendez token ls` shows it
+        /// The token's id, as shown by `rendez token ls`
         id: Subject,
 
-        /// How long the old secret works on, such as 10m or 12h; 0 ends it at
-        /// once
+        /// How long the old secret stays valid, such as 10m or 12h; 0 ends it
+        /// immediately
         #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_seconds)]
         overlap: u64,
     },
-    /// Revoke a token, an enrolled executor or a foreign subject
+    /// Revoke a token, an enrolled executor or a subject of another issuer
     ///
-    /// It can do nothing from then on, and what it has open is closed within 5
+    /// It is refused from then on, and its connections are closed within 5
     /// seconds. This cannot be undone.
     Revoke {
         #[command(flatten)]
         admin: AdminOptions,
 
-        /// The id, as `rendez token ls` shows it, or a foreign subject
-        /// (jwt_...) as the relay's log shows it
+        /// The id, as shown by `rendez token ls`, or a subject of another
+        /// issuer (jwt_...), as shown in the relay's log
         id: Subject,
     },
 }
@@ -61,44 +61,44 @@ pub(crate) struct CreateArgs {
     #[command(flatten)]
     admin: AdminOptions,
 
-    /// What the token is for
+    /// The role of the token
     #[arg(long, value_enum)]
     role: RoleName,
 
-    /// The environments that it covers: an id, or a pattern such as 'ci-*'
+    /// The environments that the token covers: an id, or a pattern such as 'ci-*'
     #[arg(long, default_value = "*", value_name = "PATTERN")]
     environments: String,
 
-    /// A note for people
+    /// A label, shown by `rendez token ls`
     #[arg(long, default_value = "", value_name = "TEXT")]
     label: String,
 
-    /// When it ends, such as 90s, 12h, 30d or 1h30m [default: never]
+    /// Lifetime of the token, such as 90s, 12h, 30d or 1h30m [default: unlimited]
     #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
     expires_in: Option<u64>,
 
-    /// A network that it may be used from, such as 10.0.0.0/8 or 192.0.2.7;
-    /// may be repeated [default: anywhere]
+    /// A network from which the token is accepted, such as 10.0.0.0/8 or
+    /// 192.0.2.7; may be repeated [default: every network]
     #[arg(long = "source", value_name = "CIDR")]
     sources: Vec<String>,
 
-    /// How often it may be used: a use is a registration (executor), a
-    /// connection to an environment (orchestrator) or an enrolment (join)
-    /// [default: 1 for join, else without a bound]
+    /// Number of uses: of registrations (executor), of connections to an
+    /// environment (orchestrator) or of enrolments (join) [default: 1 for join,
+    /// else unlimited]
     #[arg(long, value_name = "N")]
     max_uses: Option<u32>,
 }
 
-/// What a token is for.
+/// The role of a token.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum RoleName {
-    /// To register executors
+    /// Registers executors
     Executor,
-    /// To reach executors
+    /// Connects to executors
     Orchestrator,
-    /// To administer the relay
+    /// Administers the relay
     Admin,
-    /// To enrol an executor, which has a key of its own from then on
+    /// Enrols an executor, which uses its own key from then on
     Join,
 }
 
@@ -134,8 +134,8 @@ pub(crate) async fn run(command: TokenCommand) -> Result<ExitCode, Exit> {
             let request = RotateToken { overlap_secs: overlap };
             let rotated = admin.rotate_token(&id, &request).await?;
             match overlap {
-                0 => note(format_args!("the old secret of {id} has ended")),
-                _ => note(format_args!("the old secret of {id} works for {} more", span(overlap))),
+                0 => note(format_args!("the old secret of {id} is no longer valid")),
+                _ => note(format_args!("the old secret of {id} stays valid for {}", span(overlap))),
             }
             print(rotated.token.expose())?;
         }
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_a_line_with_all_that_bounds_it() {
+    fn token_row_shows_its_restrictions() {
         let bounded = TokenEntry {
             role: Role::Join,
             expires_at_unix_secs: Some(1000 + 90_000),
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_is_what_stops_it_first() {
+    fn state_names_the_first_reason_for_refusal() {
         let used = TokenEntry { max_uses: Some(1), uses: Some(1), ..entry() };
         let expired = TokenEntry { expires_at_unix_secs: Some(10), ..used.clone() };
         let revoked = TokenEntry { revoked_at_unix_secs: Some(5), ..expired.clone() };

@@ -1,4 +1,4 @@
-//! `rendez` as operators run it: on a relay's state directory, and over HTTP.
+//! `rendez` as operators use it: on a relay's state directory, and over HTTP.
 #![allow(clippy::unwrap_used, reason = "all of it is a test")]
 
 use std::fs;
@@ -12,8 +12,8 @@ use rendez_relay::{Config, Relay};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-/// A token that nobody has.
-const NOBODY: &str = "0011223344556677";
+/// The id of a token that does not exist.
+const UNKNOWN_TOKEN: &str = "0011223344556677";
 
 /// The program in an environment that holds nothing of the tester's: no
 /// variables, and no `rendez dev` to be found.
@@ -33,7 +33,7 @@ fn code(output: &Output) -> i32 {
     output.status.code().unwrap_or_else(|| panic!("a signal ended it: {output:?}"))
 }
 
-/// What it prints, if it succeeds.
+/// The standard output of a command that must succeed.
 fn printed(mut command: Command) -> String {
     let output = command.output().unwrap();
     assert_eq!(code(&output), 0, "{output:?}");
@@ -44,7 +44,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A relay in this process, and an admin's token.
+/// A relay in this process, and an admin token.
 struct World {
     state: TempDir,
     url: String,
@@ -70,14 +70,14 @@ impl World {
         Self { state, url, token, _stop: stop.drop_guard() }
     }
 
-    /// A command that asks the relay.
+    /// A command that uses the relay over HTTP.
     fn asks(&self, args: &[&str]) -> Command {
         let mut command = rendez(args);
         command.env("RENDEZ_RELAY", &self.url).env("RENDEZ_TOKEN", &self.token);
         command
     }
 
-    /// The rows of the audit log that begin so, written out.
+    /// The number of audit rows whose text begins with `what`.
     fn noted(&self, what: &str) -> usize {
         let log = printed(with_state(&["admin", "audit", "export"], self.state.path()));
         let rows = log.lines().map(|line| serde_json::from_str::<AuditRow>(line).unwrap());
@@ -85,7 +85,7 @@ impl World {
             .count()
     }
 
-    /// Tokens that still are good for something, besides the admin's.
+    /// The number of valid tokens besides the admin token.
     fn active(&self) -> usize {
         let tokens = printed(with_state(&["token", "ls", "--json"], self.state.path()));
         let tokens = tokens.lines().map(|line| serde_json::from_str::<TokenEntry>(line).unwrap());
@@ -95,15 +95,15 @@ impl World {
     }
 }
 
-/// Standard output or error of which the other end is closed.
-fn nobody_reads() -> Stdio {
+/// A pipe whose reading end is closed.
+fn closed_pipe() -> Stdio {
     let (reader, writer) = pipe().unwrap();
     drop(reader);
     writer.into()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_goes_away_ends_a_command_without_a_word() {
+async fn closed_output_ends_a_command_silently() {
     let world = World::start().await;
     let state = world.state.path();
     let runtime = tempfile::tempdir().unwrap();
@@ -120,47 +120,47 @@ async fn a_reader_that_goes_away_ends_a_command_without_a_word() {
         world.asks(&["env", "show", "box"]),
         world.asks(&["env", "show", "box", "--json"]),
         world.asks(&["probe", "--connects", "1", "--count", "1"]),
-        // it has registered an environment, so that there is one to list
+        // The probe has registered an environment, so that there is one to list.
         world.asks(&["env", "ls"]),
         world.asks(&["env", "ls", "--json"]),
         dev,
     ] {
-        let output = command.stdout(nobody_reads()).output().unwrap();
+        let output = command.stdout(closed_pipe()).output().unwrap();
         assert_eq!((code(&output), said(&output)), (141, String::new()), "{command:?}");
     }
-    // these say something on standard error first
+    // These print a note on standard error first.
     for mut command in [
         with_state(&["token", "create", "--role", "executor"], state),
         with_state(&["admin", "audit", "verify"], state),
     ] {
-        let output = command.stdout(nobody_reads()).output().unwrap();
+        let output = command.stdout(closed_pipe()).output().unwrap();
         assert_eq!(code(&output), 141, "{output:?}");
         assert!(!said(&output).contains("panic"), "{output:?}");
     }
 }
 
 #[test]
-fn what_is_told_besides_needs_no_reader() {
+fn notes_need_no_reader() {
     let state = tempfile::tempdir().unwrap();
     let create = ["token", "create", "--role", "executor"];
-    let output = with_state(&create, state.path()).stderr(nobody_reads()).output().unwrap();
+    let output = with_state(&create, state.path()).stderr(closed_pipe()).output().unwrap();
     assert_eq!(code(&output), 0);
     assert!(output.stdout.starts_with(b"rdz_e_"));
-    let revoke = ["token", "revoke", NOBODY];
-    let output = with_state(&revoke, state.path()).stderr(nobody_reads()).output().unwrap();
+    let revoke = ["token", "revoke", UNKNOWN_TOKEN];
+    let output = with_state(&revoke, state.path()).stderr(closed_pipe()).output().unwrap();
     assert_eq!(code(&output), 64);
 }
 
 #[test]
-fn a_misspelt_state_directory_is_refused_and_not_made() {
+fn misspelt_state_directory_is_not_created() {
     let home = tempfile::tempdir().unwrap();
     let misspelt = home.path().join("relya");
     let empty = home.path().join("empty");
     fs::create_dir(&empty).unwrap();
     for args in [
         &["token", "ls"][..],
-        &["token", "revoke", NOBODY],
-        &["token", "rotate", NOBODY],
+        &["token", "revoke", UNKNOWN_TOKEN],
+        &["token", "rotate", UNKNOWN_TOKEN],
         &["env", "revoke", "box"],
         &["admin", "env", "revoke", "box", "--registration-only"],
         &["admin", "audit", "verify"],
@@ -175,17 +175,17 @@ fn a_misspelt_state_directory_is_refused_and_not_made() {
     }
     assert!(!misspelt.exists());
     assert_eq!(fs::read_dir(&empty).unwrap().count(), 0);
-    // the first token is made before the relay's first start
+    // The first token is created before the relay's first start.
     let create = ["token", "create", "--role", "admin"];
     assert!(printed(with_state(&create, &misspelt)).starts_with("rdz_a_"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_mistake_has_the_same_code_here_and_over_http() {
+async fn local_and_remote_errors_have_equal_codes() {
     let world = World::start().await;
     for (args, expected) in [
-        (&["token", "revoke", NOBODY][..], 64),
-        (&["token", "rotate", NOBODY], 64),
+        (&["token", "revoke", UNKNOWN_TOKEN][..], 64),
+        (&["token", "rotate", UNKNOWN_TOKEN], 64),
         (&["token", "create", "--role", "executor", "--environments", "a b"], 64),
         (&["token", "create", "--role", "executor", "--source", "here"], 64),
         (&["token", "create", "--role", "admin", "--max-uses", "3"], 64),
@@ -200,23 +200,23 @@ async fn the_same_mistake_has_the_same_code_here_and_over_http() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_probe_revokes_what_it_made_and_the_audit_log_says_so() {
+async fn probe_revokes_its_tokens_and_is_audited() {
     let world = World::start().await;
     let probe = ["probe", &world.url, "--json", "--connects", "1", "--count", "1"];
     printed(with_state(&probe, world.state.path()));
     assert_eq!((world.active(), world.noted("token_revoked")), (0, 2));
-    // the tokens are made before it turns out that this is no relay
+    // The tokens are created before the URL turns out to be wrong.
     let output = with_state(&["probe", "http://"], world.state.path()).output().unwrap();
     assert_eq!(code(&output), 64, "{output:?}");
     assert_eq!((world.active(), world.noted("token_revoked")), (0, 4));
 }
 
 #[test]
-fn what_a_probe_may_take_is_bounded_with_a_reason() {
+fn limits_of_a_probe_are_explained() {
     for (args, reason) in [
         (&["--timeout", "1000y"][..], "24h"),
         (&["--timeout", "99999999999999999y"], "30d"),
-        (&["--connects", "10000", "--count", "1000000"], "1000000 at most"),
+        (&["--connects", "10000", "--count", "1000000"], "at most 1000000"),
     ] {
         let output = rendez(&[&["probe", "box"], args].concat()).output().unwrap();
         assert_eq!(code(&output), 64, "{output:?}");
@@ -225,7 +225,7 @@ fn what_a_probe_may_take_is_bounded_with_a_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_can_be_written_beside_where_one_stands() {
+async fn backup_path_may_be_relative() {
     let world = World::start().await;
     let here = tempfile::tempdir().unwrap();
     let mut backup = with_state(&["admin", "backup", "copy.sqlite"], world.state.path());

@@ -8,27 +8,27 @@ use crate::admin_access::{AdminOptions, StateDirectory};
 use crate::exit::Exit;
 use crate::output::{note, print, print_json_lines};
 
-/// How often a check begins anew because rows that it had not reached were
-/// removed as too old meanwhile. A relay does that once an hour.
-const BEGINNINGS: u32 = 5;
+/// How often verification starts again after the relay removed old rows that it
+/// had not read yet. A relay removes rows once an hour.
+const ATTEMPTS_MAX: u32 = 5;
 
 /// Check or export the audit log.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum AuditCommand {
     /// Check that no row was changed, removed or inserted, and print the end of
-    /// the log, to be noted elsewhere. Exits with 65 if the log is broken
+    /// the log, so that you can store it elsewhere. Exits with 65 on a finding
     Verify {
         #[command(flatten)]
         source: AdminOptions,
-        /// An end that was noted before: it must still be part of the log
+        /// An end that was printed before: the log must still contain it
         #[arg(long, value_name = "SEQ:HASH")]
         head: Option<Head>,
     },
-    /// Print the rows as JSON, one per line
+    /// Print the rows as JSON, one object per line
     Export {
         #[command(flatten)]
         source: AdminOptions,
-        /// Begin after this row
+        /// Start after this row
         #[arg(long, value_name = "SEQ", default_value_t = 0)]
         after: u64,
     },
@@ -41,12 +41,12 @@ pub(super) async fn run(command: AuditCommand) -> Result<ExitCode, Exit> {
             let admin = source.open(StateDirectory::Existing).await?;
             let intact = verify(async |after| admin.audit(after).await, head).await?;
             note(format_args!(
-                "{} rows are intact, the first is number {}",
+                "{} rows are intact; the first one is number {}",
                 intact.rows, intact.first
             ));
             if intact.lost > 0 {
                 note(format_args!(
-                    "{} events were lost when they came too fast, as the log itself says",
+                    "{} events were lost because they came too fast; the log records this",
                     intact.lost
                 ));
             }
@@ -60,14 +60,14 @@ pub(super) async fn run(command: AuditCommand) -> Result<ExitCode, Exit> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Checks the whole log. A relay may remove old rows while it is read: what is
-/// missing in the middle and, a moment later, at the beginning as well, was not
-/// taken out by somebody. That the beginning may be missing, a checkpoint says.
+/// Verifies the whole log. A relay may remove old rows meanwhile: if rows are
+/// missing in the middle, and a moment later everything before them is missing as
+/// well, the relay removed them, and a checkpoint vouches for it.
 async fn verify(
     page: impl AsyncFn(u64) -> Result<AuditPage, Exit>,
     head: Option<Head>,
 ) -> Result<Intact, Exit> {
-    for _ in 0..BEGINNINGS {
+    for _ in 0..ATTEMPTS_MAX {
         let broken = match chain(&page, head).await? {
             Ok(intact) => return Ok(intact),
             Err(broken) => broken,
@@ -78,7 +78,7 @@ async fn verify(
             return Err(Exit::data(broken));
         }
     }
-    Err(Exit::unavailable("old rows are removed faster than they can be checked; try again"))
+    Err(Exit::unavailable("the relay removes old rows faster than they can be verified; try again"))
 }
 
 async fn chain(
@@ -99,7 +99,7 @@ async fn chain(
     }
 }
 
-/// Gives all rows after number `after` to `each`, page by page.
+/// Passes all rows after number `after` to `each`, page by page.
 async fn pages(
     page: &impl AsyncFn(u64) -> Result<AuditPage, Exit>,
     after: u64,
@@ -109,7 +109,7 @@ async fn pages(
     while let Some(after) = next {
         let AuditPage { rows, next: behind } = page(after).await?;
         each(&rows)?;
-        // a page that does not go on would be asked for again and again
+        // A page that does not advance would be requested for ever.
         next = behind.filter(|behind| *behind > after);
     }
     Ok(())
@@ -136,7 +136,7 @@ mod tests {
         log
     }
 
-    /// As a relay does it: a checkpoint vouches for what goes.
+    /// Removes rows as a relay does, with a checkpoint that vouches for them.
     fn prune(log: &mut Vec<AuditRow>, through: u64) {
         let last = log.iter().find(|row| row.seq == through).unwrap();
         let (what, count) = (Some(last.hash.to_string()), Some(through));
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn rows_that_are_removed_while_it_reads_are_no_alarm() {
+    async fn rows_pruned_while_reading_are_accepted() {
         let (rows, pruned) = (RefCell::new(log(20)), Cell::new(false));
         let reading = async |after| {
             if after > 0 && !pruned.replace(true) {
@@ -164,19 +164,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn rows_that_somebody_took_out_are_one() {
+    async fn missing_rows_are_reported() {
         let mut rows = log(20);
         rows.retain(|row| row.seq != 7);
         let broken = verify(async |after| Ok(page(&rows, after)), None).await.unwrap_err();
         assert!(broken.to_string().contains("rows 7 to 7 are missing"), "{broken}");
-        // also behind rows that were removed in good order
+        // They are also reported behind rows that the relay removed.
         prune(&mut rows, 5);
         let broken = verify(async |after| Ok(page(&rows, after)), None).await.unwrap_err();
         assert!(broken.to_string().contains("rows 7 to 7 are missing"), "{broken}");
     }
 
     #[tokio::test]
-    async fn a_log_that_is_removed_for_ever_is_not_read_for_ever() {
+    async fn constant_pruning_ends_the_verification() {
         let rows = RefCell::new(log(4));
         let reading = async |after| {
             let mut rows = rows.borrow_mut();

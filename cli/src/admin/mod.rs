@@ -1,4 +1,4 @@
-//! `rendez admin`: what operators do with a relay.
+//! `rendez admin`: the commands for operators of a relay.
 
 mod audit;
 
@@ -20,7 +20,7 @@ use crate::relay_options::{Purpose, RelayOptions};
 /// Administer a relay.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum AdminCommand {
-    /// Show the relay as a whole: what is connected, and its audit log's end
+    /// Show the relay's status: version, connections and the end of the audit log
     Status {
         #[command(flatten)]
         relay: RelayOptions,
@@ -28,31 +28,31 @@ pub(crate) enum AdminCommand {
         #[arg(long)]
         json: bool,
     },
-    /// List the websockets that are open
+    /// List the open websockets
     Connections {
         #[command(flatten)]
         relay: RelayOptions,
-        /// Only those of this environment
+        /// Only the websockets of this environment
         #[arg(long, value_name = "ID")]
         environment: Option<EnvironmentId>,
         /// Print JSON, one object per line
         #[arg(long)]
         json: bool,
     },
-    /// Look at environments: the same as `rendez env`
+    /// List, show and revoke environments: the same as `rendez env`
     #[command(subcommand)]
     Env(EnvCommand),
     /// Check or export the audit log
     #[command(subcommand)]
     Audit(AuditCommand),
-    /// Copy a relay's database, also while the relay runs. To restore it, put
-    /// it in place of registry.sqlite in a state directory that has the
-    /// relay's signing key
+    /// Copy a relay's database; the relay may be running. To restore the copy,
+    /// replace registry.sqlite in a state directory that holds the relay's
+    /// signing key
     Backup {
         /// The relay's state directory
         #[arg(long, value_name = "DIR")]
         state: PathBuf,
-        /// The file to write, which must not exist
+        /// The file to write; it must not exist
         file: PathBuf,
     },
 }
@@ -80,7 +80,7 @@ pub(crate) async fn run(command: AdminCommand) -> Result<ExitCode, Exit> {
         AdminCommand::Audit(command) => audit::run(command).await,
         AdminCommand::Backup { state, file } => {
             backup::backup(&state, &file).await?;
-            note(format_args!("wrote {}; the signing key is not part of it", file.display()));
+            note(format_args!("wrote {}; it does not contain the signing key", file.display()));
             Ok(ExitCode::SUCCESS)
         }
     }

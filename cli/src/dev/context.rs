@@ -1,4 +1,4 @@
-//! The file by which a running `rendez dev` is found by other commands.
+//! The file by which other commands find a running `rendez dev`.
 
 use std::fs;
 use std::io::Write as _;
@@ -10,17 +10,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys;
 
-/// How long a relay on this machine may take to be there.
+/// The time limit for connecting to a relay on this machine.
 const ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What `rendez dev` leaves for the other commands.
+/// The relay and the tokens of a running `rendez dev`.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct DevContext {
     /// The relay's URL.
     pub(crate) relay: String,
-    /// For reaching its executor.
+    /// The token for its executor's environment.
     pub(crate) orchestrator_token: String,
-    /// For administering it.
+    /// The token for administering the relay.
     pub(crate) admin_token: String,
 }
 
@@ -29,7 +29,7 @@ impl DevContext {
         sys::runtime_directory().join("dev.json")
     }
 
-    /// Writes the context; the guard removes it.
+    /// Writes the file. Dropping the guard removes it.
     pub(crate) fn publish(&self) -> std::io::Result<PublishedContext> {
         let directory = sys::runtime_directory();
         sys::make_private_directory(&directory)?;
@@ -45,14 +45,14 @@ impl DevContext {
         fs::rename(&draft, Self::path())
     }
 
-    /// Whether its relay is still there: it is on this machine.
+    /// Whether its relay still accepts connections. It runs on this machine.
     fn is_alive(&self) -> bool {
         let address = self.relay.strip_prefix("http://").and_then(|at| at.parse().ok());
         address.is_some_and(|at| TcpStream::connect_timeout(&at, ALIVE_TIMEOUT).is_ok())
     }
 
     pub(crate) fn load() -> Option<Self> {
-        // Somebody else's file could send our commands to their relay.
+        // A file of another user could send this user's commands to another relay.
         if !sys::is_private_directory(&sys::runtime_directory()) {
             return None;
         }
@@ -60,7 +60,7 @@ impl DevContext {
     }
 }
 
-/// Removes the context when `rendez dev` ends, and brings back the one of an earlier
+/// Removes the file when `rendez dev` ends, and restores that of an earlier
 /// `rendez dev` that still runs.
 pub(crate) struct PublishedContext {
     directory: PathBuf,
@@ -70,7 +70,7 @@ pub(crate) struct PublishedContext {
 
 impl Drop for PublishedContext {
     fn drop(&mut self) {
-        // Unless a later `rendez dev` has put its own there.
+        // A later `rendez dev` may have written its own file meanwhile: keep that.
         if DevContext::load().is_some_and(|context| context.relay == self.relay) {
             let earlier = self.earlier.take().filter(DevContext::is_alive);
             if earlier.is_none_or(|earlier| earlier.write(&self.directory).is_err()) {

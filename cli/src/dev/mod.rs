@@ -21,19 +21,19 @@ pub(crate) use self::context::DevContext;
 use crate::exit::Exit;
 use crate::output::print;
 
-/// Keys, tokens and database live in a throw-away directory that goes away
-/// with the process.
+/// Keys, tokens and the database are in a temporary directory, which is removed
+/// when the process ends.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DevArgs {
     /// Address and port of the relay
     #[arg(long, default_value = "127.0.0.1:7700", value_name = "IP:PORT")]
     listen: SocketAddr,
 
-    /// The executor's environment id
+    /// The id of the executor's environment
     #[arg(long, default_value = "dev", value_name = "ID")]
     environment: EnvironmentId,
 
-    /// How much to log to stderr: off, error, warn, info, debug or trace
+    /// Level of the log on stderr: off, error, warn, info, debug or trace
     #[arg(long, env = "RENDEZ_LOG", default_value = "warn", value_name = "LEVEL")]
     log: LogLevel,
 }
@@ -70,7 +70,7 @@ pub(crate) async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
         orchestrator_token: token(&registry, Role::Orchestrator).await?,
         admin_token: token(&registry, Role::Admin).await?,
     };
-    // a relay that has no tokens would say so
+    // Started after the tokens exist: a relay without tokens logs a hint.
     let relay = tokio::spawn(relay.serve(cancel.clone()));
     let published = context.publish().map_err(Exit::config)?;
     let ready = CancellationToken::new();
@@ -82,9 +82,9 @@ pub(crate) async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
     };
     let greeting = greeting(&url, &args.environment, &context, state.path());
     let quit = cancel.clone();
-    let told = tokio::spawn(async move {
+    let greeted = tokio::spawn(async move {
         match quit.run_until_cancelled(ready.cancelled()).await {
-            // without a reader there is nobody to serve
+            // Without standard output the user cannot see the tokens: stop.
             Some(()) => print(greeting).inspect_err(|_| quit.cancel()),
             None => Ok(()),
         }
@@ -94,7 +94,7 @@ pub(crate) async fn run(args: DevArgs) -> Result<ExitCode, Exit> {
     let _ = relay.await;
     drop(published);
     agent?;
-    told.await.map_err(Exit::software)??;
+    greeted.await.map_err(Exit::software)??;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -110,7 +110,7 @@ fn greeting(url: &str, id: &EnvironmentId, context: &DevContext, state: &Path) -
     let state = state.display();
     format!(
         "\
-Rendez runs: the relay at {url}, and this machine as executor `{id}`.
+Rendez is running: the relay at {url}, and this machine as executor `{id}`.
 
 In another terminal:
 
@@ -124,11 +124,12 @@ From scripts, or with stock Codex as orchestrator:
   export CODEX_EXEC_SERVER_NOISE_ENVIRONMENT_ID={id}
   export CODEX_EXEC_SERVER_NOISE_AUTH_TOKEN={token}
 
-State and keys are in {state} and go away with this process. Ctrl-C stops it."
+State and keys are in {state} and are removed when this process ends.
+Ctrl-C stops it."
     )
 }
 
-/// `rendez` if that would start this very program, else its path.
+/// `rendez` if the shell finds this program under that name, else its path.
 fn command_name() -> String {
     let Ok(this) = std::env::current_exe() else { return "rendez".to_owned() };
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -1,8 +1,8 @@
-//! `rendez exec`: run a command on an executor as if it were here.
+//! `rendez exec`: run a command on an executor as if it were local.
 //!
-//! Whoever reads our output may pause or leave, and a full pipe must not keep us
-//! from anything else: signals are heard while output waits, and what is told
-//! meanwhile is written by other threads.
+//! The reader of the output may pause, and a full pipe must not block anything
+//! else: signals are handled while output waits, and notes on standard error are
+//! written by other threads.
 
 mod stdin;
 
@@ -26,8 +26,9 @@ use crate::exit::Exit;
 use crate::output::{note, write_error};
 use crate::relay_options::RelayOptions;
 
-/// How long the end of a command is waited for that was told to end. Long enough
-/// for a busy executor on a long path; somebody waits for the prompt.
+/// How long to wait for the end of a command that was asked to terminate: long
+/// enough for a busy executor on a slow path, short enough for a user who waits for
+/// the prompt.
 const TERMINATE_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
@@ -39,7 +40,7 @@ pub(crate) struct ExecArgs {
     #[arg(short = 'C', long, value_name = "DIR")]
     cwd: Option<String>,
 
-    /// Set a variable for the command; may be repeated
+    /// Set an environment variable for the command; may be repeated
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = assignment)]
     env: Vec<(String, String)>,
 
@@ -47,12 +48,12 @@ pub(crate) struct ExecArgs {
     #[arg(short = 'n', long)]
     no_stdin: bool,
 
-    /// How long to wait for a lost connection before giving up, 1s to 1h. The
-    /// executor may give up earlier
+    /// How long to keep trying to resume a lost connection, 1s to 1h. The executor
+    /// may give up earlier
     #[arg(long, env = "RENDEZ_GRACE", default_value_t, value_name = "DURATION")]
     grace: Grace,
 
-    /// The environment to run in
+    /// The environment to run the command in
     environment: EnvironmentId,
 
     /// The command and its arguments, run without a shell
@@ -82,8 +83,8 @@ pub(crate) async fn run(args: ExecArgs) -> Result<ExitCode, Exit> {
     code
 }
 
-/// Starts the command. Who does not want it any more meanwhile may have started
-/// it, and only the answer tells: it is waited for, and then the command ended.
+/// Starts the command. A signal during the call may arrive after the process has
+/// started: wait for the reply, then terminate the process.
 async fn spawn(
     executor: &Environment,
     command: Command,
@@ -119,11 +120,11 @@ fn command(args: &ExecArgs) -> Command {
     command
 }
 
-/// Passes output on until the process has ended, or until somebody does not want
-/// to wait for that.
+/// Copies output until the process has ended, or until a signal or a failure of
+/// standard input stops the wait.
 ///
-/// Whoever ends the process from here says in `verdict` what that comes to if it
-/// does end.
+/// A task that terminates the process stores in `verdict` the exit to report once
+/// the process has ended.
 async fn run_to_end(
     process: Process,
     stdin: Option<Stdin>,
@@ -148,10 +149,10 @@ async fn copy_output(mut process: Process) -> Result<ExitCode, Exit> {
                 pass(&mut stderr, format!("rendez: {error}\n").as_bytes()).await
             }
             Err(error) => return Err(error.into()),
-            Ok(None) if missed => return Err(Exit::io("the output is not complete")),
+            Ok(None) if missed => return Err(Exit::io("the output is incomplete")),
             Ok(None) => return Ok(ExitCode::from(code)),
             Ok(Some(ProcessEvent::Exited(status))) => {
-                // A status has eight bits everywhere we run.
+                // An exit status has eight bits on every supported system.
                 code = (status & 0xff) as u8;
                 Ok(())
             }
@@ -169,21 +170,22 @@ async fn pass(sink: &mut (impl AsyncWrite + Unpin), chunk: &[u8]) -> std::io::Re
     sink.flush().await
 }
 
-/// Nobody reads the output any more: ends the process, as a pipe would.
+/// Terminates the process after its output could not be written, as a closed pipe
+/// would.
 async fn end_after_write_error(process: Process, error: &std::io::Error) -> Exit {
     let control = process.control();
-    // The answer comes behind output that has to go somewhere.
+    // The reply waits behind output: dropping the process discards that output.
     drop(process);
     match timeout(TERMINATE_TIMEOUT, control.terminate()).await {
         Ok(Ok(_)) => write_error(error),
         Ok(Err(_)) | Err(_) => Exit::io(format!(
-            "cannot write the output ({error}), and cannot tell whether the command has ended"
+            "cannot write the output: {error}; the command may still be running"
         )),
     }
 }
 
-/// Passes Ctrl-C on, ends the process if somebody asks for that, and says when to
-/// wait no longer.
+/// Forwards the first Ctrl-C, terminates the process at the next signal, and
+/// returns when the wait for its end is over.
 async fn handle_signals(
     mut signals: SignalListener,
     control: Control,
@@ -192,7 +194,7 @@ async fn handle_signals(
     let mut asked = signals.recv().await;
     if asked == SignalRequest::Interrupt {
         let first = control.clone();
-        // The answers may wait behind output, and the next Ctrl-C must not.
+        // The reply may wait behind output; the next Ctrl-C must not.
         tokio::spawn(async move { first.interrupt().await });
         asked = signals.recv().await;
     }
@@ -223,7 +225,7 @@ async fn report_link_state(mut link: tokio::sync::watch::Receiver<ConnectionStat
     }
 }
 
-/// Tells people something while output may be under way to where nobody reads.
+/// Prints a note from another thread, because standard error may be blocked.
 async fn note_from_task(text: impl Into<String>) {
     let text = text.into();
     let _ = tokio::task::spawn_blocking(move || note(text)).await;

@@ -13,12 +13,12 @@ use super::{TERMINATE_TIMEOUT, note_from_task};
 use crate::exit::Exit;
 use crate::sys;
 
-/// Bytes of standard input that are read at once. A pipe is asked to hold as
-/// much: so many writes are under way on a long path, and no more.
+/// Bytes of standard input per read. The pipe is enlarged to the same size, which
+/// bounds the writes in flight on a slow path.
 const STDIN_BYTES: usize = STDIN_WRITE_MAX_BYTES;
 
-/// Passes standard input on. What cannot be read to its end is not an input that
-/// ended: the process would take a part of it for the whole, and is ended instead.
+/// Forwards standard input. If reading fails, the process is terminated: an end of
+/// input would make it take a part for the whole.
 pub(super) async fn feed_stdin(
     stdin: Option<Stdin>,
     control: Control,
@@ -28,12 +28,12 @@ pub(super) async fn feed_stdin(
     let Ok(Err(error)) = tokio::spawn(forward_stdin(stdin)).await else { return pending().await };
     tokio::spawn(async move { control.terminate().await });
     let failed = format!("cannot read standard input: {error}");
-    verdict.set(Some(Exit::io(format!("{failed}; the command was ended"))));
+    verdict.set(Some(Exit::io(format!("{failed}; the command was terminated"))));
     sleep(TERMINATE_TIMEOUT).await;
-    Exit::io(format!("{failed}; the command was told to end, whether it did is unknown"))
+    Exit::io(format!("{failed}; the command was asked to terminate but may still be running"))
 }
 
-/// Until the input has ended, or the process takes no more.
+/// Forwards input until it ends or the process closes its standard input.
 async fn forward_stdin(mut stdin: Stdin) -> std::io::Result<()> {
     sys::enlarge_stdin_pipe(STDIN_BYTES);
     let mut input = tokio::io::stdin();
@@ -43,27 +43,27 @@ async fn forward_stdin(mut stdin: Stdin) -> std::io::Result<()> {
             Ok(0) => break,
             Ok(read) => match stdin.write_all(&buffer[..read]).await {
                 Ok(()) => {}
-                // A process that stopped reading is no failure; its exit code
-                // counts. A lost connection is told by whoever reads output.
+                // A process may stop reading: its exit code counts. The task that
+                // copies output reports a lost connection.
                 Err(ProcessError::StdinClosed | ProcessError::Lost) => return Ok(()),
                 Err(error) => {
                     note_from_task(format!(
-                        "rendez: standard input is not passed on any more: {error}"
+                        "rendez: standard input is no longer forwarded: {error}"
                     ))
                     .await;
                     return Ok(());
                 }
             },
-            // One that is gone, or belongs to the programs in its foreground: there
-            // is nothing to be read that anybody typed.
+            // The terminal is gone, or another process group is in its foreground:
+            // there is no typed input to read.
             Err(_) if std::io::stdin().is_terminal() => break,
             Err(error) => return Err(error),
         }
     }
     if let Err(ProcessError::Unsupported(_)) = stdin.close().await {
         note_from_task(
-            "rendez: this stock executor cannot be told that standard input has ended; \
-             a command that waits for that goes on waiting (Ctrl-C interrupts it)",
+            "rendez: this stock executor does not support closing standard input; a command \
+             that waits for its end keeps waiting (Ctrl-C interrupts it)",
         )
         .await;
     }

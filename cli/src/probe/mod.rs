@@ -1,9 +1,8 @@
-//! `rendez probe`: is it there, and how fast?
+//! `rendez probe`: measure whether a relay or an executor answers, and how fast.
 //!
-//! Everything that users need is used: registry, websockets, handshake,
-//! encrypted messages. With an environment its own executor answers; without
-//! one, a throw-away executor in this very process, which lets in nobody but
-//! this probe.
+//! A probe uses everything that users need: registry, websockets, handshake and
+//! encrypted messages. With an environment, its own executor answers; without one,
+//! a temporary executor in this process, which accepts only this probe.
 
 mod pair;
 mod report;
@@ -23,37 +22,37 @@ use crate::exit::Exit;
 use crate::format;
 use crate::output::{note, print};
 
-/// The longest `--timeout`: a probe's tokens live a little longer than that.
+/// The longest `--timeout`. The probe's tokens live slightly longer.
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
-/// The most round trips of one probe, which keeps all of them to find
-/// percentiles: 16 bytes each, twice.
+/// The most round trips of one probe, which keeps all of them for percentiles: 16
+/// bytes each, twice.
 const ROUND_TRIPS_MAX: u32 = 1_000_000;
-/// How long a token's revocation may take.
+/// The time limit for revoking one token.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the throw-away executor may take to stop.
+/// The time limit for stopping the temporary executor.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Prints percentiles of connecting and of round trips. Without an environment
-/// it needs an admin token, or the relay's state directory: it makes tokens for
-/// itself, which it revokes, and registers a throw-away executor.
+/// Prints percentiles of connection times and round-trip times. Without an
+/// environment it needs an admin token, or the relay's state directory: it creates
+/// tokens, registers a temporary executor, and revokes the tokens at the end.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ProbeArgs {
     #[command(flatten)]
     admin: AdminOptions,
 
-    /// How many connections are opened, one after the other
+    /// Number of connections, opened one after the other
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     connects: u32,
 
-    /// How many round trips are made on each of them
+    /// Number of round trips on each connection
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     count: u32,
 
-    /// How long all of it may take, such as 10s; 24h at most
+    /// Time limit for the whole probe, such as 10s; at most 24h
     #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = timeout)]
     timeout: Duration,
 
-    /// The id that the throw-away executor takes
+    /// The environment id of the temporary executor
     #[arg(long, default_value = "rendez-probe", value_name = "ID")]
     probe_environment: EnvironmentId,
 
@@ -66,12 +65,12 @@ pub(crate) struct ProbeArgs {
     target: Option<Target>,
 }
 
-/// What is probed.
+/// The target of a probe.
 #[derive(Debug, Clone)]
 enum Target {
     /// This relay.
     Relay(String),
-    /// An executor that is there.
+    /// An executor that is connected.
     Environment(EnvironmentId),
 }
 
@@ -89,10 +88,10 @@ impl std::str::FromStr for Target {
 fn timeout(text: &str) -> Result<Duration, String> {
     let timeout = format::parse_duration(text)?;
     if timeout > TIMEOUT_MAX {
-        return Err("a probe may take 24h at most".to_owned());
+        return Err("a probe may take at most 24h".to_owned());
     }
     if timeout.is_zero() {
-        Err("more than 0s: no probe is done at once".to_owned())
+        Err("must be more than 0s".to_owned())
     } else {
         Ok(timeout)
     }
@@ -102,10 +101,10 @@ fn timeout(text: &str) -> Result<Duration, String> {
 pub(crate) async fn run(args: ProbeArgs) -> Result<ExitCode, Exit> {
     if args.connects.saturating_mul(args.count) > ROUND_TRIPS_MAX {
         let most = ROUND_TRIPS_MAX;
-        return Err(Exit::usage(format!("--connects times --count may be {most} at most")));
+        return Err(Exit::usage(format!("--connects times --count may be at most {most}")));
     }
     let deadline = Instant::now() + args.timeout;
-    let late = |_| Exit::unavailable(format!("the probe was not done within {:?}", args.timeout));
+    let late = |_| Exit::unavailable(format!("the probe did not finish within {:?}", args.timeout));
     let (options, environment) = match args.target.clone() {
         Some(Target::Relay(url)) => (args.admin.clone().at(url), None),
         Some(Target::Environment(environment)) => (args.admin.clone(), Some(environment)),
@@ -130,7 +129,7 @@ pub(crate) async fn run(args: ProbeArgs) -> Result<ExitCode, Exit> {
                 Ok::<_, Exit>((measure(pair.client(), &environment, &args).await?, register))
             };
             let outcome = timeout_at(deadline, probing).await;
-            // what has no time to stop loses its rights all the same
+            // Tokens are revoked even if the executor does not stop in time.
             if let Some(pair) = &pair {
                 pair.stop();
             }
@@ -151,7 +150,7 @@ pub(crate) async fn run(args: ProbeArgs) -> Result<ExitCode, Exit> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What was measured over all connections.
+/// The measurements over all connections.
 #[derive(Default)]
 struct Measured {
     profile: &'static str,
@@ -191,11 +190,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_timeout_has_a_bound_and_a_reason() {
+    fn timeout_is_bounded() {
         assert_eq!(timeout("24h"), Ok(TIMEOUT_MAX));
         assert!(timeout("0s").unwrap_err().contains("more than 0s"));
         assert!(timeout("25h").unwrap_err().contains("24h"));
-        // an instant so far away cannot be told
+        // An instant that far away cannot be represented.
         assert!(timeout("500000000000y").is_err());
         assert!(timeout("10").unwrap_err().contains("1h30m"));
     }

@@ -1,4 +1,4 @@
-//! An executor and an orchestrator that know each other, for one probe.
+//! The temporary executor and the orchestrator of one probe.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use super::tokens::ProbeTokens;
 use crate::exit::Exit;
 use crate::relay_options::RelayOptions;
 
-/// See the module.
+/// The temporary executor and the client that measures through it.
 pub(super) struct ProbePair {
     client: Client,
     agent: Option<Agent>,
@@ -27,7 +27,7 @@ pub(super) struct ProbePair {
 }
 
 impl ProbePair {
-    /// Makes tokens and keys, unless somebody's executor has this name.
+    /// Creates tokens and keys, unless another executor uses this environment.
     pub(super) async fn prepare(
         options: &RelayOptions,
         tokens: &mut ProbeTokens,
@@ -39,8 +39,8 @@ impl ProbePair {
         let detail = options.admin_client_with(token())?.environment(environment, true).await?;
         if matches!(detail.state, EnvironmentState::Connected | EnvironmentState::Draining) {
             return Err(Exit::usage(format!(
-                "an executor is connected as {environment}, and the probe's own would take its \
-                 place; name another --probe-environment"
+                "an executor is connected as {environment}, and the probe's executor would replace \
+                 it; choose another --probe-environment"
             )));
         }
         let directory =
@@ -55,8 +55,7 @@ impl ProbePair {
             grace: Grace::default(),
         })?;
         let client = options.client_with(token())?;
-        // Others may hold tokens for this environment; none of them may run
-        // anything here.
+        // Holders of other tokens for this environment must not run anything here.
         let agent = agent.restrict_to(client.public_key().clone());
         Ok(Self {
             client,
@@ -67,17 +66,18 @@ impl ProbePair {
         })
     }
 
-    /// The orchestrator.
+    /// The orchestrator's client.
     pub(super) fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Starts the executor and waits until it is connected.
+    /// Starts the executor and waits until it is connected. Returns how long that
+    /// took.
     pub(super) async fn register(&mut self) -> Result<Duration, Exit> {
         let since = Instant::now();
-        // The first news that counts; none if the executor ends before any.
-        let (tell, mut told) = mpsc::channel(1);
-        let agent = self.agent.take().ok_or_else(|| Exit::software("the executor runs already"))?;
+        // Carries the first connection or error; closes if the executor ends before.
+        let (sender, mut first) = mpsc::channel(1);
+        let agent = self.agent.take().ok_or_else(|| Exit::software("the temporary executor was started twice"))?;
         let cancel = self.cancel.clone();
         let task = tokio::spawn(async move {
             let watch = move |state: AgentState| {
@@ -86,17 +86,17 @@ impl ProbePair {
                     AgentState::Waiting { error, .. } => Err(error),
                     AgentState::Registering | AgentState::Registered { .. } => return,
                 };
-                // later news are nobody's business
-                let _ = tell.try_send(news);
+                // Only the first one is read.
+                let _ = sender.try_send(news);
             };
             agent.run(cancel, watch).await
         });
         self.running = Some(task);
-        match told.recv().await {
+        match first.recv().await {
             Some(Ok(())) => return Ok(since.elapsed()),
-            // It would try again for ever; a probe says what is wrong now.
+            // The executor would retry for ever; a probe reports the error.
             Some(Err(error)) => {
-                let said = format!("the throw-away executor cannot connect: {error}");
+                let said = format!("the temporary executor cannot connect: {error}");
                 return Err(Exit::unavailable(said));
             }
             None => {}
@@ -104,18 +104,18 @@ impl ProbePair {
         match self.running.take() {
             Some(task) => match task.await.map_err(Exit::software)? {
                 Err(error) => Err(error.into()),
-                Ok(()) => Err(Exit::software("the executor stopped by itself")),
+                Ok(()) => Err(Exit::software("the temporary executor stopped unexpectedly")),
             },
-            None => Err(Exit::software("the executor is gone")),
+            None => Err(Exit::software("the temporary executor is not running")),
         }
     }
 
-    /// Tells the executor to stop.
+    /// Asks the executor to stop.
     pub(super) fn stop(&self) {
         self.cancel.cancel();
     }
 
-    /// Waits until it has, but not for longer than this.
+    /// Waits at most this long until the executor has stopped.
     pub(super) async fn wait_until_stopped(self, within: Duration) {
         if let Some(running) = self.running {
             let _ = timeout(within, running).await;

@@ -1,4 +1,4 @@
-//! What a probe prints.
+//! The report of a probe.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use super::Measured;
 
-/// Percentiles that are printed.
+/// The percentiles in a report.
 const PERCENTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0)];
 
-/// Durations of one kind.
+/// The measured durations of one kind.
 #[derive(Default)]
 pub(super) struct Samples(Vec<Duration>);
 
@@ -20,7 +20,7 @@ impl Samples {
         self.0.push(sample);
     }
 
-    /// By nearest rank, in milliseconds.
+    /// Percentiles by nearest rank, in milliseconds.
     fn percentiles(&self) -> [(&'static str, f64); PERCENTILES.len()] {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
@@ -38,16 +38,16 @@ impl Samples {
     }
 }
 
-/// With microseconds.
+/// Milliseconds with three decimal digits.
 fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// Everything that is said.
+/// All results of a probe.
 pub(super) struct Report {
     pub(super) relay: String,
     pub(super) environment: EnvironmentId,
-    /// Until a throw-away executor was connected.
+    /// The time until the temporary executor was connected.
     pub(super) register: Option<Duration>,
     pub(super) measured: Measured,
 }
@@ -86,7 +86,7 @@ impl fmt::Display for Report {
         let (profile, environment) = (self.measured.profile, self.environment.as_str());
         writeln!(f, "{} to {environment}, {profile}", self.relay)?;
         if let Some(register) = self.register {
-            writeln!(f, "a throw-away executor was connected after {:.1} ms", millis(register))?;
+            writeln!(f, "the temporary executor was connected after {:.1} ms", millis(register))?;
         }
         write!(f, "{:12}{:>7}", "ms", "n")?;
         PERCENTILES.iter().try_for_each(|(name, _)| write!(f, "{name:>10}"))?;
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_samples() {
+    fn percentiles_use_the_nearest_rank() {
         let samples = Samples((1..=100).rev().map(Duration::from_millis).collect());
         let values = samples.percentiles().map(|(_, millis)| millis);
         assert_eq!(values, [50.0, 90.0, 99.0, 100.0]);

@@ -1,4 +1,4 @@
-//! The tokens of one probe. All that were made are revoked, however it ends.
+//! The tokens of one probe. All of them are revoked, however the probe ends.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use crate::admin_access::AdminAccess;
 use crate::exit::Exit;
 use crate::format::span;
 
-/// What a token lives beyond its probe, which may end late: time to revoke it,
-/// and a clock that is not quite ours.
+/// How long a token outlives the time limit of its probe: time to revoke it, and a
+/// clock that differs.
 const MARGIN: Duration = Duration::from_secs(60);
 
-/// See the module.
+/// The tokens that a probe has created.
 pub(super) struct ProbeTokens {
     admin: AdminAccess,
     seconds: u64,
@@ -23,13 +23,13 @@ pub(super) struct ProbeTokens {
 }
 
 impl ProbeTokens {
-    /// For a probe that takes no longer than this.
+    /// For a probe with this time limit.
     pub(super) fn new(admin: AdminAccess, probing: Duration) -> Self {
         let seconds = probing.saturating_add(MARGIN).as_secs();
         Self { admin, seconds, made: Vec::new() }
     }
 
-    /// Makes one more.
+    /// Creates one more token.
     pub(super) async fn create(
         &mut self,
         role: Role,
@@ -43,24 +43,24 @@ impl ProbeTokens {
         };
         let created = self.admin.create_token(&request).await?;
         let id = created.entry.id;
-        let nameless = |_| Exit::protocol(format!("the relay calls a token {id:?}"));
+        let nameless = |_| Exit::protocol(format!("the relay returned an invalid token id: {id:?}"));
         self.made.push(id.parse().map_err(nameless)?);
         Ok(created.token)
     }
 
-    /// Revokes them, each within this time. What is to be told of those for
-    /// which that did not work.
+    /// Revokes the tokens, each within this time. Returns a message for each token
+    /// that could not be revoked.
     pub(super) async fn revoke(self, within: Duration) -> Vec<String> {
         let mut complaints = Vec::new();
         for subject in &self.made {
             let why = match timeout(within, self.admin.revoke_token(subject)).await {
                 Ok(Ok(())) => continue,
                 Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("no answer within {within:?}"),
+                Err(_) => format!("no response within {within:?}"),
             };
             let life = span(self.seconds);
             complaints.push(format!(
-                "rendez: token {subject} could not be revoked and ends by itself within {life}: {why}"
+                "rendez: cannot revoke token {subject}, which expires within {life}: {why}"
             ));
         }
         complaints
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tokens_outlive_their_probe_and_leave_a_trace() {
+    async fn tokens_outlive_their_probe_and_are_audited() {
         let directory = tempfile::tempdir().unwrap();
         let registry = Registry::open(directory.path(), Options::default()).await.unwrap();
         let probing = Duration::from_secs(3600);
@@ -101,8 +101,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_that_is_not_revoked_is_named() {
-        // takes connections and never answers
+    async fn unrevoked_token_is_named() {
+        // Accepts connections and never responds.
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", silent.local_addr().unwrap());
         let client = AdminClient::new(&url, "token".to_owned().into()).unwrap();
