@@ -1,4 +1,4 @@
-//! What an agent needs to know, and how it is told on a command line.
+//! The settings of an agent and their command-line arguments.
 
 use std::path::PathBuf;
 
@@ -25,19 +25,19 @@ pub struct AgentConfig {
     pub relay: RelayUrl,
     /// The environment that this machine serves.
     pub environment: EnvironmentId,
-    /// How it proves who it is.
+    /// The credentials.
     pub auth: Auth,
     /// The directory of the identity and the credential; made if missing.
     pub state: PathBuf,
-    /// What orchestrators may choose from, without repetition, at least one.
+    /// The profiles offered to orchestrators, without repetition, at least one.
     pub profiles: Vec<Profile>,
-    /// Where clients are told that commands start.
+    /// The default working directory of commands.
     pub cwd: PathBuf,
     /// How long streams outlive a lost connection.
     pub grace: Grace,
 }
 
-/// How an agent proves to a registry who it is.
+/// How an agent authenticates to a registry.
 #[derive(Debug, Clone)]
 pub enum Auth {
     /// By a bearer token of an executor's role, at each call.
@@ -60,17 +60,16 @@ impl Auth {
 
 /// Serve this machine as an environment.
 ///
-/// The token is taken from RENDEZ_TOKEN or --token-file, never from the
-/// command line, where other users of the machine could read it. With a join
-/// token the agent enrols a key of its own, kept in --state; from then on it
-/// needs no token.
+/// The token is read from RENDEZ_TOKEN or --token-file. It is never an argument,
+/// because other users of the machine could read it. With a join token the agent
+/// enrols its own key, stored in --state; after that it needs no token.
 #[derive(Debug, Clone, clap::Args)]
 pub struct AgentArgs {
     /// The relay, such as `https://relay.example.com`
     #[arg(long, env = "RENDEZ_RELAY", value_name = "URL")]
     pub relay: RelayUrl,
 
-    /// The environment that this machine serves: the name that users ask for
+    /// The environment that this machine serves: the name that users connect to
     #[arg(long, env = "RENDEZ_ENVIRONMENT", value_name = "ID")]
     pub environment: EnvironmentId,
 
@@ -78,8 +77,8 @@ pub struct AgentArgs {
     #[allow(missing_docs, reason = "a comment would be help text")]
     pub token: TokenArgs,
 
-    /// Directory of this agent's keys; made if missing. Default:
-    /// rendez/agent/ID in $XDG_STATE_HOME, or in ~/.local/state
+    /// Directory of this agent's keys; created if missing [default:
+    /// rendez/agent/ID in $XDG_STATE_HOME, or in ~/.local/state]
     #[arg(long, env = "RENDEZ_AGENT_STATE", value_name = "DIR")]
     pub state: Option<PathBuf>,
 
@@ -88,13 +87,12 @@ pub struct AgentArgs {
     #[arg(long = "profile", value_name = "NAME")]
     pub profiles: Vec<Profile>,
 
-    /// Directory that clients are told to start commands in. Default: the
-    /// current one
+    /// Default working directory of commands [default: the current directory]
     #[arg(long, value_name = "DIR")]
     pub cwd: Option<PathBuf>,
 
-    /// How long streams outlive a lost connection, 1s to 1h. The shorter one
-    /// of both ends counts
+    /// How long streams survive a lost connection, 1s to 1h. The shorter time of
+    /// the two ends applies
     #[arg(long, env = "RENDEZ_GRACE", default_value_t, value_name = "DURATION")]
     pub grace: Grace,
 
@@ -102,7 +100,7 @@ pub struct AgentArgs {
     #[allow(missing_docs, reason = "a comment would be help text")]
     pub tls: TlsArgs,
 
-    /// How much to log to stderr: off, error, warn, info, debug or trace
+    /// Level of the log on stderr: off, error, warn, info, debug or trace
     #[arg(long, env = "RENDEZ_LOG", default_value = "info", value_name = "LEVEL")]
     pub log: LogLevel,
 }
@@ -120,8 +118,8 @@ pub enum ConfigError {
     /// The token's file cannot be used.
     #[error(transparent)]
     TokenFile(#[from] TokenFileError),
-    /// Nobody said where to keep the key, and there is no home directory.
-    #[error("no place for the agent's key: name one with --state")]
+    /// No directory for the key: `--state` and the home directory are missing.
+    #[error("no directory for the agent's key: set --state")]
     NoState,
     /// The directory for commands cannot be used.
     #[error("cannot use {} to start commands in: {why}", path.display())]

@@ -1,4 +1,4 @@
-//! Logs, for all our programs: to stderr, for people or for machines.
+//! The log of a program: on standard error, as text or as JSON.
 
 use std::fmt;
 use std::io::IsTerminal as _;
@@ -12,9 +12,9 @@ use tracing_subscriber::{Layer, Registry, fmt as lines, reload};
 
 /// How much is logged.
 ///
-/// | level | what |
+/// | level | events |
 /// | --- | --- |
-/// | warn | somebody should look |
+/// | warn | an operator should look |
 /// | info | visible to users: registered, connected, disconnected |
 /// | debug | changes of state |
 /// | trace | frames |
@@ -24,7 +24,7 @@ pub enum LogLevel {
     Off,
     /// Failures.
     Error,
-    /// Somebody should look.
+    /// An operator should look.
     Warn,
     /// Visible to users.
     Info,
@@ -34,7 +34,7 @@ pub enum LogLevel {
     Trace,
 }
 
-/// No level has this name.
+/// An unknown name of a level.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a log level is one of off, error, warn, info, debug, trace")]
 pub struct InvalidLogLevel;
@@ -67,17 +67,17 @@ impl fmt::Display for LogLevel {
     }
 }
 
-/// How a line of the log looks.
+/// The format of a log line.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// Words for people, in colour on a terminal.
+    /// Text, in colour on a terminal.
     #[default]
     Human,
     /// One JSON object, with the event's fields at the top.
     Json,
 }
 
-/// No format has this name.
+/// An unknown name of a format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a log format is human or json")]
 pub struct InvalidLogFormat;
@@ -102,10 +102,10 @@ impl fmt::Display for LogFormat {
     }
 }
 
-/// Something beside the log that hears of spans, such as an exporter of traces.
+/// A layer beside the log that receives spans, such as an exporter of traces.
 pub type SpanLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
-/// What the log's own layer stands on.
+/// The layers below that of the log.
 type Below = Layered<Option<SpanLayer>, Registry>;
 
 /// Changes the level of a running log.
@@ -113,7 +113,7 @@ type Below = Layered<Option<SpanLayer>, Registry>;
 pub struct LogHandle(Option<reload::Handle<Targets, Below>>);
 
 impl LogHandle {
-    /// From here on. Nothing happens where somebody else started the log.
+    /// Sets the level from now on. Without effect if other code started the log.
     pub fn set_level(&self, level: LogLevel) {
         if let Some(handle) = &self.0 {
             let _ = handle.reload(filter(level));
@@ -121,26 +121,26 @@ impl LogHandle {
     }
 }
 
-/// Starts logging for people. A second call does nothing.
+/// Starts logging as text. A second call does nothing.
 pub fn start(level: LogLevel) {
     start_with(level, LogFormat::Human, None);
 }
 
 /// Starts logging. A second call does nothing, and its handle has no effect.
 ///
-/// Spans are for `spans` alone, whatever the level: lines of the log say by
-/// themselves what they are about.
+/// Only `spans` receives spans, at any level: a log line carries its context as
+/// fields.
 pub fn start_with(level: LogLevel, format: LogFormat, spans: Option<SpanLayer>) -> LogHandle {
     let (filter, handle) = reload::Layer::new(filter(level));
-    // not `is_event`: `tracing::enabled!` asks as neither event nor span
+    // Not `is_event`: `tracing::enabled!` checks with neither event nor span.
     let events = filter.and(filter_fn(|metadata| !metadata.is_span()));
     let log = printer(format).with_filter(events);
     let started = tracing_subscriber::registry().with(spans).with(log).try_init();
     LogHandle(started.is_ok().then_some(handle))
 }
 
-/// The level is that of our own crates. Libraries never log below WARN: on
-/// lower levels they print URLs and headers, and with them tickets and tokens.
+/// The level applies to our own crates. Libraries never log below WARN: at lower
+/// levels they print URLs and headers, which contain tickets and tokens.
 fn filter(level: LogLevel) -> Targets {
     let level = match level {
         LogLevel::Off => LevelFilter::OFF,

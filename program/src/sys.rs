@@ -6,8 +6,8 @@ pub(crate) use tokio::signal::unix::{Signal, SignalKind, signal};
 /// TERM.
 const ASKING: [i32; 4] = [1, 2, 3, 15];
 
-/// Those of SIGHUP, SIGINT, SIGQUIT and SIGTERM that this process was started
-/// with as ignored, and has no handler for.
+/// The signals of SIGHUP, SIGINT, SIGQUIT and SIGTERM that were ignored when this
+/// process started and have no handler.
 pub fn ignored_signals() -> Vec<i32> {
     ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
 }

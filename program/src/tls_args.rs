@@ -4,19 +4,18 @@ use std::path::PathBuf;
 
 use rendez_transport::tls::{self, TlsFiles, TlsSetupError};
 
-/// How a program talks TLS to a relay.
+/// TLS options for connections to a relay.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct TlsArgs {
-    /// File with authorities in PEM that are trusted instead of the system's,
-    /// for a relay with a private one
+    /// File with certificate authorities in PEM, trusted instead of the system's
     #[arg(long = "ca", env = "RENDEZ_CA", value_name = "FILE")]
     pub authorities: Option<PathBuf>,
 
-    /// Certificate in PEM to show to the relay, if it asks for one
+    /// Client certificate in PEM, for a relay that requests one
     #[arg(long, env = "RENDEZ_CLIENT_CERT", value_name = "FILE", requires = "client_key")]
     pub client_cert: Option<PathBuf>,
 
-    /// The private key of that certificate, in PEM
+    /// Private key of the client certificate, in PEM
     #[arg(long, env = "RENDEZ_CLIENT_KEY", value_name = "FILE", requires = "client_cert")]
     pub client_key: Option<PathBuf>,
 }

@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
-/// The environment variable with the token; never inherited by children.
+/// The environment variable with the token. Child processes never inherit it.
 pub const TOKEN_VARIABLE: &str = "RENDEZ_TOKEN";
 
-/// Longest token in bytes, as it is read from a file: a wrong file is noticed
-/// before it is sent anywhere.
+/// Longest token in a file, in bytes: a wrong file is refused before it is sent
+/// anywhere.
 const TOKEN_MAX_BYTES: u64 = 16 * 1024;
 
-/// Where the token is. There is no flag for the token itself, which other users
-/// of the machine could read.
+/// The source of the token. There is no flag for the token itself, because other
+/// users of the machine could read it.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct TokenArgs {
     /// File with the token on its first line [default: the token in RENDEZ_TOKEN]
@@ -55,7 +55,7 @@ fn read_file(path: &Path) -> Result<SecretString, TokenFileError> {
         .and_then(|file| file.take(TOKEN_MAX_BYTES + 1).read_to_string(&mut text))
         .map_err(|error| failed(error.to_string()))?;
     if text.len() as u64 > TOKEN_MAX_BYTES {
-        return Err(failed("it is too long for a token".into()));
+        return Err(failed("the file is too long for a token".into()));
     }
     match text.lines().next().map(str::trim).filter(|token| !token.is_empty()) {
         Some(token) => Ok(token.to_owned().into()),

@@ -1,11 +1,10 @@
-//! When to try again: at once after a connection that worked, then
-//! exponential with full jitter, reset after stability.
+//! Exponential back-off with full jitter: the first retry after a working
+//! connection is immediate, and a stable connection resets the delay.
 //!
 //! The delay before try `n` is uniform in `0..=min(cap, base * 2^n)`, so that
 //! thousands of endpoints that lost the same relay do not return together
-//! again and again. What they lost at one moment they first try at one moment:
-//! a relay that is still there serves them, and one that is not costs each of
-//! them one packet.
+//! again and again. Their first, immediate retries do coincide: a relay that still
+//! runs serves them, and one that does not costs each of them one packet.
 
 use std::time::Duration;
 
@@ -13,10 +12,10 @@ use std::time::Duration;
 pub const BASE: Duration = Duration::from_millis(500);
 /// The longest wait ever.
 pub const CAP: Duration = Duration::from_secs(30);
-/// The longest wait while streams are held for a resume: people wait for them,
+/// The longest wait while streams are held for a resume: users wait for them,
 /// and `rendez_proto::limits::STREAM_GRACE` bounds how long that lasts.
 pub const RESUME_CAP: Duration = Duration::from_secs(1);
-/// A connection that lived this long worked: its loss says nothing about the
+/// A connection that lived this long worked: its loss does not predict that of the
 /// next one. Shorter lives are failures, so that a relay that takes
 /// connections only to drop them is not tried in a tight loop.
 pub const WORKED_AFTER: Duration = Duration::from_secs(1);
@@ -47,7 +46,7 @@ impl Backoff {
         ceiling.mul_f64(share)
     }
 
-    /// Tells how long the last connection lived.
+    /// Records how long the last connection lived.
     pub fn connected_for(&mut self, lifetime: Duration) {
         self.immediate = lifetime >= WORKED_AFTER;
         if lifetime >= STABLE_AFTER {
@@ -55,16 +54,16 @@ impl Backoff {
         }
     }
 
-    /// The next try is at a random moment within `span`, once: a relay that
-    /// sends everybody away asks for it.
+    /// Makes the next attempt at a random moment within `span`, once: the reconnect
+    /// window of a draining relay.
     pub fn reconnect_within(&mut self, span: Duration) {
         self.immediate = false;
         self.failures = 0;
         self.spread = Some(span);
     }
 
-    /// The next try waits, however long the last connection lived: somebody
-    /// wants us to stay away.
+    /// Delays the next attempt, however long the last connection lived: another
+    /// executor has taken over.
     pub fn delay_next(&mut self) {
         self.immediate = false;
     }
@@ -75,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn doubles_up_to_the_cap_and_jitters_down_to_zero() {
+    fn delay_doubles_up_to_the_cap() {
         let mut backoff = Backoff::default();
         let ceilings: Vec<_> =
             (0..9).map(|_| backoff.next_delay(CAP, u32::MAX).as_millis()).collect();
@@ -84,14 +83,14 @@ mod tests {
     }
 
     #[test]
-    fn a_held_stream_is_resumed_sooner_than_that() {
+    fn resume_cap_bounds_the_delay() {
         let mut backoff = Backoff::default();
         let mut ceiling = || backoff.next_delay(RESUME_CAP, u32::MAX).as_millis();
         assert_eq!([ceiling(), ceiling(), ceiling()], [500, 1000, 1000]);
     }
 
     #[test]
-    fn what_worked_is_tried_again_at_once_and_only_once() {
+    fn working_connection_is_retried_immediately_once() {
         let mut backoff = Backoff::default();
         backoff.connected_for(WORKED_AFTER);
         assert_eq!(backoff.next_delay(CAP, u32::MAX), Duration::ZERO);
@@ -104,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_sent_away_comes_back_anywhere_in_the_span() {
+    fn reconnect_window_spreads_the_next_attempt() {
         let span = Duration::from_secs(5);
         for (random, delay) in [(0, Duration::ZERO), (u32::MAX, span)] {
             let mut backoff = Backoff::default();
@@ -116,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_stable_connection_resets() {
+    fn only_a_stable_connection_resets_the_delay() {
         let mut backoff = Backoff::default();
         let waited = |backoff: &mut Backoff, lifetime| {
             backoff.connected_for(lifetime);

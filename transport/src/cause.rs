@@ -1,9 +1,10 @@
-//! What an error is about.
+//! The root cause of an error.
 
 use std::error::Error;
 
-/// The innermost cause of an error, which says what happened: those around it
-/// say where, and an HTTP library's repeat the URL, which may hold a ticket.
+/// Returns the innermost cause of an error, which names the failure. The errors
+/// around it add context; those of an HTTP library repeat the URL, which may hold a
+/// ticket.
 pub fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     let mut cause = error;
     while let Some(source) = cause.source() {
@@ -21,7 +22,7 @@ mod tests {
     struct Around(&'static str, #[source] Option<Box<dyn Error + 'static>>);
 
     #[test]
-    fn the_innermost_cause_is_told() {
+    fn innermost_cause_is_returned() {
         let inner = Around("refused", None);
         assert_eq!(innermost(&inner).to_string(), "refused");
         let middle = Around("connect", Some(inner.into()));

@@ -17,19 +17,19 @@ use crate::{socket, tls};
 
 /// How long name look-up, TCP, TLS and upgrade may take together.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long name look-up and TCP may take, of that: long round trips, and one
-/// lost packet. The system asks at ever longer intervals (1, 2, 4, 8 s); who
-/// waits for a network to come back is sooner there with a new try.
+/// How long name look-up and TCP may take of that: long round trips and one lost
+/// packet. The system retransmits at growing intervals (1, 2, 4, 8 s), so after an
+/// outage a new attempt connects sooner.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A dialled websocket over TCP or TLS.
 pub type DialledSocket = WebSocketStream<Box<dyn Io>>;
 
-/// What a websocket runs over.
+/// The byte stream below a websocket.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// Why no websocket was opened.
+/// The failure to open a websocket.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     /// The URL is not `ws://` or `wss://` with a host.
@@ -38,18 +38,18 @@ pub enum DialError {
     /// The system's certificates cannot be read.
     #[error("the system's trust store cannot be read: {0}")]
     TrustStore(String),
-    /// Nobody could be reached.
+    /// The relay could not be reached.
     #[error("cannot reach the relay at {at}: {why}")]
     Unreachable {
         /// Host and port.
         at: String,
-        /// The operating system's or the TLS library's words.
+        /// The error of the operating system or of the TLS library.
         why: String,
     },
     /// It took longer than [`CONNECT_TIMEOUT`] or [`DIAL_TIMEOUT`].
     #[error("the relay at {0} did not answer in time")]
     Timeout(String),
-    /// The relay answered the upgrade with 4xx: the ticket is no good any more.
+    /// The relay answered the upgrade with 4xx: the ticket is not valid any more.
     #[error("the relay refused the ticket (HTTP {0})")]
     Refused(u16),
     /// The relay answered the upgrade with another status: try again later.
@@ -60,7 +60,7 @@ pub enum DialError {
 /// Dials `url` with TCP_NODELAY set.
 ///
 /// # Errors
-/// [`DialError`] tells a refused ticket from temporary trouble.
+/// [`DialError`] distinguishes a refused ticket from a temporary failure.
 pub async fn dial(url: &str) -> Result<DialledSocket, DialError> {
     let target = Target::parse(url)?;
     let at = target.address();
@@ -83,7 +83,7 @@ impl Target {
             other => return Err(DialError::Url(format!("scheme {other:?}, not ws or wss"))),
         };
         let host = url.host_str().ok_or_else(|| DialError::Url("no host".into()))?;
-        // IPv6 literals stand in brackets in a URL, and nowhere else
+        // Only URLs write IPv6 literals in brackets.
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = url.port().unwrap_or(if secure { 443 } else { 80 });
         Ok(Self { url, host, port, secure })
@@ -137,7 +137,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     #[tokio::test]
-    async fn wrong_urls_are_named_without_their_query() {
+    async fn url_errors_do_not_contain_the_ticket() {
         for url in ["http://h/?ticket=secret", "nonsense?ticket=secret", "ws://"] {
             let error = dial(url).await.err().unwrap();
             assert!(matches!(error, DialError::Url(_)));
@@ -160,13 +160,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refused_ticket_differs_from_an_unavailable_relay() {
+    async fn refused_ticket_differs_from_unavailable_relay() {
         assert!(matches!(answer_upgrade_with("401 No").await, DialError::Refused(401)));
         assert!(matches!(answer_upgrade_with("503 No").await, DialError::Unavailable(503)));
     }
 
     #[tokio::test]
-    async fn nobody_there_is_unreachable_and_the_ticket_stays_secret() {
+    async fn unreachable_error_does_not_contain_the_ticket() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         drop(listener);
@@ -176,14 +176,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_network_that_swallows_everything_is_tried_anew_soon() {
+    async fn lost_packets_end_the_attempt_early() {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
         let listener = socket.listen(1).unwrap();
         let at = listener.local_addr().unwrap();
-        // once nobody accepts and the queue is full, the system drops requests
-        let knock = || std::net::TcpStream::connect_timeout(&at, Duration::from_millis(100));
-        let _queued: Vec<_> = std::iter::from_fn(|| knock().ok()).take(100).collect();
+        // When the accept queue is full, the system drops connection requests.
+        let connect = || std::net::TcpStream::connect_timeout(&at, Duration::from_millis(100));
+        let _queued: Vec<_> = std::iter::from_fn(|| connect().ok()).take(100).collect();
         let began = tokio::time::Instant::now();
         let error = dial(&format!("ws://{at}/?ticket=secret")).await.err().unwrap();
         assert!(matches!(error, DialError::Timeout(_)), "{error}");

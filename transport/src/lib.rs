@@ -2,8 +2,8 @@
 //!
 //! The crate knows bytes, not frames. A core implements [`Protocol`]; a
 //! websocket library is hidden behind [`Socket`]; [`pump()`] is the only loop
-//! between the two, at both endpoints and in the relay. When it ends it says
-//! [why](Ended), and what to do next is the caller's decision.
+//! between the two, at both endpoints and in the relay. It returns
+//! [why it ended](Ended), and the caller decides what to do next.
 //!
 //! Nothing is queued ahead of the socket: the pump asks the core for the next
 //! bytes when the socket has room, and flushes once per batch.

@@ -1,4 +1,4 @@
-//! What a core must offer to be driven by the [pump](crate::pump()).
+//! The trait of a core that the [pump](crate::pump()) drives.
 
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ pub trait Protocol: Send {
     /// [`Violation`] ends the connection with its close frame.
     fn handle_message(&mut self, now: Instant, message: Bytes) -> Result<(), Violation>;
 
-    /// A text message arrived, whatever it says. A relay closes the connection
+    /// A text message arrived, with any contents. A relay closes the connection
     /// for it.
     ///
     /// # Errors
@@ -24,7 +24,7 @@ pub trait Protocol: Send {
         Err(Violation(CloseFrame::TEXT))
     }
 
-    /// Whether the core has room for more input. While it says no, TCP holds
+    /// Whether the core has room for more input. Otherwise TCP holds
     /// the peer back. When that changes, the core wakes its waker.
     fn wants_read(&self) -> bool;
 

@@ -45,7 +45,7 @@ impl RelayUrl {
         &self.0
     }
 
-    /// Whether a token would cross a network in clear.
+    /// Whether a token would be sent unencrypted over a network.
     pub fn sends_cleartext(&self) -> bool {
         tls::sends_cleartext(&self.0)
     }
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn relay_urls() {
+    fn relay_urls_are_checked() {
         for (url, base) in [("http://h:1", "http://h:1"), ("http://h:1/a/b/", "http://h:1/a/b")] {
             assert_eq!(url.parse::<RelayUrl>().unwrap().to_string(), base);
         }

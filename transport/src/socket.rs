@@ -1,4 +1,4 @@
-//! A websocket, whichever library speaks it.
+//! A websocket, independent of the library.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -21,14 +21,14 @@ pub const READ_BUFFER_BYTES: usize = 16 * 1024;
 /// many small frames become one system call.
 pub const WRITE_BUFFER_BYTES: usize = 32 * 1024;
 
-/// What arrives.
+/// An incoming message.
 #[derive(Debug)]
 pub enum Incoming {
     /// A binary message.
     Binary(Bytes),
-    /// A text message; nobody speaks these here.
+    /// A text message, which our protocols do not use.
     Text,
-    /// A ping: a sign of life. The library answers it.
+    /// A ping, which the library answers.
     Alive,
     /// The answer to a ping, with the number in that ping, if it is one of ours.
     Pong(Option<u64>),
@@ -58,18 +58,18 @@ pub fn ping_payload(number: u64) -> Bytes {
     Bytes::copy_from_slice(&number.to_be_bytes())
 }
 
-/// What is sent.
+/// An outgoing message.
 #[derive(Debug)]
 pub enum Outgoing {
     /// A binary message.
     Binary(Bytes),
-    /// A ping, with a number that tells its answer from that to an older one.
+    /// A ping, with a number that identifies its answer.
     Ping(u64),
     /// The end.
     Close(CloseFrame),
 }
 
-/// Why a socket broke.
+/// The failure of a socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// The peer sent a message above the limit.

@@ -1,8 +1,8 @@
 //! One TLS client configuration for websockets and HTTP.
 //!
-//! A program may [`configure`] whom it trusts and what it shows, once, before
-//! its first connection. Otherwise the operating system's trust store counts
-//! (`SSL_CERT_FILE` is honoured) and no certificate is shown.
+//! A program may [`configure`] its trusted authorities and its client certificate,
+//! once, before its first connection. By default it trusts the operating system's
+//! store (`SSL_CERT_FILE` is honoured) and has no client certificate.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,36 +19,36 @@ use url::Url;
 /// The configuration for `https://` and `wss://`.
 static CLIENT_CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
 
-/// Whom a program trusts and what it shows, beyond the system's defaults.
+/// The files for TLS that differ from the system's defaults.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Authorities in PEM that are trusted instead of the system's.
     pub authorities: Option<PathBuf>,
-    /// Certificate chain and private key in PEM that are shown to relays.
+    /// Certificate chain and private key in PEM for client authentication.
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
-/// Why TLS cannot be set up. Whoever runs the program has to act.
+/// TLS cannot be set up. The user of the program must act.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsSetupError {
-    /// A file does not hold what it should, or cannot be read.
+    /// A file has invalid contents or cannot be read.
     #[error("{}: {why}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The reason.
         why: String,
     },
-    /// The TLS library refuses.
+    /// An error of the TLS library.
     #[error(transparent)]
     Tls(#[from] rustls::Error),
     /// A connection was made before, with other settings.
-    #[error("TLS is set up already")]
+    #[error("TLS was set up before with other files")]
     TooLate,
 }
 
-/// Sets up TLS for all further connections of this process. Without files
-/// nothing is done, nor for the same ones again.
+/// Sets up TLS for all further connections of this process. Does nothing without
+/// files, and nothing when called again with the same ones.
 ///
 /// # Errors
 /// See [`TlsSetupError`].
@@ -94,7 +94,7 @@ fn file(path: &Path, why: &dyn std::fmt::Display) -> TlsSetupError {
     TlsSetupError::File { path: path.to_owned(), why: why.to_string() }
 }
 
-/// The system's own words where it has some.
+/// Returns the operating system's error if there is one.
 fn io_error(error: pem::Error) -> io::Error {
     match error {
         pem::Error::Io(error) => error,
@@ -102,7 +102,7 @@ fn io_error(error: pem::Error) -> io::Error {
     }
 }
 
-/// Whether what goes to this URL can be read on the way: no TLS, and another
+/// Whether data for this URL crosses a network unencrypted: no TLS, and another
 /// machine.
 pub fn sends_cleartext(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wrong_files_are_named() {
+    fn unusable_files_are_named() {
         let files = |path: &str| TlsFiles { authorities: Some(path.into()), identity: None };
         for path in ["/no/such/ca.pem", "/dev/null"] {
             let error = configure(&files(path)).unwrap_err().to_string();
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn other_machines_without_tls_are_exposed() {
+    fn remote_plain_http_sends_cleartext() {
         for (url, exposed) in [
             ("http://127.0.0.1:1", false),
             ("http://[::1]:1", false),

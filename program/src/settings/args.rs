@@ -12,12 +12,12 @@ use super::{ConfigError, Key, Layers, Loaded, Origin, Override, Settings};
 const FILE: &str = "config";
 const PRINT: &str = "print-config";
 
-/// What the command line and the environment say.
+/// The settings of the command line and the environment.
 #[derive(Debug, Clone)]
 pub struct SettingsArgs<S> {
     layers: Layers,
     settings: PhantomData<S>,
-    /// Print the settings in force and do nothing else.
+    /// Whether to print the settings and exit.
     pub print_config: bool,
 }
 
@@ -38,11 +38,11 @@ impl<S: Settings> clap::Args for SettingsArgs<S> {
             .env("RENDEZ_CONFIG")
             .value_name("FILE")
             .value_parser(clap::value_parser!(PathBuf))
-            .help("File with settings, in TOML; --print-config shows what it may hold");
+            .help("File with settings, in TOML; --print-config prints an example");
         let print = Arg::new(PRINT)
             .long(PRINT)
             .action(ArgAction::SetTrue)
-            .help("Print the settings in force as such a file, with what each means, and leave");
+            .help("Print the current settings as a commented file and exit");
         command.arg(file).arg(print).args(S::KEYS.iter().map(argument::<S>))
     }
 

@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::{Change, Key, Settings, suggestion, table};
 
-/// Where settings are looked for, kept for reading them again.
+/// The sources of settings, kept for reading them again.
 #[derive(Debug, Clone, Default)]
 pub struct Layers {
     /// The file, if there is one.
@@ -30,10 +30,10 @@ pub struct Override {
     pub origin: Origin,
 }
 
-/// Where a value came from.
+/// The origin of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody said anything.
+    /// The default.
     Default,
     /// The file, at this line.
     File(PathBuf, usize),
@@ -54,7 +54,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Settings and where each came from.
+/// Settings and their origins.
 #[derive(Debug, Clone)]
 pub struct Loaded<S> {
     /// The settings.
@@ -63,7 +63,7 @@ pub struct Loaded<S> {
     origins: BTreeMap<&'static str, Origin>,
 }
 
-/// A setting that two readings do not agree about.
+/// A setting whose value changed between two readings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Difference {
     /// The setting's name.
@@ -72,7 +72,7 @@ pub struct Difference {
     pub change: Change,
 }
 
-/// Why there are no settings. The operator has to act.
+/// Settings that cannot be used. The operator must act.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -80,7 +80,7 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// The system's words.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// The file is not TOML.
@@ -90,29 +90,29 @@ pub enum ConfigError {
         path: PathBuf,
         /// From 1.
         line: usize,
-        /// The parser's words.
+        /// The error of the parser.
         why: String,
     },
-    /// A name that no setting has.
+    /// An unknown name.
     #[error("{}:{line}: there is no setting `{name}`{hint}", path.display())]
     Unknown {
         /// The file.
         path: PathBuf,
         /// From 1.
         line: usize,
-        /// What stands there.
+        /// The unknown name.
         name: String,
-        /// What may have been meant.
+        /// A suggestion.
         hint: String,
     },
     /// A value that cannot be used.
     #[error("{at}: `{name}`: {why}")]
     Value {
-        /// Where it stands.
+        /// The origin of the value.
         at: Origin,
         /// The setting.
         name: &'static str,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
     },
 }
@@ -155,7 +155,7 @@ impl Layers {
 }
 
 impl<S: Settings> Loaded<S> {
-    /// Where the value of a setting came from.
+    /// The origin of a setting's value.
     pub fn origin(&self, name: &str) -> &Origin {
         self.origins.get(name).unwrap_or(&Origin::Default)
     }
@@ -177,13 +177,13 @@ impl<S: Settings> Loaded<S> {
 }
 
 impl<S: Settings> From<S> for Loaded<S> {
-    /// Settings that a program made.
+    /// Settings made by code.
     fn from(config: S) -> Self {
         Self { config, layers: Layers::default(), origins: BTreeMap::new() }
     }
 }
 
-/// The parser's words for a name that stands there twice; its span is the name.
+/// The parser's message for a repeated name; its span is the name.
 const DUPLICATE: &str = "duplicate key";
 
 type Apply<'a> = dyn FnMut(&'static Key, &str, Origin) -> Result<(), ConfigError> + 'a;
@@ -197,7 +197,7 @@ fn read_file<S: Settings>(
         path: path.to_owned(),
         line: line_of(text, error.span()),
         why: match error.span().and_then(|span| text.get(span)) {
-            // The line alone says little of a long one.
+            // A line may be long: name the key as well.
             Some(key) if error.message() == DUPLICATE => format!("{DUPLICATE} `{key}`"),
             _ => error.message().to_owned(),
         },
@@ -238,7 +238,7 @@ fn single(key: &Key, value: &DeValue<'_>, at: &Origin) -> Result<String, ConfigE
     })
 }
 
-/// A section as one text; each line is checked alone, so that errors name it.
+/// A section as one text. Each line is checked by itself, so that errors name it.
 fn entries<S: Settings>(
     key: &Key,
     section: &DeTable<'_>,
@@ -271,7 +271,7 @@ fn walk<S: Settings>(
             section => format!("{section}.{}", key.get_ref()),
         };
         match value.get_ref() {
-            // The name of a setting is no section, and there are no others below.
+            // A setting's name is not a section, and sections do not nest.
             DeValue::Table(table) if S::find(&name).is_none() && section.is_empty() => {
                 walk::<S>(table, &name, found)?;
             }

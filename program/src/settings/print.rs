@@ -1,4 +1,4 @@
-//! Settings as a file and as documentation.
+//! Settings as a file and as a reference table.
 
 use std::fmt::Write as _;
 

@@ -1,9 +1,9 @@
-//! What may have been meant by a name that does not exist.
+//! Suggestions for unknown names.
 
 /// Similarity (0 to 1) above which another name is worth suggesting.
 const SIMILARITY_MIN: f64 = 0.75;
 
-/// `; did you mean ...`, or nothing.
+/// Returns `; did you mean ...`, or an empty text.
 pub fn suggestion(name: &str, known: impl Iterator<Item = &'static str>) -> String {
     let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
     let similar = |known: &str| {

@@ -1,7 +1,7 @@
-//! Values of settings as people write them.
+//! Values of settings as text.
 //!
-//! Every value has one text, which parsing gives back: what `--print-config`
-//! prints can be read again.
+//! Each value has one text form, which parses to the same value: the output of
+//! `--print-config` can be read again.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,7 +22,7 @@ pub trait Value: Sized {
     /// Reads it.
     ///
     /// # Errors
-    /// What is wrong with the text, for the operator.
+    /// The reason why the text is invalid, for the operator.
     fn parse(text: &str) -> Result<Self, String>;
 
     /// Writes it.
@@ -143,7 +143,7 @@ impl Value for Duration {
             .map_err(|error| format!("{text:?} is no duration such as 20s or 1m 30s: {error}"))
     }
 
-    /// Without months and years, which are of no length that people know.
+    /// Without months and years, whose length varies.
     fn text(&self) -> String {
         let days = self.as_secs() / DAY_SECS;
         let rest = self.saturating_sub(Duration::from_secs(days * DAY_SECS));

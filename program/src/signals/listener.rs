@@ -1,4 +1,4 @@
-//! The signals that ask a waiting command to come to an end.
+//! The signals that ask a waiting command to end.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -6,12 +6,12 @@ use std::task::{Context, Poll};
 
 use crate::sys::{Signal, SignalKind, ignored_signals, signal};
 
-/// What somebody asks for.
+/// The request of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignalRequest {
     /// Ctrl-C.
     Interrupt,
-    /// SIGTERM or SIGHUP, by its number: nobody is there to ask twice.
+    /// SIGTERM or SIGHUP, by its number: not sent by a user who could send it twice.
     Terminate(u8),
 }
 
@@ -20,15 +20,15 @@ pub const HANGUP: u8 = 1;
 /// The number of SIGTERM.
 pub const TERMINATE: u8 = 15;
 
-/// Hears them from now on; their default actions are over for this process.
+/// Receives the signals from now on, in place of their default actions.
 pub struct SignalListener(Vec<(SignalRequest, Signal)>);
 
 impl SignalListener {
-    /// Listens. Who started us may have SIGTERM and SIGHUP ignored (nohup does),
-    /// and they stay so.
+    /// Starts listening. SIGTERM and SIGHUP stay ignored if the process was started
+    /// with them ignored, as by nohup.
     ///
     /// # Errors
-    /// The operating system's.
+    /// A handler cannot be installed.
     pub fn listen() -> std::io::Result<Self> {
         let ignored = ignored_signals();
         let mut heard = vec![(SignalRequest::Interrupt, signal(SignalKind::interrupt())?)];
@@ -41,7 +41,7 @@ impl SignalListener {
         Ok(Self(heard))
     }
 
-    /// The next one.
+    /// Waits for the next signal.
     pub async fn recv(&mut self) -> SignalRequest {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
@@ -55,10 +55,10 @@ impl SignalListener {
         Poll::Pending
     }
 
-    /// Waits for `work`, unless a signal comes first.
+    /// Waits for `work` until a signal arrives.
     ///
     /// # Errors
-    /// What the signal asks for; `work` may be waited for further.
+    /// The request of the signal. `work` may be awaited again.
     pub async fn run_until_signal<W: Future + Unpin>(
         &mut self,
         work: &mut W,

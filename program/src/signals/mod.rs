@@ -1,8 +1,8 @@
-//! SignalListener that ask a program to end.
+//! Signals that ask a program to end.
 //!
-//! [`shutdown`] is for programs that serve until they are asked to stop.
-//! [`listener`] is for a command that passes signals on and decides by itself
-//! when to end.
+//! [`Shutdown`] is for programs that serve until they are asked to stop.
+//! [`SignalListener`] is for a command that forwards signals and decides by
+//! itself when to end.
 
 mod listener;
 mod shutdown;

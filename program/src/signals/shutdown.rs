@@ -4,12 +4,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::sys::{SignalKind, signal};
 
-/// When to stop.
+/// The two requests to stop.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
-    /// Begin to leave in good order.
+    /// Cancelled at the first request: shut down gracefully.
     pub graceful: CancellationToken,
-    /// Leave at once, whatever is still open.
+    /// Cancelled at the second request: stop immediately.
     pub immediate: CancellationToken,
 }
 
@@ -20,7 +20,7 @@ impl From<CancellationToken> for Shutdown {
 }
 
 impl Shutdown {
-    /// One more request to stop.
+    /// Records a request to stop.
     fn request(&self) {
         if self.graceful.is_cancelled() {
             self.immediate.cancel();
@@ -29,8 +29,8 @@ impl Shutdown {
     }
 }
 
-/// A first SIGTERM or Ctrl-C stops gently, a second one at once. Must be called
-/// within a tokio runtime.
+/// The first SIGTERM or Ctrl-C shuts down gracefully, the second one immediately.
+/// Must be called within a tokio runtime.
 pub fn shutdown_on_signals() -> Shutdown {
     let stop = Shutdown::default();
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
@@ -43,7 +43,7 @@ pub fn shutdown_on_signals() -> Shutdown {
                     }
                 });
             }
-            Err(error) => tracing::warn!(%error, ?kind, "this signal cannot be caught"),
+            Err(error) => tracing::warn!(%error, ?kind, "cannot catch this signal"),
         }
     }
     stop
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_request_is_urgent() {
+    fn second_request_stops_immediately() {
         let stop = Shutdown::default();
         stop.request();
         assert!(stop.graceful.is_cancelled() && !stop.immediate.is_cancelled());

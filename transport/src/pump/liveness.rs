@@ -1,4 +1,5 @@
-//! Whether the peer is still there. Pure but for the two clocks that it is told.
+//! Keep-alive: whether the peer is still there. Pure, except for the two clocks
+//! that the caller passes in.
 //!
 //! * A ping goes out every [`limits::PING_INTERVAL`], and when the core wishes,
 //!   and after the machine slept.
@@ -28,7 +29,7 @@ const SLEEP_CHECK: Duration = Duration::from_secs(5);
 /// How far the wall clock must have gone beyond ours to call that sleep.
 const SLEEP_MIN: Duration = Duration::from_secs(3);
 
-/// See the module.
+/// The state of the keep-alive of one websocket.
 pub(super) struct Liveness {
     last_heard: Instant,
     next_ping: Instant,

@@ -6,8 +6,8 @@
 //! * A flush happens once per batch, not once per message.
 //! * One poll handles at most `BATCH` messages each way, then yields, so one
 //!   busy socket does not starve the others of its thread.
-//! * A deadline that the pump cannot act on wakes nobody: while the socket is
-//!   full, what is due waits for the socket and not for the clock.
+//! * A deadline that the pump cannot act on does not wake it: while the socket is
+//!   full, due work waits for the socket and not for the clock.
 //! * A peer that is silent for too long is gone (`liveness`).
 
 use std::future::{Future as _, poll_fn};
@@ -97,12 +97,12 @@ struct Pump<'a, S, P> {
     timer: Pin<Box<Sleep>>,
 }
 
-/// What a step left behind.
+/// Whether a step left work to do.
 #[derive(PartialEq)]
 enum Progress {
     /// Possibly more that could be done now.
     Ready,
-    /// Nothing; somebody wakes us when that changes.
+    /// Nothing; a waker is registered.
     Waiting,
 }
 
@@ -199,7 +199,7 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
             };
             self.liveness.heard(now);
             match incoming {
-                // What still arrives while we leave is not for anybody.
+                // Messages that arrive after our close frame are dropped.
                 Incoming::Binary(_) | Incoming::Text if self.closing.is_some() => {}
                 Incoming::Binary(message) => {
                     let taken = self.protocol.handle_message(now, message);
