@@ -158,7 +158,7 @@ impl AdminAccess {
         };
         let found = registry.environments().revoke(None, id).await?;
         let unknown =
-            || Exit::unknown_environment("no executor ever registered in this environment");
+            || Exit::unknown_environment("no executor has registered in this environment");
         if found { Ok(()) } else { Err(unknown()) }
     }
 

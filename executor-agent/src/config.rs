@@ -14,7 +14,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::credential;
 
-/// The profiles that an agent offers unless it is told otherwise: the one
+/// The profiles that an agent offers by default: the one
 /// between our own endpoints, and the one of stock orchestrators.
 pub const DEFAULT_PROFILES: [Profile; 2] = [Profile::RendezHybridIkV1, Profile::NoiseHybridIkV1];
 
@@ -49,7 +49,7 @@ pub enum Auth {
 }
 
 impl Auth {
-    /// What this token is good for: its text says whether it is a join token.
+    /// The credentials of this token: its prefix marks a join token.
     pub fn of_token(token: SecretString) -> Self {
         match token.expose_secret().starts_with(JOIN_TOKEN_PREFIX) {
             true => Auth::Join(token),
@@ -135,7 +135,7 @@ impl AgentArgs {
     /// Completes the settings from the process's environment and files.
     ///
     /// # Errors
-    /// [`ConfigError`] says what is missing and how to give it.
+    /// [`ConfigError`] names the missing setting and how to set it.
     pub fn into_config(self) -> Result<AgentConfig, ConfigError> {
         self.complete(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }

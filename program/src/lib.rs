@@ -1,4 +1,4 @@
-//! What every program of Rendez does before its own work.
+//! The start-up code that all programs of Rendez share.
 //!
 //! ```text
 //! settings   one list of settings: file, environment, flags, documentation

@@ -131,7 +131,7 @@ async fn sigterm_and_sighup_terminate_remote_command() -> Result<()> {
         let pid = process.stdout_line(TIMEOUT, |line| line.parse().ok()).await?;
         process.signal(signal)?;
         assert_eq!(process.wait(TIMEOUT).await?.code(), Some(code));
-        process.stderr_line(TIMEOUT, |line| line.contains("ended by SIG").then_some(())).await?;
+        process.stderr_line(TIMEOUT, |line| line.contains("received SIG").then_some(())).await?;
         gone(pid).await?;
     }
     Ok(())
@@ -286,8 +286,8 @@ async fn exec_can_leave_a_frozen_executor() -> Result<()> {
     drop(stdout);
     let output = timeout(TIMEOUT, exec.wait_with_output()).await??;
     assert_eq!(output.status.code(), Some(74));
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(stderr.contains("cannot tell whether the command has ended"), "{stderr}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("the command may still be running"), "{said}");
 
     let pressed_until_it_ends = async {
         loop {

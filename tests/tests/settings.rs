@@ -196,8 +196,8 @@ async fn token_sent_without_tls_is_warned_about() -> Result<()> {
     };
     // this machine, by an address that is not loopback
     let exposed = exec("http://0.0.0.0:1").await?.stderr_text();
-    assert_eq!(exposed.matches("without TLS").count(), 1, "{exposed}");
+    assert_eq!(exposed.matches("over plain HTTP").count(), 1, "{exposed}");
     let near = exec("http://127.0.0.1:1").await?.stderr_text();
-    assert!(!near.contains("without TLS"), "{near}");
+    assert!(!near.contains("over plain HTTP"), "{near}");
     Ok(())
 }

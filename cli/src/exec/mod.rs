@@ -178,9 +178,9 @@ async fn end_after_write_error(process: Process, error: &std::io::Error) -> Exit
     drop(process);
     match timeout(TERMINATE_TIMEOUT, control.terminate()).await {
         Ok(Ok(_)) => write_error(error),
-        Ok(Err(_)) | Err(_) => Exit::io(format!(
-            "cannot write the output: {error}; the command may still be running"
-        )),
+        Ok(Err(_)) | Err(_) => {
+            Exit::io(format!("cannot write the output: {error}; the command may still be running"))
+        }
     }
 }
 

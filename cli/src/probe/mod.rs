@@ -90,11 +90,7 @@ fn timeout(text: &str) -> Result<Duration, String> {
     if timeout > TIMEOUT_MAX {
         return Err("a probe may take at most 24h".to_owned());
     }
-    if timeout.is_zero() {
-        Err("must be more than 0s".to_owned())
-    } else {
-        Ok(timeout)
-    }
+    if timeout.is_zero() { Err("must be more than 0s".to_owned()) } else { Ok(timeout) }
 }
 
 /// Runs the command.

@@ -77,7 +77,10 @@ impl ProbePair {
         let since = Instant::now();
         // Carries the first connection or error; closes if the executor ends before.
         let (sender, mut first) = mpsc::channel(1);
-        let agent = self.agent.take().ok_or_else(|| Exit::software("the temporary executor was started twice"))?;
+        let agent = self
+            .agent
+            .take()
+            .ok_or_else(|| Exit::software("the temporary executor was started twice"))?;
         let cancel = self.cancel.clone();
         let task = tokio::spawn(async move {
             let watch = move |state: AgentState| {

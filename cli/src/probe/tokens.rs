@@ -43,7 +43,8 @@ impl ProbeTokens {
         };
         let created = self.admin.create_token(&request).await?;
         let id = created.entry.id;
-        let nameless = |_| Exit::protocol(format!("the relay returned an invalid token id: {id:?}"));
+        let nameless =
+            |_| Exit::protocol(format!("the relay returned an invalid token id: {id:?}"));
         self.made.push(id.parse().map_err(nameless)?);
         Ok(created.token)
     }

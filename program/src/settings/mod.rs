@@ -40,7 +40,7 @@ pub struct Key {
     pub name: &'static str,
     /// Unit or form of its value.
     pub unit: &'static str,
-    /// What it does.
+    /// Its meaning.
     pub doc: &'static str,
     /// When a change takes effect.
     pub change: Change,
@@ -96,7 +96,7 @@ pub trait Settings: Clone + Default + 'static {
     /// Sets one setting and checks its range.
     ///
     /// # Errors
-    /// What is wrong with the value. The settings must not be used then.
+    /// The reason why the value is invalid. The settings must not be used then.
     fn set(&mut self, name: &str, text: &str) -> Result<(), String>;
 
     /// Checks the settings against each other, once all of them are read.

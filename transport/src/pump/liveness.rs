@@ -102,8 +102,7 @@ impl Liveness {
         self.pings
     }
 
-    /// The round trip, if this answers a ping: a peer may send pongs that
-    /// nobody asked for.
+    /// The round trip, if this answers a ping: a peer may send unsolicited pongs.
     pub(super) fn pong(&mut self, now: Instant, number: Option<u64>) -> Option<Duration> {
         let (oldest, newest) = self.unanswered?;
         let answered = [newest, oldest].into_iter().find(|ping| number == Some(ping.number))?;
@@ -126,8 +125,8 @@ impl Liveness {
         }
     }
 
-    /// When to look again, at the latest; `can_ping` says whether the socket
-    /// would take a ping that is due.
+    /// The latest moment of the next check; `can_ping` is whether the socket would
+    /// take a ping that is due.
     pub(super) fn next_look(&self, can_ping: bool) -> Option<Instant> {
         let ping = can_ping.then_some(self.next_ping);
         // Our clock stood still while the machine slept, and so did timers.

@@ -18,13 +18,13 @@ use crate::socket;
 /// More rounds than any test needs.
 const ROUNDS_MAX: usize = 100_000;
 
-/// A core that records what it hears and sends what it is told to.
+/// A core that records received messages and sends queued ones.
 #[derive(Default)]
 struct Core {
     heard: Vec<Bytes>,
     outbox: VecDeque<Bytes>,
     full: bool,
-    /// Answer every message with itself, and wake nobody for it.
+    /// Echo every message without waking the pump.
     echo: bool,
     closing: Option<CloseFrame>,
     refuse: Option<CloseFrame>,
@@ -173,7 +173,7 @@ async fn what_the_core_answers_goes_out_at_once() {
         theirs.send(binary(b"acknowledge this")).await.unwrap();
         assert_eq!(theirs.next().await.unwrap().unwrap(), binary(b"acknowledge this"));
     }
-    // the clock stands still unless everybody waits for a timer
+    // The clock advances only while all tasks wait for a timer.
     assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
@@ -182,7 +182,7 @@ async fn a_full_core_is_not_read_for() {
     let (core, mut theirs, task) = start().await;
     core.change(|core| core.full = true);
     tokio::task::yield_now().await;
-    // more than pipe and buffers hold: cannot complete while nobody reads
+    // more than pipe and buffers hold: cannot complete while the peer does not read
     let flood = async {
         for _ in 0..8 {
             theirs.send(Message::Binary(Bytes::from(vec![1; 50_000]))).await.unwrap();
@@ -284,7 +284,7 @@ async fn a_wished_ping_goes_out_at_once_and_only_its_own_pong_proves_a_round_tri
     let payload = theirs.next().await.unwrap().unwrap().into_data();
     assert_eq!(payload.as_ref(), 1u64.to_be_bytes());
 
-    // what nobody asked for, and a guess; then a message, behind which both are
+    // An unsolicited pong and a guessed one; then a message, behind which both are
     for foreign in [Bytes::new(), Bytes::copy_from_slice(&2u64.to_be_bytes())] {
         theirs.send(Message::Pong(foreign)).await.unwrap();
     }
