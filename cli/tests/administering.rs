@@ -170,7 +170,7 @@ fn misspelt_state_directory_is_not_created() {
         for directory in [&misspelt, &empty] {
             let output = with_state(args, directory).output().unwrap();
             assert_eq!(code(&output), 78, "{args:?}: {output:?}");
-            assert!(said(&output).contains("not the state of a relay"), "{output:?}");
+            assert!(said(&output).contains("not the state directory of a relay"), "{output:?}");
         }
     }
     assert!(!misspelt.exists());
