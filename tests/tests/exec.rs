@@ -272,7 +272,7 @@ async fn ctrl_c_works_with_unread_output() -> Result<()> {
     unread.interrupt()?;
     let (code, stderr) = unread.end().await?;
     assert_eq!(code, Some(130), "{stderr}");
-    assert!(stderr.starts_with("rendez: not waiting any longer"), "{stderr}");
+    assert!(stderr.starts_with("rendez: gave up waiting"), "{stderr}");
     Ok(())
 }
 
