@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_complete_and_the_token_is_not_shown() {
+    fn defaults_are_complete_and_hide_the_token() {
         let config = args(&[]).complete(var).unwrap();
         assert_eq!(config.relay.to_string(), "https://r.example");
         assert_eq!(config.state, Path::new("/home/me/.local/state/rendez/agent/dev"));
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_win() {
+    fn flags_override_defaults() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), " from-file \nrest").unwrap();
         let config = args(&[
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kind_of_token_decides_and_once_joined_none_is_needed() {
+    fn token_kind_selects_authentication() {
         let join = |name: &str| (name == TOKEN_VARIABLE).then(|| "rdz_j_00".to_owned());
         let none = |_: &str| None;
         let state = tempfile::tempdir().unwrap();
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_settings_are_named() {
         let none = |_: &str| None;
         let error = args(&["--state", "/no/such"]).complete(none).unwrap_err();
         assert!(matches!(error, ConfigError::NoToken(_)), "{error}");

@@ -8,9 +8,9 @@
 //! environment <id>
 //! ```
 //!
-//! The key is made before it is enrolled, so that a join whose answer was lost
-//! is repeated with the same key. It is good for one relay and one environment:
-//! shown to another relay, its signatures could be passed on to the first.
+//! The agent creates the key before it enrols it, so that it can repeat a join
+//! whose answer was lost with the same key. The key is valid for one relay and one
+//! environment, because another relay could forward its signatures to the first.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ const FILE: SecretFile = SecretFile {
     remedy: "revoke this executor, remove the file and join again",
 };
 
-/// A key, and what it is for.
+/// A key with its relay and environment.
 pub(crate) struct Credential {
     key: SigningKey,
     environment: EnvironmentId,
@@ -41,13 +41,13 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// Why there is no credential.
+/// The error of loading or creating a credential.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialError {
-    /// The file cannot be had.
+    /// The file cannot be read or written.
     #[error(transparent)]
     File(#[from] SecretFileError),
-    /// The file is something else.
+    /// The file is not a credential.
     #[error("{} is not a credential; remove it and join again", path.display())]
     Malformed {
         /// The file.
@@ -62,20 +62,20 @@ pub enum CredentialError {
     Other {
         /// The file.
         path: PathBuf,
-        /// What it is for.
+        /// The environment and relay of the file.
         found: String,
-        /// What was asked for.
+        /// The environment and relay of the settings.
         wanted: String,
     },
 }
 
-/// Where the credential in `state` is.
+/// Returns the path of the credential in `state`.
 pub(crate) fn path(state: &Path) -> PathBuf {
     FILE.path(state)
 }
 
 impl Credential {
-    /// Reads the credential in `state`, or makes one. Several processes may do
+    /// Reads the credential in `state`, or creates one. Several processes may do
     /// so at once: all get the same one.
     ///
     /// # Errors
@@ -96,7 +96,7 @@ impl Credential {
         parse(&bytes, &path(state), relay, environment)
     }
 
-    /// The key itself.
+    /// Returns the key.
     pub(crate) fn into_key(self) -> SigningKey {
         self.key
     }
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_is_made_once() {
+    fn key_is_created_once() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("a/b");
         let key = |credential: &Credential| credential.key.verifying_key();
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_for_one_relay_and_one_environment() {
+    fn credential_is_bound_to_relay_and_environment() {
         let folder = tempfile::tempdir().unwrap();
         open(folder.path(), "https://r.example", "dev").unwrap();
         for (relay, environment) in [("https://evil.example", "dev"), ("https://r.example", "prod")]
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_others_can_read_or_that_is_none_is_kept_and_refused() {
+    fn unsafe_or_invalid_file_is_refused_and_kept() {
         let folder = tempfile::tempdir().unwrap();
         let again = || open(folder.path(), "https://r.example", "dev");
         again().unwrap();

@@ -29,7 +29,7 @@ async fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     match args.run(signals::cancel_on_signal()).await {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
-            // nobody has to read it
+            // A closed standard error is not a failure.
             let _ = writeln!(stderr(), "rendez-agent: {error}");
             Ok(ExitCode::from(error.exit_code()))
         }
