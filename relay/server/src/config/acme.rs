@@ -1,7 +1,7 @@
 //! Values of the settings for certificates by ACME.
 //!
-//! What the way of proof cannot do is refused here, where its operator reads
-//! it: TLS-ALPN-01 (RFC 8737) proves single names.
+//! Names that TLS-ALPN-01 (RFC 8737) cannot prove, such as wildcards, are refused
+//! when the settings are read.
 
 use std::net::IpAddr;
 
@@ -50,7 +50,7 @@ impl Directory {
 }
 
 impl Default for Directory {
-    /// Let's Encrypt's, which everybody's trust store knows.
+    /// The directory of Let's Encrypt, which common trust stores contain.
     fn default() -> Self {
         Self("https://acme-v02.api.letsencrypt.org/directory".to_owned())
     }
@@ -62,7 +62,7 @@ impl Value for Domains {
         for word in text.split_whitespace() {
             let name = domain(word)?;
             if names.contains(&name) {
-                return Err(format!("{name} stands there twice"));
+                return Err(format!("{name} is listed twice"));
             }
             names.push(name);
         }
@@ -99,7 +99,7 @@ impl Value for Contacts {
         let addresses: Vec<_> =
             text.split_whitespace().map(address).collect::<Result<_, String>>()?;
         if addresses.len() > ACME_CONTACTS_MAX {
-            return Err(format!("at most {} addresses are told", ACME_CONTACTS_MAX));
+            return Err(format!("at most {} contact addresses are allowed", ACME_CONTACTS_MAX));
         }
         Ok(Self(addresses))
     }
@@ -130,7 +130,7 @@ impl Value for Directory {
         let url = Url::parse(text).map_err(|error| format!("{text:?}: {error}"))?;
         let user = !url.username().is_empty() || url.password().is_some();
         if url.scheme() != "https" || user || url.fragment().is_some() {
-            return Err(format!("{text:?}: an https:// URL without a user is wanted"));
+            return Err(format!("{text:?}: expected an https:// URL without a user"));
         }
         Ok(Self(text.to_owned()))
     }

@@ -1,13 +1,13 @@
-//! Quotas as people write them: `memory=64MiB streams=100`.
+//! The text form of quotas: `memory=64MiB streams=100`.
 //!
-//! What is named replaces that bound of the level's default; `none` takes it
-//! away; the rest stays. So nobody loses a bound by setting another.
+//! A named bound replaces that bound of the level's default, and `none` removes
+//! it. Bounds that are not named keep their default.
 
 use rendez_program::settings::value::Size;
 use rendez_program::settings::{Value, suggestion};
 use rendez_relay_core::Quota;
 
-/// A bound's name, whether it is a size, and where it is kept.
+/// A bound's name, whether it is a size, and the field that holds it.
 type Bound = (&'static str, bool, fn(&mut Quota) -> &mut u64);
 
 const BOUNDS: [Bound; 7] = [
@@ -26,19 +26,19 @@ const NONE: &str = "none";
 pub struct Bounds([Option<u64>; BOUNDS.len()]);
 
 impl Bounds {
-    /// Those that a quota has.
+    /// Returns the bounds of a quota.
     pub fn of(mut quota: Quota) -> Self {
         let bound = |(_, _, field): Bound| Some(*field(&mut quota)).filter(|n| *n != Quota::NONE);
         Self(BOUNDS.map(bound))
     }
 
-    /// The name of a bound that is zero, if there is one.
+    /// Returns the name of a bound that is zero, if there is one.
     pub(super) fn first_zero(&self) -> Option<&'static str> {
         let mut named = BOUNDS.iter().zip(self.0);
         named.find_map(|((name, _, _), bound)| (bound == Some(0)).then_some(*name))
     }
 
-    /// `quota` with these bounds instead of its own.
+    /// Returns `quota` with these bounds in place of its own.
     pub fn apply_to(&self, mut quota: Quota) -> Quota {
         for ((_, _, field), bound) in BOUNDS.iter().zip(self.0) {
             if let Some(bound) = bound {
@@ -67,7 +67,7 @@ impl Value for Bounds {
                 value => value.parse().map_err(|error| format!("{name}: {value:?}: {error}"))?,
             };
             if bounds[index].replace(number).is_some() {
-                return Err(format!("{name} stands there twice"));
+                return Err(format!("{name} is listed twice"));
             }
         }
         Ok(Self(bounds))

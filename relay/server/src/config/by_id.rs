@@ -12,11 +12,11 @@ use rendez_relay_core::Quota;
 
 use super::bounds::Bounds;
 
-/// Environments with quotas of their own, and as many tokens: a file that people
-/// keep. Each costs a line, not an account.
+/// Most environments, and most tokens, with quotas of their own: people maintain
+/// the file by hand. Each costs a line, not an account.
 const QUOTAS_BY_ID_MAX: usize = 10_000;
 
-/// Some bounds per id; what they do not name is the kind's.
+/// Some bounds per id; omitted bounds are those of the kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ById<Id: Ord>(BTreeMap<Id, Bounds>);
 
@@ -27,7 +27,7 @@ impl<Id: Ord> Default for ById<Id> {
 }
 
 impl<Id: Ord + Display> ById<Id> {
-    /// The quota of each id, over that of its kind.
+    /// Returns the quota of each id: its bounds applied to those of its kind.
     pub fn apply_to(&self, kind: Quota) -> BTreeMap<String, Quota> {
         self.0.iter().map(|(id, bounds)| (id.to_string(), bounds.apply_to(kind))).collect()
     }
@@ -45,7 +45,7 @@ where
             let id: Id = id.parse().map_err(|error| format!("{id:?}: {error}"))?;
             let bounds = Bounds::parse(bounds).map_err(|error| format!("{id}: {error}"))?;
             if all.contains_key(&id) {
-                return Err(format!("{id} stands there twice"));
+                return Err(format!("{id} is listed twice"));
             }
             all.insert(id, bounds);
         }
@@ -93,7 +93,7 @@ mod tests {
     fn what_is_wrong_is_named() {
         for (text, expected) in [
             ("a stream=1", "a: there is no bound \"stream\""),
-            ("a streams=1; a streams=2", "a stands there twice"),
+            ("a streams=1; a streams=2", "a is listed twice"),
             ("a/b streams=1", "\"a/b\": environment id contains '/'"),
         ] {
             let said = Environments::parse(text).unwrap_err();

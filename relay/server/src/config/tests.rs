@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::*;
 
 #[test]
-fn every_setting_is_documented_and_its_default_is_read_back() {
+fn every_setting_is_documented_and_its_default_parses() {
     let mut config = Config::default();
     for key in Config::KEYS {
         assert!(key.doc.trim().ends_with('.'), "{}: {}", key.name, key.doc);
@@ -63,7 +63,7 @@ fn refused(text: &str) -> String {
 }
 
 #[test]
-fn flags_win_over_the_environment_and_that_over_the_file() {
+fn flags_override_environment_and_environment_overrides_file() {
     let key = |name| Config::find(name).unwrap();
     let variable = Origin::Environment("RENDEZ_LISTEN".into());
     let flag = Origin::Flag("connections-max".into());
@@ -127,7 +127,7 @@ fn wrong_values_and_syntax_name_their_place() {
 }
 
 #[test]
-fn a_section_of_ids_is_one_setting() {
+fn section_of_ids_is_one_setting() {
     let text = "[quota]\ntoken = \"streams=9 connections=4\"\n[quota.tokens]\n\
                 0011223344556677 = \"streams=5\"\n0011223344556688 = \"\"\n";
     let written = Written::new(text);
@@ -151,7 +151,7 @@ fn a_section_of_ids_is_one_setting() {
         let said = refused(&format!("{section}{line}"));
         assert!(said.contains(expected), "{line:?}: {said}");
     }
-    // by flag and variable it is one text, over all that the file says
+    // As a flag or a variable it is one text, which replaces the file's section.
     let mut written = Written::new(section);
     written.overrides = vec![Override {
         key: Config::find("quota.environments").unwrap(),
@@ -164,7 +164,7 @@ fn a_section_of_ids_is_one_setting() {
 }
 
 #[test]
-fn two_readings_are_compared_by_value() {
+fn readings_are_compared_by_value() {
     let one = Written::new("[log]\nlevel = \"warn\"").load().unwrap();
     let two = Written::new("listen = \"127.0.0.1:9\"\n[log]\nlevel = \"debug\"").load().unwrap();
     let both = [
@@ -176,13 +176,13 @@ fn two_readings_are_compared_by_value() {
 }
 
 #[test]
-fn a_file_that_is_missing_is_named() {
+fn missing_file_is_named() {
     let layers = Layers { file: Some("/no/such/relay.toml".into()), overrides: Vec::new() };
     assert!(layers.load::<Config>().unwrap_err().to_string().contains("/no/such/relay.toml"));
 }
 
 #[test]
-fn what_is_printed_is_read_back_and_says_where_it_came_from() {
+fn printed_settings_parse_and_name_their_origin() {
     let text = "state = 'a \"b\"'\nconnections_max = 7\n[quota.tokens]\n\
                 0011223344556677 = 'streams=5'\n[quota.environments]\nbox = 'memory=none'\n";
     let written = Written::new(text);
@@ -213,9 +213,9 @@ fn flags_set_and_name_themselves() {
     assert_eq!(loaded.origin("connections_max"), &Origin::Default);
 }
 
-/// But for the full stop.
+/// Only the full stop is missing.
 #[test]
-fn nothing_of_a_text_is_lost_in_the_help() {
+fn help_contains_whole_descriptions() {
     let command = RelayArgs::augment_args(Command::new("relay"));
     for key in Config::KEYS {
         let argument = command.get_arguments().find(|argument| argument.get_id() == key.name);

@@ -7,7 +7,7 @@ use rendez_program::settings::Value;
 use rendez_program::value_by_word;
 use rendez_registry::model::SourceCidrs;
 
-/// An address to listen on, or none at all.
+/// An address to listen on, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MaybeListen {
     /// `off`
@@ -16,14 +16,14 @@ pub enum MaybeListen {
     On(SocketAddr),
 }
 
-/// Whether clients show a certificate.
+/// Whether clients present a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientAuth {
-    /// None is asked for.
+    /// The relay requests none.
     Off,
-    /// One that is shown must be good.
+    /// A presented certificate must be valid.
     Optional,
-    /// Without a good one there is no connection.
+    /// A connection needs a valid certificate.
     Required,
 }
 
@@ -36,12 +36,12 @@ pub enum TlsVersion {
     Tls13,
 }
 
-/// Where traces go, or nowhere. It stands in logs, so it names nobody.
+/// The collector of traces, if any. Logs contain its URL, so the URL has no user.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Collector(String);
 
 impl Collector {
-    /// Its URL, unless it is nowhere.
+    /// Returns its URL, if there is one.
     pub fn url(&self) -> Option<&str> {
         Some(self.0.as_str()).filter(|url| !url.is_empty())
     }
@@ -53,14 +53,14 @@ value_by_word! {
 }
 
 impl Value for Collector {
-    /// What is wrong is said without the text: there may be a password in it.
+    /// Errors do not contain the text, because it may contain a password.
     fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Ok(Self::default());
         }
-        let url: Uri = text.parse().map_err(|error| format!("this is no URL: {error}"))?;
+        let url: Uri = text.parse().map_err(|error| format!("invalid URL: {error}"))?;
         if !matches!(url.scheme_str(), Some("http" | "https")) {
-            return Err("a URL with http:// or https:// is wanted".to_owned());
+            return Err("expected a URL with http:// or https://".to_owned());
         }
         if url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
             return Err("a URL with a user or password would stand in logs; give them by the \
@@ -75,11 +75,11 @@ impl Value for Collector {
     }
 }
 
-/// How clients reach a relay, as it is configured.
+/// The configured URL by which clients reach a relay.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PublicUrl(pub rendez_registry::PublicUrl);
 
-/// The proxies whose `X-Forwarded-For` is believed.
+/// The proxies whose `X-Forwarded-For` is trusted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustedProxies(pub SourceCidrs);
 
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_read_back_as_they_are_written() {
+    fn written_values_parse_to_themselves() {
         round_trip::<MaybeListen>(&["off", "127.0.0.1:7701", "[::1]:1"]);
         round_trip::<PublicUrl>(&["", "wss://relay.example.com"]);
         round_trip::<ClientAuth>(&["off", "optional", "required"]);
@@ -148,14 +148,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ambiguous_is_refused() {
+    fn ambiguous_values_are_refused() {
         assert!(MaybeListen::parse("on").unwrap_err().ends_with("127.0.0.1:7700, or off"));
         assert_eq!(TlsVersion::parse("1.1").unwrap_err(), "\"1.1\" is none of 1.2, 1.3");
         assert!(PublicUrl::parse("ftp://x").is_err());
         for (url, why) in [
             ("http://me:hunter2@collector/", "OTEL_EXPORTER_OTLP_HEADERS"),
             ("ftp://me:hunter2@collector/", "http://"),
-            ("http://me:hunter2@", "no URL"),
+            ("http://me:hunter2@", "invalid URL"),
             ("hunter2", "http://"),
         ] {
             let said = Collector::parse(url).unwrap_err();
