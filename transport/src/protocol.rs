@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rendez_proto::close::CloseFrame;
 
-/// A core behind whatever lock its owner likes. All calls are quick, none
-/// blocks.
+/// A core, behind a lock of its owner's choice. Calls return quickly and never
+/// block.
 pub trait Protocol: Send {
     /// One binary message arrived.
     ///
@@ -24,8 +24,8 @@ pub trait Protocol: Send {
         Err(Violation(CloseFrame::TEXT))
     }
 
-    /// Whether the core has room for more input. Otherwise TCP holds
-    /// the peer back. When that changes, the core wakes its waker.
+    /// Whether the core has room for more input. If not, the pump stops reading, and
+    /// TCP slows the peer down. The core wakes its waker when that changes.
     fn wants_read(&self) -> bool;
 
     /// The next message to send; asked only when the socket has room.
@@ -37,19 +37,18 @@ pub trait Protocol: Send {
     /// A deadline of [`poll_timeout`](Self::poll_timeout) has passed.
     fn handle_timeout(&mut self, now: Instant);
 
-    /// Leaves the waker of the pump's task: to be woken when there is
-    /// something to send, when reading is welcome again or when the connection
-    /// should close.
+    /// Stores the waker of the pump's task. The core wakes it when there is something
+    /// to send, when it has room to read again, or when the connection should close.
     fn register(&mut self, waker: &Waker);
 
-    /// Set once the connection should close; what
-    /// [`poll_transmit`](Self::poll_transmit) still has goes out first.
+    /// The close frame, once the connection should close. Messages that
+    /// [`poll_transmit`](Self::poll_transmit) still has are sent first.
     fn closing(&self) -> Option<CloseFrame>;
 
     /// Whether to ping the peer now, without waiting for
     /// [`PING_INTERVAL`](rendez_proto::limits::PING_INTERVAL). Asked whenever
-    /// the pump may write; the core takes back its wish when it is asked. A ping
-    /// that is under way and may still be answered in time serves the wish, too.
+    /// the pump may write; the call clears the request. A ping that is in flight and may
+    /// still be answered in time serves the request, too.
     fn wants_ping(&mut self) -> bool {
         false
     }

@@ -227,7 +227,7 @@ async fn signals_reach_the_whole_process_group() {
 // ---- input ---------------------------------------------------------------
 
 #[tokio::test]
-async fn stdin_is_written_once_per_id_and_can_be_closed() {
+async fn stdin_is_written_once_per_id() {
     let (mut client, _) = Client::ready(&session_manager(), None).await;
     let start = Start { pipe_stdin: true, ..shell("cat", "cat; echo end") };
     client.call::<Start>(&start).await.unwrap();

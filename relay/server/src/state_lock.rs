@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn one_relay_holds_the_lock_and_the_next_gets_it() {
+    async fn lock_passes_to_the_next_relay() {
         let state = tempfile::tempdir().unwrap();
         let open = || StateLock::open(state.path()).unwrap();
         let first = open();

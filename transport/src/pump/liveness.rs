@@ -1,18 +1,18 @@
 //! Keep-alive: whether the peer is still there. Pure, except for the two clocks
 //! that the caller passes in.
 //!
-//! * A ping goes out every [`limits::PING_INTERVAL`], and when the core wishes,
+//! * A ping is sent every [`limits::PING_INTERVAL`], when the core requests one,
 //!   and after the machine slept.
-//! * A wish sends none while the newest ping may still be answered
-//!   ([`PING_ANSWER_TIMEOUT`]): that answer serves both. So no number of wishes
-//!   puts off what a ping is to find out.
-//! * A round trip is proved by the pong of the newest ping or of the oldest one
-//!   that is unanswered, or a path slower than the pings would prove none.
+//! * A request sends no ping while the newest one may still be answered
+//!   ([`PING_ANSWER_TIMEOUT`]): its answer serves both. So repeated requests do not
+//!   delay the detection of a dead peer.
+//! * The pong of the newest ping, or of the oldest unanswered one, proves a round
+//!   trip. Otherwise a path slower than the ping interval would never prove one.
 //! * A peer that was silent for [`limits::PONG_TIMEOUT`] is gone. Time during
 //!   which we chose not to read does not count.
-//! * A core may be less patient: then a ping that nothing answers for
-//!   [`PING_ANSWER_TIMEOUT`] is enough, unless so much was written since the
-//!   peer was heard that the ping may still wait behind it.
+//! * A core that can resume gives up earlier: after one ping that is unanswered for
+//!   [`PING_ANSWER_TIMEOUT`], unless so much was written since the peer was last heard
+//!   that the ping may still wait behind it.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -24,9 +24,9 @@ pub const PING_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes behind which a ping may wait so long that its missing answer proves
 /// nothing: 400 kbit/s for [`PING_ANSWER_TIMEOUT`].
 const PING_BEHIND_BYTES: usize = 256 * 1024;
-/// How often our own endpoints look whether the machine slept.
+/// How often our own endpoints check whether the machine slept.
 const SLEEP_CHECK: Duration = Duration::from_secs(5);
-/// How far the wall clock must have gone beyond ours to call that sleep.
+/// The advance of the wall clock over the monotonic clock that counts as sleep.
 const SLEEP_MIN: Duration = Duration::from_secs(3);
 
 /// The state of the keep-alive of one websocket.
@@ -39,7 +39,7 @@ pub(super) struct Liveness {
     unanswered: Option<(Ping, Ping)>,
     /// Bytes written since the peer was heard.
     written: usize,
-    /// Whether a ping that is not answered soon is enough.
+    /// Whether one unanswered ping ends the connection.
     pub(super) short_timeout: bool,
     /// Both clocks when they were last compared.
     clocks: (Instant, SystemTime),
@@ -74,8 +74,8 @@ impl Liveness {
         self.written = self.written.saturating_add(bytes);
     }
 
-    /// The machine slept if the wall clock went further than ours: then the
-    /// path may be gone without a word.
+    /// Detects sleep: the wall clock advanced further than the monotonic one. The path
+    /// may then be gone without a close.
     pub(super) fn compare_clocks(&mut self, now: Instant, wall: SystemTime) {
         let (then, wall_then) = std::mem::replace(&mut self.clocks, (now, wall));
         let ran = now.saturating_duration_since(then);
@@ -111,7 +111,7 @@ impl Liveness {
         Some(now.saturating_duration_since(answered.sent))
     }
 
-    /// When the peer counts as gone, if it is not heard.
+    /// When the peer counts as gone if nothing arrives.
     pub(super) fn deadline(&self) -> Instant {
         let patient = self.last_heard + limits::PONG_TIMEOUT;
         let asked = self.unanswered.and_then(|(oldest, newest)| {
@@ -147,7 +147,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn an_impatient_core_waits_for_one_answer_only() {
+    fn one_late_pong_ends_a_resumable_connection() {
         let (mut liveness, now, _) = start();
         assert_eq!(liveness.deadline(), now + limits::PONG_TIMEOUT);
         liveness.ping(now + SECOND);
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_may_wait_behind_what_was_written() {
+    fn pong_may_wait_behind_written_bytes() {
         let (mut liveness, now, _) = start();
         liveness.wrote(PING_BEHIND_BYTES + 1);
         liveness.ping(now);
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn after_sleep_it_asks_at_once() {
+    fn sleep_causes_an_immediate_ping() {
         let (mut liveness, now, wall) = start();
         let later = now + SLEEP_CHECK;
         liveness.compare_clocks(later, wall + SLEEP_CHECK + SECOND);
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn only_pings_that_are_unanswered_have_pongs() {
+    fn only_outstanding_pings_match_pongs() {
         let (mut liveness, now, _) = start();
         assert_eq!(liveness.pong(now, Some(0)), None);
         assert_eq!([0; 3].map(|_| liveness.ping(now)), [1, 2, 3]);
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_slower_than_the_pings_proves_its_round_trips() {
+    fn slow_paths_prove_their_round_trips() {
         let (mut liveness, now, _) = start();
         let round_trip = 3 * SECOND;
         // one a second, each answered three seconds later
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn wishes_put_nothing_off() {
+    fn requested_pings_do_not_delay_the_timeout() {
         let (mut liveness, now, _) = start();
         assert!(liveness.wants_ping(now, true) && !liveness.wants_ping(now, false));
         liveness.ping(now);
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_takes_no_ping_needs_no_look() {
+    fn full_socket_delays_the_next_check() {
         let (mut liveness, now, _) = start();
         assert_eq!(liveness.next_look(false), Some(now + SLEEP_CHECK));
         liveness.short_timeout = false;

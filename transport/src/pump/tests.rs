@@ -117,7 +117,7 @@ fn binary(bytes: &'static [u8]) -> Message {
 }
 
 #[tokio::test]
-async fn text_ends_a_connection_unless_the_core_says_otherwise() {
+async fn text_closes_unless_the_core_accepts_it() {
     let (core, mut theirs, task) = start().await;
     core.change(|core| core.drops_text = true);
     theirs.send(Message::text("{}")).await.unwrap();
@@ -134,7 +134,7 @@ async fn text_ends_a_connection_unless_the_core_says_otherwise() {
 }
 
 #[tokio::test]
-async fn messages_pass_both_ways_even_when_both_pipes_are_full() {
+async fn full_pipes_do_not_deadlock() {
     let (core, theirs, task) = start().await;
     let big = Bytes::from(vec![7; 50_000]);
     core.change(|core| core.outbox.extend((0..50).map(|_| big.clone())));
@@ -165,7 +165,7 @@ async fn messages_pass_both_ways_even_when_both_pipes_are_full() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_core_answers_goes_out_at_once() {
+async fn answers_are_sent_in_the_same_turn() {
     let (core, mut theirs, _task) = start().await;
     core.change(|core| core.echo = true);
     let began = tokio::time::Instant::now();
@@ -178,7 +178,7 @@ async fn what_the_core_answers_goes_out_at_once() {
 }
 
 #[tokio::test]
-async fn a_full_core_is_not_read_for() {
+async fn full_core_stops_reading() {
     let (core, mut theirs, task) = start().await;
     core.change(|core| core.full = true);
     tokio::task::yield_now().await;
@@ -206,7 +206,7 @@ async fn a_full_core_is_not_read_for() {
 }
 
 #[tokio::test]
-async fn text_and_violations_and_large_messages_get_their_close_code() {
+async fn invalid_messages_get_their_close_codes() {
     async fn close_code(setup: impl FnOnce(&mut Core), message: Message) -> (u16, Ended) {
         let (core, mut theirs, task) = start().await;
         core.change(setup);
@@ -252,7 +252,7 @@ async fn text_and_violations_and_large_messages_get_their_close_code() {
 }
 
 #[tokio::test]
-async fn closing_sends_what_is_left_first() {
+async fn closing_sends_queued_messages_first() {
     let (core, mut theirs, task) = start().await;
     core.change(|core| {
         core.outbox.push_back(Bytes::from_static(b"last words"));
@@ -266,7 +266,7 @@ async fn closing_sends_what_is_left_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pings_go_out_and_silence_ends_the_connection() {
+async fn silence_ends_the_connection() {
     let (_core, mut theirs, task) = start().await;
     let before = tokio::time::Instant::now();
     // Read pings without ever flushing the answers.
@@ -278,7 +278,7 @@ async fn pings_go_out_and_silence_ends_the_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wished_ping_goes_out_at_once_and_only_its_own_pong_proves_a_round_trip() {
+async fn requested_ping_is_immediate_and_matched() {
     let (core, mut theirs, _task) = start().await;
     core.change(|core| core.wants_ping = true);
     let payload = theirs.next().await.unwrap().unwrap().into_data();
@@ -304,7 +304,7 @@ async fn a_wished_ping_goes_out_at_once_and_only_its_own_pong_proves_a_round_tri
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_impatient_core_gives_up_after_one_unanswered_ping() {
+async fn one_unanswered_ping_ends_a_resumable_connection() {
     let (core, _theirs, task) = start().await;
     let before = tokio::time::Instant::now();
     core.change(|core| (core.short_timeout, core.wants_ping) = (true, true));
@@ -313,7 +313,7 @@ async fn an_impatient_core_gives_up_after_one_unanswered_ping() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_busy_core_still_pings() {
+async fn busy_core_still_pings() {
     let (core, mut theirs, _task) = start().await;
     core.change(|core| {
         core.wants_ping = true;
@@ -323,7 +323,7 @@ async fn a_busy_core_still_pings() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_socket_is_waited_for_and_not_the_clock() {
+async fn full_socket_does_not_spin_on_timers() {
     let (core, mut theirs, _task) = start().await;
     for short_timeout in [false, true] {
         core.change(|core| {
@@ -351,7 +351,7 @@ async fn a_full_socket_is_waited_for_and_not_the_clock() {
 
 /// The bytes are read as they are: a library would answer the ping.
 #[tokio::test(start_paused = true)]
-async fn many_wishes_are_one_ping_until_it_should_have_been_answered() {
+async fn repeated_requests_send_one_ping() {
     let (core, mut theirs, _task) = start().await;
     let mut pings = 0;
     for n in 0..10 {

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_proved_is_refused_with_the_reason() {
+    fn unprovable_names_are_refused_with_reasons() {
         for (text, expected) in [
             ("*.example.com", "by DNS only"),
             ("a.example *.a.example", "by DNS only"),

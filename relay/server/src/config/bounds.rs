@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn invalid_bounds_are_named() {
         for (text, expected) in [
             ("streams", "NAME=BOUND"),
             ("stream=1", "there is no bound \"stream\", but memory, connections, streams"),

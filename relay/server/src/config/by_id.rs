@@ -76,7 +76,7 @@ mod tests {
     type Environments = ById<EnvironmentId>;
 
     #[test]
-    fn each_id_has_its_bounds_over_those_of_its_kind() {
+    fn bounds_of_an_id_override_its_kind() {
         let text = "a memory=none streams=5; b-1 connections=2; c ";
         let all = Environments::parse(text).unwrap();
         assert_eq!(all.text(), text);
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn invalid_bounds_are_named() {
         for (text, expected) in [
             ("a stream=1", "a: there is no bound \"stream\""),
             ("a streams=1; a streams=2", "a is listed twice"),

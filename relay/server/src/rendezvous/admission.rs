@@ -100,7 +100,7 @@ mod tests {
 
     /// The ticket is one of an issuer's token that ends with its websockets.
     #[tokio::test]
-    async fn audit_names_the_subject_that_asked_for_the_ticket() {
+    async fn audit_names_the_tickets_requester() {
         let state = tempfile::tempdir().unwrap();
         let registry = Registry::open(state.path(), Options::default()).await.unwrap();
         let connections = Arc::<ConnectionTable>::default();

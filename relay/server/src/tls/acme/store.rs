@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn invalid_account_is_replaced_and_errors_name_the_file() {
+    fn invalid_account_is_replaced() {
         let state = tempfile::tempdir().unwrap();
         let store = AcmeStore::new(state.path(), "https://ca.example/d");
         store.store_certificate("x").unwrap();
