@@ -32,8 +32,8 @@ pub const ENVIRONMENTS_PURGE_PAUSE: Duration = Duration::from_secs(60);
 pub const TOKENS_MAX: u32 = 100_000;
 
 /// How long an ended token is kept, so that its bearer gets the reason and an
-/// operator sees it. With one probe per environment and minute, these are 86,400
-/// tokens per environment and 60 days.
+/// operator sees it. An environment that is probed once a minute leaves 86,400 of
+/// them in that time.
 pub const TOKENS_ENDED_KEPT: Duration = Duration::from_secs(30 * 86_400);
 
 /// The ended tokens that the creation of one may purge.
