@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | [`directions`] | which crate may link what (ARCHITECTURE.md, rules R1, R3, R4, R5, R9) |
 //! | [`supply`] | licences, sources, one version of the big crates, unused dependencies |
+//! | [`prose`] | plain words in comments, and that cited paths and sections exist |
 //! | [`sources`] | the permitted contents of files (R2, R5 to R8), and the house rules |
 //! | [`wasm`] | that the pure crates build for wasm32, which has no operating system |
 //!
@@ -16,6 +17,8 @@
 mod directions;
 #[path = "tidy/graph.rs"]
 mod graph;
+#[path = "tidy/prose.rs"]
+mod prose;
 #[path = "tidy/sources.rs"]
 mod sources;
 #[path = "tidy/supply.rs"]

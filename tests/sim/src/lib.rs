@@ -14,7 +14,7 @@
 //! | [`plan`] | the script of a seed: nodes, conversations, [`Transition`]s |
 //! | `world` | virtual time, the agenda, and the phases of a run |
 //! | `net` | the pumps at both ends of each websocket (`transport`) |
-//! | `shell` | `executor-agent/src/agent/lifecycle.rs` and `orchestrator/src/link.rs` |
+//! | `shell` | `executor-agent/src/agent/lifecycle.rs` and `orchestrator/src/reconnect.rs` |
 //! | `apps`, `orchestrator_app`, `executor_app` | sessions, numbered output, requests that are repeated by their number |
 //! | `attack` | attacks of a hostile relay on frames |
 //! | `faults` | cuts, restarts, pauses and clocks |

@@ -84,7 +84,7 @@ pub(crate) struct Session {
     pub(crate) done: BTreeSet<u32>,
 }
 
-/// `orchestrator/src/link.rs`, with the conversations above it.
+/// `orchestrator/src/reconnect.rs`, with the conversations above it.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) profile: Profile,

@@ -1,5 +1,5 @@
 //! The shells that keep websockets connected:
-//! `executor-agent/src/agent/lifecycle.rs` and `orchestrator/src/link.rs`, as small
+//! `executor-agent/src/agent/lifecycle.rs` and `orchestrator/src/reconnect.rs`, as small
 //! state machines.
 //!
 //! ```text
