@@ -90,7 +90,7 @@ async fn revoked_environment_needs_a_new_enrolment() -> Result<()> {
 
     // ends one registration: the agent registers again by itself
     relay.administer(&["env", "revoke", "box", "--registration-only"]).await?;
-    let ended = "an operator has ended";
+    let ended = "was ended by an operator";
     agent.process().stderr_line(TIMEOUT, |line| line.contains(ended).then_some(())).await?;
     agent.connected(2).await?;
     works(&relay, &orchestrator).await?;
