@@ -301,7 +301,7 @@ impl Exec {
             None => String::new(),
         };
         // A real link is not loopback, so the warning about missing TLS is expected.
-        let unexpected = stderr.lines().find(|line| !line.ends_with("without TLS"));
+        let unexpected = stderr.lines().find(|line| !line.ends_with("over plain HTTP"));
         ensure!(
             status.code() == Some(code) && unexpected.is_none(),
             "{status} instead of {code}; stderr: {stderr:?}"
