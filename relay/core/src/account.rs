@@ -7,9 +7,11 @@
 //! use.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::rate_limiter::RateLimiter;
 
@@ -104,12 +106,12 @@ impl Account {
 
     /// The present quota.
     pub fn quota(&self) -> Quota {
-        *self.quota.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.quota.lock()
     }
 
     /// Replaces the quota. Connections and streams beyond it are not ended.
     pub fn set_quota(&self, quota: Quota) {
-        let mut held = self.quota.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.quota.lock();
         *held = quota;
         self.memory_max.0.store(quota.memory_bytes, Relaxed);
         self.frames_max.0.store(quota.frames_per_second, Relaxed);

@@ -2,8 +2,9 @@
 //! bucket, but its only state is one moment, at which everything taken so far is
 //! paid off.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// A rate limiter, shared by all that are subject to the same rate.
 #[derive(Debug, Default)]
@@ -16,7 +17,7 @@ impl RateLimiter {
     /// more is taken: as long as the limiter is ahead of the clock by more than
     /// `burst`.
     pub(crate) fn take(&self, now: Instant, cost: Duration, burst: Duration) -> Duration {
-        let mut paid_off = self.lock();
+        let mut paid_off = self.paid_off.lock();
         let until = paid_off.map_or(now, |at| at.max(now)) + cost;
         *paid_off = Some(until);
         until.saturating_duration_since(now).saturating_sub(burst)
@@ -24,7 +25,7 @@ impl RateLimiter {
 
     /// Takes an amount only if the limiter stays within `burst`.
     pub(crate) fn try_take(&self, now: Instant, cost: Duration, burst: Duration) -> bool {
-        let mut paid_off = self.lock();
+        let mut paid_off = self.paid_off.lock();
         let until = paid_off.map_or(now, |at| at.max(now)) + cost;
         let fits = until.saturating_duration_since(now) <= burst;
         if fits {
@@ -35,11 +36,7 @@ impl RateLimiter {
 
     /// How far ahead of the clock the limiter is.
     pub(crate) fn ahead(&self, now: Instant) -> Duration {
-        self.lock().map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.paid_off.lock().unwrap_or_else(PoisonError::into_inner)
+        self.paid_off.lock().map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
     }
 }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use crate::{Micros, Report, Violation, run};
 
@@ -60,17 +61,16 @@ pub fn run_many(
 ) -> Summary {
     let next = AtomicU64::new(seeds.start);
     let summary = Mutex::new(Summary::default());
-    let lock = || summary.lock().unwrap_or_else(PoisonError::into_inner);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end || lock().violations.len() >= stop_after {
+                    if seed >= seeds.end || summary.lock().violations.len() >= stop_after {
                         return;
                     }
                     let result = run(seed);
-                    let mut summary = lock();
+                    let mut summary = summary.lock();
                     summary.seeds += 1;
                     match result {
                         Ok(report) => summary.add(report),
@@ -83,7 +83,7 @@ pub fn run_many(
             });
         }
     });
-    let mut summary = summary.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut summary = summary.into_inner();
     summary.violations.sort_by_key(|violation| violation.seed);
     summary
 }
