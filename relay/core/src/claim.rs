@@ -29,7 +29,7 @@ pub(crate) enum Holder {
         until: Instant,
     },
     /// The stream is over: the claim is removed when its lanes are empty.
-    Nobody,
+    Vacant,
 }
 
 /// The progress of a stream's end. Once it has begun, the claim does not count
@@ -93,7 +93,7 @@ impl Claim {
     pub(crate) fn port(&self) -> Option<PortKey> {
         match self.holder {
             Holder::Port(key) => Some(key),
-            Holder::Away { .. } | Holder::Nobody => None,
+            Holder::Away { .. } | Holder::Vacant => None,
         }
     }
 
@@ -242,7 +242,7 @@ impl Claim {
     /// answer to a reset.
     pub(crate) fn expire(&mut self, now: Instant) {
         if matches!(self.holder, Holder::Away { until } if until <= now) {
-            self.holder = Holder::Nobody;
+            self.holder = Holder::Vacant;
         }
         if matches!(self.ending, Ending::Passed { until, .. } if until <= now) {
             self.ending = Ending::Over;
@@ -251,7 +251,7 @@ impl Claim {
 
     /// Whether nothing keeps the claim any more.
     pub(crate) fn is_over(&self) -> bool {
-        (self.ending == Ending::Over || self.holder == Holder::Nobody)
+        (self.ending == Ending::Over || self.holder == Holder::Vacant)
             && self.to_executor.is_empty()
             && self.to_orchestrator.is_empty()
     }
@@ -260,7 +260,7 @@ impl Claim {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let grace = match self.holder {
             Holder::Away { until } => Some(until),
-            Holder::Port(_) | Holder::Nobody => None,
+            Holder::Port(_) | Holder::Vacant => None,
         };
         let linger = match self.ending {
             Ending::Passed { until, .. } => Some(until),

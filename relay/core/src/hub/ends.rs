@@ -101,7 +101,7 @@ impl Hub {
             let holder = if claim.resends && !over {
                 Holder::Away { until: now + limits::STREAM_GRACE }
             } else {
-                Holder::Nobody
+                Holder::Vacant
             };
             if !over {
                 self.reset(index, Direction::ToExecutor, ResetReason::OrchestratorGone);
