@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::IsTerminal as _;
 use std::str::FromStr;
 
+use tracing_log::AsLog as _;
 use tracing_subscriber::filter::{FilterExt as _, LevelFilter, Targets, filter_fn};
 use tracing_subscriber::layer::{Layered, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
@@ -32,6 +33,19 @@ pub enum LogLevel {
     Debug,
     /// Frames, by id and size.
     Trace,
+}
+
+impl LogLevel {
+    fn filter(self) -> LevelFilter {
+        match self {
+            LogLevel::Off => LevelFilter::OFF,
+            LogLevel::Error => LevelFilter::ERROR,
+            LogLevel::Warn => LevelFilter::WARN,
+            LogLevel::Info => LevelFilter::INFO,
+            LogLevel::Debug => LevelFilter::DEBUG,
+            LogLevel::Trace => LevelFilter::TRACE,
+        }
+    }
 }
 
 /// An unknown name of a level.
@@ -117,6 +131,7 @@ impl LogHandle {
     pub fn set_level(&self, level: LogLevel) {
         if let Some(handle) = &self.0 {
             let _ = handle.reload(filter(level));
+            limit_library_records(level);
         }
     }
 }
@@ -132,25 +147,34 @@ pub fn start(level: LogLevel) {
 /// fields.
 pub fn start_with(level: LogLevel, format: LogFormat, spans: Option<SpanLayer>) -> LogHandle {
     let (filter, handle) = reload::Layer::new(filter(level));
-    // Not `is_event`: `tracing::enabled!` checks with neither event nor span.
-    let events = filter.and(filter_fn(|metadata| !metadata.is_span()));
+    // Not `is_event`: `tracing::enabled!` checks with neither event nor span. Without
+    // the hint, the subscriber would be asked about events above the level.
+    let not_span = filter_fn(|metadata| !metadata.is_span());
+    let events = filter.and(not_span.with_max_level_hint(LevelFilter::TRACE));
     let log = printer(format).with_filter(events);
     let started = tracing_subscriber::registry().with(spans).with(log).try_init();
+    if started.is_ok() {
+        limit_library_records(level);
+    }
     LogHandle(started.is_ok().then_some(handle))
 }
 
-/// The level applies to our own crates. Libraries never log below WARN: at lower
-/// levels they print URLs and headers, which contain tickets and tokens.
+/// The most verbose level of libraries: at lower levels they print URLs and headers,
+/// which contain tickets and tokens.
+const LIBRARY_LEVEL_MAX: LevelFilter = LevelFilter::WARN;
+
+/// The level applies to our own crates, and to libraries up to
+/// [`LIBRARY_LEVEL_MAX`].
 fn filter(level: LogLevel) -> Targets {
-    let level = match level {
-        LogLevel::Off => LevelFilter::OFF,
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
-    };
-    Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("rendez", level)
+    let level = level.filter();
+    Targets::new().with_default(level.min(LIBRARY_LEVEL_MAX)).with_target("rendez", level)
+}
+
+/// Drops records of the `log` facade above the level of libraries where they are
+/// made. Only libraries use the facade, the websocket library for every frame, and
+/// each record that passes this gate costs several filters.
+fn limit_library_records(level: LogLevel) {
+    log::set_max_level(level.filter().min(LIBRARY_LEVEL_MAX).as_log());
 }
 
 fn printer<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>

@@ -32,6 +32,9 @@ use crate::config::Config;
 /// The timeout for sending one batch, and for the last one at shutdown.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The most verbose level of exported spans.
+const SPAN_LEVEL_MAX: LevelFilter = LevelFilter::INFO;
+
 /// Traces cannot be exported to `telemetry.otlp`; the operator has to act.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot export traces to telemetry.otlp: {0}")]
@@ -94,14 +97,17 @@ fn span_layer(provider: &SdkTracerProvider) -> SpanLayer {
     let ours = |metadata: &Metadata<'_>| {
         metadata.is_span()
             && metadata.target().starts_with("rendez")
-            && *metadata.level() <= LevelFilter::INFO
+            && *metadata.level() <= SPAN_LEVEL_MAX
     };
+    // The hint keeps events and spans of a more verbose level away from the
+    // subscriber.
+    let ours = filter_fn(ours).with_max_level_hint(SPAN_LEVEL_MAX);
     tracing_opentelemetry::layer()
         .with_tracer(provider.tracer("rendez-relay"))
         .with_tracked_inactivity(false)
         .with_location(false)
         .with_threads(false)
-        .with_filter(filter_fn(ours))
+        .with_filter(ours)
         .boxed()
 }
 
