@@ -1,8 +1,9 @@
-//! Memory and CPU time of a running process (Linux).
+//! Memory and CPU time of a running process, and the core that it runs on (Linux).
 
 use std::fs;
+use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 /// A field of `/proc/ID/status` in KiB, such as `VmRSS`.
 pub fn memory_kib(id: u32, field: &str) -> Result<u64> {
@@ -21,6 +22,17 @@ pub fn cpu_seconds(id: u32) -> Result<f64> {
         fields.split_whitespace().skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
     // USER_HZ is 100 on every Linux.
     Ok(ticks.iter().sum::<u64>() as f64 / 100.0)
+}
+
+/// Keeps all threads of a process on one core.
+pub fn pin(id: u32, core: &str) -> Result<()> {
+    let taskset = Command::new("taskset")
+        .args(["--all-tasks", "--cpu-list", "--pid", core, &id.to_string()])
+        .output()
+        .context("taskset is missing: apt-get install util-linux")?;
+    let error = String::from_utf8_lossy(&taskset.stderr);
+    ensure!(taskset.status.success(), "cannot pin process {id} to core {core}: {error}");
+    Ok(())
 }
 
 #[cfg(test)]
