@@ -134,7 +134,7 @@ async fn blocking<T: Send + 'static>(
     rules: Option<Value>,
     work: impl FnOnce() -> Result<T, RpcError> + Send + 'static,
 ) -> Result<T, RpcError> {
-    sandbox::check(rules.as_ref())?;
+    sandbox::check_files(rules.as_ref())?;
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| Err(RpcError::internal(error.to_string())))

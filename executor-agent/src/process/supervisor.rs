@@ -193,8 +193,7 @@ impl Supervisor {
         if start.argv.is_empty() {
             return Err(RpcError::invalid_params("argv must not be empty"));
         }
-        sandbox::check(start.sandbox.as_ref())?;
-        sandbox::check_network(start.enforce_managed_network, start.managed_network.as_ref())?;
+        sandbox::check_process(start)?;
         self.table.lock().reserve(&start.process_id)
     }
 

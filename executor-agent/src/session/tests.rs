@@ -149,6 +149,8 @@ async fn failed_start_is_explained_and_frees_id() {
         Start { sandbox: Some(managed), ..good.clone() },
         Start { enforce_managed_network: true, ..good.clone() },
         Start { managed_network: Some(json!({})), ..good.clone() },
+        Start { network_proxy: Some(json!({"proxy": {}})), ..good.clone() },
+        Start { shell_snapshot: Some(json!({})), ..good.clone() },
     ] {
         let error = client.call::<Start>(&refused).await.unwrap_err();
         assert_eq!(error.code, code::INVALID_REQUEST);

@@ -68,6 +68,14 @@ pub struct Start {
     /// Stock network rules. An executor that cannot enforce them must refuse.
     #[serde(default)]
     pub managed_network: Option<Value>,
+    /// The stock proxy that the process must use. An executor that cannot provide it
+    /// must refuse.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_proxy: Option<Value>,
+    /// The stock shell state to start from. An executor that cannot restore it must
+    /// refuse.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shell_snapshot: Option<Value>,
     /// Requests a window of so many bytes for writes that wait, up to
     /// [`crate::limits::STDIN_WINDOW_MAX_BYTES`]: long paths need more than the
     /// default. Only for executors that announced it.
@@ -91,6 +99,8 @@ impl Start {
             sandbox: None,
             enforce_managed_network: false,
             managed_network: None,
+            network_proxy: None,
+            shell_snapshot: None,
             stdin_window: None,
         }
     }
