@@ -13,7 +13,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Error as WsError;
 use url::Url;
 
-use crate::{socket, tls};
+use crate::{socket, tcp, tls};
 
 /// How long name look-up, TCP, TLS and upgrade may take together.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,7 +57,7 @@ pub enum DialError {
     Unavailable(u16),
 }
 
-/// Dials `url` with TCP_NODELAY set.
+/// Dials `url`, with the options of [`tcp::configure`].
 ///
 /// # Errors
 /// [`DialError`] distinguishes a refused ticket from a temporary failure.
@@ -98,12 +98,12 @@ impl Target {
             at: self.address(),
             why: why.to_string(),
         };
-        let tcp = TcpStream::connect((self.host.as_str(), self.port));
-        let tcp = tokio::time::timeout(CONNECT_TIMEOUT, tcp)
+        let connecting = TcpStream::connect((self.host.as_str(), self.port));
+        let tcp = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
             .await
             .map_err(|_| DialError::Timeout(self.address()))?
             .map_err(|error| unreachable(&error))?;
-        tcp.set_nodelay(true).map_err(|error| unreachable(&error))?;
+        tcp::configure(&tcp).map_err(|error| unreachable(&error))?;
         let io: Box<dyn Io> = if self.secure {
             let name =
                 ServerName::try_from(self.host.clone()).map_err(|error| unreachable(&error))?;

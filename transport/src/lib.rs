@@ -15,6 +15,7 @@ pub mod protocol;
 pub mod pump;
 pub mod relay_url;
 pub mod socket;
+pub mod tcp;
 pub mod tls;
 
 pub use protocol::{Protocol, Violation};

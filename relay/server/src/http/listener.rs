@@ -88,8 +88,9 @@ impl Listener {
     ) {
         while let Some((tcp, peer)) = cancel.run_until_cancelled(self.accept()).await {
             let (app, tls, table) = (app.clone(), self.tls.clone(), connections.clone());
-            // With Nagle's algorithm the Noise handshake takes 45 ms instead of 2.
-            let _ = tcp.set_nodelay(true);
+            if let Err(error) = rendez_transport::tcp::configure(&tcp) {
+                tracing::debug!(%error, "cannot set the options of a connection");
+            }
             let io = SharedReadBuffer::new(tcp, self.read_bytes);
             requests.spawn(serve_connection(io, peer, tls, app, table, cancel.child_token()));
         }
