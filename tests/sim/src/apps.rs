@@ -169,18 +169,20 @@ impl World {
     }
 
     fn stream_closed(&mut self, node: NodeId, key: Key, why: Closed, cause: Option<Origin>) {
-        let (stream, talk) = match &mut self.nodes[node].role {
+        let (stream, talk, opened) = match &mut self.nodes[node].role {
             Role::Executor(agent) => match agent.streams.remove(&key) {
-                Some(served) => (served.stream, None),
+                Some(served) => (served.stream, None, served.open),
                 None => return,
             },
             Role::Orchestrator(link) => match link.keys.remove(&key) {
-                Some(talk) => (link.talks[talk].stream, Some(talk)),
+                Some(talk) => (link.talks[talk].stream, Some(talk), true),
                 None => return,
             },
         };
         let (end, local) = (self.end_of(node), self.nodes[node].local(self.now));
-        let open = self.reference.is_open(stream, end);
+        // A replayed handshake makes another attempt at the executor under the same id.
+        // It never opens, and its end is not the end of the stream.
+        let open = opened && self.reference.is_open(stream, end);
         let reliable = self.reference.stream(stream).profile.is_reliable();
         if let Some(Origin::Hostile { denies, .. }) = cause
             && reliable
