@@ -52,7 +52,7 @@ impl Mux {
             &authorization,
             seed,
         )?;
-        let connecting = Connecting::new(&stream, profile, handshake, message, now);
+        let connecting = Connecting::new(&stream, profile, registration, handshake, message, now);
         Ok(self.insert(Stream::connecting(stream, profile, connecting)))
     }
 

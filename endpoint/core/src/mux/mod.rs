@@ -88,17 +88,15 @@ impl Mux {
 
     // ---- the socket --------------------------------------------------------
 
-    /// Attaches a socket. New streams of an executor are bound to
-    /// `registration`; existing streams keep theirs, and reliable ones resume.
+    /// Attaches a socket to an executor of `registration`. New streams of an executor
+    /// are bound to it. Open streams keep theirs, and reliable ones resume; streams that
+    /// connect to another registration end.
     pub fn socket_opened(&mut self, now: Instant, registration: RegistrationId) {
         self.socket = true;
-        self.registration = Some(registration);
         for slot in self.indices() {
-            self.with(now, slot, |stream, _, now| {
-                stream.socket_opened(now);
-                Ok(())
-            });
+            self.with(now, slot, |stream, _, now| stream.socket_opened(now, &registration));
         }
+        self.registration = Some(registration);
     }
 
     /// Detaches the socket. Streams of the Codex profile end; reliable ones

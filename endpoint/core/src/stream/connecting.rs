@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use rendez_proto::frame::{Body, Frame, ResetReason};
-use rendez_proto::ids::StreamId;
+use rendez_proto::ids::{RegistrationId, StreamId};
 use rendez_proto::limits::{HANDSHAKE_FAILURES, HANDSHAKE_TIMEOUT};
 use rendez_proto::profile::Profile;
 
@@ -18,6 +18,8 @@ use crate::window::Rto;
 /// An initiator that has sent message 1 and waits for message 2.
 #[derive(Debug)]
 pub(crate) struct Connecting {
+    /// The executor's registration that message 1 is bound to.
+    registration: RegistrationId,
     /// `None` only while a message is being read.
     handshake: Option<AwaitingResponse>,
     /// Sent first, once, as stock harnesses do.
@@ -34,6 +36,7 @@ impl Connecting {
     pub(crate) fn new(
         id: &StreamId,
         profile: Profile,
+        registration: RegistrationId,
         handshake: AwaitingResponse,
         message: Bytes,
         now: Instant,
@@ -42,6 +45,7 @@ impl Connecting {
         let resume = Frame::bare(id.clone(), Body::Resume { next_seq: 0 });
         let message_1 = Body::Handshake { message, profile: wire_name(profile) };
         Self {
+            registration,
             handshake: Some(handshake),
             resume: (!reliable).then(|| resume.encode()),
             message_1: Frame::bare(id.clone(), message_1).encode(),
@@ -52,11 +56,17 @@ impl Connecting {
         }
     }
 
-    /// Sends message 1 again, over the new socket.
-    pub(crate) fn socket_opened(&mut self) {
+    /// Sends message 1 again, over the new socket. Ends if the executor has registered
+    /// again since: it cannot read a message that is bound to its old registration, and
+    /// its refusal would count as a failed handshake of this orchestrator.
+    pub(crate) fn socket_opened(&mut self, registration: &RegistrationId) -> Result<(), StreamEnd> {
+        if self.registration != *registration {
+            return Err(StreamEnd { why: Closed::Lost, reset: Some(ResetReason::Finished) });
+        }
         if self.repeats {
             self.retry = Probe::due();
         }
+        Ok(())
     }
 
     /// Reads message 2. Returns `None` if it was damaged or forged: wait for

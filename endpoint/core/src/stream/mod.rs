@@ -25,7 +25,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use rendez_proto::frame::{Body, Frame, ResetReason};
-use rendez_proto::ids::StreamId;
+use rendez_proto::ids::{RegistrationId, StreamId};
 use rendez_proto::limits::AUTHORIZATION_TIMEOUT;
 use rendez_proto::profile::Profile;
 use sha2::{Digest as _, Sha256};
@@ -297,12 +297,17 @@ impl Stream {
         }
     }
 
-    pub(crate) fn socket_opened(&mut self, now: Instant) {
+    pub(crate) fn socket_opened(
+        &mut self,
+        now: Instant,
+        registration: &RegistrationId,
+    ) -> Result<(), StreamEnd> {
         match &mut self.state {
             StreamState::Open(open, _) => open.socket_opened(now),
-            StreamState::Connecting(connecting) => connecting.socket_opened(),
+            StreamState::Connecting(connecting) => return connecting.socket_opened(registration),
             StreamState::Authorizing(_) | StreamState::Ended { .. } => {}
         }
+        Ok(())
     }
 
     /// Handles any frame but a handshake.

@@ -272,6 +272,20 @@ fn new_socket_resends_handshake_immediately() {
     assert_eq!(pair.drain_orchestrator(), lost);
 }
 
+/// The simulator's seeds 900175253 and 900185879: the executor cannot read a message 1
+/// that is bound to its former registration, and its refusals locked the orchestrator's
+/// token out.
+#[test]
+fn handshake_ends_when_the_executor_registers_again() {
+    let mut pair = pair();
+    pair.connect(STREAM, Profile::RendezHybridIkV1);
+    let _ = pair.drain_orchestrator();
+    pair.orchestrator.socket_lost(pair.now);
+    pair.orchestrator.socket_opened(pair.now, registration("reg-2"));
+    assert_eq!(kinds(&pair.drain_orchestrator()), ["reset finished"]);
+    assert!(matches!(pair.orchestrator_events()[..], [Event::Closed { why: Closed::Lost, .. }]));
+}
+
 #[test]
 fn message_2_is_resent_until_confirmed() {
     let mut pair = pair();
