@@ -48,6 +48,9 @@ pub(super) struct Reliable {
     ack: AckTimer,
     /// Requests credit while there is none and nothing is in flight.
     credit_probe: Option<Probe>,
+    /// Requests for credit since the peer was last heard. A peer that forgot the stream
+    /// answers none, and there may be no record in flight whose timeouts show it.
+    unanswered_probes: u32,
     /// Announces the end, once everything was delivered.
     finish: Option<Probe>,
     /// A responder's message 2, until the initiator confirms it.
@@ -101,6 +104,7 @@ impl Reliable {
             advertised_credit: recv.grant(0),
             ack: AckTimer::default(),
             credit_probe: None,
+            unanswered_probes: 0,
             finish: None,
             unconfirmed: None,
         }
@@ -114,6 +118,7 @@ impl Reliable {
         credit: u32,
     ) -> Result<(), StreamEnd> {
         self.unconfirmed = None;
+        self.unanswered_probes = 0;
         // First, because frames that crossed a former path measure no round
         // trip.
         if self.path.on_authenticated() {
@@ -247,6 +252,7 @@ impl Reliable {
         } else if self.finish.as_mut().is_some_and(due) {
             Body::Reset { reason: ResetReason::Finished.as_str().to_owned() }
         } else if self.credit_probe.as_mut().is_some_and(due) {
+            self.unanswered_probes += 1;
             Body::Heartbeat
         } else {
             Body::Ack
@@ -331,7 +337,7 @@ impl Reliable {
             return Ok(());
         }
         self.send.handle_timeout(now);
-        if self.send.rto().timeouts() >= SILENT_TIMEOUTS {
+        if self.send.rto().timeouts().max(self.unanswered_probes) >= SILENT_TIMEOUTS {
             self.path.probe_now(now, self.grace);
             return Ok(());
         }

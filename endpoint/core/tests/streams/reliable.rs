@@ -443,6 +443,23 @@ fn stalled_reader_blocks_writer_until_it_reads() {
     assert!(pair.orchestrator_events().contains(&Event::Writable { key }));
 }
 
+/// The simulator's seed 900188066: a writer without credit asked for more for ever,
+/// although its peer had given the stream up.
+#[test]
+fn writer_without_credit_notices_that_its_peer_is_gone() {
+    let mut pair = ours();
+    let key = pair.at_orchestrator.expect("there is a stream");
+    let message = Bytes::from(vec![9; 100_000]);
+    while pair.orchestrator.send(key, &message).is_ok() {
+        pair.exchange();
+        pair.pass(ACK_DELAY);
+    }
+    // Nothing is in flight, and the executor is gone.
+    pair.pass_without_network(10 * RTO_MAX + STREAM_GRACE);
+    assert_eq!(closed(pair.orchestrator_events()), Some(Closed::Lost));
+    assert_eq!(pair.orchestrator.poll_timeout(), None);
+}
+
 #[test]
 fn message_larger_than_all_buffers_arrives() {
     let mut pair = ours();
