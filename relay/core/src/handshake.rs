@@ -21,8 +21,8 @@ pub(crate) enum HandshakeState {
     None,
     /// Message 1 is here and may not go to the executor yet.
     Waiting { message: Bytes, since: Instant },
-    /// Message 1 went to the executor, first and last at these times.
-    Offered { since: Instant, at: Instant },
+    /// Message 1 arrived, and went to the executor, first and last, at these times.
+    Offered { arrived: Instant, since: Instant, at: Instant },
     /// The executor has answered, or will not.
     Over,
 }

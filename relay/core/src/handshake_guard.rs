@@ -20,6 +20,8 @@
 //!   [`HANDSHAKE_FAILURES_RESERVED`] failures are reserved for tokens without
 //!   any. Another websocket of the token changes nothing. Another executor counts
 //!   on its own, so a faulty executor does not lock a token out of the others.
+//! * After a change of the registration all failures are forgiven once: see
+//!   [`registration_changed`](HandshakeGuard::registration_changed).
 //! * Only an early failure is charged. An executor that does not answer is
 //!   suspended or cannot reach its registry, and the token is not to blame.
 //! * A message that waits is charged like any frame that waits.
@@ -62,6 +64,9 @@ pub(crate) struct HandshakeGuard {
     /// Tokens with failures that are not forgiven yet, at most
     /// [`PENALIZED_TOKENS_MAX`].
     penalized_tokens: Vec<PenalizedToken>,
+    /// When the failures until then are forgiven, because some were due to a change of
+    /// the registration.
+    forgive_at: Option<Instant>,
     /// Claims whose handshakes wait, in order. Bounded by the number of claims:
     /// each is in it once.
     waiting: VecDeque<usize>,
@@ -89,9 +94,32 @@ impl PenalizedToken {
 impl HandshakeGuard {
     /// Failed handshakes of a token that are not forgiven yet.
     pub(crate) fn failures_of(&self, token: &Arc<Account>, now: Instant) -> u64 {
+        if self.is_forgiven(now) {
+            return 0;
+        }
         let known =
             self.penalized_tokens.iter().find(|penalized| Arc::ptr_eq(&penalized.token, token));
         known.map_or(0, |penalized| penalized.failures(now))
+    }
+
+    /// Another registration has joined. A message 1 that is bound to the former one fails
+    /// without fault of its token, and orchestrators send such messages for up to
+    /// [`HANDSHAKE_TIMEOUT`]. A token may fail as often as otherwise until then, and is
+    /// forgiven after it.
+    pub(crate) fn registration_changed(&mut self, now: Instant) {
+        self.forget_forgiven(now);
+        self.forgive_at = Some(now + HANDSHAKE_TIMEOUT);
+    }
+
+    fn is_forgiven(&self, now: Instant) -> bool {
+        self.forgive_at.is_some_and(|at| at <= now)
+    }
+
+    fn forget_forgiven(&mut self, now: Instant) {
+        if self.is_forgiven(now) {
+            self.penalized_tokens.clear();
+            self.forgive_at = None;
+        }
     }
 
     /// Whether another handshake of a token may be risked while `under_way` may
@@ -113,6 +141,7 @@ impl HandshakeGuard {
     }
 
     fn penalize(&mut self, token: &Arc<Account>, now: Instant) {
+        self.forget_forgiven(now);
         self.penalized_tokens.retain(|penalized| penalized.failures(now) > 0);
         let known =
             self.penalized_tokens.iter().position(|penalized| Arc::ptr_eq(&penalized.token, token));

@@ -31,7 +31,8 @@ pub enum Dropped {
     HandshakeRate,
     /// A repeated handshake while the first was under way.
     HandshakeRepeat,
-    /// A frame of a stream whose handshake still waits.
+    /// A frame of a stream whose handshake still waits, or the handshake itself when it
+    /// has waited for too long.
     HandshakeWaits,
 }
 

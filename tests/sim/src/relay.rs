@@ -160,6 +160,14 @@ impl Relay {
         Ok(())
     }
 
+    /// Runs the hub's timers.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        let expired = |hub: &Hub| hub.stats().dropped(Dropped::HandshakeWaits) as usize;
+        let before = expired(&self.hub);
+        self.hub.handle_timeout(now);
+        self.shadow.expired += expired(&self.hub) - before;
+    }
+
     /// The hub gave `wire` to a websocket.
     pub(crate) fn gave(&mut self, to: SocketId, wire: &Bytes) -> Result<(), (Rule, String)> {
         self.shadow.gave(to, wire)
@@ -176,6 +184,8 @@ struct Shadow {
     holders: HashMap<usize, SocketId>,
     /// Streams that were reset as overloaded: the hub empties their lanes.
     overloaded: Vec<usize>,
+    /// Handshakes that expired in the hub and are still in a lane here.
+    expired: usize,
 }
 
 #[derive(Debug, Default)]
@@ -250,8 +260,23 @@ impl Shadow {
                 lane.frames.pop_front();
                 Ok(())
             }
+            // Handshakes that waited in the hub for too long.
+            Some(later)
+                if self.expired >= later
+                    && lane.frames.range(..later).all(|waiting| {
+                        peek(waiting).is_ok_and(|frame| frame.kind == Kind::Handshake)
+                    }) =>
+            {
+                self.expired -= later;
+                lane.bytes -= lane.frames.drain(..=later).map(|frame| frame.len()).sum::<usize>();
+                Ok(())
+            }
             Some(later) => {
-                let detail = format!("{later} frames of stream {stream} were overtaken or lost");
+                let kind = frame.kind.as_str();
+                let detail = format!(
+                    "{later} frames of stream {} were overtaken or lost by a {kind}",
+                    frame.stream
+                );
                 Err((Rule::BlindRelay, detail))
             }
             // one that the hub made

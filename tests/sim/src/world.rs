@@ -445,7 +445,7 @@ impl World {
         }
         if self.sweep_time().is_some_and(|at| at <= self.now) {
             let now = self.relay_instant();
-            self.relay.hub.handle_timeout(now);
+            self.relay.handle_timeout(now);
             self.wake_ports();
         }
         self.settle();

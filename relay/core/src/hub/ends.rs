@@ -92,7 +92,7 @@ impl Hub {
     pub(super) fn orchestrator_left(&mut self, key: PortKey, now: Instant) {
         for index in self.claims.select(|claim| claim.port() == Some(key)) {
             let lost = self.claims[index].sink_left(Direction::ToOrchestrator);
-            self.handshake_failed(index, now);
+            self.handshake_failed(index, Direction::ToExecutor, now);
             self.stats.count_dropped(Dropped::PeerAway, lost);
             let claim = &mut self.claims[index];
             self.ports.resume_reading(claim, Direction::ToOrchestrator);

@@ -31,14 +31,14 @@ impl Hub {
         let claim = &self.claims[index];
         match *claim.handshake() {
             // Our orchestrators repeat message 1. Executors do not count it again.
-            HandshakeState::Offered { since, at }
+            HandshakeState::Offered { arrived, since, at }
                 if claim.resends && now >= at + HANDSHAKE_REPEAT =>
             {
                 if !claim.can_pay(&message) {
                     self.stats.count_dropped(Dropped::Quota, 1);
                     return Ok(());
                 }
-                self.set_handshake(index, HandshakeState::Offered { since, at: now });
+                self.set_handshake(index, HandshakeState::Offered { arrived, since, at: now });
                 self.forward(index, Direction::ToExecutor, Kind::Handshake, message, now);
                 return Ok(());
             }
@@ -89,7 +89,12 @@ impl Hub {
                 place += 1;
                 continue;
             }
-            let offered = HandshakeState::Offered { since: now, at: now };
+            let HandshakeState::Waiting { since: arrived, .. } = *self.claims[index].handshake()
+            else {
+                place += 1;
+                continue;
+            };
+            let offered = HandshakeState::Offered { arrived, since: now, at: now };
             let before = self.set_handshake(index, offered);
             if let HandshakeState::Waiting { message, .. } = before {
                 self.forward(index, Direction::ToExecutor, Kind::Handshake, message, now);
@@ -116,20 +121,29 @@ impl Hub {
                 self.set_handshake(index, HandshakeState::Over);
                 self.offer_waiting(now);
             }
-            (HandshakeState::Offered { .. }, _, Kind::Reset) => self.handshake_failed(index, now),
+            (HandshakeState::Offered { .. }, _, Kind::Reset) => {
+                self.handshake_failed(index, direction, now);
+            }
             _ => {}
         }
     }
 
-    /// Ends a handshake that failed. If it was offered, the failure counts.
-    pub(super) fn handshake_failed(&mut self, index: usize, now: Instant) {
+    /// Ends a handshake that failed, by a reset in this direction. If it was offered,
+    /// the failure counts.
+    pub(super) fn handshake_failed(&mut self, index: usize, reset: Direction, now: Instant) {
         let before = self.set_handshake(index, HandshakeState::Over);
-        if let HandshakeState::Offered { since, .. } = before {
+        if let HandshakeState::Offered { arrived, since, .. } = before {
+            // An orchestrator gives up after its own time, of which the message may have
+            // spent most in the hub.
+            let begun = match reset {
+                Direction::ToOrchestrator => since,
+                Direction::ToExecutor => arrived,
+            };
             // During its cooldown an executor refuses every handshake.
             if !self.guard.is_in_cooldown(now) {
                 self.stats.failed_handshakes += 1;
                 let token = self.claims[index].token();
-                self.guard.failed((now < since + EARLY_FAILURE).then_some(token), now);
+                self.guard.failed((now < begun + EARLY_FAILURE).then_some(token), now);
             }
             self.offer_waiting(now);
         }
@@ -143,10 +157,15 @@ impl Hub {
         }
     }
 
-    /// Ends a handshake that stayed unanswered for too long.
+    /// Ends a handshake that stayed unanswered for too long. If it was never offered,
+    /// the stream is over: the executor does not know it.
     pub(super) fn expire_handshake(&mut self, index: usize, now: Instant) {
         if self.claims[index].handshake().deadline().is_some_and(|deadline| deadline <= now) {
-            self.set_handshake(index, HandshakeState::Over);
+            let before = self.set_handshake(index, HandshakeState::Over);
+            if before.is_waiting() {
+                self.stats.count_dropped(Dropped::HandshakeWaits, 1);
+                self.end_at_once(index);
+            }
         }
     }
 }

@@ -99,6 +99,9 @@ impl Hub {
         if let Some(old) = old {
             self.leave(old, now);
         }
+        if generation > self.generation {
+            self.guard.registration_changed(now);
+        }
         self.generation = generation;
         self.ports.set_executor(key);
         Ok(key)

@@ -278,18 +278,20 @@ fn fail(b: &mut Bench, n: usize, token: &Arc<Account>, now: Instant) -> bool {
 #[test]
 fn one_token_cannot_start_the_cooldown() {
     let mut b = Bench::new();
+    // The change of the registration is long ago.
+    let begun = t0() + HANDSHAKE_TIMEOUT;
     let (hostile, honest) = (guarded(), guarded());
-    let passed = (0..100).filter(|n| fail(&mut b, *n, &hostile, t0())).count();
+    let passed = (0..100).filter(|n| fail(&mut b, *n, &hostile, begun)).count();
     assert_eq!(passed as u64, HANDSHAKE_FAILURES_PER_TOKEN);
     assert!(b.hub.stats().dropped(Dropped::HandshakeGuard) == 97);
     let port = join(&mut b, 99, STOCK, &hostile);
     assert_eq!(refused(&mut b, port, &handshake("h99")), Some(Refusal::FailedHandshakes));
-    b.hub.leave(port, t0());
+    b.hub.leave(port, begun);
     b.drain(b.executor);
-    assert!(fail(&mut b, 1000, &honest, t0()), "others get through");
+    assert!(fail(&mut b, 1000, &honest, begun), "others get through");
 
     // in an hour of tries, it fails far less often than the cooldown needs
-    let minutes = (1..=60).map(|minute| t0() + Duration::from_secs(60 * minute));
+    let minutes = (1..=60).map(|minute| begun + Duration::from_secs(60 * minute));
     let passed =
         minutes.enumerate().filter(|(n, now)| fail(&mut b, 2000 + n, &hostile, *now)).count();
     assert!(passed < 12, "{passed} failures in an hour");
@@ -474,6 +476,53 @@ fn unresponsive_executor_does_not_penalize_tokens() {
     assert!(fail(&mut b, 3, &token, now + HANDSHAKE_COOLDOWN));
 }
 
+/// The simulator's seed 70118419: while the executor slept, an orchestrator's messages
+/// waited for their turn and were offered shortly before it gave up. Its token was
+/// locked out for a quarter of an hour.
+#[test]
+fn time_in_the_hub_does_not_penalize_tokens() {
+    let mut b = Bench::new();
+    let token = guarded();
+    let port = join(&mut b, 1, OURS, &token);
+    for stream in ["a", "b", "c", "waits", "waits too"] {
+        b.send(port, &handshake(stream));
+    }
+    assert_eq!(offered(&mut b), ["a", "b", "c"]);
+    let late = t0() + 2 * EARLY_FAILURE;
+    for stream in ["a", "b", "c"] {
+        b.hub.handle_message(port, reset(stream), late).unwrap();
+    }
+    b.drain(b.executor);
+    for stream in ["waits", "waits too"] {
+        assert!(b.hub.claims[b.hub.claims.find(stream).unwrap()].handshake().is_offered());
+        b.hub.handle_message(port, reset(stream), late).unwrap();
+    }
+    assert_eq!(b.hub.guard.failures_of(&token, late), 0);
+}
+
+/// The simulator's seeds 70105437 and 900003460: handshakes that were made for one
+/// registration reached the executor of the next.
+#[test]
+fn new_registration_forgives_failures_once() {
+    let mut b = Bench::new();
+    let token: Arc<Account> = guarded();
+    let mut now = t0() + 2 * HANDSHAKE_TIMEOUT;
+    b.executor = b.hub.join_executor(Generation(2), Arc::default(), now).unwrap();
+    let mut passed = 0;
+    for n in 0..20 {
+        passed += u64::from(fail(&mut b, n, &token, now));
+    }
+    assert_eq!(passed, HANDSHAKE_FAILURES_PER_TOKEN, "not unlimited before");
+    now += HANDSHAKE_TIMEOUT;
+    for n in 20..40 {
+        passed += u64::from(fail(&mut b, n, &token, now));
+    }
+    assert!(passed < u64::from(HANDSHAKE_FAILURES), "{passed}");
+    // The same registration on another websocket forgives nothing.
+    b.executor = b.hub.join_executor(Generation(2), Arc::default(), now).unwrap();
+    assert!(!fail(&mut b, 41, &token, now + HANDSHAKE_TIMEOUT));
+}
+
 /// The streams of the handshakes that reached the executor.
 fn offered(b: &mut Bench) -> Vec<String> {
     let frames = b.drain(b.executor);
@@ -554,6 +603,9 @@ fn waiting_handshake_can_be_cancelled_or_expires() {
         b.hub.handle_message(b.executor, handshake(stream), late).unwrap();
     }
     assert_eq!(offered(&mut b), [] as [&str; 0]);
+    // Those that were never offered are counted, and their streams are over.
+    assert_eq!(b.hub.stats().dropped(Dropped::HandshakeWaits), 4);
+    assert!(b.hub.claims.find("expires").is_none());
     assert_eq!(b.hub.guard.failures_of(&token, late), 0);
     b.hub.leave(port, late);
     assert_eq!(b.hub.guard.failures_of(&token, late), 0, "what was answered is no failure");

@@ -67,7 +67,7 @@ impl Hub {
         if self.claims[index].handshake().is_waiting() {
             self.stats.count_dropped(Dropped::HandshakeWaits, 1);
             if frame.kind == Kind::Reset {
-                self.handshake_failed(index, now);
+                self.handshake_failed(index, Direction::ToExecutor, now);
                 self.end_at_once(index);
                 self.remove_if_over(index);
             }
