@@ -116,6 +116,29 @@ async fn agent_and_exec_use_mutual_tls() -> Result<()> {
 }
 
 #[tokio::test]
+async fn refused_certificates_are_explained() -> Result<()> {
+    let error = async |authority: &Authority, ca: &Authority| {
+        let relay = Relay::start(authority, &[]).await?;
+        let token = relay.0.token("orchestrator").await?;
+        let mut command = with_tls(rendez()?, &ca.path("ca.pem"), None);
+        command.args(["exec", "box", "--", "true"]).env("RENDEZ_TOKEN", token);
+        command.env("RENDEZ_RELAY", format!("https://{}", relay.0.address()));
+        anyhow::Ok(run(command, b"", TIMEOUT).await?.stderr_text())
+    };
+    let (authority, stranger) = (Authority::new()?, Authority::new()?);
+    authority.issue("relay", "relay")?;
+    let unknown = error(&authority, &stranger).await?;
+    assert!(unknown.contains("name the authority's certificate with --ca"), "{unknown}");
+    // What `openssl req -x509` makes: the certificate of the authority itself.
+    fs::copy(authority.path("ca.pem"), authority.path("relay.pem"))?;
+    fs::write(authority.path("relay.key"), authority.issuer().key().serialize_pem())?;
+    let authorities = error(&authority, &authority).await?;
+    assert!(authorities.contains("certificate authority (CA:TRUE)"), "{authorities}");
+    assert!(authorities.contains("CA:FALSE"), "{authorities}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn certificate_reload_keeps_open_connections() -> Result<()> {
     let authority = Authority::new()?;
     authority.issue("relay", "first")?;

@@ -13,7 +13,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Error as WsError;
 use url::Url;
 
-use crate::{socket, tcp, tls};
+use crate::{cause, socket, tcp, tls};
 
 /// How long name look-up, TCP, TLS and upgrade may take together.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -110,7 +110,7 @@ impl Target {
             let config = tls::for_url(self.url.as_str())
                 .map_err(|error| DialError::TrustStore(error.to_string()))?;
             let tls = TlsConnector::from(config).connect(name, tcp).await;
-            Box::new(tls.map_err(|error| unreachable(&error))?)
+            Box::new(tls.map_err(|error| unreachable(&cause::describe(&error)))?)
         } else {
             Box::new(tcp)
         };

@@ -12,7 +12,7 @@ use rustls::client::WantsClientCert;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
+use rustls::{CertificateError, ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
 use rustls_platform_verifier::BuilderVerifierExt as _;
 use url::Url;
 
@@ -142,6 +142,34 @@ pub fn client_config() -> Result<Arc<ClientConfig>, rustls::Error> {
 fn builder() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, rustls::Error> {
     ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
+}
+
+/// Why the peer's certificate is refused, and what to do.
+pub(crate) fn explain_certificate(why: &CertificateError) -> String {
+    match why {
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            "the server's certificate is not issued by an authority that is trusted here; name \
+             the authority's certificate with --ca"
+                .to_owned()
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            format!("the server's certificate has expired; renew it ({why})")
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            format!("the server's certificate is not valid yet; check this machine's clock ({why})")
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            format!("the server's certificate is for another name; use a name that it has ({why})")
+        }
+        // The library of the verifier has the reason, and shows it for developers only.
+        other if format!("{other:?}").contains("CaUsedAsEndEntity") => {
+            "the server's certificate is that of a certificate authority (CA:TRUE), which \
+             identifies no server; issue another one from it, or make one without that right: \
+             `openssl req -x509` with -addext basicConstraints=critical,CA:FALSE"
+                .to_owned()
+        }
+        other => format!("the server's certificate is refused: {other}"),
+    }
 }
 
 #[cfg(test)]

@@ -75,7 +75,7 @@ impl HttpClient {
         let at = format!("{}:{port}", self.base.host_str().unwrap_or_default());
         let why = match error.is_timeout() {
             true => "timed out".to_owned(),
-            false => explain(cause::innermost(error).to_string()),
+            false => explain(cause::describe(error)),
         };
         RegistryError::Unreachable { at, why }
     }
