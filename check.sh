@@ -14,8 +14,9 @@ Without a step it runs what CI runs: lint docs tests conformance.
   tests         unit, property, simulation and end-to-end tests, and tidy
   conformance   stock Codex and real network links, in a network namespace
   quick         before a commit: lint, unit tests and tidy
-  long          too long for CI: 200,000 simulated worlds, endurance of real
-                processes, a short run of the benchmarks
+  long          too long for CI: 1,000,000 simulated worlds (35 minutes on two
+                idle cores, 75 on busy ones), endurance of real processes, a
+                short run of the benchmarks
 
 Every step fails loudly; none is skipped because something is missing. Tools
 that are missing are installed where apt-get or rustup can do it. Tests do not
@@ -113,7 +114,7 @@ quick() {
 long() {
     say "simulated worlds"
     cargo build --release -p rendez -p rendez-sim --locked
-    isolated target/release/rendez-sim --seeds 200000
+    isolated target/release/rendez-sim --seeds 1000000
     say "endurance of real processes"
     cargo build --workspace --all-targets --locked
     for seed in 1 2 3; do
