@@ -22,6 +22,7 @@ const SLEEPS_IN_TESTS: &[(&str, &str)] = &[
         "the clock is stopped, and what wakes up before the end is counted",
     ),
     ("tests/benches/idle.rs", "it measures a stretch of time, and clients back off"),
+    ("tests/benches/hostile.rs", "it sends at a rate and attacks for a stretch of time"),
     ("tests/benches/paths/wire.rs", "a link with a delay is what a sleep is for"),
     ("tests/benches/fairness.rs", "a stream that stands still announces nothing"),
     (
