@@ -8,7 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::RegistrationId;
-use rendez_proto::limits::{HANDSHAKE_FAILURES_PER_TOKEN, MESSAGE_MAX_BYTES};
+use rendez_proto::limits::{HANDSHAKE_FAILURES_PER_TOKEN, HANDSHAKE_TIMEOUT, MESSAGE_MAX_BYTES};
 use rendez_proto::peek::{Kind, Peek, peek};
 use rendez_relay_core::overflow::LANE_MAX_BYTES;
 use rendez_relay_core::{
@@ -128,7 +128,7 @@ impl Relay {
             lost -= dropped(&self.hub, &away) - before_away;
         }
         if lost == 0 {
-            self.shadow.took(from, executor, wire)?;
+            self.shadow.took(from, executor, wire, now)?;
         }
         Ok(claimed)
     }
@@ -162,10 +162,10 @@ impl Relay {
 
     /// Runs the hub's timers.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        let expired = |hub: &Hub| hub.stats().dropped(Dropped::HandshakeWaits) as usize;
+        let expired = |hub: &Hub| hub.stats().dropped(Dropped::HandshakeWaits);
         let before = expired(&self.hub);
         self.hub.handle_timeout(now);
-        self.shadow.expired += expired(&self.hub) - before;
+        self.shadow.expired.extend((before..expired(&self.hub)).map(|_| now));
     }
 
     /// The hub gave `wire` to a websocket.
@@ -184,13 +184,14 @@ struct Shadow {
     holders: HashMap<usize, SocketId>,
     /// Streams that were reset as overloaded: the hub empties their lanes.
     overloaded: Vec<usize>,
-    /// Handshakes that expired in the hub and are still in a lane here.
-    expired: usize,
+    /// When handshakes expired in the hub that are still in a lane here.
+    expired: Vec<Instant>,
 }
 
 #[derive(Debug, Default)]
 struct Lane {
-    frames: VecDeque<Bytes>,
+    /// Each with the time at which the hub took it.
+    frames: VecDeque<(Instant, Bytes)>,
     bytes: usize,
 }
 
@@ -221,6 +222,7 @@ impl Shadow {
         from: SocketId,
         executor: Option<SocketId>,
         wire: &Bytes,
+        now: Instant,
     ) -> Result<(), (Rule, String)> {
         let Ok(frame) = peek(wire) else { return Ok(()) };
         let stream = self.name(frame.stream);
@@ -228,7 +230,7 @@ impl Shadow {
             if executor == Some(from) { self.holders.get(&stream).copied() } else { executor };
         let Some(sink) = sink.filter(|_| !frame.kind.may_overtake()) else { return Ok(()) };
         let lane = self.lanes.entry((sink, stream)).or_default();
-        lane.frames.push_back(wire.clone());
+        lane.frames.push_back((now, wire.clone()));
         lane.bytes += wire.len();
         // the hub's own resets are small and always fit
         if lane.bytes > LANE_MAX_BYTES + MESSAGE_MAX_BYTES {
@@ -254,21 +256,22 @@ impl Shadow {
             return Ok(());
         }
         let lane = self.lanes.entry((to, stream)).or_default();
-        match lane.frames.iter().position(|waiting| waiting == wire) {
+        let found = lane.frames.iter().position(|(_, waiting)| waiting == wire);
+        let earlier = lane.frames.range(..found.unwrap_or_default());
+        match found {
             Some(0) => {
+                // Of a handshake's repetitions the newest, so that an expired one keeps
+                // its time.
+                let repeated = frame.kind == Kind::Handshake;
+                let newest = lane.frames.iter().rposition(|(_, waiting)| waiting == wire);
                 lane.bytes -= wire.len();
-                lane.frames.pop_front();
+                lane.frames.remove(newest.filter(|_| repeated).unwrap_or_default());
                 Ok(())
             }
             // Handshakes that waited in the hub for too long.
-            Some(later)
-                if self.expired >= later
-                    && lane.frames.range(..later).all(|waiting| {
-                        peek(waiting).is_ok_and(|frame| frame.kind == Kind::Handshake)
-                    }) =>
-            {
-                self.expired -= later;
-                lane.bytes -= lane.frames.drain(..=later).map(|frame| frame.len()).sum::<usize>();
+            Some(later) if have_expired(earlier, &mut self.expired) => {
+                let gone = lane.frames.drain(..=later);
+                lane.bytes -= gone.map(|(_, frame)| frame.len()).sum::<usize>();
                 Ok(())
             }
             Some(later) => {
@@ -287,6 +290,24 @@ impl Shadow {
             }
         }
     }
+}
+
+/// Whether these frames are handshakes, for each of which the hub reported that one
+/// expired when this one had waited for long enough. Takes the reports.
+fn have_expired<'a>(
+    frames: impl Iterator<Item = &'a (Instant, Bytes)>,
+    expired: &mut Vec<Instant>,
+) -> bool {
+    let mut reports = expired.clone();
+    for (taken, frame) in frames {
+        let due = *taken + HANDSHAKE_TIMEOUT;
+        let report = reports.iter().position(|at| *at >= due);
+        let is_handshake = peek(frame).is_ok_and(|frame| frame.kind == Kind::Handshake);
+        let (Some(report), true) = (report, is_handshake) else { return false };
+        reports.swap_remove(report);
+    }
+    *expired = reports;
+    true
 }
 
 fn is_overloaded(wire: &Bytes) -> bool {
