@@ -15,6 +15,7 @@ use crate::handshake::HandshakeState;
 use crate::ids::{KeyFingerprint, PortKey};
 use crate::lane::{FRAME_COPY_BYTES, Lane, cost};
 use crate::overflow::{Direction, full_threshold};
+use crate::stats::Dropped;
 
 /// How long a relay remembers a stream after a reset passed, for the far end's
 /// answer: a few round trips.
@@ -137,8 +138,9 @@ impl Claim {
             self.accounts.restore_stream();
             return Err(level);
         }
-        let waiting =
-            self.to_executor.bytes() + self.to_orchestrator.bytes() + self.handshake.cost();
+        let lanes = [&self.to_executor, &self.to_orchestrator];
+        let lanes: usize = lanes.map(|lane| lane.bytes() + lane.overtaking_bytes()).iter().sum();
+        let waiting = lanes + self.handshake.cost();
         self.accounts.sub_memory(waiting);
         accounts.add_memory(waiting);
         self.accounts = accounts;
@@ -171,6 +173,34 @@ impl Claim {
 
     pub(crate) fn pop(&mut self, direction: Direction) -> Option<Bytes> {
         let frame = self.lane_mut(direction).pop()?;
+        self.accounts.sub_memory(cost(&frame));
+        Some(frame)
+    }
+
+    /// Puts an ack or heartbeat ahead of a lane. It replaces an older one of its
+    /// kind. Returns why a frame was dropped, if one was.
+    pub(crate) fn overtake(
+        &mut self,
+        direction: Direction,
+        kind: Kind,
+        frame: &Bytes,
+    ) -> Result<(), Dropped> {
+        let free = self.accounts.own_free_memory();
+        let waiting = self.lane_mut(direction).overtaking_mut(kind);
+        let replaced = waiting.as_ref().map_or(0, cost);
+        if cost(frame) > free.saturating_add(replaced) {
+            return Err(Dropped::Quota);
+        }
+        // copied, or it would keep the buffer that it was read into
+        let replaces = waiting.replace(Bytes::copy_from_slice(frame)).is_some();
+        self.accounts.add_memory(cost(frame));
+        self.accounts.sub_memory(replaced);
+        if replaces { Err(Dropped::ExpressFull) } else { Ok(()) }
+    }
+
+    /// Removes the next ack or heartbeat.
+    pub(crate) fn pop_overtaking(&mut self, direction: Direction) -> Option<Bytes> {
+        let frame = self.lane_mut(direction).pop_overtaking()?;
         self.accounts.sub_memory(cost(&frame));
         Some(frame)
     }
@@ -226,7 +256,6 @@ impl Claim {
 
     /// The port that reads a lane has left: drops its frames. Returns how many.
     pub(crate) fn sink_left(&mut self, direction: Direction) -> u64 {
-        self.lane_mut(direction).queued = false;
         self.clear(direction)
     }
 
@@ -252,8 +281,9 @@ impl Claim {
     /// Whether nothing keeps the claim any more.
     pub(crate) fn is_over(&self) -> bool {
         (self.ending == Ending::Over || self.holder == Holder::Vacant)
-            && self.to_executor.is_empty()
-            && self.to_orchestrator.is_empty()
+            && [&self.to_executor, &self.to_orchestrator]
+                .into_iter()
+                .all(|lane| lane.is_empty() && !lane.has_overtaking())
     }
 
     /// When the sweeper must look at the claim.

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use rendez_proto::limits;
+use rendez_proto::peek::Kind;
 
 /// Bytes that a waiting frame is charged besides its own: its place in a queue
 /// and that of its allocation.
@@ -15,6 +16,12 @@ pub(crate) const FRAME_COPY_BYTES: usize = limits::FRAME_OVERHEAD_MAX_BYTES;
 /// wait.
 const FRAME_COPY_WAITING_BYTES: usize = 16 * 1024;
 
+/// Acks and heartbeats of one stream that wait one way, ahead of its lane: the
+/// newest of each kind, of at most [`limits::FRAME_OVERHEAD_MAX_BYTES`]. Both
+/// carry everything that an older one carried. A heartbeat also asks for an
+/// answer, so an ack does not replace it.
+pub const OVERTAKING_MAX_FRAMES: usize = 2;
+
 /// Returns the bytes that a waiting frame is charged.
 pub(crate) fn cost(frame: &Bytes) -> usize {
     frame.len() + FRAME_COST_BYTES
@@ -25,10 +32,14 @@ pub(crate) fn cost(frame: &Bytes) -> usize {
 pub(crate) struct Lane {
     frames: VecDeque<Bytes>,
     bytes: usize,
+    /// The newest ack and the newest heartbeat; they go ahead of the lane.
+    overtaking: [Option<Bytes>; OVERTAKING_MAX_FRAMES],
     /// Bytes that the round robin still grants in this turn.
     pub(crate) deficit: usize,
     /// Whether the lane is in its outbox's ring.
     pub(crate) queued: bool,
+    /// Whether the claim is in its outbox's queue of acks.
+    pub(crate) overtakes: bool,
     /// Whether the lane's source is not read because the lane is full.
     pub(crate) full: bool,
 }
@@ -58,6 +69,26 @@ impl Lane {
         cost
     }
 
+    /// The cost of the acks and heartbeats that wait, in bytes.
+    pub(crate) fn overtaking_bytes(&self) -> usize {
+        self.overtaking.iter().flatten().map(cost).sum()
+    }
+
+    /// The place of the waiting frame of this kind.
+    pub(crate) fn overtaking_mut(&mut self, kind: Kind) -> &mut Option<Bytes> {
+        &mut self.overtaking[usize::from(kind == Kind::Heartbeat)]
+    }
+
+    /// Removes the next ack or heartbeat.
+    pub(crate) fn pop_overtaking(&mut self) -> Option<Bytes> {
+        self.overtaking.iter_mut().find_map(Option::take)
+    }
+
+    /// Whether an ack or heartbeat waits.
+    pub(crate) fn has_overtaking(&self) -> bool {
+        self.overtaking.iter().any(Option::is_some)
+    }
+
     /// Removes the next frame.
     pub(crate) fn pop(&mut self) -> Option<Bytes> {
         let frame = self.frames.pop_front()?;
@@ -65,9 +96,16 @@ impl Lane {
         Some(frame)
     }
 
-    /// Drops all frames; returns how many there were and their cost.
+    /// Drops all frames; returns how many there were and their cost. The outbox
+    /// forgets the lane, or is gone.
     pub(crate) fn clear(&mut self) -> (u64, usize) {
-        let frames = std::mem::take(&mut self.frames);
-        (frames.len() as u64, std::mem::take(&mut self.bytes))
+        (self.queued, self.overtakes) = (false, false);
+        let mut lost = std::mem::take(&mut self.frames).len() as u64;
+        let mut bytes = std::mem::take(&mut self.bytes);
+        while let Some(frame) = self.pop_overtaking() {
+            lost += 1;
+            bytes += cost(&frame);
+        }
+        (lost, bytes)
     }
 }

@@ -1,9 +1,10 @@
-//! The scheduler of one websocket: acks first, then its lanes in deficit round
-//! robin.
+//! The scheduler of one websocket: its acks before its lanes, within a bound,
+//! and its lanes in deficit round robin.
 //!
-//! The lanes themselves are in their [`Claim`]s; an outbox only knows their
-//! order. Each turn grants [`LANE_QUANTUM_BYTES`], so a stream of many small
-//! frames and one of few large ones get the same bytes.
+//! The frames themselves are in their [`Claim`]s; an outbox only knows their
+//! order. Each turn grants a lane [`LANE_QUANTUM_BYTES`], so a stream of many
+//! small frames and one of few large ones get the same bytes. Acks do not wait
+//! behind lanes, but they never get more than [`AHEAD_MAX_BYTES`] ahead of them.
 
 use std::collections::VecDeque;
 
@@ -14,54 +15,70 @@ use crate::claim::{Claim, Claims};
 use crate::lane::cost;
 use crate::overflow::Direction;
 
-/// Acks and heartbeats that wait in one port's outbox, ahead of its lanes, each
-/// of at most [`limits::FRAME_OVERHEAD_MAX_BYTES`]. They are cumulative, so a
-/// dropped one costs only time.
-pub const EXPRESS_MAX_FRAMES: usize = 256;
+/// Resets of the relay itself that wait in one port's outbox, for streams that
+/// have no lane there: two for each stream that an orchestrator's websocket may
+/// have. A dropped one costs its sender a timeout.
+pub const RESETS_MAX_FRAMES: usize = 64;
 /// Bytes that the deficit round robin grants a lane per turn: one full record.
 const LANE_QUANTUM_BYTES: usize = 64 * 1024;
+/// Bytes that acks and resets may be sent ahead of lanes that wait. Beyond, a
+/// byte of them needs a byte of a lane, so a flood of acks leaves lanes half of
+/// the websocket. It is more than an ack of each stream of an executor.
+const AHEAD_MAX_BYTES: usize = 64 * 1024;
 
-const _: () = assert!(LANE_QUANTUM_BYTES >= limits::NOISE_MESSAGE_MAX_BYTES);
+const _: () = {
+    assert!(LANE_QUANTUM_BYTES >= limits::NOISE_MESSAGE_MAX_BYTES);
+    assert!(RESETS_MAX_FRAMES >= 2 * crate::STREAMS_PER_ORCHESTRATOR);
+};
 
 /// The order in which frames go out of one port.
 #[derive(Debug)]
 pub(crate) struct Outbox {
     direction: Direction,
-    express: VecDeque<Bytes>,
-    express_bytes: usize,
+    resets: VecDeque<Bytes>,
+    /// Indices of claims with an ack or heartbeat. Bounded by the number of
+    /// claims: a claim is in it once.
+    overtaking: VecDeque<usize>,
+    /// Bytes of acks and resets that were sent ahead of lanes.
+    ahead: usize,
     /// Indices of claims whose lane is not empty. Bounded by the number of
     /// claims: a lane is in it once.
     ring: VecDeque<usize>,
 }
 
-/// The express queue was full, or the frame is too large for it.
-pub(crate) struct ExpressFull;
-
 impl Outbox {
     pub(crate) fn new(direction: Direction) -> Self {
-        Self { direction, express: VecDeque::new(), express_bytes: 0, ring: VecDeque::new() }
-    }
-
-    /// Whether an ack or heartbeat is small enough to go before all lanes.
-    pub(crate) fn is_express(frame: &Bytes) -> bool {
-        frame.len() <= limits::FRAME_OVERHEAD_MAX_BYTES
-    }
-
-    /// Puts a frame before all lanes. Returns its cost.
-    pub(crate) fn push_express(&mut self, frame: &Bytes) -> Result<usize, ExpressFull> {
-        if self.express.len() >= EXPRESS_MAX_FRAMES || !Self::is_express(frame) {
-            return Err(ExpressFull);
+        Self {
+            direction,
+            resets: VecDeque::new(),
+            overtaking: VecDeque::new(),
+            ahead: 0,
+            ring: VecDeque::new(),
         }
-        let cost = cost(frame);
-        self.express_bytes += cost;
-        // copied, or it would keep the buffer that it was read into
-        self.express.push_back(Bytes::copy_from_slice(frame));
-        Ok(cost)
     }
 
-    /// The cost of all frames that go before the lanes.
-    pub(crate) fn express_bytes(&self) -> usize {
-        self.express_bytes
+    /// Appends a reset of the relay itself.
+    pub(crate) fn push_reset(&mut self, frame: Bytes) {
+        self.resets.push_back(frame);
+    }
+
+    /// Resets of the relay itself that wait.
+    pub(crate) fn resets(&self) -> usize {
+        self.resets.len()
+    }
+
+    /// The cost of the relay's own resets, which the port pays.
+    pub(crate) fn reset_bytes(&self) -> usize {
+        self.resets.iter().map(cost).sum()
+    }
+
+    /// Queues claim `index` for its ack or heartbeat, if it has one.
+    pub(crate) fn push_overtaking(&mut self, index: usize, claim: &mut Claim) {
+        let lane = claim.lane_mut(self.direction);
+        if lane.has_overtaking() && !lane.overtakes {
+            lane.overtakes = true;
+            self.overtaking.push_back(index);
+        }
     }
 
     /// Appends to the lane of claim `index`.
@@ -75,12 +92,43 @@ impl Outbox {
         }
     }
 
-    /// The next frame, and the index of its claim if it came out of a lane.
+    /// The next frame, and the index of its claim unless it is a reset of the
+    /// relay itself.
     pub(crate) fn pop(&mut self, claims: &mut Claims) -> Option<(Bytes, Option<usize>)> {
-        if let Some(frame) = self.express.pop_front() {
-            self.express_bytes -= cost(&frame);
+        if self.ahead < AHEAD_MAX_BYTES
+            && let Some(popped) = self.pop_ahead(claims)
+        {
+            return Some(popped);
+        }
+        if let Some((frame, index)) = self.pop_lane(claims) {
+            self.ahead = self.ahead.saturating_sub(frame.len());
+            return Some((frame, Some(index)));
+        }
+        self.ahead = 0;
+        self.pop_ahead(claims)
+    }
+
+    /// The next frame that does not wait behind lanes.
+    fn pop_ahead(&mut self, claims: &mut Claims) -> Option<(Bytes, Option<usize>)> {
+        if let Some(frame) = self.resets.pop_front() {
+            self.ahead += cost(&frame);
             return Some((frame, None));
         }
+        while let Some(index) = self.overtaking.pop_front() {
+            let Some(claim) = claims.get_mut(index) else { continue };
+            let frame = claim.pop_overtaking(self.direction);
+            claim.lane_mut(self.direction).overtakes = false;
+            self.push_overtaking(index, claim);
+            if let Some(frame) = frame {
+                self.ahead += cost(&frame);
+                return Some((frame, Some(index)));
+            }
+        }
+        None
+    }
+
+    /// The next frame of a lane, and the index of its claim.
+    fn pop_lane(&mut self, claims: &mut Claims) -> Option<(Bytes, usize)> {
         // Ends: every pass over a lane raises its deficit by a quantum, and a
         // frame is at most MESSAGE_MAX_BYTES, that is four quanta.
         while let Some(index) = self.ring.front().copied() {
@@ -106,15 +154,16 @@ impl Outbox {
                         lane.queued = false;
                         self.ring.pop_front();
                     }
-                    return Some((frame, Some(index)));
+                    return Some((frame, index));
                 }
             }
         }
         None
     }
 
-    /// Removes a claim from the ring.
+    /// Removes a claim.
     pub(crate) fn forget(&mut self, index: usize) {
         self.ring.retain(|queued| *queued != index);
+        self.overtaking.retain(|queued| *queued != index);
     }
 }

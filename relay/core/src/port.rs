@@ -4,13 +4,16 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use bytes::Bytes;
+use rendez_proto::peek::Kind;
 use slab::Slab;
 
 use crate::account::Accounts;
 use crate::claim::{Claim, Ending};
 use crate::ids::{KeyFingerprint, PortKey};
-use crate::outbox::{ExpressFull, Outbox};
+use crate::lane::cost;
+use crate::outbox::{Outbox, RESETS_MAX_FRAMES};
 use crate::overflow::Direction;
+use crate::stats::Dropped;
 
 /// The abilities of an endpoint, from its ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,16 +74,24 @@ impl Port {
         }
     }
 
-    fn push_express(&mut self, frame: &Bytes) -> Result<(), ExpressFull> {
-        let cost = self.outbox.push_express(frame)?;
-        self.accounts.add_memory(cost);
-        Ok(())
+    /// Queues a reset; `false` if too many wait, or if one waits and the token or
+    /// the websocket has no memory left.
+    fn push_reset(&mut self, frame: Bytes) -> bool {
+        let cost = cost(&frame);
+        let waiting = self.outbox.resets();
+        let fits = waiting < RESETS_MAX_FRAMES
+            && (waiting == 0 || cost <= self.accounts.own_free_memory());
+        if fits {
+            self.accounts.add_memory(cost);
+            self.outbox.push_reset(frame);
+        }
+        fits
     }
 }
 
 impl Drop for Port {
     fn drop(&mut self) {
-        self.accounts.sub_memory(self.outbox.express_bytes());
+        self.accounts.sub_memory(self.outbox.reset_bytes());
         if self.has_place {
             self.accounts.disconnect();
         }
@@ -214,11 +225,32 @@ impl Ports {
         true
     }
 
-    /// Puts a frame before a port's lanes.
-    pub(crate) fn push_express(&mut self, key: PortKey, frame: &Bytes) -> Result<(), ExpressFull> {
-        self.get_mut(key).ok_or(ExpressFull)?.push_express(frame)?;
+    /// Puts an ack or heartbeat ahead of a claim's lane. Returns why a frame was
+    /// dropped, if one was.
+    pub(crate) fn overtake(
+        &mut self,
+        index: usize,
+        claim: &mut Claim,
+        direction: Direction,
+        kind: Kind,
+        frame: &Bytes,
+    ) -> Result<(), Dropped> {
+        let key = self.sink(claim, direction).ok_or(Dropped::PeerAway)?;
+        let port = self.get_mut(key).ok_or(Dropped::PeerAway)?;
+        let result = claim.overtake(direction, kind, frame);
+        port.outbox.push_overtaking(index, claim);
         self.wake(key);
-        Ok(())
+        result
+    }
+
+    /// Queues a reset of a stream that has no lane at this port; `false` if it
+    /// was dropped.
+    pub(crate) fn push_reset(&mut self, key: PortKey, frame: Bytes) -> bool {
+        let pushed = self.get_mut(key).is_some_and(|port| port.push_reset(frame));
+        if pushed {
+            self.wake(key);
+        }
+        pushed
     }
 
     /// Stops reading the source of a full lane.
@@ -254,7 +286,6 @@ impl Ports {
     /// Empties a lane; returns how many frames are lost.
     pub(crate) fn clear(&mut self, index: usize, claim: &mut Claim, direction: Direction) -> u64 {
         self.resume_reading(claim, direction);
-        claim.lane_mut(direction).queued = false;
         if let Some(sink) = self.sink(claim, direction)
             && let Some(port) = self.get_mut(sink)
         {

@@ -18,7 +18,7 @@ pub enum Dropped {
     /// The lane of a stream that resends was full, or a stream moved to another
     /// websocket with a full lane.
     LaneFull,
-    /// The queue of acks was full.
+    /// A newer ack or heartbeat of its stream replaced it before it was sent.
     ExpressFull,
     /// The frame waited in the lane of a stream that was reset as overloaded.
     Overloaded,

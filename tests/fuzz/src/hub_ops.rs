@@ -2,7 +2,7 @@
 //!
 //! Checked: queued bytes stay within the memory that they are charged to,
 //! except for one message of each stream; the same bytes leave through the
-//! right port, in order; lanes and express queues stay bounded; a stream id
+//! right port, in order; lanes, acks and resets stay bounded; a stream id
 //! belongs to the key that used it first; a port is woken when it has something
 //! to send, may be read again or is superseded; empty lanes hold back no port;
 //! and an empty hub is empty.
@@ -19,8 +19,9 @@ use rendez_proto::limits;
 use rendez_proto::peek::peek;
 use rendez_relay_core::overflow::{LANE_MAX_BYTES, LANE_MIN_BYTES};
 use rendez_relay_core::{
-    Account, CLAIMS_PER_EXECUTOR, Capabilities, Dropped, EXPRESS_MAX_FRAMES, FRAME_COST_BYTES, Hub,
-    HubAccounts, JoinError, KeyFingerprint, PortKey, Quota, Stats, Usage,
+    Account, CLAIMS_PER_EXECUTOR, Capabilities, Dropped, FRAME_COST_BYTES, Hub, HubAccounts,
+    JoinError, KeyFingerprint, OVERTAKING_MAX_FRAMES, PortKey, Quota, RESETS_MAX_FRAMES, Stats,
+    Usage,
 };
 
 use crate::frames;
@@ -296,7 +297,7 @@ impl Bench {
 
     fn drain(&mut self, index: usize, frames: usize) {
         let mut bytes = BTreeMap::<u8, usize>::new();
-        let mut express = 0;
+        let mut overtaking = BTreeMap::<String, usize>::new();
         for _ in 0..frames {
             let Some(wire) = self.hub.poll_transmit(self.ports[index].key) else {
                 self.ports[index].awake = false;
@@ -305,7 +306,7 @@ impl Bench {
             assert!(!self.ports[index].left, "a frame for a port that has left");
             let seen = peek(&wire).expect("outgoing frames can be routed");
             if seen.kind.may_overtake() && wire.len() <= limits::FRAME_OVERHEAD_MAX_BYTES {
-                express += 1;
+                *overtaking.entry(seen.stream.to_owned()).or_default() += 1;
             }
             if let Some(number) = seen.stream.strip_prefix('s').and_then(|s| s.parse::<u8>().ok()) {
                 *bytes.entry(number).or_default() += wire.len();
@@ -313,9 +314,10 @@ impl Bench {
             self.delivered(index, &wire);
         }
         let most = bytes.values().max().copied().unwrap_or_default();
-        // express frames are not part of a lane; resets of the hub itself are small
+        // acks are not part of a lane; resets of the hub itself are small
         assert!(most <= LANE_MAX_BYTES + 64 * 1024, "a lane of {most} bytes");
-        assert!(express <= EXPRESS_MAX_FRAMES, "{express} express frames");
+        let acks = overtaking.values().max().copied().unwrap_or_default();
+        assert!(acks <= OVERTAKING_MAX_FRAMES, "{acks} acks of one stream");
         self.wakes();
     }
 
@@ -347,9 +349,10 @@ impl Bench {
         assert_eq!(usage.streams as usize, self.hub.streams());
         // both lanes of a stream advance without free memory, and small frames
         // go ahead of them
-        let lanes = 2 * self.hub.streams() * (LANE_MIN_BYTES + limits::MESSAGE_MAX_BYTES);
-        let express = limits::FRAME_OVERHEAD_MAX_BYTES + FRAME_COST_BYTES;
-        let ports = self.ports.len() * EXPRESS_MAX_FRAMES * express;
+        let small = limits::FRAME_OVERHEAD_MAX_BYTES + FRAME_COST_BYTES;
+        let acks = OVERTAKING_MAX_FRAMES * small;
+        let lanes = 2 * self.hub.streams() * (LANE_MIN_BYTES + limits::MESSAGE_MAX_BYTES + acks);
+        let ports = self.ports.len() * RESETS_MAX_FRAMES * small;
         let most = MEMORY_BYTES + lanes + ports;
         assert!(usage.memory_bytes <= most, "{} bytes wait", usage.memory_bytes);
         let mut holders = 0;

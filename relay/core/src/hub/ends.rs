@@ -55,8 +55,8 @@ impl Hub {
     }
 
     /// Counts a refused frame, and answers it by a reset if it names a stream.
-    /// The stream has no lane at this port, so the answer takes the express
-    /// queue. Returns the limit that the frame ran into, if it did.
+    /// The stream has no lane at this port, so the answer takes the port's queue
+    /// of resets. Returns the limit that the frame ran into, if it did.
     pub(super) fn refuse(
         &mut self,
         port: PortKey,
@@ -65,7 +65,7 @@ impl Hub {
     ) -> Option<Refusal> {
         self.stats.count_dropped(dropped, 1);
         if let Some(stream) = stream
-            && self.ports.push_express(port, &reset_frame(stream, reason)).is_ok()
+            && self.ports.push_reset(port, reset_frame(stream, reason))
         {
             self.stats.count_reset(reason);
         }

@@ -15,6 +15,7 @@ use crate::handshake_guard::{
 };
 use crate::hub::routing::STREAMS_PER_ORCHESTRATOR;
 use crate::lane::{FRAME_COPY_BYTES, FRAME_COST_BYTES};
+use crate::outbox::RESETS_MAX_FRAMES;
 use crate::overflow::LANE_MIN_BYTES;
 use crate::testing::t0;
 
@@ -369,6 +370,55 @@ fn waiting_acks_are_charged_and_large_ones_queued() {
     b.send(b.executor, &padded(1_000));
     b.hub.leave(port, t0());
     b.drain(b.executor);
+    assert_eq!(token.usage().memory_bytes, 0);
+}
+
+/// An executor's acks for orchestrators that do not read.
+#[test]
+fn flood_of_acks_stays_within_the_quota() {
+    let mut b = Bench::new();
+    let token = Account::new(Quota { memory_bytes: 10_000, ..Quota::UNLIMITED });
+    let ports: Vec<PortKey> = (0..10).map(|n| join(&mut b, n, OURS, &token)).collect();
+    let padded = |stream: &str| {
+        let mut ack = frame(stream, Body::Ack).to_vec();
+        ack.extend([0xfa, 0x7f, 0xec, 0x0e]); // an unknown field of 1,900 bytes
+        ack.extend(vec![0; 1_900]);
+        Bytes::from(ack)
+    };
+    for (n, port) in ports.iter().enumerate() {
+        b.send(*port, &data(&format!("s{n}"), 1, 1));
+    }
+    b.drain(b.executor);
+    for n in 0..1000 {
+        b.send(b.executor, &padded(&format!("s{}", n % 10)));
+        assert!(token.usage().memory_bytes <= 10_000);
+    }
+    assert!(b.hub.stats().dropped(Dropped::Quota) > 0);
+    assert!(b.hub.stats().dropped(Dropped::ExpressFull) > 0);
+    let sent: usize = ports.iter().map(|port| b.drain(*port).len()).sum();
+    assert_eq!((sent, token.usage().memory_bytes), (5, 0));
+}
+
+/// An orchestrator without memory that does not read its refusals.
+#[test]
+fn unread_refusals_stay_within_the_quota() {
+    let mut b = Bench::new();
+    let token = Account::new(Quota { memory_bytes: 1_000, streams: 0, ..Quota::UNLIMITED });
+    let port = join(&mut b, 1, OURS, &token);
+    for n in 0..1000 {
+        b.send(port, &handshake(&format!("s{n}")));
+        assert!(token.usage().memory_bytes <= 1_000);
+    }
+    token.set_quota(Quota { memory_bytes: 0, streams: 0, ..Quota::UNLIMITED });
+    assert!(!b.drain(port).is_empty());
+    b.send(port, &handshake("one"));
+    b.send(port, &handshake("two"));
+    assert_eq!(b.drain(port).len(), 1, "a reader hears why without memory too");
+    token.set_quota(Quota { streams: 0, ..Quota::UNLIMITED });
+    for n in 0..1000 {
+        b.send(port, &handshake(&format!("s{n}")));
+    }
+    assert_eq!(b.drain(port).len(), RESETS_MAX_FRAMES);
     assert_eq!(token.usage().memory_bytes, 0);
 }
 

@@ -11,7 +11,6 @@ use rendez_proto::peek::{Kind, Peek};
 use super::Hub;
 use crate::claim::{Claim, Ending};
 use crate::ids::{KeyFingerprint, PortKey};
-use crate::outbox::Outbox;
 use crate::overflow::{Direction, LANE_MAX_BYTES, OnFull, on_full};
 use crate::port::Capabilities;
 use crate::refusal::{Refusal, Refused};
@@ -145,14 +144,15 @@ impl Hub {
         now: Instant,
     ) {
         let claim = &self.claims[index];
-        let Some(sink) = self.ports.sink(claim, direction) else {
+        if self.ports.sink(claim, direction).is_none() {
             return self.stats.count_dropped(Dropped::PeerAway, 1);
-        };
+        }
         // A large ack or heartbeat carries fields that do not belong there: it
         // takes its lane.
-        if kind.may_overtake() && Outbox::is_express(&message) {
-            if self.ports.push_express(sink, &message).is_err() {
-                self.stats.count_dropped(Dropped::ExpressFull, 1);
+        if kind.may_overtake() && message.len() <= limits::FRAME_OVERHEAD_MAX_BYTES {
+            let claim = &mut self.claims[index];
+            if let Err(why) = self.ports.overtake(index, claim, direction, kind, &message) {
+                self.stats.count_dropped(why, 1);
             }
             return;
         }

@@ -9,7 +9,7 @@ use rendez_proto::ids::Seq;
 use super::*;
 use crate::claim::RESET_LINGER;
 use crate::hub::routing::STREAMS_PER_ORCHESTRATOR;
-use crate::outbox::EXPRESS_MAX_FRAMES;
+use crate::lane::FRAME_COST_BYTES;
 use crate::overflow::LANE_MAX_BYTES;
 use crate::testing::t0;
 
@@ -339,10 +339,55 @@ fn only_acks_overtake_data() {
         b.send(a, &message);
     }
     assert_eq!(b.drain(b.executor), [ack("s"), data("s", 1, 9), reset]);
-    for _ in 0..=EXPRESS_MAX_FRAMES {
-        b.send(a, &ack("s"));
+}
+
+#[test]
+fn newer_ack_replaces_older_one() {
+    let mut b = Bench::new();
+    let a = b.orchestrator(alice(), OURS);
+    let numbered = |up_to| {
+        let mut ack = Frame::bare("s".parse().unwrap(), Body::Ack);
+        ack.ack.up_to = up_to;
+        ack.encode()
+    };
+    let heartbeat = frame("s", Body::Heartbeat);
+    for message in [numbered(1), heartbeat.clone(), numbered(2), ack("t")] {
+        b.send(a, &message);
     }
+    // an ack does not replace the question for one
+    assert_eq!(b.drain(b.executor), [numbered(2), ack("t"), heartbeat]);
     assert_eq!(b.hub.stats().dropped(Dropped::ExpressFull), 1);
+}
+
+#[test]
+fn flood_of_acks_leaves_lanes_half() {
+    let mut b = Bench::new();
+    let flood = b.orchestrator(alice(), OURS);
+    let quiet = b.orchestrator(bob(), OURS);
+    for seq in 0..100 {
+        b.send(quiet, &data("quiet", seq, 2_000));
+    }
+    // every frame that leaves is followed by acks of all the flood's streams
+    let (mut acks, mut lanes) = (0, 0);
+    while lanes < 100 {
+        for stream in 0..32 {
+            b.send(flood, &ack(&format!("flood {stream}")));
+        }
+        let out = Frame::decode(b.hub.poll_transmit(b.executor).unwrap()).unwrap();
+        match out.body {
+            Body::Ack => acks += out.encode().len() + FRAME_COST_BYTES,
+            _ => lanes += 1,
+        }
+        assert!(acks <= 66_000 + lanes * 2_100, "{acks} bytes of acks for {lanes} frames");
+    }
+    // an ack does not wait for the lanes of others
+    b.send(quiet, &data("quiet", 100, 60_000));
+    b.drain(b.executor);
+    for seq in 101..110 {
+        b.send(quiet, &data("quiet", seq, 60_000));
+    }
+    b.send(flood, &ack("flood 0"));
+    assert_eq!(b.hub.poll_transmit(b.executor), Some(ack("flood 0")));
 }
 
 #[test]
@@ -509,17 +554,18 @@ proptest! {
             for claim in b.hub.claims.iter() {
                 let lanes = [Direction::ToExecutor, Direction::ToOrchestrator];
                 let lanes = lanes.map(|direction| claim.lane(direction));
-                waiting += lanes[0].bytes() + lanes[1].bytes() + claim.handshake().cost();
+                waiting += lanes.iter().map(|lane| lane.bytes() + lane.overtaking_bytes()).sum::<usize>();
+                waiting += claim.handshake().cost();
                 for lane in lanes {
                     prop_assert!(lane.bytes() <= LANE_MAX_BYTES);
                 }
             }
-            let express = |executor: bool| {
+            let resets = |executor: bool| {
                 let of_side = b.hub.ports.iter().filter(|port| (port.side == Side::Executor) == executor);
-                of_side.map(|port| port.outbox.express_bytes()).sum::<usize>()
+                of_side.map(|port| port.outbox.reset_bytes()).sum::<usize>()
             };
-            waiting += express(false);
-            prop_assert_eq!(environment.usage().memory_bytes, waiting + express(true));
+            waiting += resets(false);
+            prop_assert_eq!(environment.usage().memory_bytes, waiting + resets(true));
             prop_assert_eq!(environment.usage().streams as usize, b.hub.streams());
             let by_token: usize = tokens.iter().map(|token| token.usage().memory_bytes).sum();
             prop_assert_eq!(by_token, waiting);

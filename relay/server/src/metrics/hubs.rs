@@ -53,7 +53,11 @@ pub(super) fn encode(out: &mut MetricsWriter<'_>, state: &Rendezvous) -> fmt::Re
     let bytes = [0, 1].map(|way| ([("direction", DIRECTIONS[way])], stats.forwarded_bytes[way]));
     out.counters("rendez_relay_forwarded_bytes", "Forwarded bytes, encrypted as received.", bytes)?;
     let dropped = Dropped::ALL.map(|why| ([("reason", why.as_str())], stats.dropped(why)));
-    out.counters("rendez_relay_frames_dropped", "Dropped frames.", dropped)?;
+    out.counters(
+        "rendez_relay_frames_dropped",
+        "Dropped frames; `express_full`: acks and heartbeats that a newer one of their stream replaced.",
+        dropped,
+    )?;
     let resets = ResetReason::ALL.map(|why| ([("reason", why.as_str())], stats.resets(why)));
     out.counters("rendez_relay_stream_resets", "Streams that the relay reset.", resets)?;
     let closed = End::ALL
