@@ -63,10 +63,13 @@ impl Config {
 pub struct Limits {
     /// Streams at once, including those that wait for a verdict or have unread
     /// messages after their end. Each may buffer
-    /// [`WINDOW_MIN_BYTES`](crate::window::WINDOW_MIN_BYTES) plus one message
-    /// in each direction; all together may buffer
-    /// [`SEND_MEMORY_BYTES`](crate::window::SEND_MEMORY_BYTES) and
-    /// [`RECEIVE_MEMORY_BYTES`](crate::window::RECEIVE_MEMORY_BYTES) more.
+    /// [`WINDOW_MIN_BYTES`](crate::window::WINDOW_MIN_BYTES) in each direction, one
+    /// message to send, and
+    /// [`PARTIAL_MIN_BYTES`](crate::framing::PARTIAL_MIN_BYTES) of an incomplete one;
+    /// all together may buffer
+    /// [`SEND_MEMORY_BYTES`](crate::window::SEND_MEMORY_BYTES),
+    /// [`RECEIVE_MEMORY_BYTES`](crate::window::RECEIVE_MEMORY_BYTES) and
+    /// [`PARTIAL_MEMORY_BYTES`](crate::framing::PARTIAL_MEMORY_BYTES) more.
     pub streams: usize,
     /// Handshakes that wait for the registry's verdict.
     pub pending_handshakes: usize,

@@ -44,6 +44,12 @@ pub enum Closed {
     /// [`CODEX_UNREAD_TIMEOUT`]: crate::CODEX_UNREAD_TIMEOUT
     #[error("too much received data was left unread for too long")]
     ReaderStalled,
+    /// The peer's incomplete message would exceed [`PARTIAL_MEMORY_BYTES`], which all
+    /// streams of this endpoint share.
+    ///
+    /// [`PARTIAL_MEMORY_BYTES`]: crate::framing::PARTIAL_MEMORY_BYTES
+    #[error("the memory for incomplete messages is exhausted")]
+    MemoryExhausted,
 }
 
 /// A protocol violation by an authenticated peer.

@@ -14,9 +14,19 @@ use std::collections::VecDeque;
 use bytes::{Buf as _, Bytes, BytesMut};
 use rendez_proto::limits::APPLICATION_MESSAGE_MAX_BYTES;
 
+use crate::window::Budget;
+
 /// Unsent bytes of one stream before its writer is blocked: enough to fill a
 /// window while the writer wakes up. One message is always accepted.
 pub const SEND_QUEUE_BYTES: usize = 1024 * 1024;
+
+/// Bytes of incomplete messages that all streams of one endpoint may hold, beyond
+/// [`PARTIAL_MIN_BYTES`] each: two of the largest messages. Legitimate messages of that
+/// size are rare, and complete within seconds.
+pub const PARTIAL_MEMORY_BYTES: usize = 2 * APPLICATION_MESSAGE_MAX_BYTES;
+/// Bytes of an incomplete message that are not charged to [`PARTIAL_MEMORY_BYTES`], so
+/// that streams with large messages do not end those with ordinary ones.
+pub const PARTIAL_MIN_BYTES: usize = 1024 * 1024;
 
 const HEADER_BYTES: usize = 4;
 /// The memory cost of a queued message beside its bytes.
@@ -35,6 +45,17 @@ pub struct SendQueue {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("invalid message length {0}: must be 1 to {APPLICATION_MESSAGE_MAX_BYTES} bytes")]
 pub struct InvalidLength(pub u64);
+
+/// A plaintext could not be received. Nothing more can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReceiveError {
+    /// The peer broke the protocol.
+    #[error(transparent)]
+    InvalidLength(#[from] InvalidLength),
+    /// The memory that streams share for incomplete messages is exhausted.
+    #[error("the memory for incomplete messages is exhausted")]
+    MemoryExhausted,
+}
 
 impl SendQueue {
     /// Whether another message may be queued: always when the queue is empty,
@@ -110,7 +131,36 @@ pub struct ReceiveQueue {
 #[derive(Debug)]
 enum Partial {
     Header { bytes: [u8; HEADER_BYTES], have: usize },
-    Body { len: usize, bytes: BytesMut },
+    Body { len: usize, bytes: BytesMut, charge: Charge },
+}
+
+/// Bytes of a [`Budget`], released on drop.
+#[derive(Debug)]
+struct Charge {
+    memory: Budget,
+    bytes: usize,
+}
+
+impl Charge {
+    fn new(memory: &Budget) -> Self {
+        Self { memory: memory.clone(), bytes: 0 }
+    }
+
+    /// Charges what a message of `bytes` takes beyond [`PARTIAL_MIN_BYTES`].
+    fn grow_to(&mut self, bytes: usize) -> Result<(), ReceiveError> {
+        let more = bytes.saturating_sub(PARTIAL_MIN_BYTES + self.bytes);
+        if !self.memory.try_acquire(more) {
+            return Err(ReceiveError::MemoryExhausted);
+        }
+        self.bytes += more;
+        Ok(())
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.memory.release(self.bytes);
+    }
 }
 
 impl Default for Partial {
@@ -121,12 +171,11 @@ impl Default for Partial {
 
 impl ReceiveQueue {
     /// Takes the next plaintext in order. A message that lies within it becomes
-    /// a slice without a copy.
+    /// a slice without a copy; others are charged to `memory` until they are whole.
     ///
     /// # Errors
-    /// [`InvalidLength`]: the peer broke the protocol; nothing more can be
-    /// read.
-    pub fn push(&mut self, mut plaintext: Bytes) -> Result<(), InvalidLength> {
+    /// [`ReceiveError`]: nothing more can be read.
+    pub fn push(&mut self, mut plaintext: Bytes, memory: &Budget) -> Result<(), ReceiveError> {
         while !plaintext.is_empty() {
             match &mut self.partial {
                 Partial::Header { bytes, have } => {
@@ -138,18 +187,19 @@ impl ReceiveQueue {
                     }
                     let len = u32::from_be_bytes(*bytes) as usize;
                     if len == 0 || len > APPLICATION_MESSAGE_MAX_BYTES {
-                        return Err(InvalidLength(len as u64));
+                        return Err(InvalidLength(len as u64).into());
                     }
                     self.partial = if plaintext.len() >= len {
                         let message = plaintext.split_to(len);
                         self.finish(message);
                         Partial::default()
                     } else {
-                        Partial::Body { len, bytes: BytesMut::new() }
+                        Partial::Body { len, bytes: BytesMut::new(), charge: Charge::new(memory) }
                     };
                 }
-                Partial::Body { len, bytes } => {
+                Partial::Body { len, bytes, charge } => {
                     let take = plaintext.len().min(*len - bytes.len());
+                    charge.grow_to(bytes.len() + take)?;
                     bytes.extend_from_slice(&plaintext.split_to(take));
                     if bytes.len() == *len {
                         let message = std::mem::take(bytes).freeze();
@@ -167,6 +217,12 @@ impl ReceiveQueue {
         let message = self.whole.pop_front()?;
         self.bytes -= message.len() + HANDLE_BYTES;
         Some(message)
+    }
+
+    /// Takes the whole messages and drops an incomplete one.
+    pub fn take_whole(&mut self) -> Self {
+        self.partial = Partial::default();
+        std::mem::take(self)
     }
 
     /// Whether no whole message is queued.
@@ -204,7 +260,7 @@ mod tests {
             }
             let total: usize = messages.iter().map(|m| m.len() + 4).sum();
             prop_assert_eq!(send_queue.bytes(), total);
-            let mut receive_queue = ReceiveQueue::default();
+            let (mut receive_queue, memory) = (ReceiveQueue::default(), Budget::new(0));
             let (mut got, mut wire) = (Vec::new(), Vec::new());
             // a cut of 0 gives an empty record, which is allowed
             for max in cuts.iter().copied().chain(std::iter::repeat_n(97, total / 97 + 1)) {
@@ -212,7 +268,7 @@ mod tests {
                 send_queue.take(max, &mut plaintext);
                 prop_assert!(plaintext.len() <= max);
                 wire.extend_from_slice(&plaintext);
-                receive_queue.push(plaintext.freeze()).unwrap();
+                receive_queue.push(plaintext.freeze(), &memory).unwrap();
                 prop_assert_eq!(send_queue.bytes(), total - wire.len());
                 if max % 2 == 0 {
                     got.extend(std::iter::from_fn(|| receive_queue.pop()));
@@ -235,7 +291,7 @@ mod tests {
         ) {
             let mut receive_queue = ReceiveQueue::default();
             for record in records {
-                if receive_queue.push(record.into()).is_err() {
+                if receive_queue.push(record.into(), &Budget::new(0)).is_err() {
                     break;
                 }
             }
@@ -251,7 +307,8 @@ mod tests {
         assert!(send_queue.push(huge.slice(1..)).is_ok());
         for bad in [0, APPLICATION_MESSAGE_MAX_BYTES as u32 + 1, u32::MAX] {
             let header = Bytes::copy_from_slice(&bad.to_be_bytes());
-            assert_eq!(ReceiveQueue::default().push(header), Err(InvalidLength(bad.into())));
+            let received = ReceiveQueue::default().push(header, &Budget::new(0));
+            assert_eq!(received, Err(InvalidLength(bad.into()).into()));
         }
     }
 
@@ -268,10 +325,50 @@ mod tests {
     #[test]
     fn small_messages_are_charged_for_their_handles() {
         let mut receive_queue = ReceiveQueue::default();
-        receive_queue.push(Bytes::from([0, 0, 0, 1, 7].repeat(1000))).unwrap();
+        receive_queue.push(Bytes::from([0, 0, 0, 1, 7].repeat(1000)), &Budget::new(0)).unwrap();
         assert_eq!(receive_queue.unread_bytes(), 1000 * (1 + HANDLE_BYTES));
         while receive_queue.pop().is_some() {}
         assert_eq!(receive_queue.unread_bytes(), 0);
+    }
+
+    /// The first `bytes` of a message of `len` bytes.
+    fn beginning(len: usize, bytes: usize) -> Bytes {
+        [&(len as u32).to_be_bytes()[..], &vec![7; bytes]].concat().into()
+    }
+
+    #[test]
+    fn incomplete_messages_share_a_budget() {
+        let memory = Budget::new(100);
+        let mut queues = std::array::from_fn::<_, 3, _>(|_| ReceiveQueue::default());
+        let len = PARTIAL_MIN_BYTES + 200;
+        // What every queue may hold is not charged.
+        for queue in &mut queues {
+            queue.push(beginning(len, PARTIAL_MIN_BYTES), &memory).unwrap();
+        }
+        assert_eq!(memory.free(), 100);
+        let [first, second, third] = &mut queues;
+        first.push(Bytes::from(vec![7; 60]), &memory).unwrap();
+        second.push(Bytes::from(vec![7; 40]), &memory).unwrap();
+        assert_eq!(memory.free(), 0);
+        let exceeding = third.push(Bytes::from_static(&[7]), &memory);
+        assert_eq!(exceeding, Err(ReceiveError::MemoryExhausted));
+        // A dropped message returns its bytes, and so does one that is whole.
+        assert!(second.take_whole().is_empty());
+        assert_eq!(memory.free(), 40);
+        first.push(Bytes::from(vec![7; 40]), &memory).unwrap();
+        assert_eq!(memory.free(), 0);
+        assert_eq!(
+            first.push(Bytes::from(vec![7; 100]), &memory),
+            Err(ReceiveError::MemoryExhausted)
+        );
+        drop(queues);
+        assert_eq!(memory.free(), 100);
+        let mut queue = ReceiveQueue::default();
+        for byte in beginning(PARTIAL_MIN_BYTES + 100, PARTIAL_MIN_BYTES + 100).chunks(1000) {
+            queue.push(Bytes::copy_from_slice(byte), &memory).unwrap();
+        }
+        assert_eq!(memory.free(), 100);
+        assert_eq!(queue.pop().unwrap().len(), PARTIAL_MIN_BYTES + 100);
     }
 
     #[test]
@@ -282,7 +379,7 @@ mod tests {
         send_queue.take(100, &mut plaintext);
         let plaintext = plaintext.freeze();
         let mut receive_queue = ReceiveQueue::default();
-        receive_queue.push(plaintext.clone()).unwrap();
+        receive_queue.push(plaintext.clone(), &Budget::new(0)).unwrap();
         assert_eq!(receive_queue.pop().unwrap().as_ptr(), plaintext[4..].as_ptr());
     }
 }

@@ -4,6 +4,7 @@
 use arbitrary::{Arbitrary as _, Result, Unstructured};
 use bytes::{Bytes, BytesMut};
 use rendez_endpoint::framing::{ReceiveQueue, SendQueue};
+use rendez_endpoint::window::Budget;
 use rendez_proto::limits::APPLICATION_MESSAGE_MAX_BYTES;
 
 /// Passes messages through both queues, or hostile bytes into the receive
@@ -20,6 +21,7 @@ pub fn run(data: &[u8]) {
 fn messages(u: &mut Unstructured<'_>) -> Result<()> {
     let (mut send_queue, mut receive_queue) = (SendQueue::default(), ReceiveQueue::default());
     let (mut sent, mut got, mut wire) = (Vec::<Bytes>::new(), Vec::new(), Vec::new());
+    let memory = Budget::new(0);
     let mut queued = 0;
     while !u.is_empty() {
         match u.int_in_range(0..=3)? {
@@ -48,7 +50,7 @@ fn messages(u: &mut Unstructured<'_>) -> Result<()> {
                 queued -= plaintext.len();
                 wire.extend_from_slice(&plaintext);
                 assert_eq!(
-                    receive_queue.push(plaintext.freeze()),
+                    receive_queue.push(plaintext.freeze(), &memory),
                     Ok(()),
                     "our own framing is refused"
                 );
@@ -60,7 +62,7 @@ fn messages(u: &mut Unstructured<'_>) -> Result<()> {
     let mut rest = BytesMut::new();
     send_queue.take(queued, &mut rest);
     wire.extend_from_slice(&rest);
-    assert_eq!(receive_queue.push(rest.freeze()), Ok(()));
+    assert_eq!(receive_queue.push(rest.freeze(), &memory), Ok(()));
     got.extend(std::iter::from_fn(|| receive_queue.pop()));
     assert_eq!(got, sent, "messages changed on the way");
     assert_eq!((receive_queue.unread_bytes(), send_queue.bytes()), (0, 0));
@@ -73,13 +75,13 @@ fn hostile(u: &mut Unstructured<'_>) -> Result<()> {
     let cuts: Vec<u8> = u.arbitrary()?;
     let wire = u.bytes(u.len())?;
     let (expected, breaks) = naive(wire);
-    let mut receive_queue = ReceiveQueue::default();
+    let (mut receive_queue, memory) = (ReceiveQueue::default(), Budget::new(0));
     let (mut rest, mut broke) = (wire, false);
     let mut cuts = cuts.into_iter();
     while !rest.is_empty() && !broke {
         let cut = cuts.next().map_or(rest.len(), |cut| rest.len().min(cut.into()));
         let (record, after) = rest.split_at(cut);
-        broke = receive_queue.push(Bytes::copy_from_slice(record)).is_err();
+        broke = receive_queue.push(Bytes::copy_from_slice(record), &memory).is_err();
         rest = after;
     }
     assert_eq!(broke, breaks, "a length was judged otherwise");

@@ -267,5 +267,6 @@ fn closed_name(why: Closed) -> &'static str {
         Closed::AuthenticationRejected | Closed::HandshakeRejected => "ended: handshake rejected",
         Closed::OutOfSequence => "ended: out of sequence",
         Closed::ReaderStalled => "ended: unread",
+        Closed::MemoryExhausted => "ended: memory exhausted",
     }
 }

@@ -66,7 +66,7 @@ impl Mux {
         if !entry.stream.is_authorizing() {
             return;
         }
-        match entry.stream.authorize(now, authorized, socket, &self.reliable_config) {
+        match entry.stream.authorize(now, authorized, socket, &self.stream_config) {
             Ok(message_2) => {
                 self.stats.opened += 1;
                 self.events.push_back(Event::Opened { key });

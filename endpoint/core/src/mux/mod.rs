@@ -21,7 +21,7 @@ use slab::Slab;
 use crate::config::{Config, Event, Key, Role};
 use crate::error::{Closed, Misbehaviour, SendError};
 use crate::stats::Stats;
-use crate::stream::{ReliableConfig, StreamEnd};
+use crate::stream::{StreamConfig, StreamEnd};
 use handshake_limiter::HandshakeLimiter;
 use stream_table::StreamEntry;
 
@@ -45,7 +45,7 @@ pub struct Mux {
     index: HashMap<StreamId, usize>,
     generation: u32,
     handshake_limiter: HandshakeLimiter,
-    reliable_config: ReliableConfig,
+    stream_config: StreamConfig,
     /// Frames that belong to no live stream.
     stateless_frames: VecDeque<Bytes>,
     control: VecDeque<usize>,
@@ -63,7 +63,7 @@ impl Mux {
     /// Creates an endpoint without a socket. All its randomness follows from
     /// `rng_seed`: 32 uniformly random secret bytes, used once.
     pub fn new(config: Config, rng_seed: [u8; 32]) -> Self {
-        let reliable_config = ReliableConfig::new(config.limits.grace);
+        let stream_config = StreamConfig::new(config.limits.grace);
         Self {
             config,
             rng: ChaCha20Rng::from_seed(rng_seed),
@@ -73,7 +73,7 @@ impl Mux {
             index: HashMap::new(),
             generation: 0,
             handshake_limiter: HandshakeLimiter::default(),
-            reliable_config,
+            stream_config,
             stateless_frames: VecDeque::new(),
             control: VecDeque::new(),
             records: VecDeque::new(),

@@ -9,7 +9,7 @@ use super::Mux;
 use crate::config::{Event, Key};
 use crate::error::{Closed, Misbehaviour};
 use crate::stats::Stats;
-use crate::stream::{ReliableConfig, Stream, StreamEnd};
+use crate::stream::{Stream, StreamConfig, StreamEnd};
 
 /// Frames without a live stream (mostly resets) that wait for the socket. More
 /// are dropped: their peers ask again or time out.
@@ -83,16 +83,16 @@ impl Mux {
         self.with_config(now, slot, |stream, _, stats, now| change(stream, stats, now));
     }
 
-    /// Like [`with`](Self::with), with the shared configuration of reliable
-    /// streams.
+    /// Like [`with`](Self::with), with the configuration that all
+    /// streams share.
     pub(super) fn with_config(
         &mut self,
         now: Instant,
         slot: usize,
-        change: impl FnOnce(&mut Stream, &ReliableConfig, &mut Stats, Instant) -> Result<(), StreamEnd>,
+        change: impl FnOnce(&mut Stream, &StreamConfig, &mut Stats, Instant) -> Result<(), StreamEnd>,
     ) {
         let Some(entry) = self.streams.get_mut(slot) else { return };
-        if let Err(end) = change(&mut entry.stream, &self.reliable_config, &mut self.stats, now) {
+        if let Err(end) = change(&mut entry.stream, &self.stream_config, &mut self.stats, now) {
             self.end(now, slot, end);
         } else if entry.stream.is_finished() && !entry.reported {
             entry.reported = true;

@@ -18,7 +18,7 @@ mod open;
 mod path;
 mod proofs;
 mod reliable;
-mod reliable_config;
+mod stream_config;
 mod stream_end;
 
 use std::time::Instant;
@@ -39,7 +39,7 @@ pub(crate) use connecting::Connecting;
 use open::Open;
 pub use open::{CODEX_UNREAD_MAX_BYTES, CODEX_UNREAD_TIMEOUT};
 pub use reliable::{ACK_DELAY, ACK_EVERY_RECORDS};
-pub(crate) use reliable_config::ReliableConfig;
+pub(crate) use stream_config::StreamConfig;
 pub(crate) use stream_end::{StreamEnd, reset, wire_name};
 
 /// One stream of a [`Mux`](crate::Mux).
@@ -131,7 +131,7 @@ impl Stream {
         now: Instant,
         authorized: Authorized,
         socket: bool,
-        config: &ReliableConfig,
+        config: &StreamConfig,
     ) -> Result<Option<Bytes>, HandshakeError> {
         let Some(authorizing) = self.take_authorizing() else { return Ok(None) };
         let (keys, message) = authorizing.handshake.authorize(authorized)?;
@@ -141,7 +141,7 @@ impl Stream {
                 Open::reliable_responder(config, keys.sealer, keys.opener, now, socket, message_2);
             (open, None) // sends message 2 until it is confirmed
         } else {
-            (Open::codex_responder(keys.sealer, keys.opener), Some(message_2))
+            (Open::codex_responder(config, keys.sealer, keys.opener), Some(message_2))
         };
         self.state = StreamState::Open(Box::new(open), Some(authorizing.accepted));
         Ok(once)
@@ -363,7 +363,7 @@ impl Stream {
     pub(crate) fn handle_message_2(
         &mut self,
         message: &[u8],
-        config: &ReliableConfig,
+        config: &StreamConfig,
         stats: &mut Stats,
     ) -> Result<bool, StreamEnd> {
         match &mut self.state {
@@ -372,7 +372,7 @@ impl Stream {
                 let open = if self.profile.is_reliable() {
                     Open::reliable_initiator(config, keys.sealer, keys.opener)
                 } else {
-                    Open::codex_initiator(keys.sealer, keys.opener)
+                    Open::codex_initiator(config, keys.sealer, keys.opener)
                 };
                 self.state = StreamState::Open(Box::new(open), None);
                 Ok(true)

@@ -11,13 +11,13 @@ use rendez_proto::limits::{
 
 use super::proofs::record_ad;
 use super::reliable::{self, Reliable};
-use super::reliable_config::ReliableConfig;
+use super::stream_config::StreamConfig;
 use super::stream_end::StreamEnd;
 use crate::error::{Closed, Misbehaviour, SendError};
 use crate::framing::{ReceiveQueue, SendQueue};
 use crate::noise::{Opener, Sealer};
 use crate::stats::Stats;
-use crate::window::{Arrival, RecvWindow};
+use crate::window::{Arrival, Budget, RecvWindow};
 
 /// Bytes of early records that a receiver of the Codex profile holds
 /// (docs/codex-wire.md#messages-and-sequence-numbers).
@@ -45,6 +45,8 @@ pub(crate) struct Open {
     opener: Opener,
     send_queue: SendQueue,
     pub(super) receive_queue: ReceiveQueue,
+    /// For incomplete messages; shared by all streams of the endpoint.
+    partial_memory: Budget,
     recv: RecvWindow,
     layer: Layer,
     /// The application has closed the stream; queued messages are still
@@ -70,34 +72,34 @@ impl Open {
     /// The responder's side. Its socket carries the streams of all
     /// orchestrators, so a stream that is not read for [`CODEX_UNREAD_TIMEOUT`]
     /// must not block the others.
-    pub(super) fn codex_responder(sealer: Sealer, opener: Opener) -> Self {
-        Self::codex(sealer, opener, true)
+    pub(super) fn codex_responder(config: &StreamConfig, sealer: Sealer, opener: Opener) -> Self {
+        Self::codex(config, sealer, opener, true)
     }
 
     /// The initiator's side. It may leave messages unread, since it blocks only
     /// itself.
-    pub(super) fn codex_initiator(sealer: Sealer, opener: Opener) -> Self {
-        Self::codex(sealer, opener, false)
+    pub(super) fn codex_initiator(config: &StreamConfig, sealer: Sealer, opener: Opener) -> Self {
+        Self::codex(config, sealer, opener, false)
     }
 
-    fn codex(sealer: Sealer, opener: Opener, shared: bool) -> Self {
+    fn codex(config: &StreamConfig, sealer: Sealer, opener: Opener, shared: bool) -> Self {
         let recv = RecvWindow::unbounded(CODEX_FIRST);
         let layer = Layer::Codex { next: Some(CODEX_FIRST), shared, give_up: None };
-        Self::new(sealer, opener, recv, layer)
+        Self::new(config, sealer, opener, recv, layer)
     }
 
     pub(super) fn reliable_initiator(
-        config: &ReliableConfig,
+        config: &StreamConfig,
         sealer: Sealer,
         opener: Opener,
     ) -> Self {
         let mut recv = RecvWindow::new(reliable::FIRST, config.receive_memory.clone());
         let layer = Reliable::initiator(config, &mut recv);
-        Self::new(sealer, opener, recv, Layer::Reliable(Box::new(layer)))
+        Self::new(config, sealer, opener, recv, Layer::Reliable(Box::new(layer)))
     }
 
     pub(super) fn reliable_responder(
-        config: &ReliableConfig,
+        config: &StreamConfig,
         sealer: Sealer,
         opener: Opener,
         now: Instant,
@@ -106,15 +108,22 @@ impl Open {
     ) -> Self {
         let mut recv = RecvWindow::new(reliable::FIRST, config.receive_memory.clone());
         let layer = Reliable::responder(config, &mut recv, now, socket, message_2);
-        Self::new(sealer, opener, recv, Layer::Reliable(Box::new(layer)))
+        Self::new(config, sealer, opener, recv, Layer::Reliable(Box::new(layer)))
     }
 
-    fn new(sealer: Sealer, opener: Opener, recv: RecvWindow, layer: Layer) -> Self {
+    fn new(
+        config: &StreamConfig,
+        sealer: Sealer,
+        opener: Opener,
+        recv: RecvWindow,
+        layer: Layer,
+    ) -> Self {
         Self {
             sealer,
             opener,
             send_queue: SendQueue::default(),
             receive_queue: ReceiveQueue::default(),
+            partial_memory: config.partial_memory.clone(),
             recv,
             layer,
             closing: false,
@@ -149,7 +158,8 @@ impl Open {
     /// Takes the unread messages. A stream that its application closed has no
     /// reader.
     pub(super) fn take_unread(&mut self) -> ReceiveQueue {
-        if self.closing { ReceiveQueue::default() } else { std::mem::take(&mut self.receive_queue) }
+        let whole = self.receive_queue.take_whole();
+        if self.closing { ReceiveQueue::default() } else { whole }
     }
 
     /// Whether everything was delivered and the peer was notified of the end.
@@ -331,9 +341,7 @@ impl Open {
     /// no early record is held.
     fn deliver(&mut self) -> Result<bool, StreamEnd> {
         while let Some(plaintext) = self.recv.pop() {
-            self.receive_queue
-                .push(plaintext)
-                .map_err(|_| StreamEnd::misbehaved(Misbehaviour::MessageLength))?;
+            self.receive_queue.push(plaintext, &self.partial_memory)?;
         }
         Ok(self.recv.held_bytes() == 0)
     }

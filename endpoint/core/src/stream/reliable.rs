@@ -10,7 +10,7 @@ use rendez_proto::ids::{Seq, StreamId};
 
 use super::path::{PathState, Probe};
 use super::proofs::Proofs;
-use super::reliable_config::ReliableConfig;
+use super::stream_config::StreamConfig;
 use super::stream_end::StreamEnd;
 use crate::error::{Closed, Misbehaviour};
 use crate::noise::Sealer;
@@ -74,7 +74,7 @@ struct AckTimer {
 impl Reliable {
     /// Creates an initiator's layer; its first acknowledgement confirms message
     /// 2.
-    pub(super) fn initiator(config: &ReliableConfig, recv: &mut RecvWindow) -> Self {
+    pub(super) fn initiator(config: &StreamConfig, recv: &mut RecvWindow) -> Self {
         let mut layer = Self::new(config, recv, PathState::Up);
         layer.ack.now = true;
         layer
@@ -82,7 +82,7 @@ impl Reliable {
 
     /// Creates a responder's layer; `message_2` is the encoded frame.
     pub(super) fn responder(
-        config: &ReliableConfig,
+        config: &StreamConfig,
         recv: &mut RecvWindow,
         now: Instant,
         socket: bool,
@@ -95,7 +95,7 @@ impl Reliable {
         layer
     }
 
-    fn new(config: &ReliableConfig, recv: &mut RecvWindow, path: PathState) -> Self {
+    fn new(config: &StreamConfig, recv: &mut RecvWindow, path: PathState) -> Self {
         Self {
             send: SendWindow::new(FIRST, config.send_memory.clone()),
             path,

@@ -6,6 +6,7 @@ use rendez_proto::ids::StreamId;
 use rendez_proto::profile::Profile;
 
 use crate::error::{Closed, Misbehaviour};
+use crate::framing::ReceiveError;
 
 /// Why a stream ends, and the reset that notifies the peer, if any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,17 @@ impl StreamEnd {
             reason => Closed::Reset(reason),
         };
         Self { why, reset: None }
+    }
+}
+
+impl From<ReceiveError> for StreamEnd {
+    fn from(error: ReceiveError) -> Self {
+        match error {
+            ReceiveError::InvalidLength(_) => Self::misbehaved(Misbehaviour::MessageLength),
+            ReceiveError::MemoryExhausted => {
+                Self { why: Closed::MemoryExhausted, reset: Some(ResetReason::Overloaded) }
+            }
+        }
     }
 }
 

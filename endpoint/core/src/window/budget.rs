@@ -1,9 +1,9 @@
-//! Memory that the windows of one endpoint share.
+//! Memory that the streams of one endpoint share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// A number of bytes that many windows share. Clones share the same budget.
+/// A number of bytes that many streams share. Clones share the same budget.
 ///
 /// It is an atomic only because a [`Mux`](crate::Mux) moves between threads;
 /// the caller always holds the whole endpoint.

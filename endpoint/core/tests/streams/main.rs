@@ -4,4 +4,5 @@
 mod codex;
 mod handshakes;
 mod pair;
+mod partial_messages;
 mod reliable;
