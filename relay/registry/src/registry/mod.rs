@@ -40,7 +40,6 @@ use crate::audit::Audit;
 use crate::history::History;
 use crate::jwt::Issuers;
 use crate::jwt::config::InvalidIssuer;
-use crate::model::TokenPattern;
 use crate::public_url::PublicUrl;
 use crate::signer::{Signer, SignerError};
 use crate::stats::Stats;
@@ -266,7 +265,7 @@ impl Registry {
     /// # Errors
     /// The store does not respond.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.ctx.store().environments(&[TokenPattern::everything()], None, 1).await.map(drop)
+        self.ctx.store().last_revocation().await.map(drop)
     }
 
     /// The base of websocket URLs.

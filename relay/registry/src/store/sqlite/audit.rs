@@ -37,7 +37,7 @@ impl AuditStore for SqliteStore {
                 sqlx::query("SELECT * FROM audit WHERE seq > ? ORDER BY seq LIMIT ?")
                     .bind(seconds(after))
                     .bind(limit)
-                    .fetch_all(&self.db.pool)
+                    .fetch_all(&self.db.lists)
                     .await?
                     .iter()
                     .map(row)
@@ -50,7 +50,7 @@ impl AuditStore for SqliteStore {
         self.db
             .timer
             .time(StoreCall::ReadAudit, async {
-                let mut reading = self.db.pool.acquire().await?;
+                let mut reading = self.db.lists.acquire().await?;
                 head(&mut reading).await
             })
             .await

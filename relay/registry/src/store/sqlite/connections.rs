@@ -104,7 +104,7 @@ impl ConnectionStore for SqliteStore {
                 )
                 .bind(seconds(before))
                 .bind(limit)
-                .fetch_all(&self.db.pool)
+                .fetch_all(&self.db.lists)
                 .await?;
                 if old.is_empty() {
                     return Ok(0);
@@ -157,7 +157,7 @@ impl ConnectionStore for SqliteStore {
              WHERE environments.id IN (SELECT value FROM json_each(?)) ORDER BY environments.id",
                 )
                 .bind(texts(environments.iter().map(EnvironmentId::as_str)))
-                .fetch_all(&self.db.pool)
+                .fetch_all(&self.db.lists)
                 .await?
                 .iter()
                 .map(connection)

@@ -5,6 +5,9 @@
 //! connection: however many writers wait, they hold at most one connection, and
 //! the others are for readers. The lock is fair.
 //!
+//! Lists have connections of their own, so that lists in flight cannot delay
+//! authentication, admission, validation or registration, which take others.
+//!
 //! The audit log must survive a power failure, and only that is worth waiting for
 //! the disk. [`DurableTransaction`] proves that a transaction waits, and rows of
 //! the log can only be written with one.
@@ -29,8 +32,11 @@ pub(crate) const DATABASE_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// An open database. Clones share it, and the write lock.
 #[derive(Clone)]
 pub(super) struct Database {
-    /// The connections for reading. Writers call [`write`](Self::write).
+    /// The connections for reading one row or a few: authentication, admission,
+    /// validation, registration. Writers call [`write`](Self::write).
     pub(super) pool: SqlitePool,
+    /// The connections for lists, pruning and backups, which may read many rows.
+    pub(super) lists: SqlitePool,
     /// The connection whose commits wait for the disk.
     pub(super) durable: SqlitePool,
     pub(super) timer: CallTimer,
@@ -43,13 +49,14 @@ pub(super) struct Database {
 }
 
 impl Database {
-    pub(super) fn new(pool: SqlitePool, durable: SqlitePool) -> Self {
+    pub(super) fn new(pool: SqlitePool, lists: SqlitePool, durable: SqlitePool) -> Self {
         let capacity = Capacity::default();
         let purge_found_none = Arc::default();
         let write_timeout = DATABASE_WRITE_TIMEOUT;
         let timer = CallTimer::default();
         Self {
             pool,
+            lists,
             durable,
             timer,
             write_lock: Arc::default(),
@@ -137,11 +144,14 @@ impl DerefMut for DurableTransaction {
 mod tests {
     use rendez_proto::registry::admin::Role;
 
-    use crate::store::TokenStore as _;
     use crate::store::sqlite::SqliteStore;
+    use crate::store::{
+        RedeemOutcome, Redemption, RegisterOutcome, RegistrationStore as _, RevocationStore as _,
+        TicketStore as _, TokenStore as _,
+    };
 
     use super::*;
-    use crate::testing::{audit_event, token};
+    use crate::testing::{audit_event, env, key, token};
 
     /// Longer than any machine is busy.
     const PATIENT: Duration = Duration::from_secs(60);
@@ -180,6 +190,72 @@ mod tests {
         for writer in writers {
             writer.await.unwrap().unwrap();
         }
+    }
+
+    /// Takes every connection of the pool.
+    async fn take_all(pool: &SqlitePool) -> Vec<sqlx::pool::PoolConnection<Sqlite>> {
+        let mut taken = Vec::new();
+        for _ in 0..pool.options().get_max_connections() {
+            taken.push(pool.acquire().await.unwrap());
+        }
+        taken
+    }
+
+    fn pattern() -> [crate::model::TokenPattern; 1] {
+        [crate::model::TokenPattern::everything()]
+    }
+
+    /// The lists in flight hold each connection of their pool, and more wait.
+    #[tokio::test]
+    async fn lists_do_not_delay_authentication() {
+        let (store, _dir) = store(PATIENT).await;
+        let executor = token(1, Role::Executor);
+        store.insert_token(&executor, &audit_event()).await.unwrap();
+        let slow_lists = take_all(&store.db.lists).await;
+        let waiting: Vec<_> = (0..60)
+            .map(|_| {
+                let store = store.clone();
+                tokio::spawn(async move { store.environments(&pattern(), None, 1).await })
+            })
+            .collect();
+        // lets each list begin to wait
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(store.token(&executor.id).await.unwrap(), Some(executor.clone()));
+        assert_eq!(store.token(&token(2, Role::Admin).id).await.unwrap(), None, "a stranger");
+        let subject = crate::model::Subject::from(executor.id.clone());
+        let claim = crate::model::NewRegistration {
+            environment: env("dev"),
+            id: "reg_a".parse().unwrap(),
+            key: key(1),
+            profiles: vec![],
+            subject: subject.clone(),
+        };
+        let claimed = store.put_registration(&claim, 20).await.unwrap();
+        assert!(matches!(claimed, RegisterOutcome::Registered(_)), "{claimed:?}");
+        assert!(store.registration(&env("dev")).await.unwrap().is_some());
+        let ticket = Redemption { ticket: [1; 16], expires_at: 60, subject: subject.clone() };
+        assert_eq!(store.redeem(&ticket, 20).await.unwrap(), RedeemOutcome::Redeemed);
+        assert!(store.revoke(&subject, 20, &audit_event()).await.unwrap());
+        assert_eq!(store.last_revocation().await.unwrap(), 1);
+        assert!(waiting.iter().all(|list| !list.is_finished()), "they wait for a connection");
+        drop(slow_lists);
+        for list in waiting {
+            assert_eq!(list.await.unwrap().unwrap().len(), 1);
+        }
+    }
+
+    /// The effect that the lists' own connections prevent.
+    #[tokio::test]
+    async fn lists_on_shared_connections_delay_authentication() {
+        let (mut store, _dir) = store(PATIENT).await;
+        store.db.lists = store.db.pool.clone();
+        let slow_lists = take_all(&store.db.lists).await;
+        let refused = store.token(&token(2, Role::Admin).id).await;
+        assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+        drop(slow_lists);
+        assert_eq!(store.token(&token(2, Role::Admin).id).await.unwrap(), None);
     }
 
     /// The synchronous mode of this transaction.

@@ -58,6 +58,14 @@ pub(crate) const DATABASE_SCHEMA_TIMEOUT: Duration = Duration::from_secs(2);
 /// The connections to the database: one writes, the others read meanwhile.
 pub(crate) const DATABASE_CONNECTIONS: u32 = 4;
 
+/// The connections for lists and backups: a second one, so that lists go on
+/// during a backup. Each of them may keep a processor busy.
+pub(crate) const DATABASE_LIST_CONNECTIONS: u32 = 2;
+
+/// How long a list waits for one of its connections: longer than other calls wait
+/// for theirs, since a list may read all environments.
+pub(crate) const DATABASE_LIST_TIMEOUT: Duration = Duration::from_secs(10);
+
 const _: () =
     assert!(DATABASE_BUSY_TIMEOUT.as_secs() < store_retry::REGISTER_RETRY_TIMEOUT.as_secs());
 
@@ -160,6 +168,11 @@ impl SqliteStore {
             .clone()
             .max_connections(1)
             .connect_lazy_with(options.clone().synchronous(SqliteSynchronous::Full));
+        let lists = pool
+            .clone()
+            .max_connections(DATABASE_LIST_CONNECTIONS)
+            .acquire_timeout(DATABASE_LIST_TIMEOUT)
+            .connect_lazy_with(options.clone());
         let pool = pool.max_connections(DATABASE_CONNECTIONS).connect_with(options).await?;
         let checked = match schema {
             Schema::Migrate => migrations::run(&pool).await.map_err(SqliteOpenError::from),
@@ -170,7 +183,7 @@ impl SqliteStore {
             pool.close().await;
             return Err(error);
         }
-        Ok(Self { db: Database::new(pool, durable) })
+        Ok(Self { db: Database::new(pool, lists, durable) })
     }
 
     /// Returns the store with `store_metrics`, which receive the duration of each
@@ -195,13 +208,13 @@ impl SqliteStore {
     pub async fn copy_into(&self, file: &Path) -> Result<(), StoreError> {
         let name =
             file.to_str().ok_or(StoreError::Corrupt("name of a file, which is not UTF-8"))?;
-        sqlx::query("VACUUM INTO ?").bind(name).execute(&self.db.pool).await?;
+        sqlx::query("VACUUM INTO ?").bind(name).execute(&self.db.lists).await?;
         Ok(())
     }
 
     /// Waits for transactions to end and closes the file.
     pub async fn close(&self) {
-        tokio::join!(self.db.pool.close(), self.db.durable.close());
+        tokio::join!(self.db.pool.close(), self.db.lists.close(), self.db.durable.close());
     }
 }
 

@@ -84,7 +84,7 @@ impl RegistrationStore for SqliteStore {
                     .bind(texts(covered.iter().map(TokenPattern::as_str)))
                     .bind(after.map_or("", EnvironmentId::as_str))
                     .bind(limit)
-                    .fetch_all(&self.db.pool)
+                    .fetch_all(&self.db.lists)
                     .await?
                     .iter()
                     .map(listed)

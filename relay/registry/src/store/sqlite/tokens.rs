@@ -44,7 +44,7 @@ impl TokenStore for SqliteStore {
                 sqlx::query("SELECT * FROM tokens WHERE id > ? ORDER BY id LIMIT ?")
                     .bind(after.map_or("", TokenId::as_str))
                     .bind(limit)
-                    .fetch_all(&self.db.pool)
+                    .fetch_all(&self.db.lists)
                     .await?
                     .iter()
                     .map(token)
