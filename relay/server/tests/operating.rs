@@ -86,6 +86,31 @@ fn example_proxy_forwards_addresses_and_logs_no_ticket() {
     }
 }
 
+/// A stock executor ends when a proxy refuses its registration or its validation.
+#[test]
+fn example_proxy_limits_exempt_executors() {
+    let file = path().with_file_name("../deploy/proxy/nginx.conf");
+    let text = std::fs::read_to_string(file).unwrap();
+    let (_, rest) = text.split_once("map $uri $limited_address {").unwrap();
+    let (map, rest) = rest.split_once('}').unwrap();
+    let exempt: Vec<_> = map.lines().filter_map(|line| line.trim().strip_suffix("'';")).collect();
+    let exempt: Vec<_> = exempt.into_iter().map(str::trim).collect();
+    assert_eq!(
+        exempt,
+        [
+            "~^/cloud/environment/[^/]+/register$",
+            "~^/cloud/environment/[^/]+/validate$",
+            "/v1/rendezvous"
+        ]
+    );
+    for zone in ["limit_conn_zone $limited_address ", "limit_req_zone  $limited_address "] {
+        assert!(rest.contains(zone), "{zone}");
+    }
+    let limited = rest.split_once("return 429 '").unwrap().1.split_once('\'').unwrap().0;
+    let body: serde_json::Value = serde_json::from_str(limited).unwrap();
+    assert_eq!(body["error"]["code"], "limit_reached");
+}
+
 #[test]
 fn close_codes_and_reset_reasons_are_documented() {
     let text = documentation();
