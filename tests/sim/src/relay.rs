@@ -260,12 +260,11 @@ impl Shadow {
         let earlier = lane.frames.range(..found.unwrap_or_default());
         match found {
             Some(0) => {
-                // Of a handshake's repetitions the newest, so that an expired one keeps
+                // Of repetitions in a row the newest, so that an expired handshake keeps
                 // its time.
-                let repeated = frame.kind == Kind::Handshake;
-                let newest = lane.frames.iter().rposition(|(_, waiting)| waiting == wire);
+                let same = lane.frames.iter().take_while(|(_, waiting)| waiting == wire).count();
                 lane.bytes -= wire.len();
-                lane.frames.remove(newest.filter(|_| repeated).unwrap_or_default());
+                lane.frames.remove(same.saturating_sub(1));
                 Ok(())
             }
             // Handshakes that waited in the hub for too long.
