@@ -8,8 +8,10 @@
 //!   delay the detection of a dead peer.
 //! * The pong of the newest ping, or of the oldest unanswered one, proves a round
 //!   trip. Otherwise a path slower than the ping interval would never prove one.
-//! * A peer that was silent for [`limits::PONG_TIMEOUT`] is gone. Time during
-//!   which we chose not to read does not count.
+//! * A peer that made no progress for [`limits::PONG_TIMEOUT`] is gone. Progress is
+//!   a finished message, or the pong of a ping that is unanswered. Pings and
+//!   unsolicited pongs cost a peer nothing, so they are not. Time during which we
+//!   chose not to read does not count.
 //! * A core that can resume gives up earlier: after one ping that is unanswered for
 //!   [`PING_ANSWER_TIMEOUT`], unless so much was written since the peer was last heard
 //!   that the ping may still wait behind it.
@@ -64,7 +66,7 @@ impl Liveness {
         }
     }
 
-    /// Something arrived, or reading begins again.
+    /// The peer made progress, or reading begins again.
     pub(super) fn heard(&mut self, now: Instant) {
         self.last_heard = now;
         self.written = 0;
@@ -102,7 +104,7 @@ impl Liveness {
         self.pings
     }
 
-    /// The round trip, if this answers a ping: a peer may send unsolicited pongs.
+    /// The round trip, if this answers a ping; `None` for an unsolicited pong.
     pub(super) fn pong(&mut self, now: Instant, number: Option<u64>) -> Option<Duration> {
         let (oldest, newest) = self.unanswered?;
         let answered = [newest, oldest].into_iter().find(|ping| number == Some(ping.number))?;

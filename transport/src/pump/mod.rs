@@ -8,7 +8,7 @@
 //!   busy socket does not starve the others of its thread.
 //! * A deadline that the pump cannot act on does not wake it: while the socket is
 //!   full, due work waits for the socket and not for the clock.
-//! * A peer that is silent for too long is gone (`liveness`).
+//! * A peer that makes no progress for too long is gone (`liveness`).
 
 use std::future::{Future as _, poll_fn};
 use std::pin::Pin;
@@ -43,7 +43,7 @@ pub enum Ended {
     ByUs(CloseFrame),
     /// The path broke.
     Lost(SocketError),
-    /// The peer was silent for too long.
+    /// The peer finished no message and answered no ping for too long.
     Silent,
 }
 
@@ -197,21 +197,23 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
                 Poll::Ready(Some(Err(error))) => return Err(self.end_reason(Ended::Lost(error))),
                 Poll::Ready(Some(Ok(incoming))) => incoming,
             };
-            self.liveness.heard(now);
             match incoming {
                 // Messages that arrive after our close frame are dropped.
                 Incoming::Binary(_) | Incoming::Text if self.closing.is_some() => {}
                 Incoming::Binary(message) => {
+                    self.liveness.heard(now);
                     let taken = self.protocol.handle_message(now, message);
                     self.close_on_violation(now, taken)?;
                 }
                 Incoming::Text => {
+                    self.liveness.heard(now);
                     let taken = self.protocol.handle_text();
                     self.close_on_violation(now, taken)?;
                 }
                 Incoming::Alive => self.dirty = true,
                 Incoming::Pong(number) => {
                     if let Some(round_trip) = self.liveness.pong(now, number) {
+                        self.liveness.heard(now);
                         self.protocol.handle_pong(now, round_trip);
                     }
                 }

@@ -11,6 +11,8 @@ use tokio::io::{AsyncReadExt as _, DuplexStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
 use super::*;
 use crate::socket;
@@ -275,6 +277,40 @@ async fn silence_ends_the_connection() {
     assert_eq!(before.elapsed().as_secs(), limits::PING_INTERVAL.as_secs());
     assert!(matches!(task.await.unwrap(), Ended::Silent));
     assert_eq!(before.elapsed().as_secs(), limits::PONG_TIMEOUT.as_secs());
+}
+
+/// Pings, unsolicited pongs and the fragments of a message that never ends.
+#[tokio::test(start_paused = true)]
+async fn only_progress_keeps_a_peer_alive() {
+    let fragment = |opcode| {
+        let frame = Frame::message(Bytes::from_static(b"part"), OpCode::Data(opcode), false);
+        Message::Frame(frame)
+    };
+    let (_core, mut theirs, task) = start().await;
+    let before = tokio::time::Instant::now();
+    theirs.send(fragment(Data::Binary)).await.unwrap();
+    // It reads nothing, so it answers no ping.
+    while before.elapsed() + Duration::from_secs(10) < limits::PONG_TIMEOUT {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        theirs.send(Message::Pong(Bytes::new())).await.unwrap();
+        theirs.send(Message::Ping(Bytes::new())).await.unwrap();
+        theirs.send(fragment(Data::Continue)).await.unwrap();
+    }
+    assert!(matches!(task.await.unwrap(), Ended::Silent));
+    assert_eq!(before.elapsed().as_secs(), limits::PONG_TIMEOUT.as_secs());
+}
+
+/// A stock endpoint sends nothing of its own while it is idle.
+#[tokio::test(start_paused = true)]
+async fn answers_to_pings_keep_a_peer_alive() {
+    let (core, mut theirs, task) = start().await;
+    let before = tokio::time::Instant::now();
+    while before.elapsed() < 5 * limits::PONG_TIMEOUT {
+        assert!(theirs.next().await.unwrap().unwrap().is_ping());
+        theirs.flush().await.unwrap();
+    }
+    assert!(!task.is_finished());
+    assert!(core.0.lock().unwrap().round_trips.len() > 5);
 }
 
 #[tokio::test(start_paused = true)]
