@@ -118,6 +118,11 @@ impl Probe {
         self.next = None;
     }
 
+    /// Makes the transmissions after the first due again, from now on.
+    pub(super) fn repeat(&mut self) {
+        *self = Self { next: None, attempts: self.attempts.min(1) };
+    }
+
     pub(super) fn is_due(&self) -> bool {
         self.next.is_none()
     }

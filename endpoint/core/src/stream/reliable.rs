@@ -135,10 +135,14 @@ impl Reliable {
         Ok(())
     }
 
-    /// Notes that the peer has a new path: the frames in flight are lost.
+    /// Notes that the peer has a new path: the frames in flight are lost, and announcements
+    /// of the end may have been.
     pub(super) fn peer_path_replaced(&mut self) {
         self.send.path_replaced();
         self.ack.now = true;
+        if let Some(finish) = &mut self.finish {
+            finish.repeat();
+        }
     }
 
     pub(super) fn socket_lost(&mut self, now: Instant) {

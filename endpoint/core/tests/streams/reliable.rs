@@ -393,6 +393,22 @@ fn unanswered_finish_is_resent() {
 }
 
 #[test]
+fn finish_is_announced_again_to_a_peer_that_resumes() {
+    let mut pair = ours();
+    pair.orchestrator.socket_lost(pair.now);
+    pair.executor.close(pair.now, pair.at_executor.expect("there is a stream"));
+    let mut sent = pair.drain_executor();
+    while sent.len() < 3 {
+        sent.extend(pair.pass_without_network(Duration::from_millis(100)).1);
+    }
+    pair.orchestrator.socket_opened(pair.now, registration("reg-1"));
+    let resume = pair.drain_orchestrator();
+    pair.deliver_to_executor(resume);
+    pair.exchange();
+    assert_eq!(closed(pair.orchestrator_events()), Some(Closed::Finished));
+}
+
+#[test]
 fn announced_finish_ends_with_the_socket() {
     let mut pair = ours();
     pair.executor.close(pair.now, pair.at_executor.expect("there is a stream"));
