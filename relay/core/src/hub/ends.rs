@@ -9,7 +9,6 @@ use rendez_proto::limits;
 
 use super::Hub;
 use crate::claim::{Ending, Holder};
-use crate::handshake::HandshakeState;
 use crate::ids::PortKey;
 use crate::overflow::Direction;
 use crate::refusal::{Refusal, Refused};
@@ -115,7 +114,7 @@ impl Hub {
         if !self.claims[index].is_over() {
             return;
         }
-        self.set_handshake(index, HandshakeState::Over);
+        self.drop_handshake(index);
         for direction in [Direction::ToExecutor, Direction::ToOrchestrator] {
             self.clear(index, direction);
         }

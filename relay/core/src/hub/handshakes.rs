@@ -28,6 +28,10 @@ impl Hub {
         message: Bytes,
         now: Instant,
     ) -> Result<(), Refused> {
+        if !self.has_executor() {
+            self.stats.count_dropped(Dropped::PeerAway, 1);
+            return Ok(());
+        }
         let claim = &self.claims[index];
         match *claim.handshake() {
             // Our orchestrators repeat message 1. Executors do not count it again.
@@ -60,6 +64,7 @@ impl Hub {
         if waiting.cost() > accounts.free_memory() {
             return Err(Refused(Dropped::Quota, ResetReason::Overloaded, Some(Refusal::Memory)));
         }
+        self.continue_stream(index);
         self.set_handshake(index, waiting);
         self.offer_waiting(now);
         Ok(())
@@ -128,10 +133,17 @@ impl Hub {
         }
     }
 
+    /// Ends a handshake. If its message was still waiting, it is dropped.
+    pub(super) fn drop_handshake(&mut self, index: usize) -> HandshakeState {
+        let before = self.set_handshake(index, HandshakeState::Over);
+        self.stats.count_dropped(Dropped::HandshakeWaits, u64::from(before.is_waiting()));
+        before
+    }
+
     /// Ends a handshake that failed, by a reset in this direction. If it was offered,
     /// the failure counts.
     pub(super) fn handshake_failed(&mut self, index: usize, reset: Direction, now: Instant) {
-        let before = self.set_handshake(index, HandshakeState::Over);
+        let before = self.drop_handshake(index);
         if let HandshakeState::Offered { arrived, since, .. } = before {
             // An orchestrator gives up after its own time, of which the message may have
             // spent most in the hub.
@@ -153,19 +165,17 @@ impl Hub {
     pub(super) fn forget_handshakes(&mut self) {
         self.guard.forget_all();
         for claim in self.claims.iter_mut() {
-            claim.set_handshake(HandshakeState::Over);
+            let before = claim.set_handshake(HandshakeState::Over);
+            self.stats.count_dropped(Dropped::PeerAway, u64::from(before.is_waiting()));
         }
     }
 
     /// Ends a handshake that stayed unanswered for too long. If it was never offered,
     /// the stream is over: the executor does not know it.
     pub(super) fn expire_handshake(&mut self, index: usize, now: Instant) {
-        if self.claims[index].handshake().deadline().is_some_and(|deadline| deadline <= now) {
-            let before = self.set_handshake(index, HandshakeState::Over);
-            if before.is_waiting() {
-                self.stats.count_dropped(Dropped::HandshakeWaits, 1);
-                self.end_at_once(index);
-            }
+        let is_due = self.claims[index].handshake().deadline().is_some_and(|at| at <= now);
+        if is_due && self.drop_handshake(index).is_waiting() {
+            self.end_at_once(index);
         }
     }
 }

@@ -9,6 +9,7 @@ use rendez_proto::limits::{
 
 use super::tests::{Bench, OURS, STOCK, data, frame, reset_of};
 use super::*;
+use crate::claim::RESET_LINGER;
 use crate::handshake::HANDSHAKE_REPEAT;
 use crate::handshake_guard::{
     EARLY_FAILURE, HANDSHAKE_FAILURE_RECOVERY, HANDSHAKE_FAILURES_RESERVED, PENALIZED_TOKENS_MAX,
@@ -645,7 +646,7 @@ fn waiting_handshake_can_be_cancelled_or_expires() {
     assert_eq!(offered(&mut b), ["a", "b", "c"]);
     b.send(port, &data("expires", 1, 1));
     b.send(port, &reset("cancelled"));
-    assert_eq!(b.hub.stats().dropped(Dropped::HandshakeWaits), 2);
+    assert_eq!(b.hub.stats().dropped(Dropped::HandshakeWaits), 3);
     assert_eq!(offered(&mut b), [] as [&str; 0]);
     let late = t0() + HANDSHAKE_TIMEOUT;
     b.hub.handle_timeout(late);
@@ -654,9 +655,82 @@ fn waiting_handshake_can_be_cancelled_or_expires() {
     }
     assert_eq!(offered(&mut b), [] as [&str; 0]);
     // Those that were never offered are counted, and their streams are over.
-    assert_eq!(b.hub.stats().dropped(Dropped::HandshakeWaits), 4);
+    assert_eq!(b.hub.stats().dropped(Dropped::HandshakeWaits), 5);
     assert!(b.hub.claims.find("expires").is_none());
     assert_eq!(b.hub.guard.failures_of(&token, late), 0);
     b.hub.leave(port, late);
     assert_eq!(b.hub.guard.failures_of(&token, late), 0, "what was answered is no failure");
+}
+
+/// A hub where three handshakes of a token are under way, so that its next one waits.
+fn busy(token: &Arc<Account>) -> (Bench, PortKey) {
+    let mut b = Bench::new();
+    let port = join(&mut b, 1, OURS, token);
+    for stream in ["a", "b", "c"] {
+        b.send(port, &handshake(stream));
+    }
+    assert_eq!(offered(&mut b), ["a", "b", "c"]);
+    (b, port)
+}
+
+/// The simulator's seeds 2000026466, 2000169790 and 2000182574: the refusal of an altered
+/// message 1 passed, its orchestrator did not read it and tried again, and this message
+/// was gone when the stream's linger was over.
+#[test]
+fn handshake_after_a_refusal_keeps_its_turn() {
+    let token = guarded();
+    let (mut b, port) = busy(&token);
+    b.send(b.executor, &reset("a"));
+    b.send(port, &handshake("a"));
+    b.drain(port);
+    let late = t0() + RESET_LINGER;
+    b.hub.handle_timeout(late);
+    b.hub.handle_message(b.executor, handshake("b"), late).unwrap();
+    assert_eq!(offered(&mut b), ["a"]);
+    assert_eq!(b.hub.stats().dropped(Dropped::HandshakeWaits), 0);
+}
+
+/// The simulator's seed 2000260010: the executor reset what a hostile relay had sent it
+/// under the name of a stream whose handshake still waited.
+#[test]
+fn reset_does_not_end_a_handshake_that_the_executor_has_not_read() {
+    let token = guarded();
+    let (mut b, port) = busy(&token);
+    b.send(port, &handshake("waits"));
+    b.send(b.executor, &reset("waits"));
+    assert_eq!(b.drain(port).len(), 1, "its orchestrator reads it all the same");
+    let late = t0() + RESET_LINGER;
+    b.hub.handle_timeout(late);
+    b.hub.handle_message(b.executor, handshake("b"), late).unwrap();
+    assert_eq!(offered(&mut b), ["waits"]);
+}
+
+/// The simulator's seeds 2000237492 and 2000329564: a message 1 that arrived while the
+/// executor was away went to the next registration, which cannot read it.
+#[test]
+fn handshake_without_an_executor_is_dropped() {
+    let token = guarded();
+    let (mut b, port) = busy(&token);
+    b.hub.leave(b.executor, t0());
+    for stream in ["a", "b", "c", "a"] {
+        b.send(port, &handshake(stream));
+    }
+    assert_eq!(b.hub.stats().dropped(Dropped::PeerAway), 4);
+    b.executor = b.hub.join_executor(Generation(2), Arc::default(), t0()).unwrap();
+    b.hub.handle_timeout(t0());
+    assert_eq!(offered(&mut b), [] as [&str; 0]);
+}
+
+/// The simulator's seed 2000035833.
+#[test]
+fn handshakes_that_wait_are_counted_when_an_end_leaves() {
+    let token = guarded();
+    let (mut b, port) = busy(&token);
+    b.send(port, &handshake("waits"));
+    b.hub.leave(port, t0());
+    assert_eq!(b.hub.stats().dropped(Dropped::HandshakeWaits), 1);
+    let (mut b, port) = busy(&guarded());
+    b.send(port, &handshake("waits"));
+    b.hub.leave(b.executor, t0());
+    assert_eq!(b.hub.stats().dropped(Dropped::PeerAway), 1);
 }

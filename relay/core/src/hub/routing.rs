@@ -203,6 +203,10 @@ impl Hub {
     /// Ends a stream when the far end has answered the reset that passes.
     fn note_reset(&mut self, index: usize, direction: Direction, now: Instant) {
         let claim = &mut self.claims[index];
+        if direction == Direction::ToOrchestrator && claim.handshake().is_waiting() {
+            // The executor has not read this handshake: it resets what came before.
+            return;
+        }
         self.ports.uncount(claim);
         claim.reset_passes(direction, now);
     }
@@ -211,7 +215,8 @@ impl Hub {
     /// ends accept none without a proof: an executor that took the environment
     /// over for a moment resets every stream that it does not know. A resume of
     /// a stream that is really over is answered by a reset, and that one counts.
-    fn continue_stream(&mut self, index: usize) {
+    /// A repeated message 1 says the same: its end has not read the reset.
+    pub(super) fn continue_stream(&mut self, index: usize) {
         let claim = &mut self.claims[index];
         let (Ending::Passed { .. }, Some(port), true) = (claim.ending, claim.port(), claim.resends)
         else {
