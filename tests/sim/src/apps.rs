@@ -122,8 +122,20 @@ impl World {
             MuxEvent::Opened { key } => self.stream_opened(node, key),
             MuxEvent::Readable { key } => self.flags(node, key, |readable, _| *readable = true),
             MuxEvent::Writable { key } => self.flags(node, key, |_, writable| *writable = true),
-            MuxEvent::Ended { .. } => {} // received messages are still read
+            MuxEvent::Ended { key } => {
+                if let Some(stream) = self.stream_of(node, key) {
+                    let (end, local) = (self.end_of(node), self.nodes[node].local(self.now));
+                    self.reference.mux_ended(stream, end, local);
+                }
+            }
             MuxEvent::Closed { key, why } => self.stream_closed(node, key, why, cause),
+        }
+    }
+
+    fn stream_of(&self, node: NodeId, key: Key) -> Option<StreamIndex> {
+        match &self.nodes[node].role {
+            Role::Executor(agent) => agent.streams.get(&key).map(|served| served.stream),
+            Role::Orchestrator(link) => link.keys.get(&key).map(|talk| link.talks[*talk].stream),
         }
     }
 

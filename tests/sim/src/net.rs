@@ -221,9 +221,8 @@ impl World {
         self.note(format_args!("the relay lets go of socket {socket}"));
         let port = self.sockets[socket].port;
         let now = self.relay_instant();
-        self.relay.hub.leave(port, now);
+        self.relay.leave(port, now);
         self.wake_ports();
-        self.relay.left(port);
         self.sockets[socket].up.clear();
         if self.relay.executor.as_ref().is_some_and(|(own, _)| *own == socket) {
             self.relay.executor = None;

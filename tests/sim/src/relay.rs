@@ -69,12 +69,19 @@ impl Relay {
         self.ports.insert(port, socket);
     }
 
-    /// Forgets a port and everything that waited for it.
-    pub(crate) fn left(&mut self, port: PortKey) {
-        if let Some(socket) = self.ports.remove(&port) {
-            self.shadow.lanes.retain(|(sink, _), _| *sink != socket);
-            self.shadow.holders.retain(|_, holder| *holder != socket);
-        }
+    /// A websocket leaves the hub. Forgets everything that waited for it.
+    pub(crate) fn leave(&mut self, port: PortKey, now: Instant) {
+        let before = waits(&self.hub);
+        self.hub.leave(port, now);
+        let Some(socket) = self.ports.remove(&port) else { return };
+        let shadow = &mut self.shadow;
+        shadow.lanes.retain(|(sink, _), _| *sink != socket);
+        let its = shadow.holders.extract_if(|_, holder| *holder == socket);
+        let streams: Vec<usize> = its.map(|(stream, _)| stream).collect();
+        shadow.dropped.extend(
+            (before..waits(&self.hub))
+                .map(|_| HandshakeDrop { at: now, left: Some(streams.clone()) }),
+        );
     }
 
     /// The registration whose executor is connected (`Presence`).
@@ -162,10 +169,10 @@ impl Relay {
 
     /// Runs the hub's timers.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        let expired = |hub: &Hub| hub.stats().dropped(Dropped::HandshakeWaits);
-        let before = expired(&self.hub);
+        let before = waits(&self.hub);
         self.hub.handle_timeout(now);
-        self.shadow.expired.extend((before..expired(&self.hub)).map(|_| now));
+        let expired = (before..waits(&self.hub)).map(|_| HandshakeDrop { at: now, left: None });
+        self.shadow.dropped.extend(expired);
     }
 
     /// The hub gave `wire` to a websocket.
@@ -184,8 +191,27 @@ struct Shadow {
     holders: HashMap<usize, SocketId>,
     /// Streams that were reset as overloaded: the hub empties their lanes.
     overloaded: Vec<usize>,
-    /// When handshakes expired in the hub that are still in a lane here.
-    expired: Vec<Instant>,
+    /// Handshakes that the hub dropped while they waited, and that are still in a lane
+    /// here.
+    dropped: Vec<HandshakeDrop>,
+}
+
+/// The hub's report that it dropped a handshake that waited for its turn.
+#[derive(Debug, Clone)]
+struct HandshakeDrop {
+    at: Instant,
+    /// The streams of the orchestrator that left; otherwise the handshake had waited for
+    /// [`HANDSHAKE_TIMEOUT`].
+    left: Option<Vec<usize>>,
+}
+
+impl HandshakeDrop {
+    fn is_of(&self, stream: usize, taken: Instant) -> bool {
+        match &self.left {
+            Some(streams) => streams.contains(&stream) && taken <= self.at,
+            None => taken + HANDSHAKE_TIMEOUT <= self.at,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -267,8 +293,7 @@ impl Shadow {
                 lane.frames.remove(same.saturating_sub(1));
                 Ok(())
             }
-            // Handshakes that waited in the hub for too long.
-            Some(later) if have_expired(earlier, &mut self.expired) => {
+            Some(later) if were_dropped(stream, earlier, &mut self.dropped) => {
                 let gone = lane.frames.drain(..=later);
                 lane.bytes -= gone.map(|(_, frame)| frame.len()).sum::<usize>();
                 Ok(())
@@ -291,22 +316,27 @@ impl Shadow {
     }
 }
 
-/// Whether these frames are handshakes, for each of which the hub reported that one
-/// expired when this one had waited for long enough. Takes the reports.
-fn have_expired<'a>(
+/// Whether these frames of a stream are handshakes, for each of which the hub reported
+/// that it dropped it. Takes the reports.
+fn were_dropped<'a>(
+    stream: usize,
     frames: impl Iterator<Item = &'a (Instant, Bytes)>,
-    expired: &mut Vec<Instant>,
+    dropped: &mut Vec<HandshakeDrop>,
 ) -> bool {
-    let mut reports = expired.clone();
+    let mut reports = dropped.clone();
     for (taken, frame) in frames {
-        let due = *taken + HANDSHAKE_TIMEOUT;
-        let report = reports.iter().position(|at| *at >= due);
+        let report = reports.iter().position(|report| report.is_of(stream, *taken));
         let is_handshake = peek(frame).is_ok_and(|frame| frame.kind == Kind::Handshake);
         let (Some(report), true) = (report, is_handshake) else { return false };
         reports.swap_remove(report);
     }
-    *expired = reports;
+    *dropped = reports;
     true
+}
+
+/// Handshakes, and frames behind them, that the hub dropped because they had to wait.
+fn waits(hub: &Hub) -> u64 {
+    hub.stats().dropped(Dropped::HandshakeWaits)
 }
 
 fn is_overloaded(wire: &Bytes) -> bool {

@@ -111,6 +111,8 @@ struct Half {
     ended: Option<Ended>,
     /// Its mux has ended it; its application has not read it out.
     fading: bool,
+    /// For how long it had not heard from its peer when its mux ended it.
+    silence: Option<Duration>,
     /// Its application closed it.
     closed: bool,
     /// The counters of the proofs, and the numbers of the records, that
@@ -292,6 +294,25 @@ impl Reference {
         self.streams[index].halves[end as usize].ended.get_or_insert(Ended::Gone);
     }
 
+    /// The mux of an end has ended its stream, at its local time. The application may
+    /// read it out much later.
+    pub(crate) fn mux_ended(&mut self, index: StreamIndex, end: End, local: Duration) {
+        let silence = self.silence(index, end, local);
+        self.streams[index].halves[end as usize].silence.get_or_insert(silence);
+    }
+
+    /// For how long an end has not heard from its peer.
+    fn silence(&self, index: StreamIndex, end: End, local: Duration) -> Duration {
+        let known = &self.streams[index];
+        let Some(opened) = known.halves[end as usize].opened else { return Duration::ZERO };
+        let proven = self.path_health[known.orchestrator].proven.filter(|proven| {
+            Some(proven.executor) == known.executor
+                && known.both_open.is_some_and(|open| proven.at >= open + self.settle)
+        });
+        let heard = proven.map_or(opened, |proven| proven.local[end as usize]);
+        local.saturating_sub(heard.max(opened))
+    }
+
     /// An end reports that its stream is over, at its local time.
     pub(crate) fn ended(
         &mut self,
@@ -300,8 +321,7 @@ impl Reference {
         why: Closed,
         local: Duration,
     ) -> Verdict {
-        let proven = self.path_health[self.streams[index].orchestrator].proven;
-        let settle = self.settle;
+        let silence = self.silence(index, end, local);
         let known = &mut self.streams[index];
         let [half, peer] = [end, end.peer()].map(|end| &known.halves[end as usize]);
         let detail = || format!("stream {index} ({}) at {end:?}: {why:?}", known.profile);
@@ -322,9 +342,7 @@ impl Reference {
         if impossible {
             return Err((Rule::Ending, detail()));
         }
-        if let (true, Some(opened), Some(both_open)) =
-            (known.profile.is_reliable(), opened, known.both_open)
-        {
+        if known.profile.is_reliable() && opened.is_some() && known.both_open.is_some() {
             match why {
                 Closed::Finished => {
                     if !half.closed && !peer.closed {
@@ -332,11 +350,7 @@ impl Reference {
                     }
                 }
                 Closed::Lost if !peer_ended && !known.unaware => {
-                    let well = proven.filter(|proven| {
-                        Some(proven.executor) == known.executor && proven.at >= both_open + settle
-                    });
-                    let heard = well.map_or(opened, |proven| proven.local[end as usize]);
-                    let silent = local.saturating_sub(heard.max(opened));
+                    let silent = half.silence.unwrap_or(silence);
                     if silent + Duration::from_secs(1) < STREAM_GRACE {
                         let detail = format!("{}, out of reach for {silent:?}", detail());
                         return Err((Rule::SurvivesWithinGrace, detail));
