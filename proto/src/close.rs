@@ -19,6 +19,8 @@ impl CloseFrame {
     pub const MALFORMED: CloseFrame = CloseFrame { code: 1002, reason: "malformed_frame" };
     /// 1003: the peer sent a text message; only binary ones are valid.
     pub const TEXT: CloseFrame = CloseFrame { code: 1003, reason: "binary_messages_only" };
+    /// 1008: the peer began a message and did not finish it in time.
+    pub const MESSAGE_TIMEOUT: CloseFrame = CloseFrame { code: 1008, reason: "message_timeout" };
     /// 1009: the peer sent a message above the limit.
     pub const TOO_BIG: CloseFrame = CloseFrame { code: 1009, reason: "message_too_big" };
     /// 1012: the relay shuts down; the peer reconnects.
@@ -34,8 +36,9 @@ impl CloseFrame {
         CloseFrame { code: 4004, reason: "registration_ended" };
 
     /// All close frames that a relay sends; `docs/operating.md` lists them.
-    pub const BY_RELAY: [CloseFrame; 8] = [
+    pub const BY_RELAY: [CloseFrame; 9] = [
         CloseFrame::TEXT,
+        CloseFrame::MESSAGE_TIMEOUT,
         CloseFrame::TOO_BIG,
         CloseFrame::RESTARTING,
         CloseFrame::MALFORMED,

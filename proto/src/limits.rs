@@ -90,6 +90,10 @@ pub const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// (docs/codex-wire.md#rendezvous-websocket).
 pub const PONG_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long a peer may take for one message, from its first byte, before the relay ends
+/// its websocket. Stock ends send messages of up to 61.5 kB, so 50 kbit/s suffice.
+pub const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+
 // ---- registry ------------------------------------------------------------
 
 /// Largest request body in bytes: two public keys and an authorization are
@@ -170,6 +174,8 @@ const _: () = {
     assert!(HANDSHAKE_FAILURES_PER_TOKEN * 2 < HANDSHAKE_FAILURES as u64);
     assert!((HANDSHAKE_FAILURES as usize) <= PENDING_HANDSHAKES);
     assert!(PONG_TIMEOUT.as_secs() >= 2 * PING_INTERVAL.as_secs());
+    // A pong may wait behind a message.
+    assert!(PING_INTERVAL.as_secs() + MESSAGE_TIMEOUT.as_secs() < PONG_TIMEOUT.as_secs());
     assert!(READ_FILE_MAX_BYTES / 3 * 4 + 4096 < APPLICATION_MESSAGE_MAX_BYTES);
     assert!(STDIN_WINDOW_MAX_BYTES >= 200 * 125_000);
     assert!(PENDING_HANDSHAKES <= STREAMS_PER_EXECUTOR);

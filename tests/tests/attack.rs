@@ -24,6 +24,7 @@ use rendez_proto::limits;
 use rendez_proto::peek::{Kind, peek};
 use rendez_proto::registry::admin::Role;
 use rendez_relay::Quotas;
+use rendez_relay::connections::End;
 use rendez_relay_core::{Dropped, Quota, RATE_BURST};
 use rendez_tests::poll::poll;
 use rendez_tests::process::usage::memory_kib;
@@ -38,6 +39,9 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{interval, timeout};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame as WsFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
 /// The victim's environment.
 const VICTIM: &str = "victim";
@@ -201,6 +205,18 @@ fn stream(n: u64) -> StreamId {
     let mut bytes = [0xaa; 16];
     bytes[..8].copy_from_slice(&n.to_be_bytes());
     StreamId::from_random(bytes)
+}
+
+/// Waits for an audit row about this limit that names this token.
+async fn audited(relay: &TestRelay, limit: &str, token: &str) -> Result<()> {
+    let admin = relay.token(Role::Admin, "*").await?;
+    poll(LONG_TIMEOUT, async || {
+        let request = relay.request(Method::GET, "/v1/audit").bearer_auth(admin.expose());
+        let log = request.send().await?.text().await?;
+        let found = log.contains(limit) && log.contains(token);
+        Ok(if found { Ok(()) } else { Err(format!("no row in the audit log: {log}")) })
+    })
+    .await
 }
 
 #[test]
@@ -517,14 +533,7 @@ fn websockets_are_limited_per_token() -> Result<()> {
         let (status, body) = relay.refused_upgrade(reply.url.expose()).await?;
         ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "{status}");
         ensure!(body.error.message.contains("the token's quota of connections"), "{body:?}");
-        let admin = relay.token(Role::Admin, "*").await?;
-        poll(LONG_TIMEOUT, async || {
-            let request = relay.request(Method::GET, "/v1/audit").bearer_auth(admin.expose());
-            let log = request.send().await?.text().await?;
-            let found = log.contains("connections of the token") && log.contains(&id);
-            Ok(if found { Ok(()) } else { Err(format!("no row in the audit log: {log}")) })
-        })
-        .await?;
+        audited(relay, "connections of the token", &id).await?;
         drop(open);
         run.end("more websockets than a token has").await
     })
@@ -565,5 +574,134 @@ fn stalled_reader_uses_bounded_memory() -> Result<()> {
         );
         drop((executor, reader));
         run.end("a reader that reads nothing").await
+    })
+}
+
+/// Quotas of a small relay.
+fn small_quotas() -> Quotas {
+    let with = |mib: u64| Quota { memory_bytes: mib << 20, ..Quota::UNLIMITED };
+    Quotas {
+        node: with(2),
+        environment: with(2),
+        token: with(1),
+        connection: with(1),
+        ..Quotas::default()
+    }
+}
+
+/// What a relay with small quotas may hold.
+const SMALL_NODE_BYTES: usize = 2 << 20;
+
+fn no_quotas() -> Quotas {
+    let none = Quota::UNLIMITED;
+    Quotas { node: none, environment: none, token: none, connection: none, ..Quotas::default() }
+}
+
+/// A token's websockets begin messages and do not end them.
+async fn leave_messages_unfinished(quotas: Quotas) -> Result<(AttackRun, Vec<Websocket>, String)> {
+    const WEBSOCKETS: u8 = 100;
+    let run = AttackRun::with(quotas).await?;
+    let relay = &run.relay;
+    let token = relay.token(Role::Orchestrator, VICTIM).await?;
+    let mut open = Vec::new();
+    for n in 0..WEBSOCKETS {
+        let reply = relay.connect_with(VICTIM, key(n), token.expose()).await?;
+        let mut websocket = Websocket::open(reply.url.expose()).await?;
+        let begun = vec![7; limits::MESSAGE_MAX_BYTES - 16];
+        let fragment = WsFrame::message(begun, OpCode::Data(Data::Binary), false);
+        websocket.send(Message::Frame(fragment)).await?;
+        open.push(websocket);
+    }
+    Ok((run, open, token_id(token.expose())?))
+}
+
+#[test]
+fn unfinished_messages_stay_within_the_quota() -> Result<()> {
+    exclusively(async {
+        let (run, mut open, token) = leave_messages_unfinished(small_quotas()).await?;
+        let relay = &run.relay;
+        let ended = Counter::Ended(End::MessageTimeout);
+        let mut most = 0;
+        poll(LONG_TIMEOUT, async || {
+            most = most.max(relay.memory_used());
+            let ended = relay.counters().get(ended);
+            Ok(if ended > 0 { Ok(()) } else { Err(format!("{ended} were ended")) })
+        })
+        .await?;
+        ensure!((1..=SMALL_NODE_BYTES).contains(&most), "{most} bytes were charged");
+        let mut closed = 0;
+        for websocket in &mut open {
+            let waits = websocket.closed_within(Duration::from_millis(100)).await;
+            closed += u32::from(waits.is_ok_and(|(code, _)| code == 1008));
+        }
+        ensure!(closed > 0, "no websocket was told why it was closed");
+        audited(relay, "memory for an unfinished message", &token).await?;
+        audited(relay, "time for one message", &token).await?;
+        drop(open);
+        run.end("messages that do not end").await
+    })
+}
+
+/// The same without quotas: the relay holds two buffers for each of them.
+#[test]
+fn unfinished_messages_use_memory_without_quotas() -> Result<()> {
+    exclusively(async {
+        let (run, open, _) = leave_messages_unfinished(no_quotas()).await?;
+        let least = open.len() * 2 * (limits::MESSAGE_MAX_BYTES - 16);
+        poll(LONG_TIMEOUT, async || {
+            let charged = run.relay.memory_used();
+            Ok(if charged >= least { Ok(()) } else { Err(format!("{charged} bytes")) })
+        })
+        .await?;
+        drop(open);
+        run.end("messages that do not end, without quotas").await
+    })
+}
+
+/// An executor sends frames to accomplices who read nothing. Returns the most memory that
+/// they used.
+async fn flood_idle_readers(run: &AttackRun, body: &Body, padding: usize) -> Result<usize> {
+    const READERS: u64 = 10;
+    const FRAMES: u64 = 20_000;
+    let relay = &run.relay;
+    let mut executor = relay.executor(HOSTILE).await?;
+    let mut readers = Vec::new();
+    for n in 0..READERS {
+        let mut reader = relay.orchestrator(HOSTILE, key(n as u8)).await?;
+        reader.send_binary(data_frame(&stream(n), 0, b"hello")).await?;
+        executor.receive().await?;
+        readers.push(reader);
+    }
+    let mut most = 0;
+    let flood = async {
+        for n in 0..FRAMES {
+            let mut frame = Frame::bare(stream(n % READERS), body.clone()).encode().to_vec();
+            // an unknown field of this length
+            frame.extend([0xfa, 0x7f, (padding & 0x7f) as u8 | 0x80, (padding >> 7) as u8]);
+            frame.resize(frame.len() + padding, 0);
+            executor.send_without_timeout(frame).await?;
+            most = most.max(relay.memory_used());
+        }
+        anyhow::Ok(())
+    };
+    // Without room the relay may stop to read.
+    let _ = timeout(SHORT_TIMEOUT, flood).await;
+    drop((executor, readers));
+    Ok(most)
+}
+
+#[test]
+fn frames_for_idle_readers_stay_within_the_quota() -> Result<()> {
+    exclusively(async {
+        for (body, padding) in [(Body::Ack, 1_900), (Body::Heartbeat, 1_900), (Body::Ack, 9_000)] {
+            let run = AttackRun::with(small_quotas()).await?;
+            let most = flood_idle_readers(&run, &body, padding).await?;
+            ensure!(most <= SMALL_NODE_BYTES * 11 / 10, "{body:?} of {padding}: {most} bytes");
+            run.end("frames for readers that read nothing").await?;
+        }
+        let run = AttackRun::with(no_quotas()).await?;
+        let most = flood_idle_readers(&run, &Body::Ack, 9_000).await?;
+        ensure!(most > 2 * SMALL_NODE_BYTES, "{most} bytes without quotas");
+        run.end("frames for readers that read nothing, without quotas").await
     })
 }

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{Sink, Stream};
@@ -39,23 +39,22 @@ pub enum Incoming {
     ReconnectWithin(Duration),
 }
 
-impl Incoming {
-    /// A close frame's code and reason.
-    pub fn close(frame: Option<(u16, &str)>) -> Self {
-        let window = frame.and_then(|(code, reason)| reconnect_window(code, reason));
-        window.map_or(Self::Close(frame.map(|(code, _)| code)), Self::ReconnectWithin)
+impl From<Message> for Incoming {
+    fn from(message: Message) -> Self {
+        match message {
+            Message::Binary(bytes) => Self::Binary(bytes),
+            Message::Text(_) => Self::Text,
+            Message::Close(frame) => {
+                let frame = frame.as_ref().map(|frame| (frame.code.into(), frame.reason.as_str()));
+                let window = frame.and_then(|(code, reason)| reconnect_window(code, reason));
+                window.map_or(Self::Close(frame.map(|(code, _)| code)), Self::ReconnectWithin)
+            }
+            Message::Pong(payload) => {
+                Self::Pong(payload.as_ref().try_into().ok().map(u64::from_be_bytes))
+            }
+            Message::Ping(_) | Message::Frame(_) => Self::Alive,
+        }
     }
-
-    /// A pong with this payload.
-    pub fn pong(payload: &[u8]) -> Self {
-        Self::Pong(payload.try_into().ok().map(u64::from_be_bytes))
-    }
-}
-
-/// The payload of a ping: its number, big-endian. Peers send it back (RFC 6455,
-/// section 5.5.3).
-pub fn ping_payload(number: u64) -> Bytes {
-    Bytes::copy_from_slice(&number.to_be_bytes())
 }
 
 /// An outgoing message.
@@ -67,6 +66,20 @@ pub enum Outgoing {
     Ping(u64),
     /// The end.
     Close(CloseFrame),
+}
+
+impl From<Outgoing> for Message {
+    fn from(message: Outgoing) -> Self {
+        match message {
+            Outgoing::Binary(bytes) => Message::Binary(bytes),
+            // Big-endian. Peers send it back (RFC 6455, section 5.5.3).
+            Outgoing::Ping(number) => Message::Ping(Bytes::copy_from_slice(&number.to_be_bytes())),
+            Outgoing::Close(frame) => Message::Close(Some(protocol::CloseFrame {
+                code: frame.code.into(),
+                reason: frame.reason.into(),
+            })),
+        }
+    }
 }
 
 /// The failure of a socket.
@@ -83,8 +96,8 @@ pub enum SocketError {
     Lost(String),
 }
 
-/// A websocket as the [pump](crate::pump()) needs it; the methods are those of
-/// `Stream` and `Sink`.
+/// A websocket as the [pump](crate::pump()) needs it; the first four methods are those
+/// of `Stream` and `Sink`.
 pub trait Socket: Send + Unpin {
     /// The next incoming message; `None` after the close handshake.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming, SocketError>>>;
@@ -97,6 +110,17 @@ pub trait Socket: Send + Unpin {
     fn start_send(&mut self, message: Outgoing) -> Result<(), SocketError>;
     /// Ready when everything buffered is with the kernel.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SocketError>>;
+
+    /// Bytes that the connection below has taken so far, if they are counted.
+    fn taken_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// The moment since when the peer could have finished the message that it has begun.
+    /// `None` if no message is unfinished, or if that is not observed.
+    fn unfinished_since(&self) -> Option<Instant> {
+        None
+    }
 }
 
 /// The limits and buffers of every websocket of ours.
@@ -111,20 +135,8 @@ pub fn config() -> WebSocketConfig {
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for WebSocketStream<T> {
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming, SocketError>>> {
-        Pin::new(self).poll_next(cx).map(|next| {
-            Some(match next? {
-                Ok(message) => Ok(match message {
-                    Message::Binary(bytes) => Incoming::Binary(bytes),
-                    Message::Text(_) => Incoming::Text,
-                    Message::Close(frame) => Incoming::close(
-                        frame.as_ref().map(|frame| (frame.code.into(), frame.reason.as_str())),
-                    ),
-                    Message::Pong(payload) => Incoming::pong(&payload),
-                    Message::Ping(_) | Message::Frame(_) => Incoming::Alive,
-                }),
-                Err(error) => Err(error.into()),
-            })
-        })
+        let next = Pin::new(self).poll_next(cx);
+        next.map(|next| Some(next?.map(Incoming::from).map_err(SocketError::from)))
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SocketError>> {
@@ -132,29 +144,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for WebSocketStream<T> {
     }
 
     fn start_send(&mut self, message: Outgoing) -> Result<(), SocketError> {
-        let message = match message {
-            Outgoing::Binary(bytes) => Message::Binary(bytes),
-            Outgoing::Ping(number) => Message::Ping(ping_payload(number)),
-            Outgoing::Close(frame) => Message::Close(Some(protocol::CloseFrame {
-                code: frame.code.into(),
-                reason: frame.reason.into(),
-            })),
-        };
-        Sink::start_send(Pin::new(self), message).map_err(SocketError::from)
+        Sink::start_send(Pin::new(self), message.into()).map_err(SocketError::from)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SocketError>> {
         Sink::poll_flush(Pin::new(self), cx).map_err(SocketError::from)
-    }
-}
-
-impl SocketError {
-    /// Looks for the library's own error in what a web framework wraps.
-    pub fn from_boxed(error: Box<dyn std::error::Error + Send + Sync>) -> Self {
-        match error.downcast::<Error>() {
-            Ok(error) => (*error).into(),
-            Err(other) => Self::Lost(other.to_string()),
-        }
     }
 }
 

@@ -84,6 +84,8 @@ end_reasons! {
     SocketError = "socket_error", "its connection broke off";
     /// It was silent for too long.
     PingTimeout = "ping_timeout", "it stopped answering pings";
+    /// It did not read what the relay sent it.
+    NotReading = "not_reading", "it stopped reading";
     /// It broke the websocket protocol or sent an invalid frame.
     ProtocolViolation = "protocol_violation", "it broke the protocol and was cut off";
     /// Another websocket of the environment took its place.

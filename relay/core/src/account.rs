@@ -8,10 +8,11 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rendez_proto::limits;
 
 use crate::rate_limiter::RateLimiter;
 
@@ -64,6 +65,8 @@ impl Default for Quota {
 #[derive(Debug, Default)]
 pub struct Account {
     quota: Mutex<Quota>,
+    /// Whether a [`MemoryCharge`] has overdrawn the account.
+    overdrawn: AtomicBool,
     /// The parts of the quota that are checked for every frame, without its lock.
     memory_max: Limit,
     frames_max: Limit,
@@ -139,6 +142,27 @@ impl Account {
 
     pub(crate) fn sub_memory(&self, bytes: usize) {
         self.memory.fetch_sub(bytes, Relaxed);
+    }
+
+    /// Charges `bytes` more to a charge of `own`, if they leave as much to others, or if
+    /// nothing else is charged.
+    fn try_add_memory(&self, own: usize, bytes: usize) -> bool {
+        let before = self.memory.fetch_add(bytes, Relaxed);
+        let max = usize::try_from(self.memory_max.0.load(Relaxed)).unwrap_or(usize::MAX);
+        let fits = before.saturating_add(2 * bytes) <= max || before <= own;
+        if !fits {
+            self.sub_memory(bytes);
+        }
+        fits
+    }
+
+    /// Takes the account's one overdraft.
+    fn try_overdraw(&self, bytes: usize) -> bool {
+        let taken = !self.overdrawn.swap(true, Relaxed);
+        if taken {
+            self.add_memory(bytes);
+        }
+        taken
     }
 
     /// Counts a websocket, unless the quota is used up.
@@ -332,6 +356,98 @@ impl Accounts {
     }
 }
 
+/// Memory that a websocket uses besides its queues: charged to its four accounts, and
+/// given back when dropped.
+///
+/// A charge grows only as far as it leaves as much to others, like a lane. One charge at
+/// a time may overdraw an account, by no more than a frame of
+/// [`limits::FRAME_MAX_BYTES`]. So a conforming endpoint is never stopped for good,
+/// although others have used up the memory of an account that they share.
+#[derive(Debug)]
+pub struct MemoryCharge {
+    accounts: Accounts,
+    bytes: usize,
+    /// The accounts whose overdraft it has taken.
+    overdrawn: [bool; 4],
+}
+
+impl MemoryCharge {
+    /// A charge of no bytes.
+    pub fn new(accounts: Accounts) -> Self {
+        Self { accounts, bytes: 0, overdrawn: [false; 4] }
+    }
+
+    /// The charged bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether it has overdrawn an account, which no other charge can do meanwhile.
+    pub fn is_overdrawn(&self) -> bool {
+        self.overdrawn.contains(&true)
+    }
+
+    /// Charges `bytes` from now on, whatever the quotas are.
+    pub fn set(&mut self, bytes: usize) {
+        match bytes.checked_sub(self.bytes) {
+            Some(0) => {}
+            Some(more) => self.accounts.add_memory(more),
+            None => self.shrink(bytes),
+        }
+        self.bytes = bytes;
+    }
+
+    /// Charges `bytes` from now on. Returns `false`, and changes nothing, if an account
+    /// cannot pay for more.
+    pub fn try_set(&mut self, bytes: usize) -> bool {
+        let Some(more) = bytes.checked_sub(self.bytes) else {
+            self.set(bytes);
+            return true;
+        };
+        let accounts = self.accounts.all();
+        let before = self.overdrawn;
+        for (index, account) in accounts.into_iter().enumerate() {
+            if account.try_add_memory(self.bytes, more) {
+                continue;
+            }
+            let overdraws = bytes <= limits::FRAME_MAX_BYTES
+                && !self.overdrawn[index]
+                && account.try_overdraw(more);
+            if !overdraws {
+                accounts[..index].iter().for_each(|account| account.sub_memory(more));
+                for (index, account) in accounts.into_iter().enumerate() {
+                    if self.overdrawn[index] && !before[index] {
+                        account.overdrawn.store(false, Relaxed);
+                    }
+                }
+                self.overdrawn = before;
+                return false;
+            }
+            self.overdrawn[index] = true;
+        }
+        self.bytes = bytes;
+        true
+    }
+
+    fn shrink(&mut self, bytes: usize) {
+        self.accounts.sub_memory(self.bytes - bytes);
+        if bytes > 0 {
+            return;
+        }
+        for (account, overdrawn) in self.accounts.all().into_iter().zip(&mut self.overdrawn) {
+            if std::mem::take(overdrawn) {
+                account.overdrawn.store(false, Relaxed);
+            }
+        }
+    }
+}
+
+impl Drop for MemoryCharge {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
 fn take_place(places: &AtomicU64, max: u64) -> bool {
     places.fetch_update(Relaxed, Relaxed, |used| (used < max).then(|| used + 1)).is_ok()
 }
@@ -379,6 +495,49 @@ mod tests {
         accounts.environment.close_stream();
         assert_eq!(accounts.open_stream(), Ok(()));
         assert_eq!(accounts.open_stream(), Err(Level::Node));
+    }
+
+    fn accounts_with(memory_bytes: u64) -> Accounts {
+        let one = || Account::new(Quota { memory_bytes, ..Quota::UNLIMITED });
+        Accounts { node: one(), environment: one(), token: one(), connection: one() }
+    }
+
+    #[test]
+    fn charges_stay_within_every_quota() {
+        let accounts = accounts_with(1_000_000);
+        let other = Accounts { connection: Account::new(Quota::UNLIMITED), ..accounts.clone() };
+        let mut first = MemoryCharge::new(accounts.clone());
+        let mut second = MemoryCharge::new(other);
+        assert!(first.try_set(800_000) && !second.try_set(100_001), "half of what is free");
+        assert_eq!((second.bytes(), accounts.node.usage().memory_bytes), (0, 800_000));
+        assert!(second.try_set(100_000) && !first.try_set(850_001));
+        assert!(first.try_set(10) && second.try_set(500_000));
+        drop(second);
+        assert_eq!(accounts.node.usage().memory_bytes, 10);
+        drop(first);
+        assert_eq!(accounts.all().map(|account| account.usage().memory_bytes), [0; 4]);
+    }
+
+    #[test]
+    fn charge_beyond_the_quota_fits_an_empty_account() {
+        let accounts = accounts_with(1000);
+        let mut charge = MemoryCharge::new(accounts.clone());
+        assert!(charge.try_set(300_000) && charge.try_set(500_000));
+        assert!(!MemoryCharge::new(accounts).try_set(300_000));
+    }
+
+    #[test]
+    fn one_frame_at_a_time_overdraws_an_account() {
+        let accounts = accounts_with(1000);
+        accounts.add_memory(1000);
+        let [mut first, mut second] = [(); 2].map(|()| MemoryCharge::new(accounts.clone()));
+        assert!(!first.try_set(limits::FRAME_MAX_BYTES + 1));
+        assert!(first.try_set(limits::FRAME_MAX_BYTES) && !second.try_set(1));
+        assert_eq!(accounts.token.usage().memory_bytes, 1000 + limits::FRAME_MAX_BYTES);
+        first.set(0);
+        assert!(second.try_set(1) && !first.try_set(1));
+        drop(second);
+        assert!(first.try_set(1));
     }
 
     #[test]

@@ -53,7 +53,7 @@ mod testing;
 
 use std::time::Duration;
 
-pub use account::{Account, Accounts, Level, Quota, RATE_BURST, Usage};
+pub use account::{Account, Accounts, Level, MemoryCharge, Quota, RATE_BURST, Usage};
 pub use hub::routing::{CLAIMS_PER_EXECUTOR, STREAMS_PER_ORCHESTRATOR};
 pub use hub::{Hub, HubAccounts, JoinError, Violation};
 pub use ids::{KeyFingerprint, PortKey};

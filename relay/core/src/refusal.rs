@@ -1,11 +1,11 @@
-//! Refusals of an orchestrator's frames because of a limit, for the audit log.
+//! Refusals of frames because of a limit, for the audit log.
 
 use rendez_proto::frame::ResetReason;
 
 use crate::account::Level;
 use crate::stats::Dropped;
 
-/// The limit that a stream or a handshake ran into.
+/// The limit that a stream, a handshake or a frame ran into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Refusal {
     /// A quota of streams.
@@ -18,6 +18,8 @@ pub enum Refusal {
     Handshakes(Level),
     /// A quota of memory: a handshake that would have to wait.
     Memory,
+    /// A quota of memory: a frame that would have to wait.
+    QueueMemory,
     /// Too many handshakes of the token have failed at this executor.
     FailedHandshakes,
     /// Too many have failed at the executor, of all tokens: it is in its cooldown.
@@ -26,7 +28,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// All of them.
-    pub const ALL: [Refusal; 11] = [
+    pub const ALL: [Refusal; 12] = [
         Refusal::Streams(Level::Node),
         Refusal::Streams(Level::Environment),
         Refusal::Streams(Level::Token),
@@ -36,6 +38,7 @@ impl Refusal {
         Refusal::Handshakes(Level::Environment),
         Refusal::Handshakes(Level::Token),
         Refusal::Memory,
+        Refusal::QueueMemory,
         Refusal::FailedHandshakes,
         Refusal::ExecutorCooldown,
     ];
@@ -52,6 +55,7 @@ impl Refusal {
             Refusal::Handshakes(Level::Environment) => "handshakes of the environment",
             Refusal::Handshakes(Level::Token) => "handshakes of the token",
             Refusal::Memory => "memory for handshakes that wait",
+            Refusal::QueueMemory => "memory for frames that wait",
             Refusal::FailedHandshakes => "failed handshakes of the token",
             Refusal::ExecutorCooldown => "failed handshakes at the executor",
         }

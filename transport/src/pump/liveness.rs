@@ -12,6 +12,8 @@
 //!   a finished message, or the pong of a ping that is unanswered. Pings and
 //!   unsolicited pongs cost a peer nothing, so they are not. Time during which we
 //!   chose not to read does not count.
+//! * A peer that reads nothing is gone, whatever it sends: after
+//!   [`limits::PONG_TIMEOUT`] with unsent bytes of which the connection takes none.
 //! * A core that can resume gives up earlier: after one ping that is unanswered for
 //!   [`PING_ANSWER_TIMEOUT`], unless so much was written since the peer was last heard
 //!   that the ping may still wait behind it.
@@ -41,6 +43,9 @@ pub(super) struct Liveness {
     unanswered: Option<(Ping, Ping)>,
     /// Bytes written since the peer was heard.
     written: usize,
+    /// Bytes that the connection has taken, and since when it takes no more although
+    /// some are unsent.
+    unsent: Option<(u64, Instant)>,
     /// Whether one unanswered ping ends the connection.
     pub(super) short_timeout: bool,
     /// Both clocks when they were last compared.
@@ -61,6 +66,7 @@ impl Liveness {
             pings: 0,
             unanswered: None,
             written: 0,
+            unsent: None,
             short_timeout: false,
             clocks: (now, wall),
         }
@@ -74,6 +80,18 @@ impl Liveness {
 
     pub(super) fn wrote(&mut self, bytes: usize) {
         self.written = self.written.saturating_add(bytes);
+    }
+
+    /// Some bytes are unsent, and the connection has taken `taken` so far; `None` if all
+    /// are sent.
+    pub(super) fn note_unsent(&mut self, now: Instant, taken: Option<u64>) {
+        let stuck = |(before, _): &(u64, Instant)| Some(*before) == taken;
+        self.unsent = self.unsent.filter(stuck).or_else(|| Some((taken?, now)));
+    }
+
+    /// When the peer counts as gone if the connection takes no bytes.
+    pub(super) fn unsent_deadline(&self) -> Option<Instant> {
+        self.unsent.map(|(_, since)| since + limits::PONG_TIMEOUT)
     }
 
     /// Detects sleep: the wall clock advanced further than the monotonic one. The path
@@ -231,6 +249,21 @@ mod tests {
         assert_eq!(liveness.deadline(), late + PING_ANSWER_TIMEOUT);
         liveness.pong(late, Some(2));
         assert!(liveness.wants_ping(late, true));
+    }
+
+    #[test]
+    fn only_taken_bytes_delay_the_end_of_a_stuck_peer() {
+        let (mut liveness, now, _) = start();
+        liveness.note_unsent(now, Some(7));
+        liveness.note_unsent(now + SECOND, Some(7));
+        liveness.heard(now + SECOND);
+        assert_eq!(liveness.unsent_deadline(), Some(now + limits::PONG_TIMEOUT));
+        liveness.note_unsent(now + 2 * SECOND, Some(8));
+        assert_eq!(liveness.unsent_deadline(), Some(now + 2 * SECOND + limits::PONG_TIMEOUT));
+        liveness.note_unsent(now + 3 * SECOND, None);
+        assert_eq!(liveness.unsent_deadline(), None);
+        liveness.note_unsent(now + 4 * SECOND, Some(8));
+        assert_eq!(liveness.unsent_deadline(), Some(now + 4 * SECOND + limits::PONG_TIMEOUT));
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //!   busy socket does not starve the others of its thread.
 //! * A deadline that the pump cannot act on does not wake it: while the socket is
 //!   full, due work waits for the socket and not for the clock.
-//! * A peer that makes no progress for too long is gone (`liveness`).
+//! * A peer that makes no progress for too long is gone (`liveness`), and one that
+//!   begins a message has to finish it.
 
 use std::future::{Future as _, poll_fn};
 use std::pin::Pin;
@@ -16,6 +17,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use rendez_proto::close::CloseFrame;
+use rendez_proto::limits;
 use tokio::time::{Sleep, sleep_until};
 
 use crate::protocol::{Protocol, Violation};
@@ -45,6 +47,8 @@ pub enum Ended {
     Lost(SocketError),
     /// The peer finished no message and answered no ping for too long.
     Silent,
+    /// The peer did not read what we sent for too long.
+    NotReading,
 }
 
 impl std::fmt::Display for Ended {
@@ -58,6 +62,7 @@ impl std::fmt::Display for Ended {
             Ended::ByUs(frame) => write!(f, "closed ({} {})", frame.code, frame.reason),
             Ended::Lost(error) => error.fmt(f),
             Ended::Silent => f.write_str("the peer was silent for too long"),
+            Ended::NotReading => f.write_str("the peer did not read for too long"),
         }
     }
 }
@@ -73,6 +78,7 @@ pub async fn pump<S: Socket, P: Protocol>(socket: S, protocol: &mut P) -> Ended 
         dirty: false,
         liveness: Liveness::new(start, SystemTime::now()),
         reading: true,
+        reading_since: start,
         blocked: false,
         closing: None,
         timer: Box::pin(sleep_until(start.into())),
@@ -88,6 +94,8 @@ struct Pump<'a, S, P> {
     liveness: Liveness,
     /// Whether the core wanted to read when it was last asked.
     reading: bool,
+    /// When it began to want that.
+    reading_since: Instant,
     /// Whether the socket had no room when it was last asked. It wakes the task
     /// when it has.
     blocked: bool,
@@ -126,11 +134,14 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
         self.check_liveness(now)?;
         // 2 read: while the core has room
         let read = self.read(cx, now)?;
+        self.check_unfinished_message(now)?;
         // 3 write: pull while the socket has room; what the core answers to
         //   what was just read goes out in the same turn
         let wrote = self.write(cx, now)?;
         // 4 flush what both have buffered (a read may have buffered a pong)
         self.flush(cx)?;
+        let taken = self.dirty.then(|| self.socket.taken_bytes()).flatten();
+        self.liveness.note_unsent(now, taken);
         if read == Progress::Ready || wrote == Progress::Ready {
             // After the other tasks had their turn.
             cx.waker().wake_by_ref();
@@ -185,6 +196,7 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
             }
             if !self.reading {
                 self.reading = true;
+                self.reading_since = now;
                 self.liveness.heard(now);
             }
             let incoming = match self.socket.poll_read(cx) {
@@ -277,8 +289,27 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
         match &self.closing {
             Some((deadline, _)) if *deadline <= now => Err(self.end_reason(Ended::Silent)),
             None if self.reading && now >= self.liveness.deadline() => Err(Ended::Silent),
+            None if self.liveness.unsent_deadline().is_some_and(|deadline| now >= deadline) => {
+                Err(Ended::NotReading)
+            }
             _ => Ok(()),
         }
+    }
+
+    /// When the message that the peer has begun must be finished. Time during which we
+    /// chose not to read does not count.
+    fn message_deadline(&self) -> Option<Instant> {
+        let since = self.socket.unfinished_since().filter(|_| self.reading)?;
+        Some(since.max(self.reading_since) + limits::MESSAGE_TIMEOUT)
+    }
+
+    fn check_unfinished_message(&mut self, now: Instant) -> Result<(), Ended> {
+        let overdue = self.message_deadline().is_some_and(|deadline| now >= deadline);
+        if overdue && self.closing.is_none() {
+            let frame = CloseFrame::MESSAGE_TIMEOUT;
+            self.start_close(now, frame.clone(), Ended::ByUs(frame))?;
+        }
+        Ok(())
     }
 
     /// Wakes the task at the next deadline of the core or of the connection.
@@ -288,7 +319,10 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
             None => {
                 let silent = self.reading.then(|| self.liveness.deadline());
                 let look = self.liveness.next_look(!self.blocked);
-                [look, silent, self.protocol.poll_timeout()].into_iter().flatten().min()
+                let unsent = self.liveness.unsent_deadline();
+                let message = self.message_deadline();
+                let core = self.protocol.poll_timeout();
+                [look, silent, unsent, message, core].into_iter().flatten().min()
             }
         };
         let Some(deadline) = deadline else { return };

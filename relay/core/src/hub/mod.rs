@@ -12,7 +12,7 @@ use rendez_proto::ids::Generation;
 use rendez_proto::limits;
 use rendez_proto::peek::{PeekError, peek};
 
-use crate::account::{Account, Accounts, Level, Quota};
+use crate::account::{Account, Accounts, Level, MemoryCharge, Quota};
 use crate::claim::{Claim, Claims};
 use crate::handshake_guard::HandshakeGuard;
 use crate::ids::{KeyFingerprint, PortKey};
@@ -161,8 +161,7 @@ impl Hub {
         }
         match (peek(&message), side) {
             (Ok(frame), Side::Executor) => {
-                self.route_from_executor(frame, message.clone(), now);
-                Ok(None)
+                Ok(self.route_from_executor(frame, message.clone(), now))
             }
             (Ok(frame), Side::Orchestrator { fingerprint, capabilities }) => {
                 let message = message.clone();
@@ -180,6 +179,12 @@ impl Hub {
                 if side == Side::Executor { Ok(None) } else { Err(Violation(error)) }
             }
         }
+    }
+
+    /// A charge to the accounts of a port, for the bytes that its socket buffers.
+    pub fn memory_charge(&self, key: PortKey) -> MemoryCharge {
+        let accounts = self.ports.get(key).map(|port| port.accounts.clone());
+        MemoryCharge::new(accounts.unwrap_or_default())
     }
 
     /// Whether the port's socket should be read.

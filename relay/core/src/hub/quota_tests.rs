@@ -348,6 +348,22 @@ fn waiting_handshake_is_charged() {
 }
 
 #[test]
+fn frames_beyond_the_memory_quota_are_reported() {
+    let token = Account::new(Quota { memory_bytes: 100_000, ..Quota::UNLIMITED });
+    let mut b = Bench::new();
+    let port = join(&mut b, 1, OURS, &token);
+    b.send(port, &data("s", 1, 1));
+    b.drain(b.executor);
+    let fits = |b: &mut Bench, from, seq| refused(b, from, &data("s", seq, 40_000)).is_none();
+    assert!(fits(&mut b, port, 2) && fits(&mut b, port, 3));
+    for from in [port, b.executor] {
+        let seen = refused(&mut b, from, &data("s", 4, 40_000));
+        assert_eq!(seen, Some(Refusal::QueueMemory));
+    }
+    assert_eq!(b.hub.stats().dropped(Dropped::Quota), 2);
+}
+
+#[test]
 fn waiting_acks_are_charged_and_large_ones_queued() {
     let mut b = Bench::new();
     let token: Arc<Account> = Account::new(Quota::UNLIMITED);

@@ -29,11 +29,18 @@ const _: () = {
 };
 
 impl Hub {
-    pub(super) fn route_from_executor(&mut self, frame: Peek<'_>, message: Bytes, now: Instant) {
+    /// Returns the limit that the frame ran into, if it did.
+    pub(super) fn route_from_executor(
+        &mut self,
+        frame: Peek<'_>,
+        message: Bytes,
+        now: Instant,
+    ) -> Option<Refusal> {
         let Some(index) = self.claims.find(frame.stream) else {
-            return self.stats.count_dropped(Dropped::UnknownStream, 1);
+            self.stats.count_dropped(Dropped::UnknownStream, 1);
+            return None;
         };
-        self.forward(index, Direction::ToOrchestrator, frame.kind, message, now);
+        self.forward(index, Direction::ToOrchestrator, frame.kind, message, now)
     }
 
     /// Returns the limit that the frame ran into, if it did.
@@ -70,10 +77,9 @@ impl Hub {
                 self.end_at_once(index);
                 self.remove_if_over(index);
             }
-        } else {
-            self.forward(index, Direction::ToExecutor, frame.kind, message, now);
+            return None;
         }
-        None
+        self.forward(index, Direction::ToExecutor, frame.kind, message, now)
     }
 
     /// The claim on `stream`, taken by its first frame.
@@ -135,6 +141,7 @@ impl Hub {
         Ok(())
     }
 
+    /// Returns the limit that the frame ran into, if it did.
     pub(super) fn forward(
         &mut self,
         index: usize,
@@ -142,19 +149,19 @@ impl Hub {
         kind: Kind,
         message: Bytes,
         now: Instant,
-    ) {
+    ) -> Option<Refusal> {
         let claim = &self.claims[index];
         if self.ports.sink(claim, direction).is_none() {
-            return self.stats.count_dropped(Dropped::PeerAway, 1);
+            self.stats.count_dropped(Dropped::PeerAway, 1);
+            return None;
         }
         // A large ack or heartbeat carries fields that do not belong there: it
         // takes its lane.
         if kind.may_overtake() && message.len() <= limits::FRAME_OVERHEAD_MAX_BYTES {
             let claim = &mut self.claims[index];
-            if let Err(why) = self.ports.overtake(index, claim, direction, kind, &message) {
-                self.stats.count_dropped(why, 1);
-            }
-            return;
+            let why = self.ports.overtake(index, claim, direction, kind, &message).err()?;
+            self.stats.count_dropped(why, 1);
+            return (why == Dropped::Quota).then_some(Refusal::QueueMemory);
         }
         let resends = claim.resends;
         if !claim.may_wait(kind, &message) {
@@ -162,7 +169,7 @@ impl Hub {
             if !resends {
                 self.reset_overloaded(index);
             }
-            return;
+            return Some(Refusal::QueueMemory);
         }
         let decision = on_full(direction, resends);
         let waiting = claim.lane(direction).bytes();
@@ -198,6 +205,7 @@ impl Hub {
                 }
             }
         }
+        None
     }
 
     /// Ends a stream when the far end has answered the reset that passes.

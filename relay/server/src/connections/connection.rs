@@ -13,7 +13,7 @@ use rendez_proto::registry::status::{ConnectionCursor, ConnectionEntry, Connecti
 use rendez_registry::Registry;
 use rendez_registry::model::Subject;
 use rendez_registry::store::connections::{ConnectionId, ConnectionRow};
-use rendez_relay_core::PortKey;
+use rendez_relay_core::{MemoryCharge, PortKey};
 use tokio_util::sync::CancellationToken;
 
 use super::hub::SharedHub;
@@ -49,6 +49,11 @@ impl Connection {
     /// Its key in the table.
     pub(super) fn key(&self) -> (EnvironmentId, u64) {
         (self.environment.clone(), self.id.number)
+    }
+
+    /// A charge to its accounts, for the bytes that its socket buffers.
+    pub(crate) fn memory_charge(&self) -> MemoryCharge {
+        self.hub.read(|hub| hub.memory_charge(self.port))
     }
 
     /// `executor` or `orchestrator`.

@@ -91,8 +91,19 @@ impl ConnectionGuard {
         audit_refusal(&self.registry, subject, environment, registration, limit);
     }
 
+    /// Counts and audits a message that waits for memory.
+    pub(crate) fn count_memory_wait(&self) {
+        self.table.connection_stats().count_memory_wait();
+        self.audit_refusal("memory for an unfinished message");
+    }
+
     /// Ends the connection. Without this a drop records it as broken.
     pub(crate) fn end(mut self, end: End) {
+        match end {
+            End::MessageTimeout => self.audit_refusal("time for one message"),
+            End::NotReading => self.audit_refusal("time without reading"),
+            _ => {}
+        }
         self.end = Some(end);
     }
 }

@@ -16,6 +16,10 @@ pub enum End {
     Lost,
     /// The peer did not answer pings in time.
     Silent,
+    /// The peer did not read what it was sent.
+    NotReading,
+    /// The peer began a message and did not finish it in time.
+    MessageTimeout,
     /// The peer violated RFC 6455.
     BrokenProtocol,
     /// The peer sent a message above the limit.
@@ -38,10 +42,12 @@ pub enum End {
 
 impl End {
     /// All ends, for counters.
-    pub const ALL: [End; 12] = [
+    pub const ALL: [End; 14] = [
         End::ByPeer,
         End::Lost,
         End::Silent,
+        End::NotReading,
+        End::MessageTimeout,
         End::BrokenProtocol,
         End::TooBig,
         End::Text,
@@ -59,6 +65,8 @@ impl End {
             End::ByPeer => "by_peer",
             End::Lost => "lost",
             End::Silent => "silent",
+            End::NotReading => "not_reading",
+            End::MessageTimeout => "message_timeout",
             End::BrokenProtocol => "broken_protocol",
             End::TooBig => "too_big",
             End::Text => "text",
@@ -79,9 +87,12 @@ impl End {
             End::ByPeer => EndReason::ClientClosed,
             End::Lost => EndReason::SocketError,
             End::Silent => EndReason::PingTimeout,
-            End::BrokenProtocol | End::TooBig | End::Text | End::Malformed => {
-                EndReason::ProtocolViolation
-            }
+            End::NotReading => EndReason::NotReading,
+            End::MessageTimeout
+            | End::BrokenProtocol
+            | End::TooBig
+            | End::Text
+            | End::Malformed => EndReason::ProtocolViolation,
             End::Superseded => EndReason::Superseded,
             End::Restarting => EndReason::RelayShutdown,
             End::TokenRevoked | End::TokenExpired | End::RegistrationEnded => EndReason::Revoked,
@@ -94,9 +105,11 @@ impl From<&Ended> for End {
         match ended {
             Ended::ByPeer(_) | Ended::ReconnectWithin(_) => End::ByPeer,
             Ended::Silent => End::Silent,
+            Ended::NotReading => End::NotReading,
             Ended::Lost(SocketError::TooBig) => End::TooBig,
             Ended::Lost(SocketError::Protocol(_)) => End::BrokenProtocol,
             Ended::Lost(SocketError::Lost(_)) => End::Lost,
+            Ended::ByUs(frame) if *frame == CloseFrame::MESSAGE_TIMEOUT => End::MessageTimeout,
             Ended::ByUs(frame) if *frame == CloseFrame::MALFORMED => End::Malformed,
             Ended::ByUs(frame) if *frame == CloseFrame::TEXT => End::Text,
             Ended::ByUs(frame) if *frame == CloseFrame::SUPERSEDED => End::Superseded,
@@ -118,6 +131,7 @@ pub struct ConnectionStats {
     answer_timeouts: AtomicU64,
     bad_heads: AtomicU64,
     not_an_upgrade: AtomicU64,
+    memory_waits: AtomicU64,
     ended: [AtomicU64; End::ALL.len()],
 }
 
@@ -144,6 +158,11 @@ impl ConnectionStats {
         self.not_an_upgrade.load(Ordering::Relaxed)
     }
 
+    /// Messages that waited for memory before they were read.
+    pub fn memory_waits(&self) -> u64 {
+        self.memory_waits.load(Ordering::Relaxed)
+    }
+
     /// Websockets that ended this way.
     pub fn ended(&self, end: End) -> u64 {
         self.ended[end as usize].load(Ordering::Relaxed)
@@ -163,6 +182,10 @@ impl ConnectionStats {
 
     pub(crate) fn count_not_an_upgrade(&self) {
         self.not_an_upgrade.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_memory_wait(&self) {
+        self.memory_waits.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn count_ended(&self, end: End) {

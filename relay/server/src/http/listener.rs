@@ -23,7 +23,7 @@ use super::read_buffer::SharedReadBuffer;
 use super::write_stall::{StallMonitor, WriteStall};
 use crate::connections::{ConnectionLimit, ConnectionTable};
 use crate::rendezvous::Peer;
-use crate::tls::Tls;
+use crate::tls::{Tls, UNSENT_MAX_BYTES};
 
 /// How long a client may take to send a request's head, so that a slow sender
 /// cannot hold a connection for longer.
@@ -102,7 +102,7 @@ impl Listener {
             match (self.tcp.accept().await, permit) {
                 (Ok((tcp, peer)), Ok(permit)) => {
                     let address = PeerAddr(peer.ip());
-                    return (tcp, Peer { permit, address, certificate: None });
+                    return (tcp, Peer { permit, address, certificate: None, unsent_in_tls: 0 });
                 }
                 (accepted, _) => {
                     tracing::warn!(error = ?accepted.err(), "cannot accept connections");
@@ -124,6 +124,7 @@ async fn serve_connection(
     let Some(tls) = tls else { return serve_http(io, peer, app, &connections, cancel).await };
     if let Some(Some((io, certificate))) = cancel.run_until_cancelled(tls.accept(io)).await {
         peer.certificate = certificate.map(Arc::new);
+        peer.unsent_in_tls = UNSENT_MAX_BYTES;
         serve_http(io, peer, app, &connections, cancel).await;
     }
 }
@@ -213,7 +214,7 @@ mod tests {
         let app = Router::new().route("/", get(async || "x".repeat(RESPONSE_BYTES)));
         let permit = ConnectionLimit::new(1).acquire().await.unwrap();
         let address = PeerAddr([127, 0, 0, 1].into());
-        let peer = Peer { permit, address, certificate: None };
+        let peer = Peer { permit, address, certificate: None, unsent_in_tls: 0 };
         let (connections, cancel) = (Arc::<ConnectionTable>::default(), CancellationToken::new());
         let ended = tokio::spawn({
             let (connections, cancel) = (connections.clone(), cancel.clone());

@@ -29,7 +29,7 @@ pub(super) fn encode(out: &mut MetricsWriter<'_>, state: &Rendezvous) -> fmt::Re
 
     out.gauge(
         "rendez_relay_queue_bytes",
-        "Bytes of frames queued for slow readers.",
+        "Bytes charged to accounts: queued frames, unfinished messages, unsent bytes.",
         count(state.connections.quotas().node().usage().memory_bytes),
     )?;
 
@@ -43,6 +43,11 @@ pub(super) fn encode(out: &mut MetricsWriter<'_>, state: &Rendezvous) -> fmt::Re
         "rendez_relay_reads_held_back",
         "Pauses in reading a websocket because of a rate limit.",
         stats.throttled,
+    )?;
+    out.counter(
+        "rendez_relay_messages_held_back",
+        "Messages that waited for memory before they were read.",
+        state.connections.connection_stats().memory_waits(),
     )?;
     let frames = [0, 1].map(|way| ([("direction", DIRECTIONS[way])], stats.forwarded_frames[way]));
     out.counters(

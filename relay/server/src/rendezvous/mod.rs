@@ -11,22 +11,22 @@
 //! Close codes: [`CloseFrame::BY_RELAY`](rendez_proto::close::CloseFrame::BY_RELAY).
 
 mod admission;
+mod frame_parser;
 mod port;
 mod socket;
 
 use std::pin::pin;
 use std::sync::Arc;
 
-use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::{Extension, RawQuery, State};
-use axum::http::HeaderMap;
+use axum::body::Body;
+use axum::extract::{Extension, RawQuery, Request, State};
 use axum::response::Response;
 use futures_util::future::{Either, select};
-use rendez_proto::limits;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use rendez_registry::{PeerAddr, Registry};
-use rendez_transport::socket::WRITE_BUFFER_BYTES;
-use rendez_transport::{Ended, pump};
+use rendez_transport::{Ended, Socket, pump};
+use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 use tracing::Span;
 use tracing::field::Empty;
 
@@ -35,11 +35,6 @@ use self::port::HubPort;
 use self::socket::AcceptedSocket;
 use crate::connections::{ConnectionGuard, ConnectionPermit, ConnectionTable, End};
 use crate::tls::ClientCertificate;
-
-/// Bytes of a websocket's buffer for messages that it has not read whole: most
-/// of the memory of an idle one. It grows for a larger message. It is filled from
-/// larger reads, from the buffer that a thread's connections share.
-const MESSAGE_BUFFER_BYTES: usize = 2 * 1024;
 
 /// The state of the rendezvous route.
 #[derive(Clone)]
@@ -56,6 +51,8 @@ pub(crate) struct Peer {
     pub(crate) address: PeerAddr,
     /// The certificate that the client presented.
     pub(crate) certificate: Option<Arc<ClientCertificate>>,
+    /// Bytes that TLS on this connection may take and not have sent.
+    pub(crate) unsent_in_tls: usize,
 }
 
 /// `GET /v1/rendezvous?ticket=...`
@@ -63,18 +60,21 @@ pub(crate) async fn rendezvous(
     State(rendezvous): State<Rendezvous>,
     RawQuery(query): RawQuery,
     Extension(peer): Extension<Peer>,
-    headers: HeaderMap,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    mut request: Request,
 ) -> Response {
     // Checked first, so that a request that cannot be upgraded uses up no ticket.
-    let Ok(upgrade) = upgrade else {
+    let Ok(response) = create_response_with_body(&request, Body::empty) else {
         rendezvous.connections.connection_stats().count_not_an_upgrade();
         return UpgradeRefused::NotAnUpgrade.into_response();
     };
-    let source = rendezvous.registry.source(Some(peer.address), &headers);
+    let upgrade = hyper::upgrade::on(&mut request);
+    let source = rendezvous.registry.source(Some(peer.address), request.headers());
     let ticket = ticket_of(query.as_deref().unwrap_or_default());
     match rendezvous.admit(ticket, source, peer.permit).await {
-        Ok(guard) => accept(upgrade, guard, peer.certificate),
+        Ok(guard) => {
+            tokio::spawn(serve(upgrade, guard, peer.certificate, peer.unsent_in_tls));
+            response
+        }
         Err(refusal) => refusal.into_response(),
     }
 }
@@ -84,29 +84,27 @@ fn ticket_of(query: &str) -> &str {
     query.split('&').find_map(|pair| pair.strip_prefix("ticket=")).unwrap_or_default()
 }
 
-fn accept(
-    upgrade: WebSocketUpgrade,
+/// Runs a websocket from its upgrade to its end.
+async fn serve(
+    upgrade: OnUpgrade,
     guard: ConnectionGuard,
     certificate: Option<Arc<ClientCertificate>>,
-) -> Response {
-    upgrade
-        .read_buffer_size(MESSAGE_BUFFER_BYTES)
-        .write_buffer_size(WRITE_BUFFER_BYTES)
-        .max_write_buffer_size(WRITE_BUFFER_BYTES + 2 * limits::MESSAGE_MAX_BYTES)
-        .max_message_size(limits::MESSAGE_MAX_BYTES)
-        .max_frame_size(limits::MESSAGE_MAX_BYTES)
-        .on_upgrade(move |socket| async move {
-            let span = log_connected(&guard, certificate.as_deref());
-            let ended = drive(AcceptedSocket(socket), &guard).await;
-            let end = End::from(&ended);
-            span.record("why", end.as_str());
-            log_disconnected(&guard, &ended);
-            guard.end(end);
-        })
+    unsent_in_tls: usize,
+) {
+    let upgraded = match upgrade.await {
+        Ok(upgraded) => TokioIo::new(upgraded),
+        Err(error) => return tracing::debug!(%error, "an upgrade failed"),
+    };
+    let span = log_connected(&guard, certificate.as_deref());
+    let ended = drive(AcceptedSocket::new(upgraded, &guard, unsent_in_tls), &guard).await;
+    let end = End::from(&ended);
+    span.record("why", end.as_str());
+    log_disconnected(&guard, &ended);
+    guard.end(end);
 }
 
 /// A peer that does not read cannot keep an evicted websocket open.
-async fn drive(socket: AcceptedSocket, guard: &ConnectionGuard) -> Ended {
+async fn drive(socket: impl Socket, guard: &ConnectionGuard) -> Ended {
     let mut port = HubPort::new(guard);
     match select(pin!(pump(socket, &mut port)), pin!(guard.eviction_overdue())).await {
         Either::Left((ended, _)) => ended,

@@ -41,10 +41,8 @@ impl Protocol for HubPort<'_> {
             .hub
             .change(|hub| hub.handle_message(self.key, message, now))
             .map_err(|_| Violation(CloseFrame::MALFORMED))?;
-        // An orchestrator's refusals are audited, without the hub's lock.
-        if let Some(refusal) = refusal
-            && !self.connection.is_executor
-        {
+        // Without the hub's lock.
+        if let Some(refusal) = refusal {
             self.guard.audit_refusal(refusal.as_str());
         }
         Ok(())

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
+use rendez_transport::socket::WRITE_BUFFER_BYTES;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::server::ClientHello;
@@ -42,6 +43,10 @@ pub(crate) use self::handshake_limit::PeerClosed;
 pub(crate) use self::order_stats::{OrderOutcome, OrderStats};
 pub(crate) use self::stats::{HandshakeOutcome, KeyExchangeGroup, TlsStats};
 use crate::config::Config;
+
+/// Bytes that TLS on a connection takes before the system has taken them: as many as a
+/// websocket writes at once.
+pub(crate) const UNSENT_MAX_BYTES: usize = WRITE_BUFFER_BYTES;
 
 /// TLS of a listener.
 pub(crate) struct Tls {
@@ -131,7 +136,8 @@ impl Tls {
             }
         };
         match (purpose, result) {
-            (HandshakeOutcome::Ok, Ok(stream)) => {
+            (HandshakeOutcome::Ok, Ok(mut stream)) => {
+                stream.get_mut().1.set_buffer_limit(Some(UNSENT_MAX_BYTES));
                 self.stats.count(HandshakeOutcome::Ok);
                 self.stats.took.observe(since.elapsed().as_secs_f64());
                 let (_, session) = stream.get_ref();
