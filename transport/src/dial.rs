@@ -104,6 +104,7 @@ impl Target {
             .map_err(|_| DialError::Timeout(self.address()))?
             .map_err(|error| unreachable(&error))?;
         tcp::configure(&tcp).map_err(|error| unreachable(&error))?;
+        let tcp = tcp::LimitedTcp::new(tcp);
         let io: Box<dyn Io> = if self.secure {
             let name =
                 ServerName::try_from(self.host.clone()).map_err(|error| unreachable(&error))?;

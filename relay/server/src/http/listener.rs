@@ -12,6 +12,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rendez_registry::PeerAddr;
+use rendez_transport::tcp::LimitedTcp;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -91,7 +92,7 @@ impl Listener {
             if let Err(error) = rendez_transport::tcp::configure(&tcp) {
                 tracing::debug!(%error, "cannot set the options of a connection");
             }
-            let io = SharedReadBuffer::new(tcp, self.read_bytes);
+            let io = SharedReadBuffer::new(LimitedTcp::new(tcp), self.read_bytes);
             requests.spawn(serve_connection(io, peer, tls, app, table, cancel.child_token()));
         }
     }
@@ -114,7 +115,7 @@ impl Listener {
 }
 
 async fn serve_connection(
-    io: SharedReadBuffer<TcpStream>,
+    io: SharedReadBuffer<LimitedTcp>,
     mut peer: Peer,
     tls: Option<Arc<Tls>>,
     app: Router,

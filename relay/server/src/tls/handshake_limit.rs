@@ -14,6 +14,7 @@ use std::io;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
+use rendez_transport::tcp::LimitedTcp;
 use rustls::ServerConfig;
 use rustls::server::{Acceptor, ClientHello};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -33,6 +34,12 @@ impl PeerClosed for TcpStream {
     fn peer_closed(&self) -> bool {
         // Unread bytes hide the end of the stream; then it is unknown.
         matches!(self.peek(&mut [0]).now_or_never(), Some(Ok(0) | Err(_)))
+    }
+}
+
+impl PeerClosed for LimitedTcp {
+    fn peer_closed(&self) -> bool {
+        self.get_ref().peer_closed()
     }
 }
 
