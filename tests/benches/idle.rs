@@ -395,7 +395,7 @@ impl Protocol for Idle {
         true
     }
 
-    fn poll_transmit(&mut self, _: Instant) -> Option<Bytes> {
+    fn poll_transmit(&mut self, _: Instant, _: usize) -> Option<Bytes> {
         None
     }
 

@@ -28,8 +28,10 @@ pub trait Protocol: Send {
     /// TCP slows the peer down. The core wakes its waker when that changes.
     fn wants_read(&self) -> bool;
 
-    /// The next message to send; asked only when the socket has room.
-    fn poll_transmit(&mut self, now: Instant) -> Option<Bytes>;
+    /// The next message to send; asked only when the socket has room. The path takes
+    /// `budget` bytes in a few milliseconds: a core that chooses the size of its
+    /// messages does not make larger ones, so that others wait no longer.
+    fn poll_transmit(&mut self, now: Instant, budget: usize) -> Option<Bytes>;
 
     /// When [`handle_timeout`](Self::handle_timeout) is due.
     fn poll_timeout(&self) -> Option<Instant>;

@@ -39,8 +39,8 @@ impl Protocol for Driver {
         self.mux.lock().mux.wants_read()
     }
 
-    fn poll_transmit(&mut self, now: Instant) -> Option<Bytes> {
-        self.mux.drive(|mux| mux.poll_transmit(now))
+    fn poll_transmit(&mut self, now: Instant, budget: usize) -> Option<Bytes> {
+        self.mux.drive(|mux| mux.poll_transmit(now, budget))
     }
 
     fn poll_timeout(&self) -> Option<Instant> {

@@ -292,8 +292,9 @@ impl World {
     }
 
     fn drain(&mut self, frames: usize) {
-        for _ in 0..frames {
-            let Some(wire) = self.mux.poll_transmit(self.now) else { return };
+        for frame in 0..frames {
+            let record_max_bytes = if frame % 2 == 0 { RECORD_PLAINTEXT_MAX_BYTES } else { 1024 };
+            let Some(wire) = self.mux.poll_transmit(self.now, record_max_bytes) else { return };
             let frame = Frame::decode(wire).expect("an end sends frames");
             // the attacker may read along
             if let Body::Data { seq, record } = frame.body
@@ -363,7 +364,7 @@ fn handshake(profile: Profile, number: u8, message: Bytes) -> Bytes {
 
 /// The next handshake message that the victim sends.
 fn next_message(mux: &mut Mux, now: Instant) -> Bytes {
-    let frames = std::iter::from_fn(|| mux.poll_transmit(now));
+    let frames = std::iter::from_fn(|| mux.poll_transmit(now, RECORD_PLAINTEXT_MAX_BYTES));
     frames
         .filter_map(|wire| match Frame::decode(wire).expect("an end sends frames").body {
             Body::Handshake { message, .. } => Some(message),

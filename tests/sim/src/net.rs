@@ -4,6 +4,7 @@
 use rendez_endpoint::Event as MuxEvent;
 use rendez_proto::close::CloseFrame;
 use rendez_proto::frame::Frame;
+use rendez_proto::limits::RECORD_PLAINTEXT_MAX_BYTES;
 use rendez_proto::peek::peek;
 
 use crate::log::digest;
@@ -16,6 +17,9 @@ use crate::world::{Event, World};
 
 /// Messages read before the others have their turn (`pump::BATCH`).
 const BATCH: usize = 64;
+/// Record sizes that a pump asks for: of slow paths and of fast ones.
+const RECORD_SIZES: [usize; 4] =
+    [1024, 8 * 1024, RECORD_PLAINTEXT_MAX_BYTES, RECORD_PLAINTEXT_MAX_BYTES];
 
 impl World {
     /// An endpoint's turn.
@@ -48,7 +52,9 @@ impl World {
     fn write_up(&mut self, node: NodeId, socket: SocketId) {
         let now = self.instant(node);
         while self.sockets[socket].up.has_room() {
-            let Some(wire) = self.nodes[node].mux.poll_transmit(now) else {
+            let owner = &mut self.nodes[node];
+            let record_max_bytes = owner.rng.pick(&RECORD_SIZES);
+            let Some(wire) = owner.mux.poll_transmit(now, record_max_bytes) else {
                 let closing = matches!(&self.nodes[node].role, Role::Orchestrator(link)
                     if matches!(link.state, LinkState::Closing));
                 if closing {

@@ -6,6 +6,8 @@
 //! * A flush happens once per batch, not once per message.
 //! * One poll handles at most `BATCH` messages each way, then yields, so one
 //!   busy socket does not starve the others of its thread.
+//! * The core's bytes are taken late: no more than the budget of `drain_rate` waits
+//!   behind what the kernel accepts, and one message.
 //! * A deadline that the pump cannot act on does not wake it: while the socket is
 //!   full, due work waits for the socket and not for the clock.
 //! * A peer that makes no progress for too long is gone (`liveness`), and one that
@@ -23,8 +25,10 @@ use tokio::time::{Sleep, sleep_until};
 use crate::protocol::{Protocol, Violation};
 use crate::socket::{Incoming, Outgoing, Socket, SocketError};
 
+mod drain_rate;
 mod liveness;
 
+use drain_rate::DrainRate;
 use liveness::Liveness;
 pub use liveness::PING_ANSWER_TIMEOUT;
 
@@ -76,6 +80,7 @@ pub async fn pump<S: Socket, P: Protocol>(socket: S, protocol: &mut P) -> Ended 
         socket,
         protocol,
         dirty: false,
+        drain_rate: DrainRate::new(start),
         liveness: Liveness::new(start, SystemTime::now()),
         reading: true,
         reading_since: start,
@@ -91,6 +96,7 @@ struct Pump<'a, S, P> {
     protocol: &'a mut P,
     /// Something was buffered since the last completed flush.
     dirty: bool,
+    drain_rate: DrainRate,
     liveness: Liveness,
     /// Whether the core wanted to read when it was last asked.
     reading: bool,
@@ -139,9 +145,12 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
         //   what was just read goes out in the same turn
         let wrote = self.write(cx, now)?;
         // 4 flush what both have buffered (a read may have buffered a pong)
-        self.flush(cx)?;
+        self.flush(cx, now)?;
         let taken = self.dirty.then(|| self.socket.taken_bytes()).flatten();
         self.liveness.note_unsent(now, taken);
+        if wrote == Progress::Waiting && !self.dirty {
+            self.drain_rate.idle();
+        }
         if read == Progress::Ready || wrote == Progress::Ready {
             // After the other tasks had their turn.
             cx.waker().wake_by_ref();
@@ -156,10 +165,19 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
             return Ok(Progress::Waiting);
         }
         for _ in 0..BATCH {
-            let ready = self.socket.poll_ready(cx);
-            self.blocked = ready.is_pending();
-            match ready {
-                Poll::Pending => return Ok(Progress::Waiting),
+            if self.blocked || self.drain_rate.is_spent() {
+                self.flush(cx, now)?;
+                self.blocked = self.dirty;
+                if self.blocked {
+                    return Ok(Progress::Waiting);
+                }
+            }
+            match self.socket.poll_ready(cx) {
+                Poll::Pending => {
+                    self.blocked = true;
+                    self.drain_rate.blocked(now);
+                    return Ok(Progress::Waiting);
+                }
                 Poll::Ready(ready) => ready.map_err(Ended::Lost)?,
             }
             // A ping goes first, or a busy stream would keep it back for good.
@@ -167,7 +185,10 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
             let ping_is_due = self.liveness.wants_ping(now, requested);
             let message = match ping_is_due.then(|| self.liveness.ping(now)) {
                 Some(number) => Some(Outgoing::Ping(number)),
-                None => self.protocol.poll_transmit(now).map(Outgoing::Binary),
+                None => {
+                    let budget = self.drain_rate.budget();
+                    self.protocol.poll_transmit(now, budget).map(Outgoing::Binary)
+                }
             };
             let message = match message {
                 Some(message) => message,
@@ -181,6 +202,7 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
             };
             if let Outgoing::Binary(bytes) = &message {
                 self.liveness.wrote(bytes.len());
+                self.drain_rate.wrote(bytes.len());
             }
             self.socket.start_send(message).map_err(Ended::Lost)?;
             self.dirty = true;
@@ -238,13 +260,14 @@ impl<S: Socket, P: Protocol> Pump<'_, S, P> {
         Ok(Progress::Ready)
     }
 
-    fn flush(&mut self, cx: &mut Context<'_>) -> Result<(), Ended> {
+    fn flush(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<(), Ended> {
         if self.dirty {
             match self.socket.poll_flush(cx) {
-                Poll::Pending => return Ok(()),
+                Poll::Pending => self.drain_rate.blocked(now),
                 Poll::Ready(flushed) => {
                     flushed.map_err(|error| self.end_reason(Ended::Lost(error)))?;
                     self.dirty = false;
+                    self.drain_rate.flushed(now);
                 }
             }
         }

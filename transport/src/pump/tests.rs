@@ -25,6 +25,10 @@ const ROUNDS_MAX: usize = 100_000;
 struct Core {
     heard: Vec<Bytes>,
     outbox: VecDeque<Bytes>,
+    /// Never has nothing to send: messages of the budget's size.
+    bulk: bool,
+    /// The sizes of those messages.
+    budgets: Vec<usize>,
     full: bool,
     /// Echo every message without waking the pump.
     echo: bool,
@@ -67,8 +71,13 @@ impl Protocol for Shared {
     fn wants_read(&self) -> bool {
         !self.0.lock().unwrap().full
     }
-    fn poll_transmit(&mut self, _: Instant) -> Option<Bytes> {
-        self.0.lock().unwrap().outbox.pop_front()
+    fn poll_transmit(&mut self, _: Instant, budget: usize) -> Option<Bytes> {
+        let mut core = self.0.lock().unwrap();
+        if core.bulk {
+            core.budgets.push(budget);
+            return Some(vec![7; budget].into());
+        }
+        core.outbox.pop_front()
     }
     fn poll_timeout(&self) -> Option<Instant> {
         None
@@ -164,6 +173,31 @@ async fn full_pipes_do_not_deadlock() {
     assert_eq!(received, 50);
     assert!(matches!(task.await.unwrap(), Ended::ByPeer(_)));
     assert_eq!(core.0.lock().unwrap().heard.len(), 50);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_path_gets_small_messages_late() {
+    /// Bytes that the path takes in 10 ms.
+    const PIECE: usize = 1250;
+    /// Bytes that the pipe holds.
+    const PIPE: usize = 1024;
+    let (ours, mut theirs) = tokio::io::duplex(PIPE);
+    let ours = WebSocketStream::from_raw_socket(ours, Role::Server, Some(socket::config())).await;
+    let core = Shared::default();
+    core.change(|core| core.bulk = true);
+    let mut driven = core.clone();
+    let _task = tokio::spawn(async move { pump(ours, &mut driven).await });
+    let mut passed = 0;
+    for _ in 0..300 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        theirs.read_exact(&mut [0; PIECE]).await.unwrap();
+        passed += PIECE;
+    }
+    let core = core.0.lock().unwrap();
+    let budget = *core.budgets.last().unwrap();
+    assert!((2 * PIECE * 3 / 4..=2 * PIECE * 5 / 4).contains(&budget), "{budget}");
+    let taken: usize = core.budgets.iter().sum();
+    assert!(taken <= passed + PIPE + 2 * budget, "{taken} of {passed}");
 }
 
 #[tokio::test(start_paused = true)]

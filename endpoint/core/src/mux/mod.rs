@@ -1,8 +1,9 @@
 //! All streams of one endpoint, over one socket at a time.
 //!
 //! Transmission order: frames without a live stream, then handshakes, resumes
-//! and acknowledgements, then one record of each ready stream in turn. A record
-//! is at most 60 KiB, so round robin is fair to within one record.
+//! and acknowledgements, then one record of each ready stream in turn. Round robin is
+//! fair to within one record, so the owner of the socket limits records to what the path
+//! takes in a few milliseconds.
 
 mod handshake_limiter;
 mod handshakes;
@@ -16,6 +17,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
 use rendez_proto::frame::{Body, Frame};
 use rendez_proto::ids::{RegistrationId, StreamId};
+use rendez_proto::limits::RECORD_PLAINTEXT_MAX_BYTES;
 use slab::Slab;
 
 use crate::config::{Config, Event, Key, Role};
@@ -166,16 +168,19 @@ impl Mux {
     }
 
     /// Returns the next message for the socket. Call it while the socket has
-    /// room.
-    pub fn poll_transmit(&mut self, now: Instant) -> Option<Bytes> {
+    /// room. A new record has at most `record_max_bytes` of plaintext, at least
+    /// one and at most [`RECORD_PLAINTEXT_MAX_BYTES`]; a retransmission has the
+    /// size that it had.
+    pub fn poll_transmit(&mut self, now: Instant, record_max_bytes: usize) -> Option<Bytes> {
         if !self.socket {
             return None;
         }
+        let record_max_bytes = record_max_bytes.clamp(1, RECORD_PLAINTEXT_MAX_BYTES);
         let wire = self
             .stateless_frames
             .pop_front()
             .or_else(|| self.poll_control(now))
-            .or_else(|| self.poll_record(now))
+            .or_else(|| self.poll_record(now, record_max_bytes))
             .or_else(|| self.stateless_frames.pop_front())?; // a reset that the polls queued
         self.stats.frames_out += 1;
         Some(wire)

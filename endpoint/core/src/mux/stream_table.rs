@@ -47,13 +47,13 @@ impl Mux {
         None
     }
 
-    pub(super) fn poll_record(&mut self, now: Instant) -> Option<Bytes> {
+    pub(super) fn poll_record(&mut self, now: Instant, max_bytes: usize) -> Option<Bytes> {
         while let Some(slot) = self.records.pop_front() {
             self.streams[slot].in_records = false;
             let mut scratch = std::mem::take(&mut self.scratch);
             let mut wire = None;
             self.with(now, slot, |stream, stats, now| {
-                wire = stream.poll_record(now, &mut scratch, stats)?;
+                wire = stream.poll_record(now, max_bytes, &mut scratch, stats)?;
                 Ok(())
             });
             self.scratch = scratch;

@@ -408,11 +408,14 @@ impl Stream {
     pub(crate) fn poll_record(
         &mut self,
         now: Instant,
+        max_bytes: usize,
         scratch: &mut BytesMut,
         stats: &mut Stats,
     ) -> Result<Option<Bytes>, StreamEnd> {
         match &mut self.state {
-            StreamState::Open(open, _) => open.poll_record(now, &self.id, scratch, stats),
+            StreamState::Open(open, _) => {
+                open.poll_record(now, &self.id, max_bytes, scratch, stats)
+            }
             _ => Ok(None),
         }
     }

@@ -401,18 +401,21 @@ impl Open {
         }
     }
 
+    /// The largest size of the next frame.
     fn next_frame_bytes(&self) -> usize {
         self.send_queue.bytes().min(RECORD_PLAINTEXT_MAX_BYTES)
             + TAG_BYTES
             + FRAME_OVERHEAD_MAX_BYTES
     }
 
-    /// Returns the next frame with a record; retransmissions come first.
-    /// `scratch` is reused between calls.
+    /// Returns the next frame with a record; retransmissions come first. A new
+    /// record has at most `max_bytes` of plaintext. `scratch` is reused between
+    /// calls.
     pub(super) fn poll_record(
         &mut self,
         now: Instant,
         id: &StreamId,
+        max_bytes: usize,
         scratch: &mut BytesMut,
         stats: &mut Stats,
     ) -> Result<Option<Bytes>, StreamEnd> {
@@ -432,8 +435,8 @@ impl Open {
         let seq = next.ok_or_else(StreamEnd::out_of_sequence)?;
 
         scratch.clear();
-        scratch.reserve(RECORD_PLAINTEXT_MAX_BYTES + TAG_BYTES);
-        self.send_queue.take(RECORD_PLAINTEXT_MAX_BYTES, scratch);
+        scratch.reserve(max_bytes + TAG_BYTES);
+        self.send_queue.take(max_bytes, scratch);
         stats.records_out += 1;
         stats.bytes_out += scratch.len() as u64;
         let mut frame = Frame::bare(id.clone(), Body::Ack);

@@ -9,6 +9,7 @@ use rendez_endpoint::{
 };
 use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::{EnvironmentId, RegistrationId, StreamId};
+use rendez_proto::limits::RECORD_PLAINTEXT_MAX_BYTES;
 use rendez_proto::profile::Profile;
 
 pub(crate) const STREAM: &str = "00000000-0000-4000-8000-000000000001";
@@ -133,11 +134,19 @@ impl Pair {
     }
 
     pub(crate) fn drain_executor(&mut self) -> Vec<Bytes> {
-        std::iter::from_fn(|| self.executor.poll_transmit(self.now)).collect()
+        self.drain_executor_in(RECORD_PLAINTEXT_MAX_BYTES)
     }
 
     pub(crate) fn drain_orchestrator(&mut self) -> Vec<Bytes> {
-        std::iter::from_fn(|| self.orchestrator.poll_transmit(self.now)).collect()
+        let now = self.now;
+        let next = || self.orchestrator.poll_transmit(now, RECORD_PLAINTEXT_MAX_BYTES);
+        std::iter::from_fn(next).collect()
+    }
+
+    /// Like [`drain_executor`](Self::drain_executor), in records of this size.
+    pub(crate) fn drain_executor_in(&mut self, record_max_bytes: usize) -> Vec<Bytes> {
+        let now = self.now;
+        std::iter::from_fn(|| self.executor.poll_transmit(now, record_max_bytes)).collect()
     }
 
     pub(crate) fn deliver_to_executor(&mut self, wires: impl IntoIterator<Item = Bytes>) {

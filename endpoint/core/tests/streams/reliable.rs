@@ -8,7 +8,7 @@ use rendez_endpoint::{ACK_DELAY, ACK_EVERY_RECORDS, Closed, Event, SendError};
 use rendez_proto::frame::{Ack, Body, Frame, ResetReason};
 use rendez_proto::ids::Seq;
 use rendez_proto::limits::{
-    RECORD_PLAINTEXT_MAX_BYTES, RTO_INITIAL, STREAM_GRACE, STREAMS_PER_EXECUTOR,
+    RECORD_PLAINTEXT_MAX_BYTES, RTO_INITIAL, STREAM_GRACE, STREAMS_PER_EXECUTOR, TAG_BYTES,
 };
 use rendez_proto::profile::Profile;
 
@@ -52,6 +52,44 @@ fn reliable_sequences_start_at_one_with_acks() {
         pair.deliver_to_orchestrator(wires);
         let (up, _) = pair.pass_without_network(RTO_INITIAL / 2);
         assert_eq!(kinds(&up), ["ack"], "nothing came to ride on");
+    }
+}
+
+#[test]
+fn streams_alternate_in_records_of_the_given_size() {
+    const SIZE: usize = 2_000;
+    for profile in Profile::ALL {
+        let mut pair = open(profile);
+        let first = pair.at_executor.expect("there is a stream");
+        pair.connect("another stream", profile);
+        pair.exchange();
+        pair.authorize_all();
+        pair.exchange();
+        let second = pair.at_executor.expect("there is a stream");
+        // A command's answer waits for one record of the bulk before it.
+        pair.executor.send(first, &vec![7; 500_000].into()).expect("there is room");
+        pair.executor.send(second, &vec![8; 5_000].into()).expect("there is room");
+        let wires = pair.drain_executor_in(SIZE);
+        let streams: Vec<_> = wires.iter().map(|wire| frame(wire).stream).collect();
+        let (bulk, other) = (stream(STREAM), stream("another stream"));
+        let alternating = [&bulk, &other].repeat(3);
+        assert!(streams.iter().take(6).eq(alternating), "{streams:?}");
+        let lens = wires.iter().map(|wire| match frame(wire).body {
+            Body::Data { record, .. } => record.len(),
+            other => panic!("{other:?}"),
+        });
+        let largest = SIZE + TAG_BYTES;
+        assert!(lens.clone().all(|len| len <= largest) && lens.max() == Some(largest));
+        pair.deliver_to_orchestrator(wires);
+        pair.exchange();
+        let mut received = Vec::new();
+        for event in pair.orchestrator_events() {
+            if let Event::Readable { key } = event {
+                received.extend(std::iter::from_fn(|| pair.orchestrator.recv(key)));
+            }
+        }
+        received.sort_by_key(Bytes::len);
+        assert_eq!(received.iter().map(Bytes::len).collect::<Vec<_>>(), [5_000, 500_000]);
     }
 }
 
@@ -229,7 +267,7 @@ fn new_socket_resumes_lost_records() {
             let _ = (pair.drain_executor(), pair.drain_orchestrator()); // lost with the socket
             let mux = if lost_at_executor { &mut pair.executor } else { &mut pair.orchestrator };
             mux.socket_lost(pair.now);
-            assert_eq!(mux.poll_transmit(pair.now), None);
+            assert_eq!(mux.poll_transmit(pair.now, RECORD_PLAINTEXT_MAX_BYTES), None);
             mux.socket_opened(pair.now, registration("reg-2"));
             pair.exchange();
             assert_eq!(pair.recv_request().expect("it arrived"), "question");

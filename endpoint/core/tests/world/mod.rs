@@ -16,6 +16,7 @@ use rendez_endpoint::{
 };
 use rendez_proto::frame::{Body, Frame, ResetReason};
 use rendez_proto::ids::{EnvironmentId, RegistrationId, StreamId};
+use rendez_proto::limits::RECORD_PLAINTEXT_MAX_BYTES;
 use rendez_proto::profile::Profile;
 
 /// The faults of the relay; chances in percent.
@@ -253,7 +254,10 @@ impl World {
         for end in 0..self.ends.len() {
             self.handle_events(end);
             self.work(end);
-            while let Some(wire) = self.ends[end].mux.poll_transmit(self.now) {
+            loop {
+                let record_max_bytes = 1 + self.below(RECORD_PLAINTEXT_MAX_BYTES as u64) as usize;
+                let mux = &mut self.ends[end].mux;
+                let Some(wire) = mux.poll_transmit(self.now, record_max_bytes) else { break };
                 self.forward(end, wire);
             }
             self.handle_events(end);

@@ -53,7 +53,8 @@ impl Protocol for HubPort<'_> {
         self.is_evicted() || self.hub.read(|hub| hub.wants_read(self.key))
     }
 
-    fn poll_transmit(&mut self, _now: Instant) -> Option<Bytes> {
+    /// A relay forwards frames as they are.
+    fn poll_transmit(&mut self, _now: Instant, _budget: usize) -> Option<Bytes> {
         if self.is_evicted() {
             return None;
         }

@@ -22,6 +22,7 @@ use arbitrary::{Arbitrary, Result, Unstructured};
 use bytes::Bytes;
 use rendez_endpoint::{Config, Mux, Stats};
 use rendez_proto::frame::{Body, Frame, ResetReason};
+use rendez_proto::limits::RECORD_PLAINTEXT_MAX_BYTES;
 use rendez_proto::profile::Profile;
 
 use crate::frames::{self, Patch, patched};
@@ -43,6 +44,8 @@ const REPLAYABLE: usize = 64;
 /// Frames that an end may send without receiving or waiting: the windows of all
 /// streams, and their control frames.
 const AT_ONCE: usize = 4_000;
+/// Largest records of one frame after the other.
+const RECORD_SIZES: [usize; 3] = [RECORD_PLAINTEXT_MAX_BYTES, 1024, 5_000];
 /// Rounds until an honest network is idle.
 const ROUNDS: usize = 20_000;
 
@@ -188,7 +191,8 @@ impl World {
         let mut sent = 0;
         while sent < frames {
             let now = self.now;
-            let Some(wire) = self.mux(from).poll_transmit(now) else { break };
+            let record_max_bytes = RECORD_SIZES[sent % RECORD_SIZES.len()];
+            let Some(wire) = self.mux(from).poll_transmit(now, record_max_bytes) else { break };
             sent += 1;
             assert!(self.sockets[from as usize], "sends without a socket");
             assert!(sent < AT_ONCE, "sends without end");
