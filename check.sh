@@ -94,7 +94,7 @@ tests() {
 }
 
 # In a network namespace of their own: conformance with the stock Codex binary,
-# which is kept off every network but loopback, and links that go down.
+# which is kept off every network but loopback, and links that go down or are slow.
 conformance() {
     say "conformance with stock Codex, and real links"
     need npm npm
@@ -102,7 +102,8 @@ conformance() {
     sh tests/stock/install.sh
     cargo build --workspace --all-targets --locked
     isolated sh tests/netns.sh \
-        cargo test --workspace --test conformance --test survive_netns --locked --offline
+        cargo test --workspace --test conformance --test survive_netns \
+        --test slow_link_netns --locked --offline
 }
 
 quick() {

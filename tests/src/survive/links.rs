@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::process::{IsolatedCommand, Process, run};
 
-/// Longest wait for `ip` or `unshare`.
+/// Longest wait for `ip`, `tc` or `unshare`.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A hardware address that no end has.
@@ -61,12 +61,12 @@ impl Link {
         let name = link.name();
         let peer = ["type", "veth", "peer", "name", "eth0", "netns"];
         let add = ["link", "add", &name];
-        ip(IsolatedCommand::new("ip")?, &[&add, &peer[..], &[&pid]].concat()).await?;
-        ip(IsolatedCommand::new("ip")?, &["addr", "add", &outer, "dev", &name]).await?;
-        ip(IsolatedCommand::new("ip")?, &["link", "set", &name, "up"]).await?;
-        ip(link.enter("ip")?, &["link", "set", "lo", "up"]).await?;
-        ip(link.enter("ip")?, &["addr", "add", &inner, "dev", "eth0"]).await?;
-        ip(link.enter("ip")?, &["link", "set", "eth0", "up"]).await?;
+        succeed(IsolatedCommand::new("ip")?, &[&add, &peer[..], &[&pid]].concat()).await?;
+        succeed(IsolatedCommand::new("ip")?, &["addr", "add", &outer, "dev", &name]).await?;
+        succeed(IsolatedCommand::new("ip")?, &["link", "set", &name, "up"]).await?;
+        succeed(link.enter("ip")?, &["link", "set", "lo", "up"]).await?;
+        succeed(link.enter("ip")?, &["addr", "add", &inner, "dev", "eth0"]).await?;
+        succeed(link.enter("ip")?, &["link", "set", "eth0", "up"]).await?;
         Ok(link)
     }
 
@@ -83,12 +83,22 @@ impl Link {
         Ok(command)
     }
 
+    /// Limits what leaves the inside to `rate`, such as `1mbit`, with a queue that is sent
+    /// in `queue`.
+    pub async fn limit(&self, rate: &str, queue: Duration) -> Result<()> {
+        let latency = format!("{}ms", queue.as_millis());
+        let qdisc = ["qdisc", "replace", "dev", "eth0", "root", "tbf"];
+        let shape = ["rate", rate, "burst", "8kb", "latency", &latency];
+        succeed(self.enter("tc")?, &[&qdisc[..], &shape].concat()).await
+    }
+
     /// Starts an outage, or ends it.
     pub async fn set(&self, away: Option<LinkDown>) -> Result<()> {
         let name = self.name();
         let state = |down| if away == Some(down) { "down" } else { "up" };
-        ip(self.enter("ip")?, &["link", "set", "eth0", state(LinkDown::Inside)]).await?;
-        ip(IsolatedCommand::new("ip")?, &["link", "set", &name, state(LinkDown::Outside)]).await?;
+        succeed(self.enter("ip")?, &["link", "set", "eth0", state(LinkDown::Inside)]).await?;
+        succeed(IsolatedCommand::new("ip")?, &["link", "set", &name, state(LinkDown::Outside)])
+            .await?;
         let (inner, outer) = (format!("10.123.{}.2", self.number), self.address().to_string());
         for (command, device, far) in [
             (IsolatedCommand::new("ip")?, name.as_str(), inner),
@@ -97,11 +107,11 @@ impl Link {
             let unused = ["lladdr", UNUSED_MAC, "nud", "permanent"];
             if away == Some(LinkDown::Silent) {
                 let replace = ["neigh", "replace", &far, "dev", device];
-                ip(command, &[&replace[..], &unused].concat()).await?;
+                succeed(command, &[&replace[..], &unused].concat()).await?;
             } else {
                 // Removes the address. There is none after a link was down.
                 let flush = ["neigh", "flush", "to", &far, "dev", device, "nud", "all"];
-                ip(command, &flush).await?;
+                succeed(command, &flush).await?;
             }
         }
         Ok(())
@@ -112,11 +122,12 @@ impl Link {
     }
 }
 
-async fn ip(mut command: IsolatedCommand, args: &[&str]) -> Result<()> {
+/// Runs `ip` or `tc`.
+async fn succeed(mut command: IsolatedCommand, args: &[&str]) -> Result<()> {
     command.args(args);
     let output = run(command, b"", TIMEOUT).await?;
     if !output.status.success() {
-        bail!("ip {}: {}", args.join(" "), output.stderr_text().trim_end());
+        bail!("{}: {}", args.join(" "), output.stderr_text().trim_end());
     }
     Ok(())
 }
