@@ -9,10 +9,11 @@
 //!
 //! First the honest pairs send as fast as they can: what the relay carries alone. Then
 //! they send half of that, for as long without attacks as with them. The relay runs on
-//! one core and all clients on the other, so an attack also costs the honest pairs
-//! some of their own core.
+//! one core and all clients on the other. Attackers have a process of their own, whose
+//! priority is the lowest, so that they do not take the honest pairs' own core.
 
 use std::net::SocketAddr;
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -53,31 +54,65 @@ const SETTLE: Duration = Duration::from_secs(90);
 /// The charged bytes of the relay.
 const CHARGED: &str = "rendez_relay_queue_bytes ";
 
+/// The first argument of the attackers' process. The others are the members of
+/// [`Clients`].
+const ATTACKERS: &str = "--attackers";
+
 fn main() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let [ATTACKERS, url, address, executor, orchestrator] =
+        &*words.iter().map(String::as_str).collect::<Vec<_>>()
+    {
+        return runtime.block_on(attack(Clients {
+            http: http_client(url)?,
+            url: (*url).to_owned(),
+            address: address.parse()?,
+            executor: (*executor).to_owned(),
+            orchestrator: (*orchestrator).to_owned(),
+        }));
+    }
     pin(std::process::id(), "1")?;
-    let seconds = std::env::args().skip(1).find_map(|word| word.parse().ok());
-    let seconds = Duration::from_secs(seconds.unwrap_or(ATTACK_SECS));
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(measure(seconds))
+    let seconds = words.iter().find_map(|word| word.parse().ok());
+    runtime.block_on(measure(Duration::from_secs(seconds.unwrap_or(ATTACK_SECS))))
+}
+
+/// Starts the attackers' process; it inherits the core.
+fn attackers(hostile: &Clients) -> Result<Attackers> {
+    let mut command = Command::new("nice");
+    command.args(["-n", "19"]).arg(std::env::current_exe()?).arg(ATTACKERS);
+    command.args([&hostile.url, &hostile.address.to_string()]);
+    Ok(Attackers(command.args([&hostile.executor, &hostile.orchestrator]).spawn()?))
+}
+
+/// The attackers' process; dropping it ends it.
+struct Attackers(Child);
+
+impl Drop for Attackers {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 async fn measure(seconds: Duration) -> Result<()> {
-    let mut relay = OurRelay::start().await?;
+    let mut relay = OurRelay::start_with(["--admin-listen", "127.0.0.1:0"]).await?;
     let id = relay.process().id().context("the relay has ended")?;
     pin(id, "0")?;
-    let clients = Arc::new(Clients {
+    let clients = Clients {
         http: http_client(relay.url())?,
         url: relay.url().to_owned(),
         address: relay.address(),
         executor: relay.token("executor").await?,
         orchestrator: relay.token("orchestrator").await?,
-    });
-    let hostile = Arc::new(Clients {
+    };
+    let hostile = Clients {
         http: http_client(relay.url())?,
         url: relay.url().to_owned(),
         address: relay.address(),
         executor: relay.token("executor").await?,
         orchestrator: relay.token("orchestrator").await?,
-    });
+    };
 
     let alone = honest(&clients, None, ALONE).await?.bytes_per_second;
     println!("{PAIRS} honest pairs, frames of {FRAME_BYTES} bytes");
@@ -88,12 +123,11 @@ async fn measure(seconds: Duration) -> Result<()> {
     let resident = memory_kib(id, "VmRSS")?;
     report("quiet", &quiet, offered);
 
-    let mut attacks = JoinSet::new();
-    attack(&mut attacks, &hostile);
+    let attackers = attackers(&hostile)?;
     let attacked = honest(&clients, Some(offered), seconds).await?;
     report("attacked", &attacked, offered);
     let resident_attacked = memory_kib(id, "VmRSS")?;
-    attacks.shutdown().await;
+    drop(attackers);
 
     let kept = attacked.bytes_per_second / quiet.bytes_per_second;
     println!("  kept                        {:8.1} %", 100.0 * kept);
@@ -187,8 +221,13 @@ async fn send(mut sender: Websocket, rate: Option<f64>) -> Result<()> {
         match rate {
             None => tokio::task::yield_now().await,
             Some(rate) => {
-                let due = Duration::from_secs_f64(sent / rate);
-                sleep(due.saturating_sub(began.elapsed())).await;
+                // The timer counts milliseconds: a sender that is late sleeps no time.
+                let early = Duration::from_secs_f64(sent / rate).saturating_sub(began.elapsed());
+                if early.is_zero() {
+                    tokio::task::yield_now().await;
+                } else {
+                    sleep(early).await;
+                }
             }
         }
     }
@@ -253,9 +292,10 @@ fn stream(n: u8) -> StreamId {
 
 // ---- attacks -------------------------------------------------------------
 
-/// Starts all attacks. Each goes on until its task is aborted; the relay may end its
-/// connections and refuse its requests meanwhile.
-fn attack(tasks: &mut JoinSet<()>, hostile: &Arc<Clients>) {
+/// All attacks, for ever. The relay may end their connections and refuse their requests
+/// meanwhile.
+async fn attack(hostile: Clients) -> Result<()> {
+    let (hostile, mut tasks) = (Arc::new(hostile), JoinSet::new());
     for n in 0..UNFINISHED {
         tasks.spawn(repeat(hostile.clone(), move |clients| unfinished(clients, n)));
     }
@@ -267,6 +307,10 @@ fn attack(tasks: &mut JoinSet<()>, hostile: &Arc<Clients>) {
     tasks.spawn(repeat(hostile.clone(), random_frames));
     tasks.spawn(repeat(hostile.clone(), reconnects));
     tasks.spawn(strangers(hostile.address));
+    while let Some(ended) = tasks.join_next().await {
+        ended?;
+    }
+    Ok(())
 }
 
 /// Repeats an attack; when it fails, after a pause.
