@@ -14,7 +14,13 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rendez_proto::limits;
 
+use crate::overflow;
 use crate::rate_limiter::RateLimiter;
+
+/// Memory that is kept for each websocket: the message that it is reading, and one that
+/// fills a lane although memory has just run out. So a conforming websocket is stopped
+/// before its token has no memory left, and no frame of it is lost.
+pub(crate) const RESERVE_PER_CONNECTION: usize = 2 * limits::FRAME_MAX_BYTES;
 
 /// The burst that may be read before a rate applies, as time at that rate.
 pub const RATE_BURST: Duration = Duration::from_secs(1);
@@ -132,8 +138,20 @@ impl Account {
 
     /// Bytes that may still be charged.
     pub(crate) fn free_memory(&self) -> usize {
-        let max = usize::try_from(self.memory_max.0.load(Relaxed)).unwrap_or(usize::MAX);
-        max.saturating_sub(self.memory.load(Relaxed))
+        self.memory_max().saturating_sub(self.memory.load(Relaxed))
+    }
+
+    /// Bytes that lanes may still fill: not those that are kept for messages that arrive,
+    /// at most half of the quota.
+    fn free_for_lanes(&self) -> usize {
+        let connections = self.connections.load(Relaxed).max(1);
+        let connections = usize::try_from(connections).unwrap_or(usize::MAX);
+        let reserve = connections.saturating_mul(RESERVE_PER_CONNECTION);
+        self.free_memory().saturating_sub(reserve.min(self.memory_max() / 2))
+    }
+
+    fn memory_max(&self) -> usize {
+        usize::try_from(self.memory_max.0.load(Relaxed)).unwrap_or(usize::MAX)
     }
 
     pub(crate) fn add_memory(&self, bytes: usize) {
@@ -148,8 +166,7 @@ impl Account {
     /// nothing else is charged.
     fn try_add_memory(&self, own: usize, bytes: usize) -> bool {
         let before = self.memory.fetch_add(bytes, Relaxed);
-        let max = usize::try_from(self.memory_max.0.load(Relaxed)).unwrap_or(usize::MAX);
-        let fits = before.saturating_add(2 * bytes) <= max || before <= own;
+        let fits = before.saturating_add(2 * bytes) <= self.memory_max() || before <= own;
         if !fits {
             self.sub_memory(bytes);
         }
@@ -282,6 +299,17 @@ impl Accounts {
 
     pub(crate) fn free_memory(&self) -> usize {
         self.all().into_iter().map(Account::free_memory).fold(usize::MAX, usize::min)
+    }
+
+    /// How many bytes make a lane full. Without memory in the accounts that no other token
+    /// is charged to, any frame does.
+    pub(crate) fn full_threshold(&self) -> usize {
+        let own = self.token.free_for_lanes().min(self.connection.free_for_lanes());
+        if own == 0 {
+            return 1;
+        }
+        let shared = self.node.free_for_lanes().min(self.environment.free_for_lanes());
+        overflow::full_threshold(own.min(shared))
     }
 
     /// Free memory of the accounts that no other token is charged to. They are

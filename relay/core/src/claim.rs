@@ -14,7 +14,7 @@ use crate::account::{Account, Accounts, Level};
 use crate::handshake::HandshakeState;
 use crate::ids::{KeyFingerprint, PortKey};
 use crate::lane::{FRAME_COPY_BYTES, Lane, cost};
-use crate::overflow::{Direction, full_threshold};
+use crate::overflow::Direction;
 use crate::stats::Dropped;
 
 /// How long a relay remembers a stream after a reset passed, for the far end's
@@ -228,7 +228,7 @@ impl Claim {
 
     /// How many bytes make a lane of this claim full.
     pub(crate) fn full_threshold(&self) -> usize {
-        full_threshold(self.accounts.free_memory())
+        self.accounts.full_threshold()
     }
 
     /// Whether a lane is full.
@@ -240,7 +240,7 @@ impl Claim {
     /// byte of room, so that it is not stopped and started for every message.
     pub(crate) fn has_drained(&self, direction: Direction) -> bool {
         let lane = self.lane(direction);
-        lane.full && lane.bytes() < self.full_threshold() / 2
+        lane.full && lane.bytes() <= self.full_threshold() / 2
     }
 
     /// Notes that a reset passes.

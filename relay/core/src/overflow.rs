@@ -21,7 +21,7 @@ pub const FULL_BYTES: usize = LANE_MAX_BYTES - limits::MESSAGE_MAX_BYTES;
 /// slow readers cannot take everything (the dynamic threshold of Choudhury and
 /// Hahne). When the memory of an environment or the node has run out, a lane still
 /// gets a minimum, so that its stream moves on. The quotas of its token and its
-/// websocket have no such exception.
+/// websocket have no such exception: when they have run out, each lane gets one frame.
 pub fn full_threshold(free: usize) -> usize {
     free.clamp(LANE_MIN_BYTES, FULL_BYTES)
 }

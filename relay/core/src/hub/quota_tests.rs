@@ -73,8 +73,8 @@ fn slow_readers_leave_memory_to_others() {
         .collect();
     b.drain(b.executor);
     let held: Vec<usize> = streams.iter().map(|stream| fill(&mut b, stream)).collect();
-    assert!(held[0] >= 15 * MIB && held[0] <= 17 * MIB, "the first gets half: {held:?}");
-    assert!(held[1] >= 7 * MIB && held[1] <= 9 * MIB, "the next half of the rest: {held:?}");
+    assert!(held[0] >= 14 * MIB && held[0] <= 16 * MIB, "the first gets half: {held:?}");
+    assert!(held[1] >= 7 * MIB && held[1] <= 8 * MIB, "the next half of the rest: {held:?}");
     assert!(held.iter().all(|held| *held >= 250_000), "every lane gets some: {held:?}");
     let waiting = environment.usage().memory_bytes;
     assert_eq!(waiting, held.iter().sum::<usize>());
@@ -84,6 +84,36 @@ fn slow_readers_leave_memory_to_others() {
         b.drain(port);
     }
     assert_eq!(environment.usage().memory_bytes, 0);
+}
+
+/// A stock endpoint cannot resend, so its frames must not be lost because the memory of its
+/// token runs out: its websockets are stopped before.
+#[test]
+fn slow_readers_stop_a_token_before_its_memory_runs_out() {
+    let token = memory(16 * MIB);
+    let mut b = Bench::new();
+    let ports: Vec<PortKey> = (0..64).map(|n| join(&mut b, n, STOCK, &token)).collect();
+    let streams: Vec<String> = (0..64).map(|n| format!("s{n}")).collect();
+    let mut sent = 0;
+    let mut fill = |b: &mut Bench| {
+        let before = sent;
+        for seq in 0..1000 {
+            for (port, stream) in ports.iter().zip(&streams) {
+                if b.hub.wants_read(*port) {
+                    b.send(*port, &data(stream, seq, 60_000));
+                    sent += 1;
+                }
+            }
+        }
+        sent - before
+    };
+    let first = fill(&mut b);
+    assert!(first >= 64 && token.usage().memory_bytes <= 16 * MIB);
+    assert_eq!(b.drain(b.executor).len(), first, "none was lost");
+    assert!(ports.iter().all(|port| b.hub.wants_read(*port)), "all go on");
+    let second = fill(&mut b);
+    assert_eq!(b.drain(b.executor).len(), second);
+    assert_eq!(b.hub.stats().dropped(Dropped::Quota), 0);
 }
 
 #[test]
