@@ -29,7 +29,9 @@ use rendez_proto::registry::{ConnectReply, ConnectRequest, RegisterReply, Regist
 use rendez_registry::Registry;
 use rendez_registry::signer::SIGNING_KEY_FILE;
 use rendez_registry::stats::{Operation, Outcome};
-use rendez_relay::connections::{ConnectionCounts, ConnectionTable, End};
+use rendez_relay::connections::{
+    ConnectionCounts, ConnectionLimit, ConnectionTable, End, StrangerClosed,
+};
 use rendez_relay::{Config, Quotas, Relay};
 use rendez_relay_core::Dropped;
 use rendez_transport::tls;
@@ -56,6 +58,7 @@ pub struct TestRelay {
     http: reqwest::Client,
     registry: Registry,
     connections: Arc<ConnectionTable>,
+    limit: ConnectionLimit,
     executor_token: TokenText,
     orchestrator_token: TokenText,
     stop: Shutdown,
@@ -89,7 +92,7 @@ impl TestRelay {
         let relay = Relay::bind(config).await?;
         let base = format!("http://{}", relay.local_addr());
         let registry = relay.registry().clone();
-        let connections = relay.connections().clone();
+        let (connections, limit) = (relay.connections().clone(), relay.connection_limit());
         let (stop, stopped) = (Shutdown::default(), CancellationToken::new());
         let (serve, done) = (relay.serve(stop.clone()), stopped.clone().drop_guard());
         tokio::spawn(async move {
@@ -103,6 +106,7 @@ impl TestRelay {
             orchestrator_token: create_token(&registry, Role::Orchestrator, "*").await?,
             registry,
             connections,
+            limit,
             _running: stop.graceful.clone().drop_guard(),
             stop,
             stopped,
@@ -294,6 +298,11 @@ impl TestRelay {
     /// How often the rate limiter paused reading from a websocket.
     pub fn held_back(&self) -> u64 {
         self.connections.hub_stats().throttled
+    }
+
+    /// Strangers that were closed for this reason.
+    pub fn strangers_closed(&self, why: StrangerClosed) -> u64 {
+        self.limit.strangers_closed(why)
     }
 
     /// Calls that wait for an offline executor.

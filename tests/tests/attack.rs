@@ -24,7 +24,8 @@ use rendez_proto::limits;
 use rendez_proto::peek::{Kind, peek};
 use rendez_proto::registry::admin::Role;
 use rendez_relay::Quotas;
-use rendez_relay::connections::End;
+use rendez_relay::config::MaybeMax;
+use rendez_relay::connections::{End, StrangerClosed};
 use rendez_relay_core::{Dropped, Quota, RATE_BURST};
 use rendez_tests::poll::poll;
 use rendez_tests::process::usage::memory_kib;
@@ -574,6 +575,58 @@ fn stalled_reader_uses_bounded_memory() -> Result<()> {
         );
         drop((executor, reader));
         run.end("a reader that reads nothing").await
+    })
+}
+
+/// A relay for 50 connections, 50 clients that say nothing, and one that asks it.
+async fn lock_strangers_out(
+    strangers: MaybeMax,
+) -> Result<(TestRelay, Vec<TcpStream>, impl Future<Output = Result<StatusCode>>)> {
+    const CONNECTIONS: usize = 50;
+    let relay = TestRelay::start_with(|config| {
+        config.connections_max = CONNECTIONS;
+        config.strangers_max = strangers;
+    })
+    .await?;
+    let mut silent = Vec::new();
+    for _ in 0..CONNECTIONS {
+        silent.push(TcpStream::connect(relay.address()).await?);
+    }
+    let request = relay.request(Method::GET, "/livez");
+    let asked = async move { anyhow::Ok(request.send().await?.status()) };
+    Ok((relay, silent, asked))
+}
+
+#[test]
+fn silent_strangers_lock_nobody_out() -> Result<()> {
+    exclusively(async {
+        let (relay, silent, asked) = lock_strangers_out(MaybeMax::Max(10_000)).await?;
+        ensure!(timeout(SHORT_TIMEOUT, asked).await?? == StatusCode::OK);
+        // Those that have shown a token stay, and no stranger takes their place.
+        let mut witness = Witness::start(&relay, VICTIM).await?;
+        let mut more = Vec::new();
+        for _ in 0..100 {
+            more.push(TcpStream::connect(relay.address()).await?);
+            witness.exchange().await?;
+        }
+        let closed = relay.strangers_closed(StrangerClosed::Full);
+        ensure!(closed >= 75, "{closed} strangers were closed");
+        drop((silent, more, witness, relay));
+        Ok(())
+    })
+}
+
+/// Without a bound, strangers keep their places until they time out.
+#[test]
+fn silent_strangers_lock_others_out_without_bounds() -> Result<()> {
+    exclusively(async {
+        let (relay, mut silent, asked) = lock_strangers_out(MaybeMax::None).await?;
+        let mut asked = Box::pin(asked);
+        ensure!(timeout(Duration::from_secs(2), &mut asked).await.is_err(), "it was answered");
+        silent.clear();
+        ensure!(timeout(SHORT_TIMEOUT, asked).await?? == StatusCode::OK);
+        drop(relay);
+        Ok(())
     })
 }
 

@@ -51,7 +51,7 @@ async fn few_connections_get_no_reconnect_window() -> Result<()> {
 #[tokio::test]
 async fn draining_relay_reports_draining_or_offline() -> Result<()> {
     let relay = TestRelay::start_with(|config| config.drain_announce = 10 * TIMEOUT).await?;
-    let executor = relay.executor("box").await?;
+    let mut executor = relay.executor("box").await?;
     relay.register("away").await?;
     let state = async |environment: &str| {
         let request = relay.request(Method::GET, &format!("/v1/environments/{environment}"));
@@ -69,7 +69,7 @@ async fn draining_relay_reports_draining_or_offline() -> Result<()> {
     assert_eq!(state("away").await?, EnvironmentState::Offline);
     relay.stop_now();
     tokio::time::timeout(TIMEOUT, relay.stopped()).await.context("a second signal")?;
-    drop(executor);
+    assert_eq!(executor.closed().await?.0, 1012, "it is told, all the same");
     Ok(())
 }
 

@@ -41,7 +41,7 @@ pub mod traits;
 #[cfg(test)]
 mod testing;
 
-pub use http::PeerAddr;
+pub use http::{OnCredential, PeerAddr};
 pub use public_url::{PublicUrl, RENDEZVOUS_PATH};
 pub use registry::tickets::{Admitted, TicketRefused};
 pub use registry::{

@@ -4,7 +4,7 @@
 //! SIGTERM ─► announced: /readyz fails, everything else goes on
 //!    drain.announce ─► closed: no new connections, no waits for an absent executor,
 //!                      websockets closed in batches, requests in progress answered
-//!    all closed, drain.deadline, or a second SIGTERM ─► exit
+//!    all closed, drain.deadline, or a second SIGTERM ─► the rest closed together ─► exit
 //! ```
 //!
 //! The websockets of an environment close together: an executor is of no use
@@ -28,6 +28,9 @@ use crate::connections::{ConnectionTable, SharedHub};
 const BATCH_PAUSE: Duration = Duration::from_millis(100);
 /// How often the log reports the connections that are still open.
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
+/// How long websockets may take to close when there is no time left: their close frames
+/// are under way by then.
+const LAST_CLOSE: Duration = Duration::from_millis(500);
 /// Batches may use the deadline divided by this; the rest is for closing.
 const BATCHES_SHARE: u32 = 2;
 
@@ -123,8 +126,13 @@ pub(crate) async fn close_websockets(
         }
     };
     let in_time = at_once.run_until_cancelled(tokio::time::timeout_at(deadline, closing)).await;
+    if !matches!(in_time, Some(Ok(()))) {
+        // Clients that are closed reconnect; those that are dropped may not notice.
+        close_hubs(&connections.hubs(), &frame);
+        let _ = tokio::time::timeout(LAST_CLOSE, connections.all_ended()).await;
+    }
     let open = connections.guards();
-    if open > 0 && !matches!(in_time, Some(Ok(()))) {
+    if open > 0 {
         let at_once = at_once.is_cancelled();
         tracing::warn!(open, at_once, "websockets did not close in time and are dropped");
     }

@@ -18,7 +18,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, MaybeListen};
-use crate::connections::{ConnectionTable, QuotaAccounts, RevocationWatcher};
+use crate::connections::{
+    ConnectionLimit, ConnectionTable, QuotaAccounts, RevocationWatcher, StrangerBounds,
+};
 use crate::drain::{self, DrainSchedule};
 use crate::http::{Listener, routes};
 use crate::issuers::{self, HttpsKeyFetcher, IssuersError};
@@ -93,11 +95,14 @@ impl Relay {
         let store_times = Arc::<StoreTimes>::default();
         let registry = open_registry(config, tls.is_some(), &connections, &store_times).await?;
         let last_revocation = registry.revocations().last().await?;
-        let public = bind(config.listen, config.connections_max).await?.with_tls(tls.clone());
+        let public = bind(config.listen, config.connections_max, config.strangers()).await?;
+        let public = public.with_tls(tls.clone()).behind_proxies_of(registry.clone());
         let public = public.reading(config.websocket_read_buffer.bytes());
         let admin = match config.admin_listen {
             MaybeListen::Off => None,
-            MaybeListen::On(address) => Some(bind(address, ADMIN_CONNECTIONS_MAX).await?),
+            MaybeListen::On(address) => {
+                Some(bind(address, ADMIN_CONNECTIONS_MAX, StrangerBounds::NONE).await?)
+            }
         };
         let state_lock = lock_state(&config.state, &registry).await?;
         let rendezvous = Rendezvous { registry, connections };
@@ -140,6 +145,11 @@ impl Relay {
     /// The relay's registry, for creating the first tokens and for counters.
     pub fn registry(&self) -> &Registry {
         &self.rendezvous.registry
+    }
+
+    /// The open connections of the public listener.
+    pub fn connection_limit(&self) -> ConnectionLimit {
+        self.public.limit()
     }
 
     /// The open websockets and their counters.
@@ -313,8 +323,12 @@ async fn lock_state(state: &Path, registry: &Registry) -> Result<StateLock, Star
     Ok(state_lock)
 }
 
-async fn bind(address: SocketAddr, connections_max: usize) -> Result<Listener, StartError> {
-    let bound = Listener::bind(address, connections_max).await;
+async fn bind(
+    address: SocketAddr,
+    connections_max: usize,
+    strangers: StrangerBounds,
+) -> Result<Listener, StartError> {
+    let bound = Listener::bind(address, connections_max, strangers).await;
     bound.map_err(|source| StartError::Listen { address, source })
 }
 

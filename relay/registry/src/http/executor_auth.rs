@@ -28,9 +28,10 @@ impl ExecutorAuth {
             Err(AuthError::Missing) => None,
             bearer => Some(bearer?),
         };
-        Ok(Self::Proof(Box::new(
-            ctx.registry.executor_keys().verify(call, proof, bearer, ctx.source, ctx.retry).await?,
-        )))
+        let keys = ctx.registry.executor_keys();
+        let proven = keys.verify(call, proof, bearer, ctx.source, ctx.retry).await?;
+        ctx.credential_shown();
+        Ok(Self::Proof(Box::new(proven)))
     }
 
     /// Checks that the caller may be the environment's executor.

@@ -26,7 +26,7 @@ mod tokens;
 use axum::Router;
 use axum::routing::post;
 
-pub use self::peer::PeerAddr;
+pub use self::peer::{OnCredential, PeerAddr};
 use crate::registry::Registry;
 
 impl Registry {

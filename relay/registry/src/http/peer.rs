@@ -1,6 +1,7 @@
 //! The source address of a request.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use axum::http::HeaderMap;
 use ipnet::IpNet;
@@ -15,6 +16,11 @@ pub(crate) const FORWARDED_MAX_BYTES: usize = 1024;
 /// refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerAddr(pub IpAddr);
+
+/// Is told when a request has shown a valid token or proof. The server that accepts
+/// connections puts it into the request's extensions.
+#[derive(Clone)]
+pub struct OnCredential(pub Arc<dyn Fn() + Send + Sync>);
 
 const FORWARDED_FOR: &str = "x-forwarded-for";
 

@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 
 use super::error::Failure;
-use super::peer::PeerAddr;
+use super::peer::{OnCredential, PeerAddr};
 use super::response;
 use crate::model::{Caller, Role};
 use crate::registry::Registry;
@@ -25,6 +25,7 @@ pub(super) struct RequestContext {
     pub(super) source: Option<IpAddr>,
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
+    pub(super) on_credential: Option<OnCredential>,
     /// The retries of the store for this request.
     pub(super) retry: StoreRetry,
 }
@@ -41,6 +42,7 @@ impl FromRequestParts<Registry> for RequestContext {
             source: registry.source(peer, &parts.headers),
             uri: parts.uri.clone(),
             headers: parts.headers.clone(),
+            on_credential: parts.extensions.get().cloned(),
             retry: StoreRetry::NEVER,
         })
     }
@@ -49,7 +51,17 @@ impl FromRequestParts<Registry> for RequestContext {
 impl RequestContext {
     /// Authenticates the bearer token.
     pub(super) async fn caller(&self) -> Result<Caller, Failure> {
-        Ok(self.registry.tokens().authenticate(self.bearer()?, self.source, self.retry).await?)
+        let tokens = self.registry.tokens();
+        let caller = tokens.authenticate(self.bearer()?, self.source, self.retry).await?;
+        self.credential_shown();
+        Ok(caller)
+    }
+
+    /// The request has shown a valid token or proof.
+    pub(super) fn credential_shown(&self) {
+        if let Some(OnCredential(tell)) = &self.on_credential {
+            tell();
+        }
     }
 
     /// Authenticates the bearer token of an administrator.

@@ -24,11 +24,13 @@ use rendez_registry::audit::AuditRetention;
 use rendez_registry::history::HistoryRetention;
 use rendez_registry::model::Subject;
 
-use crate::connections::Quotas;
+use crate::connections::{Quotas, StrangerBounds};
 pub use acme::{Contacts, Directory, Domains};
 pub use bounds::Bounds;
 pub use by_id::ById;
-pub use values::{ClientAuth, Collector, MaybeListen, PublicUrl, TlsVersion, TrustedProxies};
+pub use values::{
+    ClientAuth, Collector, MaybeListen, MaybeMax, PublicUrl, TlsVersion, TrustedProxies,
+};
 
 /// The relay's command line, shared by `rendez relay` and `rendez-relay`.
 pub type RelayArgs = SettingsArgs<Config>;
@@ -49,12 +51,22 @@ settings! {
     /// Empty: the host that their request names.
     public_url: PublicUrl = PublicUrl::default(), "public_url", "URL", AtStart;
 
-    /// Most TCP connections at once; further ones wait in the kernel.
+    /// Most TCP connections at once. When all are taken, a new one takes the place of
+    /// the oldest that has shown no valid token or ticket, or waits.
     connections_max: usize = 20_000, "connections_max", "connections", AtStart;
 
     /// How long /connect waits for an executor that is away, at most 10s; 0s does
     /// not wait. Stock Codex gives up one try after about 6 s.
     connect_wait: Duration = limits::CONNECT_WAIT, "connect_wait", "duration", AtStart;
+
+    /// Most TCP connections that have shown no valid token or ticket, and never more
+    /// than half of connections_max; the rest is for those that have. A further one
+    /// takes the place of the oldest. none: they may take all, and keep their places.
+    strangers_max: MaybeMax = MaybeMax::Max(10_000), "strangers.max", "connections or none", AtStart;
+
+    /// Most of them from one IPv4 address or one /64 of IPv6; behind a proxy of
+    /// auth.trusted_proxies, from the address that it names.
+    strangers_per_address: MaybeMax = MaybeMax::Max(1_000), "strangers.per_address", "connections or none", AtStart;
 
     /// Address of the admin listener. It serves /metrics, /livez, /readyz and the
     /// /v1 API without TLS, for this machine or a private network. Only this
@@ -206,6 +218,15 @@ impl Config {
     /// The retention of the history of connections.
     pub fn history_keep(&self) -> HistoryRetention {
         HistoryRetention { connections: self.history_connections, age: self.history_keep }
+    }
+
+    /// The bounds of connections that have shown no valid token or ticket.
+    pub(crate) fn strangers(&self) -> StrangerBounds {
+        let share = (self.connections_max / 2).max(1);
+        StrangerBounds {
+            max: self.strangers_max.get().map(|max| max.min(share)),
+            per_address: self.strangers_per_address.get(),
+        }
     }
 
     /// The quotas of all levels.

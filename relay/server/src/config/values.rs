@@ -16,6 +16,41 @@ pub enum MaybeListen {
     On(SocketAddr),
 }
 
+/// A number that bounds something, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaybeMax {
+    /// `none`
+    None,
+    /// A number, at least 1.
+    Max(usize),
+}
+
+impl MaybeMax {
+    /// The number, if there is one.
+    pub fn get(self) -> Option<usize> {
+        match self {
+            MaybeMax::None => None,
+            MaybeMax::Max(max) => Some(max),
+        }
+    }
+}
+
+impl Value for MaybeMax {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(MaybeMax::None),
+            text => match text.parse() {
+                Ok(max) if max > 0 => Ok(MaybeMax::Max(max)),
+                _ => Err(format!("{text:?}: expected a number of at least 1, or none")),
+            },
+        }
+    }
+
+    fn text(&self) -> String {
+        self.get().map_or_else(|| "none".to_owned(), |max| max.to_string())
+    }
+}
+
 /// Whether clients present a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientAuth {

@@ -7,6 +7,7 @@
 //!   │     └── permit       its share of the listener's connections
 //!   ├── hub          a relay-core hub behind a mutex, and the wakers of its ports
 //!   ├── presence     the registry's questions about who is connected
+//!   ├── strangers    connections that have shown no token or ticket yet
 //!   ├── waiters      calls of /connect that wait for an executor
 //!   ├── revocation   evicts websockets whose token was revoked or has expired
 //!   └── quota        accounts of the node, of environments and of tokens
@@ -23,6 +24,7 @@ mod presence;
 mod quota;
 mod revocation;
 mod stats;
+mod strangers;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -32,8 +34,11 @@ mod waiters;
 pub(crate) use connection::Connection;
 pub(crate) use guard::{ConnectionGuard, audit_refusal};
 pub(crate) use hub::SharedHub;
-pub(crate) use permit::{ConnectionLimit, ConnectionPermit};
+pub use permit::ConnectionLimit;
+pub(crate) use permit::ConnectionPermit;
 pub use quota::{QuotaAccounts, Quotas};
 pub(crate) use revocation::RevocationWatcher;
 pub use stats::{ConnectionStats, End};
+pub(crate) use strangers::StrangerBounds;
+pub use strangers::StrangerClosed;
 pub use table::{ConnectionCounts, ConnectionTable};

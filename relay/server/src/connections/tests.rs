@@ -8,7 +8,7 @@ use rendez_proto::ticket::{self, Claims, Purpose};
 use rendez_registry::{Admitted, Options, Presence as _, Registry, WaitRefused};
 
 use super::connection::Connection;
-use super::{ConnectionGuard, ConnectionLimit, ConnectionTable};
+use super::{ConnectionGuard, ConnectionLimit, ConnectionTable, StrangerBounds};
 
 struct Node {
     table: Arc<ConnectionTable>,
@@ -21,14 +21,14 @@ impl Node {
     async fn start() -> Self {
         let state = tempfile::tempdir().unwrap();
         let registry = Registry::open(state.path(), Options::default()).await.unwrap();
-        let limit = ConnectionLimit::new(100);
+        let limit = ConnectionLimit::new(100, StrangerBounds::NONE);
         Self { table: Arc::default(), registry, limit, _state: state }
     }
 
     async fn join(&self, claims: Claims) -> ConnectionGuard {
         let subject = claims.subject.parse().unwrap();
         let admitted = Admitted { claims, subject, until: None };
-        let permit = self.limit.acquire().await.unwrap();
+        let permit = self.limit.admit(None).await.unwrap();
         ConnectionGuard::join(&self.table, &self.registry, &admitted, permit).unwrap()
     }
 

@@ -1,28 +1,29 @@
 //! Listeners: TCP connections become HTTP connections, with TLS where it is on.
 //! Their number is bounded, and so is the time in which a client must send a
-//! request's head and read its response.
+//! request's head and read its response. A connection is accepted before it is
+//! admitted, so that a new client can take the place of a silent one.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::Request;
+use axum::http::{HeaderMap, Request};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use rendez_registry::PeerAddr;
+use rendez_registry::{OnCredential, PeerAddr, Registry};
 use rendez_transport::tcp::LimitedTcp;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use super::read_buffer::SharedReadBuffer;
 use super::write_stall::{StallMonitor, WriteStall};
-use crate::connections::{ConnectionLimit, ConnectionTable};
+use crate::connections::{ConnectionLimit, ConnectionTable, StrangerBounds, StrangerClosed};
 use crate::rendezvous::Peer;
 use crate::tls::{Tls, UNSENT_MAX_BYTES};
 
@@ -42,27 +43,40 @@ const HEAD_MAX_BYTES: usize = 16 * 1024;
 const READ_BYTES: usize = 32 * 1024;
 /// How long accepting pauses when the system has no descriptor or memory left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long accepting must succeed until the log calls a shortage over.
+const SHORTAGE_OVER: Duration = Duration::from_secs(60);
 
 /// A bound listener and the limit of its connections.
 pub(crate) struct Listener {
     tcp: TcpListener,
     local: SocketAddr,
     limit: ConnectionLimit,
+    /// Names the address behind a trusted proxy.
+    registry: Option<Registry>,
     tls: Option<Arc<Tls>>,
     read_bytes: usize,
 }
 
 impl Listener {
-    pub(crate) async fn bind(address: SocketAddr, max: usize) -> std::io::Result<Self> {
+    pub(crate) async fn bind(
+        address: SocketAddr,
+        max: usize,
+        strangers: StrangerBounds,
+    ) -> std::io::Result<Self> {
         let tcp = TcpListener::bind(address).await?;
         let local = tcp.local_addr()?;
-        let limit = ConnectionLimit::new(max);
-        Ok(Self { tcp, local, limit, tls: None, read_bytes: READ_BYTES })
+        let limit = ConnectionLimit::new(max, strangers);
+        Ok(Self { tcp, local, limit, registry: None, tls: None, read_bytes: READ_BYTES })
     }
 
     /// Uses TLS on every connection.
     pub(crate) fn with_tls(self, tls: Option<Arc<Tls>>) -> Self {
         Self { tls, ..self }
+    }
+
+    /// Tells strangers behind trusted proxies apart.
+    pub(crate) fn behind_proxies_of(self, registry: Registry) -> Self {
+        Self { registry: Some(registry), ..self }
     }
 
     /// Limits the bytes that one read takes from the kernel.
@@ -87,29 +101,72 @@ impl Listener {
         requests: TaskTracker,
         cancel: CancellationToken,
     ) {
-        while let Some((tcp, peer)) = cancel.run_until_cancelled(self.accept()).await {
+        let mut shortage = Shortage::default();
+        while let Some((tcp, peer)) = cancel.run_until_cancelled(self.accept(&mut shortage)).await {
             let (app, tls, table) = (app.clone(), self.tls.clone(), connections.clone());
             if let Err(error) = rendez_transport::tcp::configure(&tcp) {
                 tracing::debug!(%error, "cannot set the options of a connection");
             }
             let io = SharedReadBuffer::new(LimitedTcp::new(tcp), self.read_bytes);
-            requests.spawn(serve_connection(io, peer, tls, app, table, cancel.child_token()));
+            let closed = peer.permit.closed();
+            let registry = self.registry.clone();
+            let serve = serve_connection(io, peer, tls, app, registry, table, cancel.child_token());
+            requests.spawn(async move {
+                let _ = closed.run_until_cancelled(serve).await;
+            });
         }
     }
 
-    async fn accept(&self) -> (TcpStream, Peer) {
+    async fn accept(&self, shortage: &mut Shortage) -> (TcpStream, Peer) {
         loop {
-            let permit = self.limit.acquire().await;
-            match (self.tcp.accept().await, permit) {
-                (Ok((tcp, peer)), Ok(permit)) => {
-                    let address = PeerAddr(peer.ip());
-                    return (tcp, Peer { permit, address, certificate: None, unsent_in_tls: 0 });
-                }
-                (accepted, _) => {
-                    tracing::warn!(error = ?accepted.err(), "cannot accept connections");
+            let (tcp, peer) = match self.tcp.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    shortage.failed(&error, Instant::now());
+                    self.limit.close_oldest_stranger(StrangerClosed::Descriptors);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
                 }
+            };
+            shortage.accepted(Instant::now());
+            let address = PeerAddr(peer.ip());
+            if let Ok(permit) = self.limit.admit(self.client(address)).await {
+                return (tcp, Peer { permit, address, certificate: None, unsent_in_tls: 0 });
             }
+        }
+    }
+
+    /// The client's address; `None` if a proxy has still to name it.
+    fn client(&self, peer: PeerAddr) -> Option<IpAddr> {
+        match &self.registry {
+            Some(registry) => registry.source(Some(peer), &HeaderMap::new()),
+            None => Some(peer.0),
+        }
+    }
+}
+
+/// A time in which the system has no descriptor or memory for new connections: the log
+/// tells when it begins and when it is over.
+#[derive(Debug, Default)]
+struct Shortage {
+    failed: Option<Instant>,
+}
+
+impl Shortage {
+    fn failed(&mut self, error: &std::io::Error, now: Instant) {
+        if self.failed.replace(now).is_none() {
+            tracing::warn!(
+                %error,
+                "cannot accept connections; connections that have shown no token or ticket are \
+                 closed to make room"
+            );
+        }
+    }
+
+    fn accepted(&mut self, now: Instant) {
+        if self.failed.is_some_and(|failed| now.duration_since(failed) >= SHORTAGE_OVER) {
+            tracing::info!("connections are accepted again");
+            self.failed = None;
         }
     }
 }
@@ -119,14 +176,17 @@ async fn serve_connection(
     mut peer: Peer,
     tls: Option<Arc<Tls>>,
     app: Router,
+    registry: Option<Registry>,
     connections: Arc<ConnectionTable>,
     cancel: CancellationToken,
 ) {
-    let Some(tls) = tls else { return serve_http(io, peer, app, &connections, cancel).await };
+    let Some(tls) = tls else {
+        return serve_http(io, peer, app, registry, &connections, cancel).await;
+    };
     if let Some(Some((io, certificate))) = cancel.run_until_cancelled(tls.accept(io)).await {
         peer.certificate = certificate.map(Arc::new);
         peer.unsent_in_tls = UNSENT_MAX_BYTES;
-        serve_http(io, peer, app, &connections, cancel).await;
+        serve_http(io, peer, app, registry, &connections, cancel).await;
     }
 }
 
@@ -134,10 +194,20 @@ async fn serve_http(
     io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     peer: Peer,
     app: Router,
+    registry: Option<Registry>,
     connections: &ConnectionTable,
     cancel: CancellationToken,
 ) {
+    let permit = peer.permit.clone();
+    let on_credential = OnCredential(Arc::new(move || permit.show_credential()));
+    let is_proxied = registry
+        .as_ref()
+        .is_some_and(|registry| registry.source(Some(peer.address), &HeaderMap::new()).is_none());
     let service = app.map_request(move |mut request: Request<_>| {
+        if let Some(registry) = registry.as_ref().filter(|_| is_proxied) {
+            peer.permit.locate(registry.source(Some(peer.address), request.headers()));
+        }
+        request.extensions_mut().insert(on_credential.clone());
         request.extensions_mut().insert(peer.address);
         request.extensions_mut().insert(peer.clone());
         request
@@ -195,7 +265,7 @@ mod tests {
     use axum::routing::get;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
     use tokio::task::JoinHandle;
-    use tokio::time::{Instant, advance};
+    use tokio::time::advance;
 
     use super::*;
 
@@ -213,14 +283,14 @@ mod tests {
     async fn served(requests: usize) -> Served {
         let (mut client, io) = duplex(4096);
         let app = Router::new().route("/", get(async || "x".repeat(RESPONSE_BYTES)));
-        let permit = ConnectionLimit::new(1).acquire().await.unwrap();
+        let permit = ConnectionLimit::new(1, StrangerBounds::NONE).admit(None).await.unwrap();
         let address = PeerAddr([127, 0, 0, 1].into());
         let peer = Peer { permit, address, certificate: None, unsent_in_tls: 0 };
         let (connections, cancel) = (Arc::<ConnectionTable>::default(), CancellationToken::new());
         let ended = tokio::spawn({
             let (connections, cancel) = (connections.clone(), cancel.clone());
             async move {
-                serve_http(io, peer, app, &connections, cancel).await;
+                serve_http(io, peer, app, None, &connections, cancel).await;
                 Instant::now()
             }
         });

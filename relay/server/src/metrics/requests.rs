@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::MetricsWriter;
-use crate::connections::ConnectionLimit;
+use crate::connections::{ConnectionLimit, StrangerClosed};
 use crate::rendezvous::Rendezvous;
 
 pub(super) fn encode(
@@ -21,6 +21,16 @@ pub(super) fn encode(
         "rendez_relay_tcp_connections_max",
         "Limit of open TCP connections (`connections_max`).",
         count(limit.max),
+    )?;
+    out.gauge(
+        "rendez_relay_strangers",
+        "Open TCP connections that have shown no valid token or ticket.",
+        count(limit.strangers()),
+    )?;
+    out.counters(
+        "rendez_relay_strangers_closed",
+        "Such connections that were closed to let others in.",
+        StrangerClosed::ALL.map(|why| ([("reason", why.as_str())], limit.strangers_closed(why))),
     )?;
     let stats = state.connections.connection_stats();
     let refused = [

@@ -24,6 +24,7 @@ impl Rendezvous {
             return Err(UpgradeRefused::ShuttingDown);
         }
         let admitted = self.registry.tickets().admit(ticket, source).await?;
+        permit.show_credential();
         let joined = ConnectionGuard::join(&self.connections, &self.registry, &admitted, permit);
         let guard = joined.inspect_err(|error| self.audit_join_error(&admitted, error))?;
         if !self.registry.tickets().is_still_valid(&admitted).await.map_err(TicketRefused::from)? {
@@ -96,7 +97,7 @@ mod tests {
     use rendez_registry::{Options, Registry, model};
 
     use super::*;
-    use crate::connections::{ConnectionLimit, ConnectionTable};
+    use crate::connections::{ConnectionLimit, ConnectionTable, StrangerBounds};
 
     /// The ticket is one of an issuer's token that ends with its websockets.
     #[tokio::test]
@@ -120,7 +121,7 @@ mod tests {
             binding: [0; 32],
         };
         let admitted = Admitted { claims, subject: subject.clone(), until };
-        let permit = ConnectionLimit::new(1).acquire().await.unwrap();
+        let permit = ConnectionLimit::new(1, StrangerBounds::NONE).admit(None).await.unwrap();
         let joined = ConnectionGuard::join(&rendezvous.connections, &registry, &admitted, permit);
         let guard = joined.unwrap();
         guard.open();
