@@ -160,8 +160,11 @@ settings! {
     /// Bounds of each environment.
     quota_environment: Bounds = Bounds::of(Quotas::default().environment), "quota.environment", "bounds", AtReload;
 
-    /// Bounds of each token.
+    /// Bounds of each token of orchestrators.
     quota_token: Bounds = Bounds::of(Quotas::default().token), "quota.token", "bounds", AtReload;
+
+    /// Bounds of each token of executors.
+    quota_executor_token: Bounds = Bounds::of(Quotas::default().executor_token), "quota.executor_token", "bounds", AtReload;
 
     /// Bounds of each websocket: memory and rates. A change applies to new
     /// websockets.
@@ -172,7 +175,7 @@ settings! {
     quota_environments: ById<EnvironmentId> = ById::default(), "quota.environments", "bounds per id", AtReload;
 
     /// Bounds of single tokens, by their ids, or by the jwt_... subject of tokens of
-    /// other issuers. Omitted bounds are those of quota.token.
+    /// other issuers. Omitted bounds are those of quota.token or quota.executor_token.
     quota_tokens: ById<Subject> = ById::default(), "quota.tokens", "bounds per id", AtReload;
 
     /// Most rows of the audit log. Older rows are removed after a checkpoint is
@@ -234,13 +237,16 @@ impl Config {
         let default = Quotas::default();
         let environment = self.quota_environment.apply_to(default.environment);
         let token = self.quota_token.apply_to(default.token);
+        let executor_token = self.quota_executor_token.apply_to(default.executor_token);
         Quotas {
             node: self.quota_node.apply_to(default.node),
             environment,
             token,
+            executor_token,
             connection: self.quota_connection.apply_to(default.connection),
             environments: self.quota_environments.apply_to(environment),
             tokens: self.quota_tokens.apply_to(token),
+            executor_tokens: self.quota_tokens.apply_to(executor_token),
         }
     }
 }

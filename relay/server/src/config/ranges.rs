@@ -60,6 +60,7 @@ pub(super) fn check_value(config: &Config, name: &str) -> Result<(), String> {
         "quota.node" => check_bounds(&config.quota_node),
         "quota.environment" => check_bounds(&config.quota_environment),
         "quota.token" => check_bounds(&config.quota_token),
+        "quota.executor_token" => check_bounds(&config.quota_executor_token),
         "quota.connection" => check_bounds(&config.quota_connection),
         _ => Ok(()),
     }

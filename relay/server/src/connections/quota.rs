@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
 use rendez_proto::limits;
-use rendez_relay_core::{Account, HubAccounts, Quota};
+use rendez_relay_core::{Account, CLAIMS_PER_EXECUTOR, HubAccounts, Quota};
 
 /// Default for the bytes queued at one relay.
 const NODE_MEMORY_BYTES: u64 = 1024 * 1024 * 1024;
@@ -30,6 +30,21 @@ const ENVIRONMENT_HANDSHAKES_PER_MINUTE: u64 = 1200;
 /// Default for the handshakes per minute that the bearers of one token may begin, over
 /// all environments.
 const TOKEN_HANDSHAKES_PER_MINUTE: u64 = 600;
+/// Default for the websockets of one orchestrator's token: so many commands at once.
+const TOKEN_CONNECTIONS: u64 = 1_000;
+/// Default for the streams of one orchestrator's token. A command has one.
+const TOKEN_STREAMS: u64 = 2_000;
+/// Default for the websockets of one executor's token, which may serve a whole fleet.
+const EXECUTOR_TOKEN_CONNECTIONS: u64 = 10_000;
+/// Default for the websockets of one environment: those that its executor's hub lets in,
+/// and one of an executor that supersedes another.
+const ENVIRONMENT_CONNECTIONS: u64 = limits::ORCHESTRATORS_PER_EXECUTOR as u64 + 2;
+/// Default for the streams of one environment: those that its hub remembers.
+const ENVIRONMENT_STREAMS: u64 = CLAIMS_PER_EXECUTOR as u64;
+/// Default for the websockets of a node: the default of `connections_max`.
+const NODE_CONNECTIONS: u64 = 20_000;
+/// Default for the streams of a node. Each may be remembered for its grace, in about 1 KiB.
+const NODE_STREAMS: u64 = 100_000;
 
 /// The quotas of all accounts of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,35 +53,52 @@ pub struct Quotas {
     pub node: Quota,
     /// Each environment without its own quota.
     pub environment: Quota,
-    /// Each token without its own quota.
+    /// Each orchestrator's token without its own quota.
     pub token: Quota,
+    /// Each executor's token without its own quota.
+    pub executor_token: Quota,
     /// Each websocket: memory and rates.
     pub connection: Quota,
     /// Quotas of single environments, by id.
     pub environments: BTreeMap<String, Quota>,
-    /// Quotas of single tokens, by id.
+    /// Quotas of single tokens of orchestrators, by id.
     pub tokens: BTreeMap<String, Quota>,
+    /// Quotas of single tokens of executors, by id.
+    pub executor_tokens: BTreeMap<String, Quota>,
 }
 
 impl Default for Quotas {
-    /// Bounds memory and the rate of handshakes, which cost executors the most. All
-    /// other rates are unlimited.
+    /// Bounds memory, websockets, streams, and the rate of handshakes, which cost
+    /// executors the most. All other rates are unlimited.
     fn default() -> Self {
         let memory = |memory_bytes| Quota { memory_bytes, ..Quota::UNLIMITED };
         Self {
-            node: memory(NODE_MEMORY_BYTES),
+            node: Quota {
+                connections: NODE_CONNECTIONS,
+                streams: NODE_STREAMS,
+                ..memory(NODE_MEMORY_BYTES)
+            },
             environment: Quota {
+                connections: ENVIRONMENT_CONNECTIONS,
+                streams: ENVIRONMENT_STREAMS,
                 handshakes_per_minute: ENVIRONMENT_HANDSHAKES_PER_MINUTE,
                 ..memory(ENVIRONMENT_MEMORY_BYTES)
             },
             token: Quota {
+                connections: TOKEN_CONNECTIONS,
+                streams: TOKEN_STREAMS,
                 handshakes_per_minute: TOKEN_HANDSHAKES_PER_MINUTE,
                 handshake_failures: limits::HANDSHAKE_FAILURES_PER_TOKEN,
+                ..memory(TOKEN_MEMORY_BYTES)
+            },
+            executor_token: Quota {
+                connections: EXECUTOR_TOKEN_CONNECTIONS,
                 ..memory(TOKEN_MEMORY_BYTES)
             },
             connection: memory(CONNECTION_MEMORY_BYTES),
             environments: BTreeMap::new(),
             tokens: BTreeMap::new(),
+            executor_tokens: BTreeMap::new(),
         }
     }
 }
@@ -77,6 +109,7 @@ pub struct QuotaAccounts {
     quotas: Mutex<Quotas>,
     environments: AccountMap,
     tokens: AccountMap,
+    executor_tokens: AccountMap,
 }
 
 #[derive(Default)]
@@ -90,6 +123,7 @@ impl QuotaAccounts {
             quotas: Mutex::new(quotas),
             environments: AccountMap::default(),
             tokens: AccountMap::default(),
+            executor_tokens: AccountMap::default(),
         }
     }
 
@@ -105,7 +139,14 @@ impl QuotaAccounts {
         }
     }
 
-    /// The account of a token.
+    /// The account of an executor's token.
+    pub fn executor_token(&self, id: &str) -> Arc<Account> {
+        let quotas = self.quotas();
+        let quota = quotas.executor_tokens.get(id).copied().unwrap_or(quotas.executor_token);
+        self.executor_tokens.account(id, quota)
+    }
+
+    /// The account of an orchestrator's token.
     pub fn token(&self, id: &str) -> Arc<Account> {
         let quotas = self.quotas();
         let quota = quotas.tokens.get(id).copied().unwrap_or(quotas.token);
@@ -124,6 +165,7 @@ impl QuotaAccounts {
         self.node.set_quota(quotas.node);
         self.environments.apply(&quotas.environments, quotas.environment);
         self.tokens.apply(&quotas.tokens, quotas.token);
+        self.executor_tokens.apply(&quotas.executor_tokens, quotas.executor_token);
         *held = quotas;
     }
 
@@ -131,6 +173,7 @@ impl QuotaAccounts {
     pub fn sweep(&self, now: Instant) {
         self.environments.sweep(now);
         self.tokens.sweep(now);
+        self.executor_tokens.sweep(now);
     }
 
     fn quotas(&self) -> MutexGuard<'_, Quotas> {
@@ -229,5 +272,18 @@ mod tests {
         assert_eq!((small.quota().connections, big.quota().connections), (1, 6));
         assert_eq!(accounts.node().quota().connections, 1000);
         assert_eq!(accounts.token("new").quota().connections, 6);
+    }
+
+    #[test]
+    fn executors_have_quotas_of_their_own() {
+        let quotas = Quotas {
+            executor_token: connections(7),
+            executor_tokens: [("big".to_owned(), connections(70))].into(),
+            ..Quotas::default()
+        };
+        let accounts = QuotaAccounts::new(quotas);
+        let of = |id| accounts.executor_token(id).quota().connections;
+        assert_eq!((of("small"), of("big")), (7, 70));
+        assert_eq!(accounts.token("big").quota().connections, TOKEN_CONNECTIONS);
     }
 }

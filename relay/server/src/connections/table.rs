@@ -74,7 +74,10 @@ impl ConnectionTable {
         Admitted { claims, subject, until }: &Admitted,
     ) -> Result<Arc<Connection>, JoinError> {
         let is_executor = claims.purpose == Purpose::Executor;
-        let token = self.quotas.token(&subject.to_string());
+        let token = match is_executor {
+            true => self.quotas.executor_token(&subject.to_string()),
+            false => self.quotas.token(&subject.to_string()),
+        };
         let mut rows = self.rows();
         let row = rows.hubs.entry(claims.environment.clone()).or_insert_with(|| {
             let hub = SharedHub::new(self.quotas.shared(claims.environment.as_str()));
